@@ -1,0 +1,60 @@
+"""Makes Hugging Face models smaller and faster, and says in measured numbers what was lost and gained.
+
+    result = hf_pe.compress(model, [StructuredPruning(...), Distillation(...)], data=...)
+    result.save("small/")
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_pe.anatomy import discover as discover
+    from hf_pe.compress import Result as Result
+    from hf_pe.compress import compress as compress
+    from hf_pe.data import DataConfig as DataConfig
+    from hf_pe.distill import Distillation as Distillation
+    from hf_pe.distill import DistillationTrainer as DistillationTrainer
+    from hf_pe.errors import UsageError as UsageError
+    from hf_pe.measure import measure as measure
+    from hf_pe.plans import Plan as Plan
+    from hf_pe.proof import prove as prove
+    from hf_pe.prune import StructuredPruning as StructuredPruning
+    from hf_pe.quantize import BitsAndBytesQuantization as BitsAndBytesQuantization
+    from hf_pe.recipe_file import RecipeFile as RecipeFile
+    from hf_pe.recipe_file import read_recipe as read_recipe
+    from hf_pe.report import Report as Report
+    from hf_pe.report import read_report as read_report
+    from hf_pe.surgery import cut as cut
+
+_HOME = {
+    "discover": "anatomy",
+    "Result": "compress",
+    "compress": "compress",
+    "DataConfig": "data",
+    "Distillation": "distill",
+    "DistillationTrainer": "distill",
+    "UsageError": "errors",
+    "measure": "measure",
+    "Plan": "plans",
+    "prove": "proof",
+    "StructuredPruning": "prune",
+    "BitsAndBytesQuantization": "quantize",
+    "RecipeFile": "recipe_file",
+    "read_recipe": "recipe_file",
+    "Report": "report",
+    "read_report": "report",
+    "cut": "surgery",
+}
+
+__all__ = [*_HOME]
+__version__ = version("hf-pe")
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import hf_pe` and `--help` stay fast (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_pe' has no attribute '{name}'")
+    found = getattr(import_module(f"hf_pe.{_HOME[name]}"), name)
+    globals()[name] = found  # a submodule of the same name (compress, measure) must not hide it
+    return found

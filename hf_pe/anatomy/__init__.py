@@ -1,0 +1,10 @@
+"""What a model is made of, found by difference."""
+
+from hf_pe.anatomy.axis import Anatomy as Anatomy
+from hf_pe.anatomy.axis import Axis as Axis
+from hf_pe.anatomy.axis import Layout as Layout
+from hf_pe.anatomy.axis import Slot as Slot
+from hf_pe.anatomy.discover import CUTTABLE as CUTTABLE
+from hf_pe.anatomy.discover import discover as discover
+from hf_pe.anatomy.discover import resized as resized
+from hf_pe.anatomy.discover import skeleton as skeleton

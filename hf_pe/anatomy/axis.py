@@ -1,0 +1,92 @@
+"""What a model is made of: axes, the places they touch, and how units lie in a dimension."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the units of an axis lie inside one tensor dimension.
+
+    `blocks`: unit u fills the `count` neighbouring places from u * count on (1: the unit is the place itself).
+    `chunks`: the dimension holds `count` fused parts one after the other, each with all units (gate and up).
+    """
+
+    kind: Literal["blocks", "chunks"] = "blocks"
+    count: int = 1
+
+    def places(self, units: torch.Tensor, size: int) -> torch.Tensor:
+        """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor)."""
+        if self.kind == "blocks":
+            return (units[:, None] * self.count + torch.arange(self.count)).flatten()
+        return (torch.arange(self.count)[:, None] * size + units).flatten()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place an axis touches.
+
+    Attributes:
+        name: parameter or buffer name in the state dict.
+        dim: the dimension that holds the units; None where whole tensors come and go (depth).
+        group: the block whose units it shares ("encoder.layer.0"), or the stack of blocks for depth.
+        consumes: True where the units are the input of a linear map (what repair may rewrite).
+        layout: how the units lie in `dim`.
+    """
+
+    name: str
+    dim: int | None
+    group: str
+    consumes: bool = False
+    layout: Layout = field(default_factory=Layout)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """All that moves when one config field moves.
+
+    Attributes:
+        name: "ffn", "layers", "heads" ...; with the tower in front where there are several ("encoder.ffn").
+        config_field: dotted path of the field in the config ("text_config.intermediate_size").
+        size: how many units the model has now (per group).
+        slots: the tensors it touches; empty where only module attributes move (BERT's heads).
+        modules: modules with an integer attribute that moves along.
+        native: whether the stock config alone can say the smaller size (the weights follow the field).
+        parameters: number of parameters that belong to the axis.
+    """
+
+    name: str
+    config_field: str
+    size: int
+    slots: tuple[Slot, ...]
+    modules: tuple[str, ...] = ()
+    native: bool = True
+    parameters: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The axis name without its tower: "ffn" for "encoder.ffn"."""
+        return self.name.rpartition(".")[2]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The blocks (or stacks) that each keep their own units, in the model's order."""
+        return tuple(dict.fromkeys(slot.group for slot in self.slots))
+
+    def in_group(self, group: str) -> tuple[Slot, ...]:
+        """The slots of one group."""
+        return tuple(slot for slot in self.slots if slot.group == group)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The axes found in a model, and its number of parameters."""
+
+    axes: tuple[Axis, ...]
+    parameters: int
+
+    def named(self, name: str) -> tuple[Axis, ...]:
+        """Axes called `name`, in full ("encoder.ffn") or without the tower ("ffn": all of them)."""
+        return tuple(axis for axis in self.axes if name in (axis.name, axis.kind))

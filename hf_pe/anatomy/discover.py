@@ -1,0 +1,228 @@
+"""Finds a model's axes by difference: change one config field, build again on the meta device, compare.
+
+Nothing here knows an architecture. The table below only says what people call a field.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
+
+AXIS_OF_FIELD = {
+    "intermediate_size": "ffn",
+    "ffn_dim": "ffn",
+    "ffn_hidden_size": "ffn",
+    "d_ff": "ffn",
+    "n_inner": "ffn",
+    "hidden_dim": "ffn",
+    "d_inner": "ffn",
+    "encoder_ffn_dim": "ffn",
+    "decoder_ffn_dim": "ffn",
+    "num_hidden_layers": "layers",
+    "num_layers": "layers",
+    "num_decoder_layers": "layers",
+    "n_layers": "layers",
+    "n_layer": "layers",
+    "encoder_layers": "layers",
+    "decoder_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_heads": "heads",
+    "n_heads": "heads",
+    "n_head": "heads",
+    "encoder_attention_heads": "heads",
+    "decoder_attention_heads": "heads",
+    "num_key_value_heads": "kv_groups",
+    "hidden_size": "hidden",
+    "d_model": "hidden",
+    "n_embd": "hidden",
+    "dim": "hidden",
+    "vocab_size": "vocabulary",
+    "num_local_experts": "experts",
+    "num_experts": "experts",
+    "n_routed_experts": "experts",
+    "moe_intermediate_size": "expert_ffn",
+}
+
+CUTTABLE = ("ffn", "layers")
+"""The axes this version proves and cuts; the others are listed by `inspect`."""
+
+
+def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Anatomy:
+    """Find the axes of `model_class` built from `config`, without weights.
+
+    Raises:
+        ValueError: the model cannot be built from its config on the meta device.
+    """
+    base = skeleton(config, model_class)
+    found: list[Axis] = []
+    for path, name in _fields(config):
+        axis = _axis(config, model_class, base, path, name)
+        if axis is not None and not any(_same_tensors(axis, other) for other in found):
+            found.append(axis)
+    return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
+
+
+def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
+    with torch.device("meta"):
+        model: PreTrainedModel = model_class(copy.deepcopy(config))
+    return model.eval()
+
+
+def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | None = None) -> PretrainedConfig:
+    """Return a copy of `config` with the field at dotted `path` set to `size`.
+
+    Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
+    (default: the first `size`, the last repeated where it grows).
+    """
+    new = copy.deepcopy(config)
+    *parents, field = path.split(".")
+    holder: Any = new
+    for parent in parents:
+        holder = getattr(holder, parent)
+    before = getattr(holder, field)
+    kept = [min(i, (before or size) - 1) for i in range(size)] if kept is None else kept
+    if AXIS_OF_FIELD[field] == "layers":
+        for key, value in holder.to_dict().items():
+            if isinstance(value, list) and len(value) == before:
+                setattr(holder, key, [value[i] for i in kept])
+    setattr(holder, field, size)
+    return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted path, axis name) of every known size field, sub-configs included."""
+    values = config.to_dict()
+    for field in values:
+        sub = getattr(config, field, None)
+        if isinstance(sub, PretrainedConfig):
+            yield from _fields(sub, f"{prefix}{field}.")
+        elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
+            tower = prefix.removesuffix(".").removesuffix("_config")
+            yield prefix + field, f"{tower}.{AXIS_OF_FIELD[field]}" if tower else AXIS_OF_FIELD[field]
+
+
+def _axis(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], base: PreTrainedModel, path: str, name: str
+) -> Axis | None:
+    value = _value(config, path)
+    for size in _probes(value, name):
+        try:
+            other = skeleton(resized(config, path, size), model_class)
+        except Exception:  # a size the architecture does not allow may raise anything: try the next
+            continue
+        slots = _slots(base, other, value, size, name)
+        modules = _moved_attributes(base, other)
+        if slots or modules:
+            return _finish(config, base, path, name, value, size, slots, modules)
+    return None
+
+
+def _finish(
+    config: PretrainedConfig,
+    base: PreTrainedModel,
+    path: str,
+    name: str,
+    value: int | None,
+    probe: int,
+    slots: list[Slot],
+    modules: list[str],
+) -> Axis:
+    tensors = dict(base.named_parameters())
+    names = {s.name for s in slots} & set(tensors)
+    native = bool(names) and (not name.endswith("heads") or any(s.consumes for s in slots))
+    if not native:  # no weight moved with it: the weights of the modules that did are what the axis runs through
+        names = {n for n in tensors if any(n.startswith(m + ".") for m in modules)}
+    if value is None:  # the field was left to the model: the shapes tell its size (None: all units in `dim`)
+        value = base.state_dict()[slots[0].name].shape[slots[0].dim or 0] if slots else probe
+    if config.is_encoder_decoder and "." not in name:
+        towers = {_tower(s.group) for s in slots} or {_tower(m) for m in modules}
+        if len(towers) == 1 and towers <= {"encoder", "decoder"}:
+            name = f"{towers.pop()}.{name}"
+    return Axis(name, path, value, tuple(slots), tuple(modules), native, sum(tensors[n].numel() for n in names))
+
+
+def _probes(value: int | None, name: str) -> list[int]:
+    """Sizes to try: something smaller that still divides, else something else."""
+    if value is None:
+        return [48]
+    if name.endswith("vocabulary"):
+        return [value + 8]  # a smaller one would leave special tokens outside
+    return [v for v in dict.fromkeys([value // 2, value - 1, value * 2, value + 1]) if v > 0 and v != value]
+
+
+def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, name: str) -> list[Slot]:
+    before, after = _shapes(base), _shapes(other)
+    if name.endswith("layers"):
+        gone = before.keys() ^ after.keys()
+        return [Slot(key, None, _stack(key)) for key in before if _stack(key) in {_stack(k) for k in gone} - {""}]
+    return [
+        Slot(key, dim, _block(key), _consumes(base, key, dim), _layout(shape[dim], size, after[key][dim], probe, name))
+        for key, shape in before.items()
+        if key in after and len(shape) == len(after[key])
+        for dim in range(len(shape))
+        if shape[dim] != after[key][dim]
+    ]
+
+
+def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
+    """Read the layout off two lengths. Fused FFN parts lie one after the other, heads are blocks; the proof checks."""
+    per_unit = other_length // probe if size is None else (length - other_length) // (size - probe)
+    return Layout("chunks" if per_unit > 1 and name.endswith("ffn") else "blocks", max(per_unit, 1))
+
+
+def _consumes(model: PreTrainedModel, key: str, dim: int) -> bool:
+    module_name, _, leaf = key.rpartition(".")
+    module = model.get_submodule(module_name)
+    return leaf == "weight" and (
+        (isinstance(module, nn.Linear) and dim == 1) or (isinstance(module, Conv1D) and dim == 0)
+    )
+
+
+def _moved_attributes(base: PreTrainedModel, other: PreTrainedModel) -> list[str]:
+    others = dict(other.named_modules())
+    return [
+        name
+        for name, module in base.named_modules()
+        if name in others and name and _integers(module) != _integers(others[name])
+    ]
+
+
+def _integers(module: nn.Module) -> dict[str, int]:
+    return {k: v for k, v in vars(module).items() if type(v) is int and not k.startswith("_")}
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: tensor.shape for name, tensor in tensors}
+
+
+def _block(key: str) -> str:
+    """The block a tensor lies in: the name up to its first number ("encoder.layer.0")."""
+    match = re.match(r"(.*?\.\d+)\.", "." + key)
+    return match.group(1)[1:] if match else ""
+
+
+def _stack(key: str) -> str:
+    return _block(key).rpartition(".")[0]
+
+
+def _tower(name: str) -> str:
+    return name.removeprefix("model.").partition(".")[0]
+
+
+def _same_tensors(one: Axis, other: Axis) -> bool:
+    return bool(one.slots) and one.slots == other.slots
+
+
+def _value(config: Any, path: str) -> int | None:
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config  # type: ignore[no-any-return]

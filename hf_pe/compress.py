@@ -1,0 +1,424 @@
+"""The story: check, outline, load, then stage by stage plan and apply, measure side by side."""
+
+import datetime
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+from transformers import PretrainedConfig, PreTrainedModel, set_seed
+
+from hf_pe import checkpoints, progress, provenance
+from hf_pe.checkpoints import Source
+from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.distill import Distillation
+from hf_pe.errors import UsageError
+from hf_pe.hub import write_card
+from hf_pe.measure import Evaluate, measure, parameters, quality, reopened, sketch_size, weight_bytes
+from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.prune import StructuredPruning
+from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.report import Measurement, Reload, Report, StageReport, read_report
+from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
+
+AnyRecipe = StructuredPruning | Distillation | BitsAndBytesQuantization
+Data = DataConfig | str | Sequence[str] | datasets.Dataset
+
+MAIN = "main"
+"""Folder of the unquantized result where there are variants."""
+RELOAD_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a dry run knows: the original and the plan of every stage, then of every variant."""
+
+    original: Plan
+    stages: tuple[Plan, ...]
+    variants: dict[str, Plan]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed model with its report; nothing is on disk until `save`."""
+
+    model: PreTrainedModel
+    processor: Any
+    report: Report
+    plans: tuple[Plan, ...]
+    source: Source
+    auto_class: str
+    recipe: dict[str, Any]
+    variants: dict[str, "Result"] = field(default_factory=dict)
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> "Result":
+        """Write the model, its card and its papers; prove that it reloads. Old content stays until all is well.
+
+        With variants, `folder` holds one folder for each: "main" and their names.
+
+        Raises:
+            UsageError: `folder` is not empty and `overwrite` is not given.
+            RuntimeError: what was written does not load or is not equal.
+        """
+        folder = Path(folder)
+        with checkpoints.replaced(folder, overwrite=overwrite) as fresh:
+            if not self.variants:
+                return self._write(fresh, folder.name)
+            main = self._write(fresh / MAIN, MAIN)
+            variants = {name: result._write(fresh / name, name) for name, result in self.variants.items()}
+            return replace(main, variants=variants)
+
+    def _write(self, folder: Path, name: str) -> "Result":
+        progress.say(f"saving {name} and loading it again in a fresh process")
+        checkpoints.save_model(self.model, self.processor, folder, self.source)
+        seen, snippet = reopened(folder, name, self.model, self.auto_class, self.processor)
+        if seen.parameters != self.report.after.parameters:
+            raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {self.report.after.parameters} were saved.")
+        if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
+            raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
+        after = self.report.after.model_copy(
+            update={
+                "disk_bytes": checkpoints.weight_bytes_on_disk(folder),
+                "peak_memory_bytes": seen.peak_memory_bytes,
+            }
+        )
+        reload = Reload(
+            status="native", snippet=snippet, parameters=seen.parameters, max_difference=seen.max_difference
+        )
+        report = self.report.model_copy(update={"name": name, "after": after, "reload": reload})
+        (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
+        plans = {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
+        (folder / "plan.json").write_text(json.dumps(plans) + "\n", "utf-8")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe, sort_keys=False), "utf-8")
+        write_card(read_report(folder), folder)
+        return replace(self, report=report)
+
+
+def compress(
+    model: str | Source | PreTrainedModel,
+    recipes: Sequence[AnyRecipe],
+    *,
+    data: Data,
+    task: str | Task | None = None,
+    variants: Mapping[str, BitsAndBytesQuantization] | None = None,
+    processor: Any = None,
+    evaluate: Evaluate | None = None,
+    base_model: str | None = None,
+    license: str | None = None,
+    seed: int = 0,
+    work: str | Path | None = None,
+    resume: bool = False,
+    command: str = "hf_pe.compress(...)",
+) -> Result:
+    """Make `model` smaller by `recipes`, in order, and measure before and after. `model` itself is not changed.
+
+    Args:
+        model: Hub id, folder, .gguf file, `package:NAME/inner/path`, or a loaded model (then give `processor`).
+        recipes: what to do; the untouched model teaches a `Distillation`.
+        data: what to calibrate, train and evaluate on.
+        task: "embedding", "causal_lm", "text_classification" or a Task; default: by the model's class.
+        variants: quantized copies of the final model, by name.
+        processor: tokenizer of a loaded model.
+        evaluate: the user's own `model -> {metric: value}` in place of the task's metrics.
+        base_model: Hub id of the original, for the card, where `model` is not one.
+        license: of the original, where its card does not state it.
+        seed: of everything random.
+        work: folder for stage checkpoints; what is finished stays there when something stops the run.
+        resume: go on after the last finished stage in `work`.
+        command: what the report says made it.
+
+    Raises:
+        UsageError: anything in the arguments cannot work; raised before weights are loaded where it can be known.
+    """
+    variants = dict(variants or {})
+    recipes = fit_multiples(recipes, quantized_after=bool(variants))
+    check_order(recipes)
+    live = model if isinstance(model, PreTrainedModel) else None
+    source = _source(model, processor)
+    config = live.config if live is not None else checkpoints.load_config(source)
+    the_task = find_task(task, source, config)
+    model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
+    outline(Sketch(config=config, model_class=model_class), recipes, variants)
+    progress.say("reading data")
+    examples = load_examples(data)
+    processor = processor if processor is not None else checkpoints.load_processor(source)
+    if getattr(processor, "pad_token", "") is None:
+        processor.pad_token = processor.eos_token
+    ready = the_task.prepare(examples, processor, config)
+    recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed)
+
+    progress.say("loading the model")
+    set_seed(seed)
+    original = (live if live is not None else checkpoints.load_model(source, model_class)).eval()
+    ready = replace(ready, teacher=original)
+    with _workplace(work) as folder:
+        run = _Run(folder, _identity(recipe, examples), resume, ready, evaluate)
+        student, done = original, []
+        for number, step in enumerate(recipes, 1):
+            student, finished = run.stage(f"{number}-{step.recipe}", step, student)
+            done.append(finished)
+        copies = {name: run.stage(f"variant-{name}", step, student) for name, step in variants.items()}
+        models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
+        progress.say("measuring before and after, side by side")
+        found = measure(models, ready, evaluate=evaluate)
+        before = _with_folder_facts(found["before"], original, processor, folder / "base", the_task.auto_class)
+
+    shared: dict[str, Any] = {
+        "task": the_task.name,
+        "pipeline_tag": the_task.pipeline_tag,
+        "metric": the_task.metric if evaluate is None else next(iter(before.quality), the_task.metric),
+        "metric_description": the_task.describe(examples) if evaluate is None else "Quality by the user's own function.",
+        "higher_is_better": the_task.higher_is_better,
+        "base": provenance.base_facts(source, original, base_model, license),
+        "before": before,
+        "data": provenance.data_facts(examples),
+        "library_name": "sentence-transformers" if checkpoints.is_sentence_transformer(source) else "transformers",
+        "machine": provenance.machine(),
+        "versions": provenance.versions(),
+        "seed": seed,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+    def result(name: str, finished: list[Finished], others: dict[str, Result]) -> Result:
+        stages = tuple(f.report for f in finished)
+        report = Report(name=name, after=found[name], stages=stages, **shared)
+        plans = tuple(f.plan for f in finished)
+        return Result(models[name], processor, report, plans, source, the_task.auto_class, recipe, others)
+
+    return result(MAIN, done, {name: result(name, [*done, finished], {}) for name, (_, finished) in copies.items()})
+
+
+def measure_source(source: Source, task: str | None, data: DataConfig | None) -> Measurement:
+    """Measure one model as it is: sizes, FLOPs, latency, peak memory and, with `data`, quality.
+
+    Raises:
+        UsageError: the model, the task or the data cannot be had.
+    """
+    config = checkpoints.load_config(source)
+    if task is None and data is None:
+        auto_class, model_class, ready = "AutoModel", checkpoints.class_for(config), None
+        auto_class = next((t.auto_class for t in (task_named(n) for n in TASKS) if _is_class(config, t, model_class)), auto_class)
+    else:
+        the_task = find_task(task, source, config)
+        auto_class, model_class = the_task.auto_class, checkpoints.class_for(config, the_task.auto_class)
+        ready = the_task.prepare(load_examples(data), checkpoints.load_processor(source), config) if data else None
+    progress.say("loading the model")
+    model = checkpoints.load_model(source, model_class)
+    found = measure({"model": model}, ready)["model"]
+    with tempfile.TemporaryDirectory() as folder:
+        return _with_folder_facts(found, model, None, Path(folder, "model"), auto_class)
+
+
+def outline(
+    sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, BitsAndBytesQuantization]
+) -> Outline:
+    """The dry run: sizes after every stage, without weights.
+
+    Raises:
+        UsageError: a target cannot be reached or an architecture cannot be proved.
+    """
+    original = Plan(recipe="original", title="original", exact=True, **sketch_size(sketch))
+    plans = []
+    for recipe in recipes:
+        plan, sketch = recipe.outline(sketch)
+        plans.append(plan)
+    return Outline(original, tuple(plans), {name: v.outline(sketch)[0] for name, v in variants.items()})
+
+
+def check_order(recipes: Sequence[AnyRecipe]) -> None:
+    """Refuse an order that cannot work, before any work.
+
+    Raises:
+        UsageError: no recipe at all, something after quantization, or quantization twice.
+    """
+    if not recipes:
+        raise UsageError("recipes: expected at least one of prune, distil, quantize; got none.")
+    packed = 0
+    for number, step in enumerate(recipes, 1):
+        if packed and step.recipe == "quantize":
+            raise UsageError(f"Recipe steps {packed} and {number} both quantize: packed weights cannot be packed again. Keep one.")
+        if packed:
+            reason = {"prune": "a packed model cannot be cut", "distil": "packed weights cannot be trained"}[step.recipe]
+            raise UsageError(
+                f"Recipe step {packed} (quantize) comes before step {number} ({step.recipe}): {reason}. "
+                f"Put {step.recipe} first."
+            )
+        packed = number if step.recipe == "quantize" else 0
+
+
+def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False) -> list[AnyRecipe]:
+    """Round pruned widths to 64 where quantization follows (bitsandbytes' block), else to 8, unless given."""
+    found: list[AnyRecipe] = []
+    for number, step in enumerate(recipes):
+        packed = quantized_after or any(later.recipe == "quantize" for later in recipes[number:])
+        if isinstance(step, StructuredPruning) and step.multiple is None:
+            step = step.model_copy(update={"multiple": 64 if packed else 8})
+        found.append(step)
+    return found
+
+
+def find_task(task: str | Task | None, source: Source, config: PretrainedConfig) -> Task:
+    """The named task, else the one whose class the checkpoint names.
+
+    Raises:
+        UsageError: no task is named and none fits.
+    """
+    pooling = checkpoints.pooling(source)
+    if task is not None and not isinstance(task, str):
+        return task
+    if task is None:
+        named = (config.architectures or [""])[0]
+        endings = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "text_classification"}
+        task = next((t for ending, t in endings.items() if named.endswith(ending)), "embedding" if pooling else None)
+        if task is None:
+            raise UsageError(f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}.")
+    return Embedding(pooling or "mean") if task == "embedding" else task_named(task)
+
+
+def recipe_of(
+    source: Source,
+    task: Task,
+    data: DataConfig,
+    recipes: Sequence[AnyRecipe],
+    variants: Mapping[str, BitsAndBytesQuantization],
+    base_model: str | None,
+    license: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """The run as a recipe file's content; local folders are left out of it."""
+    told = data.model_dump(mode="json", exclude_defaults=True)
+    for key in told.keys() & {"train", "eval"}:
+        names = provenance.public_names(getattr(data, key))
+        told[key] = names[0] if len(names) == 1 else list(names)
+    found = {
+        "format_version": 1,
+        "model": source.spec or source.name,
+        "base_model": base_model,
+        "license": license,
+        "task": task.name,
+        "data": told,
+        "recipes": [r.model_dump(mode="json", exclude_unset=True) | {"recipe": r.recipe} for r in recipes],
+        "variants": {n: v.model_dump(mode="json", exclude_unset=True) | {"recipe": v.recipe} for n, v in variants.items()},
+        "seed": seed,
+    }
+    return {key: value for key, value in found.items() if value not in (None, {})}
+
+
+class Finished(Frozen):
+    """A stage that is done, as its checkpoint remembers it."""
+
+    identity: str
+    plan: Plan
+    report: StageReport
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Carries out stages and remembers the finished ones in `folder`."""
+
+    folder: Path
+    identity: str
+    resume: bool
+    data: TaskData
+    evaluate: Evaluate | None
+
+    def stage(self, name: str, recipe: AnyRecipe, model: PreTrainedModel) -> tuple[PreTrainedModel, Finished]:
+        """Plan and apply one recipe, or load what an earlier run finished."""
+        place = self.folder / name
+        earlier = self._earlier(place)
+        if earlier is not None:
+            progress.say(f"stage {name}: finished before, loaded")
+            loaded = type(model).from_pretrained(place, dtype="auto").eval()
+            return loaded, earlier
+        progress.say(f"stage {name}")
+        start = time.perf_counter()
+        plan = recipe.plan(model, self.data)
+        curve: list[tuple[int, float]] = []
+        if isinstance(recipe, Distillation):
+            model, curve = recipe.train(model, self.data)
+        else:
+            model = recipe.apply(model, plan, self.data)
+        report = StageReport(
+            plan=_brief(plan),
+            settings=recipe.model_dump(mode="json"),
+            seconds=time.perf_counter() - start,
+            parameters_without_embeddings=parameters(model).without_embeddings,
+            weight_bytes=weight_bytes(model),
+            quality=quality(model, self.data, self.evaluate),
+            losses=tuple(curve),
+        )
+        finished = Finished(identity=self.identity, plan=plan, report=report)
+        with checkpoints.replaced(place, overwrite=True) as fresh:
+            checkpoints.save_model(model, None, fresh)
+            (fresh / "stage.json").write_text(finished.model_dump_json(), "utf-8")
+        return model, finished
+
+    def _earlier(self, place: Path) -> Finished | None:
+        note = place / "stage.json"
+        if not self.resume or not note.is_file():
+            return None
+        found = Finished.model_validate_json(note.read_text("utf-8"))
+        if found.identity != self.identity:
+            raise UsageError(
+                f"--resume: {place.parent} was begun with another recipe or other data. Run without --resume to begin anew."
+            )
+        return found
+
+
+def _brief(plan: Plan) -> Plan:
+    """The plan as a report keeps it: which layers stay; the long lists of units are in plan.json."""
+    kept = {name: units for name, units in (plan.kept or {}).items() if name.endswith("layers")}
+    return plan.model_copy(update={"kept": kept or None})
+
+
+def _with_folder_facts(
+    measured: Measurement, model: PreTrainedModel, processor: Any, folder: Path, auto_class: str
+) -> Measurement:
+    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process."""
+    checkpoints.save_model(model, processor, folder)
+    seen, _ = reopened(folder, "base", model, auto_class, processor)
+    size = checkpoints.weight_bytes_on_disk(folder)
+    shutil.rmtree(folder)
+    return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})
+
+
+@contextmanager
+def _workplace(work: str | Path | None) -> Iterator[Path]:
+    if work is not None:
+        Path(work).mkdir(parents=True, exist_ok=True)
+        yield Path(work)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _source(model: str | Source | PreTrainedModel, processor: Any) -> Source:
+    if isinstance(model, Source):
+        return model
+    if isinstance(model, str):
+        return checkpoints.resolve(model)
+    if processor is None:
+        raise UsageError("processor: a loaded model needs its tokenizer: compress(model, ..., processor=tokenizer).")
+    named = model.config._name_or_path
+    return Source(name=named if "/" in named and not Path(named).exists() else Path(named or type(model).__name__).name, path=named)
+
+
+def _identity(recipe: Mapping[str, Any], examples: Examples) -> str:
+    text = json.dumps([recipe, examples.fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _is_class(config: PretrainedConfig, task: Task, model_class: type[PreTrainedModel]) -> bool:
+    try:
+        return checkpoints.class_for(config, task.auto_class) is model_class
+    except UsageError:
+        return False

@@ -1,0 +1,4 @@
+"""Distillation: a student learns what its teacher gives."""
+
+from hf_pe.distill.recipe import Distillation as Distillation
+from hf_pe.distill.trainer import DistillationTrainer as DistillationTrainer

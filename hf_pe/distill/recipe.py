@@ -1,0 +1,146 @@
+"""Distillation as a recipe: the pruned student learns from the untouched original."""
+
+import copy
+import tempfile
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.trainer import DistillationTrainer
+from hf_pe.errors import UsageError, nearest
+from hf_pe.measure import sketch_size
+from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.progress import advance
+from hf_pe.tasks import TaskData
+
+DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
+"""Weights where the recipe gives none, by what the task's model gives."""
+
+
+class Distillation(Frozen):
+    """Train the model to give what the original gave on the same inputs."""
+
+    recipe: Literal["distil"] = "distil"
+    losses: dict[str, float] = Field(
+        default_factory=dict, description=f"weights by name: {', '.join(LOSSES)}; default by task"
+    )
+    temperature: float = Field(2.0, gt=0)
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
+    dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
+    seed: int = 0
+
+    @field_validator("losses")
+    @classmethod
+    def _known(cls, losses: dict[str, float]) -> dict[str, float]:
+        for name, weight in losses.items():
+            if name not in LOSSES:
+                raise ValueError(f"no loss is called '{name}'; expected {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+            if weight <= 0:
+                raise ValueError(f"the weight of '{name}' must be above 0, got {weight}; leave the loss out instead")
+        return losses
+
+    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+        """Training changes no size."""
+        used = self.losses or {}
+        names = ", ".join(LOSSES[name].title for name in used) or "default losses"
+        plan = Plan(
+            recipe="distil",
+            title=f"distillation from the original ({names}; {self.steps} steps of {self.batch_size})",
+            exact=True,
+            references=tuple(LOSSES[name].reference for name in used if LOSSES[name].reference),
+            **sketch_size(sketch),
+        )
+        return plan, sketch
+
+    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
+        """Choose the losses the task's signals allow.
+
+        Raises:
+            UsageError: a loss needs a signal that the task does not give, or there is no teacher.
+        """
+        if data.teacher is None:
+            raise UsageError("distil: there is no teacher; give the original as data.teacher.")
+        batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
+        given = data.task.signals(model, batch, hidden=True)
+        for name in self.losses:
+            if LOSSES[name].needs not in given:
+                allowed = ", ".join(n for n, loss in LOSSES.items() if loss.needs in given)
+                raise UsageError(f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}.")
+        chosen = self.model_copy(update={"losses": self._weights(given)})
+        return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
+
+    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+        """Train a copy of `model`; returns it in evaluation mode."""
+        return self.train(model, data)[0]
+
+    def train(self, model: PreTrainedModel, data: TaskData) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
+        """Train a copy of `model`; returns it with its loss curve [(step, loss)]."""
+        assert data.teacher is not None, "plan refuses a missing teacher"
+        student = copy.deepcopy(model).train().requires_grad_(True)
+        for module in student.modules():
+            if isinstance(module, nn.Embedding) and not self.train_embeddings:
+                module.requires_grad_(False)
+            if isinstance(module, nn.Dropout) and not self.dropout:
+                module.p = 0.0  # noise that the teacher's target does not have
+        batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
+        weights = self._weights(data.task.signals(model, batch))
+        with tempfile.TemporaryDirectory() as work:
+            trainer = DistillationTrainer(
+                model=student,
+                args=self._arguments(work, len(data.train)),
+                train_dataset=data.train,
+                data_collator=data.collate,
+                callbacks=[_Progress()],
+                teacher=data.teacher,
+                task=data.task,
+                weights=weights,
+                temperature=self.temperature,
+            )
+            trainer.train()
+        curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
+        for module, was in zip(student.modules(), model.modules(), strict=True):
+            if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):
+                module.p = was.p
+        return student.eval().requires_grad_(True), curve
+
+    def _weights(self, given: dict[str, Any]) -> dict[str, float]:
+        return self.losses or next(weights for signal, weights in DEFAULTS.items() if signal in given)
+
+    def _arguments(self, work: str, rows: int) -> TrainingArguments:
+        return TrainingArguments(
+            output_dir=work,
+            max_steps=self.steps,
+            per_device_train_batch_size=min(self.batch_size, rows),
+            learning_rate=self.learning_rate,
+            warmup_steps=round(self.warmup * self.steps),
+            weight_decay=self.weight_decay,
+            lr_scheduler_type="cosine",
+            train_sampling_strategy="group_by_length",
+            save_strategy="no",
+            logging_steps=max(self.steps // 50, 1),
+            report_to="none",
+            log_level="error",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            seed=self.seed,
+        )
+
+
+class _Progress(TrainerCallback):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        advance("distillation", state.global_step, state.max_steps)

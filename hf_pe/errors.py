@@ -1,0 +1,17 @@
+"""The one error users see: what was expected, what came, and the way out."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Something the user gave cannot work; the message says what was expected, what came and the way out.
+
+    The command line prints it without a traceback.
+    """
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known word closest to `word`, or an empty string."""
+    match = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{match[0]}'?" if match else ""

@@ -1,0 +1,56 @@
+"""Measurements: size, FLOPs, latency, memory, quality."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from hf_pe.measure.flops import flops as flops
+from hf_pe.measure.latency import latency as latency
+from hf_pe.measure.memory import reopened as reopened
+from hf_pe.measure.quality import Evaluate as Evaluate
+from hf_pe.measure.quality import quality as quality
+from hf_pe.measure.size import Parameters as Parameters
+from hf_pe.measure.size import parameters as parameters
+from hf_pe.measure.size import sketch_size as sketch_size
+from hf_pe.measure.size import weight_bytes as weight_bytes
+from hf_pe.report import Latency, Measurement
+from hf_pe.tasks import TaskData
+
+LENGTH = 128
+BATCHES = (1, 32)
+
+
+def measure(
+    models: dict[str, PreTrainedModel],
+    data: TaskData | None = None,
+    *,
+    evaluate: Evaluate | None = None,
+    batches: Sequence[int] = BATCHES,
+    length: int = LENGTH,
+) -> dict[str, Measurement]:
+    """Measure models side by side: sizes, FLOPs, interleaved latency, quality.
+
+    Bytes on disk and peak memory belong to a folder and are added when one is saved.
+    """
+    length = min(length, *(_longest(m, length) for m in models.values()))
+    times: dict[str, list[Latency]] = {name: [] for name in models}
+    for batch in batches:
+        for name, found in latency(models, batch=batch, length=length).items():
+            times[name].append(found)
+    return {
+        name: Measurement(
+            parameters=parameters(model).total,
+            parameters_without_embeddings=parameters(model).without_embeddings,
+            dtype=str(model.dtype).removeprefix("torch."),
+            flops=flops(model.config, type(model), length=length),
+            flops_setting=f"batch 1, length {length}" if model.main_input_name == "input_ids" else "batch 1",
+            latency=tuple(times[name]),
+            quality=quality(model, data, evaluate),
+        )
+        for name, model in models.items()
+    }
+
+
+def _longest(model: PreTrainedModel, length: int) -> int:
+    """Tokens that fit the model's positions."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or length)

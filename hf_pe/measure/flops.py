@@ -1,0 +1,55 @@
+"""FLOPs of one forward pass, counted where every product is visible to the counter.
+
+torch's counter sees nothing inside CPU scaled-dot-product attention and grouped expert products, so the count runs with
+eager attention and eager experts, on a fake model that takes no memory where the architecture allows it.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.proof import example_inputs
+
+LARGEST_REAL = 2_000_000_000
+"""Parameters up to which a model is built for real where a fake one cannot run."""
+
+
+def flops(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], *, batch: int = 1, length: int = 128
+) -> int | None:
+    """Count the FLOPs of one forward pass (a multiply-add is 2) from the config; None where it cannot be done.
+
+    Args:
+        config: of the model; quantization is ignored (the products are the same).
+        model_class: what to build.
+        batch: examples.
+        length: tokens, for text models.
+    """
+    plain = copy.deepcopy(config)
+    if hasattr(plain, "quantization_config"):
+        del plain.quantization_config
+    plain._attn_implementation = "eager"
+    plain._experts_implementation = "eager"
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _count(plain, model_class, batch, length)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        with torch.device("meta"):
+            size = sum(p.numel() for p in model_class(copy.deepcopy(plain)).parameters())
+        return _count(plain, model_class, batch, length) if size <= LARGEST_REAL else None
+
+
+def _count(config: PretrainedConfig, model_class: type[PreTrainedModel], batch: int, length: int) -> int:
+    model: Any = model_class(config).eval()
+    inputs = example_inputs(model, batch=batch, length=length)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return int(counter.get_total_flops())

@@ -1,0 +1,61 @@
+"""Latency: models side by side in one run, interleaved, after warm-up."""
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_pe.progress import advance
+from hf_pe.proof import example_inputs
+from hf_pe.report import Latency
+
+
+def latency(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    batch: int,
+    length: int = 128,
+    seconds: float = 6.0,
+    most_rounds: int = 100,
+) -> dict[str, Latency]:
+    """Time one forward pass of each model, taking turns so that all see the same machine.
+
+    Args:
+        models: by name; at least one.
+        batch: examples per pass.
+        length: tokens, for text models.
+        seconds: time to spend, warm-up aside; never fewer than 5 rounds.
+        most_rounds: upper bound of the rounds.
+    """
+    inputs = {name: example_inputs(model, batch=batch, length=length) for name, model in models.items()}
+    for _ in range(3):
+        warm = {name: _once(model, inputs[name]) for name, model in models.items()}
+    rounds = min(max(round(seconds * 1000 / sum(warm.values())), 5), most_rounds)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for done in range(rounds):
+        for name, model in models.items():
+            times[name].append(_once(model, inputs[name]))
+        advance(f"latency at batch {batch}", done + 1, rounds)
+    text = "input_ids" in next(iter(inputs.values()))
+    return {
+        name: Latency(
+            batch=batch,
+            length=length if text else None,
+            threads=torch.get_num_threads(),
+            rounds=rounds,
+            p50_ms=statistics.median(taken),
+            p90_ms=statistics.quantiles(taken, n=10)[-1],
+        )
+        for name, taken in times.items()
+    }
+
+
+def _once(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+    start = time.perf_counter()
+    with torch.inference_mode():
+        model(**inputs)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return (time.perf_counter() - start) * 1000

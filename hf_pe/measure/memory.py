@@ -1,0 +1,24 @@
+"""What a folder costs and does when a fresh process loads it."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_pe.checkpoints import Seen, loading_snippet, open_in_fresh_process
+from hf_pe.proof import example_inputs, outputs_of
+
+
+def reopened(
+    folder: Path, name: str, model: PreTrainedModel, auto_class: str, processor: Any, *, length: int = 128
+) -> tuple[Seen, str]:
+    """Load `folder` in a fresh process with the snippet the card prints; compare with `model`.
+
+    Returns:
+        What was seen (parameters, peak memory of loading and one forward pass, largest relative difference of the
+        outputs) and the snippet, which calls it `name`.
+    """
+    tokens = model.main_input_name == "input_ids"
+    snippet = loading_snippet(auto_class, name, processor, tokens)
+    inputs = example_inputs(model, batch=1, length=length)
+    return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet

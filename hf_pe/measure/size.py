@@ -1,0 +1,56 @@
+"""Sizes: parameters and bytes, of a model or of what its config says."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_pe.anatomy import skeleton
+from hf_pe.plans import Sketch
+
+
+class Parameters(NamedTuple):
+    """Counts of parameters; a tied tensor counts once."""
+
+    total: int
+    without_embeddings: int
+
+
+def parameters(model: PreTrainedModel) -> Parameters:
+    """Count parameters, in all and without the tables of nn.Embedding; packed 4-bit tensors at their real size."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    counts = {id(p): _count(p) for p in model.parameters()}
+    return Parameters(sum(counts.values()), sum(n for key, n in counts.items() if key not in tables))
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all parameters and stored buffers in memory, quantization scales included."""
+    return int(model.get_memory_footprint(return_buffers=False)) + sum(
+        _scale_bytes(p.quant_state) for p in model.parameters() if getattr(p, "quant_state", None) is not None
+    )
+
+
+def sketch_size(sketch: Sketch) -> dict[str, int]:
+    """The sizes a Plan states, from the config alone."""
+    model = skeleton(sketch.config, sketch.model_class)
+    counted = parameters(model)
+    dtype = sketch.config.dtype or "float32"
+    bits = torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).bits
+    named = dict(model.named_parameters())
+    total = sum(p.numel() * sketch.bits.get(name, bits) for name, p in named.items())
+    return {
+        "parameters": counted.total,
+        "parameters_without_embeddings": counted.without_embeddings,
+        "weight_bytes": round(total / 8),
+    }
+
+
+def _count(parameter: torch.nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+
+
+def _scale_bytes(state: Any) -> int:
+    found = int(state.absmax.nbytes)
+    return found + (int(state.state2.absmax.nbytes) if state.nested else 0)

@@ -1,0 +1,58 @@
+"""Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import PretrainedConfig, PreTrainedModel
+
+PLAN_FORMAT = 1
+
+
+class Frozen(BaseModel):
+    """Immutable data; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SizeChange(Frozen):
+    """How many units of an axis a stage leaves."""
+
+    axis: str
+    before: int
+    after: int
+
+
+class Plan(Frozen):
+    """What one stage will do.
+
+    Sizes follow from the config alone. Kept units need weights and data: None until they are decided. Axes are cut in
+    the order of `kept`; indices count within the model as it stands when that axis has its turn.
+    """
+
+    format_version: Literal[1] = PLAN_FORMAT
+    recipe: str
+    title: str
+    sizes: tuple[SizeChange, ...] = ()
+    kept: dict[str, dict[str, list[int]]] | None = None
+    parameters: int = Field(description="parameters of the model after this stage")
+    parameters_without_embeddings: int
+    weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
+    exact: bool = Field(description="False where a size is a target that only the weights decide")
+    notes: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model as far as it is known without weights: what a dry run hands from stage to stage.
+
+    Attributes:
+        config: of the model.
+        model_class: what is built from it.
+        bits: bits a weight takes, by parameter name, where not the dtype's.
+    """
+
+    config: PretrainedConfig
+    model_class: type[PreTrainedModel]
+    bits: dict[str, float] = field(default_factory=dict)

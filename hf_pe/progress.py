@@ -1,0 +1,33 @@
+"""How long-running work says what it is doing, without knowing who listens.
+
+Work calls `advance`; the command line (or a test) listens. Nobody listening costs nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+Listener = Callable[[str, int, int], None]
+_listener: ContextVar[Listener | None] = ContextVar("hf_pe_progress", default=None)
+
+
+def advance(what: str, done: int, total: int) -> None:
+    """Say that `done` of `total` steps of `what` are finished."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(what, done, total)
+
+
+def say(what: str) -> None:
+    """Say that `what` begins, where its length is not known."""
+    advance(what, 0, 0)
+
+
+@contextmanager
+def listen(listener: Listener) -> Iterator[None]:
+    """Send every `advance` inside the block to `listener`."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

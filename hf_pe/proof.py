@@ -1,0 +1,260 @@
+"""Proves that a cut does what it says, for this very config, before anyone relies on it.
+
+A tiny model of the same architecture, with lively weights, must give the same output with the units neutralised as
+with those units cut out. The proof has power only if neutralising changes the output and a wrong cut is noticed.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.anatomy import CUTTABLE, Axis, discover
+from hf_pe.surgery import Kept, cut
+
+TOLERANCE = 1e-5
+"""Largest relative difference, in float32, between neutralised and cut."""
+EFFECT = 1e-2
+"""Smallest relative change that neutralising must make, and that a wrong cut must show."""
+
+TINY = {
+    "ffn": 24,
+    "heads": 4,
+    "hidden": 32,
+    "vocabulary": 99,
+    "experts": 4,
+    "expert_ffn": 16,
+}
+TINY_FIELDS = {
+    "head_dim": 8,
+    "d_kv": 8,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "max_source_positions": 32,
+    "max_target_positions": 32,
+    "num_mel_bins": 8,
+    "image_size": 32,
+    "patch_size": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 6,
+    "local_attention": 6,
+    "pooler_output_size": 32,
+}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The outcome for one axis: relative differences, and the reason where it does not hold."""
+
+    axis: str
+    holds: bool
+    reason: str = ""
+    error: float = float("nan")
+    effect: float = float("nan")
+    sabotage: float = float("nan")
+
+
+def prove(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
+) -> Proof:
+    """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
+    if axis.kind not in CUTTABLE:
+        return Proof(axis.name, False, f"cutting '{axis.name}' is not supported yet; supported: {', '.join(CUTTABLE)}")
+    if axis.kind == "layers" and kept is None and axis.size < 2:
+        return Proof(axis.name, False, "there is only one layer")
+    try:
+        small = tiny(config, depth=axis.kind == "layers")
+        model = lively(model_class(small))
+        found = [a for a in discover(small, model_class).axes if a.name == axis.name]
+        if not found:
+            return Proof(axis.name, False, f"the axis '{axis.name}' is not found in a tiny instance")
+        return _compare(model, found[0], kept if kept and axis.kind == "layers" else _pattern(found[0], model))
+    except Exception as error:  # whatever stops the proof is the reason why the axis is refused
+        return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+
+
+def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis) -> list[int]:
+    """Layers built like their neighbours. The others (ModernBERT's first has no norm) hold their position."""
+    members: dict[int, set[str]] = {}
+    for slot in axis.slots:
+        position, _, rest = slot.name[len(slot.group) + 1 :].partition(".")
+        members.setdefault(int(position), set()).add(rest)
+    shapes = list(members.values())
+    common = max(shapes, key=shapes.count)
+    return [i for i in sorted(members) if members[i] == common]
+
+
+def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
+    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`."""
+    new = copy.deepcopy(config)
+    _shrink(new, depth)
+    return type(config).from_dict(new.to_dict())
+
+
+def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Redraw all parameters so that nothing is zero: vectors around 1, biases around 0, matrices by fan-in."""
+    draw = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=draw)
+        if parameter.ndim > 1:
+            noise *= parameter[0].numel() ** -0.5 * 1.5
+        elif name.endswith("bias"):
+            noise *= 0.3
+        else:
+            noise = 1 + 0.2 * noise
+        parameter.data = noise.to(parameter)
+    return model.eval().float()
+
+
+def example_inputs(model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random inputs that fit `model`, read off its config and main input."""
+    draw = torch.Generator().manual_seed(seed)
+    config = model.config
+    text = config.get_text_config()
+    inputs: dict[str, torch.Tensor] = {}
+    if model.main_input_name == "pixel_values":
+        side = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        inputs["pixel_values"] = torch.randn(batch, config.num_channels, *side, generator=draw)
+    elif model.main_input_name == "input_features":
+        frames = 2 * config.max_source_positions
+        inputs["input_features"] = torch.randn(batch, config.num_mel_bins, frames, generator=draw)
+    else:
+        inputs["input_ids"] = torch.randint(6, text.vocab_size, (batch, length), generator=draw)
+        inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.randint(6, text.vocab_size, (batch, min(length, 8)), generator=draw)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All floating-point tensors of the model's output, in order."""
+    extra = {} if not model.config.get_text_config().to_dict().get("use_cache") else {"use_cache": False}
+    with torch.no_grad():
+        result = model(**inputs, **extra)
+    return [v for v in result.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Largest absolute difference over the largest magnitude, over all outputs."""
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(one, other, strict=True))
+
+
+def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
+    inputs = example_inputs(model)
+    with _neutralised(model, axis, kept):
+        reference = outputs_of(model, inputs)
+    effect = difference(outputs_of(model, inputs), reference)
+    error = difference(reference, outputs_of(cut(model, axis, kept), inputs))
+    sabotage = difference(reference, outputs_of(_wrong_cut(model, axis, kept), inputs))
+    reason = ""
+    if not error <= TOLERANCE:
+        reason = f"cut and neutralised differ by {error:.1e} (allowed {TOLERANCE:.0e})"
+    elif not effect >= EFFECT:
+        reason = f"neutralising moves the output by {effect:.1e} only: the proof has no power"
+    elif not sabotage >= EFFECT:
+        reason = f"a wrong cut moves the output by {sabotage:.1e} only: the proof has no power"
+    return Proof(axis.name, not reason, reason, error, effect, sabotage)
+
+
+def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
+    """Two thirds of the units, different ones per group; for depth all but a middle removable layer."""
+    if axis.kind == "layers":
+        free = removable_layers(model.config, type(model), axis)
+        gone = free[len(free) // 2]
+        return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
+    draw = torch.Generator().manual_seed(1)
+    count = max(axis.size * 2 // 3, 1)
+    return {g: sorted(torch.randperm(axis.size, generator=draw)[:count].tolist()) for g in axis.groups}
+
+
+@contextlib.contextmanager
+def _neutralised(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
+    """Zero the removed units in every slot, or skip the removed layers, inside the block."""
+    if axis.kind == "layers":
+        hooks = [
+            model.get_submodule(f"{stack}.{i}").register_forward_hook(_skip, with_kwargs=True)
+            for stack, units in kept.items()
+            for i in set(range(axis.size)) - set(units)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return
+    state = model.state_dict()
+    saved = {slot.name: state[slot.name].clone() for slot in axis.slots if slot.name in state}
+    for slot in axis.slots:
+        if slot.name in state:
+            gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])))
+            state[slot.name].index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
+    try:
+        yield
+    finally:
+        for name, tensor in saved.items():
+            state[name].copy_(tensor)
+
+
+def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """A forward hook: the layer gives back the hidden states it was given."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def _wrong_cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
+    """A cut with one mistake: one slot permuted, or the first two kept layers exchanged."""
+    wrong = copy.deepcopy(cut(model, axis, kept))
+    state = wrong.state_dict()
+    if axis.kind != "layers":
+        slot = next(s for s in axis.slots if s.name in state and s.consumes)
+        tensor = state[slot.name]
+        tensor.copy_(tensor.roll(1, slot.dim or 0))
+        return wrong
+    stack, units = next(iter(kept.items()))
+    free = [i for i, unit in enumerate(units) if unit in removable_layers(model.config, type(model), axis)]
+    if len(free) < 2:  # one layer left: put the removed one in its place
+        gone = next(i for i in range(axis.size) if i not in units)
+        return cut(model, axis, {stack: sorted([*units[:-1], gone])})
+    one, other = (wrong.get_submodule(f"{stack}.{i}").state_dict() for i in free[:2])
+    for key, tensor in one.items():
+        held = tensor.clone()
+        tensor.copy_(other[key])
+        other[key].copy_(held)
+    return wrong
+
+
+def _shrink(config: PretrainedConfig, depth: bool) -> None:
+    from hf_pe.anatomy.discover import AXIS_OF_FIELD
+
+    heads, kv = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    layers = None
+    for field, value in config.to_dict().items():
+        sub = getattr(config, field, None)
+        if isinstance(sub, PretrainedConfig):
+            _shrink(sub, depth)
+            continue
+        axis = AXIS_OF_FIELD.get(field)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if axis == "layers" and not depth:
+            layers, new = value, min(value, 2)
+        elif axis == "kv_groups" and isinstance(heads, int) and isinstance(kv, int):
+            new = max(TINY["heads"] * kv // heads, 1)
+        else:
+            new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
+        if field.endswith("token_id") and value >= TINY["vocabulary"]:
+            new = value % 5
+        setattr(config, field, min(value, new))
+    for key, value in config.to_dict().items():
+        if layers and isinstance(value, list) and len(value) == layers:
+            setattr(config, key, _two_kinds(value))
+
+
+def _two_kinds(values: list[Any]) -> list[Any]:
+    """Two entries of a per-layer list that show as many kinds as there are."""
+    return [values[0], next((v for v in values if v != values[0]), values[-1])][: len(values)]

@@ -1,0 +1,3 @@
+"""Structured pruning: what to keep, and repairing what is left."""
+
+from hf_pe.prune.recipe import StructuredPruning as StructuredPruning

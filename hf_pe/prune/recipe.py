@@ -1,0 +1,198 @@
+"""Structured pruning as a recipe: choose units, cut them out, repair what is left."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, model_validator
+from transformers import PreTrainedModel
+
+from hf_pe.anatomy import Axis, discover
+from hf_pe.errors import UsageError
+from hf_pe.measure import sketch_size
+from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
+from hf_pe.proof import prove, removable_layers
+from hf_pe.prune.budget import resized_sketch, sizes
+from hf_pe.prune.criteria import CRITERIA, Evidence
+from hf_pe.prune.repair import least_squares
+from hf_pe.prune.statistics import Moments, block_influence, consumer_moments
+from hf_pe.surgery import cut
+from hf_pe.tasks import TaskData
+
+
+
+def _amount(value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or value <= 0 or (isinstance(value, float) and value > 1):
+        raise ValueError(f"expected a share above 0 and up to 1.0, or a whole number of units from 1; got {value!r}")
+    return value
+
+
+Amount = Annotated[int | float, BeforeValidator(_amount)]
+"""A share (float, 0.5) or a number of units (int, 4)."""
+
+
+class StructuredPruning(Frozen):
+    """Remove FFN units and layers; the result is a smaller stock model.
+
+    Depth is chosen by block influence, width by `criterion`; each axis is proved on a tiny model of the same
+    architecture before anything is cut.
+    """
+
+    recipe: Literal["prune"] = "prune"
+    keep: dict[str, Amount] = Field(
+        default_factory=dict, description="axis to what remains: a number of units (int) or a share (float)"
+    )
+    parameters: float | None = Field(
+        None, gt=0, le=1, description="share of the parameters outside embeddings that may remain; FFN width follows"
+    )
+    criterion: Literal["magnitude", "activation_weight"] = "activation_weight"
+    repair: Literal["least_squares", "none"] = "least_squares"
+    ridge: float = Field(0.01, gt=0, description="of the least squares, relative to the mean diagonal")
+    multiple: int | None = Field(None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization")
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> "StructuredPruning":
+        if not self.keep and self.parameters is None:
+            raise ValueError("prune needs 'keep' (such as keep: {ffn: 0.5}) or 'parameters' (such as 0.5)")
+        return self
+
+    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+        """Sizes from the config alone; proves every axis it would cut."""
+        target = sizes(sketch, self.keep, self.parameters, self.multiple or 8)
+        anatomy = discover(sketch.config, sketch.model_class)
+        axes = {axis.name: axis for axis in anatomy.axes}
+        for name in target:
+            _require_proof(sketch, axes[name])
+        for name, size in target.items():
+            if axes[name].kind == "layers":
+                _removable(sketch, axes[name], size)
+        after = resized_sketch(sketch, target)
+        criterion = CRITERIA[self.criterion]
+        plan = Plan(
+            recipe="prune",
+            title=f"structured pruning ({criterion.title}{', least squares' if self.repair != 'none' else ''})",
+            sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in target.items()),
+            exact=True,
+            notes=("which units are kept is decided from weights and data",),
+            references=(criterion.reference, *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else [])),
+            **sketch_size(after),
+        )
+        return plan, after
+
+    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
+        """Choose the kept units, axis by axis, on copies of `model`."""
+        outline, _ = self.outline(Sketch(config=model.config, model_class=type(model)))
+        kept: dict[str, dict[str, list[int]]] = {}
+        for change in outline.sizes:
+            axis = _axis(model, change.axis)
+            choose = self._choose_layers if axis.kind == "layers" else self._choose_units
+            kept[axis.name] = choose(model, axis, change.after, data)
+            model = cut(model, axis, kept[axis.name])
+        return outline.model_copy(update={"kept": kept, "notes": ()})
+
+    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+        """Cut what the plan says, in its order, and repair the maps that read removed units."""
+        if plan.kept is None:
+            raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
+        for name, kept in plan.kept.items():
+            axis = _axis(model, name)
+            _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
+            smaller = cut(model, axis, kept)
+            if axis.kind != "layers" and self.repair == "least_squares":
+                _repair_(smaller, model, axis, kept, consumer_moments(model, axis, data), self.ridge)
+            model = smaller
+        return model
+
+    def _choose_layers(
+        self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData
+    ) -> dict[str, list[int]]:
+        influence = block_influence(model, axis, data)
+        free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
+        gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
+        return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
+
+    def _choose_units(
+        self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData
+    ) -> dict[str, list[int]]:
+        criterion = CRITERIA[self.criterion]
+        moments = consumer_moments(model, axis, data) if criterion.needs_data else {}
+        kept = {}
+        for group in axis.groups:
+            scores = criterion.score(_evidence(model, axis, group, moments))
+            kept[group] = sorted(scores.topk(size).indices.tolist())
+        return kept
+
+
+def _axis(model: PreTrainedModel, name: str) -> Axis:
+    return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
+
+
+def _depth(target: dict[str, int]) -> bool:
+    return any(name.endswith("layers") for name in target)
+
+
+def _require_proof(sketch: Sketch, axis: Axis, kept: dict[str, list[int]] | None = None) -> None:
+    proof = prove(sketch.config, sketch.model_class, axis, kept)
+    if not proof.holds:
+        raise UsageError(
+            f"Cutting '{axis.name}' of {sketch.model_class.__name__} could not be proved and is refused: {proof.reason}. "
+            f"See `hf-pe inspect` for the axes that can be cut."
+        )
+
+
+def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:
+    free = removable_layers(sketch.config, sketch.model_class, axis)
+    least = axis.size - len(free)
+    if size < max(least, 1):
+        held = sorted(set(range(axis.size)) - set(free))
+        raise UsageError(
+            f"prune.keep.{axis.name}: {size} cannot be reached; the least is {max(least, 1)}: layers {held} are built "
+            "differently and hold their position."
+        )
+    return free
+
+
+def _evidence(model: PreTrainedModel, axis: Axis, group: str, moments: dict[str, Moments]) -> Evidence:
+    state = model.state_dict()
+    slots = [slot for slot in axis.in_group(group) if slot.name in state]
+    consumer = next(slot for slot in slots if slot.consumes)
+    weights = [
+        state[s.name].movedim(s.dim or 0, 0).reshape(*_unit_first(s.layout.kind, s.layout.count, axis.size)) for s in slots
+    ]
+    weights = [w.movedim(1, 0) if s.layout.kind == "chunks" else w for w, s in zip(weights, slots, strict=True)]
+    seen = moments.get(consumer.name)
+    return Evidence(
+        [w.reshape(axis.size, -1) for w in weights],
+        state[consumer.name].movedim(consumer.dim or 0, 1),
+        seen.gram.diagonal() if seen else None,
+    )
+
+
+def _unit_first(kind: str, count: int, size: int) -> tuple[int, int, int]:
+    return (count, size, -1) if kind == "chunks" else (size, count, -1)
+
+
+def _repair_(
+    smaller: PreTrainedModel,
+    model: PreTrainedModel,
+    axis: Axis,
+    kept: dict[str, list[int]],
+    moments: dict[str, Moments],
+    ridge: float,
+) -> None:
+    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`."""
+    for slot in axis.slots:
+        if not slot.consumes:
+            continue
+        name = slot.name.rpartition(".")[0]
+        full, short = model.get_submodule(name), smaller.get_submodule(name)
+        weight, bias = least_squares(
+            full.weight.data.movedim(slot.dim or 0, 1),  # type: ignore[union-attr,operator]
+            None if full.bias is None else full.bias.data,  # type: ignore[union-attr]
+            moments[slot.name],
+            torch.as_tensor(kept[slot.group]),
+            ridge,
+        )
+        short.weight.data = weight.movedim(1, slot.dim or 0).contiguous().to(short.weight.data)  # type: ignore[union-attr,operator]
+        if bias is not None:
+            short.bias.data = bias.to(short.bias.data)  # type: ignore[union-attr]

@@ -1,0 +1,128 @@
+"""Recipe files: YAML that pydantic reads into the same objects Python users build."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from hf_pe.checkpoints import Source, resolve
+from hf_pe.compress import check_order, fit_multiples
+from hf_pe.data import DataConfig
+from hf_pe.distill import Distillation
+from hf_pe.errors import UsageError, nearest
+from hf_pe.plans import Frozen
+from hf_pe.prune import StructuredPruning
+from hf_pe.quantize import BitsAndBytesQuantization
+
+Step = Annotated[StructuredPruning | Distillation | BitsAndBytesQuantization, Field(discriminator="recipe")]
+KINDS: dict[str, type[BaseModel]] = {
+    "prune": StructuredPruning,
+    "distil": Distillation,
+    "quantize": BitsAndBytesQuantization,
+}
+
+
+class RecipeFile(Frozen):
+    """What to make smaller, how, on which data, and where to write it."""
+
+    format_version: Literal[1] = 1
+    model: str = Field(description="Hub id, folder, .gguf file, or package:NAME/inner/path")
+    base_model: str | None = Field(None, description="Hub id of the original, for the card, where `model` is not one")
+    license: str | None = Field(None, description="of the original, where its card does not state it")
+    task: Literal["embedding", "causal_lm", "text_classification"] | None = Field(
+        None, description="default: by the model's class"
+    )
+    data: DataConfig
+    recipes: tuple[Step, ...] = Field(description="in order: prune, distil, quantize")
+    variants: dict[str, BitsAndBytesQuantization] = Field(
+        default_factory=dict, description="quantized copies of the final model, by name"
+    )
+    output: str | None = Field(None, description="folder of the result; default: build/NAME of the recipe file")
+    seed: int = 0
+    trust_remote_code: bool = Field(False, description="run code that the model brings along")
+    allow_pickle: bool = Field(False, description="load weights from pickles, which can run code")
+
+    def source(self) -> Source:
+        """The model, resolved; see `checkpoints.resolve`."""
+        return resolve(self.model, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle)
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
+    """Read a recipe file; `overrides` are "key.inner=value" with YAML values, list items by number.
+
+    Raises:
+        UsageError: the file is missing or no YAML; a key is unknown, of a wrong type or out of range; the order of
+            recipes cannot work. All problems are named at once, each with what was expected.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"Recipe file {path} does not exist.")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path}: expected keys such as model, data and recipes; got {type(content).__name__}.")
+    for override in overrides:
+        _override(content, override)
+    try:
+        recipe = RecipeFile.model_validate(content)
+    except ValidationError as error:
+        raise UsageError("\n".join([f"{path}:", *(f"  {_explain(dict(e))}" for e in error.errors())])) from error
+    check_order(fit_multiples(recipe.recipes))
+    return recipe
+
+
+def json_schema() -> str:
+    """The JSON schema of recipe files, for editors."""
+    return json.dumps(RecipeFile.model_json_schema(), indent=2) + "\n"
+
+
+def _override(content: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--set {text}: expected key=value, such as data.limit=1000 or recipes.0.keep.ffn=0.5.")
+    *parents, last = [int(p) if p.isdigit() else p for p in key.split(".")]
+    holder: Any = content
+    try:
+        for part in parents:
+            holder = holder[part] if isinstance(part, int) else holder.setdefault(part, {})
+        holder[last] = yaml.safe_load(value)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UsageError(f"--set {text}: there is no '{key}' in this recipe.") from error
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One problem: where, what was expected, what came, the nearest right spelling."""
+    where = ".".join(str(part) for part in error["loc"] if part not in KINDS)
+    got = repr(error.get("input"))
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(error["loc"][:-1])
+        return f"{where}: unknown key; expected one of {', '.join(known)}.{nearest(str(error['loc'][-1]), known)}"
+    if error["type"] == "missing":
+        return f"{where}: missing; it is needed."
+    if error["type"] == "union_tag_invalid":
+        tag = str(error["ctx"]["tag"])
+        return f"{where}.recipe: expected one of {', '.join(KINDS)}; got '{tag}'.{nearest(tag, KINDS)}"
+    if error["type"] == "union_tag_not_found":
+        return f"{where}: expected a 'recipe:' key with one of {', '.join(KINDS)}; got {got:.80}."
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "value_error":
+        return f"{where}: {message}"
+    return f"{where}: expected {message}; got {got:.80}."
+
+
+def _fields_at(location: Sequence[Any]) -> list[str]:
+    """Names of the keys allowed where an unknown one was found."""
+    holder: type[BaseModel] = RecipeFile
+    for part in location:
+        if part in KINDS:
+            holder = KINDS[part]
+        elif part == "data":
+            holder = DataConfig
+        elif part == "variants":
+            holder = BitsAndBytesQuantization
+    return list(holder.model_fields)

@@ -1,0 +1,128 @@
+"""Reports: frozen data of what was measured before and after, where and how. The card is a pure function of it."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from hf_pe.errors import UsageError
+from hf_pe.plans import Frozen, Plan
+
+REPORT_FORMAT = 1
+
+
+class Latency(Frozen):
+    """Times of one forward pass at a stated setting, after warm-up."""
+
+    batch: int
+    length: int | None = Field(description="tokens; None for other inputs")
+    threads: int
+    rounds: int
+    p50_ms: float
+    p90_ms: float
+
+    @property
+    def throughput(self) -> float:
+        """Examples per second at the median."""
+        return self.batch / self.p50_ms * 1000
+
+
+class Measurement(Frozen):
+    """What was measured of one model. None means: not measured."""
+
+    parameters: int
+    parameters_without_embeddings: int
+    dtype: str
+    disk_bytes: int | None = None
+    flops: int | None = Field(None, description="of one forward pass; one multiply-add counts 2")
+    flops_setting: str | None = None
+    latency: tuple[Latency, ...] = ()
+    peak_memory_bytes: int | None = Field(None, description="of loading and one forward pass, above the imports")
+    quality: dict[str, float] = Field(default_factory=dict)
+
+
+class BaseModelFacts(Frozen):
+    """Where the compressed model comes from."""
+
+    id: str = Field(description="Hub id or a name; never a path")
+    revision: str | None = None
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    model_class: str
+    model_type: str
+
+
+class StageReport(Frozen):
+    """One recipe as it was carried out."""
+
+    plan: Plan
+    settings: dict[str, Any]
+    seconds: float
+    parameters_without_embeddings: int
+    weight_bytes: int
+    quality: dict[str, float] = Field(description="right after the stage")
+    losses: tuple[tuple[int, float], ...] = Field((), description="(step, loss) where it trained")
+
+
+class DataFacts(Frozen):
+    """What was trained and evaluated on."""
+
+    train: tuple[str, ...]
+    eval: tuple[str, ...] | None
+    train_rows: int
+    eval_rows: int
+    fingerprint: str
+
+
+class Reload(Frozen):
+    """What a fresh process without hf_pe saw when it loaded the folder."""
+
+    status: Literal["native", "no"]
+    reason: str = ""
+    snippet: str
+    parameters: int
+    max_difference: float = Field(description="largest relative difference of its outputs to those before saving")
+
+
+class Report(Frozen):
+    """Everything the card says."""
+
+    format_version: Literal[1] = REPORT_FORMAT
+    name: str
+    task: str
+    pipeline_tag: str
+    metric: str
+    metric_description: str
+    higher_is_better: bool
+    base: BaseModelFacts
+    stages: tuple[StageReport, ...]
+    before: Measurement
+    after: Measurement
+    reload: Reload | None = None
+    data: DataFacts
+    library_name: str = "transformers"
+    machine: str
+    versions: dict[str, str]
+    seed: int
+    command: str
+    date: str
+
+
+def read_report(folder: str | Path) -> Report:
+    """Read `report.json` of a result folder.
+
+    Raises:
+        UsageError: there is none, or it has another format.
+    """
+    path = Path(folder) / "report.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} has no report.json: expected a folder that hf-pe wrote.")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict) and found.get("format_version") != REPORT_FORMAT:
+            raise UsageError(f"{path}: expected format_version {REPORT_FORMAT}, got {found.get('format_version')}.")
+        return Report.model_validate(found)
+    except (json.JSONDecodeError, ValidationError) as error:
+        raise UsageError(f"{path} is not a report: {error}") from error

@@ -1,0 +1,93 @@
+"""Cuts a model down to the kept units. Mechanics only: what to keep is decided elsewhere.
+
+Cutting and loading are the same act: the smaller config makes the skeleton, transformers' own loading code fills it
+with the sliced weights, ties and rebuilds what is not stored. The given model is left alone.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.anatomy import Axis, resized, skeleton
+
+Kept = Mapping[str, Sequence[int]]
+"""Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""
+
+
+def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
+    """Return a new model with only the `kept` units of `axis`, same class, dtype, device and mode.
+
+    Tensors that are not sliced share memory with `model`.
+
+    Raises:
+        ValueError: `kept` names other groups than the axis has, an index out of range or twice, or different
+            numbers of units per group (the stock config has one number for all).
+    """
+    size = _check(axis, kept)
+    config = cut_config(model.config, axis, size, kept)
+    state = _depth_state if axis.kind == "layers" else _width_state
+    weights = state(model, config, axis, kept)
+    new, info = type(model).from_pretrained(
+        None,
+        config=config,
+        state_dict=weights,
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    problems = {k: v for k, v in info.items() if v and k.endswith("keys")}
+    assert not problems, f"cutting {axis.name} left {problems}"
+    if model.can_generate():
+        new.generation_config = copy.deepcopy(model.generation_config)
+    new.config._name_or_path = model.config._name_or_path
+    return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
+
+
+def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
+    """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
+    units = list(next(iter(kept.values()))) if kept and axis.kind == "layers" else None
+    return resized(config, axis.config_field, size, units)
+
+
+def _check(axis: Axis, kept: Kept) -> int:
+    if set(kept) != set(axis.groups):
+        raise ValueError(f"Kept units of '{axis.name}' are for {sorted(kept)}, the model has {list(axis.groups)}.")
+    for group, units in kept.items():
+        if list(units) != sorted(set(units)) or not units or units[0] < 0 or units[-1] >= axis.size:
+            raise ValueError(
+                f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; got {list(units)[:8]}..."
+            )
+    sizes = {len(units) for units in kept.values()}
+    if len(sizes) != 1:
+        raise ValueError(f"A native cut keeps the same number of '{axis.name}' units everywhere; got {sorted(sizes)}.")
+    return sizes.pop()
+
+
+def _width_state(
+    model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept
+) -> dict[str, torch.Tensor]:
+    state = model.state_dict()
+    for slot in axis.slots:
+        if slot.name in state:  # buffers that are not stored are rebuilt by the loading code
+            tensor, dim = state[slot.name], slot.dim or 0
+            places = slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size)
+            state[slot.name] = tensor.index_select(dim, places.to(tensor.device))
+    return state
+
+
+def _depth_state(
+    model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept
+) -> dict[str, torch.Tensor]:
+    old, new = model.state_dict(), skeleton(config, type(model)).state_dict()
+    return {name: _moved(old, name, kept) for name in new}
+
+
+def _moved(old: Mapping[str, torch.Tensor], name: str, kept: Kept) -> torch.Tensor:
+    """The old tensor for a name in the shorter stack; what only a position has (T5's bias) stays with it."""
+    for stack, units in kept.items():
+        if name.startswith(stack + "."):
+            position, _, rest = name[len(stack) + 1 :].partition(".")
+            return old.get(f"{stack}.{units[int(position)]}.{rest}", old[name] if name in old else torch.empty(0))
+    return old[name]

@@ -1,0 +1,113 @@
+"""Sentence embeddings: pooled, normalised, compared by cosine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
+
+from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import Batch, TaskData, model_inputs
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Mean- or CLS-pooled embeddings.
+
+    With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
+    similarities with the teacher's, over pairs of held-out sentences: neighbours in the text and random ones.
+    """
+
+    pooling: str = "mean"
+    name: str = "embedding"
+    auto_class: str = "AutoModel"
+    pipeline_tag: str = "sentence-similarity"
+    metric: str = "spearman"
+    higher_is_better: bool = True
+
+    def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+        """Tokenize texts; pairs with a score are needed for evaluation only."""
+        options = examples.config
+        if options.label and not options.text_pair:
+            raise UsageError("data.label is a score for pairs: name the second text's column in data.text_pair.")
+        columns = [c for c in (options.text, options.text_pair) if c]
+
+        def tokens(rows: datasets.Dataset, names: list[str]) -> datasets.Dataset:
+            texts = [str(text) for name in names for text in rows[name]]
+            return datasets.Dataset.from_dict(dict(processor(texts, truncation=True, max_length=options.max_length)))
+
+        return TaskData(
+            self,
+            processor,
+            tokens(examples.train, columns),
+            tokens(examples.eval, columns),
+            DataCollatorWithPadding(processor),
+            examples,
+        )
+
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
+        """Embeddings [batch, width] and, on request, hidden states [batch, tokens, width]."""
+        out = model(**model_inputs(batch), output_hidden_states=hidden)
+        mask = batch["attention_mask"]
+        last = out.last_hidden_state
+        if self.pooling == "cls":
+            pooled = last[:, 0]
+        else:
+            pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        found = {"embeddings": torch.nn.functional.normalize(pooled, dim=-1), "mask": mask}
+        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def embed(self, model: PreTrainedModel, data: TaskData, rows: datasets.Dataset) -> np.ndarray[Any, Any]:
+        """Embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
+        order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            parts = [
+                self.signals(model, {k: v.to(model.device) for k, v in batch.items()})["embeddings"].float().cpu()
+                for batch in data.batches(rows.select(order))
+            ]
+        model.train(training)
+        found = torch.cat(parts).numpy()
+        return found[np.argsort(order)]
+
+    def describe(self, examples: Examples) -> str:
+        """Says which of the two correlations it is."""
+        if examples.config.label:
+            return "`spearman` is the rank correlation of cosine similarities with the given scores."
+        return (
+            "`spearman` is the rank correlation of cosine similarities with those of the original, over pairs of "
+            "held-out sentences (the original has 1 by definition)."
+        )
+
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> dict[str, float]:
+        """`spearman` with the given scores, or with the teacher's similarities."""
+        found = self.embed(model, data, data.eval)
+        options = data.examples.config
+        if options.label:
+            half = len(found) // 2
+            gold = np.asarray(data.examples.eval[options.label], dtype=float)
+            return {"spearman": _spearman((found[:half] * found[half:]).sum(1), gold)}
+        teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
+        left, right = _pairs(len(found), options.seed)
+        return {
+            "spearman": _spearman(
+                (found[left] * found[right]).sum(1), (teacher[left] * teacher[right]).sum(1)
+            )
+        }
+
+
+def _pairs(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Each sentence with the next one and with four random ones."""
+    draw = np.random.default_rng(seed)
+    left = np.tile(np.arange(count), 5)
+    right = np.concatenate([(np.arange(count) + 1) % count, draw.integers(0, count, 4 * count)])
+    return left[left != right], right[left != right]
+
+
+def _spearman(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    return float(spearmanr(one, other).statistic)

@@ -1,0 +1,21 @@
+import torch
+
+from hf_pe.anatomy import Anatomy, Axis, Layout, Slot
+
+
+def test_plain_blocks_and_chunks_point_at_the_right_places():
+    units = torch.tensor([0, 2])
+    assert Layout().places(units, 4).tolist() == [0, 2]
+    assert Layout("blocks", 3).places(units, 4).tolist() == [0, 1, 2, 6, 7, 8]
+    assert Layout("chunks", 2).places(units, 4).tolist() == [0, 2, 4, 6]
+
+
+def test_an_axis_is_found_by_its_name_with_and_without_the_tower():
+    slots = (Slot("a.0.w", 0, "a.0"), Slot("a.1.w", 0, "a.1"))
+    one, two = Axis("encoder.ffn", "x", 4, slots), Axis("decoder.ffn", "y", 4, slots)
+    anatomy = Anatomy((one, two), 10)
+    assert anatomy.named("ffn") == (one, two)
+    assert anatomy.named("decoder.ffn") == (two,)
+    assert one.kind == "ffn"
+    assert one.groups == ("a.0", "a.1")
+    assert one.in_group("a.1") == slots[1:]

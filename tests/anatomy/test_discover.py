@@ -1,0 +1,70 @@
+import pytest
+import transformers
+from transformers import AutoConfig, AutoModel
+
+from hf_pe.anatomy import discover, resized, skeleton
+from hf_pe.proof import tiny
+
+
+def anatomy_of(model_type):
+    config = tiny(AutoConfig.for_model(model_type), depth=True)
+    return discover(config, AutoModel._model_mapping[type(config)]), config
+
+
+def test_bert_axes_and_sizes():
+    found, config = anatomy_of("bert")
+    sizes = {axis.name: axis.size for axis in found.axes}
+    assert sizes == {"vocabulary": 99, "hidden": 32, "layers": 12, "heads": 4, "ffn": 24}
+    ffn = found.named("ffn")[0]
+    assert [s.name for s in ffn.in_group("encoder.layer.0")] == [
+        "encoder.layer.0.intermediate.dense.weight",
+        "encoder.layer.0.intermediate.dense.bias",
+        "encoder.layer.0.output.dense.weight",
+    ]
+    assert [s.name for s in ffn.in_group("encoder.layer.0") if s.consumes] == ["encoder.layer.0.output.dense.weight"]
+    assert ffn.parameters == 12 * (24 * 32 * 2 + 24)
+
+
+@pytest.mark.parametrize(("model_type", "native"), [("bert", False), ("gpt2", False), ("mpnet", False), ("qwen3", True), ("t5", True)])
+def test_heads_are_native_only_where_a_weight_follows_the_field(model_type, native):
+    heads = anatomy_of(model_type)[0].named("heads")
+    assert heads
+    assert all(axis.native == native for axis in heads)
+    assert all(axis.parameters > 0 for axis in heads)
+
+
+def test_fused_gate_and_up_is_seen_as_chunks():
+    ffn = anatomy_of("modernbert")[0].named("ffn")[0]
+    assert {(s.layout.kind, s.layout.count) for s in ffn.slots} == {("chunks", 2), ("blocks", 1)}
+
+
+def test_gpt2_width_is_found_though_its_field_is_none():
+    found, config = anatomy_of("gpt2")
+    assert config.n_inner is None
+    assert found.named("ffn")[0].size == 4 * config.n_embd
+
+
+def test_towers_are_told_apart():
+    names = {axis.name for axis in anatomy_of("whisper")[0].axes}
+    assert {"encoder.ffn", "decoder.ffn", "encoder.layers", "decoder.layers"} <= names
+
+
+def test_sub_configs_give_their_name():
+    names = {axis.name for axis in anatomy_of("gemma3")[0].axes}
+    assert {"text.ffn", "vision.ffn", "text.layers"} <= names
+
+
+def test_a_shorter_stack_keeps_the_kept_layer_types():
+    config = AutoConfig.for_model("gemma3_text")
+    full = config.layer_types.index("full_attention")
+    short = resized(config, "num_hidden_layers", 2, [0, full])
+    assert short.num_hidden_layers == 2
+    assert short.layer_types == ["sliding_attention", "full_attention"]
+    assert len(config.layer_types) == 26
+
+
+def test_the_skeleton_takes_no_memory_and_leaves_the_config_alone():
+    config = AutoConfig.for_model("llama")
+    before = config.to_dict()
+    assert all(p.is_meta for p in skeleton(config, transformers.LlamaModel).parameters())
+    assert config.to_dict() == before

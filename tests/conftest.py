@@ -1,0 +1,58 @@
+"""Small real things to test on: tiny models with a tokenizer."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
+
+from hf_pe.proof import lively
+from tests.helpers import TEXTS, bert_config, saved
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.Lowercase()
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    raw.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), special, strict=True))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="[SEP]", **names)
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny BertModel with its tokenizer."""
+    return saved(tmp_path_factory.mktemp("models") / "tiny-bert", lively(BertModel(bert_config())), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def classifier_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny classifier with the labels negative and positive."""
+    names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    model = lively(BertForSequenceClassification(bert_config(**names)))
+    return saved(tmp_path_factory.mktemp("models") / "tiny-classifier", model, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory, tokenizer) -> Path:
+    """A tiny causal language model with tied embeddings."""
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    return saved(tmp_path_factory.mktemp("models") / "tiny-llama", lively(LlamaForCausalLM(config)), tokenizer)

@@ -1,0 +1,77 @@
+"""Properties every loss has: zero when the student equals the teacher, never negative, padding without a say."""
+
+import pytest
+import torch
+
+from hf_pe.distill.losses import LOSSES, cosine, hidden, kl, mse, similarity
+from hf_pe.distill.layer_map import uniform
+
+DISTILLATION = [name for name in LOSSES if name != "task"]
+
+
+def signals(seed, tokens=5):
+    draw = torch.Generator().manual_seed(seed)
+    mask = torch.ones(3, tokens)
+    mask[0, 3:] = 0
+    return {
+        "logits": torch.randn(3, tokens, 7, generator=draw, requires_grad=True),
+        "embeddings": torch.randn(3, 8, generator=draw, requires_grad=True),
+        "hidden_states": tuple(torch.randn(3, tokens, 8, generator=draw, requires_grad=True) for _ in range(4)),
+        "mask": mask,
+    }
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_zero_when_equal_and_positive_when_not(name):
+    compute = LOSSES[name].compute
+    assert compute(signals(0), signals(0), 2.0) == pytest.approx(0, abs=1e-6)
+    for seed in range(1, 6):
+        assert compute(signals(seed), signals(0), 2.0) > 1e-4
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_gradients_reach_the_student_only(name):
+    student, teacher = signals(1), signals(0)
+    with torch.no_grad():
+        frozen = {k: tuple(t.detach() for t in v) if isinstance(v, tuple) else v.detach() for k, v in teacher.items()}
+    LOSSES[name].compute(student, frozen, 2.0).backward()
+    leaves = [*student["hidden_states"][1:], student["logits"], student["embeddings"]]
+    assert any(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
+
+
+@pytest.mark.parametrize("name", ["kl", "hidden"])
+def test_padding_has_no_say(name):
+    student, teacher = signals(1), signals(0)
+    before = LOSSES[name].compute(student, teacher, 1.0)
+    with torch.no_grad():
+        student["logits"][0, 3:] += 100
+        for states in student["hidden_states"]:
+            states[0, 3:] += 100
+    assert torch.equal(before, LOSSES[name].compute(student, teacher, 1.0))
+
+
+def test_kl_is_the_textbook_formula():
+    student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.5]])
+    p, q = (torch.softmax(x / 4, -1) for x in (teacher, student))
+    assert kl(student, teacher, None, 4.0) == pytest.approx(float(16 * (p * (p / q).log()).sum()), rel=1e-5)
+
+
+def test_embedding_losses_by_hand():
+    one, other = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    assert cosine(one, other) == pytest.approx(0.5)
+    assert mse(one, other) == pytest.approx(1.0)
+    assert similarity(one, other) == pytest.approx(0.5)
+
+
+def test_widths_that_differ_are_refused():
+    with pytest.raises(ValueError, match="expected equal widths, got 4 .* and 8"):
+        hidden((torch.zeros(1, 2, 4),), (torch.zeros(1, 2, 8),), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(("student", "teacher"), [(1, 1), (1, 7), (3, 7), (5, 7), (7, 7)])
+def test_the_layer_map_rises_from_first_to_last(student, teacher):
+    pairs = uniform(student, teacher)
+    assert len(pairs) == student
+    assert pairs[-1] == (student - 1, teacher - 1)
+    assert student == 1 or pairs[0] == (0, 0)
+    assert [there for _, there in pairs] == sorted({there for _, there in pairs})

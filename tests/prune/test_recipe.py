@@ -1,0 +1,107 @@
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import AutoConfig, BertModel, MixtralModel
+
+from hf_pe.data import load_examples
+from hf_pe.errors import UsageError
+from hf_pe.plans import Plan, Sketch
+from hf_pe.proof import difference, example_inputs, outputs_of
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import Embedding
+from tests.helpers import TEXTS, bert_config
+
+SKETCH = Sketch(config=bert_config(), model_class=BertModel)
+
+
+@pytest.fixture
+def work(bert_folder, tokenizer):
+    model = BertModel.from_pretrained(bert_folder).eval()
+    return model, Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "activation_weight"])
+def test_plan_then_apply_gives_the_outlined_sizes(work, criterion):
+    model, data = work
+    recipe = StructuredPruning(keep={"ffn": 0.5, "layers": 3}, criterion=criterion)
+    outline, sketch = recipe.outline(SKETCH)
+    plan = recipe.plan(model, data)
+    smaller = recipe.apply(model, plan, data)
+    assert (smaller.config.intermediate_size, smaller.config.num_hidden_layers) == (64, 3)
+    assert sketch.config.intermediate_size == 64
+    assert smaller.num_parameters() == outline.parameters == plan.parameters
+    assert [list(v) for v in plan.kept["layers"].values()] != [[]]
+    assert len(plan.kept["ffn"]) == 3
+    assert model.config.num_hidden_layers == 4
+
+
+def test_a_plan_is_applied_the_same_after_json(work):
+    model, data = work
+    recipe = StructuredPruning(keep={"ffn": 0.5})
+    plan = recipe.plan(model, data)
+    one = recipe.apply(model, plan, data)
+    other = recipe.apply(model, Plan.model_validate_json(plan.model_dump_json()), data)
+    inputs = example_inputs(model)
+    assert difference(outputs_of(one, inputs), outputs_of(other, inputs)) == 0
+
+
+def test_repair_brings_the_outputs_nearer(work):
+    model, data = work
+    batch = next(data.batches(data.train, 64))
+    gaps = {}
+    for repair in ("none", "least_squares"):
+        recipe = StructuredPruning(keep={"ffn": 0.5}, repair=repair)
+        smaller = recipe.apply(model, recipe.plan(model, data), data)
+        with torch.no_grad():
+            one, other = (Embedding().signals(m, batch)["embeddings"] for m in (model, smaller))
+        gaps[repair] = float((one - other).square().sum(1).mean())
+    assert gaps["least_squares"] < 0.7 * gaps["none"]
+
+
+def test_a_share_of_the_parameters_is_met_from_below(work):
+    recipe = StructuredPruning(parameters=0.7, multiple=8)
+    plan, _ = recipe.outline(SKETCH)
+    dense = BertModel(bert_config())
+    without = dense.num_parameters() - sum(m.weight.numel() for m in dense.modules() if isinstance(m, torch.nn.Embedding))
+    assert 0.6 * without < plan.parameters_without_embeddings <= 0.7 * without
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep": {"fnn": 0.5}}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
+        ({"keep": {"hidden": 0.5}}, "cannot be cut yet"),
+        ({"keep": {"layers": 9}}, "expected 1 to 4, got 9"),
+        ({"keep": {"ffn": 1.0}}, "nothing would be removed"),
+        ({"parameters": 0.05}, r"cannot be reached.*the least is \d+"),
+        ({"parameters": 0.5, "keep": {"ffn": 0.5}}, "fixes it too"),
+    ],
+)
+def test_targets_that_cannot_be_reached_say_what_can(fields, message):
+    with pytest.raises(UsageError, match=message):
+        StructuredPruning(**fields).outline(SKETCH)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, -1, "half", True])
+def test_amounts_out_of_range(value):
+    with pytest.raises(ValidationError, match="expected a share above 0 and up to 1.0"):
+        StructuredPruning(keep={"ffn": value})
+
+
+def test_nothing_to_do_is_refused():
+    with pytest.raises(ValidationError, match="needs 'keep'"):
+        StructuredPruning()
+
+
+def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
+    config = AutoConfig.for_model("mixtral")
+    with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
+        StructuredPruning(keep={"ffn": 0.5}).outline(Sketch(config=config, model_class=MixtralModel))
+
+
+def test_layers_that_hold_their_position_are_never_chosen():
+    config = AutoConfig.for_model("modernbert", num_hidden_layers=4, layer_types=None)
+    from transformers import ModernBertModel
+
+    plan, _ = StructuredPruning(keep={"layers": 1}).outline(Sketch(config=config, model_class=ModernBertModel))
+    assert plan.sizes[0].after == 1

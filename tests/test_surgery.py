@@ -1,0 +1,83 @@
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
+
+from hf_pe.anatomy import discover
+from hf_pe.proof import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.surgery import cut
+
+CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]
+
+
+def ffn_of(model):
+    return discover(model.config, type(model)).named("ffn")[0]
+
+
+def every_other(axis):
+    return {group: list(range(0, axis.size, 2)) for group in axis.groups}
+
+
+def test_the_given_model_is_left_alone():
+    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    axis = ffn_of(model)
+    smaller = cut(model, axis, every_other(axis))
+    assert smaller.config.intermediate_size == axis.size // 2
+    assert model.config.intermediate_size == axis.size
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", ["bert", "modernbert", "t5", "vit", "whisper", *CAUSAL])
+def test_a_cut_model_reloads_with_stock_classes_to_the_bit(model_type, tmp_path):
+    config = tiny(AutoConfig.for_model(model_type))
+    model = lively(AutoModel.from_config(config))
+    axis = ffn_of(model)
+    smaller = cut(model, axis, every_other(axis))
+    smaller.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert not [n for n, t in [*smaller.named_parameters(), *smaller.named_buffers()] if t.is_meta]
+    inputs = example_inputs(model)
+    assert difference(outputs_of(smaller, inputs), outputs_of(again, inputs)) == 0
+
+
+@pytest.mark.parametrize("model_type", CAUSAL)
+def test_ties_attention_kinds_generation_and_dtype_survive(model_type):
+    config = tiny(AutoConfig.for_model(model_type, tie_word_embeddings=True))
+    model = lively(AutoModelForCausalLM.from_config(config))
+    model.generation_config.max_new_tokens = 3
+    axis = ffn_of(model)
+    smaller = cut(model, axis, every_other(axis))
+    assert smaller.get_output_embeddings().weight is smaller.get_input_embeddings().weight
+    assert smaller.generation_config.max_new_tokens == 3
+    inputs = example_inputs(smaller)
+    assert smaller.generate(**inputs, do_sample=False).shape[1] > inputs["input_ids"].shape[1]
+    plain = outputs_of(smaller, inputs)
+    smaller.set_attn_implementation("eager")
+    assert difference(plain, outputs_of(smaller, inputs)) < 1e-5
+    half = cut(model.to(torch.bfloat16), axis, every_other(axis))
+    assert half.dtype == torch.bfloat16
+
+
+def test_depth_keeps_the_named_layers_in_order():
+    config = tiny(AutoConfig.for_model("bert", num_hidden_layers=5), depth=True)
+    model = lively(BertModel(config))
+    axis = discover(config, BertModel).named("layers")[0]
+    smaller = cut(model, axis, {"encoder.layer": [0, 3, 4]})
+    for new, old in enumerate([0, 3, 4]):
+        one, other = smaller.encoder.layer[new].state_dict(), model.encoder.layer[old].state_dict()
+        assert all(torch.equal(one[k], other[k]) for k in other)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ({"nowhere": [0]}, "the model has"),
+        ({"encoder.layer.0": [0, 1], "encoder.layer.1": [0]}, "same number"),
+        ({"encoder.layer.0": [1, 0], "encoder.layer.1": [0, 1]}, "must rise"),
+        ({"encoder.layer.0": [0, 99], "encoder.layer.1": [0, 1]}, "within 0"),
+    ],
+)
+def test_impossible_cuts_are_refused(kept, message):
+    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    with pytest.raises(ValueError, match=message):
+        cut(model, ffn_of(model), kept)
