@@ -1,7 +1,7 @@
 """Makes Hugging Face models smaller and faster, and says in measured numbers what was lost and gained.
 
-    result = hf_pe.compress(model, [StructuredPruning(...), Distillation(...)], data=...)
-    result.save("small/")
+result = hf_pe.compress(model, [StructuredPruning(...), Distillation(...)], data=...)
+result.save("small/")
 """
 
 from importlib import import_module
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover
-    from hf_pe.compress import Result as Result
-    from hf_pe.compress import compress as compress
     from hf_pe.data import DataConfig as DataConfig
     from hf_pe.distill import Distillation as Distillation
     from hf_pe.distill import DistillationTrainer as DistillationTrainer
     from hf_pe.errors import UsageError as UsageError
-    from hf_pe.measure import measure as measure
+    from hf_pe.pipeline import Result as Result
+    from hf_pe.pipeline import compress as compress
     from hf_pe.plans import Plan as Plan
     from hf_pe.proof import prove as prove
     from hf_pe.prune import StructuredPruning as StructuredPruning
@@ -29,13 +28,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "discover": "anatomy",
-    "Result": "compress",
-    "compress": "compress",
+    "Result": "pipeline",
+    "compress": "pipeline",
     "DataConfig": "data",
     "Distillation": "distill",
     "DistillationTrainer": "distill",
     "UsageError": "errors",
-    "measure": "measure",
     "Plan": "plans",
     "prove": "proof",
     "StructuredPruning": "prune",
@@ -56,5 +54,5 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'hf_pe' has no attribute '{name}'")
     found = getattr(import_module(f"hf_pe.{_HOME[name]}"), name)
-    globals()[name] = found  # a submodule of the same name (compress, measure) must not hide it
+    globals()[name] = found
     return found

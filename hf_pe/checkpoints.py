@@ -23,7 +23,13 @@ from hf_pe.proof import difference
 
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-SIDE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "LICENSE", "LICENSE.txt")
+SIDE_FILES = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+)
 SIDE_FOLDERS = ("1_Pooling", "2_Normalize", "2_Dense", "3_Normalize")
 
 
@@ -63,7 +69,11 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
     """
     path = _package_path(model) if model.startswith("package:") else Path(model).expanduser()
     spec = model if model.startswith("package:") or not path.exists() else None
-    flags: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle, "spec": spec}
+    flags: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code,
+        "allow_pickle": allow_pickle,
+        "spec": spec,
+    }
     if path.suffix == ".gguf" and path.is_file():
         return Source(name=path.stem, path=str(path.parent), gguf_file=path.name, **flags)
     if not path.is_dir():
@@ -121,8 +131,9 @@ def load_model(source: Source, model_class: type[PreTrainedModel], **options: An
     """
     dtype = torch.float32 if source.gguf_file else "auto"
     safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
+    loader: Any = model_class
     try:
-        model, info = model_class.from_pretrained(
+        model, info = loader.from_pretrained(
             source.path, dtype=dtype, output_loading_info=True, **source.options(), **safe, **options
         )
     except (OSError, ImportError) as error:
@@ -223,7 +234,11 @@ class Seen(Frozen):
 
 
 def open_in_fresh_process(
-    folder: Path, snippet: str, name: str, inputs: dict[str, torch.Tensor], expected: list[torch.Tensor] | None
+    folder: Path,
+    snippet: str,
+    name: str,
+    inputs: dict[str, torch.Tensor],
+    expected: list[torch.Tensor] | None,
 ) -> Seen:
     """Run `snippet` on `folder` in a process that never imports hf_pe, and one forward pass on `inputs`.
 
@@ -281,7 +296,9 @@ def check_free(target: Path, *, overwrite: bool) -> None:
     if target.is_file():
         raise UsageError(f"Output {target} is a file; expected a folder.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UsageError(f"Output folder {target} is not empty. Give another one, or --overwrite to replace it after success.")
+        raise UsageError(
+            f"Output folder {target} is not empty. Give another one, or --overwrite to replace it after success."
+        )
 
 
 def _package_path(model: str) -> Path:
@@ -309,9 +326,13 @@ def _only_gguf(path: Path) -> str | None:
 
 def _check_folder(path: Path, source: Source) -> None:
     if not (path / "config.json").is_file():
-        raise UsageError(f"Model folder {path} has no config.json; expected what save_pretrained writes, or a .gguf file.")
+        raise UsageError(
+            f"Model folder {path} has no config.json; expected what save_pretrained writes, or a .gguf file."
+        )
     names = [p.name for p in path.iterdir()]
-    pickled = [n for n in names if n.endswith(PICKLES) and not n.startswith(("training_args", "optimizer", "scheduler"))]
+    pickled = [
+        n for n in names if n.endswith(PICKLES) and not n.startswith(("training_args", "optimizer", "scheduler"))
+    ]
     if pickled and not any(n.endswith(WEIGHT_FILES) for n in names) and not source.allow_pickle:
         raise UsageError(
             f"{path} has its weights as pickle ({pickled[0]}), which can run code when loaded. Convert them to "
@@ -324,7 +345,7 @@ def _forget_gguf(config: PretrainedConfig) -> None:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        config.architectures = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__]
+        config.architectures = [class_for(config, "AutoModelForCausalLM").__name__]
 
 
 def _refuse_remote_code(source: Source) -> None:
@@ -336,7 +357,9 @@ def _refuse_remote_code(source: Source) -> None:
             "then allow it with trust_remote_code: true (--trust-remote-code)."
         )
     if not known:
-        raise UsageError(f"{source.name}: config.json has model_type '{found.get('model_type')}', which transformers does not know.")
+        raise UsageError(
+            f"{source.name}: config.json has model_type '{found.get('model_type')}', which transformers does not know."
+        )
 
 
 def _why(source: Source, error: Exception) -> str:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from hf_pe.errors import UsageError
@@ -47,7 +54,12 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         model_class = class_for(config)
         anatomy = discover(config, model_class)
         table = Table(title=f"{model_class.__name__} ({config.model_type}), {anatomy.parameters:,} parameters")
-        for column, side in (("axis", "left"), ("config field", "left"), ("size", "right"), ("parameters", "right")):
+        for column, side in (
+            ("axis", "left"),
+            ("config field", "left"),
+            ("size", "right"),
+            ("parameters", "right"),
+        ):
             table.add_column(column, justify=side)  # type: ignore[arg-type]
         table.add_column("cutting it")
         for axis in anatomy.axes:
@@ -62,7 +74,7 @@ def plan(file: Path, set_: Set = None) -> None:
     """Dry run: sizes after each stage, without loading weights."""
     with _messages():
         from hf_pe.checkpoints import class_for, load_config
-        from hf_pe.compress import find_task, fit_multiples, outline
+        from hf_pe.pipeline import find_task, fit_multiples, outline
         from hf_pe.plans import Sketch
         from hf_pe.recipe_file import read_recipe
 
@@ -73,7 +85,15 @@ def plan(file: Path, set_: Set = None) -> None:
         steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
         found = outline(sketch, steps, recipe.variants)
         table = Table(title=f"{source.name}: plan of {file.name}")
-        for column in ("stage", "parameters", "without embeddings", "weights, MB", "sizes", "how sure", "notes"):
+        for column in (
+            "stage",
+            "parameters",
+            "without embeddings",
+            "weights, MB",
+            "sizes",
+            "how sure",
+            "notes",
+        ):
             table.add_column(column, justify="right" if column[0] in "pw" else "left")
         rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
         for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
@@ -85,9 +105,13 @@ def plan(file: Path, set_: Set = None) -> None:
 def run(
     file: Path,
     set_: Set = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
+    ] = False,
 ) -> None:
     """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
     from hf_pe.checkpoints import check_free
@@ -109,7 +133,9 @@ def run(
         except OSError as error:
             if error.errno is None:
                 raise
-            err.print(f"[red]Stopped:[/] {error}. Finished stages are in {work}; go on with --resume. {_untouched(target)}")
+            err.print(
+                f"[red]Stopped:[/] {error}. Finished stages are in {work}; go on with --resume. {_untouched(target)}"
+            )
             raise typer.Exit(1) from None
         shutil.rmtree(work, ignore_errors=True)
 
@@ -129,8 +155,8 @@ def measure(
     """Measure any model: size, FLOPs, latency, peak memory, quality."""
     with _messages():
         from hf_pe.checkpoints import resolve
-        from hf_pe.compress import measure_source
         from hf_pe.data import DataConfig
+        from hf_pe.pipeline import measure_source
 
         source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         config = DataConfig(train=data, eval=data, text=text, text_pair=text_pair, label=label) if data else None
@@ -141,7 +167,10 @@ def measure(
             return
         table = Table("what", "measured", title=source.name)
         for key, value in found.model_dump(exclude={"latency", "quality"}).items():
-            table.add_row(key, "not measured" if value is None else f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(
+                key,
+                "not measured" if value is None else f"{value:,}" if isinstance(value, int) else str(value),
+            )
         for taken in found.latency:
             table.add_row(
                 f"latency, batch {taken.batch}, length {taken.length}, {taken.threads} threads",
@@ -171,11 +200,9 @@ def schema() -> None:
     print(json_schema(), end="")
 
 
-def _run(
-    recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite: bool, command: str
-) -> None:
-    from hf_pe.compress import compress
+def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite: bool, command: str) -> None:
     from hf_pe.hub.card import comparison
+    from hf_pe.pipeline import compress
 
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
@@ -253,7 +280,13 @@ def _progress() -> Iterator[None]:
         with listen(_lines(start)):
             yield
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
@@ -288,7 +321,11 @@ def _lines(start: float) -> Callable[[str, int, int], None]:
         begun.setdefault(what, now)
         if now - last[0] >= 10 and done:
             left = (now - begun[what]) / done * (total - done)
-            err.print(f"[{now - start:5.0f} s]   {what}: {done} of {total}, about {left:.0f} s left", highlight=False, markup=False)
+            err.print(
+                f"[{now - start:5.0f} s]   {what}: {done} of {total}, about {left:.0f} s left",
+                highlight=False,
+                markup=False,
+            )
             last[0] = now
 
     return show

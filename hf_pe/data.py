@@ -140,7 +140,9 @@ def _frame(path: Path, config: DataConfig) -> pd.DataFrame:
             return reader(path, config.encoding)
         lines = [line.strip() for line in path.read_text(config.encoding).splitlines() if line.strip()]
     except (ValueError, pd.errors.ParserError) as error:
-        raise UsageError(f"Data: {path} cannot be read as {path.suffix or 'text'} in {config.encoding}: {error}") from error
+        raise UsageError(
+            f"Data: {path} cannot be read as {path.suffix or 'text'} in {config.encoding}: {error}"
+        ) from error
     if not config.label_first:
         return pd.DataFrame({config.text: lines})
     pairs = [line.partition(" ") for line in lines]

@@ -59,9 +59,7 @@ class Proof:
     sabotage: float = float("nan")
 
 
-def prove(
-    config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
-) -> Proof:
+def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None) -> Proof:
     """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
     if axis.kind not in CUTTABLE:
         return Proof(axis.name, False, f"cutting '{axis.name}' is not supported yet; supported: {', '.join(CUTTABLE)}")
@@ -108,10 +106,13 @@ def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
         else:
             noise = 1 + 0.2 * noise
         parameter.data = noise.to(parameter)
-    return model.eval().float()
+    model.eval().float()
+    return model
 
 
-def example_inputs(model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
+def example_inputs(
+    model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Random inputs that fit `model`, read off its config and main input."""
     draw = torch.Generator().manual_seed(seed)
     config = model.config

@@ -9,10 +9,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_pe.checkpoints import Source, resolve
-from hf_pe.compress import check_order, fit_multiples
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
+from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.plans import Frozen
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen, Plan
 
-REPORT_FORMAT = 1
+REPORT_FORMAT: Literal[1] = 1
 
 
 class Latency(Frozen):

@@ -6,6 +6,7 @@ with the sliced weights, ties and rebuilds what is not stored. The given model i
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -29,7 +30,8 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     config = cut_config(model.config, axis, size, kept)
     state = _depth_state if axis.kind == "layers" else _width_state
     weights = state(model, config, axis, kept)
-    new, info = type(model).from_pretrained(
+    loader: Any = type(model)
+    new, info = loader.from_pretrained(
         None,
         config=config,
         state_dict=weights,
@@ -57,7 +59,8 @@ def _check(axis: Axis, kept: Kept) -> int:
     for group, units in kept.items():
         if list(units) != sorted(set(units)) or not units or units[0] < 0 or units[-1] >= axis.size:
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; got {list(units)[:8]}..."
+                f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; "
+                f"got {list(units)[:8]}..."
             )
     sizes = {len(units) for units in kept.values()}
     if len(sizes) != 1:
@@ -65,9 +68,7 @@ def _check(axis: Axis, kept: Kept) -> int:
     return sizes.pop()
 
 
-def _width_state(
-    model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept
-) -> dict[str, torch.Tensor]:
+def _width_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for slot in axis.slots:
         if slot.name in state:  # buffers that are not stored are rebuilt by the loading code
@@ -77,9 +78,7 @@ def _width_state(
     return state
 
 
-def _depth_state(
-    model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept
-) -> dict[str, torch.Tensor]:
+def _depth_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
     old, new = model.state_dict(), skeleton(config, type(model)).state_dict()
     return {name: _moved(old, name, kept) for name in new}
 

@@ -18,7 +18,7 @@ LEVELS = [
     {"measure", "provenance"},
     {"prune", "distill", "quantize"},
     {"hub"},
-    {"compress"},
+    {"pipeline"},
     {"recipe_file"},
     {"cli"},
 ]
@@ -64,3 +64,8 @@ def test_import_pulls_in_no_torch():
 def test_every_public_name_resolves():
     for name in hf_pe.__all__:
         assert getattr(hf_pe, name).__name__ == name
+
+
+def test_no_public_name_is_hidden_by_a_module():
+    modules = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")}
+    assert not modules & set(hf_pe.__all__)

@@ -5,7 +5,16 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
 
-from hf_pe.checkpoints import check_free, class_for, load_config, load_model, load_processor, replaced, resolve, save_model
+from hf_pe.checkpoints import (
+    check_free,
+    class_for,
+    load_config,
+    load_model,
+    load_processor,
+    replaced,
+    resolve,
+    save_model,
+)
 from hf_pe.errors import UsageError
 from tests.helpers import MINILM, needs_package
 
@@ -84,7 +93,7 @@ def test_a_head_without_weights_is_refused(bert_folder):
 
 def test_an_output_that_holds_something_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="not empty.*--overwrite"):
+    with pytest.raises(UsageError, match=r"not empty.*--overwrite"):
         check_free(tmp_path, overwrite=False)
     check_free(tmp_path, overwrite=True)
     check_free(tmp_path / "new", overwrite=False)

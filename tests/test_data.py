@@ -42,7 +42,9 @@ def test_formats(tmp_path, name, content):
 def test_text_lines_with_the_label_in_front(tmp_path):
     path = tmp_path / "stsa.train"
     path.write_bytes("1 a caf\xe9 scene\n0 dull\n".encode("latin-1"))
-    found = load_examples(DataConfig(train=str(path), eval=str(path), label="label", label_first=True, encoding="latin-1"))
+    found = load_examples(
+        DataConfig(train=str(path), eval=str(path), label="label", label_first=True, encoding="latin-1")
+    )
     assert found.train["text"] == ["a café scene", "dull"]
     assert found.train["label"] == ["1", "0"]
 
@@ -62,7 +64,9 @@ def test_builtin_prose_is_prose():
 
 
 def test_sentences_leave_code_and_tables_out():
-    text = "This is a first sentence of prose. And here is another one!\n\n>>> print(1)\n1\n\n==== ====\na b\n==== ====\n"
+    text = (
+        "This is a first sentence of prose. And here is another one!\n\n>>> print(1)\n1\n\n==== ====\na b\n==== ====\n"
+    )
     assert list(sentences(text)) == ["This is a first sentence of prose.", "And here is another one!"]
 
 
@@ -86,7 +90,9 @@ def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
         load_examples(DataConfig(train=path, text="sentense"))
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("text\n\n", "no usable row"), ("text\n  \n", "no usable row")])
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ("text\n\n", "no usable row"), ("text\n  \n", "no usable row")]
+)
 def test_files_without_rows(tmp_path, content, message):
     with pytest.raises(UsageError, match=message):
         load_examples(DataConfig(train=write(tmp_path / "a.csv", content)))

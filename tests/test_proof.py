@@ -6,7 +6,20 @@ from hf_pe import proof as proof_module
 from hf_pe.anatomy import Layout, discover
 from hf_pe.proof import EFFECT, TOLERANCE, example_inputs, lively, outputs_of, prove, removable_layers, tiny
 
-TYPES = ["bert", "roberta", "distilbert", "mpnet", "modernbert", "llama", "qwen3", "gemma3_text", "gpt2", "t5", "vit", "whisper"]
+TYPES = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "mpnet",
+    "modernbert",
+    "llama",
+    "qwen3",
+    "gemma3_text",
+    "gpt2",
+    "t5",
+    "vit",
+    "whisper",
+]
 
 
 @pytest.mark.parametrize("model_type", TYPES)
@@ -29,7 +42,8 @@ def test_a_wrong_layout_is_refused():
     model = lively(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("ffn")[0]
     slots = tuple(
-        s if s.layout.count == 1 else s.__class__(s.name, s.dim, s.group, s.consumes, Layout("blocks", 2)) for s in axis.slots
+        s if s.layout.count == 1 else s.__class__(s.name, s.dim, s.group, s.consumes, Layout("blocks", 2))
+        for s in axis.slots
     )
     wrong = axis.__class__(axis.name, axis.config_field, axis.size, slots)
     kept = {g: list(range(0, axis.size, 2)) for g in axis.groups}
@@ -41,7 +55,8 @@ def test_a_cut_that_forgets_a_slot_is_refused():
     model = lively(BertModel(config))
     axis = discover(config, BertModel).named("ffn")[0]
     shifted = tuple(
-        s.__class__(s.name, s.dim, s.group, s.consumes, Layout("chunks", 1)) if not s.consumes else s for s in axis.slots
+        s.__class__(s.name, s.dim, s.group, s.consumes, Layout("chunks", 1)) if not s.consumes else s
+        for s in axis.slots
     )
     assert proof_module._compare(model, axis, proof_module._pattern(axis, model)).holds
     assert shifted != axis.slots

@@ -73,7 +73,8 @@ def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Pr
     """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
     with torch.device("meta"):
         model: PreTrainedModel = model_class(copy.deepcopy(config))
-    return model.eval()
+    model.eval()
+    return model
 
 
 def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | None = None) -> PretrainedConfig:
@@ -164,7 +165,13 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
         gone = before.keys() ^ after.keys()
         return [Slot(key, None, _stack(key)) for key in before if _stack(key) in {_stack(k) for k in gone} - {""}]
     return [
-        Slot(key, dim, _block(key), _consumes(base, key, dim), _layout(shape[dim], size, after[key][dim], probe, name))
+        Slot(
+            key,
+            dim,
+            _block(key),
+            _consumes(base, key, dim),
+            _layout(shape[dim], size, after[key][dim], probe, name),
+        )
         for key, shape in before.items()
         if key in after and len(shape) == len(after[key])
         for dim in range(len(shape))

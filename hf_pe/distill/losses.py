@@ -37,7 +37,7 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared distance per embedding [batch, width], mean over the batch (Reimers & Gurevych 2020, arXiv:2004.09813)."""
+    """Squared distance of embeddings [batch, width], mean over the batch (Reimers & Gurevych 2020, arXiv:2004.09813)."""
     return (student.float() - teacher.float()).square().sum(-1).mean()
 
 
@@ -50,9 +50,7 @@ def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (one @ one.T - other @ other.T).square().mean()
 
 
-def hidden(
-    student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor
-) -> torch.Tensor:
+def hidden(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor) -> torch.Tensor:
     """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, layers by `uniform`.
 
     TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8) without projection, scaled per layer.

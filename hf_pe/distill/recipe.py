@@ -79,7 +79,9 @@ class Distillation(Frozen):
         for name in self.losses:
             if LOSSES[name].needs not in given:
                 allowed = ", ".join(n for n, loss in LOSSES.items() if loss.needs in given)
-                raise UsageError(f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}.")
+                raise UsageError(
+                    f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}."
+                )
         chosen = self.model_copy(update={"losses": self._weights(given)})
         return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
 

@@ -21,7 +21,13 @@ class DistillationTrainer(Trainer):
     """
 
     def __init__(
-        self, *, teacher: PreTrainedModel, task: Task, weights: dict[str, float], temperature: float, **kwargs: Any
+        self,
+        *,
+        teacher: PreTrainedModel,
+        task: Task,
+        weights: dict[str, float],
+        temperature: float,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
@@ -30,7 +36,11 @@ class DistillationTrainer(Trainer):
         self.terms: dict[str, float] = {}
 
     def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Weighted sum over the losses; the terms of the last batch are kept for the log."""
         student = self.task.signals(model, inputs, hidden=self.hidden)

@@ -1,5 +1,6 @@
 """The model card: a pure function of a report. It can be made again at any time, without the model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def write_card(report: Report, folder: Path) -> None:
     (folder / "README.md").write_text(render_card(report, pictures), "utf-8")
 
 
-def render_card(report: Report, pictures: list[tuple[str, str]] = ()) -> str:  # type: ignore[assignment]
+def render_card(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
     """Return the card's text: Hub metadata, then the body."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hf_pe.hub", "."),
@@ -77,7 +78,12 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
     one, two = report.before, report.after
     rows = [
         _row("Parameters", one.parameters, two.parameters, "{:,}"),
-        _row("Parameters without embeddings", one.parameters_without_embeddings, two.parameters_without_embeddings, "{:,}"),
+        _row(
+            "Parameters without embeddings",
+            one.parameters_without_embeddings,
+            two.parameters_without_embeddings,
+            "{:,}",
+        ),
         _row("Weights on disk, MB", _mega(one.disk_bytes), _mega(two.disk_bytes), "{:,.1f}"),
         _row(f"GFLOPs ({two.flops_setting})", _giga(one.flops), _giga(two.flops), "{:,.2f}"),
     ]
@@ -86,7 +92,14 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
         rows.append(_row(f"Latency p50, ms ({setting})", before.p50_ms, after.p50_ms, "{:,.1f}"))
         rows.append(_row(f"Latency p90, ms ({setting})", before.p90_ms, after.p90_ms, "{:,.1f}"))
         rows.append(_row(f"Examples per second ({setting})", before.throughput, after.throughput, "{:,.0f}"))
-    rows.append(_row("Peak memory, MB (load and one pass)", _mega(one.peak_memory_bytes), _mega(two.peak_memory_bytes), "{:,.0f}"))
+    rows.append(
+        _row(
+            "Peak memory, MB (load and one pass)",
+            _mega(one.peak_memory_bytes),
+            _mega(two.peak_memory_bytes),
+            "{:,.0f}",
+        )
+    )
     rows += [_row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}") for name in two.quality or one.quality]
     if not (two.quality or one.quality):
         rows.append(_row(report.metric, None, None, "{}"))
@@ -124,7 +137,9 @@ def _gains(report: Report) -> str:
     if one.disk_bytes and two.disk_bytes:
         parts.append(f"{two.disk_bytes / one.disk_bytes:.0%} of the bytes on disk")
     if one.latency and two.latency:
-        parts.append(f"{two.latency[0].p50_ms / one.latency[0].p50_ms:.0%} of the latency at batch {two.latency[0].batch}")
+        parts.append(
+            f"{two.latency[0].p50_ms / one.latency[0].p50_ms:.0%} of the latency at batch {two.latency[0].batch}"
+        )
     sentence = "With " + ", ".join(parts)
     before, after = one.quality.get(report.metric), two.quality.get(report.metric)
     if before is None or after is None:
@@ -138,13 +153,14 @@ def _not_gained(report: Report) -> list[str]:
     found = []
     for before, after in zip(one.latency, two.latency, strict=True):
         if after.p50_ms >= before.p50_ms * 0.98:
-            found.append(f"It is not faster at {_setting(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after.")
+            found.append(
+                f"It is not faster at {_setting(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after."
+            )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         found.append("Loading and one pass need no less memory than the original.")
-    for name in sorted(one.quality.keys() & two.quality.keys()):
-        if _worse(report, one, two, name):
-            found.append(f"{name} fell from {one.quality[name]:.4f} to {two.quality[name]:.4f}.".replace("fell", "went"))
-    return found
+    shared = sorted(one.quality.keys() & two.quality.keys())
+    worse = [name for name in shared if _worse(report, one, two, name)]
+    return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
 
 
 def _worse(report: Report, one: Measurement, two: Measurement, name: str) -> bool:

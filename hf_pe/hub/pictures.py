@@ -65,7 +65,12 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
             if kind == "layers":
                 continue
             count, units = layers.get(tower, (0, []))
-            found[change.axis] = (change.before, [change.after if i in units else 0 for i in range(count)] or [change.after])
+            found[change.axis] = (
+                change.before,
+                [change.after if i in units else 0 for i in range(count)] or [change.after],
+            )
         if layers and len(depth) == len(stage.plan.sizes):
-            found |= {name: (1, [int(i in u) for i in range(n)]) for name, (n, u) in zip(depth, layers.values(), strict=True)}
+            found |= {
+                name: (1, [int(i in u) for i in range(n)]) for name, (n, u) in zip(depth, layers.values(), strict=True)
+            }
     return found

@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.measure.flops import flops as flops
 from hf_pe.measure.latency import latency as latency
+from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
 from hf_pe.measure.quality import quality as quality
@@ -32,7 +33,7 @@ def measure(
 
     Bytes on disk and peak memory belong to a folder and are added when one is saved.
     """
-    length = min(length, *(_longest(m, length) for m in models.values()))
+    length = min(longest(model, length) for model in models.values())
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
         for name, found in latency(models, batch=batch, length=length).items():
@@ -49,8 +50,3 @@ def measure(
         )
         for name, model in models.items()
     }
-
-
-def _longest(model: PreTrainedModel, length: int) -> int:
-    """Tokens that fit the model's positions."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or length)

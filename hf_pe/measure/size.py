@@ -26,12 +26,12 @@ def parameters(model: PreTrainedModel) -> Parameters:
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of all parameters and stored buffers in memory, quantization scales included."""
-    return int(model.get_memory_footprint(return_buffers=False)) + sum(
-        _scale_bytes(p.quant_state) for p in model.parameters() if getattr(p, "quant_state", None) is not None
-    )
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    scales = sum(_scale_bytes(state) for state in states if state is not None)
+    return int(model.get_memory_footprint(return_buffers=False)) + scales
 
 
-def sketch_size(sketch: Sketch) -> dict[str, int]:
+def sketch_size(sketch: Sketch) -> dict[str, Any]:
     """The sizes a Plan states, from the config alone."""
     model = skeleton(sketch.config, sketch.model_class)
     counted = parameters(model)

@@ -51,7 +51,9 @@ def _axes(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
     found = anatomy.named(name)
     known = [axis.name for axis in anatomy.axes]
     if not found:
-        raise UsageError(f"prune.keep: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}")
+        raise UsageError(
+            f"prune.keep: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}"
+        )
     if found[0].kind not in CUTTABLE:
         raise UsageError(f"prune.keep: axis '{name}' cannot be cut yet; expected one of {', '.join(CUTTABLE)}.")
     return found
@@ -60,7 +62,9 @@ def _axes(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
 def _units(axis: Axis, value: float, multiple: int) -> int:
     count = value if isinstance(value, int) else max(round(axis.size * value), 1)
     if not 1 <= count <= axis.size:
-        raise UsageError(f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}.")
+        raise UsageError(
+            f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}."
+        )
     return int(count) if axis.kind == "layers" else _rounded(count, axis.size, multiple)
 
 

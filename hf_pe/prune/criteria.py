@@ -41,7 +41,8 @@ def activation_weight(evidence: Evidence) -> torch.Tensor:
     The structured form of |W| * ||X|| (Sun et al. 2024, arXiv:2306.11695, eq. 1).
     """
     assert evidence.second_moment is not None, "activation_weight needs calibration data"
-    return evidence.second_moment.float().sqrt() * evidence.consumer.float().norm(dim=0)
+    reading: torch.Tensor = torch.linalg.vector_norm(evidence.consumer.float(), dim=0)
+    return evidence.second_moment.float().sqrt() * reading
 
 
 CRITERIA = {

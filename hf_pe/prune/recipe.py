@@ -19,7 +19,6 @@ from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
 
 
-
 def _amount(value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or value <= 0 or (isinstance(value, float) and value > 1):
@@ -43,12 +42,17 @@ class StructuredPruning(Frozen):
         default_factory=dict, description="axis to what remains: a number of units (int) or a share (float)"
     )
     parameters: float | None = Field(
-        None, gt=0, le=1, description="share of the parameters outside embeddings that may remain; FFN width follows"
+        None,
+        gt=0,
+        le=1,
+        description="share of the parameters outside embeddings that may remain; FFN width follows",
     )
     criterion: Literal["magnitude", "activation_weight"] = "activation_weight"
     repair: Literal["least_squares", "none"] = "least_squares"
     ridge: float = Field(0.01, gt=0, description="of the least squares, relative to the mean diagonal")
-    multiple: int | None = Field(None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization")
+    multiple: int | None = Field(
+        None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
+    )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StructuredPruning":
@@ -74,7 +78,10 @@ class StructuredPruning(Frozen):
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in target.items()),
             exact=True,
             notes=("which units are kept is decided from weights and data",),
-            references=(criterion.reference, *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else [])),
+            references=(
+                criterion.reference,
+                *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else []),
+            ),
             **sketch_size(after),
         )
         return plan, after
@@ -103,17 +110,13 @@ class StructuredPruning(Frozen):
             model = smaller
         return model
 
-    def _choose_layers(
-        self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData
-    ) -> dict[str, list[int]]:
+    def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         influence = block_influence(model, axis, data)
         free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
         gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
         return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
-    def _choose_units(
-        self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData
-    ) -> dict[str, list[int]]:
+    def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         criterion = CRITERIA[self.criterion]
         moments = consumer_moments(model, axis, data) if criterion.needs_data else {}
         kept = {}
@@ -135,8 +138,8 @@ def _require_proof(sketch: Sketch, axis: Axis, kept: dict[str, list[int]] | None
     proof = prove(sketch.config, sketch.model_class, axis, kept)
     if not proof.holds:
         raise UsageError(
-            f"Cutting '{axis.name}' of {sketch.model_class.__name__} could not be proved and is refused: {proof.reason}. "
-            f"See `hf-pe inspect` for the axes that can be cut."
+            f"Cutting '{axis.name}' of {sketch.model_class.__name__} could not be proved and is refused: "
+            f"{proof.reason}. See `hf-pe inspect` for the axes that can be cut."
         )
 
 
@@ -157,7 +160,8 @@ def _evidence(model: PreTrainedModel, axis: Axis, group: str, moments: dict[str,
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     consumer = next(slot for slot in slots if slot.consumes)
     weights = [
-        state[s.name].movedim(s.dim or 0, 0).reshape(*_unit_first(s.layout.kind, s.layout.count, axis.size)) for s in slots
+        state[s.name].movedim(s.dim or 0, 0).reshape(*_unit_first(s.layout.kind, s.layout.count, axis.size))
+        for s in slots
     ]
     weights = [w.movedim(1, 0) if s.layout.kind == "chunks" else w for w, s in zip(weights, slots, strict=True)]
     seen = moments.get(consumer.name)
@@ -185,14 +189,16 @@ def _repair_(
         if not slot.consumes:
             continue
         name = slot.name.rpartition(".")[0]
-        full, short = model.get_submodule(name), smaller.get_submodule(name)
+        full: Any = model.get_submodule(name)
+        short: Any = smaller.get_submodule(name)
+        dim = slot.dim or 0
         weight, bias = least_squares(
-            full.weight.data.movedim(slot.dim or 0, 1),  # type: ignore[union-attr,operator]
-            None if full.bias is None else full.bias.data,  # type: ignore[union-attr]
+            full.weight.data.movedim(dim, 1),
+            None if full.bias is None else full.bias.data,
             moments[slot.name],
             torch.as_tensor(kept[slot.group]),
             ridge,
         )
-        short.weight.data = weight.movedim(1, slot.dim or 0).contiguous().to(short.weight.data)  # type: ignore[union-attr,operator]
+        short.weight.data = weight.movedim(1, dim).contiguous().to(short.weight.data)
         if bias is not None:
-            short.bias.data = bias.to(short.bias.data)  # type: ignore[union-attr]
+            short.bias.data = bias.to(short.bias.data)

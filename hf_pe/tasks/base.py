@@ -1,6 +1,6 @@
 """What a task must answer, and the bundle that stages work with."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,16 +17,30 @@ Batch = dict[str, torch.Tensor]
 class Task(Protocol):
     """One kind of work: how examples become batches, what is measured, what a teacher gives."""
 
-    name: str
-    auto_class: str
-    pipeline_tag: str
-    metric: str
-    higher_is_better: bool
+    @property
+    def name(self) -> str:
+        """As recipe files call it."""
+
+    @property
+    def auto_class(self) -> str:
+        """The class of transformers that loads its models."""
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The Hub's word for it."""
+
+    @property
+    def metric(self) -> str:
+        """The metric that matters most; a key of what `evaluate` gives."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Of that metric."""
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> "TaskData":
         """Tokenize; raises UsageError where the examples do not fit the task or the model."""
 
-    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, torch.Tensor]:
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """What a teacher gives and a student must match.
 
         Returns some of `logits` [batch, ..., classes], `embeddings` [batch, width], `loss` (task loss, scalar),
@@ -48,7 +62,7 @@ class TaskData:
     processor: Any
     train: datasets.Dataset
     eval: datasets.Dataset
-    collate: Callable[[list[Mapping[str, Any]]], Batch]
+    collate: Callable[[list[dict[str, Any]]], Batch]
     examples: Examples
     teacher: PreTrainedModel | None = None
 

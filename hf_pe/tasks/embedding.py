@@ -54,10 +54,7 @@ class Embedding:
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         mask = batch["attention_mask"]
         last = out.last_hidden_state
-        if self.pooling == "cls":
-            pooled = last[:, 0]
-        else:
-            pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        pooled = last[:, 0] if self.pooling == "cls" else (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         found = {"embeddings": torch.nn.functional.normalize(pooled, dim=-1), "mask": mask}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
@@ -94,11 +91,7 @@ class Embedding:
             return {"spearman": _spearman((found[:half] * found[half:]).sum(1), gold)}
         teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
         left, right = _pairs(len(found), options.seed)
-        return {
-            "spearman": _spearman(
-                (found[left] * found[right]).sum(1), (teacher[left] * teacher[right]).sum(1)
-            )
-        }
+        return {"spearman": _spearman((found[left] * found[right]).sum(1), (teacher[left] * teacher[right]).sum(1))}
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

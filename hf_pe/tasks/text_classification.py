@@ -65,12 +65,14 @@ class TextClassification:
 
 def _numbers(labels: Any, config: PretrainedConfig) -> list[int]:
     names = {str(name): number for name, number in (config.label2id or {}).items()}
-    numbers = {str(number): number for number in range(config.num_labels)}
-    found = []
+    numbers = {str(number): number for number in range(config.num_labels or 0)}
+    found: list[int] = []
     for label in labels:
         text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
         number = names.get(text, numbers.get(text))
         if number is None:
-            raise UsageError(f"Data: label '{text}' is none of the model's: {', '.join(names)} (or 0..{len(numbers) - 1}).")
-        found.append(number)
+            raise UsageError(
+                f"Data: label '{text}' is none of the model's: {', '.join(names)} (or 0..{len(numbers) - 1})."
+            )
+        found.append(int(number))
     return found

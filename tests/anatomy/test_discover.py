@@ -12,7 +12,7 @@ def anatomy_of(model_type):
 
 
 def test_bert_axes_and_sizes():
-    found, config = anatomy_of("bert")
+    found, _config = anatomy_of("bert")
     sizes = {axis.name: axis.size for axis in found.axes}
     assert sizes == {"vocabulary": 99, "hidden": 32, "layers": 12, "heads": 4, "ffn": 24}
     ffn = found.named("ffn")[0]
@@ -25,7 +25,10 @@ def test_bert_axes_and_sizes():
     assert ffn.parameters == 12 * (24 * 32 * 2 + 24)
 
 
-@pytest.mark.parametrize(("model_type", "native"), [("bert", False), ("gpt2", False), ("mpnet", False), ("qwen3", True), ("t5", True)])
+@pytest.mark.parametrize(
+    ("model_type", "native"),
+    [("bert", False), ("gpt2", False), ("mpnet", False), ("qwen3", True), ("t5", True)],
+)
 def test_heads_are_native_only_where_a_weight_follows_the_field(model_type, native):
     heads = anatomy_of(model_type)[0].named("heads")
     assert heads

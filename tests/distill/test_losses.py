@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_pe.distill.losses import LOSSES, cosine, hidden, kl, mse, similarity
 from hf_pe.distill.layer_map import uniform
+from hf_pe.distill.losses import LOSSES, cosine, hidden, kl, mse, similarity
 
 DISTILLATION = [name for name in LOSSES if name != "task"]
 
@@ -24,7 +24,7 @@ def signals(seed, tokens=5):
 @pytest.mark.parametrize("name", DISTILLATION)
 def test_zero_when_equal_and_positive_when_not(name):
     compute = LOSSES[name].compute
-    assert compute(signals(0), signals(0), 2.0) == pytest.approx(0, abs=1e-6)
+    assert compute(signals(0), signals(0), 2.0).item() == pytest.approx(0, abs=1e-6)
     for seed in range(1, 6):
         assert compute(signals(seed), signals(0), 2.0) > 1e-4
 
@@ -53,7 +53,7 @@ def test_padding_has_no_say(name):
 def test_kl_is_the_textbook_formula():
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.5]])
     p, q = (torch.softmax(x / 4, -1) for x in (teacher, student))
-    assert kl(student, teacher, None, 4.0) == pytest.approx(float(16 * (p * (p / q).log()).sum()), rel=1e-5)
+    assert float(kl(student, teacher, None, 4.0)) == pytest.approx(float(16 * (p * (p / q).log()).sum()), rel=1e-4)
 
 
 def test_embedding_losses_by_hand():
@@ -64,7 +64,7 @@ def test_embedding_losses_by_hand():
 
 
 def test_widths_that_differ_are_refused():
-    with pytest.raises(ValueError, match="expected equal widths, got 4 .* and 8"):
+    with pytest.raises(ValueError, match=r"expected equal widths, got 4 .* and 8"):
         hidden((torch.zeros(1, 2, 4),), (torch.zeros(1, 2, 8),), torch.ones(1, 2))
 
 

@@ -62,7 +62,9 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
     recipe = StructuredPruning(parameters=0.7, multiple=8)
     plan, _ = recipe.outline(SKETCH)
     dense = BertModel(bert_config())
-    without = dense.num_parameters() - sum(m.weight.numel() for m in dense.modules() if isinstance(m, torch.nn.Embedding))
+    without = dense.num_parameters() - sum(
+        m.weight.numel() for m in dense.modules() if isinstance(m, torch.nn.Embedding)
+    )
     assert 0.6 * without < plan.parameters_without_embeddings <= 0.7 * without
 
 
@@ -84,7 +86,7 @@ def test_targets_that_cannot_be_reached_say_what_can(fields, message):
 
 @pytest.mark.parametrize("value", [0, 1.5, -1, "half", True])
 def test_amounts_out_of_range(value):
-    with pytest.raises(ValidationError, match="expected a share above 0 and up to 1.0"):
+    with pytest.raises(ValidationError, match=r"expected a share above 0 and up to 1\.0"):
         StructuredPruning(keep={"ffn": value})
 
 

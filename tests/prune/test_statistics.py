@@ -23,7 +23,10 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
     hook = model.encoder.layer[1].output.dense.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     with torch.no_grad():
         for row in data.calibration:  # one by one: nothing is padded
-            model(input_ids=torch.tensor([row["input_ids"]]), attention_mask=torch.tensor([row["attention_mask"]]))
+            model(
+                input_ids=torch.tensor([row["input_ids"]]),
+                attention_mask=torch.tensor([row["attention_mask"]]),
+            )
     hook.remove()
     rows = torch.cat([s[0] for s in seen])
     moments = found["encoder.layer.1.output.dense.weight"]

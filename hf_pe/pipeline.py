@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import yaml
@@ -30,7 +30,7 @@ from hf_pe.report import Measurement, Reload, Report, StageReport, read_report
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
 AnyRecipe = StructuredPruning | Distillation | BitsAndBytesQuantization
-Data = DataConfig | str | Sequence[str] | datasets.Dataset
+Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 
 MAIN = "main"
 """Folder of the unquantized result where there are variants."""
@@ -81,7 +81,9 @@ class Result:
         checkpoints.save_model(self.model, self.processor, folder, self.source)
         seen, snippet = reopened(folder, name, self.model, self.auto_class, self.processor)
         if seen.parameters != self.report.after.parameters:
-            raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {self.report.after.parameters} were saved.")
+            raise RuntimeError(
+                f"{name} reloads with {seen.parameters} parameters, {self.report.after.parameters} were saved."
+            )
         if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
             raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
         after = self.report.after.model_copy(
@@ -175,7 +177,9 @@ def compress(
         "task": the_task.name,
         "pipeline_tag": the_task.pipeline_tag,
         "metric": the_task.metric if evaluate is None else next(iter(before.quality), the_task.metric),
-        "metric_description": the_task.describe(examples) if evaluate is None else "Quality by the user's own function.",
+        "metric_description": the_task.describe(examples)
+        if evaluate is None
+        else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
         "base": provenance.base_facts(source, original, base_model, license),
         "before": before,
@@ -206,7 +210,10 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     config = checkpoints.load_config(source)
     if task is None and data is None:
         auto_class, model_class, ready = "AutoModel", checkpoints.class_for(config), None
-        auto_class = next((t.auto_class for t in (task_named(n) for n in TASKS) if _is_class(config, t, model_class)), auto_class)
+        auto_class = next(
+            (t.auto_class for t in (task_named(n) for n in TASKS) if _is_class(config, t, model_class)),
+            auto_class,
+        )
     else:
         the_task = find_task(task, source, config)
         auto_class, model_class = the_task.auto_class, checkpoints.class_for(config, the_task.auto_class)
@@ -218,9 +225,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         return _with_folder_facts(found, model, None, Path(folder, "model"), auto_class)
 
 
-def outline(
-    sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, BitsAndBytesQuantization]
-) -> Outline:
+def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, BitsAndBytesQuantization]) -> Outline:
     """The dry run: sizes after every stage, without weights.
 
     Raises:
@@ -245,9 +250,13 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
     packed = 0
     for number, step in enumerate(recipes, 1):
         if packed and step.recipe == "quantize":
-            raise UsageError(f"Recipe steps {packed} and {number} both quantize: packed weights cannot be packed again. Keep one.")
+            raise UsageError(
+                f"Recipe steps {packed} and {number} both quantize: packed weights cannot be packed again. Keep one."
+            )
         if packed:
-            reason = {"prune": "a packed model cannot be cut", "distil": "packed weights cannot be trained"}[step.recipe]
+            reason = {"prune": "a packed model cannot be cut", "distil": "packed weights cannot be trained"}[
+                step.recipe
+            ]
             raise UsageError(
                 f"Recipe step {packed} (quantize) comes before step {number} ({step.recipe}): {reason}. "
                 f"Put {step.recipe} first."
@@ -277,7 +286,11 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
         return task
     if task is None:
         named = (config.architectures or [""])[0]
-        endings = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "text_classification"}
+        endings = {
+            "ForCausalLM": "causal_lm",
+            "LMHeadModel": "causal_lm",
+            "ForSequenceClassification": "text_classification",
+        }
         task = next((t for ending, t in endings.items() if named.endswith(ending)), "embedding" if pooling else None)
         if task is None:
             raise UsageError(f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}.")
@@ -307,7 +320,9 @@ def recipe_of(
         "task": task.name,
         "data": told,
         "recipes": [r.model_dump(mode="json", exclude_unset=True) | {"recipe": r.recipe} for r in recipes],
-        "variants": {n: v.model_dump(mode="json", exclude_unset=True) | {"recipe": v.recipe} for n, v in variants.items()},
+        "variants": {
+            n: v.model_dump(mode="json", exclude_unset=True) | {"recipe": v.recipe} for n, v in variants.items()
+        },
         "seed": seed,
     }
     return {key: value for key, value in found.items() if value not in (None, {})}
@@ -369,7 +384,8 @@ class _Run:
         found = Finished.model_validate_json(note.read_text("utf-8"))
         if found.identity != self.identity:
             raise UsageError(
-                f"--resume: {place.parent} was begun with another recipe or other data. Run without --resume to begin anew."
+                f"--resume: {place.parent} was begun with another recipe or other data. "
+                "Run without --resume to begin anew."
             )
         return found
 
@@ -409,7 +425,10 @@ def _source(model: str | Source | PreTrainedModel, processor: Any) -> Source:
     if processor is None:
         raise UsageError("processor: a loaded model needs its tokenizer: compress(model, ..., processor=tokenizer).")
     named = model.config._name_or_path
-    return Source(name=named if "/" in named and not Path(named).exists() else Path(named or type(model).__name__).name, path=named)
+    return Source(
+        name=named if "/" in named and not Path(named).exists() else Path(named or type(model).__name__).name,
+        path=named,
+    )
 
 
 def _identity(recipe: Mapping[str, Any], examples: Examples) -> str:

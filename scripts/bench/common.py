@@ -1,0 +1,92 @@
+"""What the benchmark scripts share: rows with their setting, and the page made from all of them.
+
+`python scripts/bench/common.py` remakes docs/benchmarks.md.
+"""
+
+import datetime
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_pe.provenance import machine, versions
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT.parent / "shared"
+FOLDER = ROOT / "docs" / "benchmarks"
+
+
+def row(id: str, value: float, goal: float, better: str, unit: str, setting: str, **more: Any) -> dict[str, Any]:
+    """One figure; `more` may hold peers and interval."""
+    return {
+        "id": id,
+        "value": value,
+        "goal": goal,
+        "better": better,
+        "unit": unit,
+        "peers": more.get("peers", {}),
+        "interval": more.get("interval"),
+        "setting": setting,
+        "command": f"python scripts/bench/{Path(sys.argv[0]).name}",
+        "machine": machine(),
+        "versions": versions(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write docs/benchmarks/NAME.json and remake the page."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
+    for each in rows:
+        print(f"{each['id']}: {each['value']:.4g} {each['unit']} (goal {each['goal']}, {each['better']} is better)")
+
+
+def met(each: dict[str, Any]) -> bool:
+    """Whether the goal is reached."""
+    return bool(each["value"] >= each["goal"] if each["better"] == "higher" else each["value"] <= each["goal"])
+
+
+def page() -> str:
+    """The text of docs/benchmarks.md: every committed figure, the missed ones too."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made from `docs/benchmarks/*.json` by `python scripts/bench/common.py`; each figure by the command beside it.",
+        "",
+    ]
+    for file in sorted(FOLDER.glob("*.json")):
+        lines += [
+            f"## {file.stem}",
+            "",
+            "| id | value | goal | | 95 % interval | peers | setting |",
+            "| --- | ---: | ---: | --- | --- | --- | --- |",
+        ]
+        rows = json.loads(file.read_text("utf-8"))
+        for r in rows:
+            sign = ">=" if r["better"] == "higher" else "<="
+            interval = "" if r["interval"] is None else f"{r['interval'][0]:.4g} to {r['interval'][1]:.4g}"
+            peers = ", ".join(f"{name} {value:.4g}" for name, value in r["peers"].items())
+            verdict = "met" if met(r) else "**missed**"
+            lines.append(
+                f"| `{r['id']}` | {r['value']:.4g} {r['unit']} | {sign} {r['goal']} | {verdict} "
+                f"| {interval} | {peers} | {r['setting']} |"
+            )
+        told = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
+        lines += ["", f"`{rows[0]['command']}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
+    return "\n".join(lines)
+
+
+def bootstrap(statistic: Callable[[Any], float], count: int, rounds: int = 1000, seed: int = 0) -> list[float]:
+    """95 % interval of `statistic(indices)` over resampled examples."""
+    draw = np.random.default_rng(seed)
+    values = [statistic(draw.integers(0, count, count)) for _ in range(rounds)]
+    return [float(v) for v in np.quantile(values, [0.025, 0.975])]
+
+
+if __name__ == "__main__":
+    (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")

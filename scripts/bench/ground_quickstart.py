@@ -1,0 +1,142 @@
+"""The quickstart's figures: time of the whole command in a fresh clone, sizes, speed, quality, and its controls.
+
+Needs ../shared/data/sts-b beside the checkout. Takes about 15 minutes on two cores.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from common import ROOT, SHARED, bootstrap, row, write
+from scipy.stats import spearmanr
+from transformers import AutoModel, PreTrainedModel
+
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.recipe_file import read_recipe
+from hf_pe.report import Report, read_report
+from hf_pe.tasks import Embedding, TaskData
+from hf_pe.tasks.embedding import _pairs
+
+
+def fresh_run(folder: Path) -> float:
+    """Clone what is committed and run the README's first command; seconds, installation included."""
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    start = time.perf_counter()
+    env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    subprocess.run(["./scripts/quickstart"], cwd=folder, check=True, env=env)
+    return time.perf_counter() - start
+
+
+def similarities(model: PreTrainedModel, data: TaskData) -> np.ndarray:
+    """Cosines of the pairs of data.eval (scored pairs, else the quickstart's own pairs)."""
+    found = Embedding().embed(model, data, data.eval)
+    half = len(found) // 2
+    left, right = (
+        (np.arange(half), np.arange(half) + half)
+        if data.examples.config.label
+        else _pairs(len(found), data.examples.config.seed)
+    )
+    return (found[left] * found[right]).sum(1)
+
+
+def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, list[float]]:
+    """Spearman correlation and its 95 % interval over pairs."""
+    value = float(spearmanr(one, other).statistic)
+    return value, bootstrap(lambda i: float(spearmanr(one[i], other[i]).statistic), len(one))
+
+
+def random_student(small: PreTrainedModel, data: TaskData) -> PreTrainedModel:
+    """The quickstart's student with random weights, trained alike; its embedding tables learn too."""
+    recipe = read_recipe(ROOT / "recipes" / "quickstart.yaml")
+    torch.manual_seed(0)
+    distil = recipe.recipes[1].model_copy(update={"train_embeddings": True})
+    return distil.train(type(small)(small.config).eval(), data)[0]
+
+
+def speed_rows(report: Report) -> list[dict]:
+    """Speed-up over the saving in FLOPs: 1 means that every FLOP saved is time saved."""
+    found = []
+    saving = report.before.flops / report.after.flops
+    for before, after, goal in zip(report.before.latency, report.after.latency, (0.85, 0.95), strict=True):
+        faster = before.p50_ms / after.p50_ms
+        setting = (
+            f"batch {after.batch}, length {after.length}, {after.threads} threads, {after.rounds} rounds interleaved"
+        )
+        peers = {"speed-up": faster, "FLOPs saving": saving}
+        found.append(
+            row(
+                f"ground.latency.b{after.batch}",
+                faster / saving,
+                goal,
+                "higher",
+                "ratio",
+                setting,
+                peers=peers,
+            )
+        )
+    return found
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "hf_pe")
+        seconds = fresh_run(clone)
+        result = clone / "build" / "quickstart" / "main"
+        report = read_report(result)
+        small = AutoModel.from_pretrained(result).eval()
+
+    recipe = read_recipe(ROOT / "recipes" / "quickstart.yaml")
+    source = resolve(recipe.model)
+    config = load_config(source)
+    teacher = load_model(source, class_for(config, "AutoModel"))
+    processor = load_processor(source)
+    held_out = replace(Embedding().prepare(load_examples(recipe.data), processor, config), teacher=teacher)
+    dev = str(SHARED / "data" / "sts-b" / "dev.tsv")
+    pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score")
+    sts = Embedding().prepare(load_examples(pairs), processor, config)
+    gold = np.asarray(sts.examples.eval["score"], dtype=float)
+
+    random = random_student(small, held_out)
+    dense = similarities(teacher, held_out)
+    ours, ours_interval = agreement(similarities(small, held_out), dense)
+    control, _ = agreement(similarities(random, held_out), dense)
+    scores = {
+        name: similarities(model, sts) for name, model in (("dense", teacher), ("small", small), ("random", random))
+    }
+    rho = {name: float(spearmanr(s, gold).statistic) for name, s in scores.items()}
+    kept = bootstrap(
+        lambda i: float(
+            spearmanr(scores["small"][i], gold[i]).statistic / spearmanr(scores["dense"][i], gold[i]).statistic
+        ),
+        len(gold),
+    )
+    share = report.after.parameters_without_embeddings / report.before.parameters_without_embeddings
+    distil = yaml.safe_load((ROOT / "recipes" / "quickstart.yaml").read_text())["recipes"][1]
+    trained = f"{distil['steps']} steps of {distil['batch_size']}"
+    write(
+        "ground_quickstart",
+        [
+            row("ground.params", share, 0.5, "lower", "ratio", "parameters without embeddings, after over before"),
+            *speed_rows(report),
+            row("ground.agreement", ours, 0.95, "higher", "Spearman",
+                f"student's with teacher's similarities, {len(dense)} pairs of held-out sentences, {trained}",
+                peers={"random weights, trained alike": control}, interval=ours_interval),
+            row("ground.stsb", rho["small"] / rho["dense"], 0.95, "higher", "ratio",
+                f"STS-B dev Spearman kept: {rho['dense']:.4f} before, {rho['small']:.4f} after",
+                peers={"random weights, trained alike": rho["random"] / rho["dense"]}, interval=kept),
+            row("ground.wall", seconds / 60, 8, "lower", "minutes",
+                "./scripts/quickstart in a fresh clone, installation (downloads from a near index) included"),
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.distill import Distillation
+from hf_pe.distill.losses import LOSSES
+from hf_pe.errors import UsageError
+from hf_pe.proof import lively
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import CausalLM, Embedding, TextClassification
+from tests.helpers import TEXTS
+
+
+@pytest.fixture
+def work(bert_folder, tokenizer):
+    teacher = BertModel.from_pretrained(bert_folder).eval()
+    data = Embedding().prepare(load_examples(TEXTS), tokenizer, teacher.config)
+    data = replace(data, teacher=teacher)
+    recipe = StructuredPruning(keep={"ffn": 0.25, "layers": 3}, repair="none")
+    return recipe.apply(teacher, recipe.plan(teacher, data), data), data
+
+
+def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
+    student, data = work
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    teacher = {k: v.clone() for k, v in data.teacher.state_dict().items()}
+    recipe = Distillation(steps=60, learning_rate=3e-3, batch_size=16)
+    plan = recipe.plan(student, data)
+    trained, curve = recipe.train(student, data)
+    assert curve[-1][1] < 0.7 * curve[0][1]
+    task = Embedding()
+    assert task.evaluate(trained, data)["spearman"] > task.evaluate(student, data)["spearman"]
+    assert "cosine" in plan.title
+    assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+    assert all(torch.equal(teacher[k], v) for k, v in data.teacher.state_dict().items())
+    assert [m.p for m in trained.modules() if isinstance(m, torch.nn.Dropout)] == [
+        m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)
+    ]
+
+
+def test_the_same_seed_gives_the_same_student(work):
+    student, data = work
+    recipe = Distillation(steps=5)
+    one, other = recipe.train(student, data)[0], recipe.train(student, data)[0]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_embedding_tables_stay_where_they_are_told_to(work):
+    student, data = work
+    trained, _ = Distillation(steps=3, train_embeddings=False).train(student, data)
+    assert torch.equal(trained.embeddings.word_embeddings.weight, student.embeddings.word_embeddings.weight)
+    assert not torch.equal(trained.encoder.layer[0].output.dense.weight, student.encoder.layer[0].output.dense.weight)
+    assert all(p.requires_grad for p in trained.parameters())
+
+
+def test_hidden_states_are_matched_between_different_depths(work):
+    student, data = work
+    _trained, curve = Distillation(steps=40, losses={"hidden": 1.0}, learning_rate=3e-3).train(student, data)
+    assert curve[-1][1] < 0.8 * curve[0][1]
+
+
+@pytest.mark.parametrize("losses", [{}, {"kl": 1.0, "task": 0.5, "hidden": 0.1}])
+def test_a_classifier_learns_the_logits(classifier_folder, tokenizer, tmp_path, losses):
+    teacher = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
+    examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
+    data = replace(TextClassification().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    student = lively(BertForSequenceClassification(teacher.config), seed=9)
+    _trained, curve = Distillation(steps=30, losses=losses, learning_rate=2e-3).train(student, data)
+    assert curve[-1][1] < curve[0][1]
+
+
+def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = load_examples(TEXTS)
+    examples = replace(examples, config=DataConfig(train="x", max_length=16))
+    data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    student = lively(LlamaForCausalLM(teacher.config), seed=9)
+    trained, curve = Distillation(steps=40, losses={"kl": 1.0, "hidden": 0.1}, learning_rate=3e-3).train(student, data)
+    assert curve[-1][1] < 0.8 * curve[0][1]
+    assert trained.get_output_embeddings().weight is trained.get_input_embeddings().weight
+
+
+def test_the_log_carries_each_term(work):
+    student, data = work
+    seen = {}
+    from hf_pe.distill import trainer as module
+
+    class Watched(module.DistillationTrainer):
+        def log(self, logs, start_time=None):
+            super().log(logs, start_time)
+            seen.update(self.state.log_history[-1])
+
+    recipe = Distillation(steps=2, losses={"cosine": 1.0, "mse": 0.5})
+    from hf_pe.distill import recipe as recipe_module
+
+    original, recipe_module.DistillationTrainer = recipe_module.DistillationTrainer, Watched
+    try:
+        recipe.train(student, data)
+    finally:
+        recipe_module.DistillationTrainer = original
+    assert {"loss_cosine", "loss_mse"} <= set(seen)
+
+
+def test_a_loss_the_task_cannot_give_names_those_it_can(work):
+    student, data = work
+    with pytest.raises(UsageError, match=r"task 'embedding' gives no logits; expected cosine, mse, similarity, hidden"):
+        Distillation(losses={"kl": 1.0}).plan(student, data)
+
+
+def test_no_teacher_is_refused(work):
+    student, data = work
+    with pytest.raises(UsageError, match="no teacher"):
+        Distillation().plan(student, replace(data, teacher=None))
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"), [({"cosin": 1.0}, "Did you mean 'cosine'"), ({"cosine": 0.0}, "must be above 0")]
+)
+def test_losses_that_are_none(losses, message):
+    with pytest.raises(ValidationError, match=message):
+        Distillation(losses=losses)
+
+
+def test_every_loss_says_what_it_needs():
+    assert {loss.needs for loss in LOSSES.values()} <= {"logits", "embeddings", "hidden_states", "loss"}

@@ -1,0 +1,131 @@
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_pe.hub import render_card, write_card
+from hf_pe.hub.card import card_data, comparison
+from hf_pe.hub.pictures import kept_per_layer
+from hf_pe.plans import Plan, SizeChange
+from hf_pe.report import BaseModelFacts, DataFacts, Latency, Measurement, Reload, Report, StageReport
+
+
+def measurement(scale=1.0, **changes):
+    fields = {
+        "parameters": int(1000 * scale),
+        "parameters_without_embeddings": int(800 * scale),
+        "dtype": "float32",
+        "disk_bytes": int(4_000_000 * scale),
+        "flops": int(2e9 * scale),
+        "flops_setting": "batch 1, length 128",
+        "latency": (Latency(batch=1, length=128, threads=2, rounds=9, p50_ms=10 * scale, p90_ms=12 * scale),),
+        "peak_memory_bytes": int(5_000_000 * scale),
+        "quality": {"spearman": 0.9},
+    }
+    return Measurement(**{**fields, **changes})
+
+
+def report(**changes):
+    plan = Plan(
+        recipe="prune", title="structured pruning", parameters=500, parameters_without_embeddings=400, weight_bytes=2000,
+        sizes=(SizeChange(axis="layers", before=3, after=2), SizeChange(axis="ffn", before=8, after=4)),
+        kept={"layers": {"encoder.layer": [0, 2]}}, exact=True, references=("https://arxiv.org/abs/2306.11695",),
+    )  # fmt: skip
+    stage = StageReport(
+        plan=plan,
+        settings={},
+        seconds=1,
+        parameters_without_embeddings=400,
+        weight_bytes=2_000_000,
+        quality={"spearman": 0.8},
+    )
+    fields = {
+        "name": "small",
+        "task": "embedding",
+        "pipeline_tag": "sentence-similarity",
+        "metric": "spearman",
+        "metric_description": "`spearman` is a rank correlation.",
+        "higher_is_better": True,
+        "base": BaseModelFacts(
+            id="someone/large", license="mit", language=("en",), model_class="BertModel", model_type="bert"
+        ),
+        "stages": (stage,),
+        "before": measurement(),
+        "after": measurement(0.5, quality={"spearman": 0.85}),
+        "reload": Reload(status="native", snippet='model = load("small")', parameters=500, max_difference=0.0),
+        "data": DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc"),
+        "machine": "a machine",
+        "versions": {"Python": "3"},
+        "seed": 0,
+        "command": "hf-pe run a.yaml",
+        "date": "2026-01-01",
+    }
+    return Report(**{**fields, **changes})
+
+
+def test_metadata_is_what_the_hub_client_reads_back():
+    card = ModelCard(render_card(report()))
+    data = card.data
+    assert data.base_model == "someone/large"
+    assert data.license == "mit"
+    assert data.pipeline_tag == "sentence-similarity"
+    assert "pruned" in data.tags
+    assert {(r.metric_name, r.metric_value) for r in data.eval_results} == {
+        ("spearman", 0.85),
+        ("spearman of the original", 0.9),
+    }
+    front = yaml.safe_load(render_card(report()).split("---")[1])
+    assert front["base_model_relation"] == "finetune"
+
+
+def test_quantization_alone_is_a_quantized_relation():
+    stage = report().stages[0]
+    packed = stage.model_copy(update={"plan": stage.plan.model_copy(update={"recipe": "quantize"})})
+    assert card_data(report(stages=(packed,))).base_model_relation == "quantized"
+
+
+def test_a_local_original_is_not_claimed_to_be_on_the_hub():
+    base = report().base.model_copy(update={"id": "my-model"})
+    assert card_data(report(base=base)).base_model is None
+
+
+def test_every_number_of_the_table_is_in_the_card():
+    text = render_card(report())
+    for row in comparison(report()):
+        assert f"| {row[0]} | {row[1]} | {row[2]} | {row[3]} |" in text
+    assert ("Parameters", "1,000", "500", "0.50x") in comparison(report())
+    assert 'model = load("small")' in text
+    assert "spearman went from 0.9000 to 0.8500" in text
+    assert "https://arxiv.org/abs/2306.11695" in text
+
+
+def test_what_was_not_measured_says_so():
+    bare = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
+    text = render_card(report(before=bare, after=bare, reload=None))
+    assert text.count("not measured") >= 6
+    assert "nan" not in text.lower().split()
+
+
+def test_no_gain_in_speed_is_admitted():
+    slow = measurement(0.5, latency=(Latency(batch=1, length=128, threads=2, rounds=9, p50_ms=11, p90_ms=12),))
+    assert "not faster at batch 1" in render_card(report(after=slow))
+
+
+def test_the_card_is_a_pure_function_of_the_report(tmp_path):
+    again = Report.model_validate_json(report().model_dump_json())
+    assert again == report()
+    assert render_card(again) == render_card(report())
+    write_card(report(), tmp_path)
+    first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    write_card(again, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == first
+    assert set(first) == {"README.md", "kept_units.png", "quality_size.png"}
+
+
+def test_a_removed_layer_keeps_nothing():
+    assert kept_per_layer(report()) == {"ffn": (8, [4, 0, 4])}
+
+
+@pytest.mark.parametrize("kept", [None, {}])
+def test_pictures_are_left_out_where_nothing_was_pruned(tmp_path, kept):
+    write_card(report(stages=(), before=measurement(quality={}), after=measurement(quality={})), tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md"}

@@ -1,0 +1,42 @@
+import pytest
+from transformers import BertModel
+
+from hf_pe.checkpoints import open_in_fresh_process, save_model
+from hf_pe.measure import reopened
+from hf_pe.proof import example_inputs, lively, outputs_of
+from tests.helpers import bert_config
+
+
+def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
+    model = lively(BertModel(bert_config()))
+    save_model(model, tokenizer, tmp_path / "small")
+    seen, snippet = reopened(tmp_path / "small", "me/small", model, "AutoModel", tokenizer)
+    assert seen.parameters == model.num_parameters()
+    assert seen.max_difference <= 1e-6
+    assert seen.peak_memory_bytes > 0
+    assert 'AutoModel.from_pretrained("me/small")' in snippet
+    assert 'AutoTokenizer.from_pretrained("me/small")' in snippet
+    assert str(tmp_path) not in snippet
+
+
+def test_other_weights_are_noticed(tmp_path, tokenizer):
+    save_model(lively(BertModel(bert_config()), seed=1), tokenizer, tmp_path / "small")
+    seen, _ = reopened(tmp_path / "small", "small", lively(BertModel(bert_config())), "AutoModel", tokenizer)
+    assert seen.max_difference > 1e-2
+
+
+def test_a_folder_that_does_not_load_says_why(tmp_path):
+    (tmp_path / "broken").mkdir()
+    model = lively(BertModel(bert_config()))
+    snippet = 'from transformers import AutoModel\nmodel = AutoModel.from_pretrained("broken")'
+    inputs = example_inputs(model)
+    with pytest.raises(RuntimeError, match=r"does not load in a fresh process[\s\S]*config"):
+        open_in_fresh_process(tmp_path / "broken", snippet, "broken", inputs, outputs_of(model, inputs))
+
+
+def test_a_snippet_that_needs_hf_pe_is_no_proof(tmp_path, tokenizer):
+    model = lively(BertModel(bert_config()))
+    save_model(model, tokenizer, tmp_path / "small")
+    snippet = 'import hf_pe\nfrom transformers import AutoModel\nmodel = AutoModel.from_pretrained("small")'
+    with pytest.raises(RuntimeError, match="imported hf_pe"):
+        open_in_fresh_process(tmp_path / "small", snippet, "small", example_inputs(model), None)

@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoConfig, AutoModel
+from typer.testing import CliRunner
+
+from hf_pe.cli import app
+from hf_pe.distill import Distillation
+from tests.helpers import TEXTS
+
+HF_PE = [sys.executable, "-m", "hf_pe.cli"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+
+
+@pytest.fixture
+def recipe(bert_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+    content = {
+        "model": str(bert_folder),
+        "task": "embedding",
+        "data": {"train": str(tmp_path / "text.txt")},
+        "recipes": [{"recipe": "prune", "keep": {"ffn": 0.5}}, {"recipe": "distil", "steps": 3}],
+    }
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "tiny.yaml"
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "run", "measure", "card"])
+def test_every_command_has_an_example_in_its_help(command):
+    found = call(command, "--help")
+    assert found.exit_code == 0
+    assert f"Example: hf-pe {command}" in found.output
+
+
+def test_inspect_lists_the_axes(bert_folder):
+    found = call("inspect", bert_folder)
+    assert found.exit_code == 0
+    rows = {line.split("│")[1].strip(): line for line in found.output.splitlines() if line.startswith("│")}
+    assert "native, proved" in rows["ffn"]
+    assert "native, proved" in rows["layers"]
+    assert "needs the plug-in form" in rows["heads"]
+    assert "128" in rows["ffn"]
+
+
+def test_plan_states_sizes_and_loads_no_weights(recipe, monkeypatch):
+    from hf_pe import checkpoints
+
+    monkeypatch.setattr(checkpoints, "load_model", lambda *a: pytest.fail("weights were loaded"))
+    found = call("plan", recipe, "--set", "recipes.0.keep.layers=3")
+    assert found.exit_code == 0
+    assert "ffn 128 -> 64" in found.output
+    assert "layers 4 -> 3" in found.output
+    assert "exact" in found.output
+
+
+def test_run_measure_and_card(recipe, tmp_path):
+    target = tmp_path / "out"
+    found = call("run", recipe, "--output", target)
+    assert found.exit_code == 0, found.output
+    assert "Parameters" in found.output
+    assert f"Wrote {target}" in found.output
+    assert not (tmp_path / "out.partial").exists()
+
+    refused = call("run", recipe, "--output", target)
+    assert refused.exit_code == 2
+    assert "is not empty" in refused.output
+    assert "--overwrite" in refused.output
+
+    before = (target / "README.md").read_bytes()
+    (target / "README.md").unlink()
+    assert call("card", target).exit_code == 0
+    assert (target / "README.md").read_bytes() == before
+
+    measured = call("measure", target, "--json", "--task", "embedding")
+    assert json.loads(measured.stdout)["parameters"] == AutoModel.from_pretrained(target).num_parameters()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_path, monkeypatch, stop):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+
+    def fail(*_):
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "train", fail)
+        found = call("run", recipe, "--output", target, "--overwrite")
+    assert found.exit_code in (1, 130)
+    assert "--resume" in found.output
+    assert [p.name for p in target.iterdir()] == ["mine.txt"]
+
+    found = call("run", recipe, "--output", target, "--overwrite", "--resume")
+    assert found.exit_code == 0, found.output
+    assert "1-prune: finished before" in found.output
+    assert (target / "model.safetensors").is_file()
+    assert not (target / "mine.txt").exists()
+
+
+def test_a_full_disk_while_saving_leaves_the_old_output(recipe, tmp_path, monkeypatch):
+    from hf_pe import checkpoints
+
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "mine.txt").write_text("mine")
+    save = checkpoints.save_model
+
+    def full(model, processor, folder, source=None):
+        if folder.name == "out.new":
+            raise OSError(28, "No space left on device")
+        save(model, processor, folder, source)
+
+    monkeypatch.setattr(checkpoints, "save_model", full)
+    found = call("run", recipe, "--output", target, "--overwrite")
+    assert found.exit_code == 1
+    assert "No space left" in found.output
+    assert (target / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_a_real_ctrl_c(recipe, tmp_path):
+    """The process gets the signal while it trains; the old output stays, and resume finishes."""
+    target = tmp_path / "out"
+    command = [*HF_PE, "run", str(recipe), "--output", str(target)]
+    process = subprocess.Popen([*command, "--set", "recipes.1.steps=100000"], stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "2-distil" in line:
+            break
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "go on with --resume" in rest
+    assert not target.exists()
+    assert (tmp_path / "out.partial" / "1-prune" / "stage.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "./no/such/model"], "does not exist"),
+        (["inspect", "someone/no-such-model"], "could not be had from the Hub"),
+        (["plan", "no-such.yaml"], "does not exist"),
+        (["card", "."], "no report.json"),
+        (["measure", "./no/such/model"], "does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_message_and_code_2(arguments, message):
+    found = call(*arguments)
+    assert found.exit_code == 2
+    assert message in found.output
+    assert "Traceback" not in found.output
+
+
+def test_a_mistake_in_the_recipe_stops_before_the_output_is_touched(recipe, tmp_path):
+    found = call("run", recipe, "--output", tmp_path / "out", "--set", "recipes.0.keep.fnn=0.5")
+    assert found.exit_code == 2
+    assert "Did you mean 'ffn'" in found.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_inspect_of_a_7b_config_is_light(tmp_path):
+    """The figures are measured by scripts/bench/ground_inspect.py; here only that no weights are ever made."""
+    AutoConfig.for_model("llama", architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    program = (
+        "import resource, sys; from hf_pe.cli import app\n"
+        f"sys.argv = ['hf-pe', 'inspect', {str(tmp_path)!r}]\n"
+        "try: app()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "6,738,415,616 parameters" in done.stdout
+    assert int(done.stdout.split("PEAK ")[1]) * 1024 < 2e9
+
+
+def test_a_result_is_a_folder_beside_which_nothing_is_left(recipe, tmp_path):
+    target = tmp_path / "results" / "out"
+    assert call("run", recipe, "--output", target).exit_code == 0
+    assert [p.name for p in Path(tmp_path / "results").iterdir()] == ["out"]

@@ -1,0 +1,190 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
+
+import hf_pe
+from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
+from hf_pe.data import DataConfig
+from hf_pe.pipeline import check_order, fit_multiples
+from hf_pe.proof import difference, example_inputs, outputs_of
+from hf_pe.prune import recipe as prune_recipe
+from tests.helpers import TEXTS
+
+PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
+DISTIL = Distillation(steps=5)
+PACK = BitsAndBytesQuantization()
+
+
+@pytest.fixture(scope="module")
+def result(bert_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result") / "small"
+    made = compress(str(bert_folder), [PRUNE, DISTIL], data=TEXTS, task="embedding", variants={"nf4": PACK})
+    return made.save(folder), folder
+
+
+def test_every_folder_loads_with_stock_classes_and_is_what_was_reported(result):
+    made, folder = result
+    for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():
+        model = AutoModel.from_pretrained(folder / name).eval()
+        inputs = example_inputs(model)
+        assert difference(outputs_of(each.model, inputs), outputs_of(model, inputs)) == 0
+        assert each.report.reload.status == "native"
+        assert each.report.reload.parameters == each.report.after.parameters
+    assert made.model.config.num_hidden_layers == 3
+    assert made.model.config.intermediate_size == 64
+    assert made.report.after.parameters == made.model.num_parameters()
+
+
+def test_the_papers_lie_beside_the_model(result):
+    _made, folder = result
+    names = {p.name for p in (folder / "main").iterdir()}
+    assert {
+        "README.md",
+        "report.json",
+        "plan.json",
+        "recipe.yaml",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    } <= names
+    for file in ("report.json", "plan.json"):
+        assert json.loads((folder / "main" / file).read_text())["format_version"] == 1
+    assert yaml.safe_load((folder / "main" / "recipe.yaml").read_text())["format_version"] == 1
+    assert [s["recipe"] for s in json.loads((folder / "nf4" / "plan.json").read_text())["stages"]] == [
+        "prune",
+        "distil",
+        "quantize",
+    ]
+
+
+def test_nothing_written_names_this_machine(result):
+    _, folder = result
+    for file in folder.rglob("*"):
+        if file.suffix in (".json", ".md", ".yaml"):
+            text = file.read_text("utf-8")
+            assert str(folder.parent) not in text, file
+            assert str(Path.home()) not in text, file
+
+
+def test_before_and_after_are_both_measured(result):
+    report = result[0].report
+    for measured in (report.before, report.after):
+        assert measured.flops > 0
+        assert measured.disk_bytes > 0
+        assert measured.peak_memory_bytes > 0
+        assert {t.batch for t in measured.latency} == {1, 32}
+        assert set(measured.quality) == {"spearman"}
+    assert report.after.flops < report.before.flops
+    assert report.before.quality["spearman"] == pytest.approx(1)
+
+
+def test_the_original_is_not_touched(bert_folder, tokenizer):
+    model = BertModel.from_pretrained(bert_folder).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    made = compress(
+        model,
+        [PRUNE],
+        data=TEXTS,
+        task="embedding",
+        processor=tokenizer,
+        evaluate=lambda m: {"layers": len(m.encoder.layer)},
+    )
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert made.report.before.quality == {"layers": 4.0}
+    assert made.report.after.quality == {"layers": 3.0}
+    assert made.report.metric == "layers"
+
+
+def test_a_classifier_from_a_file(classifier_folder, tmp_path):
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
+    data = DataConfig(train=str(tmp_path / "a.csv"), label="label")
+    made = compress(str(classifier_folder), [PRUNE, DISTIL, PACK], data=data).save(tmp_path / "small")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert made.report.task == "text_classification"
+    assert model.config.intermediate_size == 64
+
+
+def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folder, tmp_path, monkeypatch):
+    steps = [PRUNE, DISTIL]
+    call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "train", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compress(str(bert_folder), steps, **call)
+    assert (tmp_path / "work" / "1-prune" / "stage.json").is_file()
+
+    pruned = []
+    monkeypatch.setattr(prune_recipe, "cut", lambda *a: pruned.append(a))
+    made = compress(str(bert_folder), steps, resume=True, **call)
+    assert not pruned
+    assert [s.plan.recipe for s in made.report.stages] == ["prune", "distil"]
+
+
+def test_resume_refuses_another_recipe(bert_folder, tmp_path):
+    call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
+    compress(str(bert_folder), [PRUNE], **call)
+    with pytest.raises(UsageError, match="begun with another recipe"):
+        compress(str(bert_folder), [StructuredPruning(keep={"ffn": 0.25})], resume=True, **call)
+
+
+@pytest.mark.parametrize(
+    ("recipes", "message"),
+    [
+        ([], "at least one"),
+        (
+            [PACK, PRUNE],
+            r"step 1 \(quantize\) comes before step 2 \(prune\): a packed model cannot be cut. Put prune first",
+        ),
+        (
+            [PRUNE, PACK, DISTIL],
+            r"step 2 \(quantize\) comes before step 3 \(distil\): packed weights cannot be trained",
+        ),
+        ([PACK, PACK], "both quantize"),
+    ],
+)
+def test_orders_that_cannot_work(recipes, message):
+    with pytest.raises(UsageError, match=message):
+        check_order(recipes)
+
+
+def test_widths_are_rounded_for_what_follows():
+    assert fit_multiples([PRUNE])[0].multiple == 8
+    assert fit_multiples([PRUNE, DISTIL, PACK])[0].multiple == 64
+    assert fit_multiples([PRUNE], quantized_after=True)[0].multiple == 64
+    given = StructuredPruning(keep={"ffn": 0.5}, multiple=3)
+    assert fit_multiples([given, PACK])[0].multiple == 3
+
+
+def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
+    from hf_pe import checkpoints
+
+    monkeypatch.setattr(checkpoints, "load_model", lambda *a: pytest.fail("weights were loaded"))
+    with pytest.raises(UsageError, match="expected 1 to 4"):
+        compress(str(bert_folder), [StructuredPruning(keep={"layers": 99})], data=TEXTS, task="embedding")
+    with pytest.raises(UsageError, match="does not exist"):
+        compress(str(bert_folder), [PRUNE], data="no/such/file.csv", task="embedding")
+    with pytest.raises(UsageError, match="expected one of embedding"):
+        compress(str(bert_folder), [PRUNE], data=TEXTS, task="tagging")
+
+
+def test_the_task_is_told_from_the_model(bert_folder):
+    with pytest.raises(UsageError, match="cannot be told from BertModel"):
+        compress(str(bert_folder), [PRUNE], data=TEXTS)
+
+
+def test_a_loaded_model_needs_its_tokenizer(bert_folder):
+    with pytest.raises(UsageError, match="processor"):
+        compress(BertModel.from_pretrained(bert_folder), [PRUNE], data=TEXTS, task="embedding")
+
+
+def test_the_version_is_told():
+    assert hf_pe.__version__
