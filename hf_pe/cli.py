@@ -195,9 +195,10 @@ def card(folder: Path) -> None:
 @app.command(hidden=True)
 def schema() -> None:
     """Print the JSON schema of recipe files."""
-    from hf_pe.recipe_file import json_schema
+    with _messages():
+        from hf_pe.recipe_file import json_schema
 
-    print(json_schema(), end="")
+        print(json_schema(), end="")
 
 
 def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite: bool, command: str) -> None:

@@ -53,7 +53,7 @@ def classifier_folder(tmp_path_factory, tokenizer) -> Path:
 def llama_folder(tmp_path_factory, tokenizer) -> Path:
     """A tiny causal language model with tied embeddings."""
     config = LlamaConfig(
-        vocab_size=200, hidden_size=32, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=200, hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def needs_package(name: str) -> None:
 
 
 def bert_config(**changes) -> BertConfig:
-    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    sizes = {"vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     return BertConfig(
         **{**sizes, "intermediate_size": 128, "max_position_embeddings": 64, "pad_token_id": 0, **changes}
     )

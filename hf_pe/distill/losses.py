@@ -37,7 +37,7 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared distance of embeddings [batch, width], mean over the batch (Reimers & Gurevych 2020, arXiv:2004.09813)."""
+    """Squared distance of embeddings [batch, width], mean over it (Reimers & Gurevych 2020, arXiv:2004.09813)."""
     return (student.float() - teacher.float()).square().sum(-1).mean()
 
 

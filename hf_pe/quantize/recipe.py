@@ -2,7 +2,7 @@
 
 import tempfile
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 
 from hf_pe.anatomy import skeleton
+from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.tasks import TaskData
@@ -44,6 +45,10 @@ class BitsAndBytesQuantization(Frozen):
         model = skeleton(sketch.config, sketch.model_class)
         kept = self.kept_modules(model)
         packed = _packable(model, kept)
+        if not packed:
+            raise UsageError(
+                f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack."
+            )
         bits = sketch.bits | {f"{name}.weight": self.bits for name in packed}
         after = replace(sketch, bits=bits)
         plan = Plan(
@@ -80,7 +85,10 @@ class BitsAndBytesQuantization(Frozen):
         return packed.eval()  # type: ignore[no-any-return]
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
-        """The whole skip list: transformers' own, everything outside the backbone (heads), ties, the user's."""
+        """The whole skip list: transformers' own, ties, everything outside the backbone (heads), the user's.
+
+        And for NF4 what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks.
+        """
         default = {name.removesuffix(".bias") for name in get_keys_to_not_convert(model)}
         inside = model.base_model_prefix + "."
         has_backbone = model.base_model is not model
@@ -88,7 +96,8 @@ class BitsAndBytesQuantization(Frozen):
         linear = {n for n, m in model.named_modules() if _linear(m)}
         if not has_backbone:  # transformers' "last module" is a head only where there is one
             default -= linear
-        return sorted((default & linear) | heads | {n for n in linear if n.endswith(self.skip or ("\0",))})
+        odd = {n for n in linear if self.method == "nf4" and _inputs(model.get_submodule(n)) % BLOCK}
+        return sorted((default & linear) | heads | odd | {n for n in linear if n.endswith(self.skip)})
 
 
 def _packable(model: PreTrainedModel, kept: list[str]) -> list[str]:
@@ -97,3 +106,7 @@ def _packable(model: PreTrainedModel, kept: list[str]) -> list[str]:
 
 def _linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
+
+
+def _inputs(module: Any) -> int:
+    return int(module.nx if isinstance(module, Conv1D) else module.in_features)

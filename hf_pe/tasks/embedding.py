@@ -19,7 +19,7 @@ class Embedding:
     """Mean- or CLS-pooled embeddings.
 
     With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
-    similarities with the teacher's, over pairs of held-out sentences: neighbours in the text and random ones.
+    similarities with the teacher's, over pairs of held-out sentences: each with the next one and with four random ones.
     """
 
     pooling: str = "mean"
@@ -90,12 +90,12 @@ class Embedding:
             gold = np.asarray(data.examples.eval[options.label], dtype=float)
             return {"spearman": _spearman((found[:half] * found[half:]).sum(1), gold)}
         teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
-        left, right = _pairs(len(found), options.seed)
+        left, right = sentence_pairs(len(found), options.seed)
         return {"spearman": _spearman((found[left] * found[right]).sum(1), (teacher[left] * teacher[right]).sum(1))}
 
 
-def _pairs(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Each sentence with the next one and with four random ones."""
+def sentence_pairs(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Indices of pairs among `count` sentences: each with the next one and with four random ones."""
     draw = np.random.default_rng(seed)
     left = np.tile(np.arange(count), 5)
     right = np.concatenate([(np.arange(count) + 1) % count, draw.integers(0, count, 4 * count)])

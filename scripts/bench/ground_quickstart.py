@@ -23,7 +23,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import Report, read_report
 from hf_pe.tasks import Embedding, TaskData
-from hf_pe.tasks.embedding import _pairs
+from hf_pe.tasks.embedding import sentence_pairs
 
 
 def fresh_run(folder: Path) -> float:
@@ -42,7 +42,7 @@ def similarities(model: PreTrainedModel, data: TaskData) -> np.ndarray:
     left, right = (
         (np.arange(half), np.arange(half) + half)
         if data.examples.config.label
-        else _pairs(len(found), data.examples.config.seed)
+        else sentence_pairs(len(found), data.examples.config.seed)
     )
     return (found[left] * found[right]).sum(1)
 

@@ -1,6 +1,5 @@
 """Counts against closed forms; a multiply-add is 2."""
 
-import pytest
 from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralModel, ViTModel
 
 from hf_pe.measure import flops
@@ -21,10 +20,7 @@ def test_llama_with_grouped_queries_and_its_head():
         num_key_value_heads=2, head_dim=8, vocab_size=100,
     )  # fmt: skip
     layer = 2 * LENGTH * (64 * 64 * 2 + 64 * 16 * 2 + 3 * 64 * 160) + 4 * LENGTH**2 * 64
-    rotary = 2 * 4 * LENGTH  # frequencies times positions
-    assert flops(config, LlamaForCausalLM, length=LENGTH) == pytest.approx(
-        3 * layer + 2 * LENGTH * 64 * 100 + rotary, rel=1e-6
-    )
+    assert flops(config, LlamaForCausalLM, length=LENGTH) == 3 * layer + 2 * LENGTH * 64 * 100
 
 
 def test_mixtral_counts_the_experts_that_run():
@@ -34,8 +30,7 @@ def test_mixtral_counts_the_experts_that_run():
     )  # fmt: skip
     attention = 2 * LENGTH * (64 * 64 * 2 + 64 * 32 * 2) + 4 * LENGTH**2 * 64
     experts = 2 * LENGTH * (64 * 4 + 2 * 3 * 64 * 96)
-    rotary = 2 * 8 * LENGTH
-    assert flops(config, MixtralModel, length=LENGTH) == pytest.approx(2 * (attention + experts) + rotary, rel=1e-6)
+    assert flops(config, MixtralModel, length=LENGTH) == 2 * (attention + experts)
 
 
 def test_vit():
@@ -45,7 +40,7 @@ def test_vit():
     layer = 2 * tokens * (4 * 64 * 64 + 2 * 64 * 128) + 4 * tokens**2 * 64
     patches = 2 * 16 * 3 * 8 * 8 * 64
     pooler = 2 * 64 * config.pooler_output_size
-    assert flops(config, ViTModel) == pytest.approx(2 * layer + patches + pooler, rel=1e-6)
+    assert flops(config, ViTModel) == 2 * layer + patches + pooler
 
 
 def test_the_count_grows_with_batch_and_not_with_the_attention_that_is_set():

@@ -3,6 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.data import load_examples
+from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, lively, outputs_of
@@ -18,7 +19,7 @@ def packed(model, **settings):
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_reload_is_equal_to_the_bit_and_near_the_original(method, tmp_path):
-    model = lively(BertForSequenceClassification(bert_config(hidden_size=64)))
+    model = lively(BertForSequenceClassification(bert_config()))
     small = packed(model, method=method)
     inputs = example_inputs(model)
     gap = difference(outputs_of(model, inputs), outputs_of(small, inputs))
@@ -80,3 +81,21 @@ def test_a_quantized_model_still_does_its_task(bert_folder, tokenizer):
 
     data = replace(data, teacher=model)
     assert Embedding().evaluate(packed(model, method="int8"), data)["spearman"] > 0.9
+
+
+def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
+    """Its 4-bit CPU kernel needs input widths in whole blocks of 64."""
+    config = bert_config(hidden_size=96, intermediate_size=128)
+    plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=BertModel))
+    assert "4 linear layers packed" in plan.notes
+    small = packed(lively(BertModel(config)))
+    assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
+    assert type(small.encoder.layer[0].output.dense) is not torch.nn.Linear
+    assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
+
+
+def test_nothing_to_pack_is_refused():
+    with pytest.raises(UsageError, match="no linear layer"):
+        BitsAndBytesQuantization().outline(
+            Sketch(config=bert_config(hidden_size=32, intermediate_size=96), model_class=BertModel)
+        )

