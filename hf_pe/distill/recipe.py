@@ -119,6 +119,8 @@ class Distillation(Frozen):
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
             trainer.train()
+            # under bfloat16 the Trainer leaves its autocast on the model's forward
+            student = trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):

@@ -9,7 +9,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill.losses import LOSSES
 from hf_pe.errors import UsageError
-from hf_pe.proof import lively
+from hf_pe.proof import difference, example_inputs, lively, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS
@@ -47,6 +47,14 @@ def test_the_same_seed_gives_the_same_student(work):
     recipe = Distillation(steps=5)
     one, other = recipe.train(student, data)[0], recipe.train(student, data)[0]
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_bfloat16_is_for_training_only(work, tmp_path):
+    student, data = work
+    trained, _ = Distillation(steps=3, precision="bfloat16").train(student, data)
+    trained.save_pretrained(tmp_path)
+    inputs = example_inputs(trained)
+    assert difference(outputs_of(trained, inputs), outputs_of(BertModel.from_pretrained(tmp_path), inputs)) == 0
 
 
 def test_embedding_tables_stay_where_they_are_told_to(work):
