@@ -229,8 +229,15 @@ def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str,
     """The dry run: sizes after every stage, without weights.
 
     Raises:
-        UsageError: a target cannot be reached or an architecture cannot be proved.
+        UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved.
     """
+    packed = getattr(sketch.config, "quantization_config", None)
+    if packed:
+        method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+        raise UsageError(
+            f"The model is quantized already ({getattr(method, 'value', method)}): packed weights cannot be cut, "
+            "trained or packed again. Give its 16- or 32-bit original."
+        )
     original = Plan(recipe="original", title="original", exact=True, **sketch_size(sketch))
     plans = []
     for recipe in recipes:

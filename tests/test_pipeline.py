@@ -156,6 +156,15 @@ def test_orders_that_cannot_work(recipes, message):
         check_order(recipes)
 
 
+def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):
+    model = BertModel.from_pretrained(bert_folder)
+    PACK.apply(model, PACK.plan(model, None), None).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for step in (PRUNE, DISTIL, PACK):
+        with pytest.raises(UsageError, match=r"quantized already \(bitsandbytes\).*Give its 16- or 32-bit original"):
+            compress(str(tmp_path), [step], data=TEXTS, task="embedding")
+
+
 def test_widths_are_rounded_for_what_follows():
     assert fit_multiples([PRUNE])[0].multiple == 8
     assert fit_multiples([PRUNE, DISTIL, PACK])[0].multiple == 64

@@ -13,7 +13,7 @@ class DistillationTrainer(Trainer):
     """A `Trainer` whose loss is a weighted sum of distillation losses.
 
     Args:
-        teacher: frozen here, run without gradients.
+        teacher: run in evaluation mode, without gradients.
         task: gives the signals of both models.
         weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
         temperature: of the logits.
@@ -30,7 +30,7 @@ class DistillationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.teacher = teacher.eval().requires_grad_(False).to(self.args.device)
+        self.teacher = teacher.eval().to(self.args.device)
         self.task, self.weights, self.temperature = task, weights, temperature
         self.hidden = "hidden" in weights
         self.terms: dict[str, float] = {}

@@ -11,6 +11,9 @@ from hf_pe.progress import advance
 from hf_pe.proof import example_inputs
 from hf_pe.report import Latency
 
+WARM_UP_MS = 2000.0
+"""Warm-up ends after three passes, or sooner once it took this long."""
+
 
 def latency(
     models: Mapping[str, PreTrainedModel],
@@ -30,9 +33,13 @@ def latency(
         most_rounds: upper bound of the rounds.
     """
     inputs = {name: example_inputs(model, batch=batch, length=length) for name, model in models.items()}
+    spent = each = 0.0
     for _ in range(3):
-        warm = {name: _once(model, inputs[name]) for name, model in models.items()}
-    rounds = min(max(round(seconds * 1000 / sum(warm.values())), 5), most_rounds)
+        each = sum(_once(model, inputs[name]) for name, model in models.items())
+        spent += each
+        if spent > WARM_UP_MS:
+            break
+    rounds = min(max(round(seconds * 1000 / each), 5), most_rounds)
     times: dict[str, list[float]] = {name: [] for name in models}
     for done in range(rounds):
         for name, model in models.items():
