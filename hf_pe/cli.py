@@ -85,20 +85,19 @@ def plan(file: Path, set_: Set = None) -> None:
         steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
         found = outline(sketch, steps, recipe.variants)
         table = Table(title=f"{source.name}: plan of {file.name}")
-        for column in (
-            "stage",
-            "parameters",
-            "without embeddings",
-            "weights, MB",
-            "sizes",
-            "how sure",
-            "notes",
-        ):
-            table.add_column(column, justify="right" if column[0] in "pw" else "left")
+        table.add_column("stage")
+        for column in ("parameters", "without\nembeddings", "weights,\nMB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("sizes")
+        table.add_column("how sure")
+        notes: list[str] = []
         rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
         for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
             table.add_row(name, *_plan_cells(row))
+            notes += [f"{name}: {note}" for note in row.notes]
         out.print(table)
+        for note in notes:
+            out.print(note, highlight=False, markup=False)
 
 
 @app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
@@ -247,7 +246,6 @@ def _plan_cells(row: "Plan") -> list[str]:
         f"{row.weight_bytes / 1e6:,.1f}",
         sizes,
         "exact" if row.exact else "target, decided from weights",
-        "; ".join(row.notes),
     ]
 
 

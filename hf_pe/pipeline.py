@@ -72,8 +72,8 @@ class Result:
         with checkpoints.replaced(folder, overwrite=overwrite) as fresh:
             if not self.variants:
                 return self._write(fresh, folder.name)
-            main = self._write(fresh / MAIN, MAIN)
-            variants = {name: result._write(fresh / name, name) for name, result in self.variants.items()}
+            main = self._write(fresh / MAIN, folder.name)
+            variants = {n: r._write(fresh / n, f"{folder.name}-{n}") for n, r in self.variants.items()}
             return replace(main, variants=variants)
 
     def _write(self, folder: Path, name: str) -> "Result":
