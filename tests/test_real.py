@@ -30,7 +30,6 @@ def quickstart(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     short = [
         "recipes.1.steps=5",
-        "recipes.2.steps=5",
         "data.limit=600",
         "data.calibration=300",
         "data.train=builtin:pydoc",
