@@ -78,8 +78,9 @@ def test_a_classifier_learns_the_logits(classifier_folder, tokenizer, tmp_path, 
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     student = lively(BertForSequenceClassification(teacher.config), seed=9)
-    _trained, curve = Distillation(steps=30, losses=losses, learning_rate=2e-3).train(student, data)
-    assert curve[-1][1] < curve[0][1]
+    _, curve = Distillation(steps=60, losses=losses, learning_rate=2e-3, batch_size=16).train(student, data)
+    values = [loss for _, loss in curve]
+    assert sum(values[-10:]) < 0.9 * sum(values[:10])
 
 
 def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
