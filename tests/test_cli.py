@@ -133,7 +133,12 @@ def test_a_real_ctrl_c(recipe, tmp_path):
     """The process gets the signal while it trains; the old output stays, and resume finishes."""
     target = tmp_path / "out"
     command = [*HF_PE, "run", str(recipe), "--output", str(target)]
-    process = subprocess.Popen([*command, "--set", "recipes.1.steps=100000"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--set", "recipes.1.steps=100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell may have it ignored
+    )
     for line in process.stderr:
         if "2-distil" in line:
             break
