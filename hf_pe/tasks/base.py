@@ -78,4 +78,4 @@ class TaskData:
 
 def model_inputs(batch: Batch) -> Batch:
     """The batch without what only losses and metrics need."""
-    return {key: value for key, value in batch.items() if key not in ("labels", "pair_index")}
+    return {key: value for key, value in batch.items() if key != "labels"}
