@@ -20,7 +20,7 @@ Kept = Mapping[str, Sequence[int]]
 def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     """Return a new model with only the `kept` units of `axis`, same class, dtype, device and mode.
 
-    Tensors that are not sliced share memory with `model`.
+    It shares no memory with `model`: either may be trained on its own.
 
     Raises:
         ValueError: `kept` names other groups than the axis has, an index out of range or twice, or different
@@ -29,7 +29,11 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     size = _check(axis, kept)
     config = cut_config(model.config, axis, size, kept)
     state = _depth_state if axis.kind == "layers" else _width_state
-    weights = state(model, config, axis, kept)
+    old = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    weights = {
+        name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
+        for name, tensor in state(model, config, axis, kept).items()
+    }
     loader: Any = type(model)
     new, info = loader.from_pretrained(
         None,

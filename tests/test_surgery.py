@@ -27,6 +27,18 @@ def test_the_given_model_is_left_alone():
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["ffn", "layers"])
+def test_training_the_cut_model_in_place_leaves_the_original_alone(name):
+    model = lively(BertModel(tiny(AutoConfig.for_model("bert"), depth=True)))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    axis = discover(model.config, BertModel).named(name)[0]
+    smaller = cut(model, axis, every_other(axis))
+    with torch.no_grad():
+        for parameter in smaller.parameters():
+            parameter.zero_()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "t5", "vit", "whisper", *CAUSAL])
 def test_a_cut_model_reloads_with_stock_classes_to_the_bit(model_type, tmp_path):
     config = tiny(AutoConfig.for_model(model_type))
