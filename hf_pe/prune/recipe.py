@@ -13,6 +13,7 @@ from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import prove, removable_layers
 from hf_pe.prune.budget import resized_sketch, sizes
 from hf_pe.prune.criteria import CRITERIA, Evidence
+from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import least_squares
 from hf_pe.prune.statistics import Moments, block_influence, consumer_moments
 from hf_pe.surgery import cut
@@ -28,6 +29,9 @@ def _amount(value: Any) -> Any:
 
 Amount = Annotated[int | float, BeforeValidator(_amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
+
+
+REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
 
 
 class StructuredPruning(Frozen):
@@ -48,7 +52,11 @@ class StructuredPruning(Frozen):
         description="share of the parameters outside embeddings that may remain; FFN width follows",
     )
     criterion: Literal["magnitude", "activation_weight"] = "activation_weight"
-    repair: Literal["least_squares", "none"] = "least_squares"
+    repair: Literal["least_squares", "in_order", "none"] = Field(
+        "least_squares",
+        description="least_squares: each FFN output towards what it was; in_order: then block after block towards the "
+        "original's state at that depth, which also takes over what removed layers did",
+    )
     ridge: float = Field(0.01, gt=0, description="of the least squares, relative to the mean diagonal")
     multiple: int | None = Field(
         None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
@@ -74,7 +82,7 @@ class StructuredPruning(Frozen):
         criterion = CRITERIA[self.criterion]
         plan = Plan(
             recipe="prune",
-            title=f"structured pruning ({criterion.title}{', least squares' if self.repair != 'none' else ''})",
+            title=f"structured pruning ({criterion.title}{REPAIRS[self.repair]})",
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in target.items()),
             exact=True,
             notes=("which units are kept is decided from weights and data",),
@@ -101,13 +109,19 @@ class StructuredPruning(Frozen):
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
+        original, layers = model, dict[str, list[int]]()
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
+            if axis.kind == "layers":
+                layers |= kept
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             smaller = cut(model, axis, kept)
-            if axis.kind != "layers" and self.repair == "least_squares":
+            if axis.kind != "layers" and self.repair != "none":
                 _repair_(smaller, model, axis, kept, consumer_moments(model, axis, data), self.ridge)
             model = smaller
+        if self.repair == "in_order":
+            for axis in discover(model.config, type(model)).named("ffn"):
+                repair_in_order_(model, original, axis, layers, data, self.ridge)
         return model
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:

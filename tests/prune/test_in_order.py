@@ -1,0 +1,59 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BertModel, LlamaForCausalLM
+
+from hf_pe.anatomy import discover
+from hf_pe.data import load_examples
+from hf_pe.errors import UsageError
+from hf_pe.proof import difference, lively, outputs_of, tiny
+from hf_pe.prune import StructuredPruning
+from hf_pe.prune.in_order import repair_in_order_
+from hf_pe.tasks import CausalLM, Embedding, model_inputs
+from tests.helpers import TEXTS
+
+
+def ready(task, model, tokenizer, length=32):
+    examples = load_examples(TEXTS)
+    examples = replace(examples, config=examples.config.model_copy(update={"max_length": length}))
+    return replace(task.prepare(examples, tokenizer, model.config), teacher=model)
+
+
+def error(student, teacher, data):
+    batch = model_inputs(next(data.batches(data.calibration, 64)))
+    return difference(outputs_of(teacher, batch), outputs_of(student, batch))
+
+
+@pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
+def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, llama_folder, tokenizer):
+    model = (BertModel if kind == "post-norm" else LlamaForCausalLM).from_pretrained(
+        bert_folder if kind == "post-norm" else llama_folder
+    )
+    data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)
+    found = {}
+    for repair in ("least_squares", "in_order"):
+        recipe = StructuredPruning(keep={"layers": 2, "ffn": 0.5}, repair=repair, ridge=0.1)
+        found[repair] = recipe.apply(model, recipe.plan(model, data), data)
+    assert error(found["in_order"], model, data) < 0.95 * error(found["least_squares"], model, data)
+
+
+def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
+    model = BertModel.from_pretrained(bert_folder).eval()
+    data = ready(Embedding(), model, tokenizer)
+    student = copy.deepcopy(model)
+    axis = discover(model.config, BertModel).named("ffn")[0]
+    repair_in_order_(student, model, axis, {}, data, 0.01)
+    before = model.state_dict()
+    assert all(torch.allclose(before[k], v, atol=1e-4) for k, v in student.state_dict().items())
+
+
+def test_a_block_that_norms_the_output_first_is_refused(tokenizer):
+    config = tiny(AutoConfig.for_model("gemma3_text"), depth=True)
+    config.vocab_size = 200
+    model = lively(AutoModelForCausalLM.from_config(config)).eval()
+    data = ready(CausalLM(), model, tokenizer, length=16)
+    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="in_order")
+    with pytest.raises(UsageError, match=r"adds? what .* least_squares"):
+        recipe.apply(model, recipe.plan(model, data), data)
