@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hf_pe.proof import prove as prove
     from hf_pe.prune import StructuredPruning as StructuredPruning
     from hf_pe.quantize import BitsAndBytesQuantization as BitsAndBytesQuantization
+    from hf_pe.quantize import Cast as Cast
     from hf_pe.recipe_file import RecipeFile as RecipeFile
     from hf_pe.recipe_file import read_recipe as read_recipe
     from hf_pe.report import Report as Report
@@ -38,6 +39,7 @@ _HOME = {
     "prove": "proof",
     "StructuredPruning": "prune",
     "BitsAndBytesQuantization": "quantize",
+    "Cast": "quantize",
     "RecipeFile": "recipe_file",
     "read_recipe": "recipe_file",
     "Report": "report",

@@ -1,6 +1,7 @@
 """Loading what users name, saving, and the proof that what was saved loads again without hf_pe."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -213,6 +214,16 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
 def weight_bytes_on_disk(folder: Path) -> int:
     """Bytes of the weight files in `folder`."""
     return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf", *PICKLES))
+
+
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of config.json and of every weight file in `folder`: what decides a model's outputs."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
+            with path.open("rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def loading_snippet(auto_class: str, name: str, processor: Any, tokens: bool) -> str:

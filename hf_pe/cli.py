@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, measure, card."""
+"""The command line: inspect, plan, run, measure, card, push, diff."""
 
 import shutil
 import sys
@@ -24,6 +24,8 @@ from hf_pe.errors import UsageError
 from hf_pe.progress import listen
 
 if TYPE_CHECKING:
+    from hf_pe.hub import Publish
+    from hf_pe.hub.publish import Sent
     from hf_pe.plans import Plan
     from hf_pe.recipe_file import RecipeFile
 
@@ -181,14 +183,75 @@ def measure(
 
 
 @app.command(epilog="Example: hf-pe card build/quickstart/main")
-def card(folder: Path) -> None:
-    """Make the card of a result again, from its report.json."""
+def card(
+    folder: Path,
+    template: Annotated[
+        Path | None, typer.Option(help='Jinja file; {% extends "card.md.jinja" %} replaces single blocks.')
+    ] = None,
+) -> None:
+    """Make the card of a result again, from its report.json. What you wrote into it yourself stays."""
     with _messages():
         from hf_pe.hub import write_card
         from hf_pe.report import read_report
 
-        write_card(read_report(folder), folder)
+        write_card(read_report(folder), folder, template)
         out.print(f"Wrote {folder / 'README.md'}")
+
+
+@app.command(epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
+def push(
+    folder: Path,
+    repo: Annotated[str, typer.Argument(help="NAME or USER/NAME.")],
+    public: Annotated[bool, typer.Option("--public", help="Make a new repo public; default: private.")] = False,
+    branch: Annotated[str, typer.Option(help="Branch of the main result; variants have their own.")] = "main",
+    tag: Annotated[str | None, typer.Option(help="Set on what was pushed.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request in place of a commit.")] = False,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    template: Annotated[Path | None, typer.Option(help="Jinja file for the card.")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="A text that the scan shall let pass.")] = None,
+    load_back: Annotated[bool, typer.Option("--load-back", help="Download it afterwards and load it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go out, and the card; no network.")
+    ] = False,
+) -> None:
+    """Push a result to the Hub: checked first, one atomic commit a branch, compared afterwards."""
+    with _messages():
+        from hf_pe.hub import Publish
+        from hf_pe.hub import push as send
+
+        settings = Publish(
+            repo=repo,
+            private=not public,
+            branch=branch,
+            tag=tag,
+            create_pr=create_pr,
+            message=message,
+            template=str(template) if template else None,
+            allow=tuple(allow or ()),
+            load_back=load_back,
+        )
+        with _progress():
+            sent = None if dry_run else send(folder, settings)
+        if sent is None:
+            _show_outgoing(folder, settings)
+        else:
+            _show_sent(sent, repo)
+
+
+@app.command(epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
+def diff(one: str, other: str) -> None:
+    """Set two results side by side, from their reports: folders, or USER/NAME[@REVISION] on the Hub."""
+    with _messages():
+        from hf_pe.hub import side_by_side
+        from hf_pe.hub.compare import report_of
+
+        rows, notes = side_by_side(report_of(one), report_of(other))
+        table = Table("", one, other, "ratio")
+        for row in rows:
+            table.add_row(*row)
+        out.print(table)
+        for note in notes:
+            out.print(note, highlight=False, markup=False)
 
 
 @app.command(hidden=True)
@@ -226,6 +289,35 @@ def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite
         out.print(table)
     for name in ("main", *result.variants) if result.variants else ("",):
         out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
+    if recipe.publish:
+        from hf_pe.hub import push as send
+
+        _show_sent(send(target, recipe.publish, prove=False), recipe.publish.repo)
+
+
+def _show_outgoing(folder: Path, settings: "Publish") -> None:
+    from hf_pe.hub import prepare
+
+    with _progress():
+        found = prepare(folder, settings)
+    for each in found:
+        table = Table("file", "bytes", title=f"{settings.repo}, branch {each.branch}: what would go out")
+        table.columns[1].justify = "right"
+        for name in each.files:
+            table.add_row(name, f"{each.size(name):,}")
+        out.print(table)
+    card = found[-1].files["README.md"]
+    assert isinstance(card, bytes)
+    out.print(card.decode(), markup=False, highlight=False)
+    out.print("Nothing was sent. A card that is on the Hub already keeps what people wrote into it.")
+
+
+def _show_sent(sent: "list[Sent]", repo: str) -> None:
+    for each in sent:
+        what = f"{len(each.changed)} files sent" if each.changed else "nothing new, nothing sent"
+        removed = f", {', '.join(each.removed)} removed" if each.removed else ""
+        where = each.pull_request or f"branch {each.branch}, commit {each.commit[:8]}"
+        out.print(f"{repo}: {where}: {what}{removed}", highlight=False, markup=False)
 
 
 def _verdict(axis: Any, proof: Any) -> str:
@@ -269,6 +361,12 @@ def _messages() -> Iterator[None]:
         err.print("[red]Error:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(2) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "PushError":
+            raise
+        err.print("[red]Stopped:[/]", end=" ")
+        err.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
 
 
 @contextmanager

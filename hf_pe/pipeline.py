@@ -21,15 +21,27 @@ from hf_pe.checkpoints import Source
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
-from hf_pe.hub import write_card
-from hf_pe.measure import Evaluate, measure, parameters, quality, reopened, sketch_size, weight_bytes
+from hf_pe.hub import Publish, push, write_card
+from hf_pe.hub.publish import Sent
+from hf_pe.measure import (
+    Evaluate,
+    changes,
+    judge,
+    layer_bits,
+    measure,
+    parameters,
+    quality,
+    reopened,
+    sketch_size,
+    weight_bytes,
+)
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.prune import StructuredPruning
-from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.report import Measurement, Reload, Report, StageReport, read_report
+from hf_pe.quantize import Packing
+from hf_pe.report import Measurement, Reload, Report, StageReport, read_report, write_report
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
-AnyRecipe = StructuredPruning | Distillation | BitsAndBytesQuantization
+AnyRecipe = StructuredPruning | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 
 MAIN = "main"
@@ -74,7 +86,25 @@ class Result:
                 return self._write(fresh, folder.name)
             main = self._write(fresh / MAIN, folder.name)
             variants = {n: r._write(fresh / n, f"{folder.name}-{n}") for n, r in self.variants.items()}
-            return replace(main, variants=variants)
+            table = {name: each.report.after for name, each in {MAIN: main, **variants}.items()}
+            variants = {n: r._with_table(fresh / n, table) for n, r in variants.items()}
+            return replace(main._with_table(fresh / MAIN, table), variants=variants)
+
+    def push_to_hub(self, repo: str, **settings: Any) -> list[Sent]:
+        """Save into a folder of its own, prove and scan it, and push it: private unless `private=False`.
+
+        Args:
+            repo: NAME or USER/NAME.
+            settings: fields of `hf_pe.hub.Publish`, such as private, branch, tag or create_pr.
+
+        Raises:
+            UsageError, PushError: see `hf_pe.hub.push`.
+        """
+        wanted = Publish(repo=repo, **settings)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, repo.rpartition("/")[2])
+            self.save(folder)
+            return push(folder, wanted, prove=False)  # saving has just proved it
 
     def _write(self, folder: Path, name: str) -> "Result":
         progress.say(f"saving {name} and loading it again in a fresh process")
@@ -93,14 +123,25 @@ class Result:
             }
         )
         reload = Reload(
-            status="native", snippet=snippet, parameters=seen.parameters, max_difference=seen.max_difference
+            status="native",
+            snippet=snippet,
+            parameters=seen.parameters,
+            max_difference=seen.max_difference,
+            sha256=checkpoints.weight_hashes(folder),
         )
         report = self.report.model_copy(update={"name": name, "after": after, "reload": reload})
-        (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
+        write_report(report, folder)
         plans = {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
         (folder / "plan.json").write_text(json.dumps(plans) + "\n", "utf-8")
         (folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe, sort_keys=False), "utf-8")
         write_card(read_report(folder), folder)
+        return replace(self, report=report)
+
+    def _with_table(self, folder: Path, table: dict[str, Measurement]) -> "Result":
+        """Add the table over all variants, known once each is on disk."""
+        report = self.report.model_copy(update={"variants": table})
+        write_report(report, folder)
+        write_card(report, folder)
         return replace(self, report=report)
 
 
@@ -110,7 +151,7 @@ def compress(
     *,
     data: Data,
     task: str | Task | None = None,
-    variants: Mapping[str, BitsAndBytesQuantization] | None = None,
+    variants: Mapping[str, Packing] | None = None,
     processor: Any = None,
     evaluate: Evaluate | None = None,
     base_model: str | None = None,
@@ -127,7 +168,7 @@ def compress(
         recipes: what to do; the untouched model teaches a `Distillation`.
         data: what to calibrate, train and evaluate on.
         task: "embedding", "causal_lm", "text_classification" or a Task; default: by the model's class.
-        variants: quantized copies of the final model, by name.
+        variants: quantized or 16-bit copies of the final model, by name.
         processor: tokenizer of a loaded model.
         evaluate: the user's own `model -> {metric: value}` in place of the task's metrics.
         base_model: Hub id of the original, for the card, where `model` is not one.
@@ -170,7 +211,8 @@ def compress(
         copies = {name: run.stage(f"variant-{name}", step, student) for name, step in variants.items()}
         models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
         progress.say("measuring before and after, side by side")
-        found = measure(models, ready, evaluate=evaluate)
+        judged = {n: judge(m, ready) for n, m in models.items()} if evaluate is None else None
+        found = measure(models, ready, judged=judged, evaluate=evaluate)
         before = _with_folder_facts(found["before"], original, processor, folder / "base", the_task.auto_class)
 
     shared: dict[str, Any] = {
@@ -194,7 +236,8 @@ def compress(
 
     def result(name: str, finished: list[Finished], others: dict[str, Result]) -> Result:
         stages = tuple(f.report for f in finished)
-        report = Report(name=name, after=found[name], stages=stages, **shared)
+        moved = changes(judged["before"], judged[name]) if judged else ()
+        report = Report(name=name, after=found[name], stages=stages, changes=moved, **shared)
         plans = tuple(f.plan for f in finished)
         return Result(models[name], processor, report, plans, source, the_task.auto_class, recipe, others)
 
@@ -225,7 +268,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         return _with_folder_facts(found, model, None, Path(folder, "model"), auto_class)
 
 
-def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, BitsAndBytesQuantization]) -> Outline:
+def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]) -> Outline:
     """The dry run: sizes after every stage, without weights.
 
     Raises:
@@ -250,25 +293,28 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
     """Refuse an order that cannot work, before any work.
 
     Raises:
-        UsageError: no recipe at all, something after quantization, or quantization twice.
+        UsageError: no recipe at all, something after quantization or casting, or these twice.
     """
     if not recipes:
         raise UsageError("recipes: expected at least one of prune, distil, quantize; got none.")
     packed = 0
     for number, step in enumerate(recipes, 1):
-        if packed and step.recipe == "quantize":
+        first = recipes[packed - 1].recipe if packed else None
+        if first == step.recipe:
             raise UsageError(
-                f"Recipe steps {packed} and {number} both quantize: packed weights cannot be packed again. Keep one."
+                f"Recipe steps {packed} and {number} both {first}: packed weights cannot be packed again. Keep one."
             )
-        if packed:
+        if first and step.recipe in ("quantize", "cast"):
+            raise UsageError(f"Recipe steps {packed} ({first}) and {number} ({step.recipe}): keep one of the two.")
+        if first:
             reason = {"prune": "a packed model cannot be cut", "distil": "packed weights cannot be trained"}[
                 step.recipe
             ]
             raise UsageError(
-                f"Recipe step {packed} (quantize) comes before step {number} ({step.recipe}): {reason}. "
+                f"Recipe step {packed} ({first}) comes before step {number} ({step.recipe}): {reason}. "
                 f"Put {step.recipe} first."
             )
-        packed = number if step.recipe == "quantize" else 0
+        packed = number if step.recipe in ("quantize", "cast") else 0
 
 
 def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False) -> list[AnyRecipe]:
@@ -309,7 +355,7 @@ def recipe_of(
     task: Task,
     data: DataConfig,
     recipes: Sequence[AnyRecipe],
-    variants: Mapping[str, BitsAndBytesQuantization],
+    variants: Mapping[str, Packing],
     base_model: str | None,
     license: str | None,
     seed: int,
@@ -375,6 +421,7 @@ class _Run:
             seconds=time.perf_counter() - start,
             parameters_without_embeddings=parameters(model).without_embeddings,
             weight_bytes=weight_bytes(model),
+            layer_bits=layer_bits(model),
             quality=quality(model, self.data, self.evaluate),
             losses=tuple(curve),
         )

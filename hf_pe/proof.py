@@ -111,9 +111,9 @@ def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def example_inputs(
-    model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0
+    model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0, device: str | torch.device | None = None
 ) -> dict[str, torch.Tensor]:
-    """Random inputs that fit `model`, read off its config and main input."""
+    """Random inputs that fit `model`, read off its config and main input; on `device`, default the model's."""
     draw = torch.Generator().manual_seed(seed)
     config = model.config
     text = config.get_text_config()
@@ -129,7 +129,7 @@ def example_inputs(
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.randint(6, text.vocab_size, (batch, min(length, 8)), generator=draw)
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
 
 
 def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,21 @@ PACKAGES = ("hf-pe", "torch", "transformers", "bitsandbytes", "datasets")
 
 def base_facts(source: Source, model: PreTrainedModel, base_model: str | None, license: str | None) -> BaseModelFacts:
     """What the original says of itself; `base_model` and `license` where it does not."""
-    said = _front_matter(source)
+    card = _card(source)
+    said: dict[str, Any] = card.data.to_dict() if card else {}
     language = said.get("language") or []
+    text = card.text if card else ""
     return BaseModelFacts(
         id=base_model or source.name,
+        revision=getattr(model.config, "_commit_hash", None),
         license=license or said.get("license"),
+        license_name=None if license else said.get("license_name"),
+        license_link=None if license else said.get("license_link"),
         language=tuple([language] if isinstance(language, str) else language),
         tags=tuple(said.get("tags") or ()),
+        intended_use=_sections(text, r"\buses?\b"),
+        limits=_sections(text, r"limit|\bbias|risk|out.of.scope|caveat|warning"),
+        citation="\n\n".join(re.findall(r"@\w+\{.*?\n\s*\}", text, re.DOTALL)) or None,
         model_class=type(model).__name__,
         model_type=model.config.model_type,
     )
@@ -59,15 +68,30 @@ def versions() -> dict[str, str]:
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def _front_matter(source: Source) -> dict[str, Any]:
+def _card(source: Source) -> ModelCard | None:
     folder = source.folder
     if folder is None:
         try:
-            return dict(ModelCard.load(source.path).data.to_dict())
+            found: ModelCard = ModelCard.load(source.path)
+            return found
         except (OSError, ValueError):  # no card, or no network any more: the facts stay unstated
-            return {}
+            return None
     card = folder / "README.md"
-    return dict(ModelCard(card.read_text("utf-8")).data.to_dict()) if card.is_file() else {}
+    return ModelCard(card.read_text("utf-8")) if card.is_file() else None
+
+
+def _sections(card: str, title: str, longest: int = 3000) -> str | None:
+    """The sections of a card whose heading matches `title`, without headings; None where there is none."""
+    card = re.sub(r"<!--.*?-->\n?", "", card, flags=re.DOTALL)
+    outside = re.split(r"(```.*?```)", card, flags=re.DOTALL)
+    for part in range(1, len(outside), 2):
+        outside[part] = outside[part].replace("\n#", "\n\0#")  # a comment in code is no heading
+    parts = re.split(r"^(#+ .*)$", "".join(outside), flags=re.MULTILINE)
+    found = [body.strip() for head, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(title, head, re.I)]
+    text = "\n\n".join(filter(None, found)).replace("\0", "")
+    if len(text) > longest:
+        text = text[:longest].rpartition("\n")[0] + "\n\n(shortened)"
+    return text or None
 
 
 def _processor() -> str:

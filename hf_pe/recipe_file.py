@@ -12,16 +12,19 @@ from hf_pe.checkpoints import Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
+from hf_pe.hub import Publish
 from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.plans import Frozen
 from hf_pe.prune import StructuredPruning
-from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.quantize import BitsAndBytesQuantization, Cast
 
-Step = Annotated[StructuredPruning | Distillation | BitsAndBytesQuantization, Field(discriminator="recipe")]
+Step = Annotated[StructuredPruning | Distillation | BitsAndBytesQuantization | Cast, Field(discriminator="recipe")]
+Variant = Annotated[BitsAndBytesQuantization | Cast, Field(discriminator="recipe")]
 KINDS: dict[str, type[BaseModel]] = {
     "prune": StructuredPruning,
     "distil": Distillation,
     "quantize": BitsAndBytesQuantization,
+    "cast": Cast,
 }
 
 
@@ -36,10 +39,11 @@ class RecipeFile(Frozen):
         None, description="default: by the model's class"
     )
     data: DataConfig
-    recipes: tuple[Step, ...] = Field(description="in order: prune, distil, quantize")
-    variants: dict[str, BitsAndBytesQuantization] = Field(
-        default_factory=dict, description="quantized copies of the final model, by name"
+    recipes: tuple[Step, ...] = Field(description="in order: prune, distil, quantize or cast")
+    variants: dict[str, Variant] = Field(
+        default_factory=dict, description="quantized or 16-bit copies of the final model, by name"
     )
+    publish: Publish | None = Field(None, description="push the result to the Hub when it is done")
     output: str | None = Field(None, description="folder of the result; default: build/NAME of the recipe file")
     seed: int = 0
     trust_remote_code: bool = Field(False, description="run code that the model brings along")
@@ -123,6 +127,8 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
             holder = KINDS[part]
         elif part == "data":
             holder = DataConfig
+        elif part == "publish":
+            holder = Publish
         elif part == "variants":
             holder = BitsAndBytesQuantization
     return list(holder.model_fields)

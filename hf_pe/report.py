@@ -42,14 +42,42 @@ class Measurement(Frozen):
     quality: dict[str, float] = Field(default_factory=dict)
 
 
+class SliceChange(Frozen):
+    """A metric before and after on a part of the examples, with the 95 % interval of the change."""
+
+    name: str
+    examples: int
+    before: float
+    after: float
+    low: float = Field(description="of after - before")
+    high: float
+
+
+class MetricChange(Frozen):
+    """A metric before and after on the same examples; the interval is of the change, by paired bootstrap."""
+
+    metric: str
+    examples: int
+    before: float
+    after: float
+    low: float = Field(description="of after - before")
+    high: float
+    slices: tuple[SliceChange, ...] = ()
+
+
 class BaseModelFacts(Frozen):
-    """Where the compressed model comes from."""
+    """Where the compressed model comes from, and what its card says that holds for its copies too."""
 
     id: str = Field(description="Hub id or a name; never a path")
     revision: str | None = None
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    intended_use: str | None = Field(None, description="that section of its card, Markdown")
+    limits: str | None = Field(None, description="its sections on limits, bias and risks, Markdown")
+    citation: str | None = Field(None, description="BibTeX")
     model_class: str
     model_type: str
 
@@ -64,6 +92,9 @@ class StageReport(Frozen):
     weight_bytes: int
     quality: dict[str, float] = Field(description="right after the stage")
     losses: tuple[tuple[int, float], ...] = Field((), description="(step, loss) where it trained")
+    layer_bits: tuple[float, ...] = Field(
+        (), description="mean bits a parameter takes, layer by layer, after the stage"
+    )
 
 
 class DataFacts(Frozen):
@@ -84,6 +115,7 @@ class Reload(Frozen):
     snippet: str
     parameters: int
     max_difference: float = Field(description="largest relative difference of its outputs to those before saving")
+    sha256: dict[str, str] = Field(default_factory=dict, description="of the weight files that were loaded")
 
 
 class Report(Frozen):
@@ -101,6 +133,8 @@ class Report(Frozen):
     before: Measurement
     after: Measurement
     reload: Reload | None = None
+    changes: tuple[MetricChange, ...] = Field((), description="empty where the user's own function measured")
+    variants: dict[str, Measurement] = Field(default_factory=dict, description="all results of the run, this one too")
     data: DataFacts
     library_name: str = "transformers"
     machine: str
@@ -108,6 +142,11 @@ class Report(Frozen):
     seed: int
     command: str
     date: str
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write `report.json` into `folder`."""
+    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def read_report(folder: str | Path) -> Report:

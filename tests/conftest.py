@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # the loopback Hub speaks LFS
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
+from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
 from hf_pe.proof import lively
 from tests.helpers import TEXTS, bert_config, saved
 
@@ -58,3 +60,20 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
         pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
     return saved(tmp_path_factory.mktemp("models") / "tiny-llama", lively(LlamaForCausalLM(config)), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def result(bert_folder, tmp_path_factory):
+    """A pruned and distilled tiny model with an NF4 variant, and the folder it was saved in; not to be changed."""
+    recipes = [StructuredPruning(keep={"ffn": 0.5, "layers": 3}), Distillation(steps=5)]
+    made = compress(
+        str(bert_folder),
+        recipes,
+        data=TEXTS,
+        task="embedding",
+        variants={"nf4": BitsAndBytesQuantization()},
+        base_model="someone/tiny-bert",
+        license="mit",
+    )
+    folder = tmp_path_factory.mktemp("result") / "small"
+    return made.save(folder), folder

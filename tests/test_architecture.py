@@ -9,7 +9,7 @@ import hf_pe
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
-    {"errors", "progress"},
+    {"errors", "progress", "papers"},
     {"anatomy", "plans"},
     {"report"},
     {"surgery", "data"},

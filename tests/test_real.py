@@ -78,11 +78,11 @@ def test_repair_keeps_minilm_on_stsb(tmp_path):
     model = load_model(source, class_for(config, "AutoModel"))
     pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
     data = Embedding().prepare(load_examples(pairs), load_processor(source), config)
-    dense = Embedding().evaluate(model, data)["spearman"]
+    dense = Embedding().judge(model, data).scores()["spearman"]
     recipe = StructuredPruning(keep={"ffn": 0.5})
     small = recipe.apply(model, recipe.plan(model, data), data)
     assert dense == pytest.approx(0.867, abs=0.001)
-    assert Embedding().evaluate(small, data)["spearman"] > dense - 0.006
+    assert Embedding().judge(small, data).scores()["spearman"] > dense - 0.006
 
 
 def test_the_readmes_python_runs(tmp_path):

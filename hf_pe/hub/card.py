@@ -7,70 +7,124 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
-from hf_pe.hub.pictures import draw_kept_units, draw_quality_against_size
-from hf_pe.report import Latency, Measurement, Report
+from hf_pe.errors import UsageError
+from hf_pe.hub.merge import merge_card, with_memory
+from hf_pe.hub.pictures import PICTURES
+from hf_pe.papers import PAPERS
+from hf_pe.report import Latency, Measurement, MetricChange, Report
 
-KEPT_PICTURE, QUALITY_PICTURE = "kept_units.png", "quality_size.png"
 NOT_MEASURED = "not measured"
+METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
+"""Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
+_TAGS = {"prune": "pruned", "distil": "distilled", "quantize": "bitsandbytes", "cast": "half-precision"}
 
 
-def write_card(report: Report, folder: Path) -> None:
-    """Write README.md and its pictures into `folder`."""
-    pictures = []
-    if draw_kept_units(report, folder / KEPT_PICTURE):
-        pictures.append((KEPT_PICTURE, "Units kept per layer"))
-    if draw_quality_against_size(report, folder / QUALITY_PICTURE):
-        pictures.append((QUALITY_PICTURE, "Quality against size"))
-    (folder / "README.md").write_text(render_card(report, pictures), "utf-8")
+def write_card(report: Report, folder: Path, template: Path | None = None) -> None:
+    """Write README.md and its pictures into `folder`; what people wrote into an old README.md stays."""
+    readme = folder / "README.md"
+    old = readme.read_text("utf-8") if readme.is_file() else ""
+    text = render_card(report, draw_pictures(report, folder), template)
+    readme.write_text(merge_card(text, old), "utf-8")
 
 
-def render_card(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """Return the card's text: Hub metadata, then the body."""
+def draw_pictures(report: Report, folder: Path) -> list[tuple[str, str]]:
+    """Draw what the report has data for; returns (file name, title) of each."""
+    return [(file, title) for file, (title, draw) in PICTURES.items() if draw(report, folder / file)]
+
+
+def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), template: Path | None = None) -> str:
+    """Return the card's text: Hub metadata, then the body.
+
+    Args:
+        report: what the card says.
+        pictures: (file, title) of those that lie beside it.
+        template: the user's own Jinja file; with `{% extends "card.md.jinja" %}` it replaces single blocks.
+
+    Raises:
+        UsageError: the template is missing or wrong.
+    """
+    ours = jinja2.PackageLoader("hf_pe.hub", ".")
+    own = [jinja2.FileSystemLoader(template.parent)] if template else []
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hf_pe.hub", "."),
+        loader=jinja2.ChoiceLoader([*own, ours]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    body = environment.get_template("card.md.jinja").render(
-        report=report,
-        rows=comparison(report),
-        gains=_gains(report),
-        losses=_not_gained(report),
-        pictures=pictures,
-    )
-    return f"---\n{card_data(report).to_yaml()}\n---\n\n{body}"
+    environment.filters["quoted"] = lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+    try:
+        body = environment.get_template(template.name if template else "card.md.jinja").render(
+            report=report,
+            rows=comparison(report),
+            gains=_gains(report),
+            losses=_not_gained(report),
+            worse=_worse_slices(report),
+            slices=sum(len(change.slices) for change in report.changes),
+            variants=_variant_rows(report),
+            latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})" if report.after.latency else "latency",
+            pictures=pictures,
+            papers=PAPERS,
+            citations=_citations(report),
+        )
+    except jinja2.TemplateNotFound as error:
+        raise UsageError(f"Card template {template}: there is no file '{error}'.") from error
+    except jinja2.TemplateError as error:
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise UsageError(f"Card template {template}{line}: {error}") from error
+    return with_memory(card_data(report).to_dict(), body)
 
 
 def card_data(report: Report) -> ModelCardData:
     """The metadata that the Hub reads."""
     kinds = {stage.plan.recipe for stage in report.stages}
-    values = [(report.after, report.metric), (report.before, f"{report.metric} of the original")]
-    results = [
-        EvalResult(
-            task_type=report.pipeline_tag,
-            dataset_type=(report.data.eval or report.data.train)[0],
-            dataset_name=", ".join(report.data.eval or report.data.train),
-            metric_type=report.metric,
-            metric_name=name,
-            metric_value=round(measured.quality[report.metric], 6),
-        )
-        for measured, name in values
-        if report.metric in measured.quality
-    ]
-    local = "/" not in report.base.id
+    known = "/" in report.base.id
+    licence = report.base.license
     return ModelCardData(
         model_name=report.name,
-        base_model=None if local else report.base.id,
-        base_model_relation=None if local else ("quantized" if kinds == {"quantize"} else "finetune"),
-        license=report.base.license,
+        base_model=report.base.id if known else None,
+        base_model_relation=relation(kinds) if known else None,
+        base_model_revision=report.base.revision if known else None,
+        license=licence,
+        license_name=report.base.license_name if licence == "other" else None,
+        license_link=report.base.license_link if licence == "other" else None,
         language=list(report.base.language) or None,
         library_name=report.library_name,
         pipeline_tag=report.pipeline_tag,
+        datasets=_hub_datasets(report) or None,
+        metrics=[METRICS.get(name, name) for name in report.after.quality] or None,
         tags=["hf_pe", "compressed", *sorted(_TAGS[kind] for kind in kinds)],
-        eval_results=results or None,
+        eval_results=_results(report) or None,
     )
+
+
+def relation(recipes: set[str]) -> str:
+    """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune"."""
+    return "quantized" if recipes and recipes <= {"quantize", "cast"} else "finetune"
+
+
+def _results(report: Report) -> list[EvalResult]:
+    """Every metric after and before; results of their own, since they are of two models."""
+    names = report.data.eval or report.data.train
+    return [
+        EvalResult(
+            task_type=report.pipeline_tag,
+            dataset_type=names[0],
+            dataset_name=", ".join(names),
+            dataset_config=which,
+            metric_type=METRICS.get(metric, metric),
+            metric_name=f"{metric} ({which})",
+            metric_value=round(value, 6),
+        )
+        for which, measured in (("after compression", report.after), ("before compression", report.before))
+        for metric, value in measured.quality.items()
+    ]
+
+
+def _hub_datasets(report: Report) -> list[str]:
+    """Sources that are ids on the Hub: not builtin texts, not files."""
+    found = [*report.data.train, *(report.data.eval or ())]
+    return sorted({name for name in found if "/" in name and ":" not in name})
 
 
 def comparison(report: Report) -> list[tuple[str, str, str, str]]:
@@ -100,13 +154,13 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
             "{:,.0f}",
         )
     )
-    rows += [_row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}") for name in two.quality or one.quality]
+    moved = {change.metric: _interval(change) for change in report.changes}
+    for name in two.quality or one.quality:
+        row = _row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}")
+        rows.append((*row[:3], f"{row[3]} {moved.get(name, '')}".strip()))
     if not (two.quality or one.quality):
         rows.append(_row(report.metric, None, None, "{}"))
     return rows
-
-
-_TAGS = {"prune": "pruned", "distil": "distilled", "quantize": "bitsandbytes"}
 
 
 def _row(what: str, before: float | None, after: float | None, form: str) -> tuple[str, str, str, str]:
@@ -115,6 +169,42 @@ def _row(what: str, before: float | None, after: float | None, form: str) -> tup
 
     ratio = f"{after / before:.2f}x" if before and after is not None else ""
     return what, text(before), text(after), ratio
+
+
+def _interval(change: MetricChange) -> str:
+    return f"[{change.low:+.4f}, {change.high:+.4f}]"
+
+
+def _variant_rows(report: Report) -> list[list[str]]:
+    def cells(name: str, one: Measurement) -> list[str]:
+        latency = one.latency[-1].p50_ms if one.latency else None
+        values = (_mega(one.disk_bytes), "{:,.1f}"), (latency, "{:,.1f}"), (_mega(one.peak_memory_bytes), "{:,.0f}")
+        texts = [NOT_MEASURED if v is None else form.format(v) for v, form in values]
+        quality = one.quality.get(report.metric)
+        return [name, f"{one.parameters:,}", *texts, NOT_MEASURED if quality is None else f"{quality:,.4f}"]
+
+    return [cells("original", report.before), *(cells(f"`{name}`", one) for name, one in report.variants.items())]
+
+
+def _worse_slices(report: Report) -> list[list[str]]:
+    """Parts of the data where the whole interval of a metric's change is on the bad side."""
+    return [
+        [
+            f"{part.name} ({change.metric})" if len(report.changes) > 1 else part.name,
+            f"{part.examples:,}",
+            f"{part.before:,.4f}",
+            f"{part.after:,.4f}",
+            f"{part.after - part.before:+.4f} [{part.low:+.4f}, {part.high:+.4f}]",
+        ]
+        for change in report.changes
+        for part in change.slices
+        if (part.high < 0 if report.higher_is_better else part.low > 0)
+    ]
+
+
+def _citations(report: Report) -> list[str]:
+    links = dict.fromkeys(link for stage in report.stages for link in stage.plan.references)
+    return [*filter(None, [report.base.citation]), *(PAPERS[link].bibtex for link in links if link in PAPERS)]
 
 
 def _mega(value: int | None) -> float | None:
@@ -133,14 +223,14 @@ def _setting(latency: Latency) -> str:
 def _gains(report: Report) -> str:
     """One sentence with the numbers that matter."""
     one, two = report.before, report.after
-    parts = [f"{two.parameters / one.parameters:.0%} of the parameters"]
     if one.disk_bytes and two.disk_bytes:
-        parts.append(f"{two.disk_bytes / one.disk_bytes:.0%} of the bytes on disk")
+        parts = [f"{two.disk_bytes / one.disk_bytes:.0%} of the bytes on disk"]
+    else:
+        parts = [f"{two.parameters / one.parameters:.0%} of the parameters"]
     if one.latency and two.latency:
-        parts.append(
-            f"{two.latency[0].p50_ms / one.latency[0].p50_ms:.0%} of the latency at batch {two.latency[0].batch}"
-        )
-    sentence = "With " + ", ".join(parts)
+        a, b = one.latency[0], two.latency[0]
+        parts.append(f"{b.p50_ms / a.p50_ms:.0%} of the latency at batch {b.batch}")
+    sentence = "With " + " and ".join(parts)
     before, after = one.quality.get(report.metric), two.quality.get(report.metric)
     if before is None or after is None:
         return f"{sentence} of the original; its quality was not measured."

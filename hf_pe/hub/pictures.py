@@ -1,9 +1,11 @@
 """The card's pictures, drawn from a report. White background, so that they read in light and dark pages."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from hf_pe.report import Report
 
@@ -25,9 +27,7 @@ def draw_kept_units(report: Report, path: Path) -> bool:
         panel.set(title=f"{name}: units kept per layer", xlabel="layer of the original", ylabel="units")
         panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-    return True
+    return _saved(figure, path)
 
 
 def draw_quality_against_size(report: Report, path: Path) -> bool:
@@ -45,9 +45,36 @@ def draw_quality_against_size(report: Report, path: Path) -> bool:
     panel.set(title="Quality against size", xlabel="weights, MB", ylabel=report.metric)
     panel.margins(0.2)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None})
-    plt.close(figure)
-    return True
+    return _saved(figure, path)
+
+
+def draw_layer_bits(report: Report, path: Path) -> bool:
+    """Draw the bits that a parameter takes, layer by layer; False where no stage changed them."""
+    stages = [s for s in report.stages if s.layer_bits]
+    if not stages or min(stages[-1].layer_bits) >= max(stages[0].layer_bits) - 0.01:
+        return False
+    bits = stages[-1].layer_bits
+    figure, panel = plt.subplots(figsize=(5, 3.2))
+    panel.bar(range(len(bits)), [max(stages[0].layer_bits)] * len(bits), color=REMOVED, label="before packing")
+    panel.bar(range(len(bits)), bits, color=KEPT, label="after")
+    panel.set(title="Bits per parameter", xlabel="layer of the result", ylabel="bits, scales included")
+    panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
+def draw_losses(report: Report, path: Path) -> bool:
+    """Draw the loss over the steps of every stage that trained; False where none did."""
+    curves = [(stage.plan.recipe, stage.losses) for stage in report.stages if len(stage.losses) > 1]
+    if not curves:
+        return False
+    figure, panel = plt.subplots(figsize=(5, 3.2))
+    for (name, curve), colour in zip(curves, (KEPT, ACCENT, "#5b8c5a", "#8a6bb0") * len(curves), strict=False):
+        panel.plot(*zip(*curve, strict=True), color=colour, label=name)
+    panel.set(title="Loss while it learned", xlabel="step", ylabel="loss", yscale="log")
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
 
 
 def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
@@ -74,3 +101,18 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
                 name: (1, [int(i in u) for i in range(n)]) for name, (n, u) in zip(depth, layers.values(), strict=True)
             }
     return found
+
+
+def _saved(figure: Figure, path: Path) -> bool:
+    figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    plt.close(figure)
+    return True
+
+
+PICTURES: dict[str, tuple[str, Callable[[Report, Path], bool]]] = {
+    "quality_size.png": ("Quality against size", draw_quality_against_size),
+    "kept_units.png": ("Units kept per layer", draw_kept_units),
+    "layer_bits.png": ("Bits per layer", draw_layer_bits),
+    "losses.png": ("Loss while it learned", draw_losses),
+}
+"""File to its title and what draws it; returns whether the report has what it shows."""

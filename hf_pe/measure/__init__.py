@@ -9,13 +9,16 @@ from hf_pe.measure.latency import latency as latency
 from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
+from hf_pe.measure.quality import changes as changes
+from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality
 from hf_pe.measure.size import Parameters as Parameters
+from hf_pe.measure.size import layer_bits as layer_bits
 from hf_pe.measure.size import parameters as parameters
 from hf_pe.measure.size import sketch_size as sketch_size
 from hf_pe.measure.size import weight_bytes as weight_bytes
 from hf_pe.report import Latency, Measurement
-from hf_pe.tasks import TaskData
+from hf_pe.tasks import Judged, TaskData
 
 LENGTH = 128
 BATCHES = (1, 32)
@@ -25,12 +28,14 @@ def measure(
     models: dict[str, PreTrainedModel],
     data: TaskData | None = None,
     *,
+    judged: dict[str, Judged] | None = None,
     evaluate: Evaluate | None = None,
     batches: Sequence[int] = BATCHES,
     length: int = LENGTH,
 ) -> dict[str, Measurement]:
     """Measure models side by side: sizes, FLOPs, interleaved latency, quality.
 
+    Quality comes from `judged` where given (see `judge`), else it is measured on `data` or by `evaluate`.
     Bytes on disk and peak memory belong to a folder and are added when one is saved.
     """
     length = min(longest(model, length) for model in models.values())
@@ -46,7 +51,7 @@ def measure(
             flops=flops(model.config, type(model), length=length),
             flops_setting=f"batch 1, length {length}" if model.main_input_name == "input_ids" else "batch 1",
             latency=tuple(times[name]),
-            quality=quality(model, data, evaluate),
+            quality=judged[name].scores() if judged else quality(model, data, evaluate),
         )
         for name, model in models.items()
     }

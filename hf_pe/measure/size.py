@@ -46,6 +46,19 @@ def sketch_size(sketch: Sketch) -> dict[str, Any]:
     }
 
 
+def layer_bits(model: PreTrainedModel) -> tuple[float, ...]:
+    """Mean bits a parameter takes in each layer of the longest stack, packed weights with their scales."""
+    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    layers = max(stacks, key=len, default=nn.ModuleList())
+    return tuple(_mean_bits(layer) for layer in layers)
+
+
+def _mean_bits(layer: nn.Module) -> float:
+    states = [getattr(p, "quant_state", None) for p in layer.parameters()]
+    held = sum(p.nbytes for p in layer.parameters()) + sum(_scale_bytes(s) for s in states if s is not None)
+    return 8 * held / max(sum(_count(p) for p in layer.parameters()), 1)
+
+
 def _count(parameter: torch.nn.Parameter) -> int:
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

@@ -1,3 +1,7 @@
-"""Quantization to 4 and 8 bits through bitsandbytes."""
+"""Fewer bits a weight: 4 and 8 through bitsandbytes, 16 by casting."""
 
+from hf_pe.quantize.cast import Cast as Cast
 from hf_pe.quantize.recipe import BitsAndBytesQuantization as BitsAndBytesQuantization
+
+Packing = BitsAndBytesQuantization | Cast
+"""What may make a variant: nothing is cut or trained after it."""

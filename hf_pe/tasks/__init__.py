@@ -2,6 +2,7 @@
 
 from hf_pe.errors import UsageError, nearest
 from hf_pe.tasks.base import Batch as Batch
+from hf_pe.tasks.base import Judged as Judged
 from hf_pe.tasks.base import Task as Task
 from hf_pe.tasks.base import TaskData as TaskData
 from hf_pe.tasks.base import model_inputs as model_inputs

@@ -1,10 +1,11 @@
 """What a task must answer, and the bundle that stages work with."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedModel
@@ -12,6 +13,30 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.data import Examples
 
 Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a task saw of each evaluation example: enough to score all of them or any sample of them.
+
+    Attributes:
+        columns: arrays with one entry (or row) per example.
+        score: metrics from such columns.
+        slices: name to which examples belong to it, [examples] of bool; what a report looks at for losses.
+    """
+
+    columns: dict[str, np.ndarray[Any, Any]]
+    score: Callable[[dict[str, np.ndarray[Any, Any]]], dict[str, float]]
+    slices: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.columns.values())))
+
+    def scores(self, rows: np.ndarray[Any, Any] | None = None) -> dict[str, float]:
+        """The metrics on all examples, or on `rows` (indices or a mask)."""
+        return self.score(self.columns if rows is None else {k: v[rows] for k, v in self.columns.items()})
 
 
 class Task(Protocol):
@@ -31,7 +56,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The metric that matters most; a key of what `evaluate` gives."""
+        """The metric that matters most; a key of what `Judged.scores` gives."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -50,8 +75,8 @@ class Task(Protocol):
     def describe(self, examples: Examples) -> str:
         """One sentence for the card: what the metric is."""
 
-    def evaluate(self, model: PreTrainedModel, data: "TaskData") -> dict[str, float]:
-        """The task's metrics on `data.eval`."""
+    def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:
+        """What `model` makes of `data.eval`, example by example; its `scores()` are the task's metrics."""
 
 
 @dataclass(frozen=True)
@@ -79,3 +104,11 @@ class TaskData:
 def model_inputs(batch: Batch) -> Batch:
     """The batch without what only losses and metrics need."""
     return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Slices of examples by a number each has: the lowest, middle and highest third; none where all are equal."""
+    low, high = np.quantile(values, [1 / 3, 2 / 3])
+    parts = {f"lowest third of {what}": values <= low, f"highest third of {what}": values > high}
+    parts[f"middle third of {what}"] = (values > low) & (values <= high)
+    return {name: mask for name, mask in parts.items() if mask.any() and not mask.all()}

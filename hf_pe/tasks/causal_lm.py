@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, default_data_collator
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,21 @@ class CausalLM:
         """Says how long the blocks are."""
         return f"`perplexity` is over held-out blocks of {examples.config.max_length} tokens; lower is better."
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> dict[str, float]:
-        """Perplexity: exp of the mean negative log-likelihood over all predicted tokens."""
-        total, count = 0.0, 0
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Negative log-likelihood of each block's tokens; perplexity is exp of the mean over all of them."""
+        losses: list[float] = []
+        tokens: list[int] = []
         with torch.no_grad():
             for batch in data.batches(data.eval, 4):
                 found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})
-                tokens = int(found["mask"].sum())
-                total, count = total + float(found["loss"]) * tokens, count + tokens
-        return {"perplexity": math.exp(min(total / count, 700.0))}
+                labels = batch["labels"][:, 1:].to(model.device)
+                each = torch.nn.functional.cross_entropy(
+                    found["logits"].float().transpose(1, 2), labels, reduction="none"
+                )
+                losses += each.sum(1).tolist()
+                tokens += found["mask"].sum(1).tolist()
+        return Judged({"loss": np.asarray(losses), "tokens": np.asarray(tokens)}, _perplexity)
+
+
+def _perplexity(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    return {"perplexity": math.exp(min(columns["loss"].sum() / columns["tokens"].sum(), 700.0))}

@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,32 @@ class Embedding:
             "held-out sentences (the original has 1 by definition)."
         )
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> dict[str, float]:
-        """`spearman` with the given scores, or with the teacher's similarities."""
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Similarities beside the given scores, one pair an example, or beside the teacher's, one sentence an example.
+
+        Slices: thirds by length, and by what the similarity should be.
+        """
         found = self.embed(model, data, data.eval)
         options = data.examples.config
+        lengths = np.asarray([len(ids) for ids in data.eval["input_ids"]])
         if options.label:
             half = len(found) // 2
-            gold = np.asarray(data.examples.eval[options.label], dtype=float)
-            return {"spearman": _spearman((found[:half] * found[half:]).sum(1), gold)}
-        teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
-        left, right = sentence_pairs(len(found), options.seed)
-        return {"spearman": _spearman((found[left] * found[right]).sum(1), (teacher[left] * teacher[right]).sum(1))}
+            wanted = np.asarray(data.examples.eval[options.label], dtype=float)
+            similar, lengths = (found[:half] * found[half:]).sum(1), lengths[:half] + lengths[half:]
+        else:
+            teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
+            other = sentence_pairs(len(found), options.seed)
+            similar, wanted = ((e[:, None] * e[other]).sum(2) for e in (found, teacher))
+        slices = thirds(lengths, "length") | thirds(wanted.reshape(len(wanted), -1).mean(1), "similarity")
+        return Judged({"similarity": similar, "wanted": wanted}, _spearman, slices)
 
 
-def sentence_pairs(count: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Indices of pairs among `count` sentences: each with the next one and with four random ones."""
+def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:
+    """For each of `count` sentences five others to compare it with, [count, 5]: the next one and four random ones."""
     draw = np.random.default_rng(seed)
-    left = np.tile(np.arange(count), 5)
-    right = np.concatenate([(np.arange(count) + 1) % count, draw.integers(0, count, 4 * count)])
-    return left[left != right], right[left != right]
+    here = np.arange(count)[:, None]
+    return (here + np.hstack([np.ones_like(here), draw.integers(1, max(count, 2), (count, 4))])) % count
 
 
-def _spearman(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
-    return float(spearmanr(one, other).statistic)
+def _spearman(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    return {"spearman": float(spearmanr(columns["similarity"].ravel(), columns["wanted"].ravel()).statistic)}

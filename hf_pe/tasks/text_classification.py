@@ -11,7 +11,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,24 @@ class TextClassification:
         """Says what is averaged."""
         return "`accuracy` and `f1_macro` are over the evaluation rows."
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> dict[str, float]:
-        """Accuracy and macro F1."""
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Predicted and given label of each row; a slice per label."""
         predicted: list[int] = []
         with torch.no_grad():
             for batch in data.batches(data.eval):
                 logits = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
                 predicted += logits.argmax(-1).tolist()
         gold = np.asarray(data.eval["labels"])
-        return {
-            "accuracy": float(accuracy_score(gold, predicted)),
-            "f1_macro": float(f1_score(gold, predicted, average="macro")),
-        }
+        names: dict[Any, str] = model.config.id2label or {}
+        slices = {f"label {names.get(int(label), label)}": gold == label for label in np.unique(gold)}
+        return Judged({"predicted": np.asarray(predicted), "gold": gold}, _accuracy, slices)
+
+
+def _accuracy(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    return {
+        "accuracy": float(accuracy_score(columns["gold"], columns["predicted"])),
+        "f1_macro": float(f1_score(columns["gold"], columns["predicted"], average="macro")),
+    }
 
 
 def _numbers(labels: Any, config: PretrainedConfig) -> list[int]:

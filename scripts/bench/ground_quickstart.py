@@ -39,13 +39,10 @@ def fresh_run(folder: Path) -> float:
 def similarities(model: PreTrainedModel, data: TaskData) -> np.ndarray:
     """Cosines of the pairs of data.eval (scored pairs, else the quickstart's own pairs)."""
     found = Embedding().embed(model, data, data.eval)
-    half = len(found) // 2
-    left, right = (
-        (np.arange(half), np.arange(half) + half)
-        if data.examples.config.label
-        else sentence_pairs(len(found), data.examples.config.seed)
-    )
-    return (found[left] * found[right]).sum(1)
+    if data.examples.config.label:
+        half = len(found) // 2
+        return (found[:half] * found[half:]).sum(1)
+    return (found[:, None] * found[sentence_pairs(len(found), data.examples.config.seed)]).sum(2).ravel()
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, list[float]]:

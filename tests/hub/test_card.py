@@ -70,8 +70,8 @@ def test_metadata_is_what_the_hub_client_reads_back():
     assert data.pipeline_tag == "sentence-similarity"
     assert "pruned" in data.tags
     assert {(r.metric_name, r.metric_value) for r in data.eval_results} == {
-        ("spearman", 0.85),
-        ("spearman of the original", 0.9),
+        ("spearman (after compression)", 0.85),
+        ("spearman (before compression)", 0.9),
     }
     front = yaml.safe_load(render_card(report()).split("---")[1])
     assert front["base_model_relation"] == "finetune"

@@ -80,7 +80,7 @@ def test_a_quantized_model_still_does_its_task(bert_folder, tokenizer):
     from dataclasses import replace
 
     data = replace(data, teacher=model)
-    assert Embedding().evaluate(packed(model, method="int8"), data)["spearman"] > 0.9
+    assert Embedding().judge(packed(model, method="int8"), data).scores()["spearman"] > 0.9
 
 
 def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():

@@ -23,7 +23,7 @@ def test_perplexity_is_exp_of_the_models_own_loss(llama_folder, tokenizer, examp
         losses = [
             model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss for ids in data.eval["input_ids"]
         ]
-    assert CausalLM().evaluate(model, data)["perplexity"] == pytest.approx(
+    assert CausalLM().judge(model, data).scores()["perplexity"] == pytest.approx(
         math.exp(torch.stack(losses).mean()), rel=1e-4
     )
 

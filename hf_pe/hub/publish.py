@@ -1,0 +1,488 @@
+"""The push: everything is checked first, one atomic commit a branch, and the remote is compared afterwards."""
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import transformers
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import get_session
+from huggingface_hub.utils._validators import validate_repo_id
+from pydantic import Field
+
+from hf_pe import progress
+from hf_pe.anatomy import skeleton
+from hf_pe.checkpoints import load_config, open_in_fresh_process, resolve, weight_hashes
+from hf_pe.errors import UsageError
+from hf_pe.hub.card import render_card
+from hf_pe.hub.merge import merge_card
+from hf_pe.hub.pictures import PICTURES
+from hf_pe.hub.scan import scan
+from hf_pe.plans import Frozen
+from hf_pe.proof import example_inputs
+from hf_pe.report import Report, read_report
+
+MAIN = "main"
+NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store")
+"""Names that never go out."""
+UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
+WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
+"""Remote files that a stale copy of would be loaded in place of what is pushed."""
+TRIES = 4
+TIMEOUT = 120.0
+"""Seconds a request may stay silent."""
+T = TypeVar("T")
+
+
+class Publish(Frozen):
+    """Where a result goes on the Hub, and how."""
+
+    repo: str = Field(description="NAME or USER/NAME")
+    private: bool = Field(True, description="of a repo that is made; one that exists stays as it is")
+    branch: str = MAIN
+    tag: str | None = Field(None, description="set on what was pushed")
+    create_pr: bool = Field(False, description="open a pull request in place of a commit")
+    message: str | None = Field(None, description="of the commit")
+    template: str | None = Field(None, description="the user's own Jinja file for the card")
+    allow: tuple[str, ...] = Field((), description="texts that the scan for secrets shall let pass")
+    load_back: bool = Field(False, description="afterwards download it and load it in a fresh process")
+
+
+class PushError(RuntimeError):
+    """A push that ended early; says what the remote holds now."""
+
+
+class Sent(Frozen):
+    """What one branch got."""
+
+    branch: str
+    commit: str
+    changed: tuple[str, ...] = Field(description="files that the commit adds or changes; empty: nothing was new")
+    removed: tuple[str, ...] = ()
+    pull_request: str | None = None
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """All that would go to one branch: path in the repository to a file or its bytes."""
+
+    branch: str
+    report: Report
+    files: dict[str, Path | bytes]
+
+    def size(self, name: str) -> int:
+        """Bytes of one file."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> list[Outgoing]:
+    """Find what would go out and check it, without network.
+
+    A result with variants gives one branch for each, "main" last: its card may name the others.
+
+    Args:
+        folder: a result, or a folder of them (with variants).
+        settings: of the push.
+        prove: load each folder in a fresh process.
+
+    Raises:
+        UsageError: a wrong repository or branch name; no result; weights that are not those that were measured, or not
+            in safetensors; a licence that forbids derivatives; a secret or private fact.
+        RuntimeError: the folder does not load.
+    """
+    folder = Path(folder)
+    try:
+        validate_repo_id(settings.repo)
+    except HFValidationError as error:
+        raise UsageError(f"publish.repo: expected NAME or USER/NAME, got '{settings.repo}'. {error}") from error
+    outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
+    for each in outgoing:
+        check_licence(each.report)
+        _check_weights(each, settings)
+    problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, settings.allow)]
+    if problems:
+        raise UsageError(
+            "Nothing was sent: what would go out holds secrets or private facts.\n  "
+            + "\n  ".join(problems)
+            + "\nRemove them, or let a text pass that is none: --allow TEXT (publish.allow)."
+        )
+    if prove:
+        for each in outgoing:
+            progress.say(f"loading {each.branch} in a fresh process")
+            _prove(next(p for p in each.files.values() if isinstance(p, Path)).parent, each.report)
+    return outgoing
+
+
+def check_licence(report: Report) -> None:
+    """Stop where the original's licence forbids derivatives.
+
+    Raises:
+        UsageError: it does.
+    """
+    said = f"{report.base.license or ''} {report.base.license_name or ''}".lower()
+    if re.search(r"\bnd\b|no[- ]?deriv", said):
+        raise UsageError(
+            f"The licence of {report.base.id} ({report.base.license_name or report.base.license}) forbids derivatives: "
+            "a compressed copy may not be published. Ask its authors for leave, or begin with another model."
+        )
+
+
+def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, prove: bool = True) -> list[Sent]:
+    """Check a result, then send it: one commit a branch, card and weights together.
+
+    Files that the remote has already are not sent again; after a broken connection only what is missing is. Weight
+    files of an older push that would be loaded in place of the new ones are removed in the same commit. On a remote
+    card only the marked blocks are exchanged.
+
+    Args:
+        folder: a result, or a folder of them (with variants).
+        settings: where to, and how.
+        api: the Hub client; default: `HfApi()` with the token of this machine.
+        prove: load each folder in a fresh process first. Only for a folder that was just proved.
+
+    Raises:
+        UsageError: see `prepare`; or the token is missing or may not write there; or the tag is taken.
+        PushError: the Hub did not answer as it should in several tries, or the remote changed meanwhile.
+    """
+    remote = _Remote(api or HfApi(), settings)
+    if "/" not in settings.repo:  # the card names the repository in full
+        settings = remote.settings = settings.model_copy(update={"repo": f"{remote.user()}/{settings.repo}"})
+    outgoing = prepare(folder, settings, prove=prove)
+    remote.open()
+    sent: list[Sent] = []
+    try:
+        sent += (remote.send(each) for each in outgoing)
+        if settings.tag and not settings.create_pr:
+            remote.tag(sent[-1])
+    except (PushError, UsageError) as error:
+        if sent:
+            arrived = ", ".join(f"{s.branch} (commit {s.commit[:8]})" for s in sent)
+            raise PushError(f"{error}\nWhole and in place: {arrived}. Push again for the rest.") from error
+        raise
+    if settings.load_back:
+        for each, done in zip(outgoing, sent, strict=True):
+            remote.load_back(each, done)
+    return sent
+
+
+class _Remote:
+    """One repository, through the client, with patience."""
+
+    def __init__(self, api: HfApi, settings: Publish) -> None:
+        self.api, self.settings = api, settings
+
+    @property
+    def repo(self) -> str:
+        """USER/NAME."""
+        return self.settings.repo
+
+    def user(self) -> str:
+        """Whose token this is."""
+        try:
+            return str(self._patiently("whoami", self.api.whoami)["name"])
+        except LocalTokenNotFoundError as error:
+            raise UsageError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.") from error
+
+    def open(self) -> None:
+        """Find out whether the token is good, make the repository, look at the tag."""
+        self.user()
+        self._patiently(
+            "create repo",
+            lambda: self.api.create_repo(self.repo, private=self.settings.private, exist_ok=True),
+        )
+        tag = self.settings.tag
+        if tag and not self.settings.create_pr and self._tag(tag):
+            raise UsageError(f"The tag {tag} is taken in {self.repo}. Choose another: a tag is a promise.")
+
+    def send(self, outgoing: Outgoing) -> Sent:
+        """Commit what differs, then compare hashes. A branch that was made for it goes again if it fails."""
+        branch = outgoing.branch
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        heads = {ref.name: ref.target_commit for ref in refs.branches}
+        if branch in heads:
+            return self._send(outgoing, heads[branch])
+        self._patiently(
+            "create branch",
+            lambda: self.api.create_branch(self.repo, branch=branch, revision=heads[MAIN], exist_ok=True),
+        )
+        try:
+            return self._send(outgoing, heads[MAIN])
+        except BaseException:
+            with contextlib.suppress(PushError, UsageError):
+                if self._head(branch) == heads[MAIN]:
+                    self._patiently("delete branch", lambda: self.api.delete_branch(self.repo, branch=branch))
+            raise
+
+    def _send(self, outgoing: Outgoing, head: str) -> Sent:
+        branch, there = outgoing.branch, self._tree(head)
+        files = dict(outgoing.files)
+        readme = files["README.md"]
+        assert isinstance(readme, bytes)
+        if "README.md" in there:
+            files["README.md"] = merge_card(readme.decode(), self._read("README.md", head)).encode()
+        adds = {name: CommitOperationAdd(name, content) for name, content in files.items()}
+        wanted = {name: _oids(add) for name, add in adds.items()}
+        changed = tuple(name for name in wanted if not _same(there.get(name), wanted[name]))
+        removed = tuple(name for name in there if name not in files and WEIGHTS.fullmatch(name))
+        if not changed and not removed:
+            return Sent(branch=branch, commit=head, changed=())
+        return self._commit(branch, head, adds, wanted, changed, removed)
+
+    def _commit(
+        self,
+        branch: str,
+        head: str,
+        adds: dict[str, CommitOperationAdd],
+        wanted: dict[str, tuple[str, str]],
+        changed: tuple[str, ...],
+        removed: tuple[str, ...],
+    ) -> Sent:
+        content = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:8]
+        title = f"{self.settings.message or 'Push of a compressed model'} ({content})"
+        asked = self.settings.create_pr
+
+        def arrived() -> Sent | None:
+            """What an answer that was lost would have said."""
+            if asked:
+                waiting = self.api.get_repo_discussions(self.repo, discussion_type="pull_request")
+                number = next((d.num for d in waiting if d.title == title and d.status == "open"), None)
+                if number is None:
+                    return None
+                commit, link = self._head(f"refs/pr/{number}"), f"{self.api.endpoint}/{self.repo}/discussions/{number}"
+            else:
+                commit, link = self._head(branch), None
+            if commit == head or not self._holds(commit, wanted, removed):
+                return None
+            return Sent(branch=branch, commit=commit, changed=changed, removed=removed, pull_request=link)
+
+        def commit() -> Sent:
+            done = self.api.create_commit(
+                self.repo,
+                [*(adds[name] for name in changed), *(CommitOperationDelete(name) for name in removed)],
+                commit_message=title,
+                revision=branch,
+                create_pr=asked,
+                parent_commit=head,
+            )
+            return Sent(branch=branch, commit=done.oid, changed=changed, removed=removed, pull_request=done.pr_url)
+
+        if asked and (earlier := self._patiently("list pull requests", arrived)):
+            return earlier
+        progress.say(f"sending {len(changed)} files to {self.repo}, branch {branch}")
+        sent = self._patiently(f"commit to {branch}", commit, arrived)
+        if not self._patiently("compare", lambda: self._holds(sent.commit, wanted, removed)):
+            raise PushError(f"{self.repo}, commit {sent.commit}: the remote's files differ from those that were sent.")
+        return sent
+
+    def tag(self, sent: Sent) -> None:
+        """Set the tag on what was sent."""
+        name = self.settings.tag
+        assert name
+        self._patiently(
+            "create tag",
+            lambda: self.api.create_tag(self.repo, tag=name, revision=sent.commit),
+            lambda: self._tag(name) == sent.commit or None,
+        )
+
+    def load_back(self, outgoing: Outgoing, sent: Sent) -> None:
+        """Download a commit and load it in a fresh process."""
+        progress.say(f"downloading {sent.branch} and loading it in a fresh process")
+        with tempfile.TemporaryDirectory() as place:
+            get = lambda: snapshot_download(  # noqa: E731
+                self.repo, revision=sent.commit, local_dir=place, endpoint=self.api.endpoint, token=self.api.token
+            )
+            self._patiently("download", get)
+            assert outgoing.report.reload
+            if weight_hashes(Path(place)) != outgoing.report.reload.sha256:
+                raise PushError(f"{self.repo}, branch {sent.branch}: what came back is not what was sent.")
+            _prove(Path(place), outgoing.report)
+
+    def _tree(self, revision: str) -> dict[str, RepoFile]:
+        def listed() -> dict[str, RepoFile]:
+            found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
+            return {item.path: item for item in found if isinstance(item, RepoFile)}
+
+        return self._patiently("list files", listed)
+
+    def _holds(self, revision: str, wanted: Mapping[str, tuple[str, str]], removed: tuple[str, ...]) -> bool:
+        there = self._tree(revision)
+        return all(_same(there.get(n), oids) for n, oids in wanted.items()) and not any(n in there for n in removed)
+
+    def _head(self, revision: str) -> str:
+        info = self._patiently("look at the branch", lambda: self.api.model_info(self.repo, revision=revision))
+        assert info.sha
+        return info.sha
+
+    def _tag(self, name: str) -> str | None:
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        return next((ref.target_commit for ref in refs.tags if ref.name == name), None)
+
+    def _read(self, name: str, revision: str) -> str:
+        url = f"{self.api.endpoint}/{self.repo}/resolve/{revision}/{name}"
+
+        def read() -> str:
+            answer = get_session().get(url, headers=self.api._build_hf_headers())
+            answer.raise_for_status()
+            return str(answer.text)
+
+        return self._patiently("read the card", read)
+
+    def _patiently(self, what: str, call: Callable[[], T], arrived: Callable[[], T | None] | None = None) -> T:
+        """Call until it works: again after a broken connection or a server's error, with growing waits.
+
+        Args:
+            what: named in messages.
+            call: the request.
+            arrived: asked before another try whether the one that seemed to fail was carried out.
+        """
+        for attempt in range(TRIES):
+            get_session().timeout = TIMEOUT  # the client's own default is to wait for ever
+            try:
+                if attempt and arrived and (done := arrived()) is not None:
+                    return done
+                return call()
+            except LocalTokenNotFoundError:
+                raise
+            except (HfHubHTTPError, OSError, RuntimeError, json.JSONDecodeError, EntryNotFoundError) as error:
+                if isinstance(error, PushError):
+                    raise
+                last = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+            except ValueError as error:  # what the Hub says of a card's metadata
+                raise UsageError(f"{what}: {error}") from error
+            except Exception as error:  # the transport's own family, which has no common public name
+                if not type(error).__module__.startswith("http"):
+                    raise
+                last = error
+            self._give_up_on(what, last)
+            progress.say(f"{what}: {_short(last)}; trying again")
+            time.sleep(_wait(attempt, last))
+        raise PushError(f"{what}: gave up after {TRIES} tries, last: {_short(last)}. Push again to go on from here.")
+
+    def _give_up_on(self, what: str, error: BaseException) -> None:
+        """Raise at once where waiting does not help."""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401:
+            raise UsageError(
+                f"{what}: the Hub does not know this token (401). Log in anew: `hf auth login`."
+            ) from error
+        if status == 403:
+            raise UsageError(
+                f"{what}: this token may not write to {self.repo} (403). Use one with write access to it."
+            ) from error
+        if status in (409, 412):
+            raise PushError(
+                f"{what}: someone else changed {self.repo} meanwhile ({status}). Nothing of this push is in it; see "
+                "what is there now, then push again."
+            ) from error
+        if status is not None and 400 <= status < 500 and status not in (408, 429):
+            raise PushError(f"{what}: the Hub refused it ({status}): {_short(error)}") from error
+
+
+def _branches(folder: Path, branch: str) -> dict[str, Path]:
+    if (folder / "report.json").is_file() or not folder.is_dir():
+        return {branch: folder}
+    places = sorted(p.parent for p in folder.glob("*/report.json"))
+    if not any(p.name == MAIN for p in places):
+        read_report(folder)  # says what a result looks like
+    return {p.name: p for p in places if p.name != MAIN} | {branch: folder / MAIN}
+
+
+def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
+    report = _renamed(read_report(folder), settings.repo, branch)
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(_files(folder)):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            raise UsageError(f"{path} is a link: it may lead out of the result. Put the file itself there.")
+        if path.suffix in UNSAFE:
+            raise UsageError(f"{path} may run code when loaded: only safetensors goes out. Convert it or delete it.")
+        files[name] = path
+    template = Path(settings.template) if settings.template else None
+    pictures = [(file, title) for file, (title, _) in PICTURES.items() if file in files]
+    local = folder / "README.md"
+    card = merge_card(render_card(report, pictures, template), local.read_text("utf-8") if local.is_file() else "")
+    files["README.md"] = card.encode()
+    files["report.json"] = (report.model_dump_json(indent=2) + "\n").encode()
+    return Outgoing(branch, report, files)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.name in NO_ENTRY:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _renamed(report: Report, repo: str, branch: str) -> Report:
+    """The report with the name that people will load it by."""
+    if report.reload is None:
+        raise UsageError(f"{report.name}: report.json tells of no reload proof. Make the result again with hf-pe run.")
+    name = f'"{repo}"' + ("" if branch == MAIN else f', revision="{branch}"')
+    snippet = report.reload.snippet.replace(f'"{report.name}"', name)
+    return report.model_copy(update={"name": repo, "reload": report.reload.model_copy(update={"snippet": snippet})})
+
+
+def _check_weights(outgoing: Outgoing, settings: Publish) -> None:
+    """The weights are those that were measured."""
+    folder = next(p for n, p in outgoing.files.items() if n == "config.json").parent  # type: ignore[union-attr]
+    reload = outgoing.report.reload
+    assert reload
+    if not any(name.endswith(".safetensors") for name in outgoing.files):
+        raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
+    seen = weight_hashes(folder)
+    differing = sorted(n for n in seen.keys() | reload.sha256.keys() if seen.get(n) != reload.sha256.get(n))
+    if differing:
+        raise UsageError(
+            f"{folder}: {', '.join(differing)} changed since the card's numbers were measured. A card must tell the "
+            "truth: make the result again with hf-pe run."
+        )
+
+
+def _prove(folder: Path, report: Report) -> None:
+    assert report.reload
+    config = load_config(resolve(str(folder)))
+    model_class = getattr(transformers, report.base.model_class)
+    inputs = example_inputs(skeleton(config, model_class), batch=1, length=8, device="cpu")
+    seen = open_in_fresh_process(folder, report.reload.snippet, report.name, inputs, None)
+    if seen.parameters != report.after.parameters:
+        raise RuntimeError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
+
+
+def _oids(add: CommitOperationAdd) -> tuple[str, str]:
+    """Hashes by which a remote may know a file: as a git blob, and as a large file."""
+    info = add.upload_info
+    if info.size > 50_000_000:
+        return "", info.sha256.hex()
+    with add.as_file() as file:
+        content = file.read()
+    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest(), info.sha256.hex()
+
+
+def _same(there: RepoFile | None, oids: tuple[str, str]) -> bool:
+    if there is None:
+        return False
+    return there.lfs.sha256 == oids[1] if there.lfs else there.blob_id == oids[0]
+
+
+def _wait(attempt: int, error: BaseException) -> float:
+    """Seconds: 1, 2, 4, 8, or what the Hub asks for."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
+    return min(max(2.0**attempt, float(asked) if str(asked).isdigit() else 0.0), 60.0)
+
+
+def _short(error: Any) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

@@ -1,0 +1,104 @@
+"""The papers that recipes follow, by the link a plan names: what a card cites."""
+
+from typing import NamedTuple
+
+
+class Paper(NamedTuple):
+    """Enough to cite it."""
+
+    key: str
+    authors: str
+    title: str
+    year: int
+    arxiv: str
+
+    @property
+    def short(self) -> str:
+        """Authors and year, as a text cites it."""
+        names = [name.rpartition(" ")[2] for name in self.authors.split(" and ")]
+        return f"{names[0]} et al. {self.year}" if len(names) > 2 else f"{' and '.join(names)} {self.year}"
+
+    @property
+    def bibtex(self) -> str:
+        """A BibTeX entry."""
+        return (
+            f"@article{{{self.key},\n  title = {{{self.title}}},\n  author = {{{self.authors}}},\n"
+            f"  journal = {{arXiv:{self.arxiv}}},\n  year = {{{self.year}}}\n}}"
+        )
+
+
+_PAPERS = (
+    Paper(
+        "hinton2015distilling",
+        "Geoffrey Hinton and Oriol Vinyals and Jeff Dean",
+        "Distilling the Knowledge in a Neural Network",
+        2015,
+        "1503.02531",
+    ),
+    Paper(
+        "li2016pruning",
+        "Hao Li and Asim Kadav and Igor Durdanovic and Hanan Samet and Hans Peter Graf",
+        "Pruning Filters for Efficient ConvNets",
+        2016,
+        "1608.08710",
+    ),
+    Paper(
+        "tung2019similarity",
+        "Frederick Tung and Greg Mori",
+        "Similarity-Preserving Knowledge Distillation",
+        2019,
+        "1907.09682",
+    ),
+    Paper(
+        "jiao2019tinybert",
+        "Xiaoqi Jiao and Yichun Yin and Lifeng Shang and Xin Jiang and Xiao Chen and Linlin Li and Fang Wang and "
+        "Qun Liu",
+        "TinyBERT: Distilling BERT for Natural Language Understanding",
+        2019,
+        "1909.10351",
+    ),
+    Paper(
+        "sanh2019distilbert",
+        "Victor Sanh and Lysandre Debut and Julien Chaumond and Thomas Wolf",
+        "DistilBERT, a distilled version of BERT: smaller, faster, cheaper and lighter",
+        2019,
+        "1910.01108",
+    ),
+    Paper(
+        "reimers2020making",
+        "Nils Reimers and Iryna Gurevych",
+        "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation",
+        2020,
+        "2004.09813",
+    ),
+    Paper(
+        "dettmers2022int8",
+        "Tim Dettmers and Mike Lewis and Younes Belkada and Luke Zettlemoyer",
+        "LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale",
+        2022,
+        "2208.07339",
+    ),
+    Paper(
+        "dettmers2023qlora",
+        "Tim Dettmers and Artidoro Pagnoni and Ari Holtzman and Luke Zettlemoyer",
+        "QLoRA: Efficient Finetuning of Quantized LLMs",
+        2023,
+        "2305.14314",
+    ),
+    Paper(
+        "sun2023wanda",
+        "Mingjie Sun and Zhuang Liu and Anna Bair and J. Zico Kolter",
+        "A Simple and Effective Pruning Approach for Large Language Models",
+        2023,
+        "2306.11695",
+    ),
+    Paper(
+        "men2024shortgpt",
+        "Xin Men and Mingyu Xu and Qingyu Zhang and Bingning Wang and Hongyu Lin and Yaojie Lu and Xianpei Han and "
+        "Weipeng Chen",
+        "ShortGPT: Layers in Large Language Models are More Redundant Than You Expect",
+        2024,
+        "2403.03853",
+    ),
+)
+PAPERS = {f"https://arxiv.org/abs/{paper.arxiv}": paper for paper in _PAPERS}

@@ -1,0 +1,268 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from hf_pe.cli import app
+from hf_pe.errors import UsageError
+from hf_pe.hub import Publish, PushError, prepare, push
+from hf_pe.report import read_report, write_report
+from tests.hub.faults import REPO, impatient
+from tests.hub.server import TOKEN, Hub
+
+
+@pytest.fixture
+def hub():
+    made = Hub()
+    with impatient(5), made.serve():
+        yield made
+
+
+@pytest.fixture
+def api(hub):
+    return HfApi(endpoint=hub.url, token=TOKEN)
+
+
+@pytest.fixture
+def folder(result, tmp_path):
+    """A copy of one result, free to be changed."""
+    return shutil.copytree(result[1] / "main", tmp_path / "small")
+
+
+def files(hub, branch="main"):
+    repo = hub.repos[REPO]
+    return repo.commits[repo.branches[branch]][1]
+
+
+def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, result, tmp_path):
+    push(folder, Publish(repo=REPO, load_back=True), api=api)
+    assert hub.repos[REPO].private
+    program = (
+        "import sys, torch\n"
+        "from transformers import AutoModel, AutoTokenizer\n"
+        f"model = AutoModel.from_pretrained({REPO!r}); AutoTokenizer.from_pretrained({REPO!r})\n"
+        "from safetensors.torch import save_file\n"
+        "save_file({k: v.contiguous() for k, v in model.state_dict().items()}, sys.argv[1])\n"
+        "assert 'hf_pe' not in sys.modules"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "got.safetensors"], env=env, check=True)
+    got = load_file(tmp_path / "got.safetensors")
+    assert all(torch.equal(v, got[k]) for k, v in result[0].model.state_dict().items())
+
+
+def test_the_card_on_the_hub_names_the_repository(hub, api, folder):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    card = files(hub)["README.md"].decode()
+    assert f'AutoModel.from_pretrained("{REPO}")' in card
+    assert read_report(folder).name == "small", "the folder itself is not changed"
+    assert json.loads(files(hub)["report.json"])["name"] == REPO
+
+
+def test_a_second_push_sends_nothing_and_makes_no_commit(hub, api, folder):
+    first = push(folder, Publish(repo=REPO), api=api, prove=False)
+    commits, sent = len(hub.repos[REPO].commits), sum(hub.sent.values())
+    again = push(folder, Publish(repo=REPO), api=api, prove=False)
+    assert again[0].commit == first[0].commit
+    assert not again[0].changed
+    assert (len(hub.repos[REPO].commits), sum(hub.sent.values())) == (commits, sent)
+
+
+def test_only_what_changed_is_sent_and_stale_shards_go(hub, api, folder):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    repo = hub.repos[REPO]
+    old = {**files(hub), "model-00001-of-00002.safetensors": b"stale", "notes.md": b"of a person"}
+    repo.branches["main"] = repo.commit(repo.branches["main"], old)
+    hub.reset()
+    (folder / "extra.txt").write_text("new")
+    sent = push(folder, Publish(repo=REPO), api=api, prove=False)
+    assert sent[0].changed == ("extra.txt",)
+    assert sent[0].removed == ("model-00001-of-00002.safetensors",)
+    assert "notes.md" in files(hub)
+    assert not [oid for oid in hub.sent if oid != "in commits"]
+
+
+def test_variants_are_branches_of_one_repository(hub, api, result):
+    sent = push(result[1], Publish(repo=REPO, tag="v1"), api=api, prove=False)
+    assert [s.branch for s in sent] == ["nf4", "main"]
+    assert hub.repos[REPO].tags["v1"] == hub.repos[REPO].branches["main"]
+    for branch in ("main", "nf4"):
+        card = files(hub, branch)["README.md"].decode()
+        assert "| `main` |" in card
+        assert "| `nf4` |" in card
+    assert f'from_pretrained("{REPO}", revision="nf4")' in files(hub, "nf4")["README.md"].decode()
+
+
+def test_a_pull_request_leaves_the_branch_alone_and_is_not_opened_twice(hub, api, folder):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    (folder / "extra.txt").write_text("new")
+    before = hub.repos[REPO].branches["main"]
+    sent = push(folder, Publish(repo=REPO, create_pr=True), api=api, prove=False)
+    again = push(folder, Publish(repo=REPO, create_pr=True), api=api, prove=False)
+    assert sent[0].pull_request == again[0].pull_request == f"{hub.url}/{REPO}/discussions/1"
+    assert hub.repos[REPO].branches["main"] == before
+
+
+def test_what_people_wrote_on_the_hub_survives(hub, api, folder):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    repo = hub.repos[REPO]
+    card = files(hub)["README.md"].decode()
+    edited = card.replace("---\n\n", "new_version: someone/next\n---\n\nBy hand.\n\n", 1).replace("1.5x", "9.9x")
+    repo.branches["main"] = repo.commit(repo.branches["main"], {**files(hub), "README.md": edited.encode()})
+    report = read_report(folder)
+    write_report(report.model_copy(update={"date": "2031-01-01"}), folder)
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    now = files(hub)["README.md"].decode()
+    assert "By hand." in now
+    assert "new_version: someone/next" in now
+    assert "2031-01-01" in now
+
+
+def test_two_pushes_at_once_end_whole(hub, api, folder, tmp_path):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    other = shutil.copytree(folder, tmp_path / "other")
+    (folder / "who.txt").write_text("one")
+    (other / "who.txt").write_text("two")
+    hub.barrier = threading.Barrier(2)
+    outcomes = []
+
+    def go(place):
+        try:
+            push(place, Publish(repo=REPO), api=api, prove=False)
+            outcomes.append("sent")
+        except PushError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=go, args=(place,)) for place in (folder, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(o == "sent" for o in outcomes) == [False, True]
+    assert any("someone else changed" in o for o in outcomes)
+
+
+def test_a_transfer_that_broke_goes_on_where_it_stopped(hub, api, folder):
+    from tests.hub.server import Fault
+
+    save_file({"x": torch.ones(9)}, folder / "more.safetensors")
+    report = read_report(folder)
+    from hf_pe.checkpoints import weight_hashes
+
+    reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
+    write_report(report.model_copy(update={"reload": reload}), folder)
+    hub.faults = [Fault("commit", "reset before", times=99)]
+    with pytest.raises(PushError, match="Push again to go on from here"):
+        push(folder, Publish(repo=REPO), api=api, prove=False)
+    once = {oid: size for oid, size in hub.sent.items() if oid != "in commits"}
+    assert once
+    hub.faults = []
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    assert {oid: size for oid, size in hub.sent.items() if oid != "in commits"} == once
+
+
+def no_network(*args, **kwargs):
+    raise AssertionError("something was sent")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "note.txt").write_text("hf_" + "A" * 34), r"note.txt, line 1: Hugging Face token: hf_AAA"),
+        (lambda f: (f / "note.txt").write_text("made in /home/anna/models"), "absolute path: /home/anna"),
+        (lambda f: (f / "run.log").write_text("mail anna@example.org"), "e-mail address: anna@example.org"),
+        (lambda f: (f / "optimizer.pt").write_bytes(b"x"), "only safetensors goes out"),
+        (lambda f: (f / "link.txt").symlink_to(f / "config.json"), "is a link"),
+        (lambda f: (f / "report.json").unlink(), "no report.json"),
+        (lambda f: (f / "config.json").write_text("{}"), "config.json changed since the card's numbers"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes() + b" "),
+            "changed since",
+        ),
+    ],
+)
+def test_nothing_wrong_is_sent(folder, monkeypatch, spoil, message):
+    spoil(folder)
+    monkeypatch.setattr(HfApi, "whoami", no_network)
+    with pytest.raises(UsageError, match=message):
+        push(folder, Publish(repo=REPO))
+
+
+def test_a_text_that_is_no_secret_can_be_let_pass(folder):
+    (folder / "note.txt").write_text("made in /home/anna/models")
+    assert prepare(folder, Publish(repo=REPO, allow=("/home/anna",)), prove=False)
+
+
+def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
+    from hf_pe.checkpoints import weight_hashes
+
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    report = read_report(folder)
+    reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
+    write_report(report.model_copy(update={"reload": reload}), folder)
+    monkeypatch.setattr(HfApi, "whoami", no_network)
+    with pytest.raises((RuntimeError, UsageError)):
+        push(folder, Publish(repo=REPO))
+
+
+@pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "cc-by-nc-nd-4.0"])
+def test_a_licence_that_forbids_derivatives_stops_the_push(folder, licence):
+    report = read_report(folder)
+    write_report(report.model_copy(update={"base": report.base.model_copy(update={"license": licence})}), folder)
+    with pytest.raises(UsageError, match="forbids derivatives"):
+        prepare(folder, Publish(repo=REPO), prove=False)
+
+
+def test_a_wrong_name_and_a_taken_tag(hub, api, folder):
+    with pytest.raises(UsageError, match="expected NAME or USER/NAME"):
+        push(folder, Publish(repo="a/b/c"), api=api)
+    push(folder, Publish(repo=REPO, tag="v1"), api=api, prove=False)
+    with pytest.raises(UsageError, match="tag v1 is taken"):
+        push(folder, Publish(repo=REPO, tag="v1"), api=api, prove=False)
+
+
+def test_without_a_token_it_says_how_to_log_in(hub, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
+    with pytest.raises(UsageError, match="hf auth login"):
+        push(folder, Publish(repo=REPO), api=HfApi(endpoint=hub.url), prove=False)
+
+
+def test_a_name_alone_belongs_to_the_user(hub, api, folder):
+    push(folder, Publish(repo="small", private=False), api=api, prove=False)
+    assert not hub.repos["someone/small"].private
+    assert "someone/small" in files(hub)["README.md"].decode()
+
+
+def test_the_result_pushes_itself(hub, api, result, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: api)
+    sent = result[0].push_to_hub(REPO)
+    assert {s.branch for s in sent} == {"main", "nf4"}
+
+
+def test_the_command_line(hub, api, result, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: api)
+    where = str(result[1])
+    dry = CliRunner().invoke(app, ["push", where, REPO, "--dry-run"])
+    assert dry.exit_code == 0
+    assert "model.safetensors" in dry.output
+    assert "## Before and after" in dry.output
+    assert REPO not in hub.repos, "a dry run sends nothing"
+    done = CliRunner().invoke(app, ["push", where, REPO, "--tag", "v1"])
+    assert done.exit_code == 0, done.output
+    assert "branch nf4, commit" in done.output
+    again = CliRunner().invoke(app, ["push", where, REPO])
+    assert "nothing new" in again.output
+    Path(where, "main").is_dir()
+    shown = CliRunner().invoke(app, ["diff", f"{where}/main", f"{where}/nf4"])
+    assert shown.exit_code == 0
+    assert "Weights on disk, MB" in shown.output
