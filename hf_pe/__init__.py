@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover
+    from hf_pe.callbacks import CompressionReport as CompressionReport
+    from hf_pe.callbacks import PublishCallback as PublishCallback
+    from hf_pe.callbacks import QualityFloor as QualityFloor
     from hf_pe.data import DataConfig as DataConfig
     from hf_pe.distill import Distillation as Distillation
     from hf_pe.distill import DistillationTrainer as DistillationTrainer
     from hf_pe.errors import UsageError as UsageError
+    from hf_pe.hub import Publish as Publish
+    from hf_pe.hub import PushError as PushError
+    from hf_pe.hub import push as push
     from hf_pe.pipeline import Result as Result
     from hf_pe.pipeline import compress as compress
     from hf_pe.plans import Plan as Plan
@@ -29,6 +35,12 @@ if TYPE_CHECKING:
 
 _HOME = {
     "discover": "anatomy",
+    "CompressionReport": "callbacks",
+    "PublishCallback": "callbacks",
+    "QualityFloor": "callbacks",
+    "Publish": "hub",
+    "PushError": "hub",
+    "push": "hub",
     "Result": "pipeline",
     "compress": "pipeline",
     "DataConfig": "data",

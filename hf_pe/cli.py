@@ -267,6 +267,10 @@ def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite
     from hf_pe.hub.card import comparison
     from hf_pe.pipeline import compress
 
+    if recipe.publish:
+        from hf_pe.hub import check_access
+
+        check_access(recipe.publish)
     if not resume:
         shutil.rmtree(work, ignore_errors=True)
     result = compress(

@@ -38,7 +38,8 @@ from hf_pe.measure import (
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import Packing
-from hf_pe.report import Measurement, Reload, Report, StageReport, read_report, write_report
+from hf_pe.report import Measurement, Report, StageReport, write_report
+from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
 AnyRecipe = StructuredPruning | Distillation | Packing
@@ -46,7 +47,6 @@ Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 
 MAIN = "main"
 """Folder of the unquantized result where there are variants."""
-RELOAD_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -107,34 +107,15 @@ class Result:
             return push(folder, wanted, prove=False)  # saving has just proved it
 
     def _write(self, folder: Path, name: str) -> "Result":
-        progress.say(f"saving {name} and loading it again in a fresh process")
-        checkpoints.save_model(self.model, self.processor, folder, self.source)
-        seen, snippet = reopened(folder, name, self.model, self.auto_class, self.processor)
-        if seen.parameters != self.report.after.parameters:
-            raise RuntimeError(
-                f"{name} reloads with {seen.parameters} parameters, {self.report.after.parameters} were saved."
-            )
-        if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
-            raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
-        after = self.report.after.model_copy(
-            update={
-                "disk_bytes": checkpoints.weight_bytes_on_disk(folder),
-                "peak_memory_bytes": seen.peak_memory_bytes,
-            }
+        papers = {
+            "plan.json": json.dumps(
+                {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
+            ),
+            "recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
+        }
+        report = save_result(
+            self.model, self.processor, folder, name, self.report, self.auto_class, self.source, papers=papers
         )
-        reload = Reload(
-            status="native",
-            snippet=snippet,
-            parameters=seen.parameters,
-            max_difference=seen.max_difference,
-            sha256=checkpoints.weight_hashes(folder),
-        )
-        report = self.report.model_copy(update={"name": name, "after": after, "reload": reload})
-        write_report(report, folder)
-        plans = {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
-        (folder / "plan.json").write_text(json.dumps(plans) + "\n", "utf-8")
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(self.recipe, sort_keys=False), "utf-8")
-        write_card(read_report(folder), folder)
         return replace(self, report=report)
 
     def _with_table(self, folder: Path, table: dict[str, Measurement]) -> "Result":

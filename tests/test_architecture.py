@@ -18,7 +18,8 @@ LEVELS = [
     {"measure", "provenance"},
     {"prune", "distill", "quantize"},
     {"hub"},
-    {"pipeline"},
+    {"results"},
+    {"pipeline", "callbacks"},
     {"recipe_file"},
     {"cli"},
 ]

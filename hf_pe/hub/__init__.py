@@ -6,6 +6,7 @@ from hf_pe.hub.card import write_card as write_card
 from hf_pe.hub.compare import side_by_side as side_by_side
 from hf_pe.hub.publish import Publish as Publish
 from hf_pe.hub.publish import PushError as PushError
+from hf_pe.hub.publish import check_access as check_access
 from hf_pe.hub.publish import check_licence as check_licence
 from hf_pe.hub.publish import prepare as prepare
 from hf_pe.hub.publish import push as push

@@ -101,10 +101,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
         RuntimeError: the folder does not load.
     """
     folder = Path(folder)
-    try:
-        validate_repo_id(settings.repo)
-    except HFValidationError as error:
-        raise UsageError(f"publish.repo: expected NAME or USER/NAME, got '{settings.repo}'. {error}") from error
+    _check_name(settings)
     outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
     for each in outgoing:
         check_licence(each.report)
@@ -173,6 +170,24 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         for each, done in zip(outgoing, sent, strict=True):
             remote.load_back(each, done)
     return sent
+
+
+def check_access(settings: Publish, api: HfApi | None = None) -> None:
+    """See that the name can be and the token is good, before hours of work.
+
+    Raises:
+        UsageError: they are not.
+        PushError: the Hub does not answer.
+    """
+    _check_name(settings)
+    _Remote(api or HfApi(), settings).user()
+
+
+def _check_name(settings: Publish) -> None:
+    try:
+        validate_repo_id(settings.repo)
+    except HFValidationError as error:
+        raise UsageError(f"publish.repo: expected NAME or USER/NAME, got '{settings.repo}'. {error}") from error
 
 
 class _Remote:

@@ -57,7 +57,6 @@ SECRETS: dict[str, str] = {
     "DigitalOcean token": r"do[opr]_v1_[0-9a-f]{64}",
     "Databricks token": r"dapi[0-9a-f]{32}(?:-\d)?",
     "Azure storage key": r"AccountKey=[A-Za-z0-9+/]{86}==",
-    "Azure shared access signature": r"[?&]sig=[A-Za-z0-9%+/]{40,}",
     "Azure client secret": r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.-]{31,34}",
     "HashiCorp Vault token": r"hv[sbr]\.[A-Za-z0-9_-]{24,}",
     "Terraform Cloud token": r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_-]{60,}",
@@ -84,6 +83,7 @@ SECRETS: dict[str, str] = {
 CONTEXT: dict[str, str] = {
     "private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
     "AWS secret key": r"(?i)aws[\w.-]*secret[\w.-]*[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
+    "Azure shared access signature": r"[?&]sig=[A-Za-z0-9%+/]{40,}",
     "password in an address": r"[a-z][a-z0-9+.-]*://[^\s/:@\"'<>]+:[^\s/@\"'<>]{3,}@[\w.-]+",
     "bearer token": r"(?i)authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+[A-Za-z0-9._~+/-]{16,}",
     "login in netrc": r"machine\s+\S+\s+login\s+\S+\s+password\s+\S+",
@@ -97,7 +97,7 @@ CONTEXT: dict[str, str] = {
 _SECRETS = {k: re.compile(_WORD + f"(?:{p})" + _ENDS) for k, p in SECRETS.items()}
 _CONTEXT = {k: re.compile(p) for k, p in CONTEXT.items()}
 _HINT = re.compile(
-    r"[A-Za-z0-9_~+/=.-]{24}|PRIVATE|://|(?i:secret|passw|passphrase|token|key|authorization)|\d:AA", re.ASCII
+    r"[A-Za-z0-9_~+/=.-]{18}|PRIVATE|://|(?i:secret|passw|passphrase|token|key|authorization)|\d:AA", re.ASCII
 )
 
 _FACTS: dict[str, re.Pattern[str]] = {

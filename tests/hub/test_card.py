@@ -1,12 +1,24 @@
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from hf_pe.errors import UsageError
 from hf_pe.hub import render_card, write_card
 from hf_pe.hub.card import card_data, comparison
 from hf_pe.hub.pictures import kept_per_layer
 from hf_pe.plans import Plan, SizeChange
-from hf_pe.report import BaseModelFacts, DataFacts, Latency, Measurement, Reload, Report, StageReport
+from hf_pe.report import (
+    BaseModelFacts,
+    DataFacts,
+    Latency,
+    Measurement,
+    MetricChange,
+    Reload,
+    Report,
+    SliceChange,
+    StageReport,
+)
 
 
 def measurement(scale=1.0, **changes):
@@ -96,6 +108,51 @@ def test_every_number_of_the_table_is_in_the_card():
     assert 'model = load("small")' in text
     assert "spearman went from 0.9000 to 0.8500" in text
     assert "https://arxiv.org/abs/2306.11695" in text
+
+
+def test_results_before_and_after_survive_the_hub_clients_round_trip():
+    data = ModelCard(render_card(report())).data
+    again = model_index_to_eval_results(yaml.safe_load(data.to_yaml())["model-index"])[1]
+    assert len(again) == 2
+    assert len({r.unique_identifier for r in again}) == 2, "two results, not two metrics of one"
+    assert [r.metric_value for r in again] == [0.85, 0.9]
+
+
+def test_intervals_and_slices_that_got_worse():
+    worse = SliceChange(name="label bad", examples=30, before=0.9, after=0.7, low=-0.3, high=-0.1)
+    unsure = SliceChange(name="label good", examples=30, before=0.9, after=0.89, low=-0.05, high=0.03)
+    change = MetricChange(
+        metric="spearman", examples=60, before=0.9, after=0.85, low=-0.08, high=-0.02, slices=(worse, unsure)
+    )
+    text = render_card(report(changes=(change,)))
+    assert "0.94x [-0.0800, -0.0200]" in text
+    assert "| label bad | 30 | 0.9000 | 0.7000 | -0.2000 [-0.3000, -0.1000] |" in text
+    assert "label good" not in text
+    sure = change.model_copy(update={"slices": (unsure,)})
+    assert "Of the 1 parts of the evaluation data that were looked at, none got worse" in render_card(
+        report(changes=(sure,))
+    )
+
+
+def test_a_users_template_replaces_single_blocks(tmp_path):
+    own = tmp_path / "own.jinja"
+    own.write_text('{% extends "card.md.jinja" %}{% block limits %}## Ours\n{{ report.base.id }}\n{% endblock %}')
+    text = render_card(report(), template=own)
+    assert "## Ours\nsomeone/large\n<!-- hf_pe:end limits -->" in text
+    assert "## Before and after" in text
+    own.write_text("{% block %}")
+    with pytest.raises(UsageError, match=r"own.jinja, line 1"):
+        render_card(report(), template=own)
+    with pytest.raises(UsageError, match="there is no file"):
+        render_card(report(), template=tmp_path / "no.jinja")
+
+
+def test_what_the_original_says_of_its_use_is_quoted():
+    base = report().base.model_copy(update={"intended_use": "For search.\n\nNot for law.", "citation": "@misc{x}"})
+    text = render_card(report(base=base))
+    assert "> For search.\n>\n> Not for law." in text
+    assert "@misc{x}" in text
+    assert "sun2023wanda" in text
 
 
 def test_what_was_not_measured_says_so():

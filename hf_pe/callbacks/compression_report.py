@@ -1,0 +1,259 @@
+"""Sizes, teacher agreement and latency while a stock Trainer trains; a report at the end."""
+
+import copy
+import datetime
+import hashlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+
+from hf_pe import provenance
+from hf_pe.callbacks.ranks import on_first
+from hf_pe.checkpoints import Source, class_for
+from hf_pe.errors import UsageError
+from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
+from hf_pe.plans import Plan
+from hf_pe.proof import outputs_of
+from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
+
+AGREEMENT = "teacher_agreement"
+PIPELINES = {
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
+    "AutoModelForSeq2SeqLM": "translation",
+    "AutoModel": "feature-extraction",
+}
+
+
+class CompressionReport(TrainerCallback):
+    """Report what a smaller model has gained and lost, at every evaluation, to where `report_to` says.
+
+    Logged under "compression/": parameters, weight_bytes, teacher_agreement, latency_ms (batch 1, median) and
+    latency_ratio (to the teacher's, taken in turns). `output_dir/report.json` is written at the end of training.
+
+    Args:
+        teacher: the model as it was before it was made smaller.
+        base_model: Hub id of the teacher; default: where it was loaded from.
+        license: of the teacher, where its card does not state it.
+        batches: of the evaluation data to compare on.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        *,
+        base_model: str | None = None,
+        license: str | None = None,
+        batches: int = 8,
+    ) -> None:
+        self.teacher = teacher.eval()
+        named = str(teacher.config._name_or_path or type(teacher).__name__)
+        self.source = Source(name=Path(named).name if Path(named).exists() else named, path=named)
+        self.base_model, self.license, self.batches = base_model, license, batches
+        self.reporters: list[TrainerCallback] = []
+        self.seen: dict[str, dict[str, float]] = {}
+        self.facts: dict[str, Any] = {}
+        self.found: dict[str, Measurement] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        train_dataloader: Any = None,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Prepare the reporting integrations; the Trainer's own have had their turn before a user's callback."""
+        if state.is_world_process_zero:
+            self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
+        auto_class_of(model)  # says before training what could not be reported after it
+        self.facts["train_rows"] = _rows(train_dataloader)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        eval_dataloader: Any = None,
+        **_: Any,
+    ) -> None:
+        """Compare with the teacher, measure, and log."""
+        training = model.training
+        agreement = teacher_agreement(_plain(model), self.teacher.to(model.device), eval_dataloader, self.batches)
+        self.facts["eval_rows"] = _rows(eval_dataloader)
+        given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
+        timed = ("runtime", "per_second", "epoch", "preparation_time")
+        kept = {k: float(v) for k, v in given.items() if not k.endswith(timed)}
+        self.seen[_fingerprint(model)] = {AGREEMENT: agreement, **kept}
+        on_first(args, lambda: self._measure(model))
+        model.train(training)
+        logs = {f"compression/{k}": v for k, v in self._logs(agreement).items()} if state.is_world_process_zero else {}
+        if logs:
+            state.log_history.append({**logs, "step": state.global_step})
+        for reporter in self.reporters:
+            reporter.on_log(args, state, control, model=model, logs=dict(logs))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
+        """Write output_dir/report.json."""
+
+        def write() -> None:
+            folder = Path(str(args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self.found:
+                self._measure(model)
+            write_report(self.report(args, state, model), folder)
+
+        on_first(args, write)
+
+    def report(self, args: TrainingArguments, state: TrainerState, model: Any) -> Report:
+        """What is known of these very weights, as a report; the proof and the folder's facts come when it is saved.
+
+        Weights that no evaluation has seen (training went on after it) have no quality: "not measured".
+        """
+        quality = self.seen.get(_fingerprint(model), {})
+        metric = (args.metric_for_best_model or AGREEMENT).removeprefix("eval_")
+        if metric not in quality:
+            metric = AGREEMENT
+        counted = parameters(model)
+        losses = tuple((int(e["step"]), float(e["loss"])) for e in state.log_history if "loss" in e)
+        plan = Plan(
+            recipe="distil",
+            title=f"training with the Trainer of transformers ({state.global_step} steps)",
+            parameters=counted.total,
+            parameters_without_embeddings=counted.without_embeddings,
+            weight_bytes=weight_bytes(model),
+            exact=True,
+        )
+        stage = StageReport(
+            plan=plan,
+            settings={"learning_rate": args.learning_rate, "batch_size": args.per_device_train_batch_size},
+            seconds=sum(float(e.get("train_runtime", 0)) for e in state.log_history),
+            parameters_without_embeddings=counted.without_embeddings,
+            weight_bytes=weight_bytes(model),
+            layer_bits=layer_bits(model),
+            quality=quality,
+            losses=losses,
+        )
+        return Report(
+            name=Path(str(args.output_dir)).name,
+            task=PIPELINES[auto_class_of(model)].replace("-", "_"),
+            pipeline_tag=PIPELINES[auto_class_of(model)],
+            metric=metric,
+            metric_description=f"`{AGREEMENT}`: how often (for embeddings: how closely, as cosine) it answers as the "
+            "original. The other metrics are those of the Trainer's evaluation; the original's were not measured.",
+            higher_is_better=True if metric == AGREEMENT else bool(args.greater_is_better),
+            base=provenance.base_facts(self.source, self.teacher, self.base_model, self.license),
+            stages=(stage,),
+            before=self.found["before"].model_copy(update={"quality": {AGREEMENT: 1.0}}),
+            after=self.found["after"].model_copy(update={"quality": quality}),
+            data=DataFacts(
+                train=("(data of the Trainer)",),
+                eval=("(evaluation data of the Trainer)",),
+                train_rows=self.facts.get("train_rows", 0),
+                eval_rows=self.facts.get("eval_rows", 0),
+                fingerprint="not measured",
+            ),
+            machine=provenance.machine(),
+            versions=provenance.versions(),
+            seed=args.seed,
+            command="Trainer(callbacks=[CompressionReport(...)]).train()",
+            date=datetime.datetime.now(datetime.UTC).date().isoformat(),
+        )
+
+    def _measure(self, model: Any) -> None:
+        self.found = measure({"before": self.teacher, "after": _plain(model)}, batches=(1,))
+
+    def _logs(self, agreement: float) -> dict[str, float]:
+        before, after = self.found["before"], self.found["after"]
+        return {
+            "parameters": after.parameters,
+            "parameters_ratio": after.parameters / before.parameters,
+            AGREEMENT: agreement,
+            "latency_ms": after.latency[0].p50_ms,
+            "latency_ratio": after.latency[0].p50_ms / before.latency[0].p50_ms,
+        }
+
+
+def teacher_agreement(model: PreTrainedModel, teacher: PreTrainedModel, loader: Any, batches: int) -> float:
+    """How alike two models answer: share of equal top answers where they give logits, else mean cosine of their states.
+
+    Padding and positions without a label are left out. Over all processes where there are several.
+    """
+    if loader is None:
+        raise UsageError("CompressionReport: the Trainer has no evaluation data; give it an eval_dataset.")
+    total = torch.zeros(2, dtype=torch.float64)
+    for batch in itertools.islice(iter(loader), batches):
+        inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        labels = inputs.pop("labels", None)
+        one, other = outputs_of(model.eval(), inputs)[0], outputs_of(teacher, inputs)[0]
+        if hasattr(model, "get_output_embeddings") and one.shape[-1] != getattr(model.config, "hidden_size", 0):
+            alike = (one.argmax(-1) == other.argmax(-1)).double()
+            counts = torch.ones_like(alike) if labels is None or labels.shape != alike.shape else (labels != -100)
+        else:
+            alike = torch.cosine_similarity(one.double(), other.double(), dim=-1)
+            mask = inputs.get("attention_mask")
+            counts = mask if mask is not None and mask.shape == alike.shape else torch.ones_like(alike)
+        total += torch.stack([(alike * counts).sum(), counts.sum()]).double().cpu()
+    if dist.is_available() and dist.is_initialized():
+        shared = total.to(model.device) if dist.get_backend() == "nccl" else total
+        dist.all_reduce(shared)
+        total = shared.cpu()
+    return float(total[0] / total[1])
+
+
+def auto_class_of(model: Any) -> str:
+    """The AutoModel class that loads this model.
+
+    Raises:
+        UsageError: none does: it is wrapped, or no stock class.
+    """
+    for name in PIPELINES:
+        mapping = getattr(transformers, name)._model_mapping
+        if type(model.config) in mapping and class_for(model.config, name) is type(model):
+            return name
+    raise UsageError(
+        f"{type(model).__name__} is loaded by none of {', '.join(PIPELINES)}: expected a stock model. "
+        "Merge adapters first: model.merge_and_unload()."
+    )
+
+
+def plain_copy(model: Any) -> PreTrainedModel:
+    """The same weights in a stock model of its own: what mixed precision hung on the Trainer's model is gone."""
+    loader: Any = type(model)
+    state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+    made = loader.from_pretrained(None, config=copy.deepcopy(model.config), state_dict=state, dtype=model.dtype)
+    return made.eval()  # type: ignore[no-any-return]
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells whether weights are those of an evaluation; a sum for each tensor is enough for that."""
+    sums = [float(p.detach().double().sum()) for p in _plain(model).parameters()]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+def _plain(model: Any) -> PreTrainedModel:
+    return model.module if hasattr(model, "module") else model  # type: ignore[no-any-return]
+
+
+def _rows(loader: Any) -> int:
+    try:
+        return len(loader.dataset)
+    except (TypeError, AttributeError):  # none, or a stream
+        return 0

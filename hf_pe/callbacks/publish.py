@@ -1,0 +1,122 @@
+"""Push while training, or at its end: a fresh folder, its proof, its card."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import HfApi
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_pe.callbacks.compression_report import CompressionReport, auto_class_of, plain_copy
+from hf_pe.callbacks.ranks import decided, metric_of, on_first, recall, remember
+from hf_pe.errors import UsageError
+from hf_pe.hub import Publish, PushError, check_access, push
+from hf_pe.progress import say
+from hf_pe.results import save_result
+
+
+class PublishCallback(TrainerCallback):
+    """Push the model with a fresh card at every save, at every new best metric, or at the end of training.
+
+    Only the first process saves and sends; all others wait. A push that fails while training goes on is told and made
+    up for by the next; one that fails at the end is an error. The token is tried before training begins.
+
+    Args:
+        repo: NAME or USER/NAME, or all settings of a push.
+        report: the `CompressionReport` of the same Trainer; give it to the Trainer before this one.
+        when: "end", "save" or "best" (by `metric_for_best_model`).
+        api: the Hub client; default: `HfApi()`.
+    """
+
+    def __init__(
+        self,
+        repo: str | Publish,
+        report: CompressionReport,
+        *,
+        when: Literal["end", "save", "best"] = "end",
+        api: HfApi | None = None,
+    ) -> None:
+        if when not in ("end", "save", "best"):
+            raise UsageError(f"PublishCallback.when: expected end, save or best; got {when!r}.")
+        self.settings = repo if isinstance(repo, Publish) else Publish(repo=repo)
+        self.report, self.when, self.api = report, when, api
+        self.best: float | None = None
+        self.behind = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Try the token, and take up what an earlier part of this run published."""
+        if self.when == "best" and not args.metric_for_best_model:
+            raise UsageError('PublishCallback: when="best" needs TrainingArguments(metric_for_best_model=...).')
+        on_first(args, lambda: check_access(self.settings, self.api))
+        self.best = decided(recall(self._note(args), resumed=state.global_step > 0).get("best"))
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> None:
+        """Push what was just saved."""
+        if self.when == "save":
+            self._push(args, state, model, processing_class)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: Any = None,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> None:
+        """Push a new best."""
+        if self.when != "best":
+            return
+        value = decided(metric_of(metrics or {}, str(args.metric_for_best_model)))
+        if self.best is None or (value > self.best if args.greater_is_better else value < self.best):
+            self.best = value
+            self._push(args, state, model, processing_class)
+            if state.is_world_process_zero:
+                remember(self._note(args), best=value)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> None:
+        """Push the end, or what an earlier push left behind."""
+        if self.when == "end" or (self.behind and self.when == "save"):
+            self._push(args, state, model, processing_class, last=True)
+
+    def _push(
+        self, args: TrainingArguments, state: TrainerState, model: Any, processor: Any, last: bool = False
+    ) -> None:
+        def work() -> bool:
+            copied = plain_copy(model)
+            if not self.report.found:
+                self.report._measure(model)
+            made = self.report.report(args, state, copied)
+            with tempfile.TemporaryDirectory() as place:
+                folder = Path(place, self.settings.repo.rpartition("/")[2])
+                save_result(copied, processor, folder, folder.name, made, auto_class_of(copied), self.report.source)
+                try:
+                    push(folder, self.settings, api=self.api, prove=False)  # saving has just proved it
+                except PushError as error:
+                    if last:
+                        raise
+                    say(f"not published at step {state.global_step}: {error}")
+                    return True
+            return False
+
+        self.behind = on_first(args, work)
+
+    def _note(self, args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir), "publish.json")

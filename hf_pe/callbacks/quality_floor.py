@@ -1,0 +1,89 @@
+"""Stop when quality falls under a floor; the best model so far is kept."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_pe.callbacks.ranks import decided, metric_of, on_first, recall, remember
+from hf_pe.progress import say
+
+
+class QualityFloor(TrainerCallback):
+    """End training when an evaluation falls under `floor`; keep the best model in `output_dir/best`.
+
+    When training ends by the floor, the best weights are loaded back into the model. Survives a resume from a
+    checkpoint: the best value is remembered beside the best model.
+
+    Args:
+        metric: of the evaluation, with or without "eval_".
+        floor: the worst value that is borne.
+        greater_is_better: False for losses and perplexities.
+    """
+
+    def __init__(self, metric: str, floor: float, *, greater_is_better: bool = True) -> None:
+        self.metric, self.floor, self.greater_is_better = metric, floor, greater_is_better
+        self.best: float | None = None
+        self.fell = False
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take up what an earlier part of this run kept."""
+        assert args.output_dir
+        self.best = decided(recall(self._note(args), resumed=state.global_step > 0).get("best"))
+        self.fell = False
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        model: PreTrainedModel | None = None,
+        **_: Any,
+    ) -> TrainerControl:
+        """Keep the model if it is the best, stop if it fell."""
+        value = decided(metric_of(metrics or {}, self.metric))
+        if self.best is None or self._better(value, self.best):
+            self.best = value
+            on_first(args, lambda: self._keep(args, model, value))
+        if value != self.floor and not self._better(value, self.floor):
+            self.fell = control.should_training_stop = True
+            if state.is_world_process_zero:
+                say(f"{self.metric} {value:.4f} fell under the floor {self.floor}: training stops")
+        return control
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **_: Any,
+    ) -> None:
+        """Load the best weights back where the floor ended training."""
+        weights = self._folder(args) / "model.safetensors"
+        if self.fell and model is not None and weights.is_file():
+            load_model(model, str(weights), strict=False, device=str(model.device))
+
+    def _better(self, one: float, other: float) -> bool:
+        return one > other if self.greater_is_better else one < other
+
+    def _keep(self, args: TrainingArguments, model: Any, value: float) -> None:
+        folder = self._folder(args)
+        fresh = folder.with_name("best.new")
+        shutil.rmtree(fresh, ignore_errors=True)
+        model.save_pretrained(fresh, max_shard_size="100GB")
+        remember(fresh / self._note(args).name, best=value)
+        old = folder.with_name("best.old")
+        if folder.exists():
+            folder.rename(old)
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _folder(self, args: TrainingArguments) -> Path:
+        return Path(str(args.output_dir), "best")
+
+    def _note(self, args: TrainingArguments) -> Path:
+        return self._folder(args) / "quality_floor.json"

@@ -1,0 +1,62 @@
+"""What callbacks do alike: decisions that all processes share, work that only the first does."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from hf_pe.errors import UsageError
+
+T = TypeVar("T")
+
+
+def decided(value: T) -> T:
+    """The first process's `value`, on every process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    box: list[T] = [value]
+    broadcast_object_list(box, from_process=0)
+    return box[0]
+
+
+def on_first(args: TrainingArguments, work: Callable[[], T]) -> T:
+    """Let the first process work while the others wait; its result, or its error, reaches all."""
+    outcome: tuple[Any, str | None, type[Exception]] = (None, None, RuntimeError)
+    if args.process_index == 0:
+        try:
+            outcome = (work(), None, RuntimeError)
+        except (UsageError, RuntimeError, OSError) as error:
+            outcome = (None, str(error), UsageError if isinstance(error, UsageError) else RuntimeError)
+    value, wrong, kind = decided(outcome)
+    if wrong is not None:
+        raise kind(wrong)
+    return value  # type: ignore[no-any-return]
+
+
+def metric_of(metrics: Mapping[str, float], name: str) -> float:
+    """The metric `name`, with or without "eval_".
+
+    Raises:
+        UsageError: there is none; says which there are.
+    """
+    for key in (name, f"eval_{name}"):
+        if key in metrics:
+            return float(metrics[key])
+    raise UsageError(f"metric: the evaluation gave no '{name}'; expected one of {', '.join(sorted(metrics))}.")
+
+
+def remember(file: Path, **state: Any) -> None:
+    """Keep what a resumed run must know, beside and then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fresh = file.with_suffix(".new")
+    fresh.write_text(json.dumps(state), "utf-8")
+    fresh.replace(file)
+
+
+def recall(file: Path, *, resumed: bool) -> dict[str, Any]:
+    """What was remembered, where this run goes on from a checkpoint."""
+    return dict(json.loads(file.read_text("utf-8"))) if resumed and file.is_file() else {}

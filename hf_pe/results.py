@@ -1,0 +1,69 @@
+"""A result folder: weights, processor, report, card and papers, proved to load before it counts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from hf_pe import checkpoints, progress
+from hf_pe.checkpoints import Source
+from hf_pe.hub import write_card
+from hf_pe.measure import reopened
+from hf_pe.report import Reload, Report, read_report, write_report
+
+RELOAD_TOLERANCE = 1e-4
+"""Largest relative difference of outputs between the model in memory and the one loaded again."""
+
+
+def save_result(
+    model: PreTrainedModel,
+    processor: Any,
+    folder: Path,
+    name: str,
+    report: Report,
+    auto_class: str,
+    source: Source | None = None,
+    *,
+    papers: Mapping[str, str] | None = None,
+) -> Report:
+    """Write everything into `folder`, load it in a fresh process and compare; returns the report with what was seen.
+
+    Args:
+        model, processor: what is saved.
+        folder: empty or not there yet.
+        name: of the result, in its card and in the lines that load it.
+        report: what was measured; disk bytes, memory, the proof and the name are added.
+        auto_class: that loads it.
+        source: whose side files (pooling, licence) come along.
+        papers: more text files by name.
+
+    Raises:
+        RuntimeError: what was written does not load, or gives other outputs.
+    """
+    progress.say(f"saving {name} and loading it again in a fresh process")
+    checkpoints.save_model(model, processor, folder, source)
+    seen, snippet = reopened(folder, name, model, auto_class, processor)
+    if seen.parameters != report.after.parameters:
+        raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
+    if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
+        raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
+    after = report.after.model_copy(
+        update={
+            "disk_bytes": checkpoints.weight_bytes_on_disk(folder),
+            "peak_memory_bytes": seen.peak_memory_bytes,
+        }
+    )
+    reload = Reload(
+        status="native",
+        snippet=snippet,
+        parameters=seen.parameters,
+        max_difference=seen.max_difference,
+        sha256=checkpoints.weight_hashes(folder),
+    )
+    write_report(report.model_copy(update={"name": name, "after": after, "reload": reload}), folder)
+    for file, text in (papers or {}).items():
+        (folder / file).write_text(text.rstrip("\n") + "\n", "utf-8")
+    written = read_report(folder)
+    write_card(written, folder)
+    return written

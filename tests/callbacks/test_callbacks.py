@@ -1,0 +1,214 @@
+"""The three callbacks on a stock Trainer, alone, together, after a resume and in two processes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import HfApi
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.integrations import integration_utils
+
+from hf_pe import CompressionReport, Publish, PublishCallback, QualityFloor, UsageError
+from hf_pe.report import read_report
+from tests.callbacks.two_processes import accuracy, rows
+from tests.hub.faults import REPO, impatient
+from tests.hub.server import TOKEN, Fault, Hub
+
+
+@pytest.fixture
+def hub():
+    made = Hub()
+    with impatient(5), made.serve():
+        yield made
+
+
+def trainer(folder, tokenizer, out, callbacks, teacher=None, **changes):
+    data = datasets.Dataset.from_list(rows(tokenizer))
+    settings = {
+        "output_dir": str(out), "max_steps": 6, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2,
+        "logging_steps": 1, "per_device_train_batch_size": 4, "report_to": "none", "use_cpu": True,
+        "disable_tqdm": True, "metric_for_best_model": "accuracy", "greater_is_better": True,
+    }  # fmt: skip
+    return Trainer(
+        model=AutoModelForSequenceClassification.from_pretrained(folder),
+        args=TrainingArguments(**{**settings, **changes}),
+        train_dataset=data,
+        eval_dataset=data.select(range(16)),
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=accuracy,
+        callbacks=callbacks,
+    )
+
+
+@pytest.fixture
+def teacher(classifier_folder):
+    return AutoModelForSequenceClassification.from_pretrained(classifier_folder)
+
+
+def scripted(metric, values):
+    """A callback that gives the evaluations the values a test wants; put it first."""
+
+    class Scripted(TrainerCallback):
+        def on_evaluate(self, args, state, control, metrics=None, **_):
+            metrics[metric] = values[state.global_step]
+
+    return Scripted()
+
+
+def test_the_report_goes_to_where_report_to_says_and_into_a_file(
+    classifier_folder, tokenizer, teacher, tmp_path, monkeypatch
+):
+    heard = []
+
+    class Fake(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            heard.append(dict(logs))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Fake)
+    made = CompressionReport(teacher, base_model="someone/tiny", license="mit")
+    run = trainer(classifier_folder, tokenizer, tmp_path / "out", [made], report_to="tensorboard")
+    run.train()
+    ours = [logs for logs in heard if "compression/teacher_agreement" in logs]
+    assert len(ours) == 3
+    assert {"compression/parameters", "compression/latency_ms", "compression/latency_ratio"} <= set(ours[0])
+    assert [e for e in run.state.log_history if "compression/parameters" in e]
+    report = read_report(tmp_path / "out")
+    assert report.after.parameters == teacher.num_parameters()
+    assert report.after.quality["teacher_agreement"] == ours[-1]["compression/teacher_agreement"]
+    assert report.pipeline_tag == "text-classification"
+
+
+def test_an_unchanged_model_agrees_with_its_teacher(classifier_folder, tokenizer, teacher, tmp_path):
+    made = CompressionReport(teacher)
+    run = trainer(classifier_folder, tokenizer, tmp_path, [made], max_steps=1, learning_rate=0.0)
+    run.add_callback(made)
+    run.evaluate()
+    assert next(iter(made.seen.values()))["teacher_agreement"] == 1
+
+
+def test_the_report_says_nothing_of_weights_that_were_not_evaluated(classifier_folder, tokenizer, teacher, tmp_path):
+    made = CompressionReport(teacher)
+    run = trainer(classifier_folder, tokenizer, tmp_path, [made], eval_strategy="no")
+    run.evaluate()
+    run.train()
+    assert made.seen
+    assert read_report(tmp_path).after.quality == {}
+
+
+def test_the_floor_stops_and_gives_the_best_back(classifier_folder, tokenizer, tmp_path):
+    values = {2: 0.9, 4: 0.3, 6: 0.95}
+    floor = QualityFloor("accuracy", 0.5)
+    run = trainer(classifier_folder, tokenizer, tmp_path, [scripted("eval_accuracy", values), floor])
+    run.train()
+    assert run.state.global_step == 4
+    kept = load_file(tmp_path / "best" / "model.safetensors")
+    assert floor.best == 0.9
+    assert all(torch.equal(v, run.model.state_dict()[k].cpu()) for k, v in kept.items())
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "best").config.num_labels == 2
+
+
+def test_the_floor_remembers_the_best_over_a_resume(classifier_folder, tokenizer, tmp_path):
+    first = trainer(
+        classifier_folder, tokenizer, tmp_path,
+        [scripted("eval_accuracy", {2: 0.9, 4: 0.8}), QualityFloor("accuracy", 0.5)], max_steps=4,
+    )  # fmt: skip
+    first.train()
+    best = (tmp_path / "best" / "model.safetensors").read_bytes()
+    floor = QualityFloor("accuracy", 0.5)
+    again = trainer(
+        classifier_folder, tokenizer, tmp_path, [scripted("eval_accuracy", {6: 0.85, 8: 0.7}), floor], max_steps=8
+    )
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 8
+    assert floor.best == 0.9
+    assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+
+
+def test_a_metric_that_is_not_there_is_named(classifier_folder, tokenizer, tmp_path):
+    run = trainer(classifier_folder, tokenizer, tmp_path, [QualityFloor("f1", 0.5)], metric_for_best_model=None)
+    with pytest.raises(UsageError, match=r"gave no 'f1'; expected one of .*eval_accuracy"):
+        run.train()
+
+
+@pytest.mark.parametrize(("when", "commits"), [("end", 1), ("best", 2), ("save", 3)])
+def test_publishing_at_the_end_the_best_and_every_save(
+    hub, classifier_folder, tokenizer, teacher, tmp_path, when, commits
+):
+    report = CompressionReport(teacher, base_model="someone/tiny", license="mit")
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    values = {2: 0.5, 4: 0.9, 6: 0.7}
+    callbacks = [scripted("eval_accuracy", values), report, PublishCallback(REPO, report, when=when, api=api)]
+    run = trainer(classifier_folder, tokenizer, tmp_path / "out", callbacks)
+    run.train()
+    repo = hub.repos[REPO]
+    assert len(repo.commits) - 1 == commits
+    files = repo.commits[repo.branches["main"]][1]
+    sent = json.loads(files["report.json"])
+    assert sent["after"]["quality"]["accuracy"] == (0.9 if when == "best" else 0.7)
+    assert b"someone/tiny" in files["README.md"]
+
+
+def test_publishing_the_best_goes_on_after_a_resume(hub, classifier_folder, tokenizer, teacher, tmp_path):
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+
+    def run(values, steps):
+        report = CompressionReport(teacher)
+        callbacks = [scripted("eval_accuracy", values), report, PublishCallback(REPO, report, when="best", api=api)]
+        return trainer(classifier_folder, tokenizer, tmp_path / "out", callbacks, max_steps=steps)
+
+    run({2: 0.9}, 2).train()
+    commits = len(hub.repos[REPO].commits)
+    run({4: 0.8}, 4).train(resume_from_checkpoint=True)
+    assert len(hub.repos[REPO].commits) == commits
+
+
+def test_a_push_that_fails_on_the_way_is_made_up_for_at_the_end(hub, classifier_folder, tokenizer, teacher, tmp_path):
+    report = CompressionReport(teacher)
+    api = HfApi(endpoint=hub.url, token=TOKEN)
+    hub.faults = [Fault("create repo", "500", times=4)]
+    publish = PublishCallback(Publish(repo=REPO), report, when="save", api=api)
+    trainer(classifier_folder, tokenizer, tmp_path / "out", [report, publish], max_steps=2).train()
+    assert "model.safetensors" in hub.repos[REPO].commits[hub.repos[REPO].branches["main"]][1]
+
+
+def test_a_bad_token_is_told_before_training(hub, classifier_folder, tokenizer, teacher, tmp_path):
+    report = CompressionReport(teacher)
+    publish = PublishCallback(REPO, report, api=HfApi(endpoint=hub.url, token="hf_wrong"))
+    run = trainer(classifier_folder, tokenizer, tmp_path / "out", [report, publish])
+    with pytest.raises(UsageError, match="hf auth login"):
+        run.train()
+    assert run.state.global_step == 0
+
+
+@pytest.mark.slow
+def test_two_processes_decide_alike_and_one_writes(hub, classifier_folder, tokenizer, tmp_path):
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    env["PYTHONPATH"] = str(Path(__file__).parents[2])
+    copied = shutil.copytree(classifier_folder, tmp_path / "model")
+    script = Path(__file__).with_name("two_processes.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611", script,
+         copied, tmp_path / "out", REPO],
+        env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [json.loads((tmp_path / "out" / f"rank{i}.json").read_text()) for i in (0, 1)]
+    assert said[0] == said[1]
+    assert said[0]["step"] == 4, "the floor stopped both"
+    assert hub.calls["commit"] == 1
+    assert (tmp_path / "out" / "report.json").is_file()

@@ -1,0 +1,85 @@
+import yaml
+
+from hf_pe.hub.card import render_card
+from hf_pe.hub.merge import merge_card, split
+from tests.hub.test_card import measurement, report
+
+
+def test_a_card_merged_into_itself_is_itself():
+    card = render_card(report())
+    assert merge_card(card, card) == card
+    assert merge_card(card, "") == card
+
+
+def test_only_marked_blocks_are_exchanged():
+    old = render_card(report()).replace("<!-- hf_pe:begin limits -->", "My own words.\n\n<!-- hf_pe:begin limits -->")
+    old = old.replace("## Before and after", "## Scribbled inside a block")
+    new = merge_card(render_card(report(date="2031-05-05")), old)
+    assert "My own words.\n\n<!-- hf_pe:begin limits -->" in new
+    assert "2031-05-05" in new
+    assert "2026-01-01" not in new
+    assert "Scribbled" not in new
+
+
+def test_a_block_can_be_kept_out_and_a_new_one_comes_in_its_place():
+    old = render_card(report())
+    start, end = old.index("<!-- hf_pe:begin stages -->"), old.index("<!-- hf_pe:begin limits -->")
+    off = old[:start] + "<!-- hf_pe:off stages -->\n" + old[end:]
+    assert "## What was done" not in merge_card(old, off)
+    gone = old[:start] + old[end:]
+    back = merge_card(old, gone)
+    assert back.index("## How to load it") < back.index("## What was done") < back.index("## What was not gained")
+
+
+def test_a_card_that_was_all_by_hand_is_kept_whole():
+    hand = "---\nlicense: mit\n---\n\n# Mine\n\nAll by hand.\n"
+    merged = merge_card(render_card(report()), hand)
+    assert "# Mine\n\nAll by hand." in merged
+    assert merged.index("All by hand.") < merged.index("## Before and after")
+    assert merge_card(merged, merged) == merged
+    assert merge_card(render_card(report()), merged) == merged
+
+
+def front_of(card):
+    return split(card)[0]
+
+
+def changed_front(card, **changes):
+    front, body, _ = split(card)
+    memory = card[card.rindex("<!-- hf_pe:front") :]
+    return f"---\n{yaml.safe_dump({**front, **changes}, sort_keys=False)}---\n\n{body}{memory}"
+
+
+def test_front_matter_is_merged_three_ways():
+    old = render_card(report())
+    front = front_of(old)
+    edited = changed_front(old, license="other", new_version="a/b", tags=[*front["tags"], "mine"])
+    new = render_card(report(after=measurement(0.4, quality={"spearman": 0.7})))
+    merged = front_of(merge_card(new, edited))
+    assert merged["license"] == "other", "the user changed it"
+    assert merged["new_version"] == "a/b", "the user added it"
+    assert "mine" in merged["tags"]
+    assert merged["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.7, "ours is new"
+    again = front_of(merge_card(render_card(report()), merge_card(new, edited)))
+    assert (again["license"], again["new_version"]) == ("other", "a/b"), "it survives the push after, too"
+
+
+def test_a_tag_that_the_user_removed_stays_away():
+    old = render_card(report())
+    edited = changed_front(old, tags=["hf_pe"])
+    assert front_of(merge_card(render_card(report(date="2031-01-01")), edited))["tags"] == ["hf_pe"]
+
+
+def test_results_that_others_added_stay():
+    old = render_card(report())
+    index = front_of(old)["model-index"]
+    other = {
+        "task": {"type": "retrieval"},
+        "dataset": {"name": "x", "type": "x"},
+        "metrics": [{"type": "ndcg", "value": 1}],
+    }
+    edited = changed_front(old, **{"model-index": [{**index[0], "results": [*index[0]["results"], other]}]})
+    new = render_card(report(after=measurement(0.4, quality={"spearman": 0.7})))
+    results = front_of(merge_card(new, edited))["model-index"][0]["results"]
+    assert other in results
+    assert len(results) == len(index[0]["results"]) + 1
