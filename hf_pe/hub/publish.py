@@ -93,7 +93,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     Args:
         folder: a result, or a folder of them (with variants).
         settings: of the push.
-        prove: load each folder in a fresh process.
+        prove: see that the weights are those that were measured, and load each folder in a fresh process.
 
     Raises:
         UsageError: a wrong repository or branch name; no result; weights that are not those that were measured, or not
@@ -105,7 +105,10 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
     for each in outgoing:
         check_licence(each.report)
-        _check_weights(each, settings)
+        if not any(name.endswith(".safetensors") for name in each.files):
+            raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
+        if prove:
+            _check_weights(each)
     problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, settings.allow)]
     if problems:
         raise UsageError(
@@ -145,7 +148,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         folder: a result, or a folder of them (with variants).
         settings: where to, and how.
         api: the Hub client; default: `HfApi()` with the token of this machine.
-        prove: load each folder in a fresh process first. Only for a folder that was just proved.
+        prove: False only for a folder that was saved, and so proved, just now.
 
     Raises:
         UsageError: see `prepare`; or the token is missing or may not write there; or the tag is taken.
@@ -246,23 +249,22 @@ class _Remote:
         if "README.md" in there:
             files["README.md"] = merge_card(readme.decode(), self._read("README.md", head)).encode()
         adds = {name: CommitOperationAdd(name, content) for name, content in files.items()}
-        wanted = {name: _oids(add) for name, add in adds.items()}
-        changed = tuple(name for name in wanted if not _same(there.get(name), wanted[name]))
+        changed = tuple(name for name, add in adds.items() if not _same(there.get(name), add))
         removed = tuple(name for name in there if name not in files and WEIGHTS.fullmatch(name))
         if not changed and not removed:
             return Sent(branch=branch, commit=head, changed=())
-        return self._commit(branch, head, adds, wanted, changed, removed)
+        return self._commit(branch, head, adds, changed, removed)
 
     def _commit(
         self,
         branch: str,
         head: str,
         adds: dict[str, CommitOperationAdd],
-        wanted: dict[str, tuple[str, str]],
         changed: tuple[str, ...],
         removed: tuple[str, ...],
     ) -> Sent:
-        content = hashlib.sha256(repr(sorted(wanted.items())).encode()).hexdigest()[:8]
+        hashes = sorted((name, add.upload_info.sha256) for name, add in adds.items())
+        content = hashlib.sha256(repr(hashes).encode()).hexdigest()[:8]
         title = f"{self.settings.message or 'Push of a compressed model'} ({content})"
         asked = self.settings.create_pr
 
@@ -276,7 +278,7 @@ class _Remote:
                 commit, link = self._head(f"refs/pr/{number}"), f"{self.api.endpoint}/{self.repo}/discussions/{number}"
             else:
                 commit, link = self._head(branch), None
-            if commit == head or not self._holds(commit, wanted, removed):
+            if commit == head or not self._holds(commit, adds, removed):
                 return None
             return Sent(branch=branch, commit=commit, changed=changed, removed=removed, pull_request=link)
 
@@ -295,7 +297,7 @@ class _Remote:
             return earlier
         progress.say(f"sending {len(changed)} files to {self.repo}, branch {branch}")
         sent = self._patiently(f"commit to {branch}", commit, arrived)
-        if not self._patiently("compare", lambda: self._holds(sent.commit, wanted, removed)):
+        if not self._patiently("compare", lambda: self._holds(sent.commit, adds, removed)):
             raise PushError(f"{self.repo}, commit {sent.commit}: the remote's files differ from those that were sent.")
         return sent
 
@@ -329,9 +331,9 @@ class _Remote:
 
         return self._patiently("list files", listed)
 
-    def _holds(self, revision: str, wanted: Mapping[str, tuple[str, str]], removed: tuple[str, ...]) -> bool:
+    def _holds(self, revision: str, adds: Mapping[str, CommitOperationAdd], removed: tuple[str, ...]) -> bool:
         there = self._tree(revision)
-        return all(_same(there.get(n), oids) for n, oids in wanted.items()) and not any(n in there for n in removed)
+        return all(_same(there.get(n), add) for n, add in adds.items()) and not any(n in there for n in removed)
 
     def _head(self, revision: str) -> str:
         info = self._patiently("look at the branch", lambda: self.api.model_info(self.repo, revision=revision))
@@ -450,13 +452,11 @@ def _renamed(report: Report, repo: str, branch: str) -> Report:
     return report.model_copy(update={"name": repo, "reload": report.reload.model_copy(update={"snippet": snippet})})
 
 
-def _check_weights(outgoing: Outgoing, settings: Publish) -> None:
+def _check_weights(outgoing: Outgoing) -> None:
     """The weights are those that were measured."""
     folder = next(p for n, p in outgoing.files.items() if n == "config.json").parent  # type: ignore[union-attr]
     reload = outgoing.report.reload
     assert reload
-    if not any(name.endswith(".safetensors") for name in outgoing.files):
-        raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
     seen = weight_hashes(folder)
     differing = sorted(n for n in seen.keys() | reload.sha256.keys() if seen.get(n) != reload.sha256.get(n))
     if differing:
@@ -476,20 +476,15 @@ def _prove(folder: Path, report: Report) -> None:
         raise RuntimeError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
 
 
-def _oids(add: CommitOperationAdd) -> tuple[str, str]:
-    """Hashes by which a remote may know a file: as a git blob, and as a large file."""
-    info = add.upload_info
-    if info.size > 50_000_000:
-        return "", info.sha256.hex()
-    with add.as_file() as file:
-        content = file.read()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest(), info.sha256.hex()
-
-
-def _same(there: RepoFile | None, oids: tuple[str, str]) -> bool:
+def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:
+    """Whether the remote has this very content, by the hash it keeps: SHA-256 of a large file, else git's blob id."""
     if there is None:
         return False
-    return there.lfs.sha256 == oids[1] if there.lfs else there.blob_id == oids[0]
+    if there.lfs:
+        return bool(there.lfs.sha256 == add.upload_info.sha256.hex())
+    with add.as_file() as file:
+        content = file.read()
+    return there.blob_id == hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
 def _wait(attempt: int, error: BaseException) -> float:

@@ -169,11 +169,10 @@ def _findings(name: str, text: str, names: Mapping[str, re.Pattern[str]]) -> Ite
     facts = {} if words or place.suffix in (".png", ".jpg") else {**_FACTS, **names}
     if facts and place.name not in PUBLIC_PEOPLE:
         facts["e-mail address"] = _EMAIL
-    kinds = _SECRETS if words else {**_CONTEXT, **_SECRETS}
-    known = _known_secrets()
-    for number, line in enumerate(text.splitlines(), 1):
+    kinds = {**_known_secrets(), **(_SECRETS if words else {**_CONTEXT, **_SECRETS})}
+    for number, line in _lines(text, kinds, everything=bool(facts)):
         taken: list[tuple[int, int]] = []
-        for kind, pattern in [*known.items(), *(kinds.items() if _HINT.search(line) else ())]:
+        for kind, pattern in kinds.items():
             for match in pattern.finditer(line):
                 taken.append(match.span())
                 yield Finding(file=name, line=number, kind=kind, text=match[0])
@@ -181,6 +180,24 @@ def _findings(name: str, text: str, names: Mapping[str, re.Pattern[str]]) -> Ite
             for match in pattern.finditer(line):
                 if not any(start < match.end() and match.start() < end for start, end in taken):
                     yield Finding(file=name, line=number, kind=kind, text=match[0])
+
+
+def _lines(text: str, kinds: Mapping[str, re.Pattern[str]], *, everything: bool) -> Iterator[tuple[int, str]]:
+    """Numbered lines worth a look: all of them, or (in a vocabulary of many thousands) those a secret may stand in."""
+    if everything:
+        yield from enumerate(text.splitlines(), 1)
+        return
+    hints = [_HINT, *(p for k, p in kinds.items() if k not in _SECRETS and k not in _CONTEXT)]
+    done = number = 0
+    for match in sorted((m for hint in hints for m in hint.finditer(text)), key=re.Match.start):
+        if match.start() < done:
+            continue
+        start = text.rfind("\n", 0, match.start()) + 1
+        end = text.find("\n", match.end())
+        end = len(text) if end < 0 else end
+        number += text.count("\n", done, start)
+        yield number + 1, text[start:end]
+        done = end
 
 
 def _text(name: str, content: Path | bytes) -> str:

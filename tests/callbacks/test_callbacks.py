@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,6 +137,30 @@ def test_the_floor_remembers_the_best_over_a_resume(classifier_folder, tokenizer
     assert again.state.global_step == 8
     assert floor.best == 0.9
     assert (tmp_path / "best" / "model.safetensors").read_bytes() == best
+
+
+def test_the_readmes_lines_run(hub, classifier_folder, tokenizer, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: HfApi(endpoint=hub.url, token=TOKEN))
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    lines = next(b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "CompressionReport" in b)
+    data = datasets.Dataset.from_list(rows(tokenizer))
+    names = {
+        "Trainer": Trainer, "teacher": teacher, "tokenizer": tokenizer, "train": data, "dev": data.select(range(8)),
+        "student": AutoModelForSequenceClassification.from_pretrained(classifier_folder),
+    }  # fmt: skip
+    names["args"] = TrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=2, eval_strategy="steps", eval_steps=1, save_strategy="no",
+        use_cpu=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    exec(lines.replace('"USER/small"', f"{REPO!r}"), names)
+    names["trainer"].compute_metrics = accuracy
+    names["trainer"].data_collator = DataCollatorWithPadding(tokenizer)
+    names["trainer"].callback_handler.callbacks.insert(0, scripted("eval_accuracy", {1: 0.9, 2: 0.7}))
+    names["trainer"].train()
+    assert names["trainer"].state.global_step == 2
+    repo = hub.repos[REPO]
+    sent = json.loads(repo.commits[repo.branches["main"]][1]["report.json"])
+    assert sent["after"]["quality"]["accuracy"] == 0.9, "the floor gave the best back, and the report is of that one"
 
 
 def test_a_metric_that_is_not_there_is_named(classifier_folder, tokenizer, tmp_path):

@@ -61,6 +61,7 @@ class Hub:
         self.reset()
 
     def reset(self):
+        self.delay, self.rate = 0.0, float("inf")  # of the link: seconds an answer takes, bytes a second
         self.hang = 1.2  # seconds of a timeout: longer than the client waits in these tests
         self.faults, self.calls, self.sent, self.barrier = [], Counter(), Counter(), None
 
@@ -128,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.query = parse_qs(parts.query)
         method = "GET" if self.command == "HEAD" else self.command
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        threading.Event().wait(self.hub.delay + len(raw) / self.hub.rate)
         for name, verb, pattern in ROUTES:
             match = re.fullmatch(pattern, parts.path)
             if match and verb == method:
