@@ -60,7 +60,7 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
             gains=_gains(report),
             losses=_not_gained(report),
             worse=_worse_slices(report),
-            slices=sum(len(change.slices) for change in report.changes),
+            slices=sum(len(change.slices) for change in _main_change(report)),
             variants=_variant_rows(report),
             latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})" if report.after.latency else "latency",
             pictures=pictures,
@@ -187,19 +187,23 @@ def _variant_rows(report: Report) -> list[list[str]]:
 
 
 def _worse_slices(report: Report) -> list[list[str]]:
-    """Parts of the data where the whole interval of a metric's change is on the bad side."""
+    """Parts of the data where the whole interval of the main metric's change is on the bad side."""
     return [
         [
-            f"{part.name} ({change.metric})" if len(report.changes) > 1 else part.name,
+            part.name,
             f"{part.examples:,}",
             f"{part.before:,.4f}",
             f"{part.after:,.4f}",
             f"{part.after - part.before:+.4f} [{part.low:+.4f}, {part.high:+.4f}]",
         ]
-        for change in report.changes
+        for change in _main_change(report)
         for part in change.slices
         if (part.high < 0 if report.higher_is_better else part.low > 0)
     ]
+
+
+def _main_change(report: Report) -> list[MetricChange]:
+    return [change for change in report.changes if change.metric == report.metric]
 
 
 def _citations(report: Report) -> list[str]:

@@ -90,6 +90,8 @@ class TaskData:
     collate: Callable[[list[dict[str, Any]]], Batch]
     examples: Examples
     teacher: PreTrainedModel | None = None
+    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What a task need not compute twice: the teacher's answers to the held-out rows."""
 
     @property
     def calibration(self) -> datasets.Dataset:

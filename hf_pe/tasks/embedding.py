@@ -72,6 +72,13 @@ class Embedding:
         found = torch.cat(parts).numpy()
         return found[np.argsort(order)]
 
+    def _of_teacher(self, data: TaskData) -> np.ndarray[Any, Any]:
+        assert data.teacher is not None
+        key = (data.teacher, data.eval._fingerprint)
+        if key not in data.memory:
+            data.memory[key] = self.embed(data.teacher, data, data.eval)
+        return data.memory[key]  # type: ignore[no-any-return]
+
     def describe(self, examples: Examples) -> str:
         """Says which of the two correlations it is."""
         if examples.config.label:
@@ -94,7 +101,7 @@ class Embedding:
             wanted = np.asarray(data.examples.eval[options.label], dtype=float)
             similar, lengths = (found[:half] * found[half:]).sum(1), lengths[:half] + lengths[half:]
         else:
-            teacher = found if data.teacher in (None, model) else self.embed(data.teacher, data, data.eval)
+            teacher = found if data.teacher in (None, model) else self._of_teacher(data)
             other = sentence_pairs(len(found), options.seed)
             similar, wanted = ((e[:, None] * e[other]).sum(2) for e in (found, teacher))
         slices = thirds(lengths, "length") | thirds(wanted.reshape(len(wanted), -1).mean(1), "similarity")

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import yaml
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from hf_pe.cli import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, prepare, push
 from hf_pe.report import read_report, write_report
+from tests.helpers import TEXTS
 from tests.hub.faults import REPO, impatient
 from tests.hub.server import TOKEN, Hub
 
@@ -246,6 +248,26 @@ def test_the_result_pushes_itself(hub, api, result, monkeypatch):
     monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: api)
     sent = result[0].push_to_hub(REPO)
     assert {s.branch for s in sent} == {"main", "nf4"}
+
+
+def test_a_recipe_file_may_publish(hub, api, bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: api)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    recipe = {
+        "model": str(bert_folder), "base_model": "someone/tiny-bert", "license": "mit", "task": "embedding",
+        "data": {"train": str(tmp_path / "texts.txt")}, "recipes": [{"recipe": "cast"}],
+        "publish": {"repo": REPO, "tag": "v1"},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert hub.repos[REPO].tags["v1"]
+    assert b"half-precision" in files(hub)["README.md"]
+    assert b"base_model_relation: quantized" in files(hub)["README.md"]
+    monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: HfApi(endpoint=hub.url, token="hf_wrong"))
+    refused = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "other")])
+    assert refused.exit_code == 2
+    assert not (tmp_path / "other").exists(), "the token is tried before any work"
 
 
 def test_the_command_line(hub, api, result, monkeypatch):
