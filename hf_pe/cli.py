@@ -1,5 +1,6 @@
 """The command line: inspect, plan, run, measure, card, push, diff."""
 
+import re
 import shutil
 import sys
 import time
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
+
+FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")
+"""Of an absolute path all but the last part: a report does not tell where things lie on this machine."""
 
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/inner/path.")]
 Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
@@ -124,7 +128,7 @@ def run(
         target = output or Path(recipe.output or f"build/{file.stem}")
         check_free(target, overwrite=overwrite)
         work = target.with_name(target.name + ".partial")
-        command = " ".join(["hf-pe run", file.name, *(f"--set {s}" for s in set_ or [])])
+        command = " ".join(["hf-pe run", file.name, *(f"--set {FOLDERS.sub('', s)}" for s in set_ or [])])
         try:
             with _progress():
                 _run(recipe, target, work, resume, overwrite, command)

@@ -259,8 +259,10 @@ def test_a_recipe_file_may_publish(hub, api, bert_folder, tmp_path, monkeypatch)
         "publish": {"repo": REPO, "tag": "v1"},
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    done = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "out")])
+    where = ["--output", str(tmp_path / "out"), "--set", f"data.train={tmp_path}/texts.txt"]
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), *where])
     assert done.exit_code == 0, done.output
+    assert read_report(tmp_path / "out").command == "hf-pe run recipe.yaml --set data.train=texts.txt"
     assert hub.repos[REPO].tags["v1"]
     assert b"half-precision" in files(hub)["README.md"]
     assert b"base_model_relation: quantized" in files(hub)["README.md"]
