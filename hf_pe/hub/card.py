@@ -1,5 +1,6 @@
 """The model card: a pure function of a report. It can be made again at any time, without the model."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,29 +44,25 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
     Raises:
         UsageError: the template is missing or wrong.
     """
-    ours = jinja2.PackageLoader("hf_pe.hub", ".")
-    own = [jinja2.FileSystemLoader(template.parent)] if template else []
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([*own, ours]),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines())
     try:
-        body = environment.get_template(template.name if template else "card.md.jinja").render(
-            report=report,
-            rows=comparison(report),
-            gains=_gains(report),
-            losses=_not_gained(report),
-            worse=_worse_slices(report),
-            slices=sum(len(change.slices) for change in _main_change(report)),
-            variants=_variant_rows(report),
-            latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})" if report.after.latency else "latency",
-            pictures=pictures,
-            papers=PAPERS,
-            citations=_citations(report),
+        body = (
+            _environment(template.parent if template else None)
+            .get_template(template.name if template else "card.md.jinja")
+            .render(
+                report=report,
+                rows=comparison(report),
+                gains=_gains(report),
+                losses=_not_gained(report),
+                worse=_worse_slices(report),
+                slices=sum(len(change.slices) for change in _main_change(report)),
+                variants=_variant_rows(report),
+                latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})"
+                if report.after.latency
+                else "latency",
+                pictures=pictures,
+                papers=PAPERS,
+                citations=_citations(report),
+            )
         )
     except jinja2.TemplateNotFound as error:
         raise UsageError(f"Card template {template}: there is no file '{error}'.") from error
@@ -73,6 +70,21 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise UsageError(f"Card template {template}{line}: {error}") from error
     return with_memory(card_data(report).to_dict(), body)
+
+
+@functools.cache
+def _environment(folder: Path | None) -> jinja2.Environment:
+    """Our template, and those of `folder` before it."""
+    ours = jinja2.PackageLoader("hf_pe.hub", ".")
+    environment = jinja2.Environment(
+        loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder), ours]) if folder else ours,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["quoted"] = lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+    return environment
 
 
 def card_data(report: Report) -> ModelCardData:
