@@ -96,9 +96,18 @@ CONTEXT: dict[str, str] = {
 """Kinds that only the words around them tell."""
 _SECRETS = {k: re.compile(_WORD + f"(?:{p})" + _ENDS) for k, p in SECRETS.items()}
 _CONTEXT = {k: re.compile(p) for k, p in CONTEXT.items()}
-_HINT = re.compile(
-    r"[A-Za-z0-9_~+/=.-]{18}|PRIVATE|://|(?i:secret|passw|passphrase|token|key|authorization)|\d:AA", re.ASCII
-)
+_ANCHORS = {kind: (found[0],) for kind, form in SECRETS.items() if (found := re.match(r"[A-Za-z0-9_-]+", form))} | {
+    "AWS access key id": ("AKIA", "ASIA", "ABIA", "ACCA"),
+    "Telegram bot token": (":AA",),
+    "Stripe key": ("sk_", "rk_"),
+    "Square token": ("sq0", "EAAA"),
+    "Mailchimp key": ("-us",),
+    "Azure client secret": ("Q~",),
+    "Terraform Cloud token": (".atlasv1.",),
+    "Notion token": ("ntn_", "secret_"),
+    "Fly.io token": ("fm1", "fm2"),
+}
+"""A text without any of these holds no secret of that kind: much faster than its pattern, which then need not run."""
 
 _FACTS: dict[str, re.Pattern[str]] = {
     "absolute path": re.compile(
@@ -170,34 +179,20 @@ def _findings(name: str, text: str, names: Mapping[str, re.Pattern[str]]) -> Ite
     if facts and place.name not in PUBLIC_PEOPLE:
         facts["e-mail address"] = _EMAIL
     kinds = {**_known_secrets(), **(_SECRETS if words else {**_CONTEXT, **_SECRETS})}
-    for number, line in _lines(text, kinds, everything=bool(facts)):
-        taken: list[tuple[int, int]] = []
-        for kind, pattern in kinds.items():
-            for match in pattern.finditer(line):
+    taken: list[tuple[int, int]] = []
+
+    def found(kind: str, match: re.Match[str]) -> Finding:
+        return Finding(file=name, line=text.count("\n", 0, match.start()) + 1, kind=kind, text=match[0])
+
+    for kind, pattern in kinds.items():
+        if any(anchor in text for anchor in _ANCHORS.get(kind, ("",))):
+            for match in pattern.finditer(text):
                 taken.append(match.span())
-                yield Finding(file=name, line=number, kind=kind, text=match[0])
-        for kind, pattern in facts.items():
-            for match in pattern.finditer(line):
-                if not any(start < match.end() and match.start() < end for start, end in taken):
-                    yield Finding(file=name, line=number, kind=kind, text=match[0])
-
-
-def _lines(text: str, kinds: Mapping[str, re.Pattern[str]], *, everything: bool) -> Iterator[tuple[int, str]]:
-    """Numbered lines worth a look: all of them, or (in a vocabulary of many thousands) those a secret may stand in."""
-    if everything:
-        yield from enumerate(text.splitlines(), 1)
-        return
-    hints = [_HINT, *(p for k, p in kinds.items() if k not in _SECRETS and k not in _CONTEXT)]
-    done = number = 0
-    for match in sorted((m for hint in hints for m in hint.finditer(text)), key=re.Match.start):
-        if match.start() < done:
-            continue
-        start = text.rfind("\n", 0, match.start()) + 1
-        end = text.find("\n", match.end())
-        end = len(text) if end < 0 else end
-        number += text.count("\n", done, start)
-        yield number + 1, text[start:end]
-        done = end
+                yield found(kind, match)
+    for kind, pattern in facts.items():
+        for match in pattern.finditer(text):
+            if not any(start < match.end() and match.start() < end for start, end in taken):
+                yield found(kind, match)
 
 
 def _text(name: str, content: Path | bytes) -> str:

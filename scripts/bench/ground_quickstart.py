@@ -92,7 +92,8 @@ def main() -> None:
         result = clone / "build" / "quickstart" / "main"
         report = read_report(result)
         card = ROOT / "model_cards" / "quickstart"
-        card.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(card, ignore_errors=True)
+        card.mkdir(parents=True)
         shutil.copyfile(result / "report.json", card / "report.json")
         write_card(report, card)
         small = AutoModel.from_pretrained(result).eval()
