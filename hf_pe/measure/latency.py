@@ -32,6 +32,26 @@ def latency(
         seconds: time to spend, warm-up aside; never fewer than 7 rounds.
         most_rounds: upper bound of the rounds.
     """
+    times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds)
+    model = next(iter(models.values()))
+    text = model.main_input_name == "input_ids"
+    return {
+        name: Latency(
+            batch=batch,
+            length=length if text else None,
+            threads=torch.get_num_threads(),
+            rounds=len(taken),
+            p50_ms=statistics.median(taken),
+            p90_ms=statistics.quantiles(taken, n=10)[-1],
+        )
+        for name, taken in times.items()
+    }
+
+
+def alternating(
+    models: Mapping[str, PreTrainedModel], *, batch: int, length: int, seconds: float, most_rounds: int
+) -> dict[str, list[float]]:
+    """Milliseconds of every round by model; see `latency`."""
     inputs = {name: example_inputs(model, batch=batch, length=length) for name, model in models.items()}
     spent = each = 0.0
     for _ in range(3):
@@ -45,18 +65,7 @@ def latency(
         for name, model in models.items():
             times[name].append(_once(model, inputs[name]))
         advance(f"latency at batch {batch}", done + 1, rounds)
-    text = "input_ids" in next(iter(inputs.values()))
-    return {
-        name: Latency(
-            batch=batch,
-            length=length if text else None,
-            threads=torch.get_num_threads(),
-            rounds=rounds,
-            p50_ms=statistics.median(taken),
-            p90_ms=statistics.quantiles(taken, n=10)[-1],
-        )
-        for name, taken in times.items()
-    }
+    return times
 
 
 def _once(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:

@@ -52,7 +52,7 @@ def changes(before: Judged, after: Judged, *, resamples: int = 500, seed: int = 
         if len(rows) < 20:
             continue
         here, there = before.scores(rows), after.scores(rows)
-        around = _intervals(before, after, rows, resamples // 5, generator)
+        around = _intervals(before, after, rows, resamples // 2, generator)
         for name, (low, high) in around.items():
             found = SliceChange(
                 name=label, examples=len(rows), before=here[name], after=there[name], low=low, high=high

@@ -22,7 +22,7 @@ from hf_pe.checkpoints import class_for, load_config, load_model, load_processor
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.hub import write_card
 from hf_pe.recipe_file import read_recipe
-from hf_pe.report import Report, read_report
+from hf_pe.report import read_report
 from hf_pe.tasks import Embedding, TaskData
 from hf_pe.tasks.embedding import sentence_pairs
 
@@ -59,30 +59,6 @@ def random_student(small: PreTrainedModel, data: TaskData) -> PreTrainedModel:
     for distil in recipe.recipes[1:]:
         student = distil.model_copy(update={"train_embeddings": True}).train(student, data)[0]
     return student
-
-
-def speed_rows(report: Report) -> list[dict]:
-    """Speed-up over the saving in FLOPs: 1 means that every FLOP saved is time saved."""
-    found = []
-    saving = report.before.flops / report.after.flops
-    for before, after, goal in zip(report.before.latency, report.after.latency, (0.85, 0.95), strict=True):
-        faster = before.p50_ms / after.p50_ms
-        setting = (
-            f"batch {after.batch}, length {after.length}, {after.threads} threads, {after.rounds} rounds interleaved"
-        )
-        peers = {"speed-up": faster, "FLOPs saving": saving}
-        found.append(
-            row(
-                f"ground.latency.b{after.batch}",
-                faster / saving,
-                goal,
-                "higher",
-                "ratio",
-                setting,
-                peers=peers,
-            )
-        )
-    return found
 
 
 def main() -> None:
@@ -129,7 +105,6 @@ def main() -> None:
         "ground_quickstart",
         [
             row("ground.params", share, 0.5, "lower", "ratio", "parameters without embeddings, after over before"),
-            *speed_rows(report),
             row("ground.agreement", ours, 0.95, "higher", "Spearman",
                 f"student's with teacher's similarities, {len(dense)} pairs of held-out sentences, {trained}",
                 peers={"random weights, trained alike": control}, interval=ours_interval),

@@ -1,0 +1,24 @@
+import pytest
+import torch
+from transformers import BertModel
+
+from hf_pe import Cast
+from hf_pe.measure import layer_bits, weight_bytes
+from hf_pe.plans import Sketch
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_plan_says_what_the_cast_weighs_and_the_original_stays(bert_folder, dtype, tmp_path):
+    model = BertModel.from_pretrained(bert_folder).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    recipe = Cast(dtype=dtype)
+    plan, sketch = recipe.outline(Sketch(config=model.config, model_class=BertModel))
+    assert plan == recipe.plan(model, None)
+    small = recipe.apply(model, plan, None)
+    assert {p.dtype for p in small.parameters()} == {getattr(torch, dtype)}
+    assert plan.weight_bytes == weight_bytes(small) == weight_bytes(model) / 2
+    assert sketch.config.dtype == getattr(torch, dtype)
+    assert set(layer_bits(small)) == {16.0}
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    small.save_pretrained(tmp_path)
+    assert BertModel.from_pretrained(tmp_path, dtype="auto").dtype == getattr(torch, dtype)
