@@ -19,6 +19,13 @@ DISTIL = Distillation(steps=5)
 PACK = BitsAndBytesQuantization()
 
 
+@pytest.fixture(scope="module")
+def result(bert_folder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("result") / "small"
+    made = compress(str(bert_folder), [PRUNE, DISTIL], data=TEXTS, task="embedding", variants={"nf4": PACK})
+    return made.save(folder), folder
+
+
 def test_every_folder_loads_with_stock_classes_and_is_what_was_reported(result):
     made, folder = result
     for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():

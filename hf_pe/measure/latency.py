@@ -29,7 +29,7 @@ def latency(
         models: by name; at least one.
         batch: examples per pass.
         length: tokens, for text models.
-        seconds: time to spend, warm-up aside; never fewer than 7 rounds.
+        seconds: time to spend, warm-up aside; never fewer than 5 rounds.
         most_rounds: upper bound of the rounds.
     """
     times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds)
@@ -59,7 +59,7 @@ def alternating(
         spent += each
         if spent > WARM_UP_MS:
             break
-    rounds = min(max(round(seconds * 1000 / each), 7), most_rounds)
+    rounds = min(max(round(seconds * 1000 / each), 5), most_rounds)
     times: dict[str, list[float]] = {name: [] for name in models}
     for done in range(rounds):
         for name, model in models.items():

@@ -39,7 +39,7 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
         model.register_forward_hook(lambda *_, name=name: turns.append(name))
     found = latency(models, batch=2, length=16, seconds=0.01)
     assert turns[-6:] == ["one", "two"] * 3
-    assert found["one"].rounds >= 7
+    assert found["one"].rounds >= 5
     assert (found["one"].batch, found["one"].length, found["one"].threads) == (2, 16, torch.get_num_threads())
     assert 0 < found["one"].p50_ms <= found["one"].p90_ms
     assert found["one"].throughput == pytest.approx(2000 / found["one"].p50_ms)
