@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from hf_pe.data import DataConfig as DataConfig
     from hf_pe.distill import Distillation as Distillation
     from hf_pe.distill import DistillationTrainer as DistillationTrainer
+    from hf_pe.errors import PushError as PushError
     from hf_pe.errors import UsageError as UsageError
     from hf_pe.hub import Publish as Publish
-    from hf_pe.hub import PushError as PushError
     from hf_pe.hub import push as push
     from hf_pe.pipeline import Result as Result
     from hf_pe.pipeline import compress as compress
@@ -39,7 +39,7 @@ _HOME = {
     "PublishCallback": "callbacks",
     "QualityFloor": "callbacks",
     "Publish": "hub",
-    "PushError": "hub",
+    "PushError": "errors",
     "push": "hub",
     "Result": "pipeline",
     "compress": "pipeline",

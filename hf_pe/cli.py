@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hf_pe.errors import UsageError
+from hf_pe.errors import PushError, UsageError
 from hf_pe.progress import listen
 
 if TYPE_CHECKING:
@@ -234,12 +234,12 @@ def push(
             allow=tuple(allow or ()),
             load_back=load_back,
         )
-        with _progress():
-            sent = None if dry_run else send(folder, settings)
-        if sent is None:
+        if dry_run:
             _show_outgoing(folder, settings)
-        else:
-            _show_sent(sent, repo)
+            return
+        with _progress():
+            sent = send(folder, settings)
+        _show_sent(sent, repo)
 
 
 @app.command(epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
@@ -369,9 +369,7 @@ def _messages() -> Iterator[None]:
         err.print("[red]Error:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(2) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "PushError":
-            raise
+    except PushError as error:
         err.print("[red]Stopped:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None

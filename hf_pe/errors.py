@@ -15,3 +15,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known word closest to `word`, or an empty string."""
     match = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+class PushError(RuntimeError):
+    """A push that ended early; says what the remote holds now."""

@@ -22,7 +22,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, push, write_card
-from hf_pe.hub.publish import Sent
+from hf_pe.hub.publish import MAIN, Sent
 from hf_pe.measure import (
     Evaluate,
     changes,
@@ -44,9 +44,6 @@ from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
 AnyRecipe = StructuredPruning | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
-
-MAIN = "main"
-"""Folder of the unquantized result where there are variants."""
 
 
 @dataclass(frozen=True)

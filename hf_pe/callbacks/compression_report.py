@@ -39,7 +39,7 @@ PIPELINES = {
 class CompressionReport(TrainerCallback):
     """Report what a smaller model has gained and lost, at every evaluation, to where `report_to` says.
 
-    Logged under "compression/": parameters, weight_bytes, teacher_agreement, latency_ms (batch 1, median) and
+    Logged under "compression/": parameters, parameters_ratio, teacher_agreement, latency_ms (batch 1, median) and
     latency_ratio (to the teacher's, taken in turns). `output_dir/report.json` is written at the end of training.
 
     Args:
@@ -73,7 +73,6 @@ class CompressionReport(TrainerCallback):
         control: TrainerControl,
         model: Any = None,
         train_dataloader: Any = None,
-        eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
         """Prepare the reporting integrations; the Trainer's own have had their turn before a user's callback."""
@@ -94,7 +93,7 @@ class CompressionReport(TrainerCallback):
     ) -> None:
         """Compare with the teacher, measure, and log."""
         training = model.training
-        agreement = teacher_agreement(_plain(model), self.teacher.to(model.device), eval_dataloader, self.batches)
+        agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
         self.facts["eval_rows"] = _rows(eval_dataloader)
         given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         timed = ("runtime", "per_second", "epoch", "preparation_time")
@@ -178,7 +177,7 @@ class CompressionReport(TrainerCallback):
         )
 
     def _measure(self, model: Any) -> None:
-        self.found = measure({"before": self.teacher, "after": _plain(model)}, batches=(1,))
+        self.found = measure({"before": self.teacher, "after": model}, batches=(1,))
 
     def _logs(self, agreement: float) -> dict[str, float]:
         before, after = self.found["before"], self.found["after"]
@@ -244,12 +243,8 @@ def plain_copy(model: Any) -> PreTrainedModel:
 
 def _fingerprint(model: Any) -> str:
     """Tells whether weights are those of an evaluation; a sum for each tensor is enough for that."""
-    sums = [float(p.detach().double().sum()) for p in _plain(model).parameters()]
+    sums = [float(p.detach().double().sum()) for p in model.parameters()]
     return hashlib.sha256(repr(sums).encode()).hexdigest()
-
-
-def _plain(model: Any) -> PreTrainedModel:
-    return model.module if hasattr(model, "module") else model  # type: ignore[no-any-return]
 
 
 def _rows(loader: Any) -> int:

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_pe.callbacks.compression_report import CompressionReport, auto_class_of, plain_copy
-from hf_pe.callbacks.ranks import decided, metric_of, on_first, recall, remember
+from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
 from hf_pe.progress import say
@@ -77,7 +77,7 @@ class PublishCallback(TrainerCallback):
         if self.when != "best":
             return
         value = decided(metric_of(metrics or {}, str(args.metric_for_best_model)))
-        if self.best is None or (value > self.best if args.greater_is_better else value < self.best):
+        if self.best is None or better(value, self.best, greater_is_better=bool(args.greater_is_better)):
             self.best = value
             self._push(args, state, model, processing_class)
             if state.is_world_process_zero:

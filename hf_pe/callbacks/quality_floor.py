@@ -1,13 +1,13 @@
 """Stop when quality falls under a floor; the best model so far is kept."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pe.callbacks.ranks import decided, metric_of, on_first, recall, remember
+from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember
+from hf_pe.checkpoints import replaced
 from hf_pe.progress import say
 
 
@@ -68,19 +68,12 @@ class QualityFloor(TrainerCallback):
             load_model(model, str(weights), strict=False, device=str(model.device))
 
     def _better(self, one: float, other: float) -> bool:
-        return one > other if self.greater_is_better else one < other
+        return better(one, other, greater_is_better=self.greater_is_better)
 
     def _keep(self, args: TrainingArguments, model: Any, value: float) -> None:
-        folder = self._folder(args)
-        fresh = folder.with_name("best.new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        model.save_pretrained(fresh, max_shard_size="100GB")
-        remember(fresh / self._note(args).name, best=value)
-        old = folder.with_name("best.old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced(self._folder(args), overwrite=True) as fresh:
+            model.save_pretrained(fresh, max_shard_size="100GB")
+            remember(fresh / self._note(args).name, best=value)
 
     def _folder(self, args: TrainingArguments) -> Path:
         return Path(str(args.output_dir), "best")

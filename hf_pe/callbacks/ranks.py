@@ -49,6 +49,11 @@ def metric_of(metrics: Mapping[str, float], name: str) -> float:
     raise UsageError(f"metric: the evaluation gave no '{name}'; expected one of {', '.join(sorted(metrics))}.")
 
 
+def better(one: float, other: float, *, greater_is_better: bool) -> bool:
+    """Whether a metric's value `one` is better than `other`."""
+    return one > other if greater_is_better else one < other
+
+
 def remember(file: Path, **state: Any) -> None:
     """Keep what a resumed run must know, beside and then renamed."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,14 @@ FRONT = re.compile(r"<!-- hf_pe:front (\{.*?\}) -->\n?")
 HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def with_memory(front: dict[str, Any], body: str) -> str:
-    """A card's text; a comment at its end remembers the front matter as it was made, to tell later what a user set."""
-    kept = json.dumps(front, ensure_ascii=False).replace("--", "-\\u002d")
-    return f"---\n{_yaml(front)}---\n\n{body}<!-- hf_pe:front {kept} -->\n"
+def with_memory(generated: dict[str, Any], body: str, front: dict[str, Any] | None = None) -> str:
+    """A card's text with `front` (default: the generated one) as its front matter.
+
+    A comment at its end remembers the front matter as it was generated, to tell later what a user set.
+    """
+    kept = json.dumps(generated, ensure_ascii=False).replace("--", "-\\u002d")
+    shown = yaml.safe_dump(front or generated, sort_keys=False, allow_unicode=True)
+    return f"---\n{shown}---\n\n{body}<!-- hf_pe:front {kept} -->\n"
 
 
 def merge_card(new: str, old: str) -> str:
@@ -49,13 +53,7 @@ def merge_card(new: str, old: str) -> str:
                 body = body.replace(mark, f"{mark}\n{text}", 1)
         if name not in off:
             before = name
-    return with_memory_of(new_front, _merged(new_front, old_front, generated), body)
-
-
-def with_memory_of(generated: dict[str, Any], front: dict[str, Any], body: str) -> str:
-    """As `with_memory`, where the front matter shown is not the generated one."""
-    text = with_memory(generated, body)
-    return HEAD.sub(lambda _: f"---\n{_yaml(front)}---\n", text, count=1)
+    return with_memory(new_front, body, _merged(new_front, old_front, generated))
 
 
 def split(card: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
@@ -95,10 +93,6 @@ def _results(new: list[Any], old: list[Any], generated: list[Any] | None) -> lis
     others = [r for entry in old for r in entry.get("results", []) if r not in made]
     fresh = new[0]["results"]
     return [{**new[0], "results": fresh + [r for r in others if r not in fresh]}, *new[1:]]
-
-
-def _yaml(front: dict[str, Any]) -> str:
-    return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
 def _ended(block: str) -> str:

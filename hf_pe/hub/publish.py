@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import transformers
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import get_session
 from huggingface_hub.utils._validators import validate_repo_id
@@ -22,7 +22,7 @@ from pydantic import Field
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import load_config, open_in_fresh_process, resolve, weight_hashes
-from hf_pe.errors import UsageError
+from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
 from hf_pe.hub.pictures import PICTURES
@@ -32,6 +32,7 @@ from hf_pe.proof import example_inputs
 from hf_pe.report import Report, read_report
 
 MAIN = "main"
+"""The unquantized result where there are variants: its folder, and its branch."""
 NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store")
 """Names that never go out."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
@@ -55,10 +56,6 @@ class Publish(Frozen):
     template: str | None = Field(None, description="the user's own Jinja file for the card")
     allow: tuple[str, ...] = Field((), description="texts that the scan for secrets shall let pass")
     load_back: bool = Field(False, description="afterwards download it and load it in a fresh process")
-
-
-class PushError(RuntimeError):
-    """A push that ended early; says what the remote holds now."""
 
 
 class Sent(Frozen):
@@ -368,11 +365,9 @@ class _Remote:
                 if attempt and arrived and (done := arrived()) is not None:
                     return done
                 return call()
-            except LocalTokenNotFoundError:
+            except (LocalTokenNotFoundError, PushError):
                 raise
-            except (HfHubHTTPError, OSError, RuntimeError, json.JSONDecodeError, EntryNotFoundError) as error:
-                if isinstance(error, PushError):
-                    raise
+            except (HfHubHTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
                 last = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
             except ValueError as error:  # what the Hub says of a card's metadata
                 raise UsageError(f"{what}: {error}") from error

@@ -166,19 +166,21 @@ def scan(files: Mapping[str, Path | bytes], allow: Iterable[str] = ()) -> list[F
         files: what would go out.
         allow: texts that are no finding.
     """
-    names = _names_here()
+    names, known = _names_here(), _known_secrets()
     allowed = set(allow)
-    found = [f for name, content in files.items() for f in _findings(name, _text(name, content), names)]
+    found = [f for name, content in files.items() for f in _findings(name, _text(name, content), names, known)]
     return [f for f in found if f.text not in allowed]
 
 
-def _findings(name: str, text: str, names: Mapping[str, re.Pattern[str]]) -> Iterator[Finding]:
+def _findings(
+    name: str, text: str, names: Mapping[str, re.Pattern[str]], known: Mapping[str, re.Pattern[str]]
+) -> Iterator[Finding]:
     place = PurePosixPath(name)
     words = place.name in VOCABULARY or place.suffix in (".model", ".spm", ".tiktoken")
     facts = {} if words or place.suffix in (".png", ".jpg") else {**_FACTS, **names}
     if facts and place.name not in PUBLIC_PEOPLE:
         facts["e-mail address"] = _EMAIL
-    kinds = {**_known_secrets(), **(_SECRETS if words else {**_CONTEXT, **_SECRETS})}
+    kinds = {**known, **(_SECRETS if words else {**_CONTEXT, **_SECRETS})}
     taken: list[tuple[int, int]] = []
 
     def found(kind: str, match: re.Match[str]) -> Finding:

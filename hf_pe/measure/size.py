@@ -26,9 +26,7 @@ def parameters(model: PreTrainedModel) -> Parameters:
 
 def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of all parameters and stored buffers in memory, quantization scales included."""
-    states = [getattr(p, "quant_state", None) for p in model.parameters()]
-    scales = sum(_scale_bytes(state) for state in states if state is not None)
-    return int(model.get_memory_footprint(return_buffers=False)) + scales
+    return int(model.get_memory_footprint(return_buffers=False)) + _scale_bytes(model)
 
 
 def sketch_size(sketch: Sketch) -> dict[str, Any]:
@@ -54,8 +52,7 @@ def layer_bits(model: PreTrainedModel) -> tuple[float, ...]:
 
 
 def _mean_bits(layer: nn.Module) -> float:
-    states = [getattr(p, "quant_state", None) for p in layer.parameters()]
-    held = sum(p.nbytes for p in layer.parameters()) + sum(_scale_bytes(s) for s in states if s is not None)
+    held = sum(p.nbytes for p in layer.parameters()) + _scale_bytes(layer)
     return 8 * held / max(sum(_count(p) for p in layer.parameters()), 1)
 
 
@@ -64,6 +61,12 @@ def _count(parameter: torch.nn.Parameter) -> int:
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
 
-def _scale_bytes(state: Any) -> int:
+def _scale_bytes(module: nn.Module) -> int:
+    """Bytes of the scales of all packed parameters."""
+    states = [getattr(p, "quant_state", None) for p in module.parameters()]
+    return sum(_of_state(state) for state in states if state is not None)
+
+
+def _of_state(state: Any) -> int:
     found = int(state.absmax.nbytes)
     return found + (int(state.state2.absmax.nbytes) if state.nested else 0)
