@@ -80,7 +80,7 @@ def changed(path, value):
         ),
         (
             changed(["recipes", 0, "criterion"], "magnitud"),
-            r"criterion: expected 'magnitude' or 'activation_weight'; got 'magnitud'",
+            r"criterion: expected 'magnitude_l1', .* or 'random'; got 'magnitud'",
         ),
         (
             changed(["recipes", 1, "steps"], "many"),

@@ -1,7 +1,7 @@
 """Importance criteria: pure functions from weights and statistics to one score per unit. Larger is kept."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -11,43 +11,159 @@ class Evidence(NamedTuple):
 
     Attributes:
         weights: every slot's weights with the units first, [units, rest].
-        consumer: the linear map that reads the units, [outputs, units].
-        second_moment: mean of the squared activations of each unit, [units]; None without calibration data.
+        consumer: the linear map that reads the units, [outputs, units, places]; a unit is one place of its input, or
+            head_dim of them.
+        keep: how many units will stay.
+        gram: X^T X / n of that input, [units * places, units * places]; None without calibration data.
+        slopes: derivative of the loss by a gate of 1 on each unit, [examples, units]; None without gradients.
+        outputs: sum of g g^T, g the derivative of the loss by the consumer's output, [outputs, outputs]; None likewise.
     """
 
     weights: list[torch.Tensor]
     consumer: torch.Tensor
-    second_moment: torch.Tensor | None
+    keep: int
+    gram: torch.Tensor | None = None
+    slopes: torch.Tensor | None = None
+    outputs: torch.Tensor | None = None
 
 
 class Criterion(NamedTuple):
-    """A criterion with what the card says about it."""
+    """A criterion with what it needs and what the card says about it."""
 
     score: Callable[[Evidence], torch.Tensor]
-    needs_data: bool
+    needs: tuple[Literal["activations", "gradients"], ...]
     title: str
-    reference: str
+    reference: str | None
 
 
-def magnitude(evidence: Evidence) -> torch.Tensor:
+def magnitude_l1(evidence: Evidence) -> torch.Tensor:
+    """L1 norm over all weights of the unit [units] (Li et al. 2017, arXiv:1608.08710)."""
+    return torch.stack([w.float().abs().sum(1) for w in evidence.weights]).sum(0)
+
+
+def magnitude_l2(evidence: Evidence) -> torch.Tensor:
     """L2 norm over all weights of the unit [units] (Li et al. 2017, arXiv:1608.08710, with L2)."""
-    squares = [w.float().square().sum(1) for w in evidence.weights]
-    return torch.stack(squares).sum(0).sqrt()
+    return torch.stack([w.float().square().sum(1) for w in evidence.weights]).sum(0).sqrt()
+
+
+def activation(evidence: Evidence) -> torch.Tensor:
+    """Root mean square activation [units] (Hu et al. 2016, arXiv:1607.03250, with the mean square for the count)."""
+    return _mean_squares(evidence).sum(1).sqrt()
 
 
 def activation_weight(evidence: Evidence) -> torch.Tensor:
     """Root mean square activation times the norm of the weights that read it [units].
 
-    The structured form of |W| * ||X|| (Sun et al. 2024, arXiv:2306.11695, eq. 1).
+    The structured form of |W| * ||X|| (Sun et al. 2024, arXiv:2306.11695, eq. 1; An et al. 2024, arXiv:2312.11983).
     """
-    assert evidence.second_moment is not None, "activation_weight needs calibration data"
-    reading: torch.Tensor = torch.linalg.vector_norm(evidence.consumer.float(), dim=0)
-    return evidence.second_moment.float().sqrt() * reading
+    reading = evidence.consumer.float().square().sum(0)
+    return (_mean_squares(evidence) * reading).sum(1).sqrt()
+
+
+def taylor(evidence: Evidence) -> torch.Tensor:
+    """First-order change of the loss when the unit goes, its size averaged over examples [units].
+
+    Molchanov et al. 2017, arXiv:1611.06440, eq. 7: the mean of |dL/da * a|.
+    """
+    return _slopes(evidence).abs().mean(0)
+
+
+def fisher(evidence: Evidence) -> torch.Tensor:
+    """Second-order change of the loss, its Hessian by the diagonal of the empirical Fisher matrix of the gates [units].
+
+    Theis et al. 2018, arXiv:1801.05787, eq. 8; for transformers Kwon et al. 2022, arXiv:2204.09656, eq. 8.
+    """
+    return _slopes(evidence).square().mean(0) / 2
+
+
+def obs(evidence: Evidence) -> torch.Tensor:
+    """Optimal brain surgeon: what the output loses when the unit goes and all others adapt [units].
+
+    With P the inverse Gram matrix, unit B costs tr(W_B P_BB^-1 W_B^T). The cheapest few go, W and P are updated as if
+    they were gone, and so on; the score is the turn at which a unit went, kept units come last by their cost (Hassibi
+    and Stork 1992, eq. 5; for structures Kurtic et al. 2023, arXiv:2302.04089, eq. 5 and 6).
+    """
+    assert evidence.gram is not None, "obs needs calibration data"
+    outputs, units, places = evidence.consumer.shape
+    weight = evidence.consumer.double().reshape(outputs, -1).clone()
+    gram = evidence.gram.double()
+    inverse = torch.linalg.inv(gram + RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram)).to(gram))
+    left = torch.arange(units)
+    scores = torch.zeros(units, dtype=torch.float64)
+    turn = 0
+    while True:
+        cost = _costs(weight, inverse, places)
+        count = min(max(len(left) // STEPS, 1), len(left) - evidence.keep)
+        if count == 0:
+            scores[left] = turn + 1 + cost / cost.max().clamp_min(1e-30)
+            return scores.float()
+        cheapest = cost.argsort()[:count]
+        scores[left[cheapest]] = turn + 0.5 * cost[cheapest] / cost[cheapest].max().clamp_min(1e-30)
+        stays = torch.ones(len(left), dtype=torch.bool)
+        stays[cheapest] = False
+        rows = stays.repeat_interleave(places)
+        cross = inverse[rows][:, ~rows] @ torch.linalg.inv(inverse[~rows][:, ~rows])
+        weight = weight[:, rows] - weight[:, ~rows] @ cross.T
+        inverse = inverse[rows][:, rows] - cross @ inverse[~rows][:, rows]
+        left, turn = left[stays], turn + 1
+
+
+def surgeon(evidence: Evidence) -> torch.Tensor:
+    """As obs, but what the output loses is weighted by what the loss feels of it [units].
+
+    The Hessian of the consumer is the product of the inputs' Gram matrix and M, that of the derivatives by its output
+    (van der Ouderaa et al. 2024, arXiv:2312.17244, eq. 5 and 9): the cost becomes tr(P_BB^-1 W_B^T M W_B). M is
+    measured from few directions: half of it is the identity of the same mean.
+    """
+    assert evidence.outputs is not None, "surgeon needs gradients"
+    felt = evidence.outputs.double()
+    felt = felt / felt.diagonal().mean().clamp_min(1e-30)
+    root = torch.linalg.cholesky((felt + torch.eye(len(felt)).to(felt)) / 2)
+    consumer = evidence.consumer.double()
+    return obs(evidence._replace(consumer=(root.T @ consumer.flatten(1)).reshape(consumer.shape)))
+
+
+def random(evidence: Evidence) -> torch.Tensor:
+    """Uniform between 0 and 1 [units], from torch's generator as it stands: the control."""
+    return torch.rand(evidence.consumer.shape[1])
+
+
+RIDGE = 1e-3
+"""Of the Gram matrix that obs inverts, relative to its mean diagonal."""
+STEPS = 64
+"""obs takes away 1/STEPS of the units that are left between two updates."""
+
+
+def _costs(weight: torch.Tensor, inverse: torch.Tensor, places: int) -> torch.Tensor:
+    if places == 1:
+        return weight.square().sum(0) / inverse.diagonal()
+    units = weight.shape[1] // places
+    own = inverse.reshape(units, places, units, places).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    blocks = weight.reshape(-1, units, places).permute(1, 2, 0)  # [units, places, outputs]
+    cost: torch.Tensor = (blocks * torch.linalg.solve(own, blocks)).sum((1, 2))
+    return cost
+
+
+def _mean_squares(evidence: Evidence) -> torch.Tensor:
+    assert evidence.gram is not None, "this criterion needs calibration data"
+    return evidence.gram.diagonal().float().reshape(evidence.consumer.shape[1:])
+
+
+def _slopes(evidence: Evidence) -> torch.Tensor:
+    assert evidence.slopes is not None, "this criterion needs gradients"
+    return evidence.slopes.float()
 
 
 CRITERIA = {
-    "magnitude": Criterion(magnitude, False, "weight magnitude", "https://arxiv.org/abs/1608.08710"),
+    "magnitude_l1": Criterion(magnitude_l1, (), "L1 magnitude", "https://arxiv.org/abs/1608.08710"),
+    "magnitude_l2": Criterion(magnitude_l2, (), "L2 magnitude", "https://arxiv.org/abs/1608.08710"),
+    "activation": Criterion(activation, ("activations",), "activation", "https://arxiv.org/abs/1607.03250"),
     "activation_weight": Criterion(
-        activation_weight, True, "activation times weight", "https://arxiv.org/abs/2306.11695"
+        activation_weight, ("activations",), "activation times weight", "https://arxiv.org/abs/2306.11695"
     ),
+    "taylor": Criterion(taylor, ("gradients",), "first-order Taylor", "https://arxiv.org/abs/1611.06440"),
+    "fisher": Criterion(fisher, ("gradients",), "diagonal Fisher", "https://arxiv.org/abs/1801.05787"),
+    "obs": Criterion(obs, ("activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
+    "surgeon": Criterion(surgeon, ("activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"),
+    "random": Criterion(random, (), "random choice", None),
 }

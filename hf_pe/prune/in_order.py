@@ -1,8 +1,7 @@
 """Repair block by block, in order: later blocks see the repaired earlier ones, and what whole removed layers did is
 taken over by the block before them. Closed form, forward passes only."""
 
-import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,23 +11,27 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.tasks import TaskData, model_inputs
+from hf_pe.prune.lockstep import Stop, Waiting, lockstep
+from hf_pe.prune.repair import fit
+from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, counted
+from hf_pe.tasks import TaskData
 
 
+@torch.no_grad()
 def repair_in_order_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     axis: Axis,
     layers: Mapping[str, Sequence[int]],
     data: TaskData,
-    ridge: float,
 ) -> None:
     """Refit the maps that read the units of `axis`, so that each block gives what the teacher has at the same depth.
 
     Block i stands for the teacher's layers from its own up to the next kept one; its target is the hidden state after
-    them. With x the map's input and d the change of its output that would reach the target, the map moves by
-    D = argmin E||D x - d||^2 + ridge * mean(diag E[x x^T]) * ||D||^2. Where a block ends in a norm, the target is taken
-    back through it with the mean and scale that the student's own state has.
+    them. With x the map's input and d the change of its output that would reach the target, the map moves by the ridge
+    regression of d on x, each token weighted by 1 / the mean square of its target (a few tokens of some models are a
+    thousand times as large as the others). Where a block ends in a norm, the target is taken back through it with the
+    mean and scale that the student's own state has.
 
     Args:
         student: changed in place.
@@ -36,124 +39,93 @@ def repair_in_order_(
         axis: of the student.
         layers: per stack the teacher's layers that are left; a stack that is not named has all.
         data: calibration rows.
-        ridge: relative to the mean diagonal.
 
     Raises:
         UsageError: the output of a map does not reach the block's end by an addition (and a norm): Gemma's, say.
     """
-    for slot in axis.slots:
-        if not slot.consumes:
-            continue
+    maps = [slot for slot in axis.slots if slot.consumes]
+    own, wanted = [], []
+    for slot in maps:
         stack, number = _place(slot.name)
-        kept = list(layers.get(stack, range(len(teacher.get_submodule(stack)))))  # type: ignore[arg-type]
-        last = (kept[number + 1] if number + 1 < len(kept) else len(teacher.get_submodule(stack))) - 1  # type: ignore[arg-type]
-        name = slot.name.rpartition(".")[0]
-        move, shift = _fit(student, teacher, name, f"{stack}.{number}", f"{stack}.{last}", data, ridge)
-        linear: Any = student.get_submodule(name)
-        change = move if slot.dim == 0 else move.T
-        linear.weight.data = linear.weight.data + change.to(linear.weight.data)
-        if linear.bias is not None:
-            linear.bias.data = linear.bias.data + shift.to(linear.bias.data)
-
-
-def _fit(
-    student: PreTrainedModel, teacher: PreTrainedModel, name: str, block: str, target: str, data: TaskData, ridge: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The change [inputs, outputs] of the map `name`, and that of its bias [outputs]."""
-    gram: Any = 0.0
-    cross: Any = 0.0
-    inputs: Any = 0.0
-    changes: Any = 0.0
-    count = 0
-    centred = getattr(student.get_submodule(name), "bias", None) is not None
-    _require_additive(student, name, block, data)
-    for wanted, state in zip(_states(teacher, target, data), _states(student, block, data, name), strict=True):
-        x, delta = state["x"], _delta(wanted["out"], state)
-        gram, cross = gram + x.T @ x, cross + x.T @ delta
-        inputs, changes, count = inputs + x.sum(0), changes + delta.sum(0), count + len(x)
-    gram, cross, inputs, changes = (part.double() / count for part in (gram, cross, inputs, changes))
-    if centred:
-        gram, cross = gram - inputs[:, None] * inputs, cross - inputs[:, None] * changes
-    gram += ridge * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    move = torch.linalg.solve(gram, cross)
-    return move.float(), (changes - inputs @ move).float()
+        count = len(teacher.get_submodule(stack))  # type: ignore[arg-type]
+        kept = list(layers.get(stack, range(count)))
+        last = (kept[number + 1] if number + 1 < len(kept) else count) - 1
+        own.append(Stop(f"{stack}.{number}", after=False))
+        wanted.append(Stop(f"{stack}.{last}", after=True))
+    batches = list(data.batches(data.calibration, BATCH))
+    with lockstep(teacher, batches, wanted) as targets, lockstep(student, batches, own) as doors:
+        for done, (slot, block, target, door) in enumerate(zip(maps, own, targets, doors, strict=True), 1):
+            name = slot.name.rpartition(".")[0]
+            linear: Any = student.get_submodule(name)
+            if done == 1:
+                _require_additive(student, name, block.module, door[0])
+            folds: list[Moments] = []
+            for number, (aim, start) in enumerate(zip(target, door, strict=True)):
+                mask = start.batch.get("attention_mask")
+                state = _watched(student, block.module, name, start)
+                wish = _first(aim.output).float()
+                delta = _delta(wish, state)
+                weight = 1 / wish.square().mean(-1, keepdim=True)  # norms follow: the relative error counts
+                rows = [counted(part, mask) for part in (state["x"], delta, weight)]
+                add_to_fold(folds, number, Moments.of(rows[0], rows[1], rows[2][:, 0]))
+            found = fit(folds, bias=getattr(linear, "bias", None) is not None)
+            change = found.move if slot.dim == 0 else found.move.T
+            linear.weight.data = linear.weight.data + change.to(linear.weight.data)
+            if linear.bias is not None:
+                linear.bias.data = linear.bias.data + found.shift.to(linear.bias.data)
+            advance("repair, block by block", done, len(maps))
 
 
 def _delta(target: torch.Tensor, state: dict[str, Any]) -> torch.Tensor:
-    """How the map's output should change for the block to end in `target`, [tokens, width]."""
+    """How the map's output should change for the block to end in `target`, [..., width]."""
     norm = state.get("norm")
     if norm is None:
         return target - torch.as_tensor(state["out"])
     bias = getattr(norm, "bias", None)
     before: torch.Tensor = state["before"]
-    mean = before.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else torch.zeros_like(before[:, :1])
+    mean = before.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else torch.zeros_like(before[..., :1])
     scale = (before - mean).square().mean(-1, keepdim=True).sqrt()
     plain: torch.Tensor = (target - (0 if bias is None else bias)) / norm.weight
     return plain * scale + mean - before
 
 
-class _Reached(Exception):
-    """The watched block is done: nothing behind it is needed."""
-
-
-def _states(model: PreTrainedModel, block: str, data: TaskData, name: str | None = None) -> Generator[dict[str, Any]]:
-    """Per batch: what `block` gives (`out`), and of the map `name` its input `x`; the norm that ends the block."""
+def _watched(model: PreTrainedModel, block: str, name: str, start: Waiting) -> dict[str, Any]:
+    """Run one block: what it gives (`out`), the input `x` and output `y` of its map `name`, the norm that ends it."""
     found: dict[str, Any] = {}
-    mask: list[Any] = [None]
-
-    def rows(hidden: torch.Tensor) -> torch.Tensor:
-        return (hidden[mask[0].bool()] if mask[0] is not None else hidden.flatten(0, -2)).float()
 
     def watch_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, torch.Tensor):
             found["last"] = (output, module, args[0])
 
     def watch_map(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found["x"], found["y"] = rows(args[0]), rows(output)
-
-    def watch_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        result = output[0] if isinstance(output, tuple) else output
-        found["out"] = rows(result)
-        if "last" in found and found["last"][0].data_ptr() == result.data_ptr():
-            found["norm"], found["before"] = found["last"][1], rows(found["last"][2])
-        raise _Reached
+        found["x"], found["y"] = args[0].float(), output.float()
 
     watched = model.get_submodule(block)
-    handles = [watched.register_forward_hook(watch_block)]
-    if name is not None:
-        handles.append(model.get_submodule(name).register_forward_hook(watch_map))
-        norms = [m for m in watched.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")]
-        handles += [norm.register_forward_hook(watch_norm) for norm in norms]
+    handles = [model.get_submodule(name).register_forward_hook(watch_map)]
+    norms = [m for m in watched.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")]
+    handles += [norm.register_forward_hook(watch_norm) for norm in norms]
     try:
-        done = 0
-        for batch in data.batches(data.calibration, 16):
-            found.clear()
-            batch = {k: v.to(model.device) for k, v in batch.items()}
-            mask[0] = batch.get("attention_mask")
-            try:
-                with torch.no_grad():
-                    model(**model_inputs(batch))
-            except _Reached:
-                pass
-            done += len(next(iter(batch.values())))
-            if name is not None:
-                advance(f"repair of {block}", done, len(data.calibration))
-            yield dict(found)
+        with torch.no_grad():
+            result = _first(watched(*start.args, **start.kwargs))
     finally:
         for handle in handles:
             handle.remove()
+    last = found.pop("last", None)
+    if last is not None and last[0].data_ptr() == result.data_ptr():
+        found["norm"], found["before"] = last[1], last[2].float()
+    return found | {"out": result.float()}
 
 
-def _require_additive(student: PreTrainedModel, name: str, block: str, data: TaskData) -> None:
+def _require_additive(student: PreTrainedModel, name: str, block: str, start: Waiting) -> None:
     """Add a little to the map's output and see it arrive unchanged before the norm, or at the block's end."""
-    with contextlib.closing(_states(student, block, data, name)) as plain:
-        state = next(plain)
+    state = _watched(student, block, name, start)
     width = state["y"].shape[-1]
     step = state["y"].abs().mean() * 1e-2 * torch.linspace(-1, 1, width, device=state["y"].device)
     handle = student.get_submodule(name).register_forward_hook(lambda module, args, output: output + step.to(output))
-    with contextlib.closing(_states(student, block, data, name)) as probed:
-        moved = next(probed)
-    handle.remove()
+    try:
+        moved = _watched(student, block, name, start)
+    finally:
+        handle.remove()
     key = "before" if "norm" in state else "out"
     gap = (moved[key] - state[key] - step).abs().max() / step.abs().max()
     if not gap < 0.05:
@@ -161,6 +133,12 @@ def _require_additive(student: PreTrainedModel, name: str, block: str, data: Tas
             f"prune.repair: in_order needs blocks that add what {name} gives; this one scales or norms it first. "
             "Choose repair: least_squares."
         )
+
+
+def _first(output: Any) -> torch.Tensor:
+    """The hidden states a block gives."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _place(name: str) -> tuple[str, int]:

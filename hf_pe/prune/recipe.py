@@ -14,8 +14,8 @@ from hf_pe.proof import prove, removable_layers
 from hf_pe.prune.budget import resized_sketch, sizes
 from hf_pe.prune.criteria import CRITERIA, Evidence
 from hf_pe.prune.in_order import repair_in_order_
-from hf_pe.prune.repair import least_squares
-from hf_pe.prune.statistics import Moments, block_influence, consumer_moments
+from hf_pe.prune.repair import without_removed
+from hf_pe.prune.statistics import Moments, Slopes, block_influence, consumer_moments, consumer_slopes, pooled
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
 
@@ -51,13 +51,22 @@ class StructuredPruning(Frozen):
         le=1,
         description="share of the parameters outside embeddings that may remain; FFN width follows",
     )
-    criterion: Literal["magnitude", "activation_weight"] = "activation_weight"
+    criterion: Literal[
+        "magnitude_l1",
+        "magnitude_l2",
+        "activation",
+        "activation_weight",
+        "taylor",
+        "fisher",
+        "obs",
+        "surgeon",
+        "random",
+    ] = "obs"
     repair: Literal["least_squares", "in_order", "none"] = Field(
         "least_squares",
         description="least_squares: each FFN output towards what it was; in_order: then block after block towards the "
         "original's state at that depth, which also takes over what removed layers did",
     )
-    ridge: float = Field(0.01, gt=0, description="of the least squares, relative to the mean diagonal")
     multiple: int | None = Field(
         None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
     )
@@ -87,7 +96,7 @@ class StructuredPruning(Frozen):
             exact=True,
             notes=("which units are kept is decided from weights and data",),
             references=(
-                criterion.reference,
+                *([criterion.reference] if criterion.reference else []),
                 *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else []),
             ),
             **sketch_size(after),
@@ -117,11 +126,11 @@ class StructuredPruning(Frozen):
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             smaller = cut(model, axis, kept)
             if axis.kind != "layers" and self.repair != "none":
-                _repair_(smaller, model, axis, kept, consumer_moments(model, axis, data), self.ridge)
+                _repair_(smaller, model, axis, kept, consumer_moments(model, axis, data))
             model = smaller
         if self.repair == "in_order":
             for axis in discover(model.config, type(model)).named("ffn"):
-                repair_in_order_(model, original, axis, layers, data, self.ridge)
+                repair_in_order_(model, original, axis, layers, data)
         return model
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
@@ -132,10 +141,11 @@ class StructuredPruning(Frozen):
 
     def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         criterion = CRITERIA[self.criterion]
-        moments = consumer_moments(model, axis, data) if criterion.needs_data else {}
+        moments = consumer_moments(model, axis, data) if "activations" in criterion.needs else {}
+        slopes = consumer_slopes(model, axis, data) if "gradients" in criterion.needs else {}
         kept = {}
         for group in axis.groups:
-            scores = criterion.score(_evidence(model, axis, group, moments))
+            scores = criterion.score(_evidence(model, axis, group, size, moments, slopes))
             kept[group] = sorted(scores.topk(size).indices.tolist())
         return kept
 
@@ -169,7 +179,14 @@ def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:
     return free
 
 
-def _evidence(model: PreTrainedModel, axis: Axis, group: str, moments: dict[str, Moments]) -> Evidence:
+def _evidence(
+    model: PreTrainedModel,
+    axis: Axis,
+    group: str,
+    keep: int,
+    moments: dict[str, list[Moments]],
+    slopes: dict[str, Slopes],
+) -> Evidence:
     state = model.state_dict()
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     consumer = next(slot for slot in slots if slot.consumes)
@@ -178,11 +195,15 @@ def _evidence(model: PreTrainedModel, axis: Axis, group: str, moments: dict[str,
         for s in slots
     ]
     weights = [w.movedim(1, 0) if s.layout.kind == "chunks" else w for w, s in zip(weights, slots, strict=True)]
-    seen = moments.get(consumer.name)
+    reading = state[consumer.name].movedim(consumer.dim or 0, 1)
+    seen = slopes.get(consumer.name)
     return Evidence(
-        [w.reshape(axis.size, -1) for w in weights],
-        state[consumer.name].movedim(consumer.dim or 0, 1),
-        seen.gram.diagonal() if seen else None,
+        weights=[w.reshape(axis.size, -1) for w in weights],
+        consumer=reading.reshape(len(reading), axis.size, -1),
+        keep=keep,
+        gram=pooled(moments[consumer.name]).gram if moments else None,
+        slopes=seen.gates.reshape(-1, axis.size, reading.shape[1] // axis.size).sum(2) if seen else None,
+        outputs=seen.outputs if seen else None,
     )
 
 
@@ -195,8 +216,7 @@ def _repair_(
     model: PreTrainedModel,
     axis: Axis,
     kept: dict[str, list[int]],
-    moments: dict[str, Moments],
-    ridge: float,
+    moments: dict[str, list[Moments]],
 ) -> None:
     """Rewrite the consuming maps of `smaller` in place from the full ones of `model`."""
     for slot in axis.slots:
@@ -206,12 +226,11 @@ def _repair_(
         full: Any = model.get_submodule(name)
         short: Any = smaller.get_submodule(name)
         dim = slot.dim or 0
-        weight, bias = least_squares(
+        weight, bias = without_removed(
             full.weight.data.movedim(dim, 1),
             None if full.bias is None else full.bias.data,
             moments[slot.name],
-            torch.as_tensor(kept[slot.group]),
-            ridge,
+            slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
         )
         short.weight.data = weight.movedim(1, dim).contiguous().to(short.weight.data)
         if bias is not None:

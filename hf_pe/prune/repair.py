@@ -1,39 +1,99 @@
 """Repairs what is left: the maps that read the removed units learn to do without them, in closed form."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 
-from hf_pe.prune.statistics import Moments
+from hf_pe.prune.statistics import Moments, pooled
+
+RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
+UNTRIED = 1e-2
+"""Where there is only one fold, so that nothing can be tried."""
 
 
-def least_squares(
-    weight: torch.Tensor, bias: torch.Tensor | None, moments: Moments, kept: torch.Tensor, ridge: float
+class Fit(NamedTuple):
+    """How a linear map should change.
+
+    Attributes:
+        move: [inputs, outputs].
+        shift: of its bias, [outputs]; zero where it has none.
+        ridge: the one that did best on what it had not seen.
+    """
+
+    move: torch.Tensor
+    shift: torch.Tensor
+    ridge: float
+
+
+def fit(folds: Sequence[Moments], *, bias: bool) -> Fit:
+    """Ridge regression of y on x, the ridge chosen by cross-validation over the folds.
+
+    D = argmin sum ||y - D^T x||^2 + r ||D||^2 = (X^T X + r I)^-1 X^T Y; with a bias both are centred and it takes up
+    the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
+
+    Args:
+        folds: the moments; see `Moments`.
+        bias: whether the map has one that may move.
+    """
+    ridge = UNTRIED
+    if len(folds) > 1:
+        best = float("inf")
+        for candidate in RIDGES:
+            error = 0.0
+            for number, unseen in enumerate(folds):
+                seen = pooled([f for i, f in enumerate(folds) if i != number])
+                error += _error(unseen, *_solve(seen, candidate, bias))
+            if error >= best:
+                break
+            best, ridge = error, candidate
+    move, shift = _solve(pooled(folds), ridge, bias)
+    return Fit(move.float(), shift.float(), ridge)
+
+
+def without_removed(
+    weight: torch.Tensor, bias: torch.Tensor | None, folds: Sequence[Moments], kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Best weights on the kept inputs to give the layer's own output.
-
-    Minimises E||W x - W' x_S||^2 + ridge * mean(diag G_SS) * ||W' - W_S||^2, where G is the Gram matrix of the inputs:
-    W' = W_S + W_R G_RS (G_SS + r I)^-1 (ridge regression towards the weights as they are). With a bias the moments are
-    centred and the bias takes up the difference of the means.
+    """Best weights on the kept inputs to give the map's own output: W' = W_S + W_R G_RS (G_SS + r I)^-1.
 
     Args:
         weight: [outputs, inputs].
         bias: [outputs] or None.
-        moments: of the inputs.
+        folds: moments of all inputs.
         kept: kept input indices, rising.
-        ridge: relative to the mean diagonal of G_SS.
 
     Returns:
         weight [outputs, kept] and bias, in float32.
     """
-    gram, mean = moments.gram.double(), moments.mean.double()
-    if bias is not None:
-        gram = gram - mean[:, None] * mean
-    removed = torch.ones(len(gram), dtype=torch.bool)
+    removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[kept] = False
-    old = weight.double()
-    inner = gram[kept][:, kept]
-    inner += ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(kept), dtype=inner.dtype)
-    missing = old[:, removed] @ gram[removed][:, kept]
-    new = old[:, kept] + torch.linalg.solve(inner, missing, left=False)
-    if bias is None:
-        return new.float(), None
-    return new.float(), (bias.double() + old @ mean - new @ mean[kept]).float()
+    lost = weight[:, removed].double().T
+    parts = [
+        Moments(
+            f.xx[kept][:, kept], f.xx[kept][:, removed].double() @ lost, f.x[kept], f.x[removed] @ lost.float(), f.count
+        )
+        for f in folds
+    ]
+    found = fit(parts, bias=bias is not None)
+    new = weight[:, kept].float() + found.move.T
+    return new, None if bias is None else bias.float() + found.shift
+
+
+def _solve(sums: Moments, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    gram, cross = sums.xx.double() / sums.count, sums.xy.double() / sums.count
+    x, y = sums.x.double() / sums.count, sums.y.double() / sums.count
+    if bias:
+        gram, cross = gram - x[:, None] * x, cross - x[:, None] * y
+    else:
+        gram = gram.clone()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    move = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    return move, y - x @ move if bias else torch.zeros_like(y)
+
+
+def _error(sums: Moments, move: torch.Tensor, shift: torch.Tensor) -> float:
+    """Mean of ||y - D^T x - s||^2 over tokens, less what does not depend on D and s."""
+    xx, xy, x, y = (part.double() / sums.count for part in (sums.xx, sums.xy, sums.x, sums.y))
+    value = (move * (xx @ move)).sum() - 2 * (move * xy).sum() + 2 * shift @ (x @ move - y) + shift @ shift
+    return float(value)

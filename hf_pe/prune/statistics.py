@@ -1,7 +1,8 @@
-"""Statistics of a model's activations on calibration data: forward passes only, no gradients."""
+"""Statistics of a model's activations on calibration data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,32 +13,133 @@ from hf_pe.anatomy import Axis
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, TaskData, model_inputs
 
+FOLDS = 2
+"""Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
+BATCH = 8
+"""Calibration rows a forward pass takes."""
+GRADIENT_BATCH = 4
+"""Calibration rows a forward and backward pass takes."""
 
-class Moments(NamedTuple):
-    """First and second moments of the inputs of one linear map, over the tokens that count.
+
+@dataclass
+class Moments:
+    """Sums over tokens of the inputs x [n] of one linear map, and of what its output should change by, y [m].
 
     Attributes:
-        gram: X^T X / n, [inputs, inputs].
-        mean: [inputs].
+        xx: sum of x x^T, [n, n].
+        xy: sum of x y^T, [n, m]; zero wide where nothing is asked for yet.
+        x, y: sums of x [n] and y [m].
+        count: of tokens.
     """
 
-    gram: torch.Tensor
-    mean: torch.Tensor
+    xx: torch.Tensor
+    xy: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    count: float
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> "Moments":
+        """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
+        x = x.float()
+        y = x.new_zeros(len(x), 0) if y is None else y.float()
+        left = x if weight is None else x * weight[:, None]
+        total = float(len(x) if weight is None else weight.sum())
+        return cls(left.T @ x, left.T @ y, left.sum(0), y.sum(0) if weight is None else weight @ y, total)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
+        )
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """X^T X / n, [n, n]."""
+        return self.xx / self.count
 
 
-def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, Moments]:
-    """Moments of what flows into every slot that consumes units of `axis`, by slot name; one pass."""
-    names = [slot.name for slot in axis.slots if slot.consumes]
-    sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
+def pooled(folds: Iterable[Moments]) -> Moments:
+    """The moments over all folds."""
+    first, *others = folds
+    for other in others:
+        first = first + other
+    return first
 
-    def collect(name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-        rows = _counted(inputs, mask).float()
-        gram, total, count = sums.get(name, (0.0, 0.0, 0))
-        sums[name] = (gram + rows.T @ rows, total + rows.sum(0), count + len(rows))
 
-    with _watch(model, {name: model.get_submodule(name.rpartition(".")[0]) for name in names}, collect) as run:
-        run(data.batches(data.calibration, 8), len(data.calibration), f"statistics of {axis.name}")
-    return {name: Moments(gram / count, total / count) for name, (gram, total, count) in sums.items()}
+def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
+    """Moments of what flows into every slot that consumes units of `axis`, by slot name, one for each fold."""
+    sums: dict[str, list[Moments]] = {}
+
+    def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        add_to_fold(sums.setdefault(name, []), number, Moments.of(counted(inputs, mask)))
+
+    with _watch(model, _consumers(model, axis), collect) as run:
+        run(data.batches(data.calibration, BATCH), len(data.calibration), f"statistics of {axis.name}")
+    return sums
+
+
+class Slopes(NamedTuple):
+    """Derivatives of the loss at one linear map.
+
+    Attributes:
+        gates: by a gate of 1 on each input, one row for each example, [examples, inputs].
+        outputs: sum over tokens of g g^T, g the derivative by the map's output, [outputs, outputs].
+    """
+
+    gates: torch.Tensor
+    outputs: torch.Tensor
+
+
+def consumer_slopes(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, Slopes]:
+    """Derivatives of each calibration example's loss at the maps that consume units of `axis`, by slot name.
+
+    The loss is the task's own where it has one; else a random direction of its output (embeddings), whose squared
+    derivative is, over directions, that of the squared error against the output as it is (Gauss-Newton). No weight
+    gets a gradient.
+    """
+    gates: dict[str, list[torch.Tensor]] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    now: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def keep(name: str) -> Any:
+        def read(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            now[name] = (args[0], output)
+            args[0].retain_grad()
+            output.retain_grad()
+
+        return read
+
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    training = model.training
+    model.eval().requires_grad_(False)
+    start = model.get_input_embeddings().register_forward_hook(lambda m, a, out: out.requires_grad_())
+    hooks = [m.register_forward_hook(keep(name)) for name, m in _consumers(model, axis).items()]
+    draw = torch.Generator().manual_seed(0)
+    try:
+        done = 0
+        for batch in data.batches(data.calibration, GRADIENT_BATCH):
+            rows = len(next(iter(batch.values())))
+            signals = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
+            loss: Any = signals.get("loss")
+            if loss is None:
+                target: Any = signals.get("embeddings", signals.get("logits"))
+                loss = (target * torch.randn(target.shape, generator=draw).to(target)).sum() / rows
+            (loss * rows).backward()
+            for name, (x, y) in now.items():
+                by_gate = (x.detach() * _gradient(x)).float()
+                by_output = _gradient(y).float().flatten(0, -2)
+                gates.setdefault(name, []).append(by_gate.reshape(rows, -1, x.shape[-1]).sum(1))
+                outputs[name] = outputs.get(name, torch.zeros(())) + by_output.T @ by_output
+            now.clear()
+            done += rows
+            advance(f"gradients of {axis.name}", done, len(data.calibration))
+    finally:
+        for hook in [start, *hooks]:
+            hook.remove()
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        model.train(training)
+    return {name: Slopes(torch.cat(parts), outputs[name]) for name, parts in gates.items()}
 
 
 def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[int, float]:
@@ -48,38 +150,73 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     stack = axis.groups[0]
     turned: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
 
-    def collect(name: str, inputs: torch.Tensor, mask: torch.Tensor | None, output: torch.Tensor) -> None:
-        before, after = _counted(inputs, mask).float(), _counted(output, mask).float()
+    def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        result = output[0] if isinstance(output, tuple) else output
+        before, after = counted(inputs, mask).float(), counted(result, mask).float()
         turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
-    with _watch(model, layers, collect, outputs=True) as run:
-        run(data.batches(data.calibration, 8), len(data.calibration), f"influence of {axis.name}")
+    with _watch(model, layers, collect) as run:
+        run(data.batches(data.calibration, BATCH), len(data.calibration), f"influence of {axis.name}")
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
+
+
+def counted(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Rows [tokens, width] of the positions that are not padding."""
+    if mask is not None and hidden.shape[:-1] == mask.shape:
+        return hidden[mask.bool()]
+    return hidden.flatten(0, -2)
+
+
+def add_to_fold(folds: list[Moments], number: int, new: Moments) -> None:
+    """Add the moments of batch `number` to its fold."""
+    fold = number % FOLDS
+    if fold < len(folds):
+        folds[fold] = folds[fold] + new
+    else:
+        folds.append(new)
+
+
+def _body(model: PreTrainedModel, modules: list[nn.Module]) -> nn.Module:
+    """The model without its head, whose logits nobody asks for, where all `modules` lie in it."""
+    body = model.base_model
+    inside = {id(module) for module in body.modules()}
+    return body if all(id(module) in inside for module in modules) else model
+
+
+def _gradient(tensor: torch.Tensor) -> torch.Tensor:
+    found: torch.Tensor | None = tensor.grad
+    assert found is not None
+    return found
+
+
+def _consumers(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
+    return {s.name: model.get_submodule(s.name.rpartition(".")[0]) for s in axis.slots if s.consumes}
 
 
 @contextmanager
 def _watch(
-    model: PreTrainedModel, modules: dict[str, nn.Module], collect: Any, *, outputs: bool = False
-) -> Iterator[Any]:
+    model: PreTrainedModel, modules: dict[str, nn.Module], collect: Callable[..., None]
+) -> Iterator[Callable[[Iterable[Batch], int, str], None]]:
     """Hook `modules` while the given batches run through `model` in evaluation mode."""
-    mask: list[torch.Tensor | None] = [None]
+    now: dict[str, Any] = {}
 
     def hook(name: str) -> Any:
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            result = output[0] if isinstance(output, tuple) else output
-            collect(name, inputs, mask[0], *([result] if outputs else []))
+            collect(name, now["number"], now["mask"], inputs, output)
 
         return read
+
+    body = _body(model, list(modules.values()))
 
     def run(batches: Iterable[Batch], rows: int, what: str) -> None:
         done = 0
         with torch.no_grad():
-            for batch in batches:
+            for number, batch in enumerate(batches):
                 batch = {k: v.to(model.device) for k, v in batch.items()}
-                mask[0] = batch.get("attention_mask")
-                model(**model_inputs(batch))
+                now.update(number=number, mask=batch.get("attention_mask"))
+                body(**model_inputs(batch))
                 done += len(next(iter(batch.values())))
                 advance(what, done, rows)
 
@@ -92,10 +229,3 @@ def _watch(
         model.train(training)
         for handle in handles:
             handle.remove()
-
-
-def _counted(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Rows [tokens, width] of the positions that are not padding."""
-    if mask is not None and hidden.shape[:-1] == mask.shape:
-        return hidden[mask.bool()]
-    return hidden.flatten(0, -2)

@@ -50,7 +50,7 @@ def main() -> None:
     for name, recipe in {
         "least squares": StructuredPruning(keep={"ffn": 0.8}),
         "no repair": StructuredPruning(keep={"ffn": 0.8}, repair="none"),
-        "magnitude, no repair": StructuredPruning(keep={"ffn": 0.8}, criterion="magnitude", repair="none"),
+        "magnitude, no repair": StructuredPruning(keep={"ffn": 0.8}, criterion="magnitude_l2", repair="none"),
     }.items():
         cut = losses(recipe.apply(model, recipe.plan(model, data), data), data)
         ratios[name] = math.exp(cut.mean() - dense.mean())

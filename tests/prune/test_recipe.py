@@ -8,6 +8,7 @@ from hf_pe.errors import UsageError
 from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import difference, example_inputs, outputs_of
 from hf_pe.prune import StructuredPruning
+from hf_pe.prune.criteria import CRITERIA
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config
 
@@ -20,7 +21,7 @@ def work(bert_folder, tokenizer):
     return model, Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "activation_weight"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_plan_then_apply_gives_the_outlined_sizes(work, criterion):
     model, data = work
     recipe = StructuredPruning(keep={"ffn": 0.5, "layers": 3}, criterion=criterion)

@@ -4,7 +4,7 @@ from transformers import BertModel
 
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
-from hf_pe.prune.statistics import block_influence, consumer_moments
+from hf_pe.prune.statistics import Moments, block_influence, consumer_moments, consumer_slopes, pooled
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 
@@ -29,10 +29,48 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
             )
     hook.remove()
     rows = torch.cat([s[0] for s in seen])
-    moments = found["encoder.layer.1.output.dense.weight"]
+    folds = found["encoder.layer.1.output.dense.weight"]
+    moments = pooled(folds)
     assert len(found) == 4
-    assert torch.allclose(moments.mean, rows.mean(0), atol=1e-4)
+    assert len(folds) == 2
+    assert sum(f.count for f in folds) == moments.count == len(rows)
+    assert torch.allclose(moments.x / moments.count, rows.mean(0), atol=1e-4)
     assert torch.allclose(moments.gram, rows.T @ rows / len(rows), atol=1e-3)
+
+
+def test_slopes_are_the_loss_differences_of_a_gate(work):
+    model, data = work
+    axis = discover(model.config, BertModel).named("ffn")[0]
+    name = "encoder.layer.2.output.dense.weight"
+    slopes = consumer_slopes(model, axis, data)[name]
+    found = slopes.gates
+    assert slopes.outputs.shape == (model.config.hidden_size,) * 2
+    assert torch.linalg.eigvalsh(slopes.outputs).min() > -1e-4
+    assert found.shape == (len(data.calibration), axis.size)
+    row = next(data.batches(data.calibration, 1))
+    target = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    weight = model.get_parameter(name)
+    step = 1e-2
+
+    def loss(factor):
+        kept = weight.data.clone()
+        weight.data[:, 5] *= factor
+        with torch.no_grad():
+            value = (data.task.signals(model, row)["embeddings"] * target).sum()
+        weight.data = kept
+        return float(value)
+
+    assert float(found[0, 5]) == pytest.approx((loss(1 + step) - loss(1 - step)) / (2 * step), rel=0.02, abs=1e-5)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_folds_add_up():
+    rows, more = torch.randn(7, 3), torch.randn(7, 2)
+    weight = torch.rand(7)
+    whole = Moments.of(rows, more, weight)
+    parts = pooled([Moments.of(rows[:4], more[:4], weight[:4]), Moments.of(rows[4:], more[4:], weight[4:])])
+    for key, value in vars(whole).items():
+        assert torch.allclose(torch.as_tensor(value), torch.as_tensor(vars(parts)[key]), atol=1e-5)
 
 
 def test_a_layer_that_does_nothing_has_no_influence(work):

