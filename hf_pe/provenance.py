@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 from transformers import PreTrainedModel
 
 from hf_pe.checkpoints import Source
@@ -49,7 +49,30 @@ def data_facts(examples: Examples) -> DataFacts:
         train_rows=len(examples.train),
         eval_rows=len(examples.eval),
         fingerprint=examples.fingerprint,
+        licenses=_data_licenses(config.train, config.eval or ()),
     )
+
+
+def _data_licenses(*sources: str | tuple[str, ...]) -> dict[str, str]:
+    """What each source says of its licence; one that says nothing, such as a local file, is left out."""
+    names = [name for group in sources for name in ((group,) if isinstance(group, str) else group)]
+    said = {name: _data_license(name) for name in names if not Path(name).expanduser().exists()}
+    return {name: license for name, license in said.items() if license}
+
+
+def _data_license(name: str) -> str | None:
+    if name == "builtin:pydoc":
+        return "PSF-2.0"
+    if name.startswith("builtin:docstrings:"):
+        owners = importlib.metadata.packages_distributions().get(name.rpartition(":")[2], [])
+        about = importlib.metadata.metadata(owners[0]).json if owners else {}
+        stated = str(about.get("license_expression") or about.get("license") or "")
+        return stated.strip().partition("\n")[0][:60] or None
+    try:
+        license = DatasetCard.load(name).data.to_dict().get("license")
+    except (OSError, ValueError):  # no card, or no network any more: it stays unstated
+        return None
+    return ", ".join(license) if isinstance(license, list) else license
 
 
 def public_names(sources: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ class DataFacts(Frozen):
     train_rows: int
     eval_rows: int
     fingerprint: str
+    licenses: dict[str, str] = Field(default_factory=dict, description="source to the licence it states")
 
 
 class Reload(Frozen):
