@@ -43,6 +43,27 @@ _PAPERS = (
         "1608.08710",
     ),
     Paper(
+        "hu2016trimming",
+        "Hengyuan Hu and Rui Peng and Yu-Wing Tai and Chi-Keung Tang",
+        "Network Trimming: A Data-Driven Neuron Pruning Approach towards Efficient Deep Architectures",
+        2016,
+        "1607.03250",
+    ),
+    Paper(
+        "molchanov2016pruning",
+        "Pavlo Molchanov and Stephen Tyree and Tero Karras and Timo Aila and Jan Kautz",
+        "Pruning Convolutional Neural Networks for Resource Efficient Inference",
+        2016,
+        "1611.06440",
+    ),
+    Paper(
+        "theis2018faster",
+        "Lucas Theis and Iryna Korshunova and Alykhan Tejani and Ferenc Husz{\\'a}r",
+        "Faster gaze prediction with dense networks and Fisher pruning",
+        2018,
+        "1801.05787",
+    ),
+    Paper(
         "tung2019similarity",
         "Frederick Tung and Greg Mori",
         "Similarity-Preserving Knowledge Distillation",
@@ -79,6 +100,13 @@ _PAPERS = (
         "2208.07339",
     ),
     Paper(
+        "kurtic2023ziplm",
+        "Eldar Kurtic and Elias Frantar and Dan Alistarh",
+        "ZipLM: Inference-Aware Structured Pruning of Language Models",
+        2023,
+        "2302.04089",
+    ),
+    Paper(
         "dettmers2023qlora",
         "Tim Dettmers and Artidoro Pagnoni and Ari Holtzman and Luke Zettlemoyer",
         "QLoRA: Efficient Finetuning of Quantized LLMs",
@@ -91,6 +119,13 @@ _PAPERS = (
         "A Simple and Effective Pruning Approach for Large Language Models",
         2023,
         "2306.11695",
+    ),
+    Paper(
+        "vanderouderaa2023surgeon",
+        "Tycho F. A. van der Ouderaa and Markus Nagel and Mart van Baalen and Yuki M. Asano and Tijmen Blankevoort",
+        "The LLM Surgeon",
+        2023,
+        "2312.17244",
     ),
     Paper(
         "men2024shortgpt",

@@ -112,7 +112,7 @@ def surgeon(evidence: Evidence) -> torch.Tensor:
     """As obs, but what the output loses is weighted by what the loss feels of it [units].
 
     The Hessian of the consumer is the product of the inputs' Gram matrix and M, that of the derivatives by its output
-    (van der Ouderaa et al. 2024, arXiv:2312.17244, eq. 5 and 9): the cost becomes tr(P_BB^-1 W_B^T M W_B). M is
+    (van der Ouderaa et al. 2023, arXiv:2312.17244, eq. 5 and 9): the cost becomes tr(P_BB^-1 W_B^T M W_B). M is
     measured from few directions: half of it is the identity of the same mean.
     """
     assert evidence.outputs is not None, "surgeon needs gradients"

@@ -65,7 +65,9 @@ def repair_in_order_(
                 state = _watched(student, block.module, name, start)
                 wish = _first(aim.output).float()
                 delta = _delta(wish, state)
-                weight = 1 / wish.square().mean(-1, keepdim=True)  # norms follow: the relative error counts
+                weight = 1 / wish.square().mean(-1, keepdim=True).clamp_min(
+                    1e-12
+                )  # norms follow: the relative error counts
                 rows = [counted(part, mask) for part in (state["x"], delta, weight)]
                 add_to_fold(folds, number, Moments.of(rows[0], rows[1], rows[2][:, 0]))
             found = fit(folds, bias=getattr(linear, "bias", None) is not None)
