@@ -76,6 +76,13 @@ class Outgoing:
     report: Report
     files: dict[str, Path | bytes]
 
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        config = self.files["config.json"]
+        assert isinstance(config, Path)
+        return config.parent
+
     def size(self, name: str) -> int:
         """Bytes of one file."""
         content = self.files[name]
@@ -116,7 +123,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     if prove:
         for each in outgoing:
             progress.say(f"loading {each.branch} in a fresh process")
-            _prove(next(p for p in each.files.values() if isinstance(p, Path)).parent, each.report)
+            _prove(each.folder, each.report)
     return outgoing
 
 
@@ -449,7 +456,7 @@ def _renamed(report: Report, repo: str, branch: str) -> Report:
 
 def _check_weights(outgoing: Outgoing) -> None:
     """The weights are those that were measured."""
-    folder = next(p for n, p in outgoing.files.items() if n == "config.json").parent  # type: ignore[union-attr]
+    folder = outgoing.folder
     reload = outgoing.report.reload
     assert reload
     seen = weight_hashes(folder)

@@ -216,6 +216,12 @@ def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
         push(folder, Publish(repo=REPO))
 
 
+def test_the_proof_finds_the_model_beside_folders_of_modules(folder):
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    assert prepare(folder, Publish(repo=REPO))[0].folder == folder
+
+
 @pytest.mark.parametrize("licence", ["cc-by-nd-4.0", "cc-by-nc-nd-4.0"])
 def test_a_licence_that_forbids_derivatives_stops_the_push(folder, licence):
     report = read_report(folder)
