@@ -134,10 +134,14 @@ def example_inputs(
 
 def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """All floating-point tensors of the model's output, in order."""
-    extra = {} if not model.config.get_text_config().to_dict().get("use_cache") else {"use_cache": False}
     with torch.no_grad():
-        result = model(**inputs, **extra)
+        result = model(**inputs, **no_cache(model))
     return [v for v in result.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
+
+def no_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """What to pass beside the inputs so that `model` keeps no cache; nothing where it has none."""
+    return {"use_cache": False} if model.config.get_text_config().to_dict().get("use_cache") else {}
 
 
 def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:

@@ -55,7 +55,7 @@ def data_facts(examples: Examples) -> DataFacts:
 
 def _data_licenses(*sources: str | tuple[str, ...]) -> dict[str, str]:
     """What each source says of its licence; one that says nothing, such as a local file, is left out."""
-    names = [name for group in sources for name in ((group,) if isinstance(group, str) else group)]
+    names = [name for group in sources for name in _listed(group)]
     said = {name: _data_license(name) for name in names if not Path(name).expanduser().exists()}
     return {name: license for name, license in said.items() if license}
 
@@ -77,7 +77,11 @@ def _data_license(name: str) -> str | None:
 
 def public_names(sources: str | tuple[str, ...]) -> tuple[str, ...]:
     """Sources as they may be published: of a local path only the last part."""
-    return tuple(Path(s).name if Path(s).exists() else s for s in ([sources] if isinstance(sources, str) else sources))
+    return tuple(Path(s).name if Path(s).exists() else s for s in _listed(sources))
+
+
+def _listed(sources: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (sources,) if isinstance(sources, str) else sources
 
 
 def machine() -> str:

@@ -13,7 +13,7 @@ from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, Waiting, lockstep
 from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, counted
+from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, counted, hidden_of
 from hf_pe.tasks import TaskData
 
 
@@ -63,7 +63,7 @@ def repair_in_order_(
             for number, (aim, start) in enumerate(zip(target, door, strict=True)):
                 mask = start.batch.get("attention_mask")
                 state = _watched(student, block.module, name, start)
-                wish = _first(aim.output).float()
+                wish = hidden_of(aim.output).float()
                 delta = _delta(wish, state)
                 weight = 1 / wish.square().mean(-1, keepdim=True).clamp_min(
                     1e-12
@@ -108,7 +108,7 @@ def _watched(model: PreTrainedModel, block: str, name: str, start: Waiting) -> d
     handles += [norm.register_forward_hook(watch_norm) for norm in norms]
     try:
         with torch.no_grad():
-            result = _first(watched(*start.args, **start.kwargs))
+            result = hidden_of(watched(*start.args, **start.kwargs))
     finally:
         for handle in handles:
             handle.remove()
@@ -135,12 +135,6 @@ def _require_additive(student: PreTrainedModel, name: str, block: str, start: Wa
             f"prune.repair: in_order needs blocks that add what {name} gives; this one scales or norms it first. "
             "Choose repair: least_squares."
         )
-
-
-def _first(output: Any) -> torch.Tensor:
-    """The hidden states a block gives."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 def _place(name: str) -> tuple[str, int]:

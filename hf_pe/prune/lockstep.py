@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_pe.proof import no_cache
 from hf_pe.tasks import Batch, model_inputs
 
 
@@ -46,9 +47,9 @@ class _Enough(Exception):
 class _Pass(threading.Thread):
     """One batch on its way."""
 
-    def __init__(self, model: PreTrainedModel, batch: Batch) -> None:
+    def __init__(self, model: PreTrainedModel, batch: Batch, stops: Sequence[Stop]) -> None:
         super().__init__(daemon=True)
-        self.model, self.batch = model, batch
+        self.model, self.batch, self.left = model, batch, list(stops)
         self.go, self.came = threading.Semaphore(0), threading.Semaphore(0)
         self.at: Waiting | None = None
         self.error: BaseException | None = None
@@ -59,7 +60,7 @@ class _Pass(threading.Thread):
         try:
             if not self.stopped:
                 with torch.no_grad():
-                    self.model(**model_inputs(self.batch), **_no_cache(self.model))
+                    self.model(**model_inputs(self.batch), **no_cache(self.model))
                 raise RuntimeError("the model ended without passing all blocks")
         except _Enough:
             pass
@@ -95,14 +96,13 @@ def lockstep(
         batches: kept in memory until the end.
         stops: in the order in which the model comes by; modules in between are run without a stop.
     """
-    passes = [_Pass(model, {k: v.to(model.device) for k, v in batch.items()}) for batch in batches]
-    left = {id(each): list(stops) for each in passes}
+    passes = [_Pass(model, {k: v.to(model.device) for k, v in batch.items()}, stops) for batch in batches]
 
     def door(stop: Stop) -> Any:
         def pause(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
             me = threading.current_thread()
-            if isinstance(me, _Pass) and left[id(me)] and left[id(me)][0] == stop:
-                left[id(me)].pop(0)
+            if isinstance(me, _Pass) and me.left[:1] == [stop]:
+                me.left.pop(0)
                 me.wait_here(args, kwargs, output)
 
         return pause
@@ -126,7 +126,3 @@ def lockstep(
         for handle in handles:
             handle.remove()
         model.train(training)
-
-
-def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if "use_cache" in model.config.get_text_config().to_dict() else {}

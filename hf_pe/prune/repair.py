@@ -39,16 +39,14 @@ def fit(folds: Sequence[Moments], *, bias: bool) -> Fit:
     """
     ridge = UNTRIED
     if len(folds) > 1:
+        trials = [(_normal(pooled([f for f in folds if f is not unseen]), bias), unseen.means()) for unseen in folds]
         best = float("inf")
         for candidate in RIDGES:
-            error = 0.0
-            for number, unseen in enumerate(folds):
-                seen = pooled([f for i, f in enumerate(folds) if i != number])
-                error += _error(unseen, *_solve(seen, candidate, bias))
+            error = sum(_error(unseen, *_solve(seen, candidate, bias)) for seen, unseen in trials)
             if error >= best:
                 break
             best, ridge = error, candidate
-    move, shift = _solve(pooled(folds), ridge, bias)
+    move, shift = _solve(_normal(pooled(folds), bias), ridge, bias)
     return Fit(move.float(), shift.float(), ridge)
 
 
@@ -80,20 +78,26 @@ def without_removed(
     return new, None if bias is None else bias.float() + found.shift
 
 
-def _solve(sums: Moments, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    gram, cross = sums.xx.double() / sums.count, sums.xy.double() / sums.count
-    x, y = sums.x.double() / sums.count, sums.y.double() / sums.count
-    if bias:
-        gram, cross = gram - x[:, None] * x, cross - x[:, None] * y
-    else:
-        gram = gram.clone()
+Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of x x^T, x y^T, x and y, in float64."""
+
+
+def _normal(sums: Moments, bias: bool) -> Means:
+    """The normal equations: with a bias the two products are centred."""
+    gram, cross, x, y = sums.means()
+    return (gram - x[:, None] * x, cross - x[:, None] * y, x, y) if bias else (gram, cross, x, y)
+
+
+def _solve(normal: Means, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    gram, cross, x, y = normal
+    gram = gram.clone()
     gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
     move = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
     return move, y - x @ move if bias else torch.zeros_like(y)
 
 
-def _error(sums: Moments, move: torch.Tensor, shift: torch.Tensor) -> float:
+def _error(means: Means, move: torch.Tensor, shift: torch.Tensor) -> float:
     """Mean of ||y - D^T x - s||^2 over tokens, less what does not depend on D and s."""
-    xx, xy, x, y = (part.double() / sums.count for part in (sums.xx, sums.xy, sums.x, sums.y))
+    xx, xy, x, y = means
     value = (move * (xx @ move)).sum() - 2 * (move * xy).sum() + 2 * shift @ (x @ move - y) + shift @ shift
     return float(value)

@@ -21,7 +21,7 @@ GRADIENT_BATCH = 4
 """Calibration rows a forward and backward pass takes."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Moments:
     """Sums over tokens of the inputs x [n] of one linear map, and of what its output should change by, y [m].
 
@@ -51,6 +51,10 @@ class Moments:
         return Moments(
             self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
         )
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """xx, xy, x and y over the count, in float64."""
+        return tuple(part.double() / self.count for part in (self.xx, self.xy, self.x, self.y))  # type: ignore[return-value]
 
     @property
     def gram(self) -> torch.Tensor:
@@ -151,8 +155,7 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     turned: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        result = output[0] if isinstance(output, tuple) else output
-        before, after = counted(inputs, mask).float(), counted(result, mask).float()
+        before, after = counted(inputs, mask).float(), counted(hidden_of(output), mask).float()
         turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
@@ -166,6 +169,12 @@ def counted(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is not None and hidden.shape[:-1] == mask.shape:
         return hidden[mask.bool()]
     return hidden.flatten(0, -2)
+
+
+def hidden_of(output: Any) -> torch.Tensor:
+    """The hidden states among what a block gives."""
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def add_to_fold(folds: list[Moments], number: int, new: Moments) -> None:

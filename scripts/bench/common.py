@@ -3,6 +3,7 @@
 `python scripts/bench/common.py` remakes docs/benchmarks.md.
 """
 
+import argparse
 import datetime
 import json
 import sys
@@ -79,6 +80,13 @@ def page() -> str:
         told = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
         lines += ["", f"`{rows[0]['command']}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
     return "\n".join(lines)
+
+
+def seeds() -> int:
+    """What --seeds says: how many calibration sets are drawn."""
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--seeds", type=int, default=5)
+    return int(arguments.parse_args().seeds)
 
 
 def bootstrap(statistic: Callable[[Any], float], count: int, rounds: int = 1000, seed: int = 0) -> list[float]:

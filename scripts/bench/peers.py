@@ -6,6 +6,7 @@ import torch
 
 from hf_pe.anatomy import Axis
 from hf_pe.plans import Plan
+from hf_pe.proof import no_cache
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import TaskData
 
@@ -64,4 +65,4 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Any:
-    return model(**inputs, **({"use_cache": False} if hasattr(model.config, "use_cache") else {}))
+    return model(**inputs, **no_cache(model))

