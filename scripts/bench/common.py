@@ -31,7 +31,7 @@ def row(id: str, value: float, goal: float, better: str, unit: str, setting: str
         "peers": more.get("peers", {}),
         "interval": more.get("interval"),
         "setting": setting,
-        "command": f"python scripts/bench/{Path(sys.argv[0]).name}",
+        "command": " ".join([f"python scripts/bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "machine": machine(),
         "versions": versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),

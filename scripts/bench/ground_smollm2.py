@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import torch
 from common import SHARED, bootstrap, row, write
+from transformers import default_data_collator
 
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, Examples
@@ -27,6 +28,12 @@ def blocks(processor, split: str, count: int) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"input_ids": rows, "labels": rows})
 
 
+def task_data(processor, train: datasets.Dataset, test: datasets.Dataset) -> TaskData:
+    """Blocks to calibrate on and blocks to judge by."""
+    told = DataConfig(train="wikitext-2", max_length=LENGTH, calibration=CALIBRATION_BLOCKS)
+    return TaskData(CausalLM(), processor, train, test, default_data_collator, Examples(train, test, told, ""))
+
+
 def losses(model, data: TaskData) -> np.ndarray:
     """Mean negative log-likelihood per block."""
     with torch.no_grad():
@@ -39,12 +46,7 @@ def main() -> None:
     model = load_model(source, class_for(config, "AutoModelForCausalLM"))
     processor = load_processor(source)
     train, test = blocks(processor, "valid", CALIBRATION_BLOCKS), blocks(processor, "test", TEST_BLOCKS)
-    examples = Examples(
-        train, test, DataConfig(train="wikitext-2", max_length=LENGTH, calibration=CALIBRATION_BLOCKS), ""
-    )
-    from transformers import default_data_collator
-
-    data = TaskData(CausalLM(), processor, train, test, default_data_collator, examples)
+    data = task_data(processor, train, test)
     dense = losses(model, data)
     ratios, least_squares = {}, np.zeros(0)
     for name, recipe in {

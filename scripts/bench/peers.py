@@ -1,13 +1,15 @@
 """Other tools' choices, made by their own code, as kept units: what is cut then is the same model theirs would be."""
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from hf_pe.anatomy import Axis
-from hf_pe.plans import Plan
+from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import no_cache
 from hf_pe.prune import StructuredPruning
+from hf_pe.prune.budget import sizes
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
@@ -62,6 +64,31 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
     return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(model, plan, data)
+
+
+def ffn_size(model: Any, share: float) -> int:
+    """Units that stay where `share` of the FFN width goes."""
+    return sizes(Sketch(model.config, type(model)), {"ffn": 1 - share}, None, 8)["ffn"]
+
+
+def by_peers(
+    choices: dict[str, list[Kept]], model: Any, data: TaskData, badness: Callable[[Any], float]
+) -> Iterator[tuple[str, Any]]:
+    """What is best of each tool's grid by `badness` on other data, as it is and with our repair."""
+    for name, tried in choices.items():
+        best = min(tried, key=lambda kept: badness(cut_to(model, kept, data)))
+        yield name, cut_to(model, best, data)
+        yield f"{name} + our repair", cut_to(model, best, data, "least_squares")
+
+
+def by_recipes(
+    recipes: dict[str, dict[str, Any]], model: Any, data: TaskData, size: int, seed: int
+) -> Iterator[tuple[str, Any]]:
+    """What each recipe with the given settings makes."""
+    for name, settings in recipes.items():
+        torch.manual_seed(seed)
+        recipe = StructuredPruning(keep={"ffn": size}, **settings)
+        yield name, recipe.apply(model, recipe.plan(model, data), data)
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Any:

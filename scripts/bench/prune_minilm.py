@@ -6,13 +6,14 @@ training split that no calibration saw. Needs ../shared/data/sts-b and the extra
 
 import copy
 import csv
+from itertools import chain
 
 import datasets
 import numpy as np
 import pandas as pd
 import torch
 from common import SHARED, bootstrap, row, seeds, write
-from peers import cut_to, torch_pruning_choices, with_gradients
+from peers import by_peers, by_recipes, ffn_size, torch_pruning_choices, with_gradients
 from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding
 
@@ -20,12 +21,18 @@ from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.proof import example_inputs
-from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import Embedding, TaskData
 
 SENTENCES, TRIAL_PAIRS = 480, 500
 SHARES = (0.7, 0.85)
 GOAL = 1 / 3
+RECIPES = {
+    "hf_pe": {"criterion": "surgeon"},
+    "hf_pe, in order": {"criterion": "surgeon", "repair": "in_order"},
+    "hf_pe, no gradients": {"criterion": "obs"},
+    "activation x weight (reimplementation)": {"criterion": "activation_weight", "repair": "none"},
+    "random": {"criterion": "random", "repair": "none"},
+}
 
 
 def pairs(split: str) -> pd.DataFrame:
@@ -92,30 +99,16 @@ def main() -> None:
         graded = copy.deepcopy(model)
         with_gradients(graded, data, along_a_direction)
         for share in SHARES:
-            size = -(-round(axis.size * (1 - share)) // 8) * 8
+            size = ffn_size(model, share)
             choices = torch_pruning_choices(graded, axis, size, example_inputs(model, batch=1, length=8))
-            models = {}
-            for name, tried in choices.items():
-                best = max(tried, key=lambda kept: trial.score(cut_to(model, kept, data)))
-                models[name] = cut_to(model, best, data)
-                models[f"{name} + our repair"] = cut_to(model, best, data, "least_squares")
-            for name, settings in {
-                "hf_pe": {"criterion": "surgeon"},
-                "hf_pe, in order": {"criterion": "surgeon", "repair": "in_order"},
-                "hf_pe, no gradients": {"criterion": "obs"},
-                "activation x weight (reimplementation)": {"criterion": "activation_weight", "repair": "none"},
-                "random": {"criterion": "random", "repair": "none"},
-            }.items():
-                torch.manual_seed(seed)
-                recipe = StructuredPruning(keep={"ffn": size}, **settings)
-                models[name] = recipe.apply(model, recipe.plan(model, data), data)
-            for name, small in models.items():
+            peers = by_peers(choices, model, data, lambda small: -trial.score(small))
+            for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
                 found = dev.embed(small)
                 cosines[share].setdefault(name, []).append(dev.cosines(found))
                 nearness[share].setdefault(name, []).append(float((found * whole).sum(1).mean()))
                 print(seed, share, name, f"{dev.correlation(cosines[share][name][-1]):.4f}", flush=True)
-    rows = [each for share in SHARES for each in figures(share, dev, dense, cosines[share], nearness[share])]
-    write("prune_minilm", rows)
+        rows = [each for share in SHARES for each in figures(share, dev, dense, cosines[share], nearness[share])]
+        write("prune_minilm", rows)
 
 
 def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness: dict) -> list[dict]:

@@ -7,25 +7,27 @@ bench. Seeds: --seeds (default 5).
 
 import copy
 import math
+from itertools import chain
 
-import datasets
 import numpy as np
-import torch
 from common import row, seeds, write
-from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses
-from peers import cut_to, torch_pruning_choices, with_gradients
+from ground_smollm2 import CALIBRATION_BLOCKS, LENGTH, TEST_BLOCKS, blocks, losses, task_data
+from peers import by_peers, by_recipes, ffn_size, torch_pruning_choices, with_gradients
 from scipy.stats import t as student_t
-from transformers import default_data_collator
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.data import DataConfig, Examples
 from hf_pe.proof import example_inputs
-from hf_pe.prune import StructuredPruning
-from hf_pe.tasks import CausalLM, TaskData
+from hf_pe.tasks import CausalLM
 
-BLOCKS, TRIAL_BLOCKS = 64, 8
+TRIAL_BLOCKS = 8
 GOALS = {0.2: 1.18, 0.4: 1.45}
+RECIPES = {
+    "hf_pe": {"criterion": "surgeon", "repair": "in_order"},
+    "hf_pe, no gradients, at once": {"criterion": "obs"},
+    "activation x weight (reimplementation of structured Wanda)": {"criterion": "activation_weight", "repair": "none"},
+    "random": {"criterion": "random", "repair": "none"},
+}
 
 
 def main() -> None:
@@ -37,44 +39,23 @@ def main() -> None:
     pool, test = blocks(processor, "valid", 400), blocks(processor, "test", TEST_BLOCKS)
     axis = discover(config, type(model)).named("ffn")[0]
 
-    def task_data(rows: datasets.Dataset, held_out: datasets.Dataset) -> TaskData:
-        told = DataConfig(train="wikitext-2", max_length=LENGTH, calibration=BLOCKS)
-        return TaskData(
-            CausalLM(), processor, rows, held_out, default_data_collator, Examples(rows, held_out, told, "")
-        )
-
-    dense = losses(model, task_data(test, test))
+    dense = losses(model, task_data(processor, test, test))
     found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in GOALS}
     for seed in range(count):
         order = np.random.default_rng(seed).permutation(len(pool))
-        data = task_data(pool.select(order[:BLOCKS]), test)
-        trial = task_data(data.train, pool.select(order[BLOCKS : BLOCKS + TRIAL_BLOCKS]))
+        data = task_data(processor, pool.select(order[:CALIBRATION_BLOCKS]), test)
+        trial = task_data(processor, data.train, pool.select(order[CALIBRATION_BLOCKS:][:TRIAL_BLOCKS]))
         graded = copy.deepcopy(model).train(False)
         with_gradients(graded, data, lambda m, b: CausalLM().signals(m, b)["loss"])
         inputs = example_inputs(model, batch=1, length=8)
         for share in GOALS:
-            size = -(-round(axis.size * (1 - share)) // 8) * 8
+            size = ffn_size(model, share)
             choices = torch_pruning_choices(graded, axis, size, inputs)
-            for name, tried in choices.items():
-                best = min(tried, key=lambda kept: losses(cut_to(model, kept, data), trial).mean())
-                for repair, label in (("none", name), ("least_squares", f"{name} + our repair")):
-                    found[share].setdefault(label, []).append(losses(cut_to(model, best, data, repair), data))
-            for label, settings in {
-                "hf_pe": {"criterion": "surgeon", "repair": "in_order"},
-                "hf_pe, no gradients, at once": {"criterion": "obs"},
-                "activation x weight (reimplementation of structured Wanda)": {
-                    "criterion": "activation_weight",
-                    "repair": "none",
-                },
-                "random": {"criterion": "random", "repair": "none"},
-            }.items():
-                torch.manual_seed(seed)
-                ours = StructuredPruning(keep={"ffn": 1 - share}, **settings)
-                small = ours.apply(model, ours.plan(model, data), data)
-                found[share].setdefault(label, []).append(losses(small, data))
-            for label, values in found[share].items():
-                print(seed, share, label, f"{math.exp(values[-1].mean() - dense.mean()):.4f}", flush=True)
-    write("prune_smollm2", [figure(share, found[share], dense) for share in GOALS])
+            peers = by_peers(choices, model, data, lambda small: losses(small, trial).mean())
+            for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
+                found[share].setdefault(name, []).append(losses(small, data))
+                print(seed, share, name, f"{math.exp(found[share][name][-1].mean() - dense.mean()):.4f}", flush=True)
+        write("prune_smollm2", [figure(share, found[share], dense) for share in GOALS])
 
 
 def figure(share: float, found: dict[str, list[np.ndarray]], dense: np.ndarray) -> dict:
@@ -90,7 +71,7 @@ def figure(share: float, found: dict[str, list[np.ndarray]], dense: np.ndarray) 
         "lower",
         "perplexity ratio",
         f"FFN {share:.0%} removed, no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity "
-        f"{math.exp(dense.mean()):.2f}; mean over {len(ours)} calibration sets of {BLOCKS} x {LENGTH} validation "
+        f"{math.exp(dense.mean()):.2f}; mean over {len(ours)} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation "
         "tokens, its 95 % interval over them; peers at the best of four settings each",
         peers={name: float(np.mean(values)) for name, values in ratios.items()},
         interval=[mean - wide, mean + wide],
