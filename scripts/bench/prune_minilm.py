@@ -101,7 +101,7 @@ def main() -> None:
         for share in SHARES:
             size = ffn_size(model, share)
             choices = torch_pruning_choices(graded, axis, size, example_inputs(model, batch=1, length=8))
-            peers = by_peers(choices, model, data, lambda small: -trial.score(small))
+            peers = by_peers(choices, model, data, lambda small, trial=trial: -trial.score(small))
             for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
                 found = dev.embed(small)
                 cosines[share].setdefault(name, []).append(dev.cosines(found))

@@ -51,7 +51,7 @@ def main() -> None:
         for share in GOALS:
             size = ffn_size(model, share)
             choices = torch_pruning_choices(graded, axis, size, inputs)
-            peers = by_peers(choices, model, data, lambda small: losses(small, trial).mean())
+            peers = by_peers(choices, model, data, lambda small, trial=trial: losses(small, trial).mean())
             for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
                 found[share].setdefault(name, []).append(losses(small, data))
                 print(seed, share, name, f"{math.exp(found[share][name][-1].mean() - dense.mean()):.4f}", flush=True)
@@ -71,8 +71,9 @@ def figure(share: float, found: dict[str, list[np.ndarray]], dense: np.ndarray) 
         "lower",
         "perplexity ratio",
         f"FFN {share:.0%} removed, no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity "
-        f"{math.exp(dense.mean()):.2f}; mean over {len(ours)} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation "
-        "tokens, its 95 % interval over them; peers at the best of four settings each",
+        f"{math.exp(dense.mean()):.2f}; mean over {len(ours)} calibration sets of "
+        f"{CALIBRATION_BLOCKS} x {LENGTH} validation tokens, its 95 % interval over "
+        "them; peers at the best of four settings each",
         peers={name: float(np.mean(values)) for name, values in ratios.items()},
         interval=[mean - wide, mean + wide],
     )
