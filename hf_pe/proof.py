@@ -25,6 +25,7 @@ EFFECT = 1e-2
 TINY = {
     "ffn": 24,
     "heads": 4,
+    "kv_groups": 4,
     "hidden": 32,
     "vocabulary": 99,
     "experts": 4,
@@ -44,6 +45,7 @@ TINY_FIELDS = {
     "sliding_window": 6,
     "local_attention": 6,
     "pooler_output_size": 32,
+    "num_experts_per_tok": 2,
 }
 
 
@@ -248,8 +250,8 @@ def _shrink(config: PretrainedConfig, depth: bool) -> None:
             continue
         if axis == "layers" and not depth:
             layers, new = value, min(value, 2)
-        elif axis == "kv_groups" and isinstance(heads, int) and isinstance(kv, int):
-            new = max(TINY["heads"] * kv // heads, 1)
+        elif axis == "heads" and isinstance(heads, int) and isinstance(kv, int):
+            new = min(kv, TINY["heads"]) * (2 if heads > kv else 1)
         else:
             new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
         if field.endswith("token_id") and value >= TINY["vocabulary"]:

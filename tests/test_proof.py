@@ -36,13 +36,36 @@ def test_width_and_depth_are_proved_with_power(model_type):
         assert found.sabotage >= EFFECT
 
 
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "smollm3", "phi3", "mixtral", "qwen3_moe", "vit", "deit"],
+)
+def test_heads_are_proved_with_power(model_type):
+    """With the query heads that read them; fused in Phi-3, of a size that the config does not tell in Qwen2 and ViT."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = [a for a in discover(config, model_class).axes if a.kind in ("heads", "kv_groups")]
+    found = prove(config, model_class, axis)
+    assert found.holds, found.reason
+    assert found.error <= TOLERANCE
+    assert min(found.effect, found.sabotage) >= EFFECT
+
+
+@pytest.mark.parametrize("model_type", ["t5", "olmo2"])
+def test_heads_that_share_a_bias_or_a_norm_are_refused(model_type):
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    axis = next(a for a in discover(config, model_class).axes if a.kind in ("heads", "kv_groups"))
+    assert "differ by" in prove(config, model_class, axis).reason
+
+
 def test_a_wrong_layout_is_refused():
     """Gate and up lie one after the other in ModernBERT; read as neighbours, the cut is wrong and must be noticed."""
     config = tiny(AutoConfig.for_model("modernbert"))
     model = lively(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("ffn")[0]
     slots = tuple(
-        s if s.layout.count == 1 else s.__class__(s.name, s.dim, s.group, s.consumes, Layout("blocks", 2))
+        s if s.layout.parts == (1,) else s.__class__(s.name, s.dim, s.group, s.consumes, Layout((2,)))
         for s in axis.slots
     )
     wrong = axis.__class__(axis.name, axis.config_field, axis.size, slots)

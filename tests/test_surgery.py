@@ -52,6 +52,19 @@ def test_a_cut_model_reloads_with_stock_classes_to_the_bit(model_type, tmp_path)
     assert difference(outputs_of(smaller, inputs), outputs_of(again, inputs)) == 0
 
 
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi3", "mistral", "gemma3_text", "vit"])
+def test_a_model_with_fewer_heads_reloads_with_stock_classes_to_the_bit(model_type, tmp_path):
+    config = tiny(AutoConfig.for_model(model_type))
+    model = lively(AutoModel.from_config(config))
+    axis = next(a for a in discover(config, type(model)).axes if a.kind in ("heads", "kv_groups"))
+    smaller = cut(model, axis, every_other(axis))
+    smaller.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path)
+    assert again.config.num_attention_heads == config.num_attention_heads // 2
+    inputs = example_inputs(model)
+    assert difference(outputs_of(smaller, inputs), outputs_of(again, inputs)) == 0
+
+
 @pytest.mark.parametrize("model_type", CAUSAL)
 def test_ties_attention_kinds_generation_and_dtype_survive(model_type):
     config = tiny(AutoConfig.for_model(model_type, tie_word_embeddings=True))

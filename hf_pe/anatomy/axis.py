@@ -1,7 +1,6 @@
 """What a model is made of: axes, the places they touch, and how units lie in a dimension."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
@@ -10,18 +9,29 @@ import torch
 class Layout:
     """How the units of an axis lie inside one tensor dimension.
 
-    `blocks`: unit u fills the `count` neighbouring places from u * count on (1: the unit is the place itself).
-    `chunks`: the dimension holds `count` fused parts one after the other, each with all units (gate and up).
+    The dimension holds fused parts one after the other, each with all units; in part i a unit fills `parts[i]`
+    neighbouring places. (1,): the unit is the place itself; (64,): a head; (1, 1): gate and up; (192, 64, 64): a
+    key-value group in fused query, key and value.
     """
 
-    kind: Literal["blocks", "chunks"] = "blocks"
-    count: int = 1
+    parts: tuple[int, ...] = (1,)
 
     def places(self, units: torch.Tensor, size: int) -> torch.Tensor:
         """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor)."""
-        if self.kind == "blocks":
-            return (units[:, None] * self.count + torch.arange(self.count)).flatten()
-        return (torch.arange(self.count)[:, None] * size + units).flatten()
+        return torch.cat([part.flatten() for part in self._parts(units, size)])
+
+    def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
+        """Order the first dimension, of `size` units, by unit: [units, rest]."""
+        order = torch.cat(self._parts(torch.arange(size), size), dim=1)
+        return tensor[order.flatten().to(tensor.device)].reshape(size, -1)
+
+    def _parts(self, units: torch.Tensor, size: int) -> list[torch.Tensor]:
+        """Of each part the places, [units, places]."""
+        starts = [size * sum(self.parts[:i]) for i in range(len(self.parts))]
+        return [
+            start + units[:, None] * width + torch.arange(width)
+            for start, width in zip(starts, self.parts, strict=True)
+        ]
 
 
 @dataclass(frozen=True)

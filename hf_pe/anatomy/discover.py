@@ -6,6 +6,7 @@ Nothing here knows an architecture. The table below only says what people call a
 import copy
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,8 +51,14 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
 }
 
-CUTTABLE = ("ffn", "layers")
+CUTTABLE = ("ffn", "heads", "kv_groups", "layers")
 """The axes this version proves and cuts; the others are listed by `inspect`."""
+
+QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
+"""Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
+
+HEAD_SIZES = ("head_dim", "d_kv")
+"""Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads go."""
 
 
 def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Anatomy:
@@ -81,7 +88,8 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
     """Return a copy of `config` with the field at dotted `path` set to `size`.
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
-    (default: the first `size`, the last repeated where it grows).
+    (default: the first `size`, the last repeated where it grows). Heads keep their size; key-value heads take along
+    the query heads that read them.
     """
     new = copy.deepcopy(config)
     *parents, field = path.split(".")
@@ -94,6 +102,12 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
         for key, value in holder.to_dict().items():
             if isinstance(value, list) and len(value) == before:
                 setattr(holder, key, [value[i] for i in kept])
+    if AXIS_OF_FIELD[field] in ("heads", "kv_groups"):
+        queries = QUERIES_OF.get(field, field)
+        heads = getattr(holder, queries)
+        if not any(getattr(holder, name, None) for name in HEAD_SIZES) and hasattr(holder, "hidden_size"):
+            holder.head_dim = holder.hidden_size // heads
+        setattr(holder, queries, heads * size // before)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
 
@@ -105,9 +119,18 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
         sub = getattr(config, field, None)
         if isinstance(sub, PretrainedConfig):
             yield from _fields(sub, f"{prefix}{field}.")
+        elif field in _moved_by_another(values):
+            continue
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
             tower = prefix.removesuffix(".").removesuffix("_config")
             yield prefix + field, f"{tower}.{AXIS_OF_FIELD[field]}" if tower else AXIS_OF_FIELD[field]
+
+
+def _moved_by_another(values: dict[str, Any]) -> set[str]:
+    """The query heads where key-value heads are told: each is read by its own share of them."""
+    return {
+        queries for field, queries in QUERIES_OF.items() if values.get(field) and not values[queries] % values[field]
+    }
 
 
 def _axis(
@@ -138,7 +161,7 @@ def _finish(
 ) -> Axis:
     tensors = dict(base.named_parameters())
     names = {s.name for s in slots} & set(tensors)
-    native = bool(names) and (not name.endswith("heads") or any(s.consumes for s in slots))
+    native = bool(names) and (not name.endswith(("heads", "kv_groups")) or any(s.consumes for s in slots))
     if not native:  # no weight moved with it: the weights of the modules that did are what the axis runs through
         names = {n for n in tensors if any(n.startswith(m + ".") for m in modules)}
     if value is None:  # the field was left to the model: the shapes tell its size (None: all units in `dim`)
@@ -164,7 +187,7 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
     if name.endswith("layers"):
         gone = before.keys() ^ after.keys()
         return [Slot(key, None, _stack(key)) for key in before if _stack(key) in {_stack(k) for k in gone} - {""}]
-    return [
+    slots = [
         Slot(
             key,
             dim,
@@ -177,12 +200,23 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
         for dim in range(len(shape))
         if shape[dim] != after[key][dim]
     ]
+    return _fused(slots) if name.endswith("kv_groups") else slots
 
 
 def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
     """Read the layout off two lengths. Fused FFN parts lie one after the other, heads are blocks; the proof checks."""
     per_unit = other_length // probe if size is None else (length - other_length) // (size - probe)
-    return Layout("chunks" if per_unit > 1 and name.endswith("ffn") else "blocks", max(per_unit, 1))
+    return Layout((1,) * per_unit if per_unit > 1 and name.endswith("ffn") else (max(per_unit, 1),))
+
+
+def _fused(slots: list[Slot]) -> list[Slot]:
+    """Tell fused query, key and value: wider than a group's queries, which are as wide as what the output map reads."""
+    queries = next((slot.layout.parts[0] for slot in slots if slot.consumes), 0)
+
+    def parts(width: int) -> tuple[int, ...]:
+        return (queries, (width - queries) // 2, (width - queries) // 2) if width > queries else (width,)
+
+    return [replace(slot, layout=Layout(parts(slot.layout.parts[0]))) for slot in slots] if queries else slots
 
 
 def _consumes(model: PreTrainedModel, key: str, dim: int) -> bool:

@@ -23,7 +23,11 @@ def sizes(sketch: Sketch, keep: Mapping[str, float], share: float | None, multip
         UsageError: unknown axis, one that cannot be cut natively, or a target that cannot be reached (says what can).
     """
     anatomy = discover(sketch.config, sketch.model_class)
-    chosen = {axis.name: _units(axis, value, multiple) for name, value in keep.items() for axis in _axes(anatomy, name)}
+    chosen = {
+        axis.name: _units(sketch, axis, value, multiple)
+        for name, value in keep.items()
+        for axis in _axes(anatomy, name)
+    }
     if share is not None:
         free = [axis for axis in anatomy.named("ffn") if axis.name not in chosen]
         if not free:
@@ -56,16 +60,38 @@ def _axes(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
         )
     if found[0].kind not in CUTTABLE:
         raise UsageError(f"prune.keep: axis '{name}' cannot be cut yet; expected one of {', '.join(CUTTABLE)}.")
+    for axis in found:
+        if not axis.native:
+            raise UsageError(
+                f"prune.keep: the stock config of this model cannot say that '{axis.name}' are fewer, so the result "
+                "would not load; cut ffn or layers."
+            )
     return found
 
 
-def _units(axis: Axis, value: float, multiple: int) -> int:
+def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
     count = value if isinstance(value, int) else max(round(axis.size * value), 1)
     if not 1 <= count <= axis.size:
         raise UsageError(
             f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}."
         )
-    return int(count) if axis.kind == "layers" else _rounded(count, axis.size, multiple)
+    if axis.kind == "ffn":
+        return _rounded(int(count), axis.size, multiple)
+    able = [size for size in range(1, axis.size + 1) if _can_say(sketch, axis, size)]
+    if isinstance(value, int) and value not in able:
+        raise UsageError(
+            f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}."
+        )
+    return min(able, key=lambda size: (abs(size - axis.size * value), -size)) if count not in able else int(count)
+
+
+def _can_say(sketch: Sketch, axis: Axis, size: int) -> bool:
+    """Whether the stock config takes `size`: Llama's wants a hidden width that the query heads divide."""
+    try:
+        cut_config(sketch.config, axis, size)
+    except Exception:  # a config may refuse with anything
+        return False
+    return True
 
 
 def _rounded(count: int, size: int, multiple: int) -> int:

@@ -190,25 +190,16 @@ def _evidence(
     state = model.state_dict()
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     consumer = next(slot for slot in slots if slot.consumes)
-    weights = [
-        state[s.name].movedim(s.dim or 0, 0).reshape(*_unit_first(s.layout.kind, s.layout.count, axis.size))
-        for s in slots
-    ]
-    weights = [w.movedim(1, 0) if s.layout.kind == "chunks" else w for w, s in zip(weights, slots, strict=True)]
     reading = state[consumer.name].movedim(consumer.dim or 0, 1)
     seen = slopes.get(consumer.name)
     return Evidence(
-        weights=[w.reshape(axis.size, -1) for w in weights],
+        weights=[s.layout.by_unit(state[s.name].movedim(s.dim or 0, 0), axis.size) for s in slots],
         consumer=reading.reshape(len(reading), axis.size, -1),
         keep=keep,
         gram=pooled(moments[consumer.name]).gram if moments else None,
         slopes=seen.gates.reshape(-1, axis.size, reading.shape[1] // axis.size).sum(2) if seen else None,
         outputs=seen.outputs if seen else None,
     )
-
-
-def _unit_first(kind: str, count: int, size: int) -> tuple[int, int, int]:
-    return (count, size, -1) if kind == "chunks" else (size, count, -1)
 
 
 def _repair_(

@@ -6,8 +6,14 @@ from hf_pe.anatomy import Anatomy, Axis, Layout, Slot
 def test_plain_blocks_and_chunks_point_at_the_right_places():
     units = torch.tensor([0, 2])
     assert Layout().places(units, 4).tolist() == [0, 2]
-    assert Layout("blocks", 3).places(units, 4).tolist() == [0, 1, 2, 6, 7, 8]
-    assert Layout("chunks", 2).places(units, 4).tolist() == [0, 2, 4, 6]
+    assert Layout((3,)).places(units, 4).tolist() == [0, 1, 2, 6, 7, 8]
+    assert Layout((1, 1)).places(units, 4).tolist() == [0, 2, 4, 6]
+    assert Layout((2, 1)).places(units, 4).tolist() == [0, 1, 4, 5, 8, 10]
+
+
+def test_by_unit_puts_the_places_of_a_unit_together():
+    rows = torch.arange(12.0)[:, None]
+    assert Layout((2, 1)).by_unit(rows, 4).tolist() == [[0, 1, 8], [2, 3, 9], [4, 5, 10], [6, 7, 11]]
 
 
 def test_an_axis_is_found_by_its_name_with_and_without_the_tower():

@@ -27,10 +27,11 @@ def test_bert_axes_and_sizes():
 
 @pytest.mark.parametrize(
     ("model_type", "native"),
-    [("bert", False), ("gpt2", False), ("mpnet", False), ("qwen3", True), ("t5", True)],
+    [("bert", False), ("gpt2", False), ("mpnet", False), ("qwen3", True), ("t5", True), ("vit", True)],
 )
 def test_heads_are_native_only_where_a_weight_follows_the_field(model_type, native):
-    heads = anatomy_of(model_type)[0].named("heads")
+    anatomy = anatomy_of(model_type)[0]
+    heads = anatomy.named("heads") or anatomy.named("kv_groups")
     assert heads
     assert all(axis.native == native for axis in heads)
     assert all(axis.parameters > 0 for axis in heads)
@@ -38,7 +39,23 @@ def test_heads_are_native_only_where_a_weight_follows_the_field(model_type, nati
 
 def test_fused_gate_and_up_is_seen_as_chunks():
     ffn = anatomy_of("modernbert")[0].named("ffn")[0]
-    assert {(s.layout.kind, s.layout.count) for s in ffn.slots} == {("chunks", 2), ("blocks", 1)}
+    assert {s.layout.parts for s in ffn.slots} == {(1, 1), (1,)}
+
+
+def test_key_value_heads_take_their_query_heads_along():
+    anatomy, config = anatomy_of("qwen2")
+    assert not anatomy.named("heads")
+    (groups,) = anatomy.named("kv_groups")
+    first = {s.name.split(".")[-2] for s in groups.in_group("layers.0")}
+    assert first == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    fewer = resized(config, "num_key_value_heads", 2)
+    assert (fewer.num_attention_heads, fewer.num_key_value_heads) == (2, 2)
+    assert fewer.head_dim == config.hidden_size // config.num_attention_heads
+
+
+def test_fused_query_key_and_value_are_seen_as_parts():
+    (groups,) = anatomy_of("phi3")[0].named("kv_groups")
+    assert {len(s.layout.parts) for s in groups.slots} == {1, 3}
 
 
 def test_gpt2_width_is_found_though_its_field_is_none():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, BertModel, MixtralModel
+from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralModel
 
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
@@ -9,7 +9,7 @@ from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import difference, example_inputs, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
-from hf_pe.tasks import Embedding
+from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
@@ -59,6 +59,45 @@ def test_repair_brings_the_outputs_nearer(work):
     assert gaps["least_squares"] < 0.7 * gaps["none"]
 
 
+@pytest.fixture
+def causal(llama_folder, tokenizer):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    return model, CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_heads_and_width_go_together(causal, criterion):
+    model, data = causal
+    recipe = StructuredPruning(keep={"kv_groups": 1, "ffn": 0.5}, criterion=criterion)
+    outline, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
+    smaller = recipe.apply(model, recipe.plan(model, data), data)
+    assert (smaller.config.num_attention_heads, smaller.config.num_key_value_heads) == (2, 1)
+    assert smaller.num_parameters() == outline.parameters
+    assert all(torch.isfinite(t).all() for t in outputs_of(smaller, example_inputs(smaller)))
+
+
+def test_repair_after_heads_brings_the_outputs_nearer(causal):
+    model, data = causal
+    batch = next(data.batches(data.train, 64))
+    gaps = {}
+    for repair in ("none", "least_squares"):
+        recipe = StructuredPruning(keep={"kv_groups": 1}, repair=repair)
+        smaller = recipe.apply(model, recipe.plan(model, data), data)
+        with torch.no_grad():
+            one, other = (CausalLM().signals(m, batch)["logits"] for m in (model, smaller))
+        gaps[repair] = float((one - other).square().mean())
+    assert gaps["least_squares"] < 0.9 * gaps["none"]
+
+
+def test_a_number_of_heads_that_the_config_refuses_is_named_before_work():
+    config = AutoConfig.for_model("llama", hidden_size=576, num_attention_heads=9, num_key_value_heads=9, head_dim=64)
+    sketch = Sketch(config=config, model_class=LlamaForCausalLM)
+    with pytest.raises(UsageError, match=r"does not allow 5; it allows 1, 2, 3, 4, 6, 8, 9"):
+        StructuredPruning(keep={"kv_groups": 5}).outline(sketch)
+    plan, _ = StructuredPruning(keep={"kv_groups": 0.75}).outline(sketch)
+    assert plan.sizes[0].after == 6
+
+
 def test_a_share_of_the_parameters_is_met_from_below(work):
     recipe = StructuredPruning(parameters=0.7, multiple=8)
     plan, _ = recipe.outline(SKETCH)
@@ -74,6 +113,7 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
     [
         ({"keep": {"fnn": 0.5}}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
         ({"keep": {"hidden": 0.5}}, "cannot be cut yet"),
+        ({"keep": {"heads": 2}}, "the stock config of this model cannot say that 'heads' are fewer"),
         ({"keep": {"layers": 9}}, "expected 1 to 4, got 9"),
         ({"keep": {"ffn": 1.0}}, "nothing would be removed"),
         ({"parameters": 0.05}, r"cannot be reached.*the least is \d+"),
