@@ -101,7 +101,7 @@ def test_smollm2_from_gguf_to_nf4(tmp_path):
     short = [
         "recipes.1.steps=2",
         "data.calibration=8",
-        "data.eval_limit=20",
+        "data.eval_limit=8",
         "data.train=builtin:pydoc",
         "data.max_length=64",
     ]
