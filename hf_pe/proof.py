@@ -241,7 +241,7 @@ def _shrink(config: PretrainedConfig, depth: bool) -> None:
     heads, kv = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
     layers = None
     for field, value in config.to_dict().items():
-        sub = getattr(config, field, None)
+        sub = vars(config).get(field)
         if isinstance(sub, PretrainedConfig):
             _shrink(sub, depth)
             continue

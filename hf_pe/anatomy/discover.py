@@ -116,7 +116,7 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
     """Yield (dotted path, axis name) of every known size field, sub-configs included."""
     values = config.to_dict()
     for field in values:
-        sub = getattr(config, field, None)
+        sub = vars(config).get(field)  # asking for a field that differs between layers (Gemma 4) raises
         if isinstance(sub, PretrainedConfig):
             yield from _fields(sub, f"{prefix}{field}.")
         elif field in _moved_by_another(values):
@@ -128,8 +128,11 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
 
 def _moved_by_another(values: dict[str, Any]) -> set[str]:
     """The query heads where key-value heads are told: each is read by its own share of them."""
+    told = {queries: (values.get(field), values.get(queries)) for field, queries in QUERIES_OF.items()}
     return {
-        queries for field, queries in QUERIES_OF.items() if values.get(field) and not values[queries] % values[field]
+        queries
+        for queries, (groups, heads) in told.items()
+        if groups and isinstance(groups, int) and isinstance(heads, int) and heads % groups == 0
     }
 
 

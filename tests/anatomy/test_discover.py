@@ -64,6 +64,14 @@ def test_gpt2_width_is_found_though_its_field_is_none():
     assert found.named("ffn")[0].size == 4 * config.n_embd
 
 
+@pytest.mark.parametrize("model_type", ["gpt_bigcode", "idefics2", "gemma4_text"])
+def test_configs_that_count_heads_in_other_ways_are_read_all_the_same(model_type):
+    """Key-value heads without query heads of the usual name; fields that differ between layers."""
+    from hf_pe.anatomy.discover import _fields
+
+    assert dict(_fields(AutoConfig.for_model(model_type)))
+
+
 def test_towers_are_told_apart():
     names = {axis.name for axis in anatomy_of("whisper")[0].axes}
     assert {"encoder.ffn", "decoder.ffn", "encoder.layers", "decoder.layers"} <= names
