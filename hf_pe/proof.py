@@ -25,7 +25,6 @@ EFFECT = 1e-2
 TINY = {
     "ffn": 24,
     "heads": 4,
-    "kv_groups": 4,
     "hidden": 32,
     "vocabulary": 99,
     "experts": 4,
@@ -238,7 +237,7 @@ def _wrong_cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedMode
 def _shrink(config: PretrainedConfig, depth: bool) -> None:
     from hf_pe.anatomy.discover import AXIS_OF_FIELD
 
-    heads, kv = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    kv = getattr(config, "num_key_value_heads", None)
     layers = None
     for field, value in config.to_dict().items():
         sub = vars(config).get(field)
@@ -250,8 +249,11 @@ def _shrink(config: PretrainedConfig, depth: bool) -> None:
             continue
         if axis == "layers" and not depth:
             layers, new = value, min(value, 2)
-        elif axis == "heads" and isinstance(heads, int) and isinstance(kv, int):
-            new = min(kv, TINY["heads"]) * (2 if heads > kv else 1)
+        elif axis in ("heads", "kv_groups"):
+            fewest = kv if isinstance(kv, int) else value
+            new = 1 << (min(fewest, TINY["heads"]).bit_length() - 1)  # a power of two divides the hidden width
+            if axis == "heads" and isinstance(kv, int) and value > kv:
+                new *= 2
         else:
             new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
         if field.endswith("token_id") and value >= TINY["vocabulary"]:

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertModel
+from transformers import AutoConfig, AutoModel, BertModel, LlamaForCausalLM
 
 from hf_pe import proof as proof_module
-from hf_pe.anatomy import Layout, discover
+from hf_pe.anatomy import CUTTABLE, Layout, discover
 from hf_pe.proof import EFFECT, TOLERANCE, example_inputs, lively, outputs_of, prove, removable_layers, tiny
 
 TYPES = [
@@ -49,6 +49,18 @@ def test_heads_are_proved_with_power(model_type):
     assert found.holds, found.reason
     assert found.error <= TOLERANCE
     assert min(found.effect, found.sabotage) >= EFFECT
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(9, 3), (14, 2), (6, 3), (8, 1)])
+def test_any_share_of_heads_is_proved(heads, groups):
+    """SmolLM2-135M has 9 and 3, Qwen2-0.5B 14 and 2."""
+    config = AutoConfig.for_model(
+        "llama", hidden_size=64 * heads, num_attention_heads=heads, num_key_value_heads=groups, head_dim=64
+    )
+    for axis in discover(config, LlamaForCausalLM).axes:
+        if axis.kind in CUTTABLE and axis.size > 1:
+            found = prove(config, LlamaForCausalLM, axis)
+            assert found.holds, found.reason
 
 
 @pytest.mark.parametrize("model_type", ["t5", "olmo2"])
