@@ -48,7 +48,7 @@ def test_inspect_lists_the_axes(bert_folder):
     rows = {line.split("│")[1].strip(): line for line in found.output.splitlines() if line.startswith("│")}
     assert "native, proved" in rows["ffn"]
     assert "native, proved" in rows["layers"]
-    assert "needs the plug-in form" in rows["heads"]
+    assert "needs the plug-in" in rows["heads"]
     assert "128" in rows["ffn"]
 
 

@@ -38,6 +38,7 @@ def quickstart(tmp_path_factory):
     return folder
 
 
+@pytest.mark.xdist_group("quickstart")
 def test_the_quickstart_halves_the_model(quickstart):
     report = read_report(quickstart / "main")
     assert report.after.parameters_without_embeddings <= 0.5 * report.before.parameters_without_embeddings
@@ -49,6 +50,7 @@ def test_the_quickstart_halves_the_model(quickstart):
     assert {"kept_units.png", "quality_size.png", "modules.json", "1_Pooling", "2_Normalize"} <= names
 
 
+@pytest.mark.xdist_group("quickstart")
 def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
     needs_package("sentence_transformers")
     from sentence_transformers import SentenceTransformer
