@@ -1,9 +1,11 @@
 """What tests share besides fixtures: example texts, real data and weights, tiny configs."""
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -37,6 +39,17 @@ def bert_config(**changes) -> BertConfig:
     return BertConfig(
         **{**sizes, "intermediate_size": 128, "max_position_embeddings": 64, "pad_token_id": 0, **changes}
     )
+
+
+def taught(model, data, steps=60):
+    """Train the parameters that want gradients on `data`, so that a cut has something to lose."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
+    batches = itertools.cycle(data.batches(data.train, 16))
+    for batch in itertools.islice(batches, steps):
+        optimizer.zero_grad()
+        data.task.signals(model.train(), batch)["loss"].backward()
+        optimizer.step()
+    return model.eval().requires_grad_(True)
 
 
 def saved(folder: Path, model, tokenizer) -> Path:

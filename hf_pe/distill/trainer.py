@@ -44,7 +44,7 @@ class DistillationTrainer(Trainer):
     ) -> Any:
         """Weighted sum over the losses; the terms of the last batch are kept for the log."""
         student = self.task.signals(model, inputs, hidden=self.hidden)
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             teacher = self.task.signals(self.teacher, inputs, hidden=self.hidden)
         terms = {name: LOSSES[name].compute(student, teacher, self.temperature) for name in self.weights}
         self.terms = {name: float(term.detach()) for name, term in terms.items()}

@@ -38,7 +38,7 @@ def measure(
     Quality comes from `judged` where given (see `judge`), else it is measured on `data` or by `evaluate`.
     Bytes on disk and peak memory belong to a folder and are added when one is saved.
     """
-    length = min(longest(model, length) for model in models.values())
+    length = min(longest(model.config, length) for model in models.values())
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
         for name, found in latency(models, batch=batch, length=length).items():

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.checkpoints import Seen, loading_snippet, open_in_fresh_process
 from hf_pe.proof import example_inputs, outputs_of
 
 
-def longest(model: PreTrainedModel, length: int) -> int:
+def longest(config: PretrainedConfig, length: int) -> int:
     """`length`, or fewer tokens where the model has fewer positions."""
-    return min(length, int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or length))
+    return min(length, int(getattr(config.get_text_config(), "max_position_embeddings", None) or length))
 
 
 def reopened(
@@ -24,7 +24,7 @@ def reopened(
         outputs) and the snippet, which calls it `name`.
     """
     tokens = model.main_input_name == "input_ids"
-    length = longest(model, length)
+    length = longest(model.config, length)
     snippet = loading_snippet(auto_class, name, processor, tokens)
     inputs = example_inputs(model, batch=1, length=length)
     return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet

@@ -1,72 +1,156 @@
-"""From what the user wants to keep to the size of every axis, from the config alone."""
+"""From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from hf_pe.anatomy import CUTTABLE, Anatomy, Axis, discover, skeleton
+from hf_pe.anatomy import CUTTABLE, Anatomy, Axis, discover
 from hf_pe.errors import UsageError, nearest
-from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
+from hf_pe.proof import removable_layers
 from hf_pe.surgery import cut_config
 
+Setting = dict[str, int]
+"""Axis name to size."""
 
-def sizes(sketch: Sketch, keep: Mapping[str, float], share: float | None, multiple: int) -> dict[str, int]:
-    """The size of each axis that is cut, depth first.
+
+class Tried(NamedTuple):
+    """A rung of a ladder that was tried alone.
+
+    Attributes:
+        rung: its index; 0 is the whole model.
+        loss: what the model loses there.
+        cost: what it still costs.
+    """
+
+    rung: int
+    loss: float
+    cost: float
+
+
+def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int) -> Setting:
+    """The size of each axis that `keep` names.
 
     Args:
         sketch: the model.
         keep: axis name to a share (float) or a number of units (int).
-        share: how much of the parameters outside embeddings may remain; the FFN width is solved for.
         multiple: widths are rounded up to it.
 
     Raises:
-        UsageError: unknown axis, one that cannot be cut natively, or a target that cannot be reached (says what can).
+        UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have.
     """
     anatomy = discover(sketch.config, sketch.model_class)
-    chosen = {
+    return {
         axis.name: _units(sketch, axis, value, multiple)
         for name, value in keep.items()
-        for axis in _axes(anatomy, name)
+        for axis in axes_named(anatomy, name)
     }
-    if share is not None:
-        free = [axis for axis in anatomy.named("ffn") if axis.name not in chosen]
-        if not free:
-            raise UsageError("prune.parameters: expected FFN width to be free to follow, but prune.keep fixes it too.")
-        chosen |= _solve(sketch, anatomy, chosen, free, share, multiple)
-    changed = {name: size for name, size in chosen.items() if size != _axis(anatomy, name).size}
-    if not changed:
-        raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
-    return dict(sorted(changed.items(), key=lambda item: not item[0].endswith("layers")))
 
 
-def resized_sketch(sketch: Sketch, target: Mapping[str, int]) -> Sketch:
-    """The model after `target`, as far as sizes go."""
+def ladder(sketch: Sketch, name: str, multiple: int) -> list[Setting]:
+    """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
+
+    Raises:
+        UsageError: unknown axis or one that cannot be cut natively.
+    """
+    first, *others = axes_named(discover(sketch.config, sketch.model_class), name)
+    if first.kind == "ffn":
+        sizes = {_rounded(size, first.size, multiple) for size in range(1, first.size + 1)}
+    elif first.kind == "layers":
+        least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
+        sizes = set(range(max(least, 1), first.size + 1))
+    else:
+        sizes = set(_sayable(sketch, first))
+    return [
+        {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple) for axis in others}
+        for size in sorted(sizes, reverse=True)
+    ]
+
+
+def in_step(ladders: Sequence[Sequence[Setting]], steps: int = 64) -> list[Setting]:
+    """A path that goes down all ladders by the same share; every rung of a single one."""
+    if len(ladders) == 1:
+        return list(ladders[0])
+    return [
+        _joined(ladders, [round(step / steps * (len(rungs) - 1)) for rungs in ladders]) for step in range(steps + 1)
+    ]
+
+
+def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried]]) -> list[Setting]:
+    """A path that goes on where the loss for what is saved is least: greedy along the lower hull of each curve.
+
+    Args:
+        ladders: one for each axis.
+        tried: of each ladder some rungs, the first and the last among them, in order.
+    """
+    at, place = [0] * len(ladders), [0] * len(ladders)  # rung, and index in tried
+    path = [_joined(ladders, at)]
+    while True:
+        steps = [
+            ((later.loss - here.loss) / max(here.cost - later.cost, 1e-12), number, index)
+            for number, curve in enumerate(tried)
+            for here in [curve[place[number]]]
+            for index, later in enumerate(curve)
+            if index > place[number]
+        ]
+        if not steps:
+            return path
+        _, number, place[number] = min(steps)
+        while at[number] < tried[number][place[number]].rung:
+            at[number] += 1
+            path.append(_joined(ladders, at))
+
+
+def first(path: Sequence[Setting], fits: Callable[[Setting], bool]) -> int | None:
+    """Index of the first setting that fits, none before it fitting and all behind it; None where the last does not."""
+    if not fits(path[-1]):
+        return None
+    low, high = 0, len(path) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(path[middle]) else (middle + 1, high)
+    return low
+
+
+def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
+    """What of `setting` is less than the model has, depth first."""
+    now = {axis.name: axis.size for axis in discover(sketch.config, sketch.model_class).axes}
+    less = {name: size for name, size in setting.items() if size != now[name]}
+    return dict(sorted(less.items(), key=lambda item: not item[0].endswith("layers")))
+
+
+def resized_sketch(sketch: Sketch, setting: Mapping[str, int]) -> Sketch:
+    """The model after `setting`, as far as sizes go."""
     config = sketch.config
-    for name, size in target.items():
-        config = cut_config(config, _axis(discover(config, sketch.model_class), name), size)
+    for name, size in setting.items():
+        axis = next(axis for axis in discover(config, sketch.model_class).axes if axis.name == name)
+        config = cut_config(config, axis, size)
     return replace(sketch, config=config)
 
 
-def _axis(anatomy: Anatomy, name: str) -> Axis:
-    return next(axis for axis in anatomy.axes if axis.name == name)
+def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
+    """The axes called `name`, of all towers.
 
-
-def _axes(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
+    Raises:
+        UsageError: there is none, or it cannot be cut natively.
+    """
     found = anatomy.named(name)
     known = [axis.name for axis in anatomy.axes]
     if not found:
-        raise UsageError(
-            f"prune.keep: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}"
-        )
+        raise UsageError(f"prune: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}")
     if found[0].kind not in CUTTABLE:
-        raise UsageError(f"prune.keep: axis '{name}' cannot be cut yet; expected one of {', '.join(CUTTABLE)}.")
+        raise UsageError(f"prune: axis '{name}' cannot be cut yet; expected one of {', '.join(CUTTABLE)}.")
     for axis in found:
         if not axis.native:
             raise UsageError(
-                f"prune.keep: the stock config of this model cannot say that '{axis.name}' are fewer, so the result "
+                f"prune: the stock config of this model cannot say that '{axis.name}' are fewer, so the result "
                 "would not load; cut ffn or layers."
             )
     return found
+
+
+def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
+    return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
 
 
 def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
@@ -77,7 +161,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
         )
     if axis.kind == "ffn":
         return _rounded(int(count), axis.size, multiple)
-    able = [size for size in range(1, axis.size + 1) if _can_say(sketch, axis, size)]
+    able = _sayable(sketch, axis)
     if isinstance(value, int) and value not in able:
         raise UsageError(
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}."
@@ -85,41 +169,18 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
     return min(able, key=lambda size: (abs(size - axis.size * value), -size)) if count not in able else int(count)
 
 
-def _can_say(sketch: Sketch, axis: Axis, size: int) -> bool:
-    """Whether the stock config takes `size`: Llama's wants a hidden width that the query heads divide."""
-    try:
-        cut_config(sketch.config, axis, size)
-    except Exception:  # a config may refuse with anything
-        return False
-    return True
+def _sayable(sketch: Sketch, axis: Axis) -> list[int]:
+    """The sizes that the stock config takes: Llama's wants a hidden width that the query heads divide."""
+
+    def able(size: int) -> bool:
+        try:
+            cut_config(sketch.config, axis, size)
+        except Exception:  # a config may refuse with anything
+            return False
+        return True
+
+    return [size for size in range(1, axis.size + 1) if able(size)]
 
 
 def _rounded(count: int, size: int, multiple: int) -> int:
     return min(-(-count // multiple) * multiple, size)
-
-
-def _solve(
-    sketch: Sketch, anatomy: Anatomy, chosen: dict[str, int], free: list[Axis], share: float, multiple: int
-) -> dict[str, int]:
-    """Largest multiple of FFN width whose parameters fit; all free axes get the same share of their width."""
-    dense = parameters(skeleton(sketch.config, sketch.model_class)).without_embeddings
-    steps = range(1, free[0].size // multiple + 1)
-
-    def width(step: int) -> dict[str, int]:
-        wanted = step * multiple / free[0].size
-        return {axis.name: _rounded(max(int(axis.size * wanted), 1), axis.size, multiple) for axis in free}
-
-    def left(step: int) -> float:
-        after = resized_sketch(sketch, chosen | width(step))
-        return parameters(skeleton(after.config, after.model_class)).without_embeddings / dense
-
-    low, high = 0, len(steps)
-    while low < high:  # the largest step that fits
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if left(middle) <= share else (low, middle - 1)
-    if low == 0:
-        raise UsageError(
-            f"prune.parameters: {share:.0%} cannot be reached by FFN width alone; the least is {left(1):.1%}. "
-            "Cut layers too, or ask for more."
-        )
-    return width(low)

@@ -8,14 +8,17 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover
 from hf_pe.errors import UsageError
-from hf_pe.measure import sketch_size
+from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import prove, removable_layers
-from hf_pe.prune.budget import resized_sketch, sizes
+from hf_pe.prune.budget import Setting, by_loss, in_step, kept_sizes, ladder, removed, resized_sketch
+from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, Evidence
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import without_removed
+from hf_pe.prune.sensitivity import tried
 from hf_pe.prune.statistics import Moments, Slopes, block_influence, consumer_moments, consumer_slopes, pooled
+from hf_pe.prune.target import Target, above_floor
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
 
@@ -31,11 +34,12 @@ Amount = Annotated[int | float, BeforeValidator(_amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 
+MOMENTS = "moments of one axis"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
 
 
 class StructuredPruning(Frozen):
-    """Remove FFN units and layers; the result is a smaller stock model.
+    """Remove FFN units, heads and layers; the result is a smaller stock model.
 
     Depth is chosen by block influence, width by `criterion`; each axis is proved on a tiny model of the same
     architecture before anything is cut.
@@ -45,11 +49,18 @@ class StructuredPruning(Frozen):
     keep: dict[str, Amount] = Field(
         default_factory=dict, description="axis to what remains: a number of units (int) or a share (float)"
     )
-    parameters: float | None = Field(
+    target: Target | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
+    floor: float | None = Field(
         None,
         gt=0,
-        le=1,
-        description="share of the parameters outside embeddings that may remain; FFN width follows",
+        lt=1,
+        description="share of the metric that must stay (0.97): `axes` give way as far as it does, found by search",
+    )
+    axes: tuple[str, ...] = Field(
+        ("ffn",),
+        min_length=1,
+        description="what gives way to target or floor; where there are several, each is cut alone on calibration "
+        "data first, and what costs least quality for what it saves goes first",
     )
     criterion: Literal[
         "magnitude_l1",
@@ -73,16 +84,24 @@ class StructuredPruning(Frozen):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StructuredPruning":
-        if not self.keep and self.parameters is None:
-            raise ValueError("prune needs 'keep' (such as keep: {ffn: 0.5}) or 'parameters' (such as 0.5)")
+        if not self.keep and self.target is None and self.floor is None:
+            raise ValueError(
+                "prune needs 'keep' (such as keep: {ffn: 0.5}), 'target' (such as target: {parameters: 0.5}) or 'floor'"
+            )
+        if self.target is not None and self.floor is not None:
+            raise ValueError("prune takes either 'target' or 'floor': one of the two decides how much goes")
         return self
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
-        """Sizes from the config alone; proves every axis it would cut."""
-        target = sizes(sketch, self.keep, self.parameters, self.multiple or 8)
+        """Sizes from the config alone, as far as they follow from it; proves every axis that may be cut."""
         anatomy = discover(sketch.config, sketch.model_class)
         axes = {axis.name: axis for axis in anatomy.axes}
-        for name in target:
+        setting, notes, exact = self._from_config(sketch)
+        target = removed(sketch, setting)
+        free = [axis.name for rungs in self._ladders(sketch) for axis in anatomy.axes if axis.name in rungs[0]]
+        if not target and not free:
+            raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
+        for name in dict.fromkeys((*target, *free)):
             _require_proof(sketch, axes[name])
         for name, size in target.items():
             if axes[name].kind == "layers":
@@ -93,8 +112,8 @@ class StructuredPruning(Frozen):
             recipe="prune",
             title=f"structured pruning ({criterion.title}{REPAIRS[self.repair]})",
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in target.items()),
-            exact=True,
-            notes=("which units are kept is decided from weights and data",),
+            exact=exact,
+            notes=(*notes, "which units are kept is decided from weights and data"),
             references=(
                 *([criterion.reference] if criterion.reference else []),
                 *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else []),
@@ -104,7 +123,15 @@ class StructuredPruning(Frozen):
         return plan, after
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """Choose the kept units, axis by axis, on copies of `model`."""
+        """Choose the sizes where the config does not say them, then the kept units, axis by axis, on copies of `model`.
+
+        Raises:
+            UsageError: even the smallest cut misses the floor, or even the largest misses the target.
+        """
+        if self.target is not None or self.floor is not None:
+            setting, notes = self._from_data(model, data)
+            fixed = self.model_copy(update={"keep": setting, "target": None, "floor": None})
+            return fixed.plan(model, data).model_copy(update={"notes": notes})
         outline, _ = self.outline(Sketch(config=model.config, model_class=type(model)))
         kept: dict[str, dict[str, list[int]]] = {}
         for change in outline.sizes:
@@ -114,8 +141,73 @@ class StructuredPruning(Frozen):
             model = cut(model, axis, kept[axis.name])
         return outline.model_copy(update={"kept": kept, "notes": ()})
 
+    def _ladders(self, sketch: Sketch) -> list[list[Setting]]:
+        """The sizes that each of `axes` can take; none where `keep` says all."""
+        if self.target is None and self.floor is None:
+            return []
+        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        found = [ladder(sketch, name, self.multiple or 8) for name in self.axes]
+        for name, rungs in zip(self.axes, found, strict=True):
+            if any(axis in fixed for axis in rungs[0]):
+                raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
+        return found
+
+    def _from_config(self, sketch: Sketch) -> tuple[Setting, tuple[str, ...], bool]:
+        """Sizes, what to say about them, and whether they are final."""
+        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        ladders = self._ladders(sketch)
+        if self.floor is not None:
+            return fixed, (f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays",), False
+        if self.target is None:
+            return fixed, (), True
+        note = f"{self.target}, along {', '.join(self.axes)}"
+        if self.target.measured():
+            return fixed, (f"{note}; decided by measuring",), False
+        path = [fixed | setting for setting in in_step(ladders)]
+        return self.target.within(sketch, path, Costs(sketch)), (note,), len(ladders) == 1
+
+    def _from_data(self, model: PreTrainedModel, data: TaskData) -> tuple[Setting, tuple[str, ...]]:
+        """The sizes, and what is expected of them."""
+        sketch = Sketch(config=model.config, model_class=type(model))
+        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        ladders = self._ladders(sketch)
+        target = self.target or Target(parameters=1.0)
+        costs = Costs(sketch, target.batch, model.device)
+        path = in_step(ladders)
+        if len(ladders) > 1:
+            path = by_loss(
+                ladders,
+                tried(
+                    model,
+                    data,
+                    ladders,
+                    lambda setting: self._made(model, fixed | setting, data),
+                    lambda setting: max(target.overrun(costs, resized_sketch(sketch, fixed | setting)).values()),
+                ),
+            )
+        path = [fixed | setting for setting in path]
+        if self.floor is None:
+            found = target.within(sketch, path, costs)
+            return found, (str(target), *target.predicted(costs, resized_sketch(sketch, found)))
+
+        def metric(setting: Setting) -> float:
+            return judge(self._made(model, setting, data), data).scores()[data.task.metric]
+
+        dense = judge(model, data).scores()[data.task.metric]
+        found, note = above_floor(self.floor, data.task, dense, path, metric)
+        return found, (note,)
+
+    def _made(self, model: PreTrainedModel, setting: Setting, data: TaskData) -> PreTrainedModel:
+        fixed = self.model_copy(update={"keep": setting, "target": None, "floor": None})
+        return fixed._apply(model, fixed.plan(model, data), data)
+
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
+        made = self._apply(model, plan, data)
+        data.memory.pop(MOMENTS, None)
+        return made
+
+    def _apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
         original, layers = model, dict[str, list[int]]()
@@ -126,7 +218,7 @@ class StructuredPruning(Frozen):
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             smaller = cut(model, axis, kept)
             if axis.kind != "layers" and self.repair != "none":
-                _repair_(smaller, model, axis, kept, consumer_moments(model, axis, data))
+                _repair_(smaller, model, axis, kept, _moments(model, axis, data))
             model = smaller
         if self.repair == "in_order":
             for axis in discover(model.config, type(model)).named("ffn"):
@@ -141,13 +233,22 @@ class StructuredPruning(Frozen):
 
     def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         criterion = CRITERIA[self.criterion]
-        moments = consumer_moments(model, axis, data) if "activations" in criterion.needs else {}
+        moments = _moments(model, axis, data) if "activations" in criterion.needs else {}
         slopes = consumer_slopes(model, axis, data) if "gradients" in criterion.needs else {}
         kept = {}
         for group in axis.groups:
             scores = criterion.score(_evidence(model, axis, group, size, moments, slopes))
             kept[group] = sorted(scores.topk(size).indices.tolist())
         return kept
+
+
+def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
+    """Of the axis looked at last, from memory: plan and apply need the same, and so does every trial."""
+    last = data.memory.get(MOMENTS)
+    if last is None or last[0] is not model or last[1] != axis.name:
+        data.memory.pop(MOMENTS, None)
+        last = data.memory[MOMENTS] = (model, axis.name, consumer_moments(model, axis, data))
+    return last[2]
 
 
 def _axis(model: PreTrainedModel, name: str) -> Axis:

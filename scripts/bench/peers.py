@@ -9,7 +9,7 @@ from hf_pe.anatomy import Axis
 from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import no_cache
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.budget import sizes
+from hf_pe.prune.budget import kept_sizes
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
@@ -68,7 +68,7 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
 
 def ffn_size(model: Any, share: float) -> int:
     """Units that stay where `share` of the FFN width goes."""
-    return sizes(Sketch(model.config, type(model)), {"ffn": 1 - share}, None, 8)["ffn"]
+    return kept_sizes(Sketch(config=model.config, model_class=type(model)), {"ffn": 1 - share}, 8)["ffn"]
 
 
 def by_peers(

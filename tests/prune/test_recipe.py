@@ -5,12 +5,13 @@ from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralModel
 
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
+from hf_pe.measure import judge, parameters
 from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import difference, example_inputs, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
 from hf_pe.tasks import CausalLM, Embedding
-from tests.helpers import TEXTS, bert_config
+from tests.helpers import TEXTS, bert_config, taught
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
 
@@ -65,6 +66,13 @@ def causal(llama_folder, tokenizer):
     return model, CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
 
 
+@pytest.fixture
+def trained(causal):
+    model, data = causal
+    torch.manual_seed(0)
+    return taught(LlamaForCausalLM(model.config), data), data
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_heads_and_width_go_together(causal, criterion):
     model, data = causal
@@ -99,8 +107,9 @@ def test_a_number_of_heads_that_the_config_refuses_is_named_before_work():
 
 
 def test_a_share_of_the_parameters_is_met_from_below(work):
-    recipe = StructuredPruning(parameters=0.7, multiple=8)
+    recipe = StructuredPruning(target={"parameters": 0.7}, multiple=8)
     plan, _ = recipe.outline(SKETCH)
+    assert plan.exact
     dense = BertModel(bert_config())
     without = dense.num_parameters() - sum(
         m.weight.numel() for m in dense.modules() if isinstance(m, torch.nn.Embedding)
@@ -116,8 +125,10 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
         ({"keep": {"heads": 2}}, "the stock config of this model cannot say that 'heads' are fewer"),
         ({"keep": {"layers": 9}}, "expected 1 to 4, got 9"),
         ({"keep": {"ffn": 1.0}}, "nothing would be removed"),
-        ({"parameters": 0.05}, r"cannot be reached.*the least is \d+"),
-        ({"parameters": 0.5, "keep": {"ffn": 0.5}}, "fixes it too"),
+        ({"target": {"parameters": 0.05}}, r"cannot be reached.*the least is \d+"),
+        ({"target": {"parameters": 0.5}, "keep": {"ffn": 0.5}}, "prune.keep fixes it"),
+        ({"target": {"flops": 0.5}, "axes": ["fnn"]}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
+        ({"floor": 0.9, "axes": ["heads"]}, "the stock config of this model cannot say that 'heads' are fewer"),
     ],
 )
 def test_targets_that_cannot_be_reached_say_what_can(fields, message):
@@ -134,6 +145,64 @@ def test_amounts_out_of_range(value):
 def test_nothing_to_do_is_refused():
     with pytest.raises(ValidationError, match="needs 'keep'"):
         StructuredPruning()
+    with pytest.raises(ValidationError, match="expected at least one of parameters, flops"):
+        StructuredPruning(target={})
+    with pytest.raises(ValidationError, match="either 'target' or 'floor'"):
+        StructuredPruning(target={"flops": 0.5}, floor=0.9)
+
+
+def test_several_axes_share_a_target_by_what_they_lose(trained):
+    model, data = trained
+    recipe = StructuredPruning(target={"parameters": 0.6}, axes=("ffn", "kv_groups", "layers"))
+    outline, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
+    assert not outline.exact
+    plan = recipe.plan(model, data)
+    smaller = recipe.apply(model, plan, data)
+    whole, left = (parameters(m).without_embeddings for m in (model, smaller))
+    assert 0.5 * whole < left <= 0.6 * whole
+    assert plan.parameters == smaller.num_parameters()
+    assert any("predicted parameters" in note for note in plan.notes)
+    assert not data.memory
+
+
+def test_what_matters_least_goes_first(causal):
+    """Layers 1 and 2 add nothing; so depth goes, and of the width only what costs nothing either."""
+    model, data = causal
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(model.config)
+    for layer in model.model.layers[1:]:
+        layer.requires_grad_(False)
+        layer.self_attn.o_proj.weight.data.zero_()
+        layer.mlp.down_proj.weight.data.zero_()
+    taught(model, data)
+    recipe = StructuredPruning(target={"parameters": 0.5}, axes=("ffn", "layers"))
+    plan = recipe.plan(model, data)
+    found = {s.axis: s.after for s in plan.sizes}
+    assert found["layers"] == 1
+    assert found.get("ffn", 192) > 0.8 * 192
+
+
+@pytest.mark.parametrize("axes", [("ffn",), ("ffn", "kv_groups")])
+def test_a_floor_is_kept_and_used(trained, axes):
+    model, data = trained
+    recipe = StructuredPruning(floor=0.95, axes=axes)
+    outline, after = recipe.outline(Sketch(config=model.config, model_class=type(model)))
+    assert not outline.exact and after.config is model.config
+    plan = recipe.plan(model, data)
+    small = recipe.apply(model, plan, data)
+    dense, kept = (judge(m, data).scores()["perplexity"] for m in (model, small))
+    assert kept <= dense / 0.95
+    least = StructuredPruning(keep=dict.fromkeys(axes, 1))
+    assert judge(least.apply(model, least.plan(model, data), data), data).scores()["perplexity"] > dense / 0.95
+    assert plan.sizes
+    assert f"found {kept:.4f}" in plan.notes[0]
+
+
+def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(trained):
+    model, data = trained
+    recipe = StructuredPruning(floor=0.999999, criterion="random", repair="none", multiple=64)
+    with pytest.raises(UsageError, match=r"even the smallest cut leaves perplexity at \d+"):
+        recipe.plan(model, data)
 
 
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():

@@ -1,0 +1,105 @@
+"""What a size costs: counted from the config, or measured on this machine."""
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_pe.anatomy import discover, skeleton
+from hf_pe.errors import UsageError
+from hf_pe.measure import LENGTH, flops, latency, longest, parameters, reopened, sketch_size
+from hf_pe.plans import Sketch
+from hf_pe.prune.budget import resized_sketch
+
+UNITS = {"parameters": "", "flops": " FLOPs", "bytes": " bytes", "latency": " ms", "memory": " bytes"}
+"""Everything that can be bounded, and its unit."""
+MEASURED = ("latency", "memory")
+"""What is measured and not counted."""
+DEEP = 8
+"""Stacks of more layers are measured at SHALLOW and DEEPER layers: each further layer costs the same."""
+SHALLOW, DEEPER = 2, 6
+
+
+class Costs:
+    """What the sizes of one model cost. Each is looked at once; what is measured, with random weights of that size.
+
+    Args:
+        dense: the model before anything is cut.
+        batch: examples in the pass whose latency counts.
+        device: where latency is measured.
+    """
+
+    def __init__(self, dense: Sketch, batch: int = 1, device: str | torch.device = "cpu") -> None:
+        self.dense, self.batch, self.device = dense, batch, device
+        self._known: dict[tuple[str, str], float] = {}
+        self._rival: tuple[PreTrainedModel, float] | None = None
+
+    def of(self, name: str, sketch: Sketch) -> float:
+        """Parameters outside embeddings, FLOPs at batch 1, bytes of all weights, milliseconds (median) or peak bytes.
+
+        Latency and peak memory of deep models are put together from blocks: the cost at 2 layers and what 4
+        more add.
+
+        Raises:
+            UsageError: it cannot be counted or measured for this architecture or on this machine.
+        """
+        parts = _blocks(sketch) if name in MEASURED else [(1.0, sketch)]
+        return sum(times * self._once(name, part) for times, part in parts)
+
+    def share(self, name: str, sketch: Sketch) -> float:
+        """The same over what the dense model costs."""
+        return self.of(name, sketch) / self.of(name, self.dense)
+
+    def _once(self, name: str, sketch: Sketch) -> float:
+        key = (name, sketch.config.to_json_string())
+        if key not in self._known:
+            found = getattr(self, f"_{name}")(sketch)
+            if found is None:
+                raise UsageError(f"prune.target.{name}: it cannot be found out here; expected another target.")
+            self._known[key] = float(found)
+        return self._known[key]
+
+    def _parameters(self, sketch: Sketch) -> int:
+        return parameters(skeleton(sketch.config, sketch.model_class)).without_embeddings
+
+    def _flops(self, sketch: Sketch) -> int | None:
+        return flops(sketch.config, sketch.model_class, length=longest(sketch.config, LENGTH))
+
+    def _bytes(self, sketch: Sketch) -> int:
+        return int(sketch_size(sketch)["weight_bytes"])
+
+    def _latency(self, sketch: Sketch) -> float:
+        """Beside the first model that was timed: a machine that slows down slows both."""
+        model = self._random(sketch)
+        model.to(self.device)  # type: ignore[arg-type]
+        rival, usual = self._rival or (model, None)
+        found = latency({"rival": rival, "this": model}, batch=self.batch, length=longest(model.config, LENGTH))
+        if usual is None:
+            self._rival = (model, found["this"].p50_ms)
+            return found["this"].p50_ms
+        return usual * found["this"].p50_ms / found["rival"].p50_ms
+
+    def _memory(self, sketch: Sketch) -> int | None:
+        model = self._random(sketch)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, "sized")
+            model.save_pretrained(folder)
+            return reopened(folder, "sized", model, type(model).__name__, None, length=LENGTH)[0].peak_memory_bytes
+
+    def _random(self, sketch: Sketch) -> PreTrainedModel:
+        make: Any = sketch.model_class
+        with torch.random.fork_rng(devices=[]):
+            model = make._from_config(copy.deepcopy(sketch.config), dtype=sketch.config.dtype or torch.float32)
+        return model.eval()  # type: ignore[no-any-return]
+
+
+def _blocks(sketch: Sketch) -> list[tuple[float, Sketch]]:
+    """Smaller models and how often each counts, so that the sum costs what `sketch` does."""
+    stacks = [a for a in discover(sketch.config, sketch.model_class).named("layers") if a.native and a.size > DEEP]
+    low = {axis.name: SHALLOW for axis in stacks}
+    slopes = [(axis.size - SHALLOW) / (DEEPER - SHALLOW) for axis in stacks]
+    deeper = [resized_sketch(sketch, low | {axis.name: DEEPER}) for axis in stacks]
+    return [(1 - sum(slopes), resized_sketch(sketch, low)), *zip(slopes, deeper, strict=True)]

@@ -1,0 +1,63 @@
+import itertools
+
+import pytest
+from transformers import BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+
+from hf_pe.plans import Sketch
+from hf_pe.prune.budget import Tried, by_loss, first, in_step, ladder, removed, resized_sketch
+from tests.helpers import bert_config
+
+BERT = Sketch(config=bert_config(), model_class=BertModel)
+
+
+def test_a_ladder_has_every_size_the_config_can_say():
+    assert [rung["ffn"] for rung in ladder(BERT, "ffn", 32)] == [128, 96, 64, 32]
+    assert [rung["layers"] for rung in ladder(BERT, "layers", 8)] == [4, 3, 2, 1]
+    config = LlamaConfig(
+        hidden_size=576, num_attention_heads=9, num_key_value_heads=9, head_dim=64, num_hidden_layers=2
+    )
+    llama = Sketch(config=config, model_class=LlamaForCausalLM)
+    assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8)] == [9, 8, 6, 4, 3, 2, 1]
+
+
+def test_towers_keep_the_same_share():
+    config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=4, num_heads=4, vocab_size=99)
+    sketch = Sketch(config=config, model_class=T5ForConditionalGeneration)
+    rungs = ladder(sketch, "layers", 8)
+    assert len(rungs[0]) == 2
+    assert {tuple(sorted(rung.values())) for rung in rungs} == {(2, 4), (1, 2)}
+
+
+def test_a_path_only_goes_down():
+    ladders = [ladder(BERT, "ffn", 8), ladder(BERT, "layers", 8)]
+    curves = [
+        [Tried(0, 0, 1.0), Tried(8, 0.1, 0.8), Tried(15, 0.9, 0.6)],
+        [Tried(0, 0, 1.0), Tried(1, 0.05, 0.75), Tried(3, 2, 0.25)],
+    ]
+    for path in (in_step(ladders), by_loss(ladders, curves)):
+        assert path[0] == {"ffn": 128, "layers": 4} and path[-1] == {"ffn": 8, "layers": 1}
+        for here, there in itertools.pairwise(path):
+            assert all(there[name] <= here[name] for name in here)
+
+
+def test_the_cheapest_loss_for_what_is_saved_goes_first():
+    ladders = [[{"a": size} for size in (4, 3, 2)], [{"b": size} for size in (2, 1)]]
+    curves = [[Tried(0, 0, 1.0), Tried(1, 0.5, 0.9), Tried(2, 0.6, 0.5)], [Tried(0, 0, 1.0), Tried(1, 0.4, 0.8)]]
+    # a's first rung alone is dear (5 per saved unit), both together are the cheapest (1.2), b costs 2
+    assert by_loss(ladders, curves) == [
+        {"a": 4, "b": 2}, {"a": 3, "b": 2}, {"a": 2, "b": 2}, {"a": 2, "b": 1},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", range(6))
+def test_first_finds_where_it_begins_to_fit(answer):
+    path = [{"a": number} for number in range(6)]
+    assert first(path, lambda setting: setting["a"] >= answer) == answer
+    assert first(path, lambda setting: False) is None
+
+
+def test_removed_is_what_is_less_and_depth_comes_first():
+    assert list(removed(BERT, {"ffn": 64, "layers": 2}).items()) == [("layers", 2), ("ffn", 64)]
+    assert removed(BERT, {"ffn": 128, "layers": 4}) == {}
+    after = resized_sketch(BERT, {"ffn": 64, "layers": 2})
+    assert (after.config.intermediate_size, after.config.num_hidden_layers) == (64, 2)

@@ -1,0 +1,59 @@
+import pytest
+from transformers import BertModel
+
+from hf_pe.errors import UsageError
+from hf_pe.plans import Sketch
+from hf_pe.prune.budget import ladder, resized_sketch
+from hf_pe.prune.costs import Costs
+from hf_pe.prune.target import Target, above_floor
+from hf_pe.tasks import CausalLM, Embedding
+from tests.helpers import bert_config
+
+SKETCH = Sketch(config=bert_config(), model_class=BertModel)
+
+
+@pytest.mark.parametrize("name", ["parameters", "flops", "bytes"])
+def test_shares_and_numbers_mean_the_same(name):
+    costs = Costs(SKETCH)
+    path = ladder(SKETCH, "ffn", 8)
+    least = costs.of(name, resized_sketch(SKETCH, path[-1])) / costs.of(name, SKETCH)
+    share = (1 + least) / 2
+    found = Target(**{name: share}).within(SKETCH, path, costs)
+    assert found == Target(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
+    at = path.index(found)
+    assert (
+        costs.share(name, resized_sketch(SKETCH, found))
+        <= share
+        < costs.share(name, resized_sketch(SKETCH, path[at - 1]))
+    )
+
+
+def test_all_bounds_hold_at_once():
+    costs, path = Costs(SKETCH), ladder(SKETCH, "layers", 8)
+    loose, tight = Target(parameters=0.9), Target(parameters=0.9, flops=0.55)
+    assert loose.within(SKETCH, path, costs) == {"layers": 3}
+    assert tight.within(SKETCH, path, costs) == {"layers": 2}
+
+
+def test_a_target_out_of_reach_says_what_can_be_had():
+    with pytest.raises(UsageError, match=r"prune\.target\.flops: 0\.01 cannot be reached.*the least is \d+\.\d%"):
+        Target(parameters=0.5, flops=0.01).within(SKETCH, ladder(SKETCH, "layers", 8), Costs(SKETCH))
+
+
+def test_it_says_itself_in_words():
+    target = Target(parameters=0.5, latency=12)
+    assert str(target) == "target: parameters at most 50%, latency at most 12 ms"
+    assert target.measured() and not Target(bytes=1e6).measured()
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [(Embedding(), lambda s: s["a"] / 100), (CausalLM(), lambda s: 100 / s["a"])]
+)
+def test_the_floor_is_the_last_that_keeps_enough(task, metric):
+    path = [{"a": size} for size in range(100, 0, -1)]
+    found, note = above_floor(0.8, task, 1.0, path, metric)
+    assert 80 <= found["a"] <= 83  # one of 32 settings
+    assert "floor: 80%" in note
+    with pytest.raises(UsageError, match="even the smallest cut"):
+        above_floor(0.99, task, 1.0, path, metric)
+    assert above_floor(0.001, task, 1.0, path, metric)[0] == path[-1]
