@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hf_pe.data import DataConfig as DataConfig
     from hf_pe.distill import Distillation as Distillation
     from hf_pe.distill import DistillationTrainer as DistillationTrainer
+    from hf_pe.distill import Lora as Lora
     from hf_pe.errors import PushError as PushError
     from hf_pe.errors import UsageError as UsageError
     from hf_pe.hub import Publish as Publish
@@ -46,6 +47,7 @@ _HOME = {
     "DataConfig": "data",
     "Distillation": "distill",
     "DistillationTrainer": "distill",
+    "Lora": "distill",
     "UsageError": "errors",
     "Plan": "plans",
     "prove": "proof",

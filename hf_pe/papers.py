@@ -135,5 +135,28 @@ _PAPERS = (
         2024,
         "2403.03853",
     ),
+    Paper(
+        "ashkboos2024slicegpt",
+        "Saleh Ashkboos and Maximilian L. Croci and Marcelo Gennari do Nascimento and Torsten Hoefler "
+        "and James Hensman",
+        "SliceGPT: Compress Large Language Models by Deleting Rows and Columns",
+        2024,
+        "2401.15024",
+    ),
+    Paper(
+        "lasby2025reap",
+        "Mike Lasby and Ivan Lazarevich and Nish Sinnadurai and Sean Lie and Yani Ioannou and Vithursan Thangarasa",
+        "REAP the Experts: Why Pruning Prevails for One-Shot MoE compression",
+        2025,
+        "2510.13999",
+    ),
+    Paper(
+        "hu2021lora",
+        "Edward J. Hu and Yelong Shen and Phillip Wallis and Zeyuan Allen-Zhu and Yuanzhi Li and Shean Wang "
+        "and Lu Wang and Weizhu Chen",
+        "LoRA: Low-Rank Adaptation of Large Language Models",
+        2021,
+        "2106.09685",
+    ),
 )
 PAPERS = {f"https://arxiv.org/abs/{paper.arxiv}": paper for paper in _PAPERS}

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import CUTTABLE, Axis, discover
@@ -45,6 +46,9 @@ TINY_FIELDS = {
     "local_attention": 6,
     "pooler_output_size": 32,
     "num_experts_per_tok": 2,
+    "n_group": 1,
+    "first_k_dense_replace": 1,
+    "topk_group": 1,
 }
 
 
@@ -64,6 +68,8 @@ def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Ax
     """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
     if axis.kind not in CUTTABLE:
         return Proof(axis.name, False, f"cutting '{axis.name}' is not supported yet; supported: {', '.join(CUTTABLE)}")
+    if axis.kind == "ffn" and axis.native and not any(slot.consumes for slot in axis.slots):
+        return Proof(axis.name, False, "the inner width of experts cannot be cut yet; supported: whole experts")
     if axis.kind == "layers" and kept is None and axis.size < 2:
         return Proof(axis.name, False, "there is only one layer")
     try:
@@ -101,7 +107,9 @@ def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=draw)
         if parameter.ndim > 1:
-            noise *= parameter[0].numel() ** -0.5 * 1.5
+            owner = model.get_submodule(name.rpartition(".")[0])
+            stacked = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)  # one matrix for each expert
+            noise *= (min(parameter.shape[1:]) if stacked else parameter[0].numel()) ** -0.5 * 1.5
         elif name.endswith("bias"):
             noise *= 0.3
         else:
@@ -155,7 +163,10 @@ def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
     with _neutralised(model, axis, kept):
         reference = outputs_of(model, inputs)
     effect = difference(outputs_of(model, inputs), reference)
-    error = difference(reference, outputs_of(cut(model, axis, kept), inputs))
+    found = outputs_of(cut(model, axis, kept), inputs)
+    if axis.kind == "hidden":
+        reference = [_narrow(one, other, axis, kept) for one, other in zip(reference, found, strict=True)]
+    error = difference(reference, found)
     sabotage = difference(reference, outputs_of(_wrong_cut(model, axis, kept), inputs))
     reason = ""
     if not error <= TOLERANCE:
@@ -174,7 +185,7 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
         gone = free[len(free) // 2]
         return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
-    count = max(axis.size * 2 // 3, 1)
+    count = max(axis.size * 3 // 4 if axis.kind == "hidden" else axis.size * 2 // 3, 1)  # heads may have to divide it
     return {g: sorted(torch.randperm(axis.size, generator=draw)[:count].tolist()) for g in axis.groups}
 
 
@@ -193,17 +204,98 @@ def _neutralised(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[Non
             for hook in hooks:
                 hook.remove()
         return
+    if axis.kind == "experts":
+        with _never_routed(model, axis, kept):
+            yield
+        return
     state = model.state_dict()
     saved = {slot.name: state[slot.name].clone() for slot in axis.slots if slot.name in state}
     for slot in axis.slots:
         if slot.name in state:
             gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])))
             state[slot.name].index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
+    norms = _told_the_width(model, axis, kept) if axis.kind == "hidden" else []
     try:
         yield
     finally:
         for name, tensor in saved.items():
             state[name].copy_(tensor)
+        for norm in norms:
+            norm.remove()
+
+
+NEVER = -1e30
+"""The router's logit of an expert that is not there."""
+
+
+class _Logits(TorchFunctionMode):
+    """Where a router's weight is multiplied with, the logits of its removed experts become `NEVER`."""
+
+    def __init__(self, gone: dict[int, list[int]]) -> None:
+        super().__init__()
+        self.gone = gone
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        units = self.gone.get(id(args[1])) if func is nn.functional.linear and len(args) > 1 else None
+        if units:
+            found = found.clone()
+            found[..., units] = NEVER
+        return found
+
+
+@contextlib.contextmanager
+def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
+    """Inside the block the removed experts get no token: a zero router row would still be a logit of 0."""
+    state = dict(model.named_parameters()) | dict(model.named_buffers())
+    slots = [slot for slot in axis.slots if slot.name in state]
+    gone = {slot.name: sorted(set(range(axis.size)) - set(kept[slot.group])) for slot in slots}
+    biases = {slot.name: state[slot.name].clone() for slot in slots if state[slot.name].ndim == 1}
+    for name in biases:
+        state[name].data[gone[name]] = NEVER
+    try:
+        with _Logits({id(state[s.name]): gone[s.name] for s in slots if state[s.name].ndim == 2}):
+            yield
+    finally:
+        for name, tensor in biases.items():
+            state[name].data.copy_(tensor)
+
+
+def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:
+    """Hook every norm (what holds vectors of the hidden width and nothing else) to count the kept coordinates only."""
+    units = torch.as_tensor(next(iter(kept.values())))
+
+    def narrowed(module: nn.Module) -> Any:
+        small = copy.deepcopy(module)
+        for parameter in small.parameters():
+            parameter.data = parameter.data[units]
+        if isinstance(small, nn.LayerNorm):
+            small.normalized_shape = (len(units),)
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(output).index_copy(-1, units, small(args[0][..., units]))
+
+        return module.register_forward_hook(hook)
+
+    return [narrowed(module) for module in norms_along(model, axis).values()]
+
+
+def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
+    """The modules that hold vectors along `axis` and nothing else, by name: its norms (and layer scales)."""
+    owners = dict.fromkeys(slot.name.rpartition(".")[0] for slot in axis.slots)
+    found = {}
+    for name in owners:
+        module = model.get_submodule(name)
+        own = [*module.parameters()]
+        if own and all(p.ndim == 1 and len(p) == axis.size for p in own):
+            found[name] = module
+    return found
+
+
+def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
+    """Of an output that has the hidden width, the kept coordinates."""
+    units = torch.as_tensor(next(iter(kept.values())))
+    return one if one.shape == other.shape else one.index_select(-1, units.to(one.device))
 
 
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -217,7 +309,8 @@ def _wrong_cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedMode
     wrong = copy.deepcopy(cut(model, axis, kept))
     state = wrong.state_dict()
     if axis.kind != "layers":
-        slot = next(s for s in axis.slots if s.name in state and s.consumes)
+        slots = [s for s in axis.slots if s.name in state]
+        slot = next((s for s in slots if s.consumes), slots[0])
         tensor = state[slot.name]
         tensor.copy_(tensor.roll(1, slot.dim or 0))
         return wrong

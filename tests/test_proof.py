@@ -1,10 +1,13 @@
+import copy
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertModel, LlamaForCausalLM
 
 from hf_pe import proof as proof_module
 from hf_pe.anatomy import CUTTABLE, Layout, discover
-from hf_pe.proof import EFFECT, TOLERANCE, example_inputs, lively, outputs_of, prove, removable_layers, tiny
+from hf_pe.proof import EFFECT, TOLERANCE, difference, example_inputs, lively, outputs_of, prove, removable_layers, tiny
+from hf_pe.surgery import cut
 
 TYPES = [
     "bert",
@@ -49,6 +52,56 @@ def test_heads_are_proved_with_power(model_type):
     assert found.holds, found.reason
     assert found.error <= TOLERANCE
     assert min(found.effect, found.sabotage) >= EFFECT
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit"],
+)
+def test_hidden_width_is_proved_with_power(model_type):
+    """Against a model whose removed coordinates are zero and whose norms are told the smaller width."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("hidden")
+    found = prove(config, model_class, axis)
+    assert found.holds, found.reason
+    assert min(found.effect, found.sabotage) >= EFFECT
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gemma3_text"])
+def test_hidden_width_that_sizes_heads_or_scales_embeddings_is_refused(model_type):
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("hidden")
+    assert "differ by" in prove(config, model_class, axis).reason
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "gpt_oss", "phimoe", "glm4_moe", "granitemoe", "deepseek_v3"],
+)
+def test_experts_are_proved_with_power(model_type):
+    """Against a router that never picks them."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("experts")
+    found = prove(config, model_class, axis)
+    assert found.holds, found.reason
+    assert min(found.effect, found.sabotage) >= EFFECT
+
+
+def test_a_router_that_still_picks_removed_experts_is_noticed():
+    """A zero row is a logit of 0, not minus infinity: as a reference it must not pass."""
+    config = tiny(AutoConfig.for_model("mixtral"))
+    model = lively(AutoModel.from_config(config))
+    (axis,) = discover(config, type(model)).named("experts")
+    kept = {group: [0, 1] for group in axis.groups}
+    zeroed = copy.deepcopy(model)
+    for group in axis.groups:
+        zeroed.get_parameter(f"{group}.mlp.gate.weight").data[2:] = 0
+    inputs = example_inputs(model)
+    smaller = outputs_of(cut(model, axis, kept), inputs)
+    assert difference(outputs_of(zeroed, inputs), smaller) > EFFECT
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(9, 3), (14, 2), (6, 3), (8, 1)])
@@ -123,8 +176,8 @@ def test_layers_that_are_built_differently_hold_their_position():
 
 def test_what_cannot_be_proved_is_refused_with_the_reason():
     config = AutoConfig.for_model("bert")
-    hidden = discover(config, BertModel).named("hidden")[0]
-    assert "not supported" in prove(config, BertModel, hidden).reason
+    rows = discover(config, BertModel).named("vocabulary")[0]
+    assert "not supported" in prove(config, BertModel, rows).reason
     mixtral = AutoConfig.for_model("mixtral")
     model_class = AutoModel._model_mapping[type(mixtral)]
     found = prove(mixtral, model_class, discover(mixtral, model_class).named("ffn")[0])

@@ -51,14 +51,17 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
 }
 
-CUTTABLE = ("ffn", "heads", "kv_groups", "layers")
+CUTTABLE = ("ffn", "heads", "kv_groups", "layers", "hidden", "experts")
 """The axes this version proves and cuts; the others are listed by `inspect`."""
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
 
 HEAD_SIZES = ("head_dim", "d_kv")
-"""Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads go."""
+"""Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads or width go."""
+
+EVERYWHERE = "model"
+"""The one group of an axis whose units all blocks share: the hidden width."""
 
 
 def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Anatomy:
@@ -88,8 +91,8 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
     """Return a copy of `config` with the field at dotted `path` set to `size`.
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
-    (default: the first `size`, the last repeated where it grows). Heads keep their size; key-value heads take along
-    the query heads that read them.
+    (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
+    changes; key-value heads take along the query heads that read them.
     """
     new = copy.deepcopy(config)
     *parents, field = path.split(".")
@@ -102,14 +105,25 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
         for key, value in holder.to_dict().items():
             if isinstance(value, list) and len(value) == before:
                 setattr(holder, key, [value[i] for i in kept])
-    if AXIS_OF_FIELD[field] in ("heads", "kv_groups"):
-        queries = QUERIES_OF.get(field, field)
-        heads = getattr(holder, queries)
-        if not any(getattr(holder, name, None) for name in HEAD_SIZES) and hasattr(holder, "hidden_size"):
+    if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
+        queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
+        heads = getattr(holder, queries, None)
+        if heads and not any(getattr(holder, name, None) for name in HEAD_SIZES) and hasattr(holder, "hidden_size"):
             holder.head_dim = holder.hidden_size // heads
-        setattr(holder, queries, heads * size // before)
+        if AXIS_OF_FIELD[field] != "hidden":
+            setattr(holder, queries, (heads or 0) * size // (before or 1))
+    if AXIS_OF_FIELD[field] == "experts":
+        _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def _require_routable(holder: Any, size: int) -> None:
+    for name in ("num_experts_per_tok", "moe_topk", "top_k_experts"):
+        if (getattr(holder, name, None) or 0) > size:
+            raise ValueError(f"each token takes {getattr(holder, name)} experts, so there cannot be {size}")
+    if size % (getattr(holder, "n_group", None) or 1):
+        raise ValueError(f"{size} experts do not make {holder.n_group} groups of the same size")
 
 
 def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -194,7 +208,7 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
         Slot(
             key,
             dim,
-            _block(key),
+            EVERYWHERE if name.endswith("hidden") else _block(key),
             _consumes(base, key, dim),
             _layout(shape[dim], size, after[key][dim], probe, name),
         )

@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_pe.distill.lora import PAPER, Lora, merged
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
@@ -43,6 +44,7 @@ class Distillation(Frozen):
     weight_decay: float = Field(0.01, ge=0)
     train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
     dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
+    lora: Lora | None = Field(None, description="train low-rank adapters in place of all weights, and merge them")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="bfloat16 trains under autocast; auto: where the hardware has it"
     )
@@ -64,9 +66,13 @@ class Distillation(Frozen):
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = Plan(
             recipe="distil",
-            title=f"distillation from the original ({names}; {self.steps} steps of {self.batch_size})",
+            title=f"distillation from the original ({names}; {self.steps} steps of {self.batch_size}"
+            + (f"; LoRA of rank {self.lora.rank}, merged)" if self.lora else ")"),
             exact=True,
-            references=tuple(LOSSES[name].reference for name in used if LOSSES[name].reference),
+            references=(
+                *(LOSSES[name].reference for name in used if LOSSES[name].reference),
+                *([PAPER] if self.lora else []),
+            ),
             **sketch_size(sketch),
         )
         return plan, sketch
@@ -105,9 +111,10 @@ class Distillation(Frozen):
                 module.p = 0.0  # noise that the teacher's target does not have
         batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
         weights = self._weights(data.task.signals(model, batch))
+        learner = self.lora.wrapped(student) if self.lora else student
         with tempfile.TemporaryDirectory() as work:
             trainer = DistillationTrainer(
-                model=student,
+                model=learner,
                 args=self._arguments(work, len(data.train)),
                 train_dataset=data.train,
                 data_collator=data.collate,
@@ -120,7 +127,8 @@ class Distillation(Frozen):
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
             trainer.train()
             # under bfloat16 the Trainer leaves its autocast on the model's forward
-            student = trainer.accelerator.unwrap_model(student, keep_fp32_wrapper=False)
+            learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
+        student = merged(learner) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):

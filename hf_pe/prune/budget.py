@@ -60,7 +60,7 @@ def ladder(sketch: Sketch, name: str, multiple: int) -> list[Setting]:
         least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
     else:
-        sizes = set(_sayable(sketch, first))
+        sizes = set(_sayable(sketch, first, multiple))
     return [
         {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple) for axis in others}
         for size in sorted(sizes, reverse=True)
@@ -113,10 +113,10 @@ def first(path: Sequence[Setting], fits: Callable[[Setting], bool]) -> int | Non
 
 
 def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
-    """What of `setting` is less than the model has, depth first."""
+    """What of `setting` is less than the model has, depth first, hidden width last."""
     now = {axis.name: axis.size for axis in discover(sketch.config, sketch.model_class).axes}
     less = {name: size for name, size in setting.items() if size != now[name]}
-    return dict(sorted(less.items(), key=lambda item: not item[0].endswith("layers")))
+    return dict(sorted(less.items(), key=lambda item: _turn(item[0])))
 
 
 def resized_sketch(sketch: Sketch, setting: Mapping[str, int]) -> Sketch:
@@ -149,6 +149,10 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
     return found
 
 
+def _turn(name: str) -> int:
+    return {"layers": 0, "hidden": 2}.get(name.rpartition(".")[2], 1)
+
+
 def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
     return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
 
@@ -161,7 +165,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
         )
     if axis.kind == "ffn":
         return _rounded(int(count), axis.size, multiple)
-    able = _sayable(sketch, axis)
+    able = _sayable(sketch, axis, multiple)
     if isinstance(value, int) and value not in able:
         raise UsageError(
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}."
@@ -169,8 +173,9 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
     return min(able, key=lambda size: (abs(size - axis.size * value), -size)) if count not in able else int(count)
 
 
-def _sayable(sketch: Sketch, axis: Axis) -> list[int]:
+def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
     """The sizes that the stock config takes: Llama's wants a hidden width that the query heads divide."""
+    step = multiple if axis.kind == "hidden" else 1
 
     def able(size: int) -> bool:
         try:
@@ -179,7 +184,7 @@ def _sayable(sketch: Sketch, axis: Axis) -> list[int]:
             return False
         return True
 
-    return [size for size in range(1, axis.size + 1) if able(size)]
+    return [size for size in range(1, axis.size + 1) if (size % step == 0 or size == axis.size) and able(size)]
 
 
 def _rounded(count: int, size: int, multiple: int) -> int:

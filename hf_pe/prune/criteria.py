@@ -123,6 +123,14 @@ def surgeon(evidence: Evidence) -> torch.Tensor:
     return obs(evidence._replace(consumer=(root.T @ consumer.flatten(1)).reshape(consumer.shape)))
 
 
+def reap(gates: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """Router-weighted activation of one expert over the tokens it gets, [tokens] each: the mean of gate times norm.
+
+    Lasby et al. 2025, arXiv:2510.13999: an expert that gets little weight, or gives little, goes first.
+    """
+    return (gates.float() * norms.float()).mean() if len(gates) else torch.zeros(())
+
+
 def random(evidence: Evidence) -> torch.Tensor:
     """Uniform between 0 and 1 [units], from torch's generator as it stands: the control."""
     return torch.rand(evidence.consumer.shape[1])

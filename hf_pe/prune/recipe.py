@@ -1,5 +1,8 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -13,11 +16,20 @@ from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import prove, removable_layers
 from hf_pe.prune.budget import Setting, by_loss, in_step, kept_sizes, ladder, removed, resized_sketch
 from hf_pe.prune.costs import Costs
-from hf_pe.prune.criteria import CRITERIA, Evidence
+from hf_pe.prune.criteria import CRITERIA, Evidence, reap
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import without_removed
+from hf_pe.prune.rotation import rescale_norms_, rotated
 from hf_pe.prune.sensitivity import tried
-from hf_pe.prune.statistics import Moments, Slopes, block_influence, consumer_moments, consumer_slopes, pooled
+from hf_pe.prune.statistics import (
+    Moments,
+    Slopes,
+    block_influence,
+    consumer_moments,
+    consumer_slopes,
+    pooled,
+    routed,
+)
 from hf_pe.prune.target import Target, above_floor
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
@@ -35,14 +47,16 @@ Amount = Annotated[int | float, BeforeValidator(_amount)]
 
 
 MOMENTS = "moments of one axis"
+REAP = "https://arxiv.org/abs/2510.13999"
+SLICING = "https://arxiv.org/abs/2401.15024"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
 
 
 class StructuredPruning(Frozen):
-    """Remove FFN units, heads and layers; the result is a smaller stock model.
+    """Remove FFN units, heads, hidden width, experts and layers; the result is a smaller stock model.
 
-    Depth is chosen by block influence, width by `criterion`; each axis is proved on a tiny model of the same
-    architecture before anything is cut.
+    Depth is chosen by block influence, experts by REAP, the rest by `criterion`; each axis is proved on a tiny model
+    of the same architecture before anything is cut.
     """
 
     recipe: Literal["prune"] = "prune"
@@ -78,6 +92,11 @@ class StructuredPruning(Frozen):
         description="least_squares: each FFN output towards what it was; in_order: then block after block towards the "
         "original's state at that depth, which also takes over what removed layers did",
     )
+    hidden: Literal["selection", "rotation"] = Field(
+        "selection",
+        description="how hidden width goes: coordinates by the criterion, or the least principal components after a "
+        "rotation of the residual stream (RMS norms only; unties the embeddings)",
+    )
     multiple: int | None = Field(
         None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
     )
@@ -107,6 +126,9 @@ class StructuredPruning(Frozen):
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
         after = resized_sketch(sketch, target)
+        if self.hidden == "rotation" and _has(target, "hidden"):
+            after = _untied(after)
+            notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
         criterion = CRITERIA[self.criterion]
         plan = Plan(
             recipe="prune",
@@ -116,7 +138,9 @@ class StructuredPruning(Frozen):
             notes=(*notes, "which units are kept is decided from weights and data"),
             references=(
                 *([criterion.reference] if criterion.reference else []),
-                *(["https://arxiv.org/abs/2403.03853"] if _depth(target) else []),
+                *(["https://arxiv.org/abs/2403.03853"] if _has(target, "layers") else []),
+                *([REAP] if _has(target, "experts") else []),
+                *([SLICING] if self.hidden == "rotation" and _has(target, "hidden") else []),
             ),
             **sketch_size(after),
         )
@@ -216,14 +240,25 @@ class StructuredPruning(Frozen):
             if axis.kind == "layers":
                 layers |= kept
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
+            if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
+                self._repair_in_order_(model, original, layers, data)
+                model = rotated(model, axis, data) if self.hidden == "rotation" else model
             smaller = cut(model, axis, kept)
-            if axis.kind != "layers" and self.repair != "none":
+            if self.repair != "none" and any(slot.consumes for slot in axis.slots):
                 _repair_(smaller, model, axis, kept, _moments(model, axis, data))
+            if axis.kind == "hidden" and self.repair != "none":
+                rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
-        if self.repair == "in_order":
+        if not _has(plan.kept, "hidden"):
+            self._repair_in_order_(model, original, layers, data)
+        return model
+
+    def _repair_in_order_(
+        self, model: PreTrainedModel, original: PreTrainedModel, layers: dict[str, list[int]], data: TaskData
+    ) -> None:
+        if self.repair == "in_order" and model is not original:
             for axis in discover(model.config, type(model)).named("ffn"):
                 repair_in_order_(model, original, axis, layers, data)
-        return model
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         influence = block_influence(model, axis, data)
@@ -232,7 +267,13 @@ class StructuredPruning(Frozen):
         return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
     def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
+        if axis.kind == "hidden" and self.hidden == "rotation":
+            return {group: list(range(size)) for group in axis.groups}
         criterion = CRITERIA[self.criterion]
+        if axis.kind == "experts" and self.criterion != "random":
+            tokens = routed(model, axis, data)
+            saliency = {group: torch.stack([reap(*seen) for seen in tokens[group]]) for group in axis.groups}
+            return {group: sorted(each.topk(size).indices.tolist()) for group, each in saliency.items()}
         moments = _moments(model, axis, data) if "activations" in criterion.needs else {}
         slopes = consumer_slopes(model, axis, data) if "gradients" in criterion.needs else {}
         kept = {}
@@ -255,8 +296,14 @@ def _axis(model: PreTrainedModel, name: str) -> Axis:
     return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
 
 
-def _depth(target: dict[str, int]) -> bool:
-    return any(name.endswith("layers") for name in target)
+def _untied(sketch: Sketch) -> Sketch:
+    config = copy.deepcopy(sketch.config)
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    return replace(sketch, config=config)
+
+
+def _has(target: Mapping[str, Any], kind: str) -> bool:
+    return any(name.rpartition(".")[2] == kind for name in target)
 
 
 def _require_proof(sketch: Sketch, axis: Axis, kept: dict[str, list[int]] | None = None) -> None:
@@ -290,17 +337,43 @@ def _evidence(
 ) -> Evidence:
     state = model.state_dict()
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
-    consumer = next(slot for slot in slots if slot.consumes)
-    reading = state[consumer.name].movedim(consumer.dim or 0, 1)
-    seen = slopes.get(consumer.name)
+    weights = [s.layout.by_unit(state[s.name].movedim(s.dim or 0, 0), axis.size) for s in slots]
+    reading = {s.name: state[s.name].movedim(s.dim or 0, 1) for s in slots if s.consumes}
+    grams = {name: pooled(moments[name]).gram for name in reading} if moments else {}
+    seen = {name: slopes[name] for name in reading if name in slopes}
+    gates = [s.gates.reshape(len(s.gates), axis.size, -1).sum(2) for s in seen.values()]
+    one, *others = reading
+    if others:
+        felt = {name: s.outputs for name, s in seen.items()}
+        consumer, gram, outputs = _as_one(reading, grams, felt)
+    else:
+        consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
     return Evidence(
-        weights=[s.layout.by_unit(state[s.name].movedim(s.dim or 0, 0), axis.size) for s in slots],
-        consumer=reading.reshape(len(reading), axis.size, -1),
+        weights=weights,
+        consumer=consumer.reshape(len(consumer), axis.size, -1),
         keep=keep,
-        gram=pooled(moments[consumer.name]).gram if moments else None,
-        slopes=seen.gates.reshape(-1, axis.size, reading.shape[1] // axis.size).sum(2) if seen else None,
-        outputs=seen.outputs if seen else None,
+        gram=gram,
+        slopes=torch.stack(gates).sum(0) if gates else None,
+        outputs=outputs,
     )
+
+
+def _as_one(
+    reading: dict[str, torch.Tensor], grams: dict[str, torch.Tensor], felt: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Many maps that read the same units as one with the same cost: a root of the sum of W^T M W, each map by the size
+    of its output; the mean Gram matrix, each of trace 1; M = I."""
+    total = gram = torch.zeros(())
+    for name, weight in reading.items():
+        weight = weight.double()
+        held = weight.T @ (felt[name].double() @ weight if felt else weight)
+        here = grams.get(name, torch.eye(len(held))).double()
+        here = here / here.diagonal().mean().clamp_min(1e-30)
+        total = total + held / (held * here).sum().clamp_min(1e-30)
+        gram = gram + here / len(reading)
+    values, vectors = torch.linalg.eigh(total)
+    consumer = values.clamp_min(0).sqrt()[:, None] * vectors.T
+    return consumer.float(), gram.float() if grams else None, torch.eye(len(consumer)) if felt else None
 
 
 def _repair_(

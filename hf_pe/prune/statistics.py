@@ -1,5 +1,6 @@
 """Statistics of a model's activations on calibration data."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
+from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, TaskData, model_inputs
 
@@ -73,13 +75,18 @@ def pooled(folds: Iterable[Moments]) -> Moments:
 def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     """Moments of what flows into every slot that consumes units of `axis`, by slot name, one for each fold."""
     sums: dict[str, list[Moments]] = {}
+    first: dict[str, str] = {}  # of the maps that read the very same tensor (query, key and value) one is enough
+    last: list[Any] = [None, ""]
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        if inputs is last[0] and first.setdefault(name, last[1]) != name:
+            return
+        last[:] = inputs, first.setdefault(name, name)
         add_to_fold(sums.setdefault(name, []), number, Moments.of(counted(inputs, mask)))
 
     with _watch(model, _consumers(model, axis), collect) as run:
         run(data.batches(data.calibration, BATCH), len(data.calibration), f"statistics of {axis.name}")
-    return sums
+    return {name: sums[source] for name, source in first.items()}
 
 
 class Slopes(NamedTuple):
@@ -162,6 +169,91 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     with _watch(model, layers, collect) as run:
         run(data.batches(data.calibration, BATCH), len(data.calibration), f"influence of {axis.name}")
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
+
+
+def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """By block and expert: the gates of the tokens it gets, and the norms of what it gives for them, [tokens] each.
+
+    Raises:
+        UsageError: the experts are not called with hidden states, the chosen experts and their weights.
+    """
+    owners = {s.group: s.name.rpartition(".")[0] for s in axis.slots if len(model.state_dict()[s.name].shape) == 3}
+    seen = {group: [[(torch.zeros(0), torch.zeros(0))] for _ in range(axis.size)] for group in owners}
+    now: dict[str, torch.Tensor | None] = {}
+
+    def watch(group: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = [*inspect.signature(module.forward).bind(*args, **kwargs).arguments.values()]
+            if len(given) != 3 or given[1].is_floating_point() or given[1].shape != given[2].shape:
+                raise UsageError(f"prune: how tokens reach the experts of {type(module).__name__} is not understood.")
+            hidden, index, gates = given[0].reshape(-1, given[0].shape[-1]), given[1], given[2]
+            mask = now["mask"]
+            counts = torch.ones(len(hidden), dtype=torch.bool) if mask is None else mask.flatten().bool().cpu()
+            for expert in range(axis.size):
+                token, place = torch.where((index == expert).cpu() & counts[:, None])
+                if len(token):
+                    rows = hidden[token]
+                    one = torch.ones(len(token), 1)
+                    out = module.forward(rows, torch.full_like(one, expert).to(index), one.to(gates))
+                    seen[group][expert].append((gates[token, place].cpu(), out.norm(dim=-1).cpu()))
+
+        return hook
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(watch(group), with_kwargs=True)
+        for group, name in owners.items()
+    ]
+    training = model.training
+    model.eval()
+    done = 0
+    try:
+        with torch.no_grad():
+            for batch in data.batches(data.calibration, BATCH):
+                batch = {k: v.to(model.device) for k, v in batch.items()}
+                now["mask"] = batch.get("attention_mask")
+                model.base_model(**model_inputs(batch))
+                done += len(next(iter(batch.values())))
+                advance(f"routing of {axis.name}", done, len(data.calibration))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return {
+        group: [(torch.cat([g for g, _ in parts]), torch.cat([n for _, n in parts])) for parts in experts]
+        for group, experts in seen.items()
+    }
+
+
+def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], data: TaskData) -> torch.Tensor:
+    """Mean of u u^T over tokens and norms, u what a norm is given over its root mean square, [width, width]."""
+    total: dict[str, torch.Tensor] = {}
+
+    def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        rows = counted(inputs, mask).float()
+        rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
+        total["sum"] = total.get("sum", torch.zeros(())) + (rows.T @ rows).double() / len(rows)
+
+    with _watch(model, norms, collect) as run:
+        run(data.batches(data.calibration, BATCH), len(data.calibration), "principal components")
+    return total["sum"] / total["sum"].trace()
+
+
+def kept_length(
+    model: PreTrainedModel, norms: dict[str, nn.Module], kept: torch.Tensor, data: TaskData
+) -> dict[str, float]:
+    """Of what each norm is given, centred where it centres: length of the `kept` coordinates over that of all."""
+    seen: dict[str, list[torch.Tensor]] = {name: [] for name in norms}
+
+    def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        rows = counted(inputs, mask).float()
+        few = rows[:, kept]
+        if isinstance(norms[name], nn.LayerNorm):
+            rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
+        seen[name].append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
+
+    with _watch(model, norms, collect) as run:
+        run(data.batches(data.calibration, BATCH), len(data.calibration), "norms of the kept width")
+    return {name: float(torch.cat(parts).mean()) for name, parts in seen.items()}
 
 
 def counted(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -137,3 +137,23 @@ def test_losses_that_are_none(losses, message):
 
 def test_every_loss_says_what_it_needs():
     assert {loss.needs for loss in LOSSES.values()} <= {"logits", "embeddings", "hidden_states", "loss"}
+
+
+def test_adapters_learn_and_are_merged_into_a_stock_model(work):
+    student, data = work
+    trained, curve = Distillation(steps=60, learning_rate=1e-2, batch_size=16, lora={"rank": 4}).train(student, data)
+    assert curve[-1][1] < 0.8 * curve[0][1]
+    assert type(trained) is BertModel
+    assert trained.state_dict().keys() == student.state_dict().keys()
+    changed = {n for n, p in trained.named_parameters() if not torch.equal(p, student.get_parameter(n))}
+    assert changed and all(n.endswith("dense.weight") or "attention" in n for n in changed)
+    assert all(not n.startswith("embeddings") for n in changed)
+    for name in changed:
+        move = (trained.get_parameter(name) - student.get_parameter(name)).float()
+        assert torch.linalg.matrix_rank(move, rtol=1e-4) <= 4
+
+
+def test_adapters_for_maps_that_are_not_there_are_refused(work):
+    student, data = work
+    with pytest.raises(UsageError, match=r"distil\.lora\.targets: .*no_such"):
+        Distillation(steps=1, lora={"targets": ["no_such"]}).train(student, data)
