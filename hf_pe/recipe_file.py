@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -125,10 +125,8 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
     for part in location:
         if part in KINDS:
             holder = KINDS[part]
-        elif part == "data":
-            holder = DataConfig
-        elif part == "publish":
-            holder = Publish
-        elif part == "variants":
-            holder = BitsAndBytesQuantization
+        elif part in holder.model_fields:
+            annotation: Any = holder.model_fields[part].annotation
+            choices = [annotation, *get_args(annotation)]
+            holder = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), holder)
     return list(holder.model_fields)

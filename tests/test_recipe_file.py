@@ -62,6 +62,10 @@ def changed(path, value):
         (changed(["modle"], "x"), r"modle: unknown key; expected one of .*Did you mean 'model'\?"),
         (changed(["data", "tran"], "x"), r"data\.tran: unknown key.*Did you mean 'train'\?"),
         (
+            changed(["recipes", 0, "target"], {"latncy": 0.5}),
+            r"recipes\.0\.target\.latncy: unknown key; expected one of parameters, flops.*Did you mean 'latency'\?",
+        ),
+        (
             changed(["recipes", 0, "criterium"], "x"),
             r"recipes\.0\.criterium: unknown key.*Did you mean 'criterion'\?",
         ),

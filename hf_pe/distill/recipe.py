@@ -81,7 +81,8 @@ class Distillation(Frozen):
         """Choose the losses the task's signals allow.
 
         Raises:
-            UsageError: a loss needs a signal that the task does not give, or there is no teacher.
+            UsageError: a loss needs a signal that the task does not give or whose width differs from the
+                teacher's, or there is no teacher.
         """
         if data.teacher is None:
             raise UsageError("distil: there is no teacher; give the original as data.teacher.")
@@ -94,6 +95,14 @@ class Distillation(Frozen):
                     f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}."
                 )
         chosen = self.model_copy(update={"losses": self._weights(given)})
+        wanted = data.task.signals(data.teacher, batch, hidden=True)
+        for name in chosen.losses:
+            here, there = (_width(signals[LOSSES[name].needs]) for signals in (given, wanted))
+            if here != there:
+                raise UsageError(
+                    f"distil.losses.{name}: expected the student's {LOSSES[name].needs} as wide as the teacher's "
+                    f"({there}), got {here}. Choose losses of the logits, or keep the hidden width."
+                )
         return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
@@ -159,6 +168,12 @@ class Distillation(Frozen):
             dataloader_pin_memory=False,
             seed=self.seed,
         )
+
+
+def _width(signal: Any) -> int | None:
+    """Of the last dimension of a tensor, or of the first of some; None for a single number."""
+    tensor = signal[0] if isinstance(signal, tuple) else signal
+    return tensor.shape[-1] if tensor.ndim else None
 
 
 def _has_bfloat16() -> bool:

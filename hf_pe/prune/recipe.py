@@ -1,9 +1,7 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-import copy
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -16,18 +14,16 @@ from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import prove, removable_layers
 from hf_pe.prune.budget import Setting, by_loss, in_step, kept_sizes, ladder, removed, resized_sketch
 from hf_pe.prune.costs import Costs
-from hf_pe.prune.criteria import CRITERIA, Evidence, reap
+from hf_pe.prune.criteria import CRITERIA, reap
+from hf_pe.prune.evidence import evidence
 from hf_pe.prune.in_order import repair_in_order_
-from hf_pe.prune.repair import without_removed
-from hf_pe.prune.rotation import rescale_norms_, rotated
+from hf_pe.prune.repair import refit_
+from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
 from hf_pe.prune.sensitivity import tried
 from hf_pe.prune.statistics import (
-    Moments,
-    Slopes,
     block_influence,
     consumer_moments,
     consumer_slopes,
-    pooled,
     routed,
 )
 from hf_pe.prune.target import Target, above_floor
@@ -46,10 +42,13 @@ Amount = Annotated[int | float, BeforeValidator(_amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 
-MOMENTS = "moments of one axis"
+MOMENTS, SLOPES = "moments of one axis", "slopes of one axis"
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
+
+
+Seen = TypeVar("Seen")
 
 
 class StructuredPruning(Frozen):
@@ -127,7 +126,7 @@ class StructuredPruning(Frozen):
                 _removable(sketch, axes[name], size)
         after = resized_sketch(sketch, target)
         if self.hidden == "rotation" and _has(target, "hidden"):
-            after = _untied(after)
+            after = untied_sketch(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
         criterion = CRITERIA[self.criterion]
         plan = Plan(
@@ -228,7 +227,8 @@ class StructuredPruning(Frozen):
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
         made = self._apply(model, plan, data)
-        data.memory.pop(MOMENTS, None)
+        for what in (MOMENTS, SLOPES):
+            data.memory.pop(what, None)
         return made
 
     def _apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
@@ -245,7 +245,7 @@ class StructuredPruning(Frozen):
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                _repair_(smaller, model, axis, kept, _moments(model, axis, data))
+                refit_(smaller, model, axis, kept, _remembered(MOMENTS, consumer_moments, model, axis, data))
             if axis.kind == "hidden" and self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
@@ -270,36 +270,40 @@ class StructuredPruning(Frozen):
         if axis.kind == "hidden" and self.hidden == "rotation":
             return {group: list(range(size)) for group in axis.groups}
         criterion = CRITERIA[self.criterion]
-        if axis.kind == "experts" and self.criterion != "random":
-            tokens = routed(model, axis, data)
-            saliency = {group: torch.stack([reap(*seen) for seen in tokens[group]]) for group in axis.groups}
-            return {group: sorted(each.topk(size).indices.tolist()) for group, each in saliency.items()}
-        moments = _moments(model, axis, data) if "activations" in criterion.needs else {}
-        slopes = consumer_slopes(model, axis, data) if "gradients" in criterion.needs else {}
+        if axis.kind == "experts":
+            tokens = {} if self.criterion == "random" else routed(model, axis, data)
+            saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
+            return {g: _largest(saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+        moments = _remembered(MOMENTS, consumer_moments, model, axis, data) if "activations" in criterion.needs else {}
+        slopes = _remembered(SLOPES, consumer_slopes, model, axis, data) if "gradients" in criterion.needs else {}
         kept = {}
         for group in axis.groups:
-            scores = criterion.score(_evidence(model, axis, group, size, moments, slopes))
-            kept[group] = sorted(scores.topk(size).indices.tolist())
+            kept[group] = _largest(criterion.score(evidence(model, axis, group, size, moments, slopes)), size)
         return kept
 
 
-def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
+def _largest(scores: torch.Tensor, size: int) -> list[int]:
+    return sorted(scores.topk(size).indices.tolist())
+
+
+def _remembered(
+    what: str,
+    statistics: Callable[[PreTrainedModel, Axis, TaskData], dict[str, Seen]],
+    model: PreTrainedModel,
+    axis: Axis,
+    data: TaskData,
+) -> dict[str, Seen]:
     """Of the axis looked at last, from memory: plan and apply need the same, and so does every trial."""
-    last = data.memory.get(MOMENTS)
+    last = data.memory.get(what)
     if last is None or last[0] is not model or last[1] != axis.name:
-        data.memory.pop(MOMENTS, None)
-        last = data.memory[MOMENTS] = (model, axis.name, consumer_moments(model, axis, data))
-    return last[2]
+        data.memory.pop(what, None)
+        last = data.memory[what] = (model, axis.name, statistics(model, axis, data))
+    found: dict[str, Seen] = last[2]
+    return found
 
 
 def _axis(model: PreTrainedModel, name: str) -> Axis:
     return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
-
-
-def _untied(sketch: Sketch) -> Sketch:
-    config = copy.deepcopy(sketch.config)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
-    return replace(sketch, config=config)
 
 
 def _has(target: Mapping[str, Any], kind: str) -> bool:
@@ -325,78 +329,3 @@ def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:
             "differently and hold their position."
         )
     return free
-
-
-def _evidence(
-    model: PreTrainedModel,
-    axis: Axis,
-    group: str,
-    keep: int,
-    moments: dict[str, list[Moments]],
-    slopes: dict[str, Slopes],
-) -> Evidence:
-    state = model.state_dict()
-    slots = [slot for slot in axis.in_group(group) if slot.name in state]
-    weights = [s.layout.by_unit(state[s.name].movedim(s.dim or 0, 0), axis.size) for s in slots]
-    reading = {s.name: state[s.name].movedim(s.dim or 0, 1) for s in slots if s.consumes}
-    grams = {name: pooled(moments[name]).gram for name in reading} if moments else {}
-    seen = {name: slopes[name] for name in reading if name in slopes}
-    gates = [s.gates.reshape(len(s.gates), axis.size, -1).sum(2) for s in seen.values()]
-    one, *others = reading
-    if others:
-        felt = {name: s.outputs for name, s in seen.items()}
-        consumer, gram, outputs = _as_one(reading, grams, felt)
-    else:
-        consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
-    return Evidence(
-        weights=weights,
-        consumer=consumer.reshape(len(consumer), axis.size, -1),
-        keep=keep,
-        gram=gram,
-        slopes=torch.stack(gates).sum(0) if gates else None,
-        outputs=outputs,
-    )
-
-
-def _as_one(
-    reading: dict[str, torch.Tensor], grams: dict[str, torch.Tensor], felt: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Many maps that read the same units as one with the same cost: a root of the sum of W^T M W, each map by the size
-    of its output; the mean Gram matrix, each of trace 1; M = I."""
-    total = gram = torch.zeros(())
-    for name, weight in reading.items():
-        weight = weight.double()
-        held = weight.T @ (felt[name].double() @ weight if felt else weight)
-        here = grams.get(name, torch.eye(len(held))).double()
-        here = here / here.diagonal().mean().clamp_min(1e-30)
-        total = total + held / (held * here).sum().clamp_min(1e-30)
-        gram = gram + here / len(reading)
-    values, vectors = torch.linalg.eigh(total)
-    consumer = values.clamp_min(0).sqrt()[:, None] * vectors.T
-    return consumer.float(), gram.float() if grams else None, torch.eye(len(consumer)) if felt else None
-
-
-def _repair_(
-    smaller: PreTrainedModel,
-    model: PreTrainedModel,
-    axis: Axis,
-    kept: dict[str, list[int]],
-    moments: dict[str, list[Moments]],
-) -> None:
-    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`."""
-    for slot in axis.slots:
-        if not slot.consumes:
-            continue
-        name = slot.name.rpartition(".")[0]
-        full: Any = model.get_submodule(name)
-        short: Any = smaller.get_submodule(name)
-        dim = slot.dim or 0
-        weight, bias = without_removed(
-            full.weight.data.movedim(dim, 1),
-            None if full.bias is None else full.bias.data,
-            moments[slot.name],
-            slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
-        )
-        short.weight.data = weight.movedim(1, dim).contiguous().to(short.weight.data)
-        if bias is not None:
-            short.bias.data = bias.to(short.bias.data)

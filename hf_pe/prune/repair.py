@@ -1,11 +1,14 @@
 """Repairs what is left: the maps that read the removed units learn to do without them, in closed form."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from transformers import PreTrainedModel
 
+from hf_pe.anatomy import Axis
 from hf_pe.prune.statistics import Moments, pooled
+from hf_pe.surgery import Kept
 
 RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
@@ -76,6 +79,32 @@ def without_removed(
     found = fit(parts, bias=bias is not None)
     new = weight[:, kept].float() + found.move.T
     return new, None if bias is None else bias.float() + found.shift
+
+
+def refit_(
+    smaller: PreTrainedModel,
+    model: PreTrainedModel,
+    axis: Axis,
+    kept: Kept,
+    moments: dict[str, list[Moments]],
+) -> None:
+    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`."""
+    for slot in axis.slots:
+        if not slot.consumes:
+            continue
+        name = slot.name.rpartition(".")[0]
+        full: Any = model.get_submodule(name)
+        short: Any = smaller.get_submodule(name)
+        dim = slot.dim or 0
+        weight, bias = without_removed(
+            full.weight.data.movedim(dim, 1),
+            None if full.bias is None else full.bias.data,
+            moments[slot.name],
+            slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
+        )
+        short.weight.data = weight.movedim(1, dim).contiguous().to(short.weight.data)
+        if bias is not None:
+            short.bias.data = bias.to(short.bias.data)
 
 
 Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -6,14 +6,16 @@ arXiv:2401.15024, section 3; here one rotation for all blocks, so that the resul
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover
 from hf_pe.errors import UsageError
+from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, norms_along, outputs_of
 from hf_pe.prune.statistics import kept_length, residual_covariance
 from hf_pe.surgery import Kept
@@ -65,10 +67,20 @@ def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedMod
     return new
 
 
+def untied_sketch(sketch: Sketch) -> Sketch:
+    """What `untied` makes, from the config alone."""
+    return replace(sketch, config=_untied(sketch.config))
+
+
+def _untied(config: PretrainedConfig) -> PretrainedConfig:
+    new = copy.deepcopy(config)
+    new.tie_word_embeddings = new.get_text_config().tie_word_embeddings = False
+    return new
+
+
 def untied(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` whose output head has weights of its own."""
-    config = copy.deepcopy(model.config)
-    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
+    config = _untied(model.config)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     loader: Any = type(model)
     new = loader.from_pretrained(

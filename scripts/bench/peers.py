@@ -10,6 +10,7 @@ from hf_pe.plans import Plan, Sketch
 from hf_pe.proof import no_cache
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.budget import kept_sizes
+from hf_pe.prune.statistics import consumer_moments, pooled
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
@@ -64,6 +65,29 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
     return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(model, plan, data)
+
+
+def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
+    """FLAP's metric and its bias compensation (An et al. 2024, arXiv:2312.11983, eq. 4 to 6), written anew.
+
+    A unit's score is the variance of its activation times the squared norm of the weights that read it; what removed
+    units gave on average goes into the bias.
+    """
+    moments = {name: pooled(folds) for name, folds in consumer_moments(model, axis, data).items()}
+    kept, shifts = {}, {}
+    for slot in (s for s in axis.slots if s.consumes):
+        seen, layer = moments[slot.name], slot.name.rpartition(".")[0]
+        mean = seen.x / seen.count
+        weight = model.get_submodule(layer).weight.data.movedim(slot.dim, 1)
+        score = (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
+        kept[slot.group] = sorted(score.topk(size).indices.tolist())
+        gone = torch.ones(axis.size, dtype=torch.bool)
+        gone[kept[slot.group]] = False
+        shifts[layer] = weight[:, gone] @ mean[gone]
+    small = cut_to(model, {axis.name: kept}, data)
+    for layer, shift in shifts.items():
+        small.get_submodule(layer).bias.data += shift
+    return small
 
 
 def ffn_size(model: Any, share: float) -> int:

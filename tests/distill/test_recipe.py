@@ -12,7 +12,7 @@ from hf_pe.errors import UsageError
 from hf_pe.proof import difference, example_inputs, lively, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, bert_config
 
 
 @pytest.fixture
@@ -157,3 +157,11 @@ def test_adapters_for_maps_that_are_not_there_are_refused(work):
     student, data = work
     with pytest.raises(UsageError, match=r"distil\.lora\.targets: .*no_such"):
         Distillation(steps=1, lora={"targets": ["no_such"]}).train(student, data)
+
+
+@pytest.mark.parametrize("loss", ["cosine", "hidden"])
+def test_signals_of_another_width_are_refused_before_training(work, loss):
+    _student, data = work
+    narrow = lively(BertModel(bert_config(hidden_size=32)))
+    with pytest.raises(UsageError, match=rf"distil\.losses\.{loss}: .*as wide as the teacher's \(64\), got 32"):
+        Distillation(steps=1, losses={loss: 1.0}).plan(narrow, data)

