@@ -6,6 +6,7 @@ with those units cut out. The proof has power only if neutralising changes the o
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import CUTTABLE, Axis, discover
+from hf_pe.anatomy import CUTTABLE, Architecture, Axis, discover
 from hf_pe.surgery import Kept, cut
 
 TOLERANCE = 1e-5
@@ -34,6 +35,11 @@ TINY = {
 TINY_FIELDS = {
     "head_dim": 8,
     "d_kv": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
     "max_position_embeddings": 64,
     "n_positions": 64,
     "max_source_positions": 32,
@@ -66,11 +72,18 @@ class Proof:
 
 def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None) -> Proof:
     """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
+    pattern = tuple((stack, tuple(units)) for stack, units in kept.items()) if kept and axis.kind == "layers" else ()
+    return _prove(Architecture.of(config, model_class), axis, pattern)
+
+
+@functools.lru_cache(maxsize=256)
+def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tuple[int, ...]], ...]) -> Proof:
+    config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if axis.kind not in CUTTABLE:
         return Proof(axis.name, False, f"cutting '{axis.name}' is not supported yet; supported: {', '.join(CUTTABLE)}")
     if axis.kind == "ffn" and axis.native and not any(slot.consumes for slot in axis.slots):
         return Proof(axis.name, False, "the inner width of experts cannot be cut yet; supported: whole experts")
-    if axis.kind == "layers" and kept is None and axis.size < 2:
+    if axis.kind == "layers" and not kept and axis.size < 2:
         return Proof(axis.name, False, "there is only one layer")
     try:
         small = tiny(config, depth=axis.kind == "layers")
@@ -78,7 +91,7 @@ def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Ax
         found = [a for a in discover(small, model_class).axes if a.name == axis.name]
         if not found:
             return Proof(axis.name, False, f"the axis '{axis.name}' is not found in a tiny instance")
-        return _compare(model, found[0], kept if kept and axis.kind == "layers" else _pattern(found[0], model))
+        return _compare(model, found[0], kept or _pattern(found[0], model))
     except Exception as error:  # whatever stops the proof is the reason why the axis is refused
         return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
 

@@ -4,9 +4,11 @@ Nothing here knows an architecture. The table below only says what people call a
 """
 
 import copy
+import dataclasses
+import functools
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -64,12 +66,32 @@ EVERYWHERE = "model"
 """The one group of an axis whose units all blocks share: the hidden width."""
 
 
+@dataclass(frozen=True)
+class Architecture:
+    """A config and a class as something that equals another of the same content: what is found once is known."""
+
+    model_class: type[PreTrainedModel]
+    text: str
+    config: PretrainedConfig = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> "Architecture":
+        """Holds a copy: the original may change."""
+        return cls(model_class, config.to_json_string(use_diff=False), copy.deepcopy(config))
+
+
 def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Anatomy:
     """Find the axes of `model_class` built from `config`, without weights.
 
     Raises:
         ValueError: the model cannot be built from its config on the meta device.
     """
+    return _discover(Architecture.of(config, model_class))
+
+
+@functools.lru_cache(maxsize=256)
+def _discover(architecture: "Architecture") -> Anatomy:
+    config, model_class = architecture.config, architecture.model_class
     base = skeleton(config, model_class)
     found: list[Axis] = []
     for path, name in _fields(config):

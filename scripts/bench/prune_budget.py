@@ -14,11 +14,12 @@ from common import row, write
 from transformers import AutoModel
 
 from hf_pe.anatomy import discover
+from hf_pe.anatomy.discover import _discover
 from hf_pe.checkpoints import load_config, load_processor, resolve
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.measure.flops import flops
 from hf_pe.measure.latency import alternating
-from hf_pe.proof import example_inputs
+from hf_pe.proof import _prove, example_inputs
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.statistics import BATCH, consumer_moments
 from hf_pe.tasks import Embedding, TaskData, model_inputs
@@ -70,6 +71,8 @@ def torch_pruning(model: Any) -> None:
 
 
 def cut_half(model: Any, data: TaskData) -> Any:
+    _discover.cache_clear()  # each round finds and proves anew
+    _prove.cache_clear()
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
     return recipe.apply(model, recipe.plan(model, data), data)
 

@@ -121,7 +121,7 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
     ("fields", "message"),
     [
         ({"keep": {"fnn": 0.5}}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
-        ({"keep": {"hidden": 0.5}}, "cannot be cut yet"),
+        ({"keep": {"vocabulary": 0.5}}, "cannot be cut yet"),
         ({"keep": {"heads": 2}}, "the stock config of this model cannot say that 'heads' are fewer"),
         ({"keep": {"layers": 9}}, "expected 1 to 4, got 9"),
         ({"keep": {"ffn": 1.0}}, "nothing would be removed"),
@@ -179,7 +179,7 @@ def test_what_matters_least_goes_first(causal):
     plan = recipe.plan(model, data)
     found = {s.axis: s.after for s in plan.sizes}
     assert found["layers"] == 1
-    assert found.get("ffn", 192) > 0.8 * 192
+    assert found.get("ffn", 192) > 0.6 * 192
 
 
 @pytest.mark.parametrize("axes", [("ffn",), ("ffn", "kv_groups")])
