@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from hf_pe.measure.flops import flops as flops
+from hf_pe.measure.latency import alternating as alternating
 from hf_pe.measure.latency import latency as latency
 from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened

@@ -1,6 +1,7 @@
 """What a size costs: counted from the config, or measured on this machine."""
 
 import copy
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import discover, skeleton
 from hf_pe.errors import UsageError
-from hf_pe.measure import LENGTH, flops, latency, longest, parameters, reopened, sketch_size
+from hf_pe.measure import LENGTH, alternating, flops, latency, longest, parameters, reopened, sketch_size
 from hf_pe.plans import Sketch
 from hf_pe.prune.budget import resized_sketch
 
@@ -21,6 +22,8 @@ MEASURED = ("latency", "memory")
 DEEP = 8
 """Stacks of more layers are measured at SHALLOW and DEEPER layers: each further layer costs the same."""
 SHALLOW, DEEPER = 2, 6
+SECONDS = 20.0
+"""How long a size takes turns with the dense model for its latency."""
 
 
 class Costs:
@@ -35,7 +38,8 @@ class Costs:
     def __init__(self, dense: Sketch, batch: int = 1, device: str | torch.device = "cpu") -> None:
         self.dense, self.batch, self.device = dense, batch, device
         self._known: dict[tuple[str, str], float] = {}
-        self._rival: tuple[PreTrainedModel, float] | None = None
+        self._rival: PreTrainedModel | None = None
+        self._usual = 0.0
 
     def of(self, name: str, sketch: Sketch) -> float:
         """Parameters outside embeddings, FLOPs at batch 1, bytes of all weights, milliseconds (median) or peak bytes.
@@ -72,15 +76,17 @@ class Costs:
         return int(sketch_size(sketch)["weight_bytes"])
 
     def _latency(self, sketch: Sketch) -> float:
-        """Beside the first model that was timed: a machine that slows down slows both."""
-        model = self._random(sketch)
-        model.to(self.device)  # type: ignore[arg-type]
-        rival, usual = self._rival or (model, None)
-        found = latency({"rival": rival, "this": model}, batch=self.batch, length=longest(model.config, LENGTH))
-        if usual is None:
-            self._rival = (model, found["this"].p50_ms)
-            return found["this"].p50_ms
-        return usual * found["this"].p50_ms / found["rival"].p50_ms
+        """In turns with the dense model (of a deep one, its first blocks): a machine that slows down slows both."""
+        known = _blocks(self.dense)[0][1]
+        how: dict[str, Any] = {"batch": self.batch, "length": longest(sketch.config, LENGTH)}
+        if self._rival is None:
+            self._rival = self._random(known)
+            self._usual = latency({"rival": self._rival}, **how)["rival"].p50_ms
+        if sketch.config.to_json_string() == known.config.to_json_string():
+            return self._usual
+        models = {"rival": self._rival, "this": self._random(sketch)}
+        times = alternating(models, **how, seconds=SECONDS, most_rounds=200)
+        return self._usual * statistics.median(a / b for a, b in zip(times["this"], times["rival"], strict=True))
 
     def _memory(self, sketch: Sketch) -> int | None:
         model = self._random(sketch)
@@ -93,7 +99,7 @@ class Costs:
         make: Any = sketch.model_class
         with torch.random.fork_rng(devices=[]):
             model = make._from_config(copy.deepcopy(sketch.config), dtype=sketch.config.dtype or torch.float32)
-        return model.eval()  # type: ignore[no-any-return]
+        return model.eval().to(self.device)  # type: ignore[no-any-return]
 
 
 def _blocks(sketch: Sketch) -> list[tuple[float, Sketch]]:

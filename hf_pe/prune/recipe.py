@@ -169,6 +169,11 @@ class StructuredPruning(Frozen):
         if self.target is None and self.floor is None:
             return []
         fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        if self.hidden == "rotation" and _has(fixed | dict.fromkeys(self.axes, 0), "hidden") and _tied(sketch):
+            raise UsageError(
+                "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
+                "hidden: selection, or give all sizes in keep."
+            )
         found = [ladder(sketch, name, self.multiple or 8) for name in self.axes]
         for name, rungs in zip(self.axes, found, strict=True):
             if any(axis in fixed for axis in rungs[0]):
@@ -304,6 +309,10 @@ def _remembered(
 
 def _axis(model: PreTrainedModel, name: str) -> Axis:
     return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
+
+
+def _tied(sketch: Sketch) -> bool:
+    return bool(sketch.config.get_text_config().tie_word_embeddings)
 
 
 def _has(target: Mapping[str, Any], kind: str) -> bool:

@@ -65,6 +65,13 @@ def test_untying_gives_the_head_its_own_weights(llama_folder):
     assert model.config.tie_word_embeddings and not new.config.tie_word_embeddings
 
 
+def test_a_target_cannot_foresee_what_untying_adds(llama_folder):
+    config = AutoConfig.from_pretrained(llama_folder)
+    recipe = StructuredPruning(target={"parameters": 0.8}, axes=("ffn", "hidden"), hidden="rotation")
+    with pytest.raises(UsageError, match=r"rotation unties.*hidden: selection"):
+        recipe.outline(Sketch(config=config, model_class=LlamaForCausalLM))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
 def test_norms_give_kept_coordinates_at_the_size_they_had(model_type, tokenizer):
