@@ -76,6 +76,18 @@ def in_step(ladders: Sequence[Sequence[Setting]], steps: int = 64) -> list[Setti
     ]
 
 
+def alone(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
+    """For each ladder the path that goes down it and leaves the others whole."""
+    whole = _joined(ladders, [0] * len(ladders))
+    return [[whole | rung for rung in rungs] for rungs in ladders]
+
+
+def first_within(path: Sequence[Setting], cost: Callable[[Setting], float]) -> Setting | None:
+    """The first setting of `path` that costs at most 1; None where none does."""
+    at = first(path, lambda setting: cost(setting) <= 1)
+    return None if at is None else path[at]
+
+
 def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried]]) -> list[Setting]:
     """A path that goes on where the loss for what is saved is least: greedy along the lower hull of each curve.
 

@@ -12,14 +12,24 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import prove, removable_layers
-from hf_pe.prune.budget import Setting, by_loss, in_step, kept_sizes, ladder, removed, resized_sketch
+from hf_pe.prune.budget import (
+    Setting,
+    alone,
+    by_loss,
+    first_within,
+    in_step,
+    kept_sizes,
+    ladder,
+    removed,
+    resized_sketch,
+)
 from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.evidence import evidence
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
-from hf_pe.prune.sensitivity import tried
+from hf_pe.prune.sensitivity import least_loss, tried
 from hf_pe.prune.statistics import (
     block_influence,
     consumer_moments,
@@ -201,27 +211,29 @@ class StructuredPruning(Frozen):
         ladders = self._ladders(sketch)
         target = self.target or Target(parameters=1.0)
         costs = Costs(sketch, target.batch, model.device)
+
+        def made(setting: Setting) -> PreTrainedModel:
+            return self._made(model, fixed | setting, data)
+
+        def cost(setting: Setting) -> float:
+            return max(target.overrun(costs, resized_sketch(sketch, fixed | setting)).values())
+
         path = in_step(ladders)
         if len(ladders) > 1:
-            path = by_loss(
-                ladders,
-                tried(
-                    model,
-                    data,
-                    ladders,
-                    lambda setting: self._made(model, fixed | setting, data),
-                    lambda setting: max(target.overrun(costs, resized_sketch(sketch, fixed | setting)).values()),
-                ),
-            )
-        path = [fixed | setting for setting in path]
+            path = by_loss(ladders, tried(model, data, ladders, made, cost))
         if self.floor is None:
-            found = target.within(sketch, path, costs)
+            if len(ladders) > 1:  # what each axis loses alone says little of them together: the ends are compared
+                ways = (path, in_step(ladders), *alone(ladders))
+                ends = [end for way in ways if (end := first_within(way, cost)) is not None]
+                path = [least_loss(model, data, ends, made), path[-1]] if ends else path
+            found = target.within(sketch, [fixed | setting for setting in path], costs)
             return found, (str(target), *target.predicted(costs, resized_sketch(sketch, found)))
 
         def metric(setting: Setting) -> float:
             return judge(self._made(model, setting, data), data).scores()[data.task.metric]
 
         dense = judge(model, data).scores()[data.task.metric]
+        path = [fixed | setting for setting in path]
         found, note = above_floor(self.floor, data.task, dense, path, metric)
         return found, (note,)
 

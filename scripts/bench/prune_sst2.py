@@ -1,11 +1,12 @@
 """A MiniLM classifier fine-tuned on SST-2: a part of the encoder's parameters removed, no training afterwards.
 
 Any axes: each peer takes its best of depths (by block influence, as ShortGPT) with the FFN width that fits, judged on
-the dev split; hf_pe decides by itself how much goes along which axis, and dev decides how it repairs. Needs
-../shared/data/sst2 and the extra bench. Seeds: --seeds (default 5).
+the dev split (Torch-Pruning with L1 or Taylor, means over groups); hf_pe decides by itself how much goes along which
+axis, and dev decides how it repairs. Needs ../shared/data/sst2 and the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
 from hf_pe.proof import example_inputs
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.budget import resized_sketch
+from hf_pe.prune.budget import first, ladder, resized_sketch
 from hf_pe.prune.costs import Costs
 from hf_pe.tasks import TaskData, TextClassification, model_inputs
 
@@ -69,18 +70,18 @@ def right(model: PreTrainedModel, data: TaskData) -> np.ndarray:
         ).astype(float)
 
 
-def shapes(model: PreTrainedModel, share: float) -> Iterator[tuple[int, int]]:
+@functools.cache
+def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
     """Depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
     sketch = Sketch(config=model.config, model_class=type(model))
     costs = Costs(sketch)
+    found = []
     for depth in range(1, model.config.num_hidden_layers + 1):
-        fits = [
-            width
-            for width in range(8, model.config.intermediate_size + 1, 8)
-            if costs.share("parameters", resized_sketch(sketch, {"layers": depth, "ffn": width})) <= 1 - share
-        ]
-        if fits:
-            yield depth, fits[-1]
+        path = [{"layers": depth, **rung} for rung in ladder(sketch, "ffn", 8)]
+        widest = first(path, lambda s: costs.share("parameters", resized_sketch(sketch, s)) <= 1 - share)
+        if widest is not None:
+            found.append((depth, path[widest]["ffn"]))
+    return found
 
 
 def by_peers(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[tuple[str, PreTrainedModel]]:
@@ -96,9 +97,8 @@ def by_peers(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[t
         graded = copy.deepcopy(shorter)
         with_gradients(graded, data, lambda m, b: TextClassification().signals(m, b)["loss"])
         inputs = example_inputs(shorter, batch=1, length=8)
-        for name, tried in torch_pruning_choices(graded, axis, width, inputs).items():
-            for kept in tried:
-                yield name, cut_to(shorter, kept, data)
+        for name, (kept, *_) in torch_pruning_choices(graded, axis, width, inputs).items():
+            yield name, cut_to(shorter, kept, data)
         yield "fluctuation with bias compensation (reimplementation of FLAP)", fluctuation(shorter, axis, width, data)
 
 

@@ -4,7 +4,7 @@ import pytest
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hf_pe.plans import Sketch
-from hf_pe.prune.budget import Tried, by_loss, first, in_step, ladder, removed, resized_sketch
+from hf_pe.prune.budget import Tried, alone, by_loss, first, first_within, in_step, ladder, removed, resized_sketch
 from tests.helpers import bert_config
 
 BERT = Sketch(config=bert_config(), model_class=BertModel)
@@ -61,3 +61,11 @@ def test_removed_is_what_is_less_and_depth_comes_first():
     assert removed(BERT, {"ffn": 128, "layers": 4}) == {}
     after = resized_sketch(BERT, {"ffn": 64, "layers": 2})
     assert (after.config.intermediate_size, after.config.num_hidden_layers) == (64, 2)
+
+
+def test_an_axis_alone_leaves_the_others_whole():
+    one, other = alone([[{"a": 2}, {"a": 1}], [{"b": 3}, {"b": 2}]])
+    assert one == [{"a": 2, "b": 3}, {"a": 1, "b": 3}]
+    assert other == [{"a": 2, "b": 3}, {"a": 2, "b": 2}]
+    assert first_within(other, lambda setting: setting["b"] / 2) == {"a": 2, "b": 2}
+    assert first_within(one, lambda setting: setting["b"] / 2) is None
