@@ -34,17 +34,22 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
         name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
         for name, tensor in state(model, config, axis, kept).items()
     }
+    return rebuilt(model, config, weights)
+
+
+def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """A model of the same class, dtype, device and mode from `config`, filled with `weights` and nothing else."""
     loader: Any = type(model)
     new, info = loader.from_pretrained(
         None,
         config=config,
-        state_dict=weights,
+        state_dict=dict(weights),
         dtype=model.dtype,
         attn_implementation=model.config._attn_implementation,
         output_loading_info=True,
     )
     problems = {k: v for k, v in info.items() if v and k.endswith("keys")}
-    assert not problems, f"cutting {axis.name} left {problems}"
+    assert not problems, f"building {type(model).__name__} anew left {problems}"
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path

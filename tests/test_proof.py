@@ -39,32 +39,29 @@ def test_width_and_depth_are_proved_with_power(model_type):
         assert found.sabotage >= EFFECT
 
 
+HEADS = ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "smollm3", "phi3", "mixtral", "qwen3_moe", "vit", "deit"]
+"""Fused in Phi-3, of a size that the config does not tell in Qwen2 and ViT; key-value heads take their queries along."""
+HIDDEN = ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit"]
+"""Against a model whose removed coordinates are zero and whose norms are told the smaller width."""
+EXPERTS = ["mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "gpt_oss", "phimoe", "glm4_moe", "granitemoe", "deepseek_v3"]
+"""Against a router that never picks them."""
+
+
 @pytest.mark.parametrize(
-    "model_type",
-    ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "smollm3", "phi3", "mixtral", "qwen3_moe", "vit", "deit"],
+    ("kinds", "model_type"),
+    [
+        *((("heads", "kv_groups"), model_type) for model_type in HEADS),
+        *((("hidden",), model_type) for model_type in HIDDEN),
+        *((("experts",), model_type) for model_type in EXPERTS),
+    ],
 )
-def test_heads_are_proved_with_power(model_type):
-    """With the query heads that read them; fused in Phi-3, of a size that the config does not tell in Qwen2 and ViT."""
+def test_heads_hidden_width_and_experts_are_proved_with_power(kinds, model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
-    (axis,) = [a for a in discover(config, model_class).axes if a.kind in ("heads", "kv_groups")]
+    (axis,) = [a for a in discover(config, model_class).axes if a.kind in kinds]
     found = prove(config, model_class, axis)
     assert found.holds, found.reason
     assert found.error <= TOLERANCE
-    assert min(found.effect, found.sabotage) >= EFFECT
-
-
-@pytest.mark.parametrize(
-    "model_type",
-    ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit"],
-)
-def test_hidden_width_is_proved_with_power(model_type):
-    """Against a model whose removed coordinates are zero and whose norms are told the smaller width."""
-    config = AutoConfig.for_model(model_type)
-    model_class = AutoModel._model_mapping[type(config)]
-    (axis,) = discover(config, model_class).named("hidden")
-    found = prove(config, model_class, axis)
-    assert found.holds, found.reason
     assert min(found.effect, found.sabotage) >= EFFECT
 
 
@@ -74,20 +71,6 @@ def test_hidden_width_that_sizes_heads_or_scales_embeddings_is_refused(model_typ
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
     assert "differ by" in prove(config, model_class, axis).reason
-
-
-@pytest.mark.parametrize(
-    "model_type",
-    ["mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "gpt_oss", "phimoe", "glm4_moe", "granitemoe", "deepseek_v3"],
-)
-def test_experts_are_proved_with_power(model_type):
-    """Against a router that never picks them."""
-    config = AutoConfig.for_model(model_type)
-    model_class = AutoModel._model_mapping[type(config)]
-    (axis,) = discover(config, model_class).named("experts")
-    found = prove(config, model_class, axis)
-    assert found.holds, found.reason
-    assert min(found.effect, found.sabotage) >= EFFECT
 
 
 def test_a_router_that_still_picks_removed_experts_is_noticed():

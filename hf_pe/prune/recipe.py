@@ -230,7 +230,7 @@ class StructuredPruning(Frozen):
             return found, (str(target), *target.predicted(costs, resized_sketch(sketch, found)))
 
         def metric(setting: Setting) -> float:
-            return judge(self._made(model, setting, data), data).scores()[data.task.metric]
+            return judge(made(setting), data).scores()[data.task.metric]
 
         dense = judge(model, data).scores()[data.task.metric]
         path = [fixed | setting for setting in path]

@@ -18,7 +18,7 @@ from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, norms_along, outputs_of
 from hf_pe.prune.statistics import kept_length, residual_covariance
-from hf_pe.surgery import Kept
+from hf_pe.surgery import Kept, rebuilt
 from hf_pe.tasks import TaskData
 
 TOLERANCE = 1e-3
@@ -80,16 +80,10 @@ def _untied(config: PretrainedConfig) -> PretrainedConfig:
 
 def untied(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of `model` whose output head has weights of its own."""
-    config = _untied(model.config)
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    loader: Any = type(model)
-    new = loader.from_pretrained(
-        None, config=config, state_dict=state, dtype=model.dtype, attn_implementation=config._attn_implementation
-    )
-    if model.can_generate():
-        new.generation_config = copy.deepcopy(model.generation_config)
-    new.config._name_or_path = model.config._name_or_path
-    return new.to(model.device).eval()  # type: ignore[no-any-return]
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    new = rebuilt(model, _untied(model.config), weights)
+    new.eval()
+    return new
 
 
 def gain_offset(norm: nn.Module) -> float:
