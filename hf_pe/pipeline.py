@@ -393,6 +393,7 @@ class _Run:
             model, curve = recipe.train(model, self.data)
         else:
             model = recipe.apply(model, plan, self.data)
+            self.data.memory.clear()
         report = StageReport(
             plan=_brief(plan),
             settings=recipe.model_dump(mode="json"),

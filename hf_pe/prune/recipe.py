@@ -239,16 +239,10 @@ class StructuredPruning(Frozen):
 
     def _made(self, model: PreTrainedModel, setting: Setting, data: TaskData) -> PreTrainedModel:
         fixed = self.model_copy(update={"keep": setting, "target": None, "floor": None})
-        return fixed._apply(model, fixed.plan(model, data), data)
+        return fixed.apply(model, fixed.plan(model, data), data)
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
-        made = self._apply(model, plan, data)
-        for what in (MOMENTS, SLOPES):
-            data.memory.pop(what, None)
-        return made
-
-    def _apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
         original, layers = model, dict[str, list[int]]()

