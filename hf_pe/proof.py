@@ -16,7 +16,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import CUTTABLE, Architecture, Axis, discover
+from hf_pe.anatomy import CUTTABLE, EXPERT_STEP, Architecture, Axis, discover
 from hf_pe.surgery import Kept, cut
 
 TOLERANCE = 1e-5
@@ -81,8 +81,6 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if axis.kind not in CUTTABLE:
         return Proof(axis.name, False, f"cutting '{axis.name}' is not supported yet; supported: {', '.join(CUTTABLE)}")
-    if axis.kind == "ffn" and axis.native and not any(slot.consumes for slot in axis.slots):
-        return Proof(axis.name, False, "the inner width of experts cannot be cut yet; supported: whole experts")
     if axis.kind == "layers" and not kept and axis.size < 2:
         return Proof(axis.name, False, "there is only one layer")
     try:
@@ -199,6 +197,8 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
         return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
     count = max(axis.size * 3 // 4 if axis.kind == "hidden" else axis.size * 2 // 3, 1)  # heads may have to divide it
+    if axis.kind == "expert_ffn":
+        count -= count % EXPERT_STEP
     return {g: sorted(torch.randperm(axis.size, generator=draw)[:count].tolist()) for g in axis.groups}
 
 
@@ -226,7 +226,7 @@ def _neutralised(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[Non
     for slot in axis.slots:
         if slot.name in state:
             gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])))
-            state[slot.name].index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
+            slot.of(state).index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
     norms = _told_the_width(model, axis, kept) if axis.kind == "hidden" else []
     try:
         yield
@@ -324,7 +324,7 @@ def _wrong_cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedMode
     if axis.kind != "layers":
         slots = [s for s in axis.slots if s.name in state]
         slot = next((s for s in slots if s.consumes), slots[0])
-        tensor = state[slot.name]
+        tensor = slot.of(state)
         tensor.copy_(tensor.roll(1, slot.dim or 0))
         return wrong
     stack, units = next(iter(kept.items()))

@@ -79,12 +79,17 @@ def _check(axis: Axis, kept: Kept) -> int:
 
 def _width_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
     state = model.state_dict()
+    stacks: dict[str, list[torch.Tensor]] = {}
     for slot in axis.slots:
         if slot.name in state:  # buffers that are not stored are rebuilt by the loading code
-            tensor, dim = state[slot.name], slot.dim or 0
+            tensor = slot.of(state)
             places = slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size)
-            state[slot.name] = tensor.index_select(dim, places.to(tensor.device))
-    return state
+            narrow = tensor.index_select(slot.dim or 0, places.to(tensor.device))
+            if slot.entry is None:
+                state[slot.name] = narrow
+            else:
+                stacks.setdefault(slot.name, []).append(narrow)
+    return state | {name: torch.stack(entries) for name, entries in stacks.items()}
 
 
 def _depth_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What a model is made of, found by difference."""
 
+from hf_pe.anatomy.axis import EXPERT_STEP as EXPERT_STEP
 from hf_pe.anatomy.axis import Anatomy as Anatomy
 from hf_pe.anatomy.axis import Axis as Axis
 from hf_pe.anatomy.axis import Layout as Layout

@@ -1,8 +1,13 @@
 """What a model is made of: axes, the places they touch, and how units lie in a dimension."""
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+
+EXPERT_STEP = 8
+"""The inner width of experts is a multiple of it: grouped matrix products want rows of 16 bytes, in bfloat16 too."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class Slot:
         group: the block whose units it shares ("encoder.layer.0"), or the stack of blocks for depth.
         consumes: True where the units are the input of a linear map (what repair may rewrite).
         layout: how the units lie in `dim`.
+        entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
     """
 
     name: str
@@ -51,6 +57,16 @@ class Slot:
     group: str
     consumes: bool = False
     layout: Layout = field(default_factory=Layout)
+    entry: int | None = None
+
+    @property
+    def key(self) -> str:
+        """A name that no other slot of a consuming map has."""
+        return self.name if self.entry is None else f"{self.name}[{self.entry}]"
+
+    def of(self, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tensor, or its entry: a view."""
+        return state[self.name] if self.entry is None else state[self.name][self.entry]
 
 
 @dataclass(frozen=True)
@@ -83,11 +99,18 @@ class Axis:
     @property
     def groups(self) -> tuple[str, ...]:
         """The blocks (or stacks) that each keep their own units, in the model's order."""
-        return tuple(dict.fromkeys(slot.group for slot in self.slots))
+        return tuple(self._by_group)
 
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
-        return tuple(slot for slot in self.slots if slot.group == group)
+        return tuple(self._by_group.get(group, ()))
+
+    @functools.cached_property
+    def _by_group(self) -> dict[str, list[Slot]]:
+        found: dict[str, list[Slot]] = {}
+        for slot in self.slots:
+            found.setdefault(slot.group, []).append(slot)
+        return found
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
 }
 
-CUTTABLE = ("ffn", "heads", "kv_groups", "layers", "hidden", "experts")
+CUTTABLE = ("ffn", "heads", "kv_groups", "layers", "hidden", "experts", "expert_ffn")
 """The axes this version proves and cuts; the others are listed by `inspect`."""
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
@@ -205,6 +205,8 @@ def _finish(
         names = {n for n in tensors if any(n.startswith(m + ".") for m in modules)}
     if value is None:  # the field was left to the model: the shapes tell its size (None: all units in `dim`)
         value = base.state_dict()[slots[0].name].shape[slots[0].dim or 0] if slots else probe
+    if slots and name.endswith("ffn") and all(slot.entry is not None for slot in slots):
+        name = f"{name.removesuffix('expert_ffn').removesuffix('ffn')}expert_ffn"
     if config.is_encoder_decoder and "." not in name:
         towers = {_tower(s.group) for s in slots} or {_tower(m) for m in modules}
         if len(towers) == 1 and towers <= {"encoder", "decoder"}:
@@ -226,20 +228,36 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
     if name.endswith("layers"):
         gone = before.keys() ^ after.keys()
         return [Slot(key, None, _stack(key)) for key in before if _stack(key) in {_stack(k) for k in gone} - {""}]
-    slots = [
-        Slot(
-            key,
-            dim,
-            EVERYWHERE if name.endswith("hidden") else _block(key),
-            _consumes(base, key, dim),
-            _layout(shape[dim], size, after[key][dim], probe, name),
-        )
-        for key, shape in before.items()
-        if key in after and len(shape) == len(after[key])
-        for dim in range(len(shape))
-        if shape[dim] != after[key][dim]
-    ]
+    slots: list[Slot] = []
+    for key, shape in before.items():
+        for dim in range(len(shape)) if key in after and len(shape) == len(after[key]) else ():
+            if shape[dim] == after[key][dim]:
+                continue
+            layout = _layout(shape[dim], size, after[key][dim], probe, name)
+            if dim > 0 and name.endswith("ffn") and _holds_experts(base, key):
+                slots += _of_experts(base, key, dim - 1, layout)
+            else:
+                group = EVERYWHERE if name.endswith("hidden") else _block(key)
+                slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
     return _fused(slots) if name.endswith("kv_groups") else slots
+
+
+def _holds_experts(model: PreTrainedModel, key: str) -> bool:
+    """Whether a parameter is a stack with one entry for each expert: it, or one beside it, is a stack of matrices."""
+    owner = model.get_submodule(key.rpartition(".")[0])
+    convolution = isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+    return not convolution and any(p.ndim == 3 for p in owner.parameters(recurse=False))
+
+
+def _of_experts(model: PreTrainedModel, key: str, dim: int, layout: Layout) -> list[Slot]:
+    """A slot for each entry; the module says whether its gate and up are interleaved, and which way its weights lie."""
+    owner: Any = model.get_submodule(key.rpartition(".")[0])
+    stack = model.get_parameter(key)
+    if not getattr(owner, "is_concatenated", True) and len(layout.parts) > 1:
+        layout = Layout((len(layout.parts),))
+    consumes = stack.ndim == 3 and dim == (0 if getattr(owner, "is_transposed", False) else 1)
+    place = key.rpartition(".")[0]
+    return [Slot(key, dim, f"{place}.{entry}", consumes, layout, entry) for entry in range(len(stack))]
 
 
 def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:

@@ -1,10 +1,11 @@
 """From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_pe.anatomy import CUTTABLE, Anatomy, Axis, discover
+from hf_pe.anatomy import CUTTABLE, EXPERT_STEP, Anatomy, Axis, discover
 from hf_pe.errors import UsageError, nearest
 from hf_pe.plans import Sketch
 from hf_pe.proof import removable_layers
@@ -54,8 +55,8 @@ def ladder(sketch: Sketch, name: str, multiple: int) -> list[Setting]:
         UsageError: unknown axis or one that cannot be cut natively.
     """
     first, *others = axes_named(discover(sketch.config, sketch.model_class), name)
-    if first.kind == "ffn":
-        sizes = {_rounded(size, first.size, multiple) for size in range(1, first.size + 1)}
+    if first.kind in ("ffn", "expert_ffn"):
+        sizes = {_rounded(size, first, multiple) for size in range(1, first.size + 1)}
     elif first.kind == "layers":
         least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
@@ -175,8 +176,8 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
         raise UsageError(
             f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}."
         )
-    if axis.kind == "ffn":
-        return _rounded(int(count), axis.size, multiple)
+    if axis.kind in ("ffn", "expert_ffn"):
+        return _rounded(int(count), axis, multiple)
     able = _sayable(sketch, axis, multiple)
     if isinstance(value, int) and value not in able:
         raise UsageError(
@@ -199,5 +200,6 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
     return [size for size in range(1, axis.size + 1) if (size % step == 0 or size == axis.size) and able(size)]
 
 
-def _rounded(count: int, size: int, multiple: int) -> int:
-    return min(-(-count // multiple) * multiple, size)
+def _rounded(count: int, axis: Axis, multiple: int) -> int:
+    step = math.lcm(multiple, EXPERT_STEP) if any(slot.entry is not None for slot in axis.slots) else multiple
+    return min(-(-count // step) * step, axis.size)

@@ -1,7 +1,8 @@
 """What a criterion may look at, gathered from a model and its statistics."""
 
+from collections.abc import Mapping
+
 import torch
-from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
 from hf_pe.prune.criteria import Evidence
@@ -9,7 +10,7 @@ from hf_pe.prune.statistics import Moments, Slopes, pooled
 
 
 def evidence(
-    model: PreTrainedModel,
+    state: Mapping[str, torch.Tensor],
     axis: Axis,
     group: str,
     keep: int,
@@ -18,13 +19,21 @@ def evidence(
 ) -> Evidence:
     """Of the units of `axis` in `group`, `keep` of which will stay; `moments` and `slopes` by slot, empty where unseen.
 
-    Where many maps read the units (hidden width), they are taken as one.
+    Where many maps read the units (hidden width), they are taken as one. What no token reached (an expert) is judged
+    as if its inputs were white.
+
+    Args:
+        state: the model's state dict.
+        axis, group, keep: which units.
+        moments, slopes: of the maps that read them.
     """
-    state = model.state_dict()
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
-    weights = [s.layout.by_unit(state[s.name].movedim(s.dim or 0, 0), axis.size) for s in slots]
-    reading = {s.name: state[s.name].movedim(s.dim or 0, 1) for s in slots if s.consumes}
-    grams = {name: pooled(moments[name]).gram for name in reading} if moments else {}
+    weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
+    reading = {s.key: s.of(state).movedim(s.dim or 0, 1) for s in slots if s.consumes}
+    grams = {
+        name: pooled(moments[name]).gram if name in moments else torch.eye(weight.shape[1])
+        for name, weight in (reading if moments else {}).items()
+    }
     seen = {name: slopes[name] for name in reading if name in slopes}
     gates = [s.gates.reshape(len(s.gates), axis.size, -1).sum(2) for s in seen.values()]
     one, *others = reading

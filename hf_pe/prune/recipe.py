@@ -26,15 +26,16 @@ from hf_pe.prune.budget import (
 from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.evidence import evidence
+from hf_pe.prune.experts import correct_, expert_moments, routed
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
 from hf_pe.prune.sensitivity import least_loss, tried
 from hf_pe.prune.statistics import (
+    Moments,
     block_influence,
     consumer_moments,
     consumer_slopes,
-    routed,
 )
 from hf_pe.prune.target import Target, above_floor
 from hf_pe.surgery import cut
@@ -134,6 +135,16 @@ class StructuredPruning(Frozen):
         for name, size in target.items():
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
+            if axes[name].kind == "expert_ffn" and "gradients" in CRITERIA[self.criterion].needs:
+                raise UsageError(
+                    f"prune.criterion: {self.criterion} needs gradients inside the experts, which share one tensor. "
+                    "Choose obs (the default), activation_weight or a magnitude."
+                )
+        if self.repair == "in_order" and not anatomy.named("ffn"):
+            raise UsageError(
+                "prune.repair: in_order moves the output of each FFN, and this model has none outside its experts. "
+                "Choose least_squares."
+            )
         after = resized_sketch(sketch, target)
         if self.hidden == "rotation" and _has(target, "hidden"):
             after = untied_sketch(after)
@@ -256,7 +267,9 @@ class StructuredPruning(Frozen):
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                refit_(smaller, model, axis, kept, _remembered(MOMENTS, consumer_moments, model, axis, data))
+                refit_(smaller, model, axis, kept, _remembered(MOMENTS, _moments, model, axis, data))
+            if axis.kind == "experts" and self.repair != "none":
+                correct_(smaller, model, axis, kept, data)
             if axis.kind == "hidden" and self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
@@ -285,16 +298,22 @@ class StructuredPruning(Frozen):
             tokens = {} if self.criterion == "random" else routed(model, axis, data)
             saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
             return {g: _largest(saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
-        moments = _remembered(MOMENTS, consumer_moments, model, axis, data) if "activations" in criterion.needs else {}
+        moments = _remembered(MOMENTS, _moments, model, axis, data) if "activations" in criterion.needs else {}
         slopes = _remembered(SLOPES, consumer_slopes, model, axis, data) if "gradients" in criterion.needs else {}
-        kept = {}
+        kept, state = {}, model.state_dict()
         for group in axis.groups:
-            kept[group] = _largest(criterion.score(evidence(model, axis, group, size, moments, slopes)), size)
+            kept[group] = _largest(criterion.score(evidence(state, axis, group, size, moments, slopes)), size)
         return kept
 
 
 def _largest(scores: torch.Tensor, size: int) -> list[int]:
     return sorted(scores.topk(size).indices.tolist())
+
+
+def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
+    stacked = {slot.entry is not None for slot in axis.slots if slot.consumes}
+    found = consumer_moments(model, axis, data) if False in stacked else {}
+    return found | (expert_moments(model, axis, data) if True in stacked else {})
 
 
 def _remembered(

@@ -1,12 +1,13 @@
 """Repairs what is left: the maps that read the removed units learn to do without them, in closed form."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis
+from hf_pe.anatomy import Axis, Slot
 from hf_pe.prune.statistics import Moments, pooled
 from hf_pe.surgery import Kept
 
@@ -88,23 +89,28 @@ def refit_(
     kept: Kept,
     moments: dict[str, list[Moments]],
 ) -> None:
-    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`."""
+    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`; those without moments stay."""
+    before, after = model.state_dict(), smaller.state_dict()
     for slot in axis.slots:
-        if not slot.consumes:
+        if not slot.consumes or slot.key not in moments:
             continue
-        name = slot.name.rpartition(".")[0]
-        full: Any = model.get_submodule(name)
-        short: Any = smaller.get_submodule(name)
         dim = slot.dim or 0
+        shift = _bias(slot)
         weight, bias = without_removed(
-            full.weight.data.movedim(dim, 1),
-            None if full.bias is None else full.bias.data,
-            moments[slot.name],
+            slot.of(before).movedim(dim, 1),
+            shift.of(before) if shift.name in before else None,
+            moments[slot.key],
             slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
         )
-        short.weight.data = weight.movedim(1, dim).contiguous().to(short.weight.data)
+        slot.of(after).copy_(weight.movedim(1, dim))
         if bias is not None:
-            short.bias.data = bias.to(short.bias.data)
+            shift.of(after).copy_(bias)
+
+
+def _bias(slot: Slot) -> Slot:
+    """What is added to the output of a consuming map: beside its weight, or in a stack of its own."""
+    name = f"{slot.name.rpartition('.')[0]}.bias" if slot.entry is None else f"{slot.name}_bias"
+    return replace(slot, name=name)
 
 
 Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

@@ -1,6 +1,5 @@
 """Statistics of a model's activations on calibration data."""
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
-from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, TaskData, model_inputs
 
@@ -188,59 +186,6 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
 
 
-def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
-    """By block and expert: the gates of the tokens it gets, and the norms of what it gives for them, [tokens] each.
-
-    Raises:
-        UsageError: the experts are not called with hidden states, the chosen experts and their weights.
-    """
-    owners = {s.group: s.name.rpartition(".")[0] for s in axis.slots if len(model.state_dict()[s.name].shape) == 3}
-    seen = {group: [[(torch.zeros(0), torch.zeros(0))] for _ in range(axis.size)] for group in owners}
-    now: dict[str, torch.Tensor | None] = {}
-
-    def watch(group: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [*inspect.signature(module.forward).bind(*args, **kwargs).arguments.values()]
-            if len(given) != 3 or given[1].is_floating_point() or given[1].shape != given[2].shape:
-                raise UsageError(f"prune: how tokens reach the experts of {type(module).__name__} is not understood.")
-            hidden, index, gates = given[0].reshape(-1, given[0].shape[-1]), given[1], given[2]
-            mask = now["mask"]
-            counts = torch.ones(len(hidden), dtype=torch.bool) if mask is None else mask.flatten().bool().cpu()
-            for expert in range(axis.size):
-                token, place = torch.where((index == expert).cpu() & counts[:, None])
-                if len(token):
-                    rows = hidden[token]
-                    one = torch.ones(len(token), 1)
-                    out = module.forward(rows, torch.full_like(one, expert).to(index), one.to(gates))
-                    seen[group][expert].append((gates[token, place].cpu(), out.norm(dim=-1).cpu()))
-
-        return hook
-
-    handles = [
-        model.get_submodule(name).register_forward_pre_hook(watch(group), with_kwargs=True)
-        for group, name in owners.items()
-    ]
-    training = model.training
-    model.eval()
-    done = 0
-    try:
-        with torch.no_grad():
-            for batch in data.batches(data.calibration, BATCH):
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                now["mask"] = batch.get("attention_mask")
-                model.base_model(**model_inputs(batch))
-                done += len(next(iter(batch.values())))
-                advance(f"routing of {axis.name}", done, len(data.calibration))
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return {
-        group: [(torch.cat([g for g, _ in parts]), torch.cat([n for _, n in parts])) for parts in experts]
-        for group, experts in seen.items()
-    }
-
-
 def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], data: TaskData) -> torch.Tensor:
     """Mean of u u^T over tokens and norms, u what a norm is given over its root mean square, [width, width]."""
     total: dict[str, torch.Tensor] = {}
@@ -309,7 +254,8 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _consumers(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
-    return {s.name: model.get_submodule(s.name.rpartition(".")[0]) for s in axis.slots if s.consumes}
+    slots = (s for s in axis.slots if s.consumes and s.entry is None)
+    return {s.name: model.get_submodule(s.name.rpartition(".")[0]) for s in slots}
 
 
 @contextmanager

@@ -1,6 +1,8 @@
+import copy
+
 import pytest
 import torch
-from transformers import AutoConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
@@ -9,8 +11,8 @@ from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
-from hf_pe.prune.statistics import routed
-from hf_pe.tasks import CausalLM
+from hf_pe.prune.experts import Call, correct_, expert_moments, inner, routed
+from hf_pe.tasks import CausalLM, model_inputs
 from tests.helpers import TEXTS
 
 
@@ -57,3 +59,103 @@ def test_fewer_experts_than_a_token_takes_are_refused(work):
     model, _ = work
     with pytest.raises(UsageError, match=r"does not allow 1; it allows 2, 3, 4, 5, 6"):
         StructuredPruning(keep={"experts": 1}).outline(Sketch(config=model.config, model_class=type(model)))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe"])
+def test_what_flows_inside_an_expert_gives_what_the_expert_gives(model_type):
+    """Transposed, interleaved and with biases in gpt_oss."""
+    model = lively(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(model_type))))
+    experts = model.model.layers[0].mlp.experts
+    rows = torch.randn(5, model.config.hidden_size)
+    x = inner(experts, 1, rows)
+    weight = experts.down_proj[1] if experts.is_transposed else experts.down_proj[1].T
+    found = x @ weight + (experts.down_proj_bias[1] if experts.has_bias else 0)
+    expert = torch.full((5, 1), 1)
+    torch.testing.assert_close(found, experts(rows, expert, torch.ones(5, 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
+    model, data = work
+    (axis,) = discover(model.config, type(model)).named("expert_ffn")
+    assert len(axis.groups) == 12 and axis.size == 24
+    found = {}
+    for repair in ("none", "least_squares"):
+        recipe = StructuredPruning(keep={"expert_ffn": 16}, repair=repair)
+        plan = recipe.plan(model, data)
+        found[repair] = recipe.apply(model, plan, data)
+    chosen = plan.kept["expert_ffn"]
+    assert len({tuple(units) for units in chosen.values()}) > 6
+    small = found["least_squares"]
+    assert small.config.intermediate_size == 16 and small.num_parameters() == plan.parameters
+    batch = next(iter(data.batches(data.calibration)))
+    wanted, *made = (outputs_of(m, model_inputs(batch))[0] for m in (model, found["none"], small))
+    plain, repaired = ((m - wanted).norm() / wanted.norm() for m in made)
+    assert repaired < 0.9 * plain
+    small.save_pretrained(tmp_path)
+    inputs = example_inputs(small)
+    again = MixtralForCausalLM.from_pretrained(tmp_path)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
+    model, data = work
+    model.model.layers[0].mlp.gate.weight.data[2] = 0  # logit 0 among lively ones: seldom among the first two
+    model.model.layers[0].mlp.gate.weight.data[3] = -100 * model.model.layers[0].mlp.gate.weight.data[0].sign()
+    (axis,) = discover(model.config, type(model)).named("expert_ffn")
+    moments = expert_moments(model, axis, data)
+    missing = {s.key for s in axis.slots if s.consumes} - moments.keys()
+    recipe = StructuredPruning(keep={"expert_ffn": 8})
+    small = recipe.apply(model, recipe.plan(model, data), data)
+    for key in missing:
+        stack, _, entry = key.removesuffix("]").partition("[")
+        kept = recipe.plan(model, data).kept["expert_ffn"][f"{stack.rpartition('.')[0]}.{entry}"]
+        whole, left = (m.get_parameter(stack)[int(entry)] for m in (model, small))
+        assert torch.equal(left, whole[:, kept])
+
+
+def test_experts_that_are_left_make_up_for_those_that_went(work):
+    model, data = work
+    (axis,) = discover(model.config, type(model)).named("experts")
+    recipe = StructuredPruning(keep={"experts": 3}, repair="none")
+    plan = recipe.plan(model, data)
+    plain = recipe.apply(model, plan, data)
+    corrected = copy.deepcopy(plain)
+    done, blocks = correct_(corrected, model, axis, plan.kept["experts"], data)
+    assert (blocks, done > 0) == (2, True)
+    router = [name for name in plain.state_dict() if "mlp.gate" in name]
+    assert all(torch.equal(plain.state_dict()[n], corrected.state_dict()[n]) for n in router)
+    assert gap(corrected, model, data) < gap(plain, model, data)
+    again = recipe.model_copy(update={"repair": "least_squares"}).apply(model, plan, data)
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, corrected.state_dict()[name])
+
+
+def gap(small, model, data):
+    """Squared gap of what the first block's experts give, each with the block's own input in `model`."""
+    given = []
+    handle = model.model.layers[0].mlp.register_forward_hook(lambda m, args, out: given.append((args[0], out)))
+    for batch in data.batches(data.calibration):
+        outputs_of(model, model_inputs(batch))
+    handle.remove()
+    with torch.no_grad():
+        return sum(float((small.model.layers[0].mlp(states) - out).square().sum()) for states, out in given)
+
+
+def test_a_call_tells_each_expert_its_tokens():
+    call = Call(
+        torch.zeros(3, 2), torch.tensor([[0, 1], [1, 2], [2, 0]]), torch.tensor([[0.1, 0.9], [0.3, 0.7], [0.5, 0.5]])
+    )
+    token, gates = call.of(0)
+    assert token.tolist() == [0, 2] and gates.tolist() == pytest.approx([0.1, 0.5])
+    assert call.of(0, torch.tensor([False, True, True]))[0].tolist() == [2]
+
+
+def test_what_cannot_work_inside_experts_is_refused_before_any_work(work):
+    model, _ = work
+    sketch = Sketch(config=model.config, model_class=type(model))
+    with pytest.raises(UsageError, match="taylor needs gradients inside the experts"):
+        StructuredPruning(keep={"expert_ffn": 16}, criterion="taylor").outline(sketch)
+    with pytest.raises(UsageError, match="in_order moves the output of each FFN"):
+        StructuredPruning(keep={"expert_ffn": 16}, repair="in_order").outline(sketch)
+    odd = StructuredPruning(keep={"expert_ffn": 10}, multiple=2).outline(sketch)[0]
+    assert odd.sizes[0].after == 16
