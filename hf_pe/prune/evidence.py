@@ -14,10 +14,10 @@ def evidence(
     axis: Axis,
     group: str,
     keep: int,
-    moments: dict[str, list[Moments]],
+    moments: dict[str, list[Moments]] | None,
     slopes: dict[str, Slopes],
 ) -> Evidence:
-    """Of the units of `axis` in `group`, `keep` of which will stay; `moments` and `slopes` by slot, empty where unseen.
+    """Of the units of `axis` in `group`, `keep` of which will stay; `moments` and `slopes` by slot.
 
     Where many maps read the units (hidden width), they are taken as one. What no token reached (an expert) is judged
     as if its inputs were white.
@@ -25,15 +25,16 @@ def evidence(
     Args:
         state: the model's state dict.
         axis, group, keep: which units.
-        moments, slopes: of the maps that read them.
+        moments: of the maps that read them; None where the criterion asks for none.
+        slopes: of the same maps; empty likewise.
     """
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
     reading = {s.key: s.of(state).movedim(s.dim or 0, 1) for s in slots if s.consumes}
-    grams = {
-        name: pooled(moments[name]).gram if name in moments else torch.eye(weight.shape[1])
-        for name, weight in (reading if moments else {}).items()
-    }
+    grams = {}
+    if moments is not None:
+        for name, weight in reading.items():
+            grams[name] = pooled(moments[name]).gram if name in moments else torch.eye(weight.shape[1])
     seen = {name: slopes[name] for name in reading if name in slopes}
     gates = [s.gates.reshape(len(s.gates), axis.size, -1).sum(2) for s in seen.values()]
     one, *others = reading

@@ -4,7 +4,7 @@ Routing is never changed: a repair moves the maps that experts give their output
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -15,10 +15,9 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.errors import UsageError
-from hf_pe.progress import advance
 from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, add_to_fold
-from hf_pe.tasks import TaskData, model_inputs
+from hf_pe.prune.statistics import BATCH, Moments, Passes, add_to_fold, watching
+from hf_pe.tasks import TaskData
 
 HELD_BACK = 4
 """Every so many batches one is kept back: a correction stays if it brings the block's output nearer there."""
@@ -89,7 +88,8 @@ def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list
                 out = module.forward(call.hidden[token], torch.full_like(one, expert).to(call.chosen), one.to(gates))
                 parts.append((gates.cpu(), out.norm(dim=-1).cpu()))
 
-    _run(model, owners, data, f"routing of {axis.name}", collect)
+    with _calls(model, owners, collect) as passes:
+        passes.run(data, f"routing of {axis.name}")
     return {
         group: [(torch.cat([g for g, _ in parts]), torch.cat([n for _, n in parts])) for parts in experts]
         for group, experts in seen.items()
@@ -99,11 +99,29 @@ def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list
 def expert_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     """Moments of what flows into the experts' output maps, by slot, one for each fold; a token counts by its gate's
     square, as it does in the block's output. Experts without a token are missing."""
+    sums: dict[str, list[Moments]] = {}
+    owners, collect = _collecting(axis, sums)
+    with _calls(model, owners, collect) as passes:
+        passes.run(data, f"statistics of {axis.name}")
+    return sums
+
+
+def expert_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
+    """The same with one block's in memory."""
+    sums: dict[str, list[Moments]] = {}
+    owners, collect = _collecting(axis, sums)
+    with _calls(model, owners, collect) as passes:
+        for _ in passes.walk(data, list(owners), f"statistics of {axis.name}"):
+            yield dict(sums)
+            sums.clear()
+
+
+def _collecting(axis: Axis, sums: dict[str, list[Moments]]) -> tuple[dict[str, str], Callable[..., None]]:
+    """The modules that hold experts, and what adds up their moments in `sums`."""
     slots: dict[str, list[Slot]] = {}
     for slot in axis.slots:
         if slot.consumes and slot.entry is not None:
             slots.setdefault(slot.name.rpartition(".")[0], []).append(slot)
-    sums: dict[str, list[Moments]] = {}
 
     def collect(owner: str, number: int, module: Any, call: Call, counts: torch.Tensor) -> None:
         for slot in slots[owner]:
@@ -112,15 +130,11 @@ def expert_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[s
                 x = inner(module, slot.entry or 0, call.hidden[token])
                 add_to_fold(sums.setdefault(slot.key, []), number, Moments.of(x, weight=gates.float().square()))
 
-    if slots:
-        _run(model, {owner: owner for owner in slots}, data, f"statistics of {axis.name}", collect)
-    return sums
+    return {owner: owner for owner in slots}, collect
 
 
 @torch.no_grad()
-def correct_(
-    smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Mapping[str, Sequence[int]], data: TaskData
-) -> tuple[int, int]:
+def correct_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data: TaskData) -> tuple[int, int]:
     """Let the experts that are left make up for the removed ones, in place, with the routing as it is.
 
     With d the gap between the block's output before and now, and g the gates of the token's experts, expert e takes
@@ -129,114 +143,121 @@ def correct_(
 
     Args:
         smaller: cut along `axis`.
-        model: the original; both see the hidden states of the original.
+        model: the original, whose hidden states both see.
         axis: the experts of `model`.
-        kept: experts that stay, by group of `axis`.
         data: calibration rows.
 
     Returns:
-        Blocks that were corrected, and all.
+        Blocks that were corrected, and all that could be: those whose experts say how their weights lie.
     """
-    owners = {s.group: s.name.rpartition(".")[0] for s in axis.slots if s.name.endswith("down_proj")}
-    owners = {group: name for group, name in owners.items() if hasattr(model.get_submodule(name), "is_transposed")}
-    batches = list(data.batches(data.calibration, BATCH))
-    if not owners or len(batches) < 2:
-        return 0, len(kept)
-    whole, gaps = dict[str, list[float]](), dict[str, dict[int, list[Moments]]]()
-    tried = {name: smaller.get_parameter(f"{name}.down_proj").data.clone() for name in owners.values()}
+    owners = dict.fromkeys(s.name.rpartition(".")[0] for s in axis.slots if s.name.endswith("down_proj"))
+    pairs = {
+        name.rpartition(".")[0]: _Pair(smaller, name)
+        for name in owners
+        if hasattr(model.get_submodule(name), "is_transposed")
+    }
+    if not pairs or len(data.calibration) <= BATCH:
+        return 0, len(pairs)
+    passes = Passes(model, model.base_model)
+    last = -(-len(data.calibration) // BATCH) - 1
 
-    def learn(name: str, number: int, module: Any, call: Call, gap: torch.Tensor) -> None:
-        weight = call.gates.float().square()
-        total = weight.sum(1).clamp_min(1e-12)
-        for expert in range(len(tried[name])):
+    def watch(pair: _Pair) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            seen = Seen(args, kwargs, _first(output), passes.mask)
+            if passes.number % HELD_BACK == HELD_BACK - 1 or passes.number == last:
+                pair.held.append(seen)
+            else:
+                pair.learn(seen, passes.number)
+
+        return hook
+
+    handles = [
+        model.get_submodule(block).register_forward_hook(watch(pair), with_kwargs=True) for block, pair in pairs.items()
+    ]
+    nearer = 0
+    with watching(passes, handles), _evaluating(smaller):
+        for block in passes.walk(data, list(pairs), "correction of the experts"):
+            nearer += pairs[block].corrected()
+            pairs[block].clear()
+    return nearer, len(pairs)
+
+
+class Seen(NamedTuple):
+    """What one batch meant for a sparse block: what it was given, gave, and which tokens count."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: torch.Tensor
+    mask: torch.Tensor | None
+
+
+class _Pair:
+    """A sparse block with fewer experts beside what the whole one gives."""
+
+    def __init__(self, smaller: PreTrainedModel, name: str) -> None:
+        self.block: Any = smaller.get_submodule(name.rpartition(".")[0])
+        self.experts: Any = smaller.get_submodule(name)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all batches."""
+        self.held: list[Seen] = []
+        self.folds: dict[int, list[Moments]] = {}
+
+    def gap(self, seen: Seen) -> tuple[torch.Tensor, Call]:
+        """What the output lacks, [tokens, width], and how the experts that are left were called."""
+        calls: list[Call] = []
+        handle = self.experts.register_forward_pre_hook(
+            lambda module, args, kwargs: calls.append(Call.read(module, args, kwargs)), with_kwargs=True
+        )
+        try:
+            gap = seen.output - _first(self.block(*seen.args, **seen.kwargs))
+        finally:
+            handle.remove()
+        gap = gap.reshape(-1, gap.shape[-1]).float()
+        counts = _counted(seen.mask, len(gap)).to(gap.device)
+        return gap[counts], Call(*(part[counts] for part in calls[0]))
+
+    def learn(self, seen: Seen, number: int) -> None:
+        """Add up what each expert's step is fitted on."""
+        gap, call = self.gap(seen)
+        total = call.gates.float().square().sum(1).clamp_min(1e-12)
+        for expert in range(len(self.experts.down_proj)):
             token, gates = call.of(expert)
             if len(token):
-                x = inner(module, expert, call.hidden[token]) * gates[:, None]
-                part = (gates.float().square() / total[token])[:, None] * gap[token].float()
-                folds = gaps.setdefault(name, {}).setdefault(expert, [])
-                add_to_fold(folds, number, Moments.of(x, part))
+                x = inner(self.experts, expert, call.hidden[token]).float() * gates[:, None]
+                part = (gates.float().square() / total[token])[:, None] * gap[token]
+                add_to_fold(self.folds.setdefault(expert, []), number, Moments.of(x, part))
 
-    def judge(name: str, number: int, module: Any, call: Call, gap: torch.Tensor) -> None:
-        whole.setdefault(name, []).append(float(gap.float().square().sum()))
-
-    held = [b for number, b in enumerate(batches) if number % HELD_BACK == HELD_BACK - 1] or batches[-1:]
-    taught = [b for b in batches if all(b is not other for other in held)]
-    _compare(model, smaller, owners, taught, learn)
-    _compare(model, smaller, owners, held, judge)
-    before = {name: sum(values) for name, values in whole.items()}
-    for name, experts in gaps.items():
-        owner: Any = smaller.get_submodule(name)
-        for expert, folds in experts.items():
+    def corrected(self) -> bool:
+        """Move the experts' output maps; back again where that does not help on what was held back."""
+        weights = self.experts.down_proj.data
+        plain, before = weights.clone(), self._error()
+        for expert, folds in self.folds.items():
             move = fit(folds, bias=False).move
-            weight = owner.down_proj.data[expert]
-            weight += (move if getattr(owner, "is_transposed", False) else move.T).to(weight)
-    whole.clear()
-    _compare(model, smaller, owners, held, judge)
-    nearer = {name for name, values in whole.items() if sum(values) < before[name]}
-    for name in tried.keys() - nearer:
-        smaller.get_parameter(f"{name}.down_proj").data.copy_(tried[name])
-    return len(nearer), len(owners)
+            weights[expert] += (move if self.experts.is_transposed else move.T).to(weights)
+        if self._error() < before:
+            return True
+        weights.copy_(plain)
+        return False
+
+    def _error(self) -> float:
+        return sum(float(self.gap(seen)[0].square().sum()) for seen in self.held)
 
 
-def _compare(
-    model: PreTrainedModel,
-    smaller: PreTrainedModel,
-    owners: dict[str, str],
-    batches: Sequence[Any],
-    collect: Callable[[str, int, Any, Call, torch.Tensor], None],
-) -> None:
-    """Run batches through `model`; at each sparse block let that of `smaller` run on the same input, and hand over the
-    call of its experts and the gap of the outputs."""
-    blocks = {name.rpartition(".")[0]: name for name in owners.values()}
-    state: dict[str, Any] = {}
-
-    def watch(block: str, name: str) -> Any:
-        other, experts = smaller.get_submodule(block), smaller.get_submodule(name)
-
-        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            state["call"] = Call.read(module, args, kwargs)
-
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            handle = experts.register_forward_pre_hook(read, with_kwargs=True)
-            try:
-                now = other(*args, **kwargs)
-            finally:
-                handle.remove()
-            gap = _first(output) - _first(now)
-            gap = gap.reshape(-1, gap.shape[-1])
-            counts = _counted(state["mask"], len(gap)).to(gap.device)
-            call = Call(*(part[counts] for part in state["call"]))
-            collect(name, state["number"], experts, call, gap[counts])
-
-        return model.get_submodule(block).register_forward_hook(hook, with_kwargs=True)
-
-    handles = [watch(block, name) for block, name in blocks.items()]
-    try:
-        with _evaluating(model), _evaluating(smaller):
-            for number, batch in enumerate(batches):
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                state.update(number=number, mask=batch.get("attention_mask"))
-                model.base_model(**model_inputs(batch))
-                advance("correction of the experts", number + 1, len(batches))
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _run(
+@contextmanager
+def _calls(
     model: PreTrainedModel,
     owners: Mapping[str, str],
-    data: TaskData,
-    what: str,
     collect: Callable[[str, int, Any, Call, torch.Tensor], None],
-) -> None:
-    """Run the calibration rows; `collect` gets each call of the experts of `owners` and which tokens count."""
-    state: dict[str, Any] = {}
+) -> Iterator[Passes]:
+    """`collect` gets each call of the experts of `owners` and which tokens count."""
+    passes = Passes(model, model.base_model)
 
     def watch(group: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = Call.read(module, args, kwargs)
-            collect(group, state["number"], module, call, _counted(state["mask"], len(call.hidden)))
+            collect(group, passes.number, module, call, _counted(passes.mask, len(call.hidden)))
 
         return hook
 
@@ -244,18 +265,8 @@ def _run(
         model.get_submodule(name).register_forward_pre_hook(watch(group), with_kwargs=True)
         for group, name in owners.items()
     ]
-    done = 0
-    try:
-        with torch.no_grad(), _evaluating(model):
-            for number, batch in enumerate(data.batches(data.calibration, BATCH)):
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                state.update(number=number, mask=batch.get("attention_mask"))
-                model.base_model(**model_inputs(batch))
-                done += len(next(iter(batch.values())))
-                advance(what, done, len(data.calibration))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(passes, handles):
+        yield passes
 
 
 def _counted(mask: torch.Tensor | None, tokens: int) -> torch.Tensor:

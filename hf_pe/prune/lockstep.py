@@ -6,7 +6,7 @@ a model keeps on its way (masks, positions, caches, encoder states) stays as the
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -87,7 +87,10 @@ class _Pass(threading.Thread):
 
 @contextmanager
 def lockstep(
-    model: PreTrainedModel, batches: Iterable[Batch], stops: Sequence[Stop]
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    stops: Sequence[Stop],
+    before: Callable[[int, Batch], None] = lambda number, batch: None,
 ) -> Iterator[Iterator[list[Waiting]]]:
     """Iterate over `stops`: at each, all batches wait there. `model` runs in evaluation mode, without gradients.
 
@@ -95,6 +98,7 @@ def lockstep(
         model: its modules may be changed, and be called with what `Waiting` holds, while the batches wait.
         batches: kept in memory until the end.
         stops: in the order in which the model comes by; modules in between are run without a stop.
+        before: called with the number of a batch, and it, whenever it goes on: hooks may then know whose turn it is.
     """
     passes = [_Pass(model, {k: v.to(model.device) for k, v in batch.items()}, stops) for batch in batches]
 
@@ -107,6 +111,10 @@ def lockstep(
 
         return pause
 
+    def step(number: int, each: _Pass) -> Waiting:
+        before(number, each.batch)
+        return each.step()
+
     handles = []
     for stop in dict.fromkeys(stops):
         module = model.get_submodule(stop.module)
@@ -117,7 +125,7 @@ def lockstep(
     for each in passes:
         each.start()
     try:
-        yield ([each.step() for each in passes] for _ in stops)
+        yield ([step(number, each) for number, each in enumerate(passes)] for _ in stops)
     finally:
         for each in passes:
             each.stopped = True

@@ -1,13 +1,14 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
+import psutil
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis, discover
+from hf_pe.anatomy import EVERYWHERE, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
@@ -26,7 +27,7 @@ from hf_pe.prune.budget import (
 from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.evidence import evidence
-from hf_pe.prune.experts import correct_, expert_moments, routed
+from hf_pe.prune.experts import correct_, expert_moments, expert_moments_by_block, routed
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
@@ -36,6 +37,8 @@ from hf_pe.prune.statistics import (
     block_influence,
     consumer_moments,
     consumer_slopes,
+    moments_by_block,
+    moments_bytes,
 )
 from hf_pe.prune.target import Target, above_floor
 from hf_pe.surgery import cut
@@ -54,6 +57,8 @@ Amount = Annotated[int | float, BeforeValidator(_amount)]
 
 
 MOMENTS, SLOPES = "moments of one axis", "slopes of one axis"
+MEMORY = 0.5
+"""Of the free memory: where the moments of all blocks would take more, they are made and used block by block."""
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
@@ -267,9 +272,10 @@ class StructuredPruning(Frozen):
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                refit_(smaller, model, axis, kept, _remembered(MOMENTS, _moments, model, axis, data))
+                for moments in _moments(model, axis, data):
+                    refit_(smaller, model, axis, kept, moments)
             if axis.kind == "experts" and self.repair != "none":
-                correct_(smaller, model, axis, kept, data)
+                correct_(smaller, model, axis, data)
             if axis.kind == "hidden" and self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
@@ -298,19 +304,38 @@ class StructuredPruning(Frozen):
             tokens = {} if self.criterion == "random" else routed(model, axis, data)
             saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
             return {g: _largest(saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
-        moments = _remembered(MOMENTS, _moments, model, axis, data) if "activations" in criterion.needs else {}
         slopes = _remembered(SLOPES, consumer_slopes, model, axis, data) if "gradients" in criterion.needs else {}
-        kept, state = {}, model.state_dict()
-        for group in axis.groups:
-            kept[group] = _largest(criterion.score(evidence(state, axis, group, size, moments, slopes)), size)
-        return kept
+        state, kept = model.state_dict(), dict[str, list[int]]()
+
+        def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
+            for group in groups:
+                kept[group] = _largest(criterion.score(evidence(state, axis, group, size, moments, slopes)), size)
+
+        if "activations" not in criterion.needs:
+            choose(axis.groups, None)
+            return kept
+        group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
+        for moments in _moments(model, axis, data):
+            choose(dict.fromkeys(group_of[key] for key in moments), moments)
+        choose([group for group in axis.groups if group not in kept], {})  # experts that no token reached
+        return {group: kept[group] for group in axis.groups}
 
 
 def _largest(scores: torch.Tensor, size: int) -> list[int]:
     return sorted(scores.topk(size).indices.tolist())
 
 
-def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
+def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
+    """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
+    stacked = {slot.entry is not None for slot in axis.slots if slot.consumes}
+    if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > psutil.virtual_memory().available * MEMORY:
+        yield from moments_by_block(model, axis, data) if False in stacked else ()
+        yield from expert_moments_by_block(model, axis, data) if True in stacked else ()
+    else:
+        yield _remembered(MOMENTS, _all_moments, model, axis, data)
+
+
+def _all_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     stacked = {slot.entry is not None for slot in axis.slots if slot.consumes}
     found = consumer_moments(model, axis, data) if False in stacked else {}
     return found | (expert_moments(model, axis, data) if True in stacked else {})

@@ -1,6 +1,6 @@
 """Statistics of a model's activations on calibration data."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
 from hf_pe.progress import advance
+from hf_pe.prune.lockstep import Stop, lockstep
 from hf_pe.tasks import Batch, TaskData, model_inputs
 
 FOLDS = 2
@@ -88,20 +89,47 @@ def pooled(folds: Iterable[Moments]) -> Moments:
 
 
 def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
-    """Moments of what flows into every slot that consumes units of `axis`, by slot name, one for each fold."""
-    sums: dict[str, list[Moments]] = {}
-    first: dict[str, str] = {}  # of the maps that read the very same tensor (query, key and value) one is enough
-    last: list[Any] = [None, ""]
+    """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold."""
+    sums = _Sums()
+    with _watch(model, _consumers(model, axis), sums.collect) as passes:
+        passes.run(data, f"statistics of {axis.name}")
+    return sums.taken()
 
-    def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        if inputs is last[0] and first.setdefault(name, last[1]) != name:
+
+def moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
+    """The same block by block, in one pass over the data, with the moments of one block in memory."""
+    sums = _Sums()
+    with _watch(model, _consumers(model, axis), sums.collect) as passes:
+        for _ in passes.walk(data, axis.groups, f"statistics of {axis.name}"):
+            yield sums.taken()
+
+
+def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
+    """What the moments of all blocks take."""
+    state = model.state_dict()
+    widths = [slot.of(state).shape[slot.dim or 0] for slot in axis.slots if slot.consumes]
+    return sum(FOLDS * 4 * width**2 for width in widths)
+
+
+class _Sums:
+    """Moments by slot as they come in."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[Moments]] = {}
+        self.first: dict[str, str] = {}  # one is enough of maps that read the very same tensor
+        self.last: list[Any] = [None, ""]
+
+    def collect(self, name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        if inputs is self.last[0] and self.first.setdefault(name, self.last[1]) != name:
             return
-        last[:] = inputs, first.setdefault(name, name)
-        add_to_fold(sums.setdefault(name, []), number, Moments.of(counted(inputs, mask)))
+        self.last[:] = inputs, self.first.setdefault(name, name)
+        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted(inputs, mask)))
 
-    with _watch(model, _consumers(model, axis), collect) as run:
-        run(data.batches(data.calibration, BATCH), len(data.calibration), f"statistics of {axis.name}")
-    return {name: sums[source] for name, source in first.items()}
+    def taken(self) -> dict[str, list[Moments]]:
+        """What came since it was last asked for."""
+        found = {name: self.sums[source] for name, source in self.first.items()}
+        self.__init__()  # type: ignore[misc]
+        return found
 
 
 class Slopes(NamedTuple):
@@ -181,8 +209,8 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
         turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
-    with _watch(model, layers, collect) as run:
-        run(data.batches(data.calibration, BATCH), len(data.calibration), f"influence of {axis.name}")
+    with _watch(model, layers, collect) as passes:
+        passes.run(data, f"influence of {axis.name}")
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
 
 
@@ -195,8 +223,8 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
         rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         total["sum"] = total.get("sum", torch.zeros(())) + (rows.T @ rows).double() / len(rows)
 
-    with _watch(model, norms, collect) as run:
-        run(data.batches(data.calibration, BATCH), len(data.calibration), "principal components")
+    with _watch(model, norms, collect) as passes:
+        passes.run(data, "principal components")
     return total["sum"] / total["sum"].trace()
 
 
@@ -213,8 +241,8 @@ def kept_length(
             rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
         seen[name].append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
 
-    with _watch(model, norms, collect) as run:
-        run(data.batches(data.calibration, BATCH), len(data.calibration), "norms of the kept width")
+    with _watch(model, norms, collect) as passes:
+        passes.run(data, "norms of the kept width")
     return {name: float(torch.cat(parts).mean()) for name, parts in seen.items()}
 
 
@@ -258,38 +286,66 @@ def _consumers(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
     return {s.name: model.get_submodule(s.name.rpartition(".")[0]) for s in slots}
 
 
+class Passes:
+    """Forward passes of a model in evaluation mode, whose hooks can ask which batch is on its way.
+
+    Attributes:
+        number, mask: of the batch, and its attention mask.
+    """
+
+    def __init__(self, model: PreTrainedModel, body: nn.Module) -> None:
+        self.model, self.body = model, body
+        self.number = 0
+        self.mask: torch.Tensor | None = None
+
+    def run(self, data: TaskData, what: str) -> None:
+        """All calibration rows, batch by batch."""
+        done = 0
+        with torch.no_grad():
+            for number, batch in enumerate(data.batches(data.calibration, BATCH)):
+                batch = {k: v.to(self.model.device) for k, v in batch.items()}
+                self._turn(number, batch)
+                self.body(**model_inputs(batch))
+                done += len(next(iter(batch.values())))
+                advance(what, done, len(data.calibration))
+
+    def walk(self, data: TaskData, blocks: Sequence[str], what: str) -> Iterator[str]:
+        """All calibration rows through one block after the other; each is given when they are through."""
+        batches = data.batches(data.calibration, BATCH)
+        with lockstep(self.model, batches, [Stop(block, after=True) for block in blocks], self._turn) as doors:
+            for done, (block, _) in enumerate(zip(blocks, doors, strict=True), 1):
+                advance(what, done, len(blocks))
+                yield block
+
+    def _turn(self, number: int, batch: Batch) -> None:
+        self.number, self.mask = number, batch.get("attention_mask")
+
+
 @contextmanager
-def _watch(
-    model: PreTrainedModel, modules: dict[str, nn.Module], collect: Callable[..., None]
-) -> Iterator[Callable[[Iterable[Batch], int, str], None]]:
-    """Hook `modules` while the given batches run through `model` in evaluation mode."""
-    now: dict[str, Any] = {}
+def watching(passes: Passes, handles: list[Any]) -> Iterator[Passes]:
+    """Keep hooks, and evaluation mode, while `passes` run."""
+    training = passes.model.training
+    passes.model.eval()
+    try:
+        yield passes
+    finally:
+        passes.model.train(training)
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _watch(model: PreTrainedModel, modules: dict[str, nn.Module], collect: Callable[..., None]) -> Iterator[Passes]:
+    """`collect` gets what each of `modules` reads and gives."""
+    passes = Passes(model, _body(model, list(modules.values())))
 
     def hook(name: str) -> Any:
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             inputs = args[0] if args else kwargs["hidden_states"]
-            collect(name, now["number"], now["mask"], inputs, output)
+            collect(name, passes.number, passes.mask, inputs, output)
 
         return read
 
-    body = _body(model, list(modules.values()))
-
-    def run(batches: Iterable[Batch], rows: int, what: str) -> None:
-        done = 0
-        with torch.no_grad():
-            for number, batch in enumerate(batches):
-                batch = {k: v.to(model.device) for k, v in batch.items()}
-                now.update(number=number, mask=batch.get("attention_mask"))
-                body(**model_inputs(batch))
-                done += len(next(iter(batch.values())))
-                advance(what, done, rows)
-
     handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
-    training = model.training
-    model.eval()
-    try:
-        yield run
-    finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
+    with watching(passes, handles):
+        yield passes

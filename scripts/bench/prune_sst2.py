@@ -50,12 +50,22 @@ def fine_tuned(processor: Any) -> tuple[PreTrainedModel, TaskData]:
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + EPOCHS + 1, pct_start=0.1)
     model.train()
     for epoch in range(EPOCHS):
-        for batch in data.batches(data.train.shuffle(seed=epoch), BATCH):
+        for batch in of_one_length(data, epoch):
             optimizer.zero_grad()
-            TextClassification().signals(model, batch)["loss"].backward()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = TextClassification().signals(model, batch)["loss"]
+            loss.backward()
             optimizer.step()
             rates.step()
     return model.eval(), data
+
+
+def of_one_length(data: TaskData, epoch: int) -> list[dict[str, torch.Tensor]]:
+    """The training rows in batches of like length, in random order."""
+    rows = data.train.shuffle(seed=epoch)
+    order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
+    batches = list(data.batches(rows.select(order), BATCH))
+    return [batches[i] for i in np.random.default_rng(epoch).permutation(len(batches))]
 
 
 def right(model: PreTrainedModel, data: TaskData) -> np.ndarray:

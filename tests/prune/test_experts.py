@@ -97,6 +97,17 @@ def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
 
 
+def test_where_memory_is_short_experts_go_block_by_block_to_the_same_model(work, monkeypatch):
+    model, data = work
+    recipe = StructuredPruning(keep={"expert_ffn": 16})
+    one = recipe.apply(model, recipe.plan(model, data), data)
+    monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
+    data.memory.clear()
+    other = recipe.apply(model, recipe.plan(model, data), data)
+    assert not data.memory
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
     model, data = work
     model.model.layers[0].mlp.gate.weight.data[2] = 0  # logit 0 among lively ones: seldom among the first two
@@ -120,7 +131,7 @@ def test_experts_that_are_left_make_up_for_those_that_went(work):
     plan = recipe.plan(model, data)
     plain = recipe.apply(model, plan, data)
     corrected = copy.deepcopy(plain)
-    done, blocks = correct_(corrected, model, axis, plan.kept["experts"], data)
+    done, blocks = correct_(corrected, model, axis, data)
     assert (blocks, done > 0) == (2, True)
     router = [name for name in plain.state_dict() if "mlp.gate" in name]
     assert all(torch.equal(plain.state_dict()[n], corrected.state_dict()[n]) for n in router)

@@ -75,6 +75,18 @@ def trained(causal):
     return taught(LlamaForCausalLM(model.config), data), data
 
 
+@pytest.mark.parametrize("axis", ["ffn", "kv_groups"])
+def test_where_memory_is_short_blocks_go_one_by_one_to_the_same_model(causal, monkeypatch, axis):
+    model, data = causal
+    recipe = StructuredPruning(keep={axis: 0.5})
+    one = recipe.apply(model, recipe.plan(model, data), data)
+    monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
+    data.memory.clear()
+    other = recipe.apply(model, recipe.plan(model, data), data)
+    assert not data.memory
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_heads_and_width_go_together(causal, criterion):
     model, data = causal

@@ -4,7 +4,15 @@ from transformers import BertModel
 
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
-from hf_pe.prune.statistics import Moments, block_influence, consumer_moments, consumer_slopes, pooled
+from hf_pe.prune.statistics import (
+    Moments,
+    block_influence,
+    consumer_moments,
+    consumer_slopes,
+    moments_by_block,
+    moments_bytes,
+    pooled,
+)
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 
@@ -36,6 +44,19 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
     assert sum(f.count for f in folds) == moments.count == len(rows)
     assert torch.allclose(moments.x / moments.count, rows.mean(0), atol=1e-4)
     assert torch.allclose(moments.gram, rows.T @ rows / len(rows), atol=1e-3)
+
+
+def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work):
+    model, data = work
+    axis = discover(model.config, BertModel).named("ffn")[0]
+    whole = consumer_moments(model, axis, data)
+    assert sum(f.xx.numel() * 4 for folds in whole.values() for f in folds) == moments_bytes(model, axis)
+    parts = list(moments_by_block(model, axis, data))
+    assert [len(part) for part in parts] == [1, 1, 1, 1]
+    for name, folds in (item for part in parts for item in part.items()):
+        for one, other in zip(folds, whole[name], strict=True):
+            assert one.count == other.count
+            assert torch.equal(one.xx, other.xx)
 
 
 def test_slopes_are_the_loss_differences_of_a_gate(work):
