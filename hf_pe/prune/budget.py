@@ -29,6 +29,10 @@ class Tried(NamedTuple):
     cost: float
 
 
+CROSSED = 8
+"""Rungs of the shortest ladder that are each combined with the others."""
+
+
 def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int) -> Setting:
     """The size of each axis that `keep` names.
 
@@ -81,6 +85,26 @@ def alone(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
     """For each ladder the path that goes down it and leaves the others whole."""
     whole = _joined(ladders, [0] * len(ladders))
     return [[whole | rung for rung in rungs] for rungs in ladders]
+
+
+def crossed(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
+    """For some rungs of the shortest ladder (depth, say) the path that holds it there and goes down the others."""
+    held, *others = sorted(ladders, key=len)
+    if not others:
+        return []
+    last = len(held) - 1
+    chosen = sorted({round(last * part / (CROSSED - 1)) for part in range(CROSSED)})
+    return [[held[rung] | setting for setting in in_step(others)] for rung in chosen]
+
+
+def widest(settings: Sequence[Setting]) -> list[Setting]:
+    """Those, each once, that no other exceeds along some axis without falling short along any."""
+    different = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
+    return [
+        one
+        for one in different
+        if not any(other is not one and all(other[n] >= size for n, size in one.items()) for other in different)
+    ]
 
 
 def first_within(path: Sequence[Setting], cost: Callable[[Setting], float]) -> Setting | None:

@@ -17,12 +17,14 @@ from hf_pe.prune.budget import (
     Setting,
     alone,
     by_loss,
+    crossed,
     first_within,
     in_step,
     kept_sizes,
     ladder,
     removed,
     resized_sketch,
+    widest,
 )
 from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
@@ -239,8 +241,8 @@ class StructuredPruning(Frozen):
             path = by_loss(ladders, tried(model, data, ladders, made, cost))
         if self.floor is None:
             if len(ladders) > 1:  # what each axis loses alone says little of them together: the ends are compared
-                ways = (path, in_step(ladders), *alone(ladders))
-                ends = [end for way in ways if (end := first_within(way, cost)) is not None]
+                ways = (path, in_step(ladders), *alone(ladders), *([] if target.measured() else crossed(ladders)))
+                ends = widest([end for way in ways if (end := first_within(way, cost)) is not None])
                 path = [least_loss(model, data, ends, made), path[-1]] if ends else path
             found = target.within(sketch, [fixed | setting for setting in path], costs)
             return found, (str(target), *target.predicted(costs, resized_sketch(sketch, found)))

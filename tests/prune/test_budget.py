@@ -4,7 +4,19 @@ import pytest
 from transformers import BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hf_pe.plans import Sketch
-from hf_pe.prune.budget import Tried, alone, by_loss, first, first_within, in_step, ladder, removed, resized_sketch
+from hf_pe.prune.budget import (
+    Tried,
+    alone,
+    by_loss,
+    crossed,
+    first,
+    first_within,
+    in_step,
+    ladder,
+    removed,
+    resized_sketch,
+    widest,
+)
 from tests.helpers import bert_config
 
 BERT = Sketch(config=bert_config(), model_class=BertModel)
@@ -69,3 +81,19 @@ def test_an_axis_alone_leaves_the_others_whole():
     assert other == [{"a": 2, "b": 3}, {"a": 2, "b": 2}]
     assert first_within(other, lambda setting: setting["b"] / 2) == {"a": 2, "b": 2}
     assert first_within(one, lambda setting: setting["b"] / 2) is None
+
+
+def test_each_depth_is_combined_with_the_width_that_fits():
+    ladders = [ladder(BERT, "ffn", 8), ladder(BERT, "layers", 8)]
+    paths = crossed(ladders)
+    assert [path[0] for path in paths] == [{"ffn": 128, "layers": depth} for depth in (4, 3, 2, 1)]
+    assert all({setting["layers"] for setting in path} == {path[0]["layers"]} for path in paths)
+    assert all(path[-1]["ffn"] == 8 for path in paths)
+    assert crossed(ladders[:1]) == []
+    long = [[{"a": size} for size in range(100, 0, -1)], [{"b": size} for size in range(200, 0, -1)]]
+    assert [path[0]["a"] for path in crossed(long)] == [100, 86, 72, 58, 43, 29, 15, 1]
+
+
+def test_ends_that_others_exceed_are_not_tried():
+    ends = [{"a": 4, "b": 2}, {"a": 4, "b": 1}, {"a": 2, "b": 3}, {"a": 4, "b": 2}, {"a": 2, "b": 3}]
+    assert widest(ends) == [{"a": 4, "b": 2}, {"a": 2, "b": 3}]
