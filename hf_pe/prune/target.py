@@ -1,8 +1,10 @@
 """What the model may cost, and the first step of a path that is within it."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from hf_pe.errors import UsageError
@@ -13,6 +15,10 @@ from hf_pe.tasks import Task
 
 TRIALS = 32
 """A floor is sought among so many steps of the path: five or six models are cut and measured."""
+
+
+NEAR = 0.25
+"""Measured costs that far from the target tell where it is met."""
 
 
 class Target(Frozen):
@@ -52,14 +58,20 @@ class Target(Frozen):
         }
 
     def within(self, sketch: Sketch, path: Sequence[Setting], costs: Costs) -> Setting:
-        """The first setting of `path` that costs no more.
+        """The first setting of `path` that costs no more; where costs are measured, by a line through those looked at.
 
         Raises:
             UsageError: even the last costs more; says what it costs.
         """
-        at = first(path, lambda setting: max(self.overrun(costs, resized_sketch(sketch, setting)).values()) <= 1)
+        seen: dict[int, float] = {}
+
+        def fits(setting: Setting) -> bool:
+            seen[path.index(setting)] = found = max(self.overrun(costs, resized_sketch(sketch, setting)).values())
+            return found <= 1
+
+        at = first(path, fits)
         if at is not None:
-            return path[at]
+            return path[crossing(seen, at, len(path) - 1) if self.measured() else at]
         least = resized_sketch(sketch, path[-1])
         over = self.overrun(costs, least)
         name = max(over, key=lambda n: over[n])
@@ -76,6 +88,21 @@ class Target(Frozen):
             f"({costs.share(name, sketch):.1%} of the original's)"
             for name in self.limits()
         )
+
+
+def crossing(seen: Mapping[int, float], at: int, last: int) -> int:
+    """Where a line through noisy costs near 1 goes below 1. What a search stops at is the widest that happened to fit.
+
+    Args:
+        seen: cost by place on the path.
+        at: where the search stopped; the answer where too few costs are near, or they do not fall.
+        last: of the path.
+    """
+    near = {place: cost for place, cost in seen.items() if abs(cost - 1) <= NEAR}
+    if len(near) < 3:
+        return at
+    slope, start = np.polyfit(list(near), list(near.values()), 1)
+    return min(max(math.ceil((1 - start) / slope), 0), last) if slope < 0 else at
 
 
 def above_floor(

@@ -1,11 +1,12 @@
+import numpy as np
 import pytest
 from transformers import BertModel
 
 from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
-from hf_pe.prune.budget import ladder, resized_sketch
+from hf_pe.prune.budget import first, ladder, resized_sketch
 from hf_pe.prune.costs import Costs
-from hf_pe.prune.target import Target, above_floor
+from hf_pe.prune.target import Target, above_floor, crossing
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import bert_config
 
@@ -33,6 +34,26 @@ def test_all_bounds_hold_at_once():
     loose, tight = Target(parameters=0.9), Target(parameters=0.9, flops=0.55)
     assert loose.within(SKETCH, path, costs) == {"layers": 3}
     assert tight.within(SKETCH, path, costs) == {"layers": 2}
+
+
+def test_noise_does_not_push_a_measured_size_to_one_side():
+    """A search takes the widest that happened to fit; the line through what it saw is off by chance only."""
+    path = [{"a": size} for size in range(200, 0, -1)]
+    draw = np.random.default_rng(0)
+    searched, fitted = [], []
+    for _ in range(200):
+        seen = {}
+
+        def fits(setting, seen=seen):
+            seen[path.index(setting)] = cost = setting["a"] / 120 * draw.normal(1, 0.04)
+            return cost <= 1
+
+        at = first(path, fits)
+        searched.append(path[at]["a"] - 120)
+        fitted.append(path[crossing(seen, at, 199)]["a"] - 120)
+    assert np.abs(fitted).mean() < 0.8 * np.abs(searched).mean()
+    assert crossing({1: 1.2, 5: 0.9}, 5, 9) == 5
+    assert crossing({1: 0.9, 3: 1.0, 5: 1.1}, 5, 9) == 5
 
 
 def test_a_target_out_of_reach_says_what_can_be_had():
