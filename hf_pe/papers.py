@@ -36,6 +36,28 @@ _PAPERS = (
         "1503.02531",
     ),
     Paper(
+        "gu2023minillm",
+        "Yuxian Gu and Li Dong and Furu Wei and Minlie Huang",
+        "MiniLLM: Knowledge Distillation of Large Language Models",
+        2024,
+        "2306.08543",
+    ),
+    Paper(
+        "agarwal2023policy",
+        "Rishabh Agarwal and Nino Vieillard and Yongchao Zhou and Piotr Stanczyk and Sabela Ramos and Matthieu Geist "
+        "and Olivier Bachem",
+        "On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes",
+        2024,
+        "2306.13649",
+    ),
+    Paper(
+        "huang2022knowledge",
+        "Tao Huang and Shan You and Fei Wang and Chen Qian and Chang Xu",
+        "Knowledge Distillation from A Stronger Teacher",
+        2022,
+        "2205.10536",
+    ),
+    Paper(
         "li2016pruning",
         "Hao Li and Asim Kadav and Igor Durdanovic and Hanan Samet and Hans Peter Graf",
         "Pruning Filters for Efficient ConvNets",

@@ -18,17 +18,61 @@ class Loss(NamedTuple):
     needs: str
     title: str
     reference: str
+    each: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
+    """Of logits [positions, classes] and a temperature, position by position; None where positions depend on others."""
 
 
-def kl(student: torch.Tensor, teacher: torch.Tensor, mask: torch.Tensor | None, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student) of the softened classes, mean over positions that count.
+def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student) of the softened classes: logits [..., classes] to [...].
 
-    Hinton et al. 2015, arXiv:1503.02531, section 2. Logits are [..., classes], `mask` is [...] or None.
+    Hinton et al. 2015, arXiv:1503.02531, section 2.
     """
-    log_student = functional.log_softmax(student.float() / temperature, dim=-1)
-    log_teacher = functional.log_softmax(teacher.float() / temperature, dim=-1)
-    each = functional.kl_div(log_student, log_teacher, log_target=True, reduction="none").sum(-1)
-    return _mean(each, mask).clamp_min(0) * temperature**2
+    here, there = _softened(student, temperature), _softened(teacher, temperature)
+    return _kl(there, here) * temperature**2
+
+
+def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(student || teacher): the student keeps to what the teacher finds likely (Gu et al. 2024, arXiv:2306.08543,
+    eq. 1). Logits [..., classes] to [...]."""
+    here, there = _softened(student, temperature), _softened(teacher, temperature)
+    return _kl(here, there) * temperature**2
+
+
+def jsd(student: torch.Tensor, teacher: torch.Tensor, temperature: float, beta: float = 0.5) -> torch.Tensor:
+    """T^2 of the generalised Jensen-Shannon divergence: logits [..., classes] to [...].
+
+    beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q, P the teacher, Q the student (Agarwal et al.
+    2024, arXiv:2306.13649, eq. 1).
+    """
+    here, there = _softened(student, temperature), _softened(teacher, temperature)
+    shares = torch.tensor([beta, 1 - beta], device=here.device).log()
+    mixed = torch.logsumexp(torch.stack([there + shares[0], here + shares[1]]), 0)
+    return (beta * _kl(there, mixed) + (1 - beta) * _kl(here, mixed)) * temperature**2
+
+
+def dist(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 (1 - Pearson correlation) of the softened classes, of each position and, over positions, of each class.
+
+    Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Logits [positions, classes] to a number.
+    """
+    here, there = (_softened(logits, temperature).exp() for logits in (student, teacher))
+    inter = 1 - _pearson(here, there).mean()
+    intra = 1 - _pearson(here.T, there.T).mean() if len(here) > 1 else inter.new_zeros(())
+    return (inter + intra) * temperature**2
+
+
+def _softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return functional.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def _kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL of log-probabilities [..., classes]; rounding below zero is cut off."""
+    return (one.exp() * (one - other)).sum(-1).clamp_min(0)
+
+
+def _pearson(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    one, other = one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)
+    return functional.cosine_similarity(one, other, dim=-1, eps=1e-12)
 
 
 def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -77,12 +121,30 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (values * counted).sum() / counted.sum().clamp_min(1)
 
 
+def _by_position(each: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor], title: str, paper: str) -> Loss:
+    def compute(student: Signals, teacher: Signals, temperature: float) -> torch.Tensor:
+        values = each(_counted(student, student), _counted(teacher, student), temperature)
+        return values.sum() / max(len(values), 1)
+
+    return Loss(compute, "logits", title, paper, each)
+
+
+def _counted(signals: Signals, masked: Signals) -> torch.Tensor:
+    """Logits [positions, classes] of the positions that count."""
+    logits: torch.Tensor = signals["logits"]
+    mask = _positions(masked)
+    return logits.flatten(0, -2) if mask is None else logits[mask.bool()]
+
+
 LOSSES = {
-    "kl": Loss(
-        lambda s, t, temperature: kl(s["logits"], t["logits"], _positions(s), temperature),
+    "kl": _by_position(kl, "KL of the logits", "https://arxiv.org/abs/1503.02531"),
+    "reverse_kl": _by_position(reverse_kl, "reverse KL of the logits", "https://arxiv.org/abs/2306.08543"),
+    "jsd": _by_position(jsd, "Jensen-Shannon divergence of the logits", "https://arxiv.org/abs/2306.13649"),
+    "dist": Loss(
+        lambda s, t, temperature: dist(_counted(s, s), _counted(t, s), temperature),
         "logits",
-        "KL of the logits",
-        "https://arxiv.org/abs/1503.02531",
+        "correlation of the classes (DIST)",
+        "https://arxiv.org/abs/2205.10536",
     ),
     "cosine": Loss(
         lambda s, t, _: cosine(s["embeddings"], t["embeddings"]),
@@ -111,6 +173,21 @@ LOSSES = {
     "task": Loss(lambda s, t, _: s["loss"], "loss", "task loss", ""),
 }
 """All losses by the name recipes use. `task` is the student's own loss on the labels."""
+
+
+def chunkable() -> list[str]:
+    """Losses that look at the logits of one position at a time."""
+    return [name for name, loss in LOSSES.items() if loss.each is not None or name == "task"]
+
+
+def per_token(
+    name: str, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """One of `chunkable`, of logits [tokens, classes] and the labels [tokens]: [tokens]."""
+    each = LOSSES[name].each
+    if each is None:
+        return functional.cross_entropy(student.float(), labels, reduction="none")
+    return each(student, teacher, temperature)
 
 
 def _positions(signals: Signals) -> torch.Tensor | None:

@@ -16,15 +16,18 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_pe.distill.chunked import Head
 from hf_pe.distill.lora import PAPER, Lora, merged
-from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.losses import LOSSES, chunkable
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
-from hf_pe.tasks import TaskData
+from hf_pe.tasks import Batch, Task, TaskData
 
+LARGE = 4096
+"""From so many words on a vocabulary's logits are never held whole."""
 DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
 """Weights where the recipe gives none, by what the task's model gives."""
 
@@ -121,6 +124,7 @@ class Distillation(Frozen):
         batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
         weights = self._weights(data.task.signals(model, batch))
         learner = self.lora.wrapped(student) if self.lora else student
+        heads = _heads(learner, data.teacher, batch, weights, data.task)
         with tempfile.TemporaryDirectory() as work:
             trainer = DistillationTrainer(
                 model=learner,
@@ -132,6 +136,7 @@ class Distillation(Frozen):
                 task=data.task,
                 weights=weights,
                 temperature=self.temperature,
+                heads=heads,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
             trainer.train()
@@ -168,6 +173,19 @@ class Distillation(Frozen):
             dataloader_pin_memory=False,
             seed=self.seed,
         )
+
+
+def _heads(
+    student: Any, teacher: PreTrainedModel, batch: Batch, weights: dict[str, float], task: Task
+) -> tuple[Head, Head] | None:
+    """The heads by which losses of the logits go in chunks; None where the logits are small or are asked for whole."""
+    by_token = [name for name in weights if name in chunkable()]
+    if not by_token or {*weights} - {*by_token, "hidden"} or not hasattr(task, "predicted"):
+        return None
+    if (teacher.config.get_text_config().vocab_size or 0) < LARGE:
+        return None
+    found = Head.of(student, batch), Head.of(teacher, batch)
+    return (found[0], found[1]) if found[0] is not None and found[1] is not None else None
 
 
 def _width(signal: Any) -> int | None:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, Trainer
 
-from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.chunked import Head, chunked, states
+from hf_pe.distill.losses import LOSSES, chunkable, per_token
 from hf_pe.tasks import Task
 
 
@@ -17,6 +18,7 @@ class DistillationTrainer(Trainer):
         task: gives the signals of both models.
         weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
         temperature: of the logits.
+        heads: the student's and the teacher's, where losses of the logits are to be taken in chunks.
         kwargs: those of `Trainer`.
     """
 
@@ -27,6 +29,7 @@ class DistillationTrainer(Trainer):
         task: Task,
         weights: dict[str, float],
         temperature: float,
+        heads: tuple[Head, Head] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -34,6 +37,7 @@ class DistillationTrainer(Trainer):
         self.task, self.weights, self.temperature = task, weights, temperature
         self.hidden = "hidden" in weights
         self.terms: dict[str, float] = {}
+        self.heads = heads
 
     def compute_loss(
         self,
@@ -43,6 +47,8 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Weighted sum over the losses; the terms of the last batch are kept for the log."""
+        if self.heads is not None:
+            return self._in_chunks(model, inputs, self.heads)
         student = self.task.signals(model, inputs, hidden=self.hidden)
         with torch.no_grad(), self.accelerator.autocast():
             teacher = self.task.signals(self.teacher, inputs, hidden=self.hidden)
@@ -50,6 +56,29 @@ class DistillationTrainer(Trainer):
         self.terms = {name: float(term.detach()) for name, term in terms.items()}
         loss = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
         return (loss, student) if return_outputs else loss
+
+    def _in_chunks(self, model: Any, inputs: Any, heads: tuple[Head, Head]) -> torch.Tensor:
+        """The same without logits; hidden states have their losses beside."""
+        mask, labels = self.task.predicted(inputs)  # type: ignore[attr-defined]
+        student = states(model, inputs)
+        with torch.no_grad(), self.accelerator.autocast():
+            teacher = states(self.teacher, inputs)
+        names = [name for name in self.weights if name in chunkable()]
+        count = max(len(labels), 1)
+
+        def terms(here: torch.Tensor, there: torch.Tensor, place: slice) -> torch.Tensor:
+            return torch.stack([per_token(name, here, there, labels[place], self.temperature).sum() for name in names])
+
+        weights = [self.weights[name] / count for name in names]
+        loss, found = chunked(terms, weights, (student[-1][mask], heads[0]), (teacher[-1][mask], heads[1]))
+        self.terms = {name: float(value) / count for name, value in zip(names, found, strict=True)}
+        if self.hidden:
+            term = LOSSES["hidden"].compute(
+                {"hidden_states": student, "mask": torch.ones_like(mask)}, {"hidden_states": teacher}, self.temperature
+            )
+            self.terms["hidden"] = float(term.detach())
+            loss = loss + self.weights["hidden"] * term
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term to what the Trainer logs."""

@@ -49,6 +49,12 @@ class CausalLM:
         found = {"logits": logits, "mask": labels != -100, "loss": loss}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
+    def predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which positions [batch, tokens] predict something, and the next token's id for each of them, in order."""
+        labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+        mask = labels != -100
+        return mask, labels[mask]
+
     def describe(self, examples: Examples) -> str:
         """Says how long the blocks are."""
         return f"`perplexity` is over held-out blocks of {examples.config.max_length} tokens; lower is better."

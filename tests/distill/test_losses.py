@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_pe.distill.layer_map import uniform
-from hf_pe.distill.losses import LOSSES, cosine, hidden, kl, mse, similarity
+from hf_pe.distill.losses import LOSSES, cosine, hidden, jsd, kl, mse, reverse_kl, similarity
 
 DISTILLATION = [name for name in LOSSES if name != "task"]
 
@@ -39,7 +39,7 @@ def test_gradients_reach_the_student_only(name):
     assert any(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", ["kl", "hidden"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dist", "hidden"])
 def test_padding_has_no_say(name):
     student, teacher = signals(1), signals(0)
     before = LOSSES[name].compute(student, teacher, 1.0)
@@ -53,7 +53,31 @@ def test_padding_has_no_say(name):
 def test_kl_is_the_textbook_formula():
     student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.5]])
     p, q = (torch.softmax(x / 4, -1) for x in (teacher, student))
-    assert float(kl(student, teacher, None, 4.0)) == pytest.approx(float(16 * (p * (p / q).log()).sum()), rel=1e-4)
+    assert float(kl(student, teacher, 4.0)) == pytest.approx(float(16 * (p * (p / q).log()).sum()), rel=1e-4)
+
+
+def test_divergences_turn_into_each_other():
+    """GKD, section 3: the generalised divergence over beta tends to forward KL, over 1 - beta to reverse KL."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, 7, generator=draw, dtype=torch.float64).unbind()
+    small = 1e-4
+    torch.testing.assert_close(
+        jsd(student, teacher, 1.0, small) / small, kl(student, teacher, 1.0), rtol=5e-2, atol=5e-2
+    )
+    torch.testing.assert_close(
+        jsd(student, teacher, 1.0, 1 - small) / small, reverse_kl(student, teacher, 1.0), rtol=5e-2, atol=5e-2
+    )
+    torch.testing.assert_close(kl(student, teacher, 2.0), reverse_kl(teacher, student, 2.0))
+    torch.testing.assert_close(jsd(student, teacher, 2.0), jsd(teacher, student, 2.0))
+
+
+def test_correlation_does_not_mind_scale_and_shift_of_the_probabilities():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=draw)
+    one = {"logits": logits}
+    assert LOSSES["dist"].compute(one, {"logits": logits + 3}, 1.0) == pytest.approx(0, abs=1e-6)
+    single = {"logits": logits[:1]}
+    assert LOSSES["dist"].compute(single, {"logits": -logits[:1]}, 1.0) > 0.5
 
 
 def test_embedding_losses_by_hand():

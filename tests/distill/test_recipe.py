@@ -165,3 +165,24 @@ def test_signals_of_another_width_are_refused_before_training(work, loss):
     narrow = lively(BertModel(bert_config(hidden_size=32)))
     with pytest.raises(UsageError, match=rf"distil\.losses\.{loss}: .*as wide as the teacher's \(64\), got 32"):
         Distillation(steps=1, losses={loss: 1.0}).plan(narrow, data)
+
+
+@pytest.mark.parametrize("losses", [{"kl": 1.0, "task": 0.5}, {"jsd": 1.0, "hidden": 0.1}, {"reverse_kl": 1.0}])
+def test_training_in_chunks_is_training_on_whole_logits(llama_folder, tokenizer, monkeypatch, losses):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    data = replace(CausalLM().prepare(load_examples(TEXTS), tokenizer, teacher.config), teacher=teacher)
+    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
+    student = recipe.apply(teacher, recipe.plan(teacher, data), data)
+    learn = Distillation(steps=6, losses=losses, learning_rate=1e-3)
+    found = []
+    for large in (10**9, 1):
+        monkeypatch.setattr("hf_pe.distill.recipe.LARGE", large)
+        whole = []
+        hook = teacher.lm_head.register_forward_hook(lambda m, args, out, whole=whole: whole.append(out.shape[1]))
+        found.append((*learn.train(student, data), whole))
+        hook.remove()
+    (plain, one, seen), (chunked, other, chunks) = found
+    assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
+    for a, b in zip(plain.parameters(), chunked.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
+    assert len(chunks) > len(seen)
