@@ -1,12 +1,13 @@
 """Distillation losses: pure functions of what student and teacher give. Zero when equal, never negative."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from hf_pe.distill.layer_map import uniform
+from hf_pe.distill.layer_map import Pairs, uniform
 
 Signals = dict[str, Any]
 
@@ -94,22 +95,35 @@ def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     return (one @ one.T - other @ other.T).square().mean()
 
 
-def hidden(student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor) -> torch.Tensor:
-    """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, layers by `uniform`.
+def hidden(
+    student: tuple[torch.Tensor, ...],
+    teacher: tuple[torch.Tensor, ...],
+    mask: torch.Tensor,
+    pairs: Pairs | None = None,
+    projections: Sequence[nn.Module] = (),
+) -> torch.Tensor:
+    """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, mean over pairs.
 
-    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8) without projection, scaled per layer.
+    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer.
+
+    Args:
+        student, teacher: hidden states of all layers.
+        mask: tokens that count, [batch, tokens].
+        pairs: which learns from which; default `uniform`.
+        projections: one for each pair, from the student's width to the teacher's; none where these are equal.
 
     Raises:
-        ValueError: the widths differ.
+        ValueError: the widths differ, and there are no projections.
     """
-    if student[0].shape[-1] != teacher[0].shape[-1]:
+    if student[0].shape[-1] != teacher[0].shape[-1] and not projections:
         raise ValueError(
             f"hidden: expected equal widths, got {student[0].shape[-1]} (student) and {teacher[0].shape[-1]} (teacher)."
         )
     terms = []
-    for here, there in uniform(len(student), len(teacher)):
+    for number, (here, there) in enumerate(pairs or uniform(len(student), len(teacher))):
         target = teacher[there].float()
-        gap = (student[here].float() - target).square().mean(-1)
+        state = projections[number](student[here]) if projections else student[here]
+        gap = (state.float() - target).square().mean(-1)
         terms.append(_mean(gap, mask) / _mean(target.square().mean(-1), mask))
     return torch.stack(terms).mean()
 
@@ -165,7 +179,9 @@ LOSSES = {
         "https://arxiv.org/abs/1907.09682",
     ),
     "hidden": Loss(
-        lambda s, t, _: hidden(s["hidden_states"], t["hidden_states"], _tokens(s)),
+        lambda s, t, _: hidden(
+            s["hidden_states"], t["hidden_states"], _tokens(s), s.get("pairs"), s.get("projections", ())
+        ),
         "hidden_states",
         "hidden states",
         "https://arxiv.org/abs/1909.10351",

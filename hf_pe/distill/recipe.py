@@ -1,6 +1,7 @@
 """Distillation as a recipe: the pruned student learns from the untouched original."""
 
 import copy
+import itertools
 import tempfile
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from hf_pe.distill.chunked import Head
+from hf_pe.distill.layer_map import Pairs, last, similar, uniform
 from hf_pe.distill.lora import PAPER, Lora, merged
 from hf_pe.distill.losses import LOSSES, chunkable
 from hf_pe.distill.trainer import DistillationTrainer
@@ -26,6 +28,8 @@ from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, Task, TaskData
 
+ALIKE_ROWS = 16
+"""Calibration rows on which hidden states are compared."""
 LARGE = 4096
 """From so many words on a vocabulary's logits are never held whole."""
 DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
@@ -40,6 +44,11 @@ class Distillation(Frozen):
         default_factory=dict, description=f"weights by name: {', '.join(LOSSES)}; default by task"
     )
     temperature: float = Field(2.0, gt=0)
+    layers: Literal["uniform", "last", "similar"] | tuple[int, ...] = Field(
+        "uniform",
+        description="which of the teacher's hidden states (0: the embeddings') each of the student's learns from: "
+        "spread evenly, the last ones, those most alike on calibration rows, or given one by one, rising",
+    )
     steps: int = Field(300, ge=1)
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(3e-4, gt=0)
@@ -101,7 +110,9 @@ class Distillation(Frozen):
         wanted = data.task.signals(data.teacher, batch, hidden=True)
         for name in chosen.losses:
             here, there = (_width(signals[LOSSES[name].needs]) for signals in (given, wanted))
-            if here != there:
+            if name == "hidden":
+                self._pairs(given["hidden_states"], wanted["hidden_states"])
+            elif here != there:
                 raise UsageError(
                     f"distil.losses.{name}: expected the student's {LOSSES[name].needs} as wide as the teacher's "
                     f"({there}), got {here}. Choose losses of the logits, or keep the hidden width."
@@ -125,6 +136,8 @@ class Distillation(Frozen):
         weights = self._weights(data.task.signals(model, batch))
         learner = self.lora.wrapped(student) if self.lora else student
         heads = _heads(learner, data.teacher, batch, weights, data.task)
+        pairs, projections = self._layers(student, data) if "hidden" in weights else (None, ())
+        student.hidden_projections = nn.ModuleList(projections)  # where the Trainer finds them; dropped at the end
         with tempfile.TemporaryDirectory() as work:
             trainer = DistillationTrainer(
                 model=learner,
@@ -137,17 +150,63 @@ class Distillation(Frozen):
                 weights=weights,
                 temperature=self.temperature,
                 heads=heads,
+                pairs=pairs,
+                projections=projections,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
             trainer.train()
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
+        del student.hidden_projections
         student = merged(learner) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):
                 module.p = was.p
         return student.eval().requires_grad_(True), curve
+
+    def _layers(self, student: PreTrainedModel, data: TaskData) -> tuple[Pairs, list[nn.Linear]]:
+        """Which hidden state learns from which, and what brings the student's to the teacher's width."""
+        assert data.teacher is not None, "plan refuses a missing teacher"
+        batch = {k: v.to(student.device) for k, v in next(data.batches(data.calibration, ALIKE_ROWS)).items()}
+        training = student.training
+        with torch.no_grad():
+            models = (student.eval(), data.teacher.eval())
+            here, there = (data.task.signals(m, batch, hidden=True)["hidden_states"] for m in models)
+        student.train(training)
+        pairs = self._pairs(here, there, batch.get("attention_mask"))
+        width, wanted = here[0].shape[-1], there[0].shape[-1]
+        if width == wanted:
+            return pairs, []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return pairs, [nn.Linear(width, wanted, bias=False).to(student.device) for _ in pairs]
+
+    def _pairs(
+        self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor | None = None
+    ) -> Pairs:
+        """By `layers`; `mask` says which tokens count.
+
+        Raises:
+            UsageError: given ones are too many or too few, do not rise, or are out of range.
+        """
+        if self.layers == "similar" and len(student) <= len(teacher):
+            return similar(*([_rows(state, mask) for state in states] for states in (student, teacher)))
+        if self.layers == "last":
+            return last(len(student), len(teacher))
+        if isinstance(self.layers, str):
+            return uniform(len(student), len(teacher))
+        rising = all(one < other for one, other in itertools.pairwise(self.layers))
+        if (
+            len(self.layers) != len(student)
+            or not rising
+            or not 0 <= min(self.layers) <= max(self.layers) < len(teacher)
+        ):
+            raise UsageError(
+                f"distil.layers: expected {len(student)} rising numbers within 0..{len(teacher) - 1} (0: what the "
+                f"embeddings give), one for each hidden state of the student; got {list(self.layers)}."
+            )
+        return list(enumerate(self.layers))
 
     def _weights(self, given: dict[str, Any]) -> dict[str, float]:
         return self.losses or next(weights for signal, weights in DEFAULTS.items() if signal in given)
@@ -186,6 +245,11 @@ def _heads(
         return None
     found = Head.of(student, batch), Head.of(teacher, batch)
     return (found[0], found[1]) if found[0] is not None and found[1] is not None else None
+
+
+def _rows(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states of the tokens that count, [tokens, width]."""
+    return states.flatten(0, -2) if mask is None else states[mask.bool()]
 
 
 def _width(signal: Any) -> int | None:

@@ -1,11 +1,14 @@
 """The stock Trainer with one method replaced: the loss looks at a teacher too."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from hf_pe.distill.chunked import Head, chunked, states
+from hf_pe.distill.layer_map import Pairs
 from hf_pe.distill.losses import LOSSES, chunkable, per_token
 from hf_pe.tasks import Task
 
@@ -19,6 +22,8 @@ class DistillationTrainer(Trainer):
         weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
         temperature: of the logits.
         heads: the student's and the teacher's, where losses of the logits are to be taken in chunks.
+        pairs: which hidden state learns from which; default evenly.
+        projections: of the student's hidden states to the teacher's width, where it differs.
         kwargs: those of `Trainer`.
     """
 
@@ -30,6 +35,8 @@ class DistillationTrainer(Trainer):
         weights: dict[str, float],
         temperature: float,
         heads: tuple[Head, Head] | None = None,
+        pairs: Pairs | None = None,
+        projections: Sequence[nn.Module] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -38,6 +45,7 @@ class DistillationTrainer(Trainer):
         self.hidden = "hidden" in weights
         self.terms: dict[str, float] = {}
         self.heads = heads
+        self.layers = {"pairs": pairs, "projections": projections}
 
     def compute_loss(
         self,
@@ -47,9 +55,9 @@ class DistillationTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """Weighted sum over the losses; the terms of the last batch are kept for the log."""
-        if self.heads is not None:
+        if self.heads is not None and not return_outputs:
             return self._in_chunks(model, inputs, self.heads)
-        student = self.task.signals(model, inputs, hidden=self.hidden)
+        student = self.task.signals(model, inputs, hidden=self.hidden) | self.layers
         with torch.no_grad(), self.accelerator.autocast():
             teacher = self.task.signals(self.teacher, inputs, hidden=self.hidden)
         terms = {name: LOSSES[name].compute(student, teacher, self.temperature) for name in self.weights}
@@ -74,7 +82,9 @@ class DistillationTrainer(Trainer):
         self.terms = {name: float(value) / count for name, value in zip(names, found, strict=True)}
         if self.hidden:
             term = LOSSES["hidden"].compute(
-                {"hidden_states": student, "mask": torch.ones_like(mask)}, {"hidden_states": teacher}, self.temperature
+                {"hidden_states": student, "mask": torch.ones_like(mask)} | self.layers,
+                {"hidden_states": teacher},
+                self.temperature,
             )
             self.terms["hidden"] = float(term.detach())
             loss = loss + self.weights["hidden"] * term

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from hf_pe.distill.layer_map import uniform
 from hf_pe.distill.losses import LOSSES, cosine, hidden, jsd, kl, mse, reverse_kl, similarity
 
 DISTILLATION = [name for name in LOSSES if name != "task"]
@@ -92,10 +91,13 @@ def test_widths_that_differ_are_refused():
         hidden((torch.zeros(1, 2, 4),), (torch.zeros(1, 2, 8),), torch.ones(1, 2))
 
 
-@pytest.mark.parametrize(("student", "teacher"), [(1, 1), (1, 7), (3, 7), (5, 7), (7, 7)])
-def test_the_layer_map_rises_from_first_to_last(student, teacher):
-    pairs = uniform(student, teacher)
-    assert len(pairs) == student
-    assert pairs[-1] == (student - 1, teacher - 1)
-    assert student == 1 or pairs[0] == (0, 0)
-    assert [there for _, there in pairs] == sorted({there for _, there in pairs})
+def test_pairs_and_projections_are_used():
+    student = tuple(torch.full((1, 2, 4), float(i)) for i in range(3))
+    teacher = tuple(torch.full((1, 2, 4), float(i + 1)) for i in range(5))
+    mask = torch.ones(1, 2)
+    found = hidden(student, teacher, mask, [(0, 0), (2, 1)])
+    assert found == pytest.approx((1.0 + 0.0) / 2)
+    wide = tuple(torch.cat([t, t], -1) for t in teacher)
+    double = torch.nn.Linear(4, 8, bias=False)
+    double.weight.data = torch.eye(4).repeat(2, 1)
+    assert hidden(student, wide, mask, [(2, 1)], [double]) == pytest.approx(0)
