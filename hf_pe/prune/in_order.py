@@ -31,7 +31,8 @@ def repair_in_order_(
     Block i stands for the teacher's layers from its own up to the next kept one; its target is the hidden state after
     them. With x the map's input and d the change of its output that would reach the target, the map moves by the ridge
     regression of d on x, each token weighted by 1 / the mean square of its target (a few tokens of some models are a
-    thousand times as large as the others). Where a block ends in a norm, the target is taken back through it with the
+    thousand times as large as the others). Before it attention's output map moves likewise, towards the teacher's state
+    behind attention, where it can be told and is added to what the block is given. Where a block ends in a norm, the target is taken back through it with the
     mean and scale that the student's own state has.
 
     Args:
@@ -45,7 +46,7 @@ def repair_in_order_(
         UsageError: the output of a map does not reach the block's end by an addition (and a norm): Gemma's, say.
     """
     maps = [slot for slot in axis.slots if slot.consumes]
-    attention = _attention_maps(student, teacher)
+    attention = _attention_maps(student)
     own, wanted, twins = [], [], []
     for slot in maps:
         stack, number = _place(slot.name)
@@ -92,10 +93,10 @@ def _move_(linear: Any, folds: list[Moments], dim: int) -> None:
         linear.bias.data = linear.bias.data + found.shift.to(linear.bias.data)
 
 
-def _attention_maps(student: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, str]:
-    """By block of the student the map that gives its attention's output, where heads are an axis and so tell it."""
-    axes = [a for m in (student, teacher) for a in discover(m.config, type(m)).axes if a.kind in ("heads", "kv_groups")]
-    return {slot.group: slot.name.rpartition(".")[0] for axis in axes[:1] for slot in axis.slots if slot.consumes}
+def _attention_maps(student: PreTrainedModel) -> dict[str, str]:
+    """By block the map that gives its attention's output, where heads are an axis and so tell it."""
+    axes = [a for a in discover(student.config, type(student)).axes if a.kind in ("heads", "kv_groups")]
+    return {slot.group: slot.name.rpartition(".")[0] for axis in axes for slot in axis.slots if slot.consumes}
 
 
 class _Middles:
