@@ -32,8 +32,8 @@ def repair_in_order_(
     them. With x the map's input and d the change of its output that would reach the target, the map moves by the ridge
     regression of d on x, each token weighted by 1 / the mean square of its target (a few tokens of some models are a
     thousand times as large as the others). Before it attention's output map moves likewise, towards the teacher's state
-    behind attention, where it can be told and is added to what the block is given. Where a block ends in a norm, the target is taken back through it with the
-    mean and scale that the student's own state has.
+    behind attention, where it can be told and is added to what the block is given. Where a block ends in a norm, the
+    target is taken back through it with the mean and scale that the student's own state has.
 
     Args:
         student: changed in place.
