@@ -99,7 +99,8 @@ class Distillation(Frozen):
         if data.teacher is None:
             raise UsageError("distil: there is no teacher; give the original as data.teacher.")
         batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
-        given = data.task.signals(model, batch, hidden=True)
+        with torch.no_grad():
+            given, wanted = (data.task.signals(m, batch, hidden=True) for m in (model, data.teacher))
         for name in self.losses:
             if LOSSES[name].needs not in given:
                 allowed = ", ".join(n for n, loss in LOSSES.items() if loss.needs in given)
@@ -107,7 +108,6 @@ class Distillation(Frozen):
                     f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}."
                 )
         chosen = self.model_copy(update={"losses": self._weights(given)})
-        wanted = data.task.signals(data.teacher, batch, hidden=True)
         for name in chosen.losses:
             here, there = (_width(signals[LOSSES[name].needs]) for signals in (given, wanted))
             if name == "hidden":

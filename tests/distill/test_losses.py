@@ -100,4 +100,4 @@ def test_pairs_and_projections_are_used():
     wide = tuple(torch.cat([t, t], -1) for t in teacher)
     double = torch.nn.Linear(4, 8, bias=False)
     double.weight.data = torch.eye(4).repeat(2, 1)
-    assert hidden(student, wide, mask, [(2, 1)], [double]) == pytest.approx(0)
+    assert hidden(student, wide, mask, [(2, 1)], [double]).detach() == pytest.approx(0)
