@@ -70,14 +70,20 @@ class Target(Frozen):
             return found <= 1
 
         at = first(path, fits)
+        if at is not None and self.measured():
+            counted = self.model_copy(update=dict.fromkeys(MEASURED))
+            least = first(
+                path, lambda s: max(counted.overrun(costs, resized_sketch(sketch, s)).values(), default=0) <= 1
+            )
+            at = max(crossing(seen, at, len(path) - 1), least or 0)
         if at is not None:
-            return path[crossing(seen, at, len(path) - 1) if self.measured() else at]
-        least = resized_sketch(sketch, path[-1])
-        over = self.overrun(costs, least)
+            return path[at]
+        last = resized_sketch(sketch, path[-1])
+        over = self.overrun(costs, last)
         name = max(over, key=lambda n: over[n])
         raise UsageError(
             f"prune.target.{name}: {self.limits()[name]:g} cannot be reached along these axes; the least is "
-            f"{costs.share(name, least):.1%} ({costs.of(name, least):,.4g}{UNITS[name]}). "
+            f"{costs.share(name, last):.1%} ({costs.of(name, last):,.4g}{UNITS[name]}). "
             "Name more in prune.axes, or ask for more."
         )
 

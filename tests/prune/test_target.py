@@ -78,3 +78,16 @@ def test_the_floor_is_the_last_that_keeps_enough(task, metric):
     with pytest.raises(UsageError, match="even the smallest cut"):
         above_floor(0.99, task, 1.0, path, metric)
     assert above_floor(0.001, task, 1.0, path, metric)[0] == path[-1]
+
+
+def test_a_counted_limit_holds_beside_a_measured_one(monkeypatch):
+    """The line through noisy latencies may say that wider will do; parameters say exactly what will."""
+
+    class Flat(Costs):
+        def _once(self, name, sketch):
+            return 1.0 if name == "latency" else super()._once(name, sketch)
+
+    monkeypatch.setattr("hf_pe.prune.target.crossing", lambda seen, at, last: 0)
+    target, costs, path = Target(latency=1.0, parameters=0.8), Flat(SKETCH), ladder(SKETCH, "ffn", 8)
+    assert target.within(SKETCH, path, costs) == Target(parameters=0.8).within(SKETCH, path, costs)
+    assert Target(latency=1.0).within(SKETCH, path, costs) == path[0]
