@@ -197,7 +197,7 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
         return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
     count = max(axis.size * 3 // 4 if axis.kind == "hidden" else axis.size * 2 // 3, 1)  # heads may have to divide it
-    if axis.kind == "expert_ffn":
+    if axis.in_experts:
         count -= count % EXPERT_STEP
     return {g: sorted(torch.randperm(axis.size, generator=draw)[:count].tolist()) for g in axis.groups}
 

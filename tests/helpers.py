@@ -56,3 +56,13 @@ def saved(folder: Path, model, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def assert_same_block_by_block(recipe, model, data, monkeypatch):
+    """Pruned with statistics of one block in memory, and nothing remembered, it is the same model to the bit."""
+    one = recipe.apply(model, recipe.plan(model, data), data)
+    monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
+    data.memory.clear()
+    other = recipe.apply(model, recipe.plan(model, data), data)
+    assert not data.memory
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

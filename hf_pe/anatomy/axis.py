@@ -101,6 +101,11 @@ class Axis:
         """The blocks (or stacks) that each keep their own units, in the model's order."""
         return tuple(self._by_group)
 
+    @property
+    def in_experts(self) -> bool:
+        """Whether some of its units lie inside experts that share one tensor."""
+        return any(slot.entry is not None for slot in self.slots)
+
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
         return tuple(self._by_group.get(group, ()))

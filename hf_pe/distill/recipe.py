@@ -196,12 +196,8 @@ class Distillation(Frozen):
             return last(len(student), len(teacher))
         if isinstance(self.layers, str):
             return uniform(len(student), len(teacher))
-        rising = all(one < other for one, other in itertools.pairwise(self.layers))
-        if (
-            len(self.layers) != len(student)
-            or not rising
-            or not 0 <= min(self.layers) <= max(self.layers) < len(teacher)
-        ):
+        rising = all(one < other for one, other in itertools.pairwise((-1, *self.layers, len(teacher))))
+        if len(self.layers) != len(student) or not rising:
             raise UsageError(
                 f"distil.layers: expected {len(student)} rising numbers within 0..{len(teacher) - 1} (0: what the "
                 f"embeddings give), one for each hidden state of the student; got {list(self.layers)}."

@@ -225,5 +225,5 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
 
 
 def _rounded(count: int, axis: Axis, multiple: int) -> int:
-    step = math.lcm(multiple, EXPERT_STEP) if any(slot.entry is not None for slot in axis.slots) else multiple
+    step = math.lcm(multiple, EXPERT_STEP) if axis.in_experts else multiple
     return min(-(-count // step) * step, axis.size)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.errors import UsageError
 from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, Passes, add_to_fold, watching
+from hf_pe.prune.statistics import BATCH, Moments, Passes, add_to_fold, evaluating, hidden_of, watching
 from hf_pe.tasks import TaskData
 
 HELD_BACK = 4
@@ -101,8 +101,9 @@ def expert_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[s
     square, as it does in the block's output. Experts without a token are missing."""
     sums: dict[str, list[Moments]] = {}
     owners, collect = _collecting(axis, sums)
-    with _calls(model, owners, collect) as passes:
-        passes.run(data, f"statistics of {axis.name}")
+    if owners:
+        with _calls(model, owners, collect) as passes:
+            passes.run(data, f"statistics of {axis.name}")
     return sums
 
 
@@ -110,10 +111,11 @@ def expert_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) 
     """The same with one block's in memory."""
     sums: dict[str, list[Moments]] = {}
     owners, collect = _collecting(axis, sums)
-    with _calls(model, owners, collect) as passes:
-        for _ in passes.walk(data, list(owners), f"statistics of {axis.name}"):
-            yield dict(sums)
-            sums.clear()
+    if owners:
+        with _calls(model, owners, collect) as passes:
+            for _ in passes.walk(data, list(owners), f"statistics of {axis.name}"):
+                yield dict(sums)
+                sums.clear()
 
 
 def _collecting(axis: Axis, sums: dict[str, list[Moments]]) -> tuple[dict[str, str], Callable[..., None]]:
@@ -163,7 +165,7 @@ def correct_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data:
 
     def watch(pair: _Pair) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen = Seen(args, kwargs, _first(output), passes.mask)
+            seen = Seen(args, kwargs, hidden_of(output), passes.mask)
             if passes.number % HELD_BACK == HELD_BACK - 1 or passes.number == last:
                 pair.held.append(seen)
             else:
@@ -175,7 +177,7 @@ def correct_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data:
         model.get_submodule(block).register_forward_hook(watch(pair), with_kwargs=True) for block, pair in pairs.items()
     ]
     nearer = 0
-    with watching(passes, handles), _evaluating(smaller):
+    with watching(passes, handles), evaluating(smaller):
         for block in passes.walk(data, list(pairs), "correction of the experts"):
             nearer += pairs[block].corrected()
             pairs[block].clear()
@@ -211,7 +213,7 @@ class _Pair:
             lambda module, args, kwargs: calls.append(Call.read(module, args, kwargs)), with_kwargs=True
         )
         try:
-            gap = seen.output - _first(self.block(*seen.args, **seen.kwargs))
+            gap = seen.output - hidden_of(self.block(*seen.args, **seen.kwargs))
         finally:
             handle.remove()
         gap = gap.reshape(-1, gap.shape[-1]).float()
@@ -271,18 +273,3 @@ def _calls(
 
 def _counted(mask: torch.Tensor | None, tokens: int) -> torch.Tensor:
     return torch.ones(tokens, dtype=torch.bool) if mask is None else mask.flatten().bool().cpu()
-
-
-def _first(output: Any) -> torch.Tensor:
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,13 +8,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis
+from hf_pe.anatomy import Axis, Slot
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, Waiting, lockstep
 from hf_pe.prune.repair import fit
 from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, counted, hidden_of
 from hf_pe.tasks import TaskData
+
+
+def maps_in_order(axis: Axis) -> list[Slot]:
+    """What `repair_in_order_` moves: the maps that read units of `axis`, those inside experts left out."""
+    return [slot for slot in axis.slots if slot.consumes and slot.entry is None]
 
 
 @torch.no_grad()
@@ -43,7 +48,7 @@ def repair_in_order_(
     Raises:
         UsageError: the output of a map does not reach the block's end by an addition (and a norm): Gemma's, say.
     """
-    maps = [slot for slot in axis.slots if slot.consumes]
+    maps = maps_in_order(axis)
     own, wanted = [], []
     for slot in maps:
         stack, number = _place(slot.name)

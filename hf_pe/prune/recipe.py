@@ -30,7 +30,7 @@ from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.evidence import evidence
 from hf_pe.prune.experts import correct_, expert_moments, expert_moments_by_block, routed
-from hf_pe.prune.in_order import repair_in_order_
+from hf_pe.prune.in_order import maps_in_order, repair_in_order_
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
 from hf_pe.prune.sensitivity import least_loss, tried
@@ -142,12 +142,12 @@ class StructuredPruning(Frozen):
         for name, size in target.items():
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
-            if axes[name].kind == "expert_ffn" and "gradients" in CRITERIA[self.criterion].needs:
+            if axes[name].in_experts and "gradients" in CRITERIA[self.criterion].needs:
                 raise UsageError(
                     f"prune.criterion: {self.criterion} needs gradients inside the experts, which share one tensor. "
                     "Choose obs (the default), activation_weight or a magnitude."
                 )
-        if self.repair == "in_order" and not anatomy.named("ffn"):
+        if self.repair == "in_order" and not any(maps_in_order(axis) for axis in anatomy.named("ffn")):
             raise UsageError(
                 "prune.repair: in_order moves the output of each FFN, and this model has none outside its experts. "
                 "Choose least_squares."
@@ -329,18 +329,15 @@ def _largest(scores: torch.Tensor, size: int) -> list[int]:
 
 def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
     """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
-    stacked = {slot.entry is not None for slot in axis.slots if slot.consumes}
     if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > psutil.virtual_memory().available * MEMORY:
-        yield from moments_by_block(model, axis, data) if False in stacked else ()
-        yield from expert_moments_by_block(model, axis, data) if True in stacked else ()
+        yield from moments_by_block(model, axis, data)
+        yield from expert_moments_by_block(model, axis, data)
     else:
         yield _remembered(MOMENTS, _all_moments, model, axis, data)
 
 
 def _all_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
-    stacked = {slot.entry is not None for slot in axis.slots if slot.consumes}
-    found = consumer_moments(model, axis, data) if False in stacked else {}
-    return found | (expert_moments(model, axis, data) if True in stacked else {})
+    return consumer_moments(model, axis, data) | expert_moments(model, axis, data)
 
 
 def _remembered(

@@ -90,18 +90,21 @@ def pooled(folds: Iterable[Moments]) -> Moments:
 
 def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold."""
-    sums = _Sums()
-    with _watch(model, _consumers(model, axis), sums.collect) as passes:
-        passes.run(data, f"statistics of {axis.name}")
+    sums, modules = _Sums(), _consumers(model, axis)
+    if modules:
+        with _watch(model, modules, sums.collect) as passes:
+            passes.run(data, f"statistics of {axis.name}")
     return sums.taken()
 
 
 def moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory."""
-    sums = _Sums()
-    with _watch(model, _consumers(model, axis), sums.collect) as passes:
-        for _ in passes.walk(data, axis.groups, f"statistics of {axis.name}"):
-            yield sums.taken()
+    sums, modules = _Sums(), _consumers(model, axis)
+    blocks = list(dict.fromkeys(slot.group for slot in axis.slots if slot.name in modules))
+    if modules:
+        with _watch(model, modules, sums.collect) as passes:
+            for _ in passes.walk(data, blocks, f"statistics of {axis.name}"):
+                yield sums.taken()
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
@@ -115,6 +118,9 @@ class _Sums:
     """Moments by slot as they come in."""
 
     def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
         self.sums: dict[str, list[Moments]] = {}
         self.first: dict[str, str] = {}  # one is enough of maps that read the very same tensor
         self.last: list[Any] = [None, ""]
@@ -128,7 +134,7 @@ class _Sums:
     def taken(self) -> dict[str, list[Moments]]:
         """What came since it was last asked for."""
         found = {name: self.sums[source] for name, source in self.first.items()}
-        self.__init__()  # type: ignore[misc]
+        self._clear()
         return found
 
 
@@ -324,14 +330,23 @@ class Passes:
 @contextmanager
 def watching(passes: Passes, handles: list[Any]) -> Iterator[Passes]:
     """Keep hooks, and evaluation mode, while `passes` run."""
-    training = passes.model.training
-    passes.model.eval()
+    with evaluating(passes.model):
+        try:
+            yield passes
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode inside, the mode it was in afterwards."""
+    training = model.training
+    model.eval()
     try:
-        yield passes
+        yield
     finally:
-        passes.model.train(training)
-        for handle in handles:
-            handle.remove()
+        model.train(training)
 
 
 @contextmanager

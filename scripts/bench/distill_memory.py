@@ -19,7 +19,7 @@ from torch import nn
 
 from hf_pe.distill.chunked import Head, chunked
 from hf_pe.distill.losses import kl
-from hf_pe.fresh_process import _anonymous
+from hf_pe.fresh_process import _anonymous, _watch
 
 VOCABULARY, TOKENS, WIDTH, ROUNDS, GOAL = 128_000, 2_048, 576, 3, 0.3
 
@@ -33,12 +33,7 @@ def once(way: str) -> None:
     hidden.requires_grad_(True)
     floor, peak, stop = _anonymous(), [0], threading.Event()
 
-    def watch() -> None:
-        while not stop.is_set():
-            peak[0] = max(peak[0], _anonymous())
-            time.sleep(0.002)
-
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=_watch, args=(peak, stop))
     watcher.start()
     start = time.perf_counter()
     if way == "plain":

@@ -14,7 +14,7 @@ from hf_pe.proof import example_inputs, no_cache
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.budget import first, kept_sizes, ladder, resized_sketch
 from hf_pe.prune.costs import Costs
-from hf_pe.prune.statistics import consumer_moments, pooled
+from hf_pe.prune.statistics import Moments, consumer_moments, pooled
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
@@ -78,6 +78,12 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
     return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(model, plan, data)
 
 
+def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
+    """FLAP's metric (An et al. 2024, arXiv:2312.11983, eq. 5) of each input of a map with weights [outputs, inputs]."""
+    mean = seen.x / seen.count
+    return (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
+
+
 def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
     """FLAP's metric and its bias compensation (An et al. 2024, arXiv:2312.11983, eq. 4 to 6), written anew.
 
@@ -90,7 +96,7 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
         seen, layer = moments[slot.name], slot.name.rpartition(".")[0]
         mean = seen.x / seen.count
         weight = model.get_submodule(layer).weight.data.movedim(slot.dim, 1)
-        score = (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
+        score = weighted_fluctuation(seen, weight)
         units = score.reshape(axis.size, -1).mean(1).topk(size).indices
         kept[slot.group] = sorted(units.tolist())
         gone = torch.ones(len(score), dtype=torch.bool)

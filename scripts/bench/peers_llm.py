@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from peers import weighted_fluctuation
 from torch import nn
 
 from hf_pe.anatomy import discover
@@ -102,10 +103,6 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
     for name in ("ffn", "kv_groups"):
         seen |= {key: pooled(f) for key, f in consumer_moments(model, found.named(name)[0], data).items()}
 
-    def score(key: str, module: nn.Linear) -> torch.Tensor:
-        mean = seen[key].x / seen[key].count
-        return (seen[key].gram.diagonal() - mean.square()) * module.weight.data.square().sum(0)
-
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean()) / scores.std()
 
@@ -115,8 +112,12 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
         keys = [(f"model.layers.{i}.mlp.down_proj", f"model.layers.{i}.self_attn.o_proj") for i in range(len(blocks))]
         units = []
         for number, (block, (down, out)) in enumerate(zip(blocks, keys, strict=True)):
-            ffn = score(f"{down}.weight", block.layer.mlp.down_proj)
-            kv = score(f"{out}.weight", block.layer.self_attn.o_proj).reshape(block.groups, -1).mean(1)
+            ffn = weighted_fluctuation(seen[f"{down}.weight"], block.layer.mlp.down_proj.weight.data)
+            kv = (
+                weighted_fluctuation(seen[f"{out}.weight"], block.layer.self_attn.o_proj.weight.data)
+                .reshape(block.groups, -1)
+                .mean(1)
+            )
             rank = ffn.argsort().argsort().float() if even else standard(ffn)
             units += [(float(s), number, 0, i, block.unit) for i, s in enumerate(rank)]
             if heads:  # a group of heads counts for as many units as it has parameters

@@ -12,8 +12,9 @@ from hf_pe.proof import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
 from hf_pe.prune.experts import Call, correct_, expert_moments, inner, routed
+from hf_pe.prune.in_order import maps_in_order
 from hf_pe.tasks import CausalLM, model_inputs
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, assert_same_block_by_block
 
 
 @pytest.fixture
@@ -100,12 +101,7 @@ def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
 def test_where_memory_is_short_experts_go_block_by_block_to_the_same_model(work, monkeypatch):
     model, data = work
     recipe = StructuredPruning(keep={"expert_ffn": 16})
-    one = recipe.apply(model, recipe.plan(model, data), data)
-    monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
-    data.memory.clear()
-    other = recipe.apply(model, recipe.plan(model, data), data)
-    assert not data.memory
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert_same_block_by_block(recipe, model, data, monkeypatch)
 
 
 def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
@@ -170,3 +166,14 @@ def test_what_cannot_work_inside_experts_is_refused_before_any_work(work):
         StructuredPruning(keep={"expert_ffn": 16}, repair="in_order").outline(sketch)
     odd = StructuredPruning(keep={"expert_ffn": 10}, multiple=2).outline(sketch)[0]
     assert odd.sizes[0].after == 16
+
+
+def test_experts_and_plain_layers_under_one_field_are_told_apart():
+    """Jamba has one width for both kinds: criteria with gradients are refused, in order moves the plain ones."""
+    config = AutoConfig.for_model("jamba")
+    sketch = Sketch(config=config, model_class=AutoModelForCausalLM._model_mapping[type(config)])
+    (axis,) = discover(config, sketch.model_class).named("ffn")
+    assert axis.in_experts and {slot.entry is None for slot in maps_in_order(axis)} == {True}
+    with pytest.raises(UsageError, match="fisher needs gradients inside the experts"):
+        StructuredPruning(keep={"ffn": 0.5}, criterion="fisher").outline(sketch)
+    StructuredPruning(keep={"ffn": 0.5}, repair="in_order").outline(sketch)

@@ -13,7 +13,7 @@ from hf_pe.proof import difference, example_inputs, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
 from hf_pe.tasks import CausalLM, Embedding
-from tests.helpers import TEXTS, bert_config, taught
+from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, taught
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
 
@@ -79,12 +79,7 @@ def trained(causal):
 def test_where_memory_is_short_blocks_go_one_by_one_to_the_same_model(causal, monkeypatch, axis):
     model, data = causal
     recipe = StructuredPruning(keep={axis: 0.5})
-    one = recipe.apply(model, recipe.plan(model, data), data)
-    monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
-    data.memory.clear()
-    other = recipe.apply(model, recipe.plan(model, data), data)
-    assert not data.memory
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert_same_block_by_block(recipe, model, data, monkeypatch)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
