@@ -128,9 +128,10 @@ def _collecting(axis: Axis, sums: dict[str, list[Moments]]) -> tuple[dict[str, s
     def collect(owner: str, number: int, module: Any, call: Call, counts: torch.Tensor) -> None:
         for slot in slots[owner]:
             token, gates = call.of(slot.entry or 0, counts)
-            if len(token):
+            weight = gates.float().square()
+            if weight.any():
                 x = inner(module, slot.entry or 0, call.hidden[token])
-                add_to_fold(sums.setdefault(slot.key, []), number, Moments.of(x, weight=gates.float().square()))
+                add_to_fold(sums.setdefault(slot.key, []), number, Moments.of(x, weight=weight))
 
     return {owner: owner for owner in slots}, collect
 

@@ -38,9 +38,10 @@ def fit(folds: Sequence[Moments], *, bias: bool) -> Fit:
     the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
 
     Args:
-        folds: the moments; see `Moments`.
+        folds: the moments; see `Moments`. One that no token reached says nothing and is left out.
         bias: whether the map has one that may move.
     """
+    folds = [fold for fold in folds if fold.count > 0]
     ridge = UNTRIED
     if len(folds) > 1:
         trials = [(_normal(pooled([f for f in folds if f is not unseen]), bias), unseen.means()) for unseen in folds]

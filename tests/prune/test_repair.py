@@ -85,3 +85,10 @@ def test_the_chosen_ridge_generalises_better_than_next_to_none():
 def test_one_fold_alone_takes_the_standing_ridge():
     inputs, weight, _, _ = problem()
     assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED
+
+
+def test_a_fold_that_no_token_reached_changes_nothing():
+    inputs, weight, _, _ = problem()
+    one = Moments.of(inputs, inputs @ weight.T)
+    plain, found = (fit(folds, bias=True) for folds in ([one], [one, Moments.of(inputs[:0], inputs[:0] @ weight.T)]))
+    assert found.ridge == plain.ridge and torch.equal(found.move, plain.move)
