@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
 """Axis to block to units."""
+Tried = tuple[str, Any, PreTrainedModel]
+"""A method's name, which of its settings this is, and what it made."""
+TORCH_PRUNING = ("Torch-Pruning magnitude", "Torch-Pruning Taylor")
 
 
 def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, torch.Tensor]) -> dict[str, list[Kept]]:
@@ -51,11 +54,12 @@ def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, t
         return {axis.name: kept}
 
     ways = ("mean", "max")
+    magnitude, taylor = TORCH_PRUNING
     return {
-        "Torch-Pruning magnitude": [
+        magnitude: [
             choice(tp.importance.GroupMagnitudeImportance(p=p, group_reduction=way)) for p in (1, 2) for way in ways
         ],
-        "Torch-Pruning Taylor": [
+        taylor: [
             choice(tp.importance.GroupTaylorImportance(group_reduction=way, multivariable=many))
             for way in ways
             for many in (False, True)
@@ -84,11 +88,11 @@ def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
     return (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
 
 
-def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
+def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool = False) -> Any:
     """FLAP's metric and its bias compensation (An et al. 2024, arXiv:2312.11983, eq. 4 to 6), written anew.
 
     A unit's score is the variance of its activation times the squared norm of the weights that read it; what removed
-    units gave on average goes into the bias.
+    units gave on average goes into the bias, or `ours` repairs in the place of that.
     """
     moments = {name: pooled(folds) for name, folds in consumer_moments(model, axis, data).items()}
     kept, shifts = {}, {}
@@ -102,6 +106,8 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData) -> Any:
         gone = torch.ones(len(score), dtype=torch.bool)
         gone[slot.layout.places(units, axis.size)] = False
         shifts[layer] = weight[:, gone] @ mean[gone]
+    if ours:
+        return cut_to(model, {axis.name: kept}, data, "least_squares")
     small = cut_to(model, {axis.name: kept}, data)
     for layer, shift in shifts.items():
         small.get_submodule(layer).bias.data += shift
@@ -122,35 +128,70 @@ def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
     return found
 
 
+BY_DEPTH = "block influence (reimplementation of ShortGPT)"
+BY_FLUCTUATION = "fluctuation with bias compensation (reimplementation of FLAP)"
+REPAIRED = " + our repair"
+
+
 def deep_and_narrow(
-    model: PreTrainedModel, data: TaskData, share: float, loss: Callable[[Any, Any], torch.Tensor]
-) -> Iterator[tuple[str, PreTrainedModel]]:
-    """`share` of the parameters outside embeddings removed by each tool: every depth (by block influence, as ShortGPT)
-    with the FFN width that fits; `loss(model, batch)` is what gradients are taken of."""
+    model: PreTrainedModel,
+    data: TaskData,
+    share: float,
+    loss: Callable[[Any, Any], torch.Tensor],
+    chosen: Mapping[str, Any],
+) -> Iterator[Tried]:
+    """`share` of the parameters outside embeddings removed by each tool, as it is and with our repair.
+
+    Every depth (by block influence, as ShortGPT) with the FFN width that fits; for those in `chosen` the depth they
+    name alone. `loss(model, batch)` is what gradients are taken of.
+    """
     for depth, width in shapes(model, share):
+
+        def asked(name: str, depth: int = depth) -> bool:
+            return chosen.get(name, depth) == depth
+
         shorter = model
         if depth < model.config.num_hidden_layers:
             recipe = StructuredPruning(keep={"layers": depth}, repair="none")
-            shorter = recipe.apply(model, recipe.plan(model, data), data)
+            plan = recipe.plan(model, data)
+            shorter = recipe.apply(model, plan, data)
         if width == model.config.intermediate_size:
-            yield "block influence (reimplementation of ShortGPT)", shorter
+            yield BY_DEPTH, depth, shorter
+            yield BY_DEPTH + REPAIRED, depth, recipe.model_copy(update={"repair": "in_order"}).apply(model, plan, data)
             continue
         axis = discover(shorter.config, type(shorter)).named("ffn")[0]
-        graded = copy.deepcopy(shorter)
-        with_gradients(graded, data, loss)
-        inputs = example_inputs(shorter, batch=1, length=8)
-        for name, (kept, *_) in torch_pruning_choices(graded, axis, width, inputs).items():
-            yield name, cut_to(shorter, kept, data)
-        yield "fluctuation with bias compensation (reimplementation of FLAP)", fluctuation(shorter, axis, width, data)
+        tools = [name for name in TORCH_PRUNING if asked(name) or asked(name + REPAIRED)]
+        if tools:
+            graded = copy.deepcopy(shorter)
+            with_gradients(graded, data, loss)
+            choices = torch_pruning_choices(graded, axis, width, example_inputs(shorter, batch=1, length=8))
+        for name in tools:
+            for suffix, repair in (("", "none"), (REPAIRED, "least_squares")):
+                if asked(name + suffix):
+                    yield name + suffix, depth, cut_to(shorter, choices[name][0], data, repair)
+        for suffix in ("", REPAIRED):
+            if asked(BY_FLUCTUATION + suffix):
+                small = fluctuation(shorter, axis, width, data, ours=bool(suffix))
+                yield BY_FLUCTUATION + suffix, depth, small
 
 
-def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[tuple[str, PreTrainedModel]]:
+def best_of(made: Iterable[Tried], score: Callable[[Any], float]) -> dict[str, Tried]:
+    """By name what scores highest."""
+    best: dict[str, tuple[float, Tried]] = {}
+    for tried in made:
+        found = score(tried[2])
+        if tried[0] not in best or found > best[tried[0]][0]:
+            best[tried[0]] = (found, tried)
+    return {name: tried for name, (_, tried) in best.items()}
+
+
+def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[Tried]:
     """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
     recipe = StructuredPruning(target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon")
     plan = recipe.plan(model, data)
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
     for repair in ("least_squares", "in_order"):
-        yield "hf_pe", recipe.model_copy(update={"repair": repair}).apply(model, plan, data)
+        yield "hf_pe", repair, recipe.model_copy(update={"repair": repair}).apply(model, plan, data)
 
 
 def ffn_size(model: Any, share: float) -> int:
@@ -165,7 +206,7 @@ def by_peers(
     for name, tried in choices.items():
         best = min(tried, key=lambda kept: badness(cut_to(model, kept, data)))
         yield name, cut_to(model, best, data)
-        yield f"{name} + our repair", cut_to(model, best, data, "least_squares")
+        yield name + REPAIRED, cut_to(model, best, data, "least_squares")
 
 
 def by_recipes(

@@ -2,8 +2,8 @@
 axes, beside other tools' choices.
 
 Each calibration seed draws sentences from the training split; each peer takes the best of its grid on pairs of the
-training split that no calibration saw. Along any axes they take every depth with the FFN width that fits. Needs
-../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
+training split that no calibration saw. Along any axes they take the depth with the FFN width that fits it which is
+best on the first set. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from common import SHARED, bootstrap, row, seeds, write
 from peers import (
+    best_of,
     by_peers,
     by_recipes,
     deep_and_narrow,
@@ -111,6 +112,7 @@ def main() -> None:
         correlation = dev.correlation(cosines[share][name][-1])
         print(seed, share, name, f"{correlation:.4f}", small.config.num_hidden_layers, flush=True)
 
+    chosen: dict[float, dict[str, Any]] = {share: {} for share in ANY}
     for seed in range(count):
         train = train.sample(frac=1, random_state=seed)
         trial, rest = Judge(train[:TRIAL_PAIRS], processor), train[TRIAL_PAIRS:]
@@ -125,13 +127,9 @@ def main() -> None:
             for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
                 note(share, name, small)
         for share in ANY:
-            best: dict[str, tuple[float, Any]] = {}
-            made = (deep_and_narrow(model, data, share, along_a_direction), ours_along_any(model, data, share))
-            for name, small in chain(*made):
-                score = trial.score(small)
-                if name not in best or score > best[name][0]:
-                    best[name] = (score, small)
-            for name, (_, small) in best.items():
+            tried = deep_and_narrow(model, data, share, along_a_direction, chosen[share])
+            for name, way, small in best_of(chain(tried, ours_along_any(model, data, share)), trial.score).values():
+                chosen[share].setdefault(name, way)
                 note(share, name, small)
         rows = [each for share in SHARES + ANY for each in figures(share, dev, dense, cosines[share], nearness[share])]
         write("prune_minilm", rows)

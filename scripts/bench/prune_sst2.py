@@ -1,8 +1,9 @@
 """A MiniLM classifier fine-tuned on SST-2: a part of the encoder's parameters removed, no training afterwards.
 
-Any axes: each peer takes its best of depths (by block influence, as ShortGPT) with the FFN width that fits, judged on
-the dev split (Torch-Pruning with L1 or Taylor, means over groups); hf_pe decides by itself how much goes along which
-axis, and dev decides how it repairs. Needs ../shared/data/sst2 and the extra bench. Seeds: --seeds (default 5).
+Any axes: each peer takes the depth (by block influence, as ShortGPT) with the FFN width that fits it which is best on
+the dev split (Torch-Pruning with L1 or Taylor, means over groups), tried on the first calibration set; hf_pe decides by
+itself how much goes along which axis, and dev decides how it repairs. Needs ../shared/data/sst2 and the extra bench.
+Seeds: --seeds (default 5).
 """
 
 from itertools import chain
@@ -10,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import ROOT, SHARED, bootstrap, row, seeds, write
-from peers import deep_and_narrow, ours_along_any
+from common import ROOT, SHARED, seeds, share_of_loss, write
+from peers import best_of, deep_and_narrow, ours_along_any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from hf_pe.checkpoints import load_processor, resolve
@@ -91,45 +92,27 @@ def main() -> None:
     dense = right(model, test)
     print("dense", dense.mean(), right(model, dev).mean(), parameters(model), flush=True)
     found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
+    chosen: dict[float, dict[str, Any]] = {share: {} for share in SHARES}
     everything = TextClassification().prepare(load_examples(rows("train")), processor, model.config)
     for seed in range(count):
         data = everything.__class__(**{**vars(everything), "train": everything.train.shuffle(seed=seed), "memory": {}})
         for share in SHARES:
-            best: dict[str, tuple[float, PreTrainedModel]] = {}
-            for name, small in chain(
-                deep_and_narrow(model, data, share, task_loss), ours_along_any(model, data, share)
-            ):
-                score = right(small, dev).mean()
-                if name not in best or score > best[name][0]:
-                    best[name] = (score, small)
-            for name, (score, small) in best.items():
+            made = (
+                deep_and_narrow(model, data, share, task_loss, chosen[share]),
+                ours_along_any(model, data, share),
+            )
+            for name, way, small in best_of(chain(*made), lambda small: right(small, dev).mean()).values():
+                chosen[share].setdefault(name, way)
                 found[share].setdefault(name, []).append(right(small, test))
-                accuracy = found[share][name][-1].mean()
-                print(seed, share, name, f"dev {score:.4f} test {accuracy:.4f}", small.config.num_hidden_layers,
-                      small.config.intermediate_size, flush=True)  # fmt: skip
+                shape = (small.config.num_hidden_layers, small.config.intermediate_size)
+                print(seed, share, name, way, f"{found[share][name][-1].mean():.4f}", shape, flush=True)
         write("prune_sst2", [figure(share, dense, found[share]) for share in SHARES])
 
 
 def figure(share: float, dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Our loss over the best peer's, over calibration seeds."""
-
-    def loss(name: str, rows: Any = slice(None)) -> float:
-        return float(np.mean([dense[rows].mean() - each[rows].mean() for each in found[name]]))
-
-    peers = [name for name in found if name != "hf_pe"]
-    best = min(peers, key=loss)
-    return row(
-        f"prune.3.encoder{share:.0%}".rstrip("%"),
-        loss("hf_pe") / loss(best),
-        GOAL,
-        "lower",
-        f"of the loss of {best}",
-        f"{share:.0%} of the parameters outside embeddings removed, any axes, no training; SST-2 test accuracy, "
-        f"dense {dense.mean():.4f}; mean over {len(found['hf_pe'])} calibration sets of 480 training rows; each at "
-        "the best of its settings on dev; interval over examples (paired bootstrap)",
-        peers={name: float(np.mean(values)) for name, values in found.items()},
-        interval=bootstrap(lambda i: loss("hf_pe", i) / max(loss(best, i), 1e-9), len(dense)),
-    )
+    """Our loss over the best peer's."""
+    what = f"MiniLM on SST-2, {share:.0%} of the parameters outside embeddings removed, any axes"
+    return share_of_loss(f"prune.3.encoder{share:.0%}".rstrip("%"), GOAL, dense, found, what)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,22 @@ import copy
 import io
 import time
 from collections.abc import Iterator
-from typing import Any
+from itertools import chain
 
 import datasets
 import numpy as np
 import torch
-from common import ROOT, SHARED, bootstrap, row, seeds, write
-from peers import cut_to, fluctuation, torch_pruning_choices, with_gradients
+from common import ROOT, SHARED, seeds, share_of_loss, write
+from peers import (
+    BY_FLUCTUATION,
+    REPAIRED,
+    Tried,
+    best_of,
+    cut_to,
+    fluctuation,
+    torch_pruning_choices,
+    with_gradients,
+)
 from PIL import Image
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, default_data_collator, set_seed
 
@@ -97,7 +106,7 @@ def right(model: PreTrainedModel, of: Images) -> np.ndarray:
     return torch.cat([model(pixel_values=p).logits.argmax(-1) == n for p, n in parts]).numpy().astype(float)
 
 
-def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[tuple[str, PreTrainedModel]]:
+def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
     axes = {name: discover(model.config, type(model)).named(name)[0] for name in KEEP}
     sizes = {name: round(axis.size * KEEP[name]) for name, axis in axes.items()}
     graded = copy.deepcopy(model)
@@ -107,25 +116,26 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[tuple[str, PreT
     for tool in choices["ffn"]:
         for parts in zip(*(found[tool] for found in choices.values()), strict=True):
             kept = {name: units for part in parts for name, units in part.items()}
-            yield tool, cut_to(model, kept, data)
-            yield f"{tool} + our repair", cut_to(model, kept, data, "least_squares")
-    small = model
-    for name in reversed(KEEP):
-        axis = discover(small.config, type(small)).named(name)[0]
-        small = fluctuation(small, axis, sizes[name], data)
-    yield "fluctuation with bias compensation (reimplementation of FLAP)", small
+            yield tool, "", cut_to(model, kept, data)
+            yield tool + REPAIRED, "", cut_to(model, kept, data, "least_squares")
+    for suffix in ("", REPAIRED):
+        small = model
+        for name in reversed(KEEP):
+            axis = discover(small.config, type(small)).named(name)[0]
+            small = fluctuation(small, axis, sizes[name], data, ours=bool(suffix))
+        yield BY_FLUCTUATION + suffix, "", small
     for name, settings in {
         "activation x weight (reimplementation of structured Wanda)": {"criterion": "activation_weight"},
         "random": {"criterion": "random"},
     }.items():
         recipe = StructuredPruning(keep=KEEP, repair="none", **settings)
-        yield name, recipe.apply(model, recipe.plan(model, data), data)
+        yield name, "", recipe.apply(model, recipe.plan(model, data), data)
 
 
-def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[tuple[str, PreTrainedModel]]:
+def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
     for settings in OURS:
         recipe = StructuredPruning(keep=KEEP, **settings)
-        yield "hf_pe", recipe.apply(model, recipe.plan(model, data), data)
+        yield "hf_pe", settings, recipe.apply(model, recipe.plan(model, data), data)
 
 
 def main() -> None:
@@ -143,39 +153,12 @@ def main() -> None:
         set_seed(seed)
         rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
         data = task_data(pixels[rows], labels[rows])
-        best: dict[str, tuple[float, PreTrainedModel]] = {}
-        for way in (by_peers, by_us):
-            for name, small in way(model, data):
-                score = right(small, dev).mean()
-                if name not in best or score > best[name][0]:
-                    best[name] = (score, small)
-        for name, (score, small) in best.items():
+        made = chain(by_peers(model, data), by_us(model, data))
+        for name, way, small in best_of(made, lambda small: right(small, dev).mean()).values():
             found.setdefault(name, []).append(right(small, test))
-            print(seed, name, f"dev {score:.4f} test {found[name][-1].mean():.4f}", flush=True)
-        write("prune_vit", [figure(dense, found)])
-
-
-def figure(dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Our loss over the best peer's, over calibration seeds."""
-
-    def loss(name: str, rows: Any = slice(None)) -> float:
-        return float(np.mean([dense[rows].mean() - each[rows].mean() for each in found[name]]))
-
-    peers = [name for name in found if name != "hf_pe" and "our repair" not in name]
-    best = min(peers, key=loss)
-    return row(
-        "prune.4.vit50",
-        loss("hf_pe") / loss(best),
-        GOAL,
-        "lower",
-        f"of the loss of {best}",
-        f"ViT of 1.2M parameters, {EPOCHS} epochs on CIFAR-10 (JPEG), dense {dense.mean():.4f} on the test images; "
-        "half of FFN width and of heads removed, no training; mean accuracy over "
-        f"{len(found['hf_pe'])} calibration sets of {CALIBRATION} images; each at the best of its "
-        f"settings on {HELD_BACK} held-back images; interval over images (paired bootstrap)",
-        peers={name: float(np.mean(values)) for name, values in found.items()},
-        interval=bootstrap(lambda i: loss("hf_pe", i) / max(loss(best, i), 1e-9), len(dense)),
-    )
+            print(seed, name, way, f"{found[name][-1].mean():.4f}", flush=True)
+        what = f"ViT of 1.2M parameters, {EPOCHS} epochs on CIFAR-10, half of FFN width and of heads removed"
+        write("prune_vit", [share_of_loss("prune.4.vit50", GOAL, dense, found, what)])
 
 
 if __name__ == "__main__":
