@@ -19,3 +19,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 class PushError(RuntimeError):
     """A push that ended early; says what the remote holds now."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A loss became infinite or no number; says which term, in which batch, and where the last good weights are."""

@@ -22,8 +22,9 @@ TOKENS = 128
 CLOSE = 1e-4
 """How far a head may be from the model's own logits, over their largest, to count as the same."""
 
-Terms = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
-"""From logits [tokens, vocabulary] of student and teacher and a chunk's place to sums over its tokens, [terms]."""
+Terms = Callable[[torch.Tensor, Any, slice], torch.Tensor]
+"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and a chunk's place to sums over its
+tokens, [terms]."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def chunked(
     terms: Terms,
     weights: Sequence[float],
     student: tuple[torch.Tensor, Head],
-    teacher: tuple[torch.Tensor, Head],
+    teacher: Callable[[slice], Any],
     tokens: int = TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of loss terms, and the terms [terms] without gradients.
@@ -117,7 +118,7 @@ def chunked(
         terms: of one chunk.
         weights: of each term.
         student: hidden states of the tokens that count, [tokens, width], and the head.
-        teacher: likewise; gets no gradient.
+        teacher: gives the logits of a chunk; gets no gradient.
         tokens: in a chunk.
     """
     hidden, head = student
@@ -134,7 +135,7 @@ class _Chunked(torch.autograd.Function):
         terms: Terms,
         weights: tuple[float, ...],
         head: Head,
-        teacher: tuple[torch.Tensor, Head],
+        teacher: Callable[[slice], Any],
         tokens: int,
         wanted: bool,
         hidden: torch.Tensor,
@@ -147,7 +148,7 @@ class _Chunked(torch.autograd.Function):
         for start in range(0, len(hidden), tokens):
             place = slice(start, min(start + tokens, len(hidden)))
             with torch.no_grad():
-                target = teacher[1](teacher[0][place])
+                target = teacher(place)
             with torch.set_grad_enabled(wanted):
                 part = hidden[place].detach().requires_grad_(wanted)
                 values = terms(head(part), target, place)

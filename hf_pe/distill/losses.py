@@ -1,5 +1,6 @@
 """Distillation losses: pure functions of what student and teacher give. Zero when equal, never negative."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,20 +8,47 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hf_pe.distill.attention import Attention
 from hf_pe.distill.layer_map import Pairs, uniform
 
 Signals = dict[str, Any]
 
 
+class Settings(NamedTuple):
+    """What losses of logits go by."""
+
+    temperature: float = 1.0
+    beta: float = 0.5
+
+
+class Top(NamedTuple):
+    """The likeliest classes of each position, as a cache keeps them.
+
+    Attributes:
+        logs: log-probabilities at one temperature, [positions, k], falling.
+        classes: which they are, [positions, k].
+    """
+
+    logs: torch.Tensor
+    classes: torch.Tensor
+
+
+Logits = torch.Tensor | Top
+Each = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Settings], torch.Tensor]
+"""Logits [positions, classes] of student and teacher and labels [positions] to values, [positions]."""
+
+
 class Loss(NamedTuple):
     """A loss with the signal it needs and what the card says about it."""
 
-    compute: Callable[[Signals, Signals, float], torch.Tensor]
+    compute: Callable[[Signals, Signals, Settings], torch.Tensor]
     needs: str
     title: str
     reference: str
-    each: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor] | None = None
-    """Of logits [positions, classes] and a temperature, position by position; None where positions depend on others."""
+    each: Each | None = None
+    """The same position by position; None where positions depend on each other."""
+    sparse: bool = False
+    """Whether the teacher's likeliest classes are enough."""
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -128,6 +156,61 @@ def hidden(
     return torch.stack(terms).mean()
 
 
+def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of where each token looks, mean over tokens, heads and layers.
+
+    Wang et al. 2020, arXiv:2002.10957, section 3.1, for pairs of layers in place of the last one. Where the numbers of
+    heads differ the distributions are means over heads.
+
+    Args:
+        student, teacher: one for each pair of layers.
+        mask: tokens that count, [batch, tokens].
+    """
+    terms = []
+    for here, there in zip(student, teacher, strict=True):
+        one, other = here.weights.float(), there.weights.float()
+        if one.shape[1] != other.shape[1]:
+            one, other = one.mean(1, keepdim=True), other.mean(1, keepdim=True)
+        terms.append(_mean(_divergence(other, one.clamp_min(1e-30).log()).mean(1), mask))
+    return torch.stack(terms).mean()
+
+
+def relations(student: Attention, teacher: Attention, mask: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || student) of softmax(A A^T / sqrt(d)), the sum over A the queries, the keys and the values.
+
+    Wang et al. 2021, arXiv:2012.15828, section 3.1. Heads are joined and split into as many relation heads as both
+    widths allow, so that neither the width nor the number of heads need be equal. A token relates to those that may see
+    it or that it may see: not to padding, nor to another sequence packed beside it.
+
+    Args:
+        student, teacher: of one layer each.
+        mask: tokens that count, [batch, tokens].
+    """
+    near = mask.bool()[:, None, None, :] & mask.bool()[:, None, :, None]
+    if teacher.allowed is not None:
+        near = near & (teacher.allowed | teacher.allowed.transpose(2, 3))
+    near = near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
+    terms = []
+    for one, other in zip(student[:3], teacher[:3], strict=True):
+        heads = math.gcd(one.shape[1] * one.shape[3], other.shape[1] * other.shape[3], other.shape[1])
+        here, there = (functional.log_softmax(_related(x, heads, near), -1) for x in (one, other))
+        terms.append(_mean(_divergence(there.exp(), here).mean(1), mask))
+    return torch.stack(terms).sum()
+
+
+def _related(x: torch.Tensor, heads: int, near: torch.Tensor) -> torch.Tensor:
+    """Scaled products of tokens with each other, [batch, heads, tokens, tokens]."""
+    rows, _, tokens, _ = x.shape
+    x = x.float().transpose(1, 2).reshape(rows, tokens, heads, -1).transpose(1, 2)
+    scores: torch.Tensor = x @ x.transpose(2, 3) / x.shape[-1] ** 0.5
+    return scores.masked_fill(~near, -1e30)
+
+
+def _divergence(wanted: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
+    """KL of probabilities from log-probabilities, [..., classes] to [...]; rounding below zero is cut off."""
+    return (torch.xlogy(wanted, wanted) - wanted * logs.clamp_min(-1e4)).sum(-1).clamp_min(0)
+
+
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is None:
         return values.mean()
@@ -135,31 +218,85 @@ def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (values * counted).sum() / counted.sum().clamp_min(1)
 
 
-def _by_position(each: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor], title: str, paper: str) -> Loss:
-    def compute(student: Signals, teacher: Signals, temperature: float) -> torch.Tensor:
-        values = each(_counted(student, student), _counted(teacher, student), temperature)
+def per_token(
+    name: str, student: torch.Tensor, teacher: Logits, labels: torch.Tensor | None, settings: Settings
+) -> torch.Tensor:
+    """A loss that has `each`, of logits [positions, classes]: [positions].
+
+    Classes that only one of the two has (rows that pad a vocabulary) are left out. Of a teacher of which the likeliest
+    classes are known, all others count as one class, in both.
+    """
+    loss = LOSSES[name]
+    assert loss.each is not None
+    if not loss.sparse:
+        return loss.each(student, student, labels, settings)
+    if isinstance(teacher, Top):
+        here = _softened(student, settings.temperature).gather(-1, teacher.classes)
+        one = settings._replace(temperature=1.0)
+        return loss.each(_with_rest(here), _with_rest(teacher.logs), labels, one) * settings.temperature**2
+    both = min(student.shape[-1], teacher.shape[-1])
+    return loss.each(student[..., :both], teacher[..., :both], labels, settings)
+
+
+def agreement(student: torch.Tensor, teacher: Logits) -> torch.Tensor:
+    """Whether both find the same class likeliest, of logits [positions, classes]: [positions]."""
+    likeliest = teacher.classes[:, 0] if isinstance(teacher, Top) else teacher.argmax(-1)
+    return (student.argmax(-1) == likeliest).float()
+
+
+def _with_rest(logs: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [positions, k] and that of all other classes, [positions, k + 1]."""
+    rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-6).log()
+    return torch.cat([logs, rest], -1)
+
+
+def counted(signals: Signals, masked: Signals) -> Any:
+    """Logits [positions, classes] of the positions that count; what a cache gives has no others."""
+    logits: Logits = signals["logits"]
+    if isinstance(logits, Top):
+        return logits
+    mask = positions(masked)
+    if mask is None or signals.get("only_counted"):
+        return logits.flatten(0, -2)
+    return logits[mask.bool()]
+
+
+def _divergence_loss(name: str, each: Each, title: str, paper: str) -> Loss:
+    def compute(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
+        values = per_token(name, counted(student, student), counted(teacher, student), None, settings)
         return values.sum() / max(len(values), 1)
 
-    return Loss(compute, "logits", title, paper, each)
+    return Loss(compute, "logits", title, paper, each, sparse=True)
 
 
-def _counted(signals: Signals, masked: Signals) -> torch.Tensor:
-    """Logits [positions, classes] of the positions that count."""
-    logits: torch.Tensor = signals["logits"]
-    mask = _positions(masked)
-    return logits.flatten(0, -2) if mask is None else logits[mask.bool()]
+def _own(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None, settings: Settings) -> torch.Tensor:
+    assert labels is not None
+    return functional.cross_entropy(student.float(), labels, reduction="none")
+
+
+def _dist(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
+    here, there = counted(student, student), counted(teacher, student)
+    both = min(here.shape[-1], there.shape[-1])
+    return dist(here[:, :both], there[:, :both], settings.temperature)
 
 
 LOSSES = {
-    "kl": _by_position(kl, "KL of the logits", "https://arxiv.org/abs/1503.02531"),
-    "reverse_kl": _by_position(reverse_kl, "reverse KL of the logits", "https://arxiv.org/abs/2306.08543"),
-    "jsd": _by_position(jsd, "Jensen-Shannon divergence of the logits", "https://arxiv.org/abs/2306.13649"),
-    "dist": Loss(
-        lambda s, t, temperature: dist(_counted(s, s), _counted(t, s), temperature),
-        "logits",
-        "correlation of the classes (DIST)",
-        "https://arxiv.org/abs/2205.10536",
+    "kl": _divergence_loss(
+        "kl", lambda s, t, _, by: kl(s, t, by.temperature), "KL of the logits", "https://arxiv.org/abs/1503.02531"
     ),
+    "reverse_kl": _divergence_loss(
+        "reverse_kl",
+        lambda s, t, _, by: reverse_kl(s, t, by.temperature),
+        "reverse KL of the logits",
+        "https://arxiv.org/abs/2306.08543",
+    ),
+    "jsd": _divergence_loss(
+        "jsd",
+        lambda s, t, _, by: jsd(s, t, by.temperature, by.beta),
+        "Jensen-Shannon divergence of the logits",
+        "https://arxiv.org/abs/2306.13649",
+    ),
+    "dist": Loss(_dist, "logits", "correlation of the classes (DIST)", "https://arxiv.org/abs/2205.10536"),
     "cosine": Loss(
         lambda s, t, _: cosine(s["embeddings"], t["embeddings"]),
         "embeddings",
@@ -180,40 +317,50 @@ LOSSES = {
     ),
     "hidden": Loss(
         lambda s, t, _: hidden(
-            s["hidden_states"], t["hidden_states"], _tokens(s), s.get("pairs"), s.get("projections", ())
+            s["hidden_states"], t["hidden_states"], s["tokens"], s.get("pairs"), s.get("projections", ())
         ),
         "hidden_states",
         "hidden states",
         "https://arxiv.org/abs/1909.10351",
     ),
-    "task": Loss(lambda s, t, _: s["loss"], "loss", "task loss", ""),
+    "attention": Loss(
+        lambda s, t, _: attention(*_paired(s, t), s["tokens"]),
+        "attentions",
+        "attention maps",
+        "https://arxiv.org/abs/2002.10957",
+    ),
+    "relations": Loss(
+        lambda s, t, _: relations(s["attentions"][-1], t["attentions"][-1], s["tokens"]),
+        "attentions",
+        "relations of queries, keys and values (MiniLM)",
+        "https://arxiv.org/abs/2012.15828",
+    ),
+    "task": Loss(
+        lambda s, t, _: s["loss"],
+        "loss",
+        "task loss",
+        "",
+        _own,
+    ),
 }
 """All losses by the name recipes use. `task` is the student's own loss on the labels."""
 
 
 def chunkable() -> list[str]:
     """Losses that look at the logits of one position at a time."""
-    return [name for name, loss in LOSSES.items() if loss.each is not None or name == "task"]
+    return [name for name, loss in LOSSES.items() if loss.each is not None]
 
 
-def per_token(
-    name: str, student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """One of `chunkable`, of logits [tokens, classes] and the labels [tokens]: [tokens]."""
-    each = LOSSES[name].each
-    if each is None:
-        return functional.cross_entropy(student.float(), labels, reduction="none")
-    return each(student, teacher, temperature)
+def _paired(student: Signals, teacher: Signals) -> tuple[list[Attention], list[Attention]]:
+    """The student's layers and those of the teacher that they learn from."""
+    here, there = student["attentions"], teacher["attentions"]
+    pairs = [(i - 1, j - 1) for i, j in student.get("pairs") or () if i and j]
+    if not pairs or max(pairs) != (len(here) - 1, len(there) - 1):
+        pairs = [(i, round((i + 1) * len(there) / len(here)) - 1) for i in range(len(here))]
+    return [here[i] for i, _ in pairs], [there[j] for _, j in pairs]
 
 
-def _positions(signals: Signals) -> torch.Tensor | None:
+def positions(signals: Signals) -> torch.Tensor | None:
     """The mask of the logits' positions; None where there is one prediction per example."""
     mask = signals.get("mask")
     return mask if mask is not None and mask.shape == signals["logits"].shape[:-1] else None
-
-
-def _tokens(signals: Signals) -> torch.Tensor:
-    """The mask of the tokens; all where the logits are one position shorter (causal models are not padded here)."""
-    states = signals["hidden_states"][0]
-    mask = signals["mask"]
-    return mask if mask.shape == states.shape[:2] else torch.ones(states.shape[:2], device=states.device)

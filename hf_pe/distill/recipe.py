@@ -1,12 +1,16 @@
-"""Distillation as a recipe: the pruned student learns from the untouched original."""
+"""Distillation as a recipe: the pruned student learns from the untouched original, or from whom it names."""
 
 import copy
-import itertools
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -16,41 +20,46 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
-from hf_pe.distill.chunked import Head
-from hf_pe.distill.layer_map import Pairs, last, similar, uniform
+from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
+from hf_pe.distill.cache import Cache, open_cache, with_rows
 from hf_pe.distill.lora import PAPER, Lora, merged
-from hf_pe.distill.losses import LOSSES, chunkable
+from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.objective import Answers, Live
+from hf_pe.distill.schedule import Schedule, Scheduled
+from hf_pe.distill.teacher import Teacher, frozen, require_same_labels
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
-from hf_pe.tasks import Batch, Task, TaskData
+from hf_pe.tasks import Batch, TaskData
 
 ALIKE_ROWS = 16
 """Calibration rows on which hidden states are compared."""
-LARGE = 4096
-"""From so many words on a vocabulary's logits are never held whole."""
-DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
-"""Weights where the recipe gives none, by what the task's model gives."""
 
 
 class Distillation(Frozen):
-    """Train the model to give what the original gave on the same inputs."""
+    """Train the model to give what its teachers gave on the same inputs."""
 
     recipe: Literal["distil"] = "distil"
-    losses: dict[str, float] = Field(
-        default_factory=dict, description=f"weights by name: {', '.join(LOSSES)}; default by task"
+    losses: dict[str, Scheduled] = Field(
+        default_factory=dict,
+        description=f"weights by name: {', '.join(LOSSES)}; a number, or start, end and shape; default by task",
     )
-    temperature: float = Field(2.0, gt=0)
-    layers: Literal["uniform", "last", "similar"] | tuple[int, ...] = Field(
-        "uniform",
+    temperature: Scheduled = Field(2.0, description="of the logits; a number, or start, end and shape")
+    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: near 0 it is forward KL, near 1 reverse KL")
+    layers: Layers = Field(
+        DEFAULT_LAYERS,
         description="which of the teacher's hidden states (0: the embeddings') each of the student's learns from: "
         "spread evenly, the last ones, those most alike on calibration rows, or given one by one, rising",
     )
+    teachers: tuple[Teacher, ...] = Field((), description="default: the original")
+    cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
     steps: int = Field(300, ge=1)
     batch_size: int = Field(32, ge=1)
+    accumulate: int = Field(1, ge=1, description="batches for one step")
     learning_rate: float = Field(3e-4, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
@@ -60,17 +69,40 @@ class Distillation(Frozen):
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="bfloat16 trains under autocast; auto: where the hardware has it"
     )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps; an interrupted run that is resumed goes on from the last one"
+    )
     seed: int = 0
 
     @field_validator("losses")
     @classmethod
-    def _known(cls, losses: dict[str, float]) -> dict[str, float]:
+    def _known(cls, losses: dict[str, Scheduled]) -> dict[str, Scheduled]:
         for name, weight in losses.items():
             if name not in LOSSES:
                 raise ValueError(f"no loss is called '{name}'; expected {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
-            if weight <= 0:
-                raise ValueError(f"the weight of '{name}' must be above 0, got {weight}; leave the loss out instead")
+            most = max(weight.start, weight.end) if isinstance(weight, Schedule) else weight
+            if most <= 0:
+                raise ValueError(f"the weight of '{name}' must be above 0, got {most}; leave the loss out instead")
         return losses
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, temperature: Scheduled) -> Scheduled:
+        least = min(temperature.start, temperature.end) if isinstance(temperature, Schedule) else temperature
+        if least <= 0:
+            raise ValueError(f"expected a temperature above 0, got {least}")
+        return temperature
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> "Distillation":
+        if self.cache is None:
+            return self
+        if isinstance(self.temperature, Schedule):
+            raise ValueError("a cache keeps logits at one temperature: give a number, or leave out the cache")
+        live = [name for name in self.losses if LOSSES[name].needs in ("hidden_states", "attentions")]
+        if live:
+            raise ValueError(f"a cache holds logits and embeddings only: leave out {', '.join(live)}, or the cache")
+        return self
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Training changes no size."""
@@ -78,7 +110,8 @@ class Distillation(Frozen):
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = Plan(
             recipe="distil",
-            title=f"distillation from the original ({names}; {self.steps} steps of {self.batch_size}"
+            title=f"distillation from {self._taught_by()} ({names}; {self.steps} steps of "
+            f"{self.batch_size * self.accumulate}"
             + (f"; LoRA of rank {self.lora.rank}, merged)" if self.lora else ")"),
             exact=True,
             references=(
@@ -90,74 +123,63 @@ class Distillation(Frozen):
         return plan, sketch
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """Choose the losses the task's signals allow.
+        """Choose the losses the task's signals allow; load and check the teachers.
 
         Raises:
-            UsageError: a loss needs a signal that the task does not give or whose width differs from the
-                teacher's, or there is no teacher.
+            UsageError: a loss needs a signal that is not given or whose width differs from the teacher's, no teacher is
+                there or one does not fit, or no training row has a target.
         """
-        if data.teacher is None:
-            raise UsageError("distil: there is no teacher; give the original as data.teacher.")
-        batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
-        with torch.no_grad():
-            given, wanted = (data.task.signals(m, batch, hidden=True) for m in (model, data.teacher))
-        for name in self.losses:
-            if LOSSES[name].needs not in given:
-                allowed = ", ".join(n for n, loss in LOSSES.items() if loss.needs in given)
-                raise UsageError(
-                    f"distil.losses.{name}: task '{data.task.name}' gives no {LOSSES[name].needs}; expected {allowed}."
-                )
-        chosen = self.model_copy(update={"losses": self._weights(given)})
-        for name in chosen.losses:
-            here, there = (_width(signals[LOSSES[name].needs]) for signals in (given, wanted))
-            if name == "hidden":
-                self._pairs(given["hidden_states"], wanted["hidden_states"])
-            elif here != there:
-                raise UsageError(
-                    f"distil.losses.{name}: expected the student's {LOSSES[name].needs} as wide as the teacher's "
-                    f"({there}), got {here}. Choose losses of the logits, or keep the hidden width."
-                )
+        _require_targets(data)
+        with self._teachers(data, answering=False) as teachers:
+            student = copy.deepcopy(model) if self.lora else model  # adapters change how the head is found
+            objective = build(student, teachers, data.task, _batch(model, data), **self._settings())
+        chosen = self.model_copy(update={"losses": dict(objective.weights)})
         return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Train a copy of `model`; returns it in evaluation mode."""
         return self.train(model, data)[0]
 
-    def train(self, model: PreTrainedModel, data: TaskData) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
-        """Train a copy of `model`; returns it with its loss curve [(step, loss)]."""
-        assert data.teacher is not None, "plan refuses a missing teacher"
+    def train(
+        self, model: PreTrainedModel, data: TaskData, *, work: Path | None = None, resume: bool = False
+    ) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
+        """Train a copy of `model`; returns it with its loss curve [(step, loss)].
+
+        Args:
+            model: the student before.
+            data: rows, task, and the original where it teaches.
+            work: folder for checkpoints, where `checkpoint_every` asks for them.
+            resume: go on from the last one in it.
+
+        Raises:
+            NotFiniteError: a loss became infinite or no number; checkpoints stay.
+        """
         student = copy.deepcopy(model).train().requires_grad_(True)
         for module in student.modules():
             if isinstance(module, nn.Embedding) and not self.train_embeddings:
                 module.requires_grad_(False)
             if isinstance(module, nn.Dropout) and not self.dropout:
                 module.p = 0.0  # noise that the teacher's target does not have
-        batch = {k: v.to(model.device) for k, v in next(data.batches(data.train, 2)).items()}
-        weights = self._weights(data.task.signals(model, batch))
         learner = self.lora.wrapped(student) if self.lora else student
-        heads = _heads(learner, data.teacher, batch, weights, data.task)
-        pairs, projections = self._layers(student, data) if "hidden" in weights else (None, ())
-        student.hidden_projections = nn.ModuleList(projections)  # where the Trainer finds them; dropped at the end
-        with tempfile.TemporaryDirectory() as work:
+        rows, collate = with_rows(data) if self.cache else (data.train, data.collate)
+        with tempfile.TemporaryDirectory() as scratch, self._teachers(data) as teachers:
+            batch = _batch(model, replace(data, train=rows, collate=collate))
+            objective = build(learner, teachers, data.task, batch, **self._settings())
+            place = str(work) if work is not None and self.checkpoint_every else scratch
             trainer = DistillationTrainer(
                 model=learner,
-                args=self._arguments(work, len(data.train)),
-                train_dataset=data.train,
-                data_collator=data.collate,
+                args=self._arguments(place, len(rows)),
+                train_dataset=rows,
+                data_collator=collate,
                 callbacks=[_Progress()],
-                teacher=data.teacher,
-                task=data.task,
-                weights=weights,
-                temperature=self.temperature,
-                heads=heads,
-                pairs=pairs,
-                projections=projections,
+                objective=objective,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
-            trainer.train()
+            trainer.train(
+                resume_from_checkpoint=get_last_checkpoint(place) if resume and Path(place).is_dir() else None
+            )
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
-        del student.hidden_projections
         student = merged(learner) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
@@ -165,60 +187,47 @@ class Distillation(Frozen):
                 module.p = was.p
         return student.eval().requires_grad_(True), curve
 
-    def _layers(self, student: PreTrainedModel, data: TaskData) -> tuple[Pairs, list[nn.Linear]]:
-        """Which hidden state learns from which, and what brings the student's to the teacher's width."""
-        assert data.teacher is not None, "plan refuses a missing teacher"
-        batch = {k: v.to(student.device) for k, v in next(data.batches(data.calibration, ALIKE_ROWS)).items()}
-        training = student.training
-        with torch.no_grad():
-            models = (student.eval(), data.teacher.eval())
-            here, there = (data.task.signals(m, batch, hidden=True)["hidden_states"] for m in models)
-        student.train(training)
-        pairs = self._pairs(here, there, batch.get("attention_mask"))
-        width, wanted = here[0].shape[-1], there[0].shape[-1]
-        if width == wanted:
-            return pairs, []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return pairs, [nn.Linear(width, wanted, bias=False).to(student.device) for _ in pairs]
+    @contextmanager
+    def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:
+        """The teachers, none of which learns meanwhile; their caches, where `answering`."""
+        wanted = self.teachers or (Teacher(),)
+        models = [teacher.load(data) for teacher in wanted]
+        if data.teacher is not None and data.task.auto_class.endswith("Classification"):
+            for teacher, model in zip(wanted, models, strict=True):
+                require_same_labels(data.teacher.config, model.config, teacher.name)
+        with frozen(models):
+            if self.cache is None or not answering:
+                yield [Live(model, teacher.weight) for teacher, model in zip(wanted, models, strict=True)]
+                return
+            assert not isinstance(self.temperature, Schedule), "refused before"
+            yield [
+                open_cache(self.cache, model, data, self.temperature, teacher.weight, f"{number}-{_slug(teacher)}")
+                for number, (teacher, model) in enumerate(zip(wanted, models, strict=True), 1)
+            ]
 
-    def _pairs(
-        self, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor | None = None
-    ) -> Pairs:
-        """By `layers`; `mask` says which tokens count.
+    def _taught_by(self) -> str:
+        """For the card."""
+        return " and ".join(teacher.name for teacher in self.teachers) or "the original"
 
-        Raises:
-            UsageError: given ones are too many or too few, do not rise, or are out of range.
-        """
-        if self.layers == "similar" and len(student) <= len(teacher):
-            return similar(*([_rows(state, mask) for state in states] for states in (student, teacher)))
-        if self.layers == "last":
-            return last(len(student), len(teacher))
-        if isinstance(self.layers, str):
-            return uniform(len(student), len(teacher))
-        rising = all(one < other for one, other in itertools.pairwise((-1, *self.layers, len(teacher))))
-        if len(self.layers) != len(student) or not rising:
-            raise UsageError(
-                f"distil.layers: expected {len(student)} rising numbers within 0..{len(teacher) - 1} (0: what the "
-                f"embeddings give), one for each hidden state of the student; got {list(self.layers)}."
-            )
-        return list(enumerate(self.layers))
-
-    def _weights(self, given: dict[str, Any]) -> dict[str, float]:
-        return self.losses or next(weights for signal, weights in DEFAULTS.items() if signal in given)
+    def _settings(self) -> dict[str, Any]:
+        """What the objective is built from, beside models and batch."""
+        return {name: getattr(self, name) for name in ("losses", "temperature", "beta", "layers", "seed")}
 
     def _arguments(self, work: str, rows: int) -> TrainingArguments:
         return TrainingArguments(
             output_dir=work,
             max_steps=self.steps,
             per_device_train_batch_size=min(self.batch_size, rows),
+            gradient_accumulation_steps=self.accumulate,
             learning_rate=self.learning_rate,
             warmup_steps=round(self.warmup * self.steps),
             weight_decay=self.weight_decay,
             lr_scheduler_type="cosine",
             bf16=self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16()),
             train_sampling_strategy="group_by_length",
-            save_strategy="no",
+            save_strategy="no" if self.checkpoint_every is None else "steps",
+            save_steps=self.checkpoint_every or 500,
+            save_total_limit=2,
             logging_steps=max(self.steps // 50, 1),
             use_cpu=not torch.accelerator.is_available(),
             report_to="none",
@@ -230,28 +239,30 @@ class Distillation(Frozen):
         )
 
 
-def _heads(
-    student: Any, teacher: PreTrainedModel, batch: Batch, weights: dict[str, float], task: Task
-) -> tuple[Head, Head] | None:
-    """The heads by which losses of the logits go in chunks; None where the logits are small or are asked for whole."""
-    by_token = [name for name in weights if name in chunkable()]
-    if not by_token or {*weights} - {*by_token, "hidden"} or not hasattr(task, "predicted"):
-        return None
-    if (teacher.config.get_text_config().vocab_size or 0) < LARGE:
-        return None
-    found = Head.of(student, batch), Head.of(teacher, batch)
-    return (found[0], found[1]) if found[0] is not None and found[1] is not None else None
+def _batch(model: PreTrainedModel, data: TaskData) -> Batch:
+    """Some calibration rows, on the model's device: heads are found out and layers compared on them."""
+    rows = data.train.select(range(min(ALIKE_ROWS, len(data.train))))
+    (batch,) = data.batches(rows, ALIKE_ROWS)
+    return {k: v.to(model.device) for k, v in batch.items()}
 
 
-def _rows(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Hidden states of the tokens that count, [tokens, width]."""
-    return states.flatten(0, -2) if mask is None else states[mask.bool()]
+def _require_targets(data: TaskData) -> None:
+    """Refuse labels of which none counts.
+
+    Raises:
+        UsageError: all are -100.
+    """
+    if "labels" in data.train.column_names and not any(
+        np.any(np.asarray(labels) != -100) for labels in data.train["labels"]
+    ):
+        raise UsageError(
+            f"distil: no training row has a target (all {len(data.train)} have only labels of -100). "
+            "Look at data.max_length, and at what masks the labels."
+        )
 
 
-def _width(signal: Any) -> int | None:
-    """Of the last dimension of a tensor, or of the first of some; None for a single number."""
-    tensor = signal[0] if isinstance(signal, tuple) else signal
-    return tensor.shape[-1] if tensor.ndim else None
+def _slug(teacher: Teacher) -> str:
+    return "".join(c if c.isalnum() else "-" for c in teacher.name)
 
 
 def _has_bfloat16() -> bool:

@@ -1,51 +1,126 @@
-"""The stock Trainer with one method replaced: the loss looks at a teacher too."""
+"""Any Trainer with one method replaced: the loss looks at teachers too."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer
 
-from hf_pe.distill.chunked import Head, chunked, states
-from hf_pe.distill.layer_map import Pairs
-from hf_pe.distill.losses import LOSSES, chunkable, per_token
-from hf_pe.tasks import Task
+from hf_pe.distill.attention import watchable
+from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
+from hf_pe.distill.objective import Live, Objective
+from hf_pe.distill.schedule import Scheduled
+from hf_pe.distill.teacher import require_frozen
+from hf_pe.errors import NotFiniteError
+from hf_pe.tasks import Batch, Task, task_named
+
+PROJECTIONS = "hidden_projections.safetensors"
+"""In a checkpoint: what brings hidden states to the teacher's width."""
 
 
-class DistillationTrainer(Trainer):
-    """A `Trainer` whose loss is a weighted sum of distillation losses.
+class DistillationMixin:
+    """Put before any `Trainer`: `class Distilled(DistillationMixin, SFTTrainer)`. The student learns from a teacher.
+
+    Each log entry gets the mean of every term since the last one as `loss_NAME`, `teacher_agreement` (of the batch
+    before the entry: share of positions where both find the same class likeliest; embeddings: mean cosine) and
+    `tokens_per_second` over all processes. With gradient accumulation the loss is the mean over the small batches.
 
     Args:
-        teacher: run in evaluation mode, without gradients.
-        task: gives the signals of both models.
-        weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
+        args: those of the Trainer.
+        teacher: evaluation mode, without gradients (`teacher.requires_grad_(False)`).
+        task: "causal_lm" or another name of `hf_pe.tasks.TASKS`, or a Task: what the models give for a batch.
+        losses: loss name to weight or `Schedule`; default by task.
         temperature: of the logits.
-        heads: the student's and the teacher's, where losses of the logits are to be taken in chunks.
-        pairs: which hidden state learns from which; default evenly.
-        projections: of the student's hidden states to the teacher's width, where it differs.
-        kwargs: those of `Trainer`.
+        beta: of the Jensen-Shannon divergence.
+        layers: which hidden state learns from which; see `Distillation.layers`.
+        objective: all of this already made.
+        kwargs: those of the Trainer.
+
+    Raises:
+        UsageError: the teacher is left trainable, or losses, task and models do not fit together.
     """
+
+    distillation: Objective
 
     def __init__(
         self,
-        *,
-        teacher: PreTrainedModel,
-        task: Task,
-        weights: dict[str, float],
-        temperature: float,
-        heads: tuple[Head, Head] | None = None,
-        pairs: Pairs | None = None,
-        projections: Sequence[nn.Module] = (),
+        *args: Any,
+        teacher: PreTrainedModel | None = None,
+        task: Task | str | None = None,
+        losses: Mapping[str, Scheduled] | None = None,
+        temperature: Scheduled = 2.0,
+        beta: float = 0.5,
+        layers: Layers = DEFAULT_LAYERS,
+        objective: Objective | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.teacher = teacher.eval().to(self.args.device)
-        self.task, self.weights, self.temperature = task, weights, temperature
-        self.hidden = "hidden" in weights
-        self.terms: dict[str, float] = {}
-        self.heads = heads
-        self.layers = {"pairs": pairs, "projections": projections}
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        if objective is None:
+            if teacher is None or task is None:
+                raise TypeError("DistillationMixin needs `teacher` and `task`, or an `objective`.")
+            objective = build(
+                trainer.model,
+                [Live(teacher)],
+                task_named(task) if isinstance(task, str) else task,
+                _first_batch(trainer),
+                losses=losses or {},
+                temperature=temperature,
+                beta=beta,
+                layers=layers,
+            )
+        self.distillation = objective
+        for each in objective.teachers:
+            if isinstance(each, Live):
+                require_frozen(trainer.model, each.model)
+                each.model.eval()
+            each.to(trainer.args.device)
+        trainer.model_accepts_loss_kwargs = False  # the loss is a mean already: let the Trainer divide it by the steps
+        for parameter in self._projections():
+            parameter.register_post_accumulate_grad_hook(_averaged)  # type: ignore[no-untyped-call]
+        self._reset()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's."""
+        self._reset()
+        with self._watchable():
+            return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; the projections of hidden states, which are no part of the model, learn along."""
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        if self._projections():
+            optimizer.add_param_group({"params": self._projections()})
+        return optimizer
+
+    def _projections(self) -> list[torch.nn.Parameter]:
+        return list(torch.nn.ModuleList(self.distillation.projections).parameters())
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        folder = Path(trainer._get_output_dir(trial=None), f"checkpoint-{trainer.state.global_step}")
+        if self._projections() and trainer.args.should_save and folder.is_dir():
+            save_file({str(i): p.data for i, p in enumerate(self._projections())}, folder / PROJECTIONS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        file = Path(resume_from_checkpoint, PROJECTIONS)
+        if file.is_file():
+            kept = load_file(file)
+            for number, parameter in enumerate(self._projections()):
+                parameter.data.copy_(kept[str(number)])
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's."""
+        with self._watchable():
+            return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def compute_loss(
         self,
@@ -54,42 +129,108 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Weighted sum over the losses; the terms of the last batch are kept for the log."""
-        if self.heads is not None and not return_outputs:
-            return self._in_chunks(model, inputs, self.heads)
-        student = self.task.signals(model, inputs, hidden=self.hidden) | self.layers
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher = self.task.signals(self.teacher, inputs, hidden=self.hidden)
-        terms = {name: LOSSES[name].compute(student, teacher, self.temperature) for name in self.weights}
-        self.terms = {name: float(term.detach()) for name, term in terms.items()}
-        loss = torch.stack([weight * terms[name] for name, weight in self.weights.items()]).sum()
-        return (loss, student) if return_outputs else loss
+        """The objective's; its terms are kept for the log.
 
-    def _in_chunks(self, model: Any, inputs: Any, heads: tuple[Head, Head]) -> torch.Tensor:
-        """The same without logits; hidden states have their losses beside."""
-        mask, labels = self.task.predicted(inputs)  # type: ignore[attr-defined]
-        student = states(model, inputs)
-        with torch.no_grad(), self.accelerator.autocast():
-            teacher = states(self.teacher, inputs)
-        names = [name for name in self.weights if name in chunkable()]
-        count = max(len(labels), 1)
+        Raises:
+            NotFiniteError: a term is infinite or no number; the weights are still those of the step before.
+        """
+        trainer: Any = self
+        objective = replace(self.distillation, head=None) if return_outputs else self.distillation
+        state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
+        found = objective(
+            model,
+            inputs,
+            progress=state.global_step / max(state.max_steps, 1),
+            autocast=trainer.accelerator.autocast(),
+            agreement=model.training and (state.global_step + 1) % every == 0,
+        )
+        if not torch.isfinite(found.loss):
+            raise NotFiniteError(self._what_failed(found.terms, inputs))
+        if model.training:
+            self._count(found.terms, inputs)
+        if not return_outputs:
+            return found.loss
+        given = {name: found.signals[name] for name in ("logits", "embeddings") if name in found.signals}
+        return found.loss, given
 
-        def terms(here: torch.Tensor, there: torch.Tensor, place: slice) -> torch.Tensor:
-            return torch.stack([per_token(name, here, there, labels[place], self.temperature).sum() for name in names])
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the terms, the agreement and the speed to what the Trainer logs about training."""
+        if "loss" in logs and self._terms:
+            logs = logs | self._summary()
+            self._reset()
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
-        weights = [self.weights[name] / count for name in names]
-        loss, found = chunked(terms, weights, (student[-1][mask], heads[0]), (teacher[-1][mask], heads[1]))
-        self.terms = {name: float(value) / count for name, value in zip(names, found, strict=True)}
-        if self.hidden:
-            term = LOSSES["hidden"].compute(
-                {"hidden_states": student, "mask": torch.ones_like(mask)} | self.layers,
-                {"hidden_states": teacher},
-                self.temperature,
-            )
-            self.terms["hidden"] = float(term.detach())
-            loss = loss + self.weights["hidden"] * term
-        return loss
+    def _reset(self) -> None:
+        self._terms: dict[str, list[torch.Tensor]] = {}
+        self._tokens: list[torch.Tensor] = []
+        self._since = time.perf_counter()
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each term to what the Trainer logs."""
-        super().log({**logs, **{f"loss_{name}": value for name, value in self.terms.items()}}, start_time)
+    def _count(self, terms: dict[str, torch.Tensor], inputs: Batch) -> None:
+        """Remember, without waiting for the device."""
+        for name, value in terms.items():
+            self._terms.setdefault(name, []).append(value.float())
+        first = next(iter(inputs.values()))
+        mask = inputs.get("attention_mask", inputs.get("input_ids"))
+        counted = torch.tensor(len(first) if mask is None else mask.numel(), device=first.device)
+        self._tokens.append(mask.sum() if mask is not None and "attention_mask" in inputs else counted)
+
+    def _summary(self) -> dict[str, float]:
+        gather = self.accelerator.gather  # type: ignore[attr-defined]
+        device = self._tokens[0].device
+        found = {}
+        for name, values in sorted(self._terms.items()):
+            mean = float(gather(torch.stack(values).mean().to(device)).mean())
+            found["teacher_agreement" if name == "agreement" else f"loss_{name}"] = mean
+        tokens = float(gather(torch.stack(self._tokens).sum().float()).sum())
+        found["tokens_per_second"] = tokens / max(time.perf_counter() - self._since, 1e-9)
+        return found
+
+    def _what_failed(self, terms: dict[str, torch.Tensor], inputs: Batch) -> str:
+        trainer: Any = self
+        wrong = [f"{name} ({float(value)})" for name, value in terms.items() if not torch.isfinite(value)]
+        rows = _rows_of(inputs, trainer.train_dataset)
+        first = next(iter(inputs.values()))
+        where = f"training rows {rows}" if rows else f"a batch of {tuple(first.shape)}"
+        return (
+            f"Step {trainer.state.global_step + 1}: {', '.join(wrong) or 'the sum of all terms'} is not finite in "
+            f"{where}. The run stopped before these weights changed; checkpoints in {trainer.args.output_dir} are as "
+            "they were. Look at these rows, or lower learning_rate, or train in float32."
+        )
+
+    @contextmanager
+    def _watchable(self) -> Iterator[None]:
+        """Where attention is looked at, all models attend by the function that remembers."""
+        if not self.distillation.attentions:
+            yield
+            return
+        plain = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+        with watchable(plain, *(each.model for each in self.distillation.teachers if isinstance(each, Live))):
+            yield
+
+
+class DistillationTrainer(DistillationMixin, Trainer):
+    """The stock `Trainer` with a teacher; see `DistillationMixin`."""
+
+
+def _averaged(parameter: torch.Tensor) -> None:
+    """Make a gradient the mean over processes, as DDP does for what is inside the model."""
+    if dist.is_available() and dist.is_initialized() and parameter.grad is not None:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+
+
+def _first_batch(trainer: Any) -> Batch:
+    """Two rows as the Trainer will see them, on its device."""
+    rows = iter(trainer.train_dataset)
+    batch = trainer.data_collator([row for row, _ in zip(rows, range(2), strict=False)])
+    return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+
+def _rows_of(inputs: Batch, rows: Any) -> list[int]:
+    """Which training rows a batch was made of, by their tokens; none where that cannot be told."""
+    if "input_ids" not in inputs or not hasattr(rows, "column_names") or "input_ids" not in rows.column_names:
+        return []
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    wanted = {tuple(ids[kept].tolist()) for ids, kept in zip(inputs["input_ids"], mask, strict=True)}
+    return [number for number, ids in enumerate(rows["input_ids"]) if tuple(ids) in wanted][: len(wanted)]

@@ -1,6 +1,7 @@
 """The tasks, one file each."""
 
 from hf_pe.errors import UsageError, nearest
+from hf_pe.tasks.base import ROW as ROW
 from hf_pe.tasks.base import Batch as Batch
 from hf_pe.tasks.base import Judged as Judged
 from hf_pe.tasks.base import Task as Task

@@ -13,6 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.data import Examples
 
 Batch = dict[str, torch.Tensor]
+ROW = "teacher_row"
+"""Column, and entry of a batch: which training row this is, where a teacher's answers are looked up by it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class TaskData:
 
 def model_inputs(batch: Batch) -> Batch:
     """The batch without what only losses and metrics need."""
-    return {key: value for key, value in batch.items() if key != "labels"}
+    return {key: value for key, value in batch.items() if key not in ("labels", ROW)}
 
 
 def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:

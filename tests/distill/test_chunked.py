@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_pe.distill.chunked import Head, chunked, states
-from hf_pe.distill.losses import per_token
+from hf_pe.distill.losses import Settings, per_token
 from hf_pe.proof import lively, tiny
 
 LOSSES = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}
@@ -51,21 +51,21 @@ def test_values_and_gradients_are_those_of_whole_logits(kind, tokens):
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     here, there = (m(**inputs).logits[mask].float() for m in (student, teacher))
-    plain = [per_token(name, here, there.detach(), labels[mask], 2.0).sum() for name in LOSSES]
+    plain = [per_token(name, here, there.detach(), labels[mask], Settings(2.0)).sum() for name in LOSSES]
     wanted = sum(weight * term for weight, term in zip(LOSSES.values(), plain, strict=True))
     wanted.backward()
     gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
 
     def terms(one, other, place):
-        return torch.stack([per_token(name, one, other, labels[mask][place], 2.0).sum() for name in LOSSES])
+        return torch.stack([per_token(name, one, other, labels[mask][place], Settings(2.0)).sum() for name in LOSSES])
 
     heads = [Head.of(m, inputs) for m in (student, teacher)]
     assert all(heads)
     with torch.no_grad():
         known = states(teacher, inputs)[-1][mask]
     mine = states(student, inputs)[-1][mask]
-    loss, found = chunked(terms, list(LOSSES.values()), (mine, heads[0]), (known, heads[1]), tokens)
+    loss, found = chunked(terms, list(LOSSES.values()), (mine, heads[0]), lambda place: heads[1](known[place]), tokens)
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, torch.stack(plain).detach(), rtol=1e-5, atol=1e-5)
@@ -105,6 +105,9 @@ def test_without_gradients_only_the_value_is_made():
     with torch.no_grad():
         hidden = states(model, inputs)[-1].flatten(0, 1)
         loss, _ = chunked(
-            lambda s, t, _: per_token("kl", s, t + 1, None, 1.0).sum()[None], [1.0], (hidden, head), (hidden, head)
+            lambda s, t, _: per_token("kl", s, t + 1, None, Settings()).sum()[None],
+            [1.0],
+            (hidden, head),
+            lambda place: head(hidden[place]),
         )
     assert not loss.requires_grad and loss.abs() < 1e-3

@@ -117,7 +117,10 @@ def test_the_log_carries_each_term(work):
 
 def test_a_loss_the_task_cannot_give_names_those_it_can(work):
     student, data = work
-    with pytest.raises(UsageError, match=r"task 'embedding' gives no logits; expected cosine, mse, similarity, hidden"):
+    with pytest.raises(
+        UsageError,
+        match=r"task 'embedding' gives no logits; expected cosine, mse, similarity, hidden, attention, relations",
+    ):
         Distillation(losses={"kl": 1.0}).plan(student, data)
 
 
@@ -136,7 +139,7 @@ def test_losses_that_are_none(losses, message):
 
 
 def test_every_loss_says_what_it_needs():
-    assert {loss.needs for loss in LOSSES.values()} <= {"logits", "embeddings", "hidden_states", "loss"}
+    assert {loss.needs for loss in LOSSES.values()} <= {"logits", "embeddings", "hidden_states", "attentions", "loss"}
 
 
 def test_adapters_learn_and_are_merged_into_a_stock_model(work):
@@ -175,7 +178,7 @@ def test_training_in_chunks_is_training_on_whole_logits(llama_folder, tokenizer,
     learn = Distillation(steps=6, losses=losses, learning_rate=1e-3)
     found = []
     for large in (10**9, 1):
-        monkeypatch.setattr("hf_pe.distill.recipe.LARGE", large)
+        monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
         whole = []
         hook = teacher.lm_head.register_forward_hook(lambda m, args, out, whole=whole: whole.append(out.shape[1]))
         found.append((*learn.train(student, data), whole))

@@ -1,0 +1,183 @@
+"""From what a recipe says and what models give to an objective: checks, heads, pairs of layers, projections."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_pe.distill.attention import watchable, watched
+from hf_pe.distill.chunked import Head
+from hf_pe.distill.layer_map import Pairs, last, similar, uniform
+from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable
+from hf_pe.distill.objective import Answers, Live, Objective
+from hf_pe.distill.schedule import Scheduled
+from hf_pe.errors import UsageError
+from hf_pe.proof import difference
+from hf_pe.tasks import Batch, Task
+
+LARGE = 4096
+"""From so many words on a vocabulary's logits are never held whole."""
+SAME = 1e-3
+"""How far a model's answers may move when its attention is looked at; rounding moves them by 1e-6."""
+DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
+"""Weights where the recipe gives none, by what the task's model gives."""
+Layers = Literal["uniform", "last", "similar"] | tuple[int, ...]
+DEFAULT_LAYERS: Literal["uniform"] = "uniform"
+
+
+def default_losses(given: Mapping[str, Any]) -> dict[str, float]:
+    """Weights where the recipe gives none, by the signals there are."""
+    return next(weights for signal, weights in DEFAULTS.items() if signal in given)
+
+
+def build(
+    student: Any,
+    teachers: Sequence[Answers],
+    task: Task,
+    batch: Batch,
+    *,
+    losses: Mapping[str, Scheduled],
+    temperature: Scheduled,
+    beta: float,
+    layers: Layers,
+    seed: int = 0,
+) -> Objective:
+    """The objective for these models, found out on one batch.
+
+    Args:
+        student: with adapters perhaps.
+        teachers: see `Objective`.
+        task: gives the signals of all models.
+        batch: some rows, on the student's device.
+        losses: weights by name; none: the task's default.
+        temperature: of the logits.
+        beta: of the Jensen-Shannon divergence.
+        layers: which of the teacher's hidden states each of the student's learns from.
+        seed: of the projections' first weights.
+
+    Raises:
+        UsageError: a loss needs what the task, a teacher or the attention does not give; widths or layers do not fit.
+    """
+    live = [teacher for teacher in teachers if isinstance(teacher, Live)]
+    plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
+    training = plain.training
+    plain.eval()
+    for teacher in teachers:
+        teacher.to(plain.device)
+    needs = {LOSSES[name].needs for name in losses}
+    hidden = "hidden_states" in needs
+    with torch.no_grad():
+        given = task.signals(plain, batch, hidden=True)
+        wanted = [t.signals(batch, task=task, hidden=hidden, attentions=False) for t in teachers]
+    if "attentions" in needs:
+        _require_attention(plain, live, task, batch)
+    plain.train(training)
+    weights = dict(losses) or default_losses(given)
+    _require_signals(weights, task, given, wanted)
+    pairs: Pairs | None = None
+    projections: list[nn.Module] = []
+    for signals in wanted if hidden else ():
+        pairs = pair(layers, given["hidden_states"], signals["hidden_states"], batch.get("attention_mask"))
+        here, there = given["hidden_states"][0].shape[-1], signals["hidden_states"][0].shape[-1]
+        if here != there and not projections:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                projections = [nn.Linear(here, there, bias=False).to(plain.device) for _ in pairs]
+    head = None
+    if _in_chunks(weights, task, wanted):
+        heads = [Head.of(teacher.model, batch) for teacher in live]
+        head = Head.of(student, batch)
+        if head is None or None in heads:
+            head = None
+        else:
+            for teacher, found in zip(live, heads, strict=True):
+                teacher.head = found
+    return Objective(task, weights, teachers, temperature, beta, head, pairs, projections)
+
+
+def pair(
+    layers: Layers,
+    student: tuple[torch.Tensor, ...],
+    teacher: tuple[torch.Tensor, ...],
+    mask: torch.Tensor | None = None,
+) -> Pairs:
+    """Which hidden state learns from which, by `layers`; `mask` says which tokens count.
+
+    Raises:
+        UsageError: given ones are too many or too few, do not rise, or are out of range.
+    """
+    if layers == "similar" and len(student) <= len(teacher):
+        return similar(*([_rows(state, mask) for state in states] for states in (student, teacher)))
+    if layers == "last":
+        return last(len(student), len(teacher))
+    if isinstance(layers, str):
+        return uniform(len(student), len(teacher))
+    rising = all(one < other for one, other in itertools.pairwise((-1, *layers, len(teacher))))
+    if len(layers) != len(student) or not rising:
+        raise UsageError(
+            f"distil.layers: expected {len(student)} rising numbers within 0..{len(teacher) - 1} (0: what the "
+            f"embeddings give), one for each hidden state of the student; got {list(layers)}."
+        )
+    return list(enumerate(layers))
+
+
+def _require_signals(weights: Mapping[str, Any], task: Task, given: Signals, wanted: Sequence[Signals]) -> None:
+    """Refuse losses of what is not there, or of another width."""
+    for name in weights:
+        loss = LOSSES[name]
+        if loss.needs not in given and loss.needs != "attentions":
+            allowed = ", ".join(n for n, other in LOSSES.items() if other.needs in given or other.needs == "attentions")
+            raise UsageError(f"distil.losses.{name}: task '{task.name}' gives no {loss.needs}; expected {allowed}.")
+        for teacher in wanted:
+            there = teacher.get(loss.needs)
+            if isinstance(there, Top) and not loss.sparse:
+                raise UsageError(
+                    f"distil.losses.{name}: the cache holds the likeliest classes only; leave this loss out."
+                )
+            if name == "task" or loss.needs in ("hidden_states", "attentions"):
+                continue
+            here_width, there_width = (_width(signals[loss.needs]) for signals in (given, teacher))
+            if here_width != there_width and not (loss.needs == "logits" and hasattr(task, "predicted")):
+                raise UsageError(
+                    f"distil.losses.{name}: expected the student's {loss.needs} as wide as the teacher's "
+                    f"({there_width}), got {here_width}. Choose losses of the logits, or keep the hidden width."
+                )
+
+
+def _require_attention(student: PreTrainedModel, teachers: Sequence[Live], task: Task, batch: Batch) -> None:
+    """Try whether attention can be looked at: answers stay, and something is seen."""
+    models = [student, *(teacher.model for teacher in teachers)]
+    for model in models:
+        with torch.no_grad():
+            plain = task.signals(model, batch)
+            with watchable(model), watched() as seen:
+                again = task.signals(model, batch)
+        parts = [[s[n].float() for n in ("logits", "embeddings") if n in s] for s in (plain, again)]
+        if not seen or difference(*parts) > SAME or len({each.weights.shape[2:] for each in seen}) > 1:
+            raise UsageError(
+                f"distil.losses: the attention of {type(model).__name__} cannot be looked at (it has an implementation "
+                "of its own, or an encoder and a decoder); leave out `attention` and `relations`."
+            )
+
+
+def _in_chunks(weights: Mapping[str, Any], task: Task, wanted: Sequence[Signals]) -> bool:
+    """Whether losses of the logits can go in chunks, and are worth it."""
+    by_token = [name for name in weights if name in chunkable()]
+    beside = {n for n in weights if LOSSES[n].needs in ("hidden_states", "attentions")}
+    if not by_token or {*weights} - {*by_token} - beside or not hasattr(task, "predicted"):
+        return False
+    return all(isinstance(s["logits"], Top) or s["logits"].shape[-1] >= LARGE for s in wanted)
+
+
+def _rows(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Hidden states of the tokens that count, [tokens, width]."""
+    return states.flatten(0, -2) if mask is None else states[mask.bool()]
+
+
+def _width(signal: Any) -> int | None:
+    """Of the last dimension of a tensor, or of the first of some; None for a single number."""
+    tensor = signal[0] if isinstance(signal, tuple) else signal
+    return tensor.shape[-1] if tensor.ndim else None

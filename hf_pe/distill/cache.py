@@ -1,0 +1,257 @@
+"""A teacher's answers, computed once: in Arrow files that later runs map into memory in place of a forward pass.
+
+Of a large vocabulary the likeliest classes are kept, 30 bits each: the class, and its log-probability at the recipe's
+temperature in the bits that are left. Fewer classes than that, and embeddings, are kept whole.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.arrow_writer import ArrowWriter
+from pydantic import Field
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from hf_pe.distill.losses import Signals, Top, counted, positions
+from hf_pe.distill.objective import Last
+from hf_pe.errors import UsageError
+from hf_pe.plans import Frozen
+from hf_pe.progress import advance
+from hf_pe.tasks import ROW, Batch, Task, TaskData
+
+BITS = 30
+"""Of one kept logit, its class included: 3.75 bytes."""
+FLOOR = 24.0
+"""Log-probabilities below minus this are kept as minus this."""
+ROWS = 256
+"""In one file; what an interrupted run has finished is not computed again."""
+NOTE = "cache.json"
+
+
+class Cache(Frozen):
+    """Where a teacher's answers are kept, and how many of them."""
+
+    folder: str = Field("build/teacher", exclude=True, description="of the answers; of no matter to the result")
+    k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
+
+
+@dataclass
+class Cached:
+    """A teacher that answers from files.
+
+    Attributes:
+        rows: its answers, in the order of the training rows.
+        classes: of the logits; 0 where there are embeddings.
+        k: kept ones of each position.
+        weight: beside other teachers.
+    """
+
+    rows: datasets.Dataset
+    classes: int
+    k: int
+    weight: float = 1.0
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to do."""
+
+    def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
+        """Of the rows that `batch` names.
+
+        Raises:
+            UsageError: hidden states or attention are asked for.
+        """
+        if hidden or attentions:
+            raise UsageError(
+                "distil.cache: a cache holds logits and embeddings; leave out `hidden`, `attention` and `relations`, "
+                "or the cache."
+            )
+        numbers = batch[ROW]
+        column = self.rows.data.column("answers")
+        found = [column[number].values.to_numpy() for number in numbers.tolist()]
+        if self.classes == 0:
+            return {"embeddings": torch.from_numpy(np.stack(found)).to(numbers.device)}
+        parts = np.concatenate(found)
+        if self.k >= self.classes:
+            logits = torch.from_numpy(parts.reshape(-1, self.classes)).to(numbers.device)
+            return {"logits": logits, "only_counted": True}
+        logs, classes = _unpacked(parts, self.k, self.classes)
+        return {"logits": Top(torch.from_numpy(logs).to(numbers.device), torch.from_numpy(classes).to(numbers.device))}
+
+    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
+        """The same, a part at a time."""
+        logits = self.signals(batch, task=None, hidden=hidden, attentions=attentions)["logits"]  # type: ignore[arg-type]
+        if isinstance(logits, Top):
+            return Last(lambda place: Top(logits.logs[place], logits.classes[place]), {})
+        return Last(lambda place: logits[place], {})
+
+
+def with_rows(data: TaskData) -> tuple[datasets.Dataset, Any]:
+    """The training rows with their numbers, and a collator that brings these into the batch."""
+
+    def collate(rows: list[dict[str, Any]]) -> Batch:
+        numbers = [row[ROW] for row in rows]
+        batch = data.collate([{k: v for k, v in row.items() if k != ROW} for row in rows])
+        return {**batch, ROW: torch.tensor(numbers)}
+
+    return data.train.add_column(ROW, range(len(data.train))), collate
+
+
+def open_cache(
+    cache: Cache, teacher: PreTrainedModel, data: TaskData, temperature: float, weight: float, name: str
+) -> Cached:
+    """The answers of `teacher` on the training rows: those that are there, and what is missing computed now.
+
+    Args:
+        cache: where, and how many.
+        teacher: in evaluation mode.
+        data: the task, the rows and how they become batches.
+        temperature: at which log-probabilities of a large vocabulary are kept.
+        weight: of this teacher beside others.
+        name: of this teacher's folder inside the cache's.
+
+    Raises:
+        UsageError: the folder holds answers to other data, by another teacher, or for other settings; or the task draws
+            its inputs anew each time.
+    """
+    if getattr(data.task, "draws", False):
+        raise UsageError(f"distil.cache: task '{data.task.name}' draws its inputs anew each time; leave out the cache.")
+    folder = Path(cache.folder).expanduser() / name
+    signals = _answers(teacher, data, list(range(min(2, len(data.train)))))
+    classes = signals["logits"].shape[-1] if "logits" in signals else 0
+    k = min(cache.k, classes)
+    note = {
+        "format": 1,
+        "task": data.task.name,
+        "data": _data_hash(data),
+        "tokenizer": _tokenizer_hash(data.processor),
+        "teacher": _weights_hash(teacher),
+        "k": k,
+        "temperature": temperature if 0 < cache.k < classes else None,
+        "classes": classes,
+        "rows": len(data.train),
+    }
+    _check(folder, note)
+    kept = Cached(datasets.Dataset.from_dict({}), classes, k, weight)
+    starts = range(0, len(data.train), ROWS)
+    for number, start in enumerate(starts, 1):
+        file = folder / f"{start:09d}.arrow"
+        if not file.is_file():
+            _write(file, teacher, data, range(start, min(start + ROWS, len(data.train))), kept, temperature)
+            advance("teacher's answers", number, len(starts))
+    kept.rows = datasets.concatenate_datasets(
+        [datasets.Dataset.from_file(str(folder / f"{start:09d}.arrow")) for start in starts]
+    )
+    return kept
+
+
+def _write(file: Path, teacher: PreTrainedModel, data: TaskData, rows: range, kept: Cached, temperature: float) -> None:
+    """One file of answers, beside and then renamed."""
+    dense = kept.classes == 0 or kept.k >= kept.classes
+    features = datasets.Features({"answers": datasets.Sequence(datasets.Value("float32" if dense else "uint8"))})
+    fresh = file.with_suffix(".new")
+    with ArrowWriter(path=str(fresh), features=features) as writer:
+        for start in range(rows.start, rows.stop, 16):
+            numbers = list(range(start, min(start + 16, rows.stop)))
+            for answer in _by_row(_answers(teacher, data, numbers), kept, temperature, dense):
+                writer.write({"answers": answer})
+        writer.finalize()
+    fresh.replace(file)
+
+
+@torch.no_grad()
+def _answers(teacher: PreTrainedModel, data: TaskData, rows: list[int]) -> Signals:
+    (batch,) = data.batches(data.train.select(rows), len(rows))
+    device = next(teacher.parameters()).device
+    return data.task.signals(teacher, {k: v.to(device) for k, v in batch.items()})
+
+
+def _by_row(signals: Signals, kept: Cached, temperature: float, dense: bool) -> list[np.ndarray[Any, Any]]:
+    """What is kept of each row, flat."""
+    if kept.classes == 0:
+        return list(signals["embeddings"].float().cpu().numpy())
+    logits, mask = counted(signals, signals), positions(signals)
+    rows = len(signals["logits"])
+    lengths = [len(logits) // rows] * rows if mask is None else mask.sum(1).tolist()
+    if dense:
+        flat = logits.float()
+    else:
+        logs = functional.log_softmax(logits.float() / temperature, -1).topk(kept.k)
+        flat = torch.from_numpy(_packed(logs.values.cpu().numpy(), logs.indices.cpu().numpy(), kept.classes))
+    return [part.reshape(-1).cpu().numpy() for part in flat.split(lengths)]
+
+
+def _packed(logs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """Of each position [k] falling log-probabilities and their classes: bytes, [positions, ceil(30 k / 8)]."""
+    width = _class_bits(count)
+    steps = (1 << (BITS - width)) - 1
+    levels = np.rint(np.clip(-logs, 0, FLOOR) / FLOOR * steps).astype(np.uint32)
+    words = (levels | (classes.astype(np.uint32) << np.uint32(BITS - width))).astype(">u4")
+    bits = np.unpackbits(words.view(np.uint8).reshape(*words.shape, 4), axis=-1)[..., 32 - BITS :]
+    return np.packbits(bits.reshape(len(words), -1), axis=-1)
+
+
+def _unpacked(flat: np.ndarray[Any, Any], k: int, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The inverse of `_packed`, of all positions in a row: float32 and int64, [positions, k]."""
+    width = _class_bits(count)
+    bits = np.unpackbits(flat.reshape(-1, -(-BITS * k // 8)), axis=-1)[:, : BITS * k].reshape(-1, k, BITS)
+    whole = np.concatenate([np.zeros((*bits.shape[:2], 32 - BITS), np.uint8), bits], -1)
+    words = np.packbits(whole, axis=-1).view(">u4")[..., 0].astype(np.uint32)
+    steps = (1 << (BITS - width)) - 1
+    logs = -(words & np.uint32(steps)).astype(np.float32) * np.float32(FLOOR / steps)
+    return logs, (words >> np.uint32(BITS - width)).astype(np.int64)
+
+
+def _class_bits(count: int) -> int:
+    width = max(int(count - 1).bit_length(), 1)
+    if width > BITS - 8:
+        raise UsageError(f"distil.cache: {count} classes are more than a cache can number ({1 << (BITS - 8)}).")
+    return width
+
+
+def _check(folder: Path, note: dict[str, Any]) -> None:
+    """Begin a cache, or make sure that the one in `folder` is for the same."""
+    file = folder / NOTE
+    if not file.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UsageError(f"distil.cache: {folder} holds something else; give an empty folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = file.with_suffix(".new")
+        fresh.write_text(json.dumps(note, indent=2) + "\n", "utf-8")
+        fresh.replace(file)
+        return
+    was = json.loads(file.read_text("utf-8"))
+    other = [key for key in note if was.get(key) != note[key]]
+    if other:
+        what = ", ".join(f"{key} ({was.get(key)} there, {note[key]} now)" for key in other)
+        raise UsageError(
+            f"distil.cache: {folder} was made for another {what}. Give another folder, or delete this one: "
+            f"the answers in it do not fit."
+        )
+
+
+def _data_hash(data: TaskData) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for column in data.train.column_names:
+        digest.update(column.encode())
+        for row in data.train[column]:
+            digest.update(np.asarray(row).tobytes())
+    return digest.hexdigest()
+
+
+def _tokenizer_hash(processor: Any) -> str:
+    known = processor.get_vocab() if hasattr(processor, "get_vocab") else {}
+    return hashlib.blake2b(json.dumps(sorted(known.items())).encode(), digest_size=8).hexdigest()
+
+
+def _weights_hash(model: PreTrainedModel) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,240 @@
+"""What a student is trained for: the weighted sum of losses over its teachers, with each term to look at."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from hf_pe.distill.attention import watched
+from hf_pe.distill.chunked import Head, chunked, states
+from hf_pe.distill.layer_map import Pairs
+from hf_pe.distill.losses import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
+from hf_pe.distill.schedule import Scheduled, at
+from hf_pe.tasks import Batch, Task
+
+AGREEMENT = "agreement"
+"""Not a loss: the share of positions where both find the same class likeliest, or the embeddings' mean cosine."""
+
+
+class Outcome(NamedTuple):
+    """Of one batch.
+
+    Attributes:
+        loss: to take gradients of.
+        terms: each loss by name, unweighted, the teachers' weighted mean; and on request `agreement`.
+        signals: what the student gave.
+    """
+
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    signals: Signals
+
+
+class Answers(Protocol):
+    """Where a teacher's answers come from."""
+
+    weight: float
+
+    def to(self, device: torch.device) -> None:
+        """Get ready to answer on `device`."""
+
+    def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
+        """As `Task.signals`, with `attentions` where asked for."""
+
+    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> "Last":
+        """For losses in chunks: the logits of the positions in `mask`, a part at a time, and what else is asked for."""
+
+
+class Last(NamedTuple):
+    """What a teacher gives where logits are not held whole."""
+
+    part: Any
+    signals: Signals
+
+
+@dataclass
+class Live:
+    """A model that answers as it is asked.
+
+    Attributes:
+        model: in evaluation mode, without gradients.
+        weight: beside other teachers.
+        head: where losses of the logits go in chunks.
+    """
+
+    model: PreTrainedModel
+    weight: float = 1.0
+    head: Head | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move the model, unless its parts have their places already."""
+        sharded = any(hasattr(p, "device_mesh") for p in self.model.parameters())
+        if not (sharded or getattr(self.model, "hf_device_map", None) or getattr(self.model, "is_quantized", False)):
+            self.model.to(device)  # type: ignore[arg-type]
+
+    def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
+        """By a forward pass."""
+        with torch.no_grad(), _watching(attentions) as seen:
+            found = task.signals(self.model, batch, hidden=hidden)
+        return found | ({"attentions": seen} if attentions else {})
+
+    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
+        """By a forward pass up to the last hidden state."""
+        assert self.head is not None
+        head = self.head
+        with torch.no_grad(), _watching(attentions) as seen:
+            found = states(self.model, batch)
+        rows = found[-1][mask]
+        return Last(lambda place: head(rows[place]), {"hidden_states": found, "attentions": seen})
+
+
+def _watching(attentions: bool) -> AbstractContextManager[Any]:
+    return watched() if attentions else nullcontext()
+
+
+@dataclass
+class Objective:
+    """The loss of a student on a batch.
+
+    Attributes:
+        task: gives the signals of all models.
+        weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
+        teachers: their losses count by their weights, which need not add up to 1.
+        temperature: of the logits.
+        beta: of the Jensen-Shannon divergence.
+        head: the student's, where losses of the logits are to be taken in chunks.
+        pairs: which hidden state learns from which; default evenly.
+        projections: of the student's hidden states to the teachers' width, where it differs.
+    """
+
+    task: Task
+    weights: Mapping[str, Scheduled]
+    teachers: Sequence[Answers]
+    temperature: Scheduled = 1.0
+    beta: float = 0.5
+    head: Head | None = None
+    pairs: Pairs | None = None
+    projections: Sequence[nn.Module] = field(default_factory=tuple)
+
+    def __post_init__(self) -> None:
+        needs = {LOSSES[name].needs for name in self.weights}
+        self.hidden, self.attentions = "hidden_states" in needs, "attentions" in needs
+        total = sum(teacher.weight for teacher in self.teachers)
+        self.shares = [teacher.weight / total for teacher in self.teachers]
+
+    def __call__(
+        self,
+        model: Any,
+        batch: Batch,
+        *,
+        progress: float = 0.0,
+        autocast: AbstractContextManager[Any] | None = None,
+        agreement: bool = False,
+    ) -> Outcome:
+        """The student's loss on `batch`.
+
+        Args:
+            model: the student, wrapped perhaps.
+            batch: as the task's collator makes it.
+            progress: share of the steps that are done, 0 to 1.
+            autocast: what the teachers run under.
+            agreement: also say how far student and teachers agree.
+        """
+        settings = Settings(at(self.temperature, progress), self.beta)
+        weights = {name: at(weight, progress) for name, weight in self.weights.items()}
+        if self.head is not None:
+            return self._in_chunks(model, batch, weights, settings, autocast or nullcontext(), agreement)
+        with _watching(self.attentions) as seen:
+            student = self.task.signals(model, batch, hidden=self.hidden)
+        student = self._completed(student, batch, seen)
+        terms: dict[str, torch.Tensor] = {}
+        for teacher, share in zip(self.teachers, self.shares, strict=True):
+            with ExitStack() as stack:
+                stack.enter_context(torch.no_grad())
+                stack.enter_context(autocast or nullcontext())
+                wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
+            for name in weights:
+                if name != "task" or name not in terms:
+                    value = LOSSES[name].compute(student, wanted, settings)
+                    _add(terms, name, value if name == "task" else share * value)
+            if agreement and (agreed := _agreement(student, wanted)) is not None:
+                _add(terms, AGREEMENT, share * agreed)
+        return _outcome(terms, weights, student)
+
+    def _in_chunks(
+        self,
+        model: Any,
+        batch: Batch,
+        weights: dict[str, float],
+        settings: Settings,
+        autocast: AbstractContextManager[Any],
+        agreed: bool,
+    ) -> Outcome:
+        """The same without whole logits; what looks at hidden states or attention comes beside."""
+        assert self.head is not None
+        mask, labels = self.task.predicted(batch)  # type: ignore[attr-defined]
+        with _watching(self.attentions) as seen:
+            hidden = states(model, batch)
+        student = self._completed({"hidden_states": hidden}, batch, seen)
+        count = max(len(labels), 1)
+        terms: dict[str, torch.Tensor] = {}
+        losses: list[torch.Tensor] = []
+        for number, (teacher, share) in enumerate(zip(self.teachers, self.shares, strict=True)):
+            with torch.no_grad(), autocast:
+                wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
+            names = [n for n in weights if LOSSES[n].each is not None and (n != "task" or number == 0)]
+
+            def values(
+                here: torch.Tensor, there: Logits, place: slice, names: Sequence[str] = tuple(names)
+            ) -> torch.Tensor:
+                found = [per_token(name, here, there, labels[place], settings).sum() for name in names]
+                return torch.stack([*found, *([agreement(here.detach(), there).sum()] if agreed else [])])
+
+            shares = {name: 1.0 if name == "task" else share for name in [*names, *([AGREEMENT] if agreed else [])]}
+            factors = [weights.get(name, 0.0) * part / count for name, part in shares.items()]
+            loss, found = chunked(values, factors, (hidden[-1][mask], self.head), wanted.part)
+            losses.append(loss)
+            for (name, part), value in zip(shares.items(), found, strict=True):
+                _add(terms, name, part * value / count)
+            beside = {}
+            for name in (n for n in weights if LOSSES[n].each is None):
+                beside[name] = share * LOSSES[name].compute(student, wanted.signals, settings)
+                _add(terms, name, beside[name].detach())
+            losses += [weights[name] * value for name, value in beside.items()]
+        return Outcome(torch.stack(losses).sum(), {n: v.detach() for n, v in terms.items()}, student)
+
+    def _completed(self, signals: Signals, batch: Batch, seen: Any) -> Signals:
+        """With how layers are paired and which tokens count."""
+        found = signals | {"pairs": self.pairs, "projections": self.projections}
+        if seen is not None:
+            found["attentions"] = seen
+        if "tokens" not in found and (self.hidden or self.attentions):
+            rows, tokens = (found["hidden_states"][0] if self.hidden else seen[0].query.transpose(1, 2)).shape[:2]
+            mask = batch.get("attention_mask")
+            fits = mask is not None and mask.shape == (rows, tokens)
+            device = next(iter(batch.values())).device
+            found["tokens"] = mask if fits else torch.ones(rows, tokens, dtype=torch.long, device=device)
+        return found
+
+
+def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
+    terms[name] = terms[name] + value if name in terms else value
+
+
+def _outcome(terms: dict[str, torch.Tensor], weights: dict[str, float], signals: Signals) -> Outcome:
+    loss = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+    return Outcome(loss, {name: value.detach() for name, value in terms.items()}, signals)
+
+
+@torch.no_grad()
+def _agreement(student: Signals, teacher: Signals) -> torch.Tensor | None:
+    """None where embeddings have different widths."""
+    if "logits" in student:
+        return agreement(counted(student, student), counted(teacher, student)).mean()
+    here, there = (signals["embeddings"].float() for signals in (student, teacher))
+    return functional.cosine_similarity(here, there, dim=-1).mean() if here.shape == there.shape else None

@@ -1,0 +1,146 @@
+"""Who teaches: the original, other models, packed or adapted ones; what makes them fit the student."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from pydantic import Field, field_serializer
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.errors import UsageError
+from hf_pe.plans import Frozen
+from hf_pe.tasks import TaskData
+
+
+class Teacher(Frozen):
+    """One teacher among several."""
+
+    model: str | None = Field(None, description="Hub id, folder, .gguf file or package:NAME; default: the original")
+    weight: float = Field(1.0, gt=0, description="how much it counts beside the others")
+    adapter: str | None = Field(None, description="Hub id or folder of a peft adapter on top of it")
+    quantize: Literal["nf4", "int8"] | None = Field(None, description="pack it while it is loaded: less memory")
+
+    @property
+    def name(self) -> str:
+        """What may be printed: a Hub id or a folder's name, never a path."""
+        if self.model is None:
+            return "the original"
+        return Path(self.model).name if Path(self.model).expanduser().exists() else self.model
+
+    @field_serializer("model")
+    def _nameable(self, model: str | None) -> str | None:
+        return None if model is None else self.name
+
+    def load(self, data: TaskData) -> PreTrainedModel:
+        """The teacher in evaluation mode; the original itself where nothing is asked of it.
+
+        Raises:
+            UsageError: it cannot be had, has another tokenizer or other labels, or there is no original.
+        """
+        if self.model is None and data.teacher is None:
+            raise UsageError("distil: there is no teacher; give the original as data.teacher, or name one.")
+        if self.model is None and self.adapter is None and self.quantize is None:
+            assert data.teacher is not None
+            return data.teacher
+        if self.model is None:
+            raise UsageError(
+                "distil.teachers: an adapter on the original, or the original packed, has to be named: give `model`."
+            )
+        source = resolve(self.model)
+        model_class = class_for(load_config(source), data.task.auto_class)
+        packing: dict[str, dict[str, Any]] = {
+            "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+            "int8": {"load_in_8bit": True},
+        }
+        packed = {} if self.quantize is None else {"quantization_config": BitsAndBytesConfig(**packing[self.quantize])}
+        teacher: Any = load_model(source, model_class, **packed)
+        require_same_tokens(data.processor, load_processor(source), self.model)
+        if self.adapter is not None:
+            try:
+                teacher = PeftModel.from_pretrained(teacher, self.adapter)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UsageError(
+                    f"distil.teachers.adapter: {self.adapter} does not fit {self.model}: {error}"
+                ) from error
+            teacher = teacher if self.quantize else teacher.merge_and_unload()
+        found: PreTrainedModel = teacher.eval().requires_grad_(False)
+        return found
+
+
+def require_same_tokens(student: Any, teacher: Any, name: str) -> None:
+    """Refuse a teacher that reads other tokens.
+
+    Raises:
+        UsageError: a word has another id, or a text is cut elsewhere.
+    """
+    here, there = (_vocabulary(each) for each in (student, teacher))
+    if here is None or there is None:
+        return
+    differ = sorted(word for word in here.keys() | there.keys() if here.get(word) != there.get(word))
+    cuts = [each("Don't split 3.14 naïve words!\n  The_end", add_special_tokens=True) for each in (student, teacher)]
+    if differ or list(cuts[0]["input_ids"]) != list(cuts[1]["input_ids"]):
+        what = f"{len(differ)} words have other ids, '{differ[0]}' is one" if differ else "texts are cut elsewhere"
+        raise UsageError(
+            f"distil.teachers: {name} has another tokenizer than the student ({what}), so its logits and hidden states "
+            "speak of other tokens. Choose a teacher of the same family, or `cosine`, `mse` and `similarity` with a "
+            "teacher that was trained on the same embeddings."
+        )
+
+
+def require_same_labels(student: Any, teacher: Any, name: str) -> None:
+    """Refuse a teacher that tells other classes apart.
+
+    Raises:
+        UsageError: the configs' labels differ in number, name or order.
+    """
+    here, there = (dict(config.id2label or {}) for config in (student, teacher))
+    if here != there:
+        raise UsageError(
+            f"distil.teachers: {name} tells {_short(there)} apart, the student {_short(here)}. "
+            "Fine-tune the teacher on the student's labels, in the same order."
+        )
+
+
+def _short(labels: dict[Any, Any]) -> str:
+    names = [str(labels[number]) for number in sorted(labels)]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _vocabulary(processor: Any) -> dict[str, int] | None:
+    return dict(processor.get_vocab()) if hasattr(processor, "get_vocab") else None
+
+
+@contextmanager
+def frozen(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Let no teacher learn meanwhile; in evaluation mode, which they stay in."""
+    wanted = [p for model in models for p in model.parameters() if p.requires_grad]
+    for model in models:
+        model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def require_frozen(student: torch.nn.Module, teacher: PreTrainedModel) -> None:
+    """Refuse a teacher that would learn along.
+
+    Raises:
+        UsageError: it wants gradients, or shares parameters with the student.
+    """
+    loose = next((name for name, p in teacher.named_parameters() if p.requires_grad), None)
+    if loose is not None:
+        raise UsageError(
+            f"The teacher is left trainable ({loose} wants a gradient): call teacher.requires_grad_(False) first."
+        )
+    own = {id(p) for p in student.parameters()}
+    shared = next((name for name, p in teacher.named_parameters() if id(p) in own), None)
+    if shared is not None:
+        raise UsageError(f"Teacher and student share parameters ({shared}): give a copy as the teacher.")

@@ -1,0 +1,153 @@
+"""A cache answers as its teacher did, takes little room, goes on where it stopped, and is for one purpose only."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.distill import Distillation
+from hf_pe.distill import cache as module
+from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
+from hf_pe.errors import UsageError
+from hf_pe.proof import lively
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import CausalLM, Embedding, TextClassification
+from tests.helpers import TEXTS
+
+
+@pytest.fixture
+def language(llama_folder, tokenizer):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = load_examples(TEXTS)
+    examples = replace(examples, config=DataConfig(train="x", max_length=16))
+    data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
+    return recipe.apply(teacher, recipe.plan(teacher, data), data), data
+
+
+@pytest.mark.parametrize(("classes", "k"), [(200, 5), (49152, 64), (262144, 64), (70000, 1), (7, 3)])
+def test_packing_keeps_classes_and_nearly_their_log_probabilities(classes, k):
+    draw = np.random.default_rng(0)
+    chosen = np.stack([draw.permutation(classes)[:k] for _ in range(9)])
+    logs = -np.sort(draw.exponential(4, (9, k)).astype(np.float32))
+    packed = _packed(logs, chosen, classes)
+    assert packed.nbytes <= 9 * (4 * k if k > 1 else 4)
+    found, which = _unpacked(packed.reshape(-1), k, classes)
+    assert np.array_equal(which, chosen)
+    assert np.abs(found - np.maximum(logs, -24)).max() < 0.004
+
+
+def test_a_stored_logit_takes_less_than_four_bytes(language, tmp_path):
+    _, data = language
+    kept = open_cache(Cache(folder=str(tmp_path), k=64), data.teacher, data, 2.0, 1.0, "a")
+    size = sum(f.stat().st_size for f in (tmp_path / "a").glob("*.arrow"))
+    logits = len(data.train) * (len(data.train[0]["input_ids"]) - 1) * 64
+    assert size / logits < 4.0
+    assert kept.k == 64
+
+
+@pytest.mark.parametrize("large", [10**9, 1])
+def test_training_from_a_full_cache_is_training_from_the_teacher(language, tmp_path, monkeypatch, large):
+    student, data = language
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
+    learn = Distillation(steps=6, losses={"kl": 1.0, "task": 0.2}, learning_rate=1e-3)
+    _, live = learn.train(student, data)
+    curves = {}
+    for k in (64, 200):
+        cached = learn.model_copy(update={"cache": Cache(folder=str(tmp_path / str(k)), k=k)})
+        cached.plan(student, data)
+        curves[k] = [loss for _, loss in cached.train(student, data)[1]]
+    assert curves[200] == pytest.approx([loss for _, loss in live], rel=1e-4)
+    assert curves[64] == pytest.approx([loss for _, loss in live], rel=0.2)
+
+
+def test_later_runs_ask_no_teacher(language, tmp_path):
+    student, data = language
+    recipe = Distillation(steps=2, cache=Cache(folder=str(tmp_path), k=8))
+    recipe.train(student, data)
+    asked = []
+    hook = data.teacher.register_forward_hook(lambda *_: asked.append(1))
+    recipe.model_copy(update={"steps": 4, "learning_rate": 1e-4}).train(student, data)
+    hook.remove()
+    assert len(asked) <= 1  # to learn what it gives
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(language, tmp_path, monkeypatch):
+    _, data = language
+    monkeypatch.setattr(module, "ROWS", 4)
+    cache = Cache(folder=str(tmp_path), k=8)
+    whole = open_cache(cache, data.teacher, data, 2.0, 1.0, "whole")
+    write, done = module._write, []
+
+    def failing(file, *rest):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(file.name)
+        write(file, *rest)
+
+    monkeypatch.setattr(module, "_write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(cache, data.teacher, data, 2.0, 1.0, "part")
+    monkeypatch.setattr(module, "_write", lambda file, *rest: (done.append(file.name), write(file, *rest)))
+    again = open_cache(cache, data.teacher, data, 2.0, 1.0, "part")
+    assert len(done) == len(set(done)) == -(-len(data.train) // 4)
+    assert again.rows["answers"] == whole.rows["answers"]
+
+
+def test_a_cache_for_something_else_is_refused(language, tmp_path):
+    _, data = language
+    cache = Cache(folder=str(tmp_path), k=8)
+    open_cache(cache, data.teacher, data, 2.0, 1.0, "a")
+    other = lively(LlamaForCausalLM(data.teacher.config), seed=5).eval()
+    fewer = replace(data, train=data.train.select(range(3)))
+    for teacher, rows, temperature, what in (
+        (other, data, 2.0, "teacher"),
+        (data.teacher, fewer, 2.0, "data"),
+        (data.teacher, data, 1.0, "temperature"),
+    ):
+        with pytest.raises(UsageError, match=rf"was made for another .*{what} \(.* there, .* now\)"):
+            open_cache(cache, teacher, rows, temperature, 1.0, "a")
+    with pytest.raises(UsageError, match="k "):
+        open_cache(Cache(folder=str(tmp_path), k=9), data.teacher, data, 2.0, 1.0, "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds something else"):
+        open_cache(cache, data.teacher, data, 2.0, 1.0, "b")
+
+
+def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folder, tokenizer, tmp_path):
+    for name, model, task in (
+        ("a", BertModel.from_pretrained(bert_folder), Embedding()),
+        ("b", BertForSequenceClassification.from_pretrained(classifier_folder), TextClassification()),
+    ):
+        examples = load_examples(TEXTS)
+        if name == "b":
+            rows = examples.train.add_column("label", ["negative", "positive"] * (len(examples.train) // 2))
+            held = examples.eval.add_column("label", ["negative"] * len(examples.eval))
+            told = DataConfig(train="x", label="label")
+            examples = replace(examples, train=rows, eval=held, config=told)
+        data = task.prepare(examples, tokenizer, model.config)
+        kept = open_cache(Cache(folder=str(tmp_path)), model.eval(), data, 2.0, 1.0, name)
+        rows, collate = with_rows(data)
+        batch = collate([rows[i] for i in (5, 0, 7)])
+        signal = "embeddings" if name == "a" else "logits"
+        with torch.no_grad():
+            wanted = task.signals(model, batch)[signal]
+        found = kept.signals(batch, task=task, hidden=False, attentions=False)[signal]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"losses": {"hidden": 1.0}}, "holds logits and embeddings only: leave out hidden"),
+        ({"temperature": {"start": 2, "end": 1}}, "keeps logits at one temperature"),
+    ],
+)
+def test_what_a_cache_cannot_give_is_refused_at_once(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        Distillation(cache={"folder": "x"}, **settings)
