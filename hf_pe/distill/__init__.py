@@ -2,4 +2,5 @@
 
 from hf_pe.distill.lora import Lora as Lora
 from hf_pe.distill.recipe import Distillation as Distillation
+from hf_pe.distill.trainer import DistillationMixin as DistillationMixin
 from hf_pe.distill.trainer import DistillationTrainer as DistillationTrainer

@@ -23,7 +23,7 @@ CLOSE = 1e-4
 """How far a head may be from the model's own logits, over their largest, to count as the same."""
 
 Terms = Callable[[torch.Tensor, Any, slice], torch.Tensor]
-"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and a chunk's place to sums over its
+"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and a chunk's place: sums over its
 tokens, [terms]."""
 
 

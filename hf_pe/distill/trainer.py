@@ -10,7 +10,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, Trainer
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+)
 
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
@@ -84,6 +88,8 @@ class DistillationMixin:
         trainer.model_accepts_loss_kwargs = False  # the loss is a mean already: let the Trainer divide it by the steps
         for parameter in self._projections():
             parameter.register_post_accumulate_grad_hook(_averaged)  # type: ignore[no-untyped-call]
+        if self._projections():
+            trainer.add_callback(_Forgetting(self._projections()))
         self._reset()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -211,6 +217,19 @@ class DistillationMixin:
 
 class DistillationTrainer(DistillationMixin, Trainer):
     """The stock `Trainer` with a teacher; see `DistillationMixin`."""
+
+
+class _Forgetting(TrainerCallback):
+    """The Trainer forgets the gradients of its model only."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
+        self.parameters = parameters
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
 
 def _averaged(parameter: torch.Tensor) -> None:

@@ -1,0 +1,46 @@
+"""Run by torch.distributed.run: MODEL OUTPUT BATCH LOSSES. The first process writes down the loss curve."""
+
+import json
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
+
+from hf_pe.distill import DistillationTrainer
+from hf_pe.proof import lively
+
+
+def blocks():
+    """The same 48 rows everywhere."""
+    ids = torch.randint(6, 190, (48, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    return datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+
+
+def main(model, output, batch, losses):
+    teacher = LlamaForCausalLM.from_pretrained(model).requires_grad_(False)
+    config = LlamaConfig.from_pretrained(model)
+    if "hidden" in losses:
+        config.update({"hidden_size": 32, "head_dim": 8})
+    student = lively(LlamaForCausalLM(config), seed=9)
+    trainer = DistillationTrainer(
+        model=student,
+        args=TrainingArguments(
+            output_dir=output, max_steps=6, per_device_train_batch_size=int(batch), logging_steps=1, use_cpu=True,
+            learning_rate=1e-3, save_steps=3, report_to="none", disable_tqdm=True, seed=0,
+        ),
+        train_dataset=blocks(),
+        data_collator=default_data_collator,
+        teacher=teacher,
+        task="causal_lm",
+        losses=dict.fromkeys(losses.split(","), 1.0),
+    )  # fmt: skip
+    trainer.train()
+    if trainer.args.process_index == 0:
+        curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        Path(output, "curve.json").write_text(json.dumps(curve))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

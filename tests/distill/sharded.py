@@ -1,0 +1,68 @@
+"""Run by torch.distributed.run in two processes: MODEL OUTPUT. Student and teacher are sharded by FSDP2; the first
+process writes down whether they were, and the loss curve beside that of whole models."""
+
+import copy
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_pe.distill.build import build
+from hf_pe.distill.objective import Live
+from hf_pe.proof import lively
+from hf_pe.tasks import CausalLM
+from tests.distill.many_processes import blocks
+
+STEPS, BATCH = 5, 8
+
+
+def learned(student, teacher, rank=0, world=1):
+    """The loss of each step; each process sees its part of the batch."""
+    ids = torch.tensor(blocks()["input_ids"])
+    part = BATCH // world
+    optimizer = torch.optim.SGD(student.parameters(), 0.05)
+    curve, objective = [], None
+    for step in range(STEPS):
+        mine = ids[step * BATCH + rank * part :][:part]
+        batch = {"input_ids": mine, "labels": mine}
+        if objective is None:
+            told = {"losses": {"kl": 1.0, "hidden": 0.1}, "temperature": 2.0, "beta": 0.5, "layers": "uniform"}
+            objective = build(student, [Live(teacher)], CausalLM(), batch, **told)
+        found = objective(student, batch)
+        found.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = found.loss.detach().clone()
+        if world > 1:
+            dist.all_reduce(loss)
+        curve.append(float(loss) / world)
+    return curve
+
+
+def sharded(model):
+    """By layer and as a whole."""
+    for layer in model.model.layers:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def main(model, output):
+    dist.init_process_group("gloo")
+    teacher = LlamaForCausalLM.from_pretrained(model).requires_grad_(False).eval()
+    student = lively(LlamaForCausalLM(LlamaConfig.from_pretrained(model)), seed=9)
+    whole = learned(copy.deepcopy(student), teacher)
+    student, teacher = sharded(student), sharded(teacher)
+    are = [all(isinstance(p, DTensor) for p in m.parameters()) for m in (student, teacher)]
+    curve = learned(student, teacher, dist.get_rank(), dist.get_world_size())
+    if dist.get_rank() == 0:
+        Path(output).write_text(json.dumps({"sharded": are, "curve": curve, "whole": whole}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

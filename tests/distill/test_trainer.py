@@ -1,0 +1,236 @@
+"""The mixin over any Trainer: same loss as by hand, logs, accumulation, resuming, stopping, many processes."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertModel, LlamaForCausalLM, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.distill import Distillation, DistillationMixin, DistillationTrainer
+from hf_pe.distill.build import build
+from hf_pe.distill.objective import Live
+from hf_pe.errors import NotFiniteError, UsageError
+from hf_pe.proof import lively
+from hf_pe.tasks import CausalLM, Embedding
+from tests.helpers import TEXTS, bert_config
+
+
+@pytest.fixture
+def language(llama_folder, tokenizer):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval().requires_grad_(False)
+    examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
+    data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    return lively(LlamaForCausalLM(teacher.config), seed=9), data
+
+
+def arguments(folder, **changes):
+    told = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 0}
+    told |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, **changes}
+    return TrainingArguments(output_dir=str(folder), **told)
+
+
+def made(kind, student, data, folder, *, losses=None, **changes):
+    return kind(
+        model=student,
+        args=arguments(folder, **changes),
+        train_dataset=data.train,
+        data_collator=data.collate,
+        teacher=data.teacher,
+        task="causal_lm",
+        losses=losses or {"kl": 1.0, "task": 0.5},
+        temperature=2.0,
+    )
+
+
+def logged(trainer, name="loss"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+class Own(Trainer):
+    """A user's Trainer with a habit of its own."""
+
+    def training_step(self, *args, **kwargs):
+        self.steps_seen = getattr(self, "steps_seen", 0) + 1
+        return super().training_step(*args, **kwargs)
+
+
+class DistilledOwn(DistillationMixin, Own):
+    """Theirs, taught."""
+
+
+class DistilledSeq2Seq(DistillationMixin, Seq2SeqTrainer):
+    """Stock, taught."""
+
+
+def test_any_trainer_learns_the_same(language, tmp_path):
+    student, data = language
+    curves = []
+    for kind in (DistillationTrainer, DistilledOwn):
+        trainer = made(kind, lively(LlamaForCausalLM(student.config), seed=9), data, tmp_path)
+        trainer.train()
+        curves.append(logged(trainer))
+    assert curves[0] == curves[1]
+    assert trainer.steps_seen == 4
+
+
+def test_each_entry_of_the_log_has_the_terms_the_agreement_and_the_speed(language, tmp_path):
+    student, data = language
+    trainer = made(DistillationTrainer, student, data, tmp_path, logging_steps=2)
+    trainer.train()
+    entries = [e for e in trainer.state.log_history if "loss" in e]
+    assert len(entries) == 2
+    for entry in entries:
+        assert entry["loss"] == pytest.approx(entry["loss_kl"] + 0.5 * entry["loss_task"], rel=1e-4)
+        assert 0 <= entry["teacher_agreement"] <= 1
+        assert entry["tokens_per_second"] > 0
+
+
+def test_small_batches_added_up_are_one_large_batch(language, tmp_path):
+    student, data = language
+    found = []
+    for batch, accumulate in ((4, 1), (1, 4)):
+        model = lively(LlamaForCausalLM(student.config), seed=9)
+        trainer = made(
+            DistillationTrainer, model, data, tmp_path,
+            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
+        )  # fmt: skip
+        trainer.train()
+        found.append((logged(trainer), [p.detach().clone() for p in model.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_evaluation_gives_the_same_loss_and_the_logits(language, tmp_path):
+    student, data = language
+    trainer = made(DistillationTrainer, student, data, tmp_path)
+    found = trainer.predict(data.eval)
+    assert found.predictions.shape[-1] == student.config.vocab_size
+    assert found.metrics["test_loss"] > 0
+
+
+@pytest.mark.parametrize(
+    "losses", [{"attention": 1.0}, {"relations": 1.0}, {"kl": 1.0, "attention": 0.5, "hidden": 0.1}]
+)
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_attention_is_learned(language, tmp_path, losses, large, monkeypatch):
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
+    student, data = language
+    before = student.config._attn_implementation
+    trainer = made(DistillationTrainer, student, data, tmp_path, losses=losses, max_steps=30)
+    trainer.train()
+    values = logged(trainer)
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+    assert {f"loss_{name}" for name in losses} <= trainer.state.log_history[0].keys()
+    assert student.config._attn_implementation == before
+
+
+def test_a_teacher_left_trainable_is_refused(language, tmp_path):
+    student, data = language
+    data.teacher.lm_head.requires_grad_(True)
+    with pytest.raises(UsageError, match=r"left trainable \(.* wants a gradient\): call teacher\.requires_grad_"):
+        made(DistillationTrainer, student, data, tmp_path)
+
+
+def test_a_teacher_that_is_the_student_is_refused(language, tmp_path):
+    student, data = language
+    student.model.layers[0] = data.teacher.model.layers[0]
+    with pytest.raises(UsageError, match="share parameters"):
+        made(DistillationTrainer, student, data, tmp_path)
+
+
+class Poison(TrainerCallback):
+    """From some step on the student gives no numbers."""
+
+    def on_step_begin(self, args, state, control, model=None, **_):
+        if state.global_step == 3:
+            model.model.norm.weight.data[0] = float("nan")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_rows(language, tmp_path):
+    student, data = language
+    trainer = made(DistillationTrainer, student, data, tmp_path, save_strategy="steps", save_steps=2, max_steps=8)
+    trainer.add_callback(Poison())
+    with pytest.raises(NotFiniteError, match=r"Step 4: .*kl \(nan\).* in training rows \[\d+"):
+        trainer.train()
+    kept = LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
+    assert all(torch.isfinite(p).all() for p in kept.parameters())
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_resumed_run_is_the_run(bert_folder, tokenizer, tmp_path):
+    """With projections, which are no part of the model."""
+    teacher = BertModel.from_pretrained(bert_folder).eval()
+    data = replace(Embedding().prepare(load_examples(TEXTS), tokenizer, teacher.config), teacher=teacher)
+    torch.manual_seed(0)
+    student = BertModel(bert_config(hidden_size=16, num_hidden_layers=2, intermediate_size=32)).eval()
+    recipe = Distillation(steps=8, losses={"hidden": 1.0}, batch_size=8, checkpoint_every=4, learning_rate=3e-3)
+    whole, curve = recipe.train(student, data, work=tmp_path / "one")
+    assert (tmp_path / "one" / "checkpoint-4" / "hidden_projections.safetensors").is_file()
+    (tmp_path / "one" / "checkpoint-8").rename(tmp_path / "last")
+    again, rest = recipe.train(student, data, work=tmp_path / "one", resume=True)
+    assert [loss for _, loss in rest] == pytest.approx([loss for _, loss in curve])
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_several_teachers_count_by_their_weights(language):
+    student, data = language
+    other = lively(LlamaForCausalLM(student.config), seed=3).requires_grad_(False)
+    batch = next(data.batches(data.train, 4))
+    told = {"losses": {"kl": 1.0, "task": 0.5}, "temperature": 1.0, "beta": 0.5, "layers": "uniform"}
+
+    def value(*teachers):
+        found = build(student, teachers, CausalLM(), batch, **told)(student, batch)
+        return float(found.terms["kl"]), float(found.terms["task"]), float(found.loss.detach())
+
+    one, two = value(Live(data.teacher)), value(Live(other))
+    both = value(Live(data.teacher, 3.0), Live(other, 1.0))
+    assert both[0] == pytest.approx(0.75 * one[0] + 0.25 * two[0], rel=1e-5)
+    assert both[1] == pytest.approx(one[1]) == pytest.approx(two[1])
+    assert both[2] == pytest.approx(both[0] + 0.5 * both[1], rel=1e-5)
+
+
+def run_processes(count, program, *told):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    script = Path(__file__).with_name(program)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--master_port=0",
+         "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, *map(str, told)],
+        env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", ["kl,task", "hidden"])
+def test_two_processes_have_the_loss_curve_of_one(llama_folder, tmp_path, losses):
+    for count in (1, 2):
+        run_processes(count, "many_processes.py", llama_folder, tmp_path / str(count), 8 // count, losses)
+    one, two = (json.loads((tmp_path / str(count) / "curve.json").read_text()) for count in (1, 2))
+    assert len(one) == 6 and one[-1] < one[0]
+    assert two == pytest.approx(one, rel=1e-3)
+    checkpoints = [sorted(p.name for p in (tmp_path / str(c)).glob("checkpoint-*")) for c in (1, 2)]
+    assert checkpoints == [["checkpoint-3", "checkpoint-6"]] * 2
+    weights = [
+        list(itertools.chain(LlamaForCausalLM.from_pretrained(tmp_path / str(c) / "checkpoint-6").parameters()))
+        for c in (1, 2)
+    ]
+    for a, b in zip(*weights, strict=True):
+        assert (a - b).norm() < 1e-3 * a.norm()  # Adam makes much of gradients near nothing
+
+
+@pytest.mark.slow
+def test_sharded_student_and_teacher_learn_as_whole_ones_do(llama_folder, tmp_path):
+    run_processes(2, "sharded.py", llama_folder, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["sharded"] == [True, True]
+    assert found["curve"] == pytest.approx(found["whole"], rel=1e-3)
+    assert found["curve"][-1] < found["curve"][0]
