@@ -225,9 +225,7 @@ class _Forgetting(TrainerCallback):
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
