@@ -26,12 +26,16 @@ READERS = {
     ".parquet": lambda path, encoding: pd.read_parquet(path),
 }
 
+MEDIA = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".wav")
+"""Files that are examples themselves."""
+
 
 class DataConfig(Frozen):
     """What to train, calibrate and evaluate on.
 
     A source is a local file (.csv .tsv .json .jsonl .parquet, anything else is read as text lines), a folder of such
-    files, `builtin:pydoc` (the language reference that CPython carries), `builtin:docstrings:PACKAGE` (docstrings of an
+    files, a folder with a folder of images or .wav files for each label (where `image` or `audio` is given),
+    `builtin:pydoc` (the language reference that CPython carries), `builtin:docstrings:PACKAGE` (docstrings of an
     installed package, parsed and never imported), or the id of a Hub data set. Several sources are joined.
     """
 
@@ -42,7 +46,9 @@ class DataConfig(Frozen):
     eval_split: str = "validation"
     text: str = Field("text", description="column with the text")
     text_pair: str | None = Field(None, description="column with the second text of a pair")
-    label: str | None = Field(None, description="column with the label or score")
+    label: str | None = Field(None, description="column with the label, score, labels of words, answers or target text")
+    image: str | None = Field(None, description="column with images: file names or bytes; in the place of text")
+    audio: str | None = Field(None, description="column with recordings: .wav files, bytes or arrays; in that of text")
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
     encoding: str = "utf-8"
     limit: int | None = Field(None, gt=0, description="most training rows")
@@ -121,6 +127,12 @@ def _source(name: str, config: DataConfig, split: str) -> datasets.Dataset:
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         if not files or all(f.stat().st_size == 0 for f in files):
             raise UsageError(f"Data: {name} is empty. Expected rows in {_formats()}.")
+        if path.is_dir() and (config.image or config.audio):
+            media = [f for f in files if f.suffix.lower() in MEDIA]
+            if media:
+                column = config.image or config.audio or ""
+                labels = {config.label or "label": [f.parent.name for f in media]}
+                return datasets.Dataset.from_dict({column: [str(f) for f in media], **labels})
         return datasets.Dataset.from_pandas(
             pd.concat([_frame(f, config) for f in files if f.stat().st_size]), preserve_index=False
         )
@@ -151,19 +163,34 @@ def _frame(path: Path, config: DataConfig) -> pd.DataFrame:
 
 def _usable(rows: datasets.Dataset, config: DataConfig, name: str) -> datasets.Dataset:
     """Keep the named columns and the rows that have text in them; identical rows once."""
-    wanted = [c for c in (config.text, config.text_pair, config.label) if c]
+    text = None if config.image or config.audio else config.text
+    wanted = [c for c in (text, config.text_pair, config.image, config.audio, config.label) if c]
     for column in wanted:
         if column not in rows.column_names:
             raise UsageError(
                 f"Data: {name} has no column '{column}'; it has {', '.join(rows.column_names) or 'none'}."
                 f"{nearest(column, rows.column_names)}"
             )
-    frame = rows.select_columns(wanted).to_pandas().dropna().drop_duplicates()
-    for column in (c for c in (config.text, config.text_pair) if c):
-        frame = frame[frame[column].astype(str).str.strip() != ""]
-    if frame.empty:
+    rows = rows.select_columns(wanted)
+    for column in (c for c in (config.image, config.audio) if c):
+        if isinstance(rows.features[column], (datasets.Image, datasets.Audio)):  # the file, not what is in it
+            rows = rows.cast_column(column, type(rows.features[column])(decode=False))
+    texts = [c for c in (text, config.text_pair) if c]
+    kept, seen = [], set()
+    for number, row in enumerate(rows):
+        key = repr(row)
+        empty = any(row[c] is None or row[c] != row[c] for c in wanted) or any(not _filled(row[c]) for c in texts)
+        if not empty and key not in seen:
+            kept.append(number)
+            seen.add(key)
+    if not kept:
         raise UsageError(f"Data: {name} has no usable row: each has an empty {' or '.join(wanted)}.")
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def _filled(text: Any) -> bool:
+    """Whether there is a word in a text, or in a list of words."""
+    return bool(str(text).strip() if not isinstance(text, list) else text)
 
 
 def _builtin(name: str) -> datasets.Dataset:

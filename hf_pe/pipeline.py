@@ -145,7 +145,7 @@ def compress(
         model: Hub id, folder, .gguf file, `package:NAME/inner/path`, or a loaded model (then give `processor`).
         recipes: what to do; the untouched model teaches a `Distillation`.
         data: what to calibrate, train and evaluate on.
-        task: "embedding", "causal_lm", "text_classification" or a Task; default: by the model's class.
+        task: a name of `hf_pe.tasks.TASKS` or a Task; default: by the model's class.
         variants: quantized or 16-bit copies of the final model, by name.
         processor: tokenizer of a loaded model.
         evaluate: the user's own `model -> {metric: value}` in place of the task's metrics.
@@ -321,6 +321,12 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
             "ForCausalLM": "causal_lm",
             "LMHeadModel": "causal_lm",
             "ForSequenceClassification": "text_classification",
+            "ForTokenClassification": "token_classification",
+            "ForQuestionAnswering": "question_answering",
+            "ForMaskedLM": "masked_lm",
+            "ForConditionalGeneration": "seq2seq",
+            "ForImageClassification": "image_classification",
+            "ForAudioClassification": "audio_classification",
         }
         task = next((t for ending, t in endings.items() if named.endswith(ending)), "embedding" if pooling else None)
         if task is None:

@@ -35,9 +35,20 @@ class RecipeFile(Frozen):
     model: str = Field(description="Hub id, folder, .gguf file, or package:NAME/inner/path")
     base_model: str | None = Field(None, description="Hub id of the original, for the card, where `model` is not one")
     license: str | None = Field(None, description="of the original, where its card does not state it")
-    task: Literal["embedding", "causal_lm", "text_classification"] | None = Field(
-        None, description="default: by the model's class"
-    )
+    task: (
+        Literal[
+            "embedding",
+            "causal_lm",
+            "text_classification",
+            "token_classification",
+            "question_answering",
+            "masked_lm",
+            "seq2seq",
+            "image_classification",
+            "audio_classification",
+        ]
+        | None
+    ) = Field(None, description="default: by the model's class")
     data: DataConfig
     recipes: tuple[Step, ...] = Field(description="in order: prune, distil, quantize or cast")
     variants: dict[str, Variant] = Field(

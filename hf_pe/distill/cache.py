@@ -116,11 +116,12 @@ def open_cache(
         name: of this teacher's folder inside the cache's.
 
     Raises:
-        UsageError: the folder holds answers to other data, by another teacher, or for other settings; or the task draws
-            its inputs anew each time.
+        UsageError: the folder holds answers to other data, by another teacher, or for other settings; or the task's
+            answers cannot be kept.
     """
-    if getattr(data.task, "draws", False):
-        raise UsageError(f"distil.cache: task '{data.task.name}' draws its inputs anew each time; leave out the cache.")
+    reason = getattr(data.task, "uncacheable", None)
+    if reason:
+        raise UsageError(f"distil.cache: answers of task '{data.task.name}' cannot be kept: {reason}. Leave it out.")
     folder = Path(cache.folder).expanduser() / name
     signals = _answers(teacher, data, list(range(min(2, len(data.train)))))
     classes = signals["logits"].shape[-1] if "logits" in signals else 0

@@ -168,7 +168,7 @@ class Distillation(Frozen):
             place = str(work) if work is not None and self.checkpoint_every else scratch
             trainer = DistillationTrainer(
                 model=learner,
-                args=self._arguments(place, len(rows)),
+                args=self._arguments(place, len(rows), "input_ids" in rows.column_names),
                 train_dataset=rows,
                 data_collator=collate,
                 callbacks=[_Progress()],
@@ -213,7 +213,7 @@ class Distillation(Frozen):
         """What the objective is built from, beside models and batch."""
         return {name: getattr(self, name) for name in ("losses", "temperature", "beta", "layers", "seed")}
 
-    def _arguments(self, work: str, rows: int) -> TrainingArguments:
+    def _arguments(self, work: str, rows: int, text: bool) -> TrainingArguments:
         return TrainingArguments(
             output_dir=work,
             max_steps=self.steps,
@@ -224,7 +224,7 @@ class Distillation(Frozen):
             weight_decay=self.weight_decay,
             lr_scheduler_type="cosine",
             bf16=self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16()),
-            train_sampling_strategy="group_by_length",
+            train_sampling_strategy="group_by_length" if text else "random",
             save_strategy="no" if self.checkpoint_every is None else "steps",
             save_steps=self.checkpoint_every or 500,
             save_total_limit=2,

@@ -1,6 +1,7 @@
 """The tasks, one file each."""
 
 from hf_pe.errors import UsageError, nearest
+from hf_pe.tasks.audio_classification import AudioClassification as AudioClassification
 from hf_pe.tasks.base import ROW as ROW
 from hf_pe.tasks.base import Batch as Batch
 from hf_pe.tasks.base import Judged as Judged
@@ -9,12 +10,23 @@ from hf_pe.tasks.base import TaskData as TaskData
 from hf_pe.tasks.base import model_inputs as model_inputs
 from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
+from hf_pe.tasks.image_classification import ImageClassification as ImageClassification
+from hf_pe.tasks.masked_lm import MaskedLM as MaskedLM
+from hf_pe.tasks.question_answering import QuestionAnswering as QuestionAnswering
+from hf_pe.tasks.seq2seq import Seq2Seq as Seq2Seq
 from hf_pe.tasks.text_classification import TextClassification as TextClassification
+from hf_pe.tasks.token_classification import TokenClassification as TokenClassification
 
 TASKS: dict[str, type[Task]] = {
     "embedding": Embedding,
     "causal_lm": CausalLM,
     "text_classification": TextClassification,
+    "token_classification": TokenClassification,
+    "question_answering": QuestionAnswering,
+    "masked_lm": MaskedLM,
+    "seq2seq": Seq2Seq,
+    "image_classification": ImageClassification,
+    "audio_classification": AudioClassification,
 }
 
 

@@ -15,6 +15,9 @@ from hf_pe.data import Examples
 Batch = dict[str, torch.Tensor]
 ROW = "teacher_row"
 """Column, and entry of a batch: which training row this is, where a teacher's answers are looked up by it."""
+POSSIBLE = "possible"
+"""Entry of a batch: which tokens may be an answer's place."""
+NOT_INPUTS = ("labels", ROW, POSSIBLE)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class TaskData:
 
 def model_inputs(batch: Batch) -> Batch:
     """The batch without what only losses and metrics need."""
-    return {key: value for key, value in batch.items() if key not in ("labels", ROW)}
+    return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
 def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -1,0 +1,80 @@
+"""What tasks with labels of the model's own do alike: translate labels, judge them."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.data import DataConfig
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+
+DESCRIPTION = "`accuracy` and `f1_macro` are over the evaluation rows."
+
+
+def label_column(options: DataConfig) -> str:
+    """The column with the labels.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if not options.label:
+        raise UsageError("data.label: expected the name of the column with the labels, got nothing.")
+    return options.label
+
+
+def label_numbers(labels: Iterable[Any], config: PretrainedConfig) -> list[int]:
+    """Labels by name or number, as the model numbers them.
+
+    Raises:
+        UsageError: one is none of the model's.
+    """
+    names = {str(name): number for name, number in (config.label2id or {}).items()}
+    numbers = {str(number): number for number in range(config.num_labels or 0)}
+    found: list[int] = []
+    for label in labels:
+        text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
+        number = names.get(text, numbers.get(text))
+        if number is None:
+            raise UsageError(
+                f"Data: label '{text}' is none of the model's: {', '.join(names)} (or 0..{len(numbers) - 1})."
+            )
+        found.append(int(number))
+    return found
+
+
+def labelled(rows: datasets.Dataset, numbers: list[int]) -> datasets.Dataset:
+    """`rows` with a column of labels, which replaces one of that name."""
+    return rows.remove_columns([n for n in rows.column_names if n == "labels"]).add_column("labels", numbers)
+
+
+def class_signals(model: PreTrainedModel, batch: Batch, *, hidden: bool) -> dict[str, Any]:
+    """Logits [batch, labels], the task loss and, on request, hidden states."""
+    out = model(**model_inputs(batch), output_hidden_states=hidden)
+    found = {"logits": out.logits, "loss": torch.nn.functional.cross_entropy(out.logits.float(), batch["labels"])}
+    return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+
+def judged_classes(task: Any, model: PreTrainedModel, data: TaskData) -> Judged:
+    """Predicted and given label of each evaluation row; a slice per label."""
+    predicted: list[int] = []
+    with torch.no_grad():
+        for batch in data.batches(data.eval):
+            logits = task.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
+            predicted += logits.argmax(-1).tolist()
+    gold = np.asarray(data.eval["labels"])
+    names: dict[Any, str] = model.config.id2label or {}
+    slices = {f"label {names.get(int(label), label)}": gold == label for label in np.unique(gold)}
+    return Judged({"predicted": np.asarray(predicted), "gold": gold}, accuracy, slices)
+
+
+def accuracy(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    """Of predicted and given labels."""
+    return {
+        "accuracy": float(accuracy_score(columns["gold"], columns["predicted"])),
+        "f1_macro": float(f1_score(columns["gold"], columns["predicted"], average="macro")),
+    }

@@ -1,0 +1,32 @@
+"""What tasks that guess tokens do alike: judge how likely the right ones were."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from hf_pe.tasks.base import Judged, TaskData
+
+
+def judged_tokens(task: Any, model: PreTrainedModel, data: TaskData, size: int = 16) -> Judged:
+    """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label."""
+    rows: list[list[float]] = []
+    with torch.no_grad():
+        for batch in data.batches(data.eval, size):
+            batch = {k: v.to(model.device) for k, v in batch.items()}
+            found = task.signals(model.eval(), batch)
+            logits, labels = found["logits"], batch["labels"][:, -found["logits"].shape[1] :]
+            each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+            right = (logits.argmax(-1) == labels).sum(1)
+            rows += torch.stack([each.sum(1), right, found["mask"].sum(1)], 1).tolist()
+    return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), _scores)
+
+
+def _scores(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    tokens = max(columns["tokens"].sum(), 1)
+    return {
+        "perplexity": math.exp(min(columns["loss"].sum() / tokens, 700.0)),
+        "accuracy": float(columns["right"].sum() / tokens),
+    }

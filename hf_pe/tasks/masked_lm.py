@@ -1,0 +1,85 @@
+"""Masked language modelling: words that were hidden."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import torch
+from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreTrainedModel
+
+from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.likelihood import judged_tokens
+
+
+@dataclass(frozen=True)
+class MaskedLM:
+    """A share of the tokens is hidden (Devlin et al. 2019, arXiv:1810.04805, section 3.1): anew in each training batch,
+    once for all in the evaluation rows."""
+
+    share: float = 0.15
+    name: str = "masked_lm"
+    auto_class: str = "AutoModelForMaskedLM"
+    pipeline_tag: str = "fill-mask"
+    metric: str = "perplexity"
+    higher_is_better: bool = False
+    uncacheable: str = "it hides other tokens each time"
+
+    def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+        """Tokenize; hide tokens of the evaluation rows."""
+        if getattr(processor, "mask_token", None) is None:
+            raise UsageError("task: masked_lm needs a tokenizer with a mask token; this one has none.")
+        options = examples.config
+
+        def tokens(rows: datasets.Dataset) -> datasets.Dataset:
+            texts = [str(t) for t in rows[options.text]]
+            return datasets.Dataset.from_dict(dict(processor(texts, truncation=True, max_length=options.max_length)))
+
+        hide = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share)
+        fixed = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share, seed=options.seed)
+        held = []
+        for row in tokens(examples.eval):
+            hidden = fixed([dict(row)])
+            one = {key: hidden[key][0].tolist() for key in ("input_ids", "labels")}
+            if all(label == -100 for label in one["labels"]):
+                one["labels"][-1] = row["input_ids"][-1]  # so that every row says something
+            held.append(dict(row) | one)
+        collate = Hiding(hide, processor)
+        return TaskData(self, processor, tokens(examples.train), datasets.Dataset.from_list(held), collate, examples)
+
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
+        """Logits [batch, tokens, vocabulary], which tokens were hidden, the task loss; on request hidden states."""
+        out = model(**model_inputs(batch), output_hidden_states=hidden)
+        labels = batch["labels"]
+        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        mask = labels != -100
+        found = {"logits": out.logits, "loss": loss / mask.sum().clamp_min(1), "mask": mask}
+        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def describe(self, examples: Examples) -> str:
+        """Says what was hidden."""
+        return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, hidden once."
+
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Of each row negative log-likelihood, right guesses and number of the hidden tokens."""
+        return judged_tokens(self, model, data)
+
+
+@dataclass(frozen=True)
+class Hiding:
+    """Hides tokens of rows that have no labels yet; pads those that have."""
+
+    hide: DataCollatorForLanguageModeling
+    processor: Any
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Model inputs and labels [batch, tokens], -100 where nothing was hidden."""
+        if "labels" not in rows[0]:
+            return dict(self.hide(rows))
+        plain = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
+        batch: Batch = dict(self.processor.pad(plain, return_tensors="pt"))
+        labels = torch.full_like(batch["input_ids"], -100)
+        for number, row in enumerate(rows):
+            labels[number, : len(row["labels"])] = torch.tensor(row["labels"])
+        return batch | {"labels": labels}

@@ -1,0 +1,179 @@
+"""Extractive question answering: where in a text the answer stands."""
+
+import re
+import string
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
+
+from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, model_inputs
+
+NOWHERE = -1e4
+"""The logit of what cannot be the place: padding and the question."""
+LONGEST = 30
+"""Tokens of an answer."""
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """`data.text` is the question, `data.text_pair` the text, `data.label` the answers as SQuAD has them:
+    {"text": [...], "answer_start": [...]}.
+
+    Long texts make several rows that overlap; a row without the answer points at the first token (Devlin et al. 2019,
+    arXiv:1810.04805, section 4.2).
+    """
+
+    name: str = "question_answering"
+    auto_class: str = "AutoModelForQuestionAnswering"
+    pipeline_tag: str = "question-answering"
+    metric: str = "f1"
+    higher_is_better: bool = True
+    uncacheable: str = "its classes are the tokens of each row"
+
+    def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+        """Tokenize and find the first and last token of each answer."""
+        options = examples.config
+        if not options.text_pair or not options.label:
+            raise UsageError("data: expected text (the question), text_pair (the text) and label (the answers).")
+        context, label = options.text_pair, options.label
+
+        def tokens(rows: datasets.Dataset) -> datasets.Dataset:
+            answers = [_answers(each) for each in rows[label]]
+            found = processor(
+                [str(t) for t in rows[options.text]],
+                [str(t) for t in rows[context]],
+                truncation="only_second",
+                max_length=options.max_length,
+                stride=options.max_length // 4,
+                return_overflowing_tokens=True,
+                return_offsets_mapping=True,
+            )
+            labels, offsets = [], []
+            sample = found.pop("overflow_to_sample_mapping")
+            for number, places in enumerate(found.pop("offset_mapping")):
+                part = found.sequence_ids(number)
+                inside = [list(place) if part[i] == 1 else [-1, -1] for i, place in enumerate(places)]
+                labels.append(_place(inside, *answers[sample[number]]))
+                offsets.append(inside)
+            known = dict(found) | {"labels": labels}
+            return datasets.Dataset.from_dict(known | {"offsets": offsets, "example": list(sample)})
+
+        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), Places(processor), examples)
+
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
+        """Logits of the first and the last token [batch, 2, tokens], the task loss and, on request, hidden states."""
+        out = model(**model_inputs(batch), output_hidden_states=hidden)
+        logits = torch.stack([out.start_logits, out.end_logits], 1)
+        logits = logits.masked_fill(~batch[POSSIBLE].bool()[:, None], NOWHERE)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
+        found = {"logits": logits, "loss": loss}
+        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def describe(self, examples: Examples) -> str:
+        """Says how answers are compared."""
+        return "`exact_match` and `f1` over words, as SQuAD counts them, are over the evaluation questions."
+
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """F1 and exact match of each question."""
+        best: dict[int, tuple[float, str]] = {}
+        options = data.examples.config
+        assert options.text_pair and options.label, "prepare refuses their absence"
+        contexts = data.examples.eval[options.text_pair]
+        seen = 0
+        with torch.no_grad():
+            for batch in data.batches(data.eval):
+                logits = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
+                for start, end in logits.float().cpu():
+                    row = data.eval[seen]
+                    score, place = _best(start, end, row["offsets"])
+                    text = contexts[row["example"]][place[0] : place[1]] if place else ""
+                    if row["example"] not in best or score > best[row["example"]][0]:
+                        best[row["example"]] = (score, text)
+                    seen += 1
+        gold = [_answers(each)[0] or [""] for each in data.examples.eval[options.label]]
+        said = [best[number][1] for number in range(len(gold))]
+        f1 = [max(_overlap(one, other) for other in some) for one, some in zip(said, gold, strict=True)]
+        exact = [
+            float(max(_plain(one) == _plain(other) for other in some)) for one, some in zip(said, gold, strict=True)
+        ]
+        return Judged({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Makes a batch: pads, and says which tokens may be the place of an answer."""
+
+    processor: Any
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Batch:
+        """Model inputs, labels [batch, 2] and `possible` [batch, tokens]."""
+        plain = [{k: v for k, v in row.items() if k not in ("offsets", "example")} for row in rows]
+        batch: Batch = dict(DataCollatorWithPadding(self.processor)(plain))
+        possible = torch.zeros_like(batch["input_ids"])
+        for number, row in enumerate(rows):
+            possible[number, : len(row["offsets"])] = torch.tensor([place[0] >= 0 for place in row["offsets"]])
+        possible[:, 0] = 1  # nowhere
+        return batch | {POSSIBLE: possible}
+
+
+def _place(offsets: list[list[int]], texts: list[str], starts: list[int]) -> list[int]:
+    """First and last token of the first answer; 0 and 0 where it is not in these tokens."""
+    if not texts:
+        return [0, 0]
+    first, last = starts[0], starts[0] + len(texts[0])
+    inside = [i for i, (start, end) in enumerate(offsets) if start >= 0 and start < last and end > first]
+    whole = inside and offsets[inside[0]][0] <= first and offsets[inside[-1]][1] >= last
+    return [inside[0], inside[-1]] if whole else [0, 0]
+
+
+def _best(start: torch.Tensor, end: torch.Tensor, offsets: list[list[int]]) -> tuple[float, tuple[int, int] | None]:
+    """The likeliest answer of one row: how much likelier than none, and its place in the text."""
+    count = len(offsets)
+    scores = start[:count, None] + end[None, :count]
+    scores = scores.triu().tril(LONGEST - 1)
+    allowed = torch.ones_like(scores).triu().tril(LONGEST - 1).bool()
+    inside = torch.tensor([place[0] >= 0 for place in offsets])
+    scores = scores.masked_fill(~(allowed & inside[:, None] & inside[None]), -1e9)
+    place = int(scores.argmax())
+    first, last = divmod(place, count)
+    better = float(scores.flatten()[place] - (start[0] + end[0]))
+    return better, (offsets[first][0], offsets[last][1]) if better > 0 else None
+
+
+def _answers(found: Any) -> tuple[list[str], list[int]]:
+    """Texts and where they begin.
+
+    Raises:
+        UsageError: the row has them in another form.
+    """
+    try:
+        return [str(text) for text in found["text"]], [int(place) for place in found["answer_start"]]
+    except (TypeError, KeyError, IndexError) as error:
+        raise UsageError(
+            f'Data: expected answers as {{"text": [...], "answer_start": [...]}}; got {str(found)[:80]!r}.'
+        ) from error
+
+
+def _plain(text: str) -> str:
+    """Without case, punctuation, articles and doubled spaces (Rajpurkar et al. 2016, arXiv:1606.05250, section 6.1)."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _overlap(one: str, other: str) -> float:
+    here, there = _plain(one).split(), _plain(other).split()
+    if not here or not there:
+        return float(here == there)
+    both = sum((Counter(here) & Counter(there)).values())
+    return 2 * both / (len(here) + len(there))
+
+
+def _means(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in columns.items()}

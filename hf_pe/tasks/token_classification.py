@@ -1,0 +1,120 @@
+"""Token classification: one label per word, such as the names in a sentence."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from transformers import DataCollatorForTokenClassification, PretrainedConfig, PreTrainedModel
+
+from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.classification import label_column, label_numbers
+
+
+@dataclass(frozen=True)
+class TokenClassification:
+    """Each row has a list of words (or a text that is split at spaces) and a label for each.
+
+    A word's label is that of its first token; the others count for nothing. With labels such as B-PER and I-PER the
+    metric is F1 over whole spans, as conlleval counts them; else it is the accuracy of words.
+    """
+
+    name: str = "token_classification"
+    auto_class: str = "AutoModelForTokenClassification"
+    pipeline_tag: str = "token-classification"
+    metric: str = "f1"
+    higher_is_better: bool = True
+
+    def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+        """Tokenize the words and translate their labels into the model's."""
+        options = examples.config
+        label = label_column(options)
+
+        def tokens(rows: datasets.Dataset) -> datasets.Dataset:
+            words = [_words(text) for text in rows[options.text]]
+            tags = [list(map(str, _words(each))) for each in rows[label]]
+            for number, (some, others) in enumerate(zip(words, tags, strict=True)):
+                if len(some) != len(others):
+                    raise UsageError(f"Data: row {number} has {len(some)} words and {len(others)} labels: {some[:8]}.")
+            found = processor(words, is_split_into_words=True, truncation=True, max_length=options.max_length)
+            labels = []
+            for number, each in enumerate(tags):
+                numbers, before = label_numbers(each, config), None
+                row = []
+                for word in found.word_ids(number):
+                    row.append(-100 if word is None or word == before else numbers[word])
+                    before = word
+                labels.append(row)
+            return datasets.Dataset.from_dict(dict(found) | {"labels": labels})
+
+        collate = DataCollatorForTokenClassification(processor)
+        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), collate, examples)
+
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
+        """Logits [batch, tokens, labels], which tokens have a label, the task loss and, on request, hidden states."""
+        out = model(**model_inputs(batch), output_hidden_states=hidden)
+        labels = batch["labels"]
+        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
+        found = {"logits": out.logits, "loss": loss, "mask": labels != -100}
+        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def describe(self, examples: Examples) -> str:
+        """Says what is counted."""
+        return (
+            "`f1` is over whole spans (conlleval) where labels begin with B- and I-, else over words; `accuracy` is of "
+            "words."
+        )
+
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Of each row: words, right words, given spans, found spans, right spans."""
+        names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+        counts: list[list[int]] = []
+        with torch.no_grad():
+            for batch in data.batches(data.eval):
+                found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})
+                for said, mask, gold in zip(
+                    found["logits"].argmax(-1).cpu(), found["mask"].cpu(), batch["labels"], strict=True
+                ):
+                    one, other = ([names.get(int(n), str(int(n))) for n in each[mask]] for each in (gold.cpu(), said))
+                    given, made = spans(one), spans(other)
+                    right = sum(a == b for a, b in zip(one, other, strict=True))
+                    counts.append([len(one), right, len(given), len(made), len(given & made)])
+        columns = dict(zip(("words", "right", "given", "made", "both"), np.asarray(counts).T, strict=True))
+        return Judged(columns, _f1)
+
+
+def spans(labels: Sequence[str]) -> set[tuple[int, int, str]]:
+    """(first word, word after the last, kind) of each span in B-, I- and O labels; other labels are spans of one word.
+
+    As conlleval: I- after another kind, or after O, begins a span too.
+    """
+    found: set[tuple[int, int, str]] = set()
+    start, kind = 0, ""
+    for place, label in enumerate([*labels, "O"]):
+        prefix, _, name = label.partition("-") if label[:2] in ("B-", "I-") else ("", "", label)
+        goes_on = prefix == "I" and name == kind
+        if kind and not goes_on:
+            found.add((start, place, kind))
+            kind = ""
+        if label != "O" and not goes_on:
+            start, kind = place, name
+            if not prefix:
+                found.add((place, place + 1, name))
+                kind = ""
+    return found
+
+
+def _f1(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
+    total = {name: int(values.sum()) for name, values in columns.items()}
+    return {
+        "f1": 2 * total["both"] / max(total["given"] + total["made"], 1),
+        "accuracy": total["right"] / max(total["words"], 1),
+    }
+
+
+def _words(text: Any) -> list[Any]:
+    return text.split() if isinstance(text, str) else list(text)

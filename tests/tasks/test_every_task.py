@@ -1,0 +1,311 @@
+"""Each task from rows to a taught student: signals have the promised shapes, judging is right for a model that knows."""
+
+import copy
+import io
+from dataclasses import replace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForTokenClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
+
+from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.distill import Distillation
+from hf_pe.errors import UsageError
+from hf_pe.proof import lively
+from hf_pe.tasks import TASKS, Judged, task_named
+from hf_pe.tasks.audio_classification import heard
+from hf_pe.tasks.question_answering import _overlap
+from hf_pe.tasks.token_classification import spans
+from tests.helpers import TEXTS, bert_config
+
+ANIMALS = {"dog": "B-DOG", "cat": "B-CAT"}
+NAMES = ["O", "B-DOG", "B-CAT", "I-CAT"]
+
+
+def examples(rows, **config):
+    found = datasets.Dataset.from_list(rows)
+    return Examples(found, found.select(range(12)), DataConfig(train="x", max_length=32, **config), "")
+
+
+def token_classification():
+    rows = [{"text": t.split(), "label": [ANIMALS.get(w, "O") for w in t.split()]} for t in TEXTS]
+    labels = {"id2label": dict(enumerate(NAMES)), "label2id": {n: i for i, n in enumerate(NAMES)}}
+    return examples(rows, label="label"), BertForTokenClassification(bert_config(**labels)), None
+
+
+def question_answering():
+    rows = []
+    for text in TEXTS:
+        animal = text.split()[2]
+        answers = {"text": [animal], "answer_start": [text.index(animal)]}
+        rows.append({"text": "Who is it?", "context": text, "answers": answers})
+    told = examples(rows, text_pair="context", label="answers")
+    return told, BertForQuestionAnswering(bert_config()), None
+
+
+def masked_lm():
+    return examples([{"text": t} for t in TEXTS]), BertForMaskedLM(bert_config()), None
+
+
+def seq2seq(kind="t5"):
+    rows = [{"text": t, "label": " ".join(t.split()[1:3])} for t in TEXTS]
+    sizes = {"vocab_size": 200, "d_model": 32, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    if kind == "t5":
+        model = T5ForConditionalGeneration(T5Config(**sizes, d_ff=64, d_kv=8, num_layers=2, num_heads=4))
+    else:
+        each = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in
+                (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
+        model = BartForConditionalGeneration(BartConfig(**sizes, **each, max_position_embeddings=64))
+    return examples(rows, label="label"), model, None
+
+
+def png(red):
+    file = io.BytesIO()
+    Image.new("RGB", (20, 24), (red, 50, 50)).save(file, "PNG")
+    return file.getvalue()
+
+
+def image_classification():
+    rows = [{"image": {"bytes": png(20 + i % 2 * 200), "path": None}, "label": i % 2} for i in range(40)]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=2))
+    return examples(rows, image="image", label="label"), model, ViTImageProcessorPil(size={"height": 16, "width": 16})
+
+
+def audio_classification():
+    times = np.arange(1600) / 16000
+    rows = [
+        {
+            "audio": {"array": np.sin(6.28 * (200 + i % 2 * 600) * times).tolist(), "sampling_rate": 16000},
+            "label": i % 2,
+        }
+        for i in range(40)
+    ]
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = Wav2Vec2Config(
+        **sizes, conv_dim=(16, 16), conv_stride=(8, 8), conv_kernel=(10, 8), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, num_labels=2, classifier_proj_size=16,
+        mask_time_prob=0.0, layerdrop=0.0,
+    )  # fmt: skip
+    processor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    return examples(rows, audio="audio", label="label"), Wav2Vec2ForSequenceClassification(config), processor
+
+
+KINDS = [
+    token_classification, question_answering, masked_lm, seq2seq, image_classification, audio_classification
+]  # fmt: skip
+
+
+def ready(kind, tokenizer):
+    told, model, processor = kind()
+    task = task_named(kind.__name__)
+    teacher = lively(model, 1).eval()
+    return replace(task.prepare(told, processor or tokenizer, model.config), teacher=teacher), teacher
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_student_learns_by_every_signal_the_task_gives(kind, tokenizer):
+    data, teacher = ready(kind, tokenizer)
+    student = lively(copy.deepcopy(teacher), 7).eval()
+    losses = {"kl": 1.0, "task": 0.1, "hidden": 0.1}
+    recipe = Distillation(steps=40, losses=losses, batch_size=8, learning_rate=3e-3)
+    recipe.plan(student, data)
+    trained, curve = recipe.train(student, data)
+    values = [loss for _, loss in curve]
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+    assert trained.state_dict().keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_scores_are_those_of_the_examples(kind, tokenizer):
+    data, teacher = ready(kind, tokenizer)
+    judged = data.task.judge(teacher, data)
+    assert isinstance(judged, Judged) and judged.count == 12
+    whole = judged.scores()
+    assert data.task.metric in whole
+    assert judged.scores(np.arange(12)) == pytest.approx(whole)
+    assert data.task.describe(data.examples)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_positions_that_do_not_count_have_no_say(kind, tokenizer):
+    """A row alone and the same row beside a longer one have the same signals where it counts."""
+    data, teacher = ready(kind, tokenizer)
+    if kind is audio_classification:
+        pytest.skip("recordings here have one length")
+    rows = data.eval if kind is masked_lm else data.train
+    lengths = [len(row["input_ids"]) for row in rows] if "input_ids" in rows.column_names else [0] * len(rows)
+    short, long = int(np.argmin(lengths)), int(np.argmax(lengths))
+    alone, beside = (data.collate([rows[i] for i in pair]) for pair in ([short], [short, long]))
+    with torch.no_grad():
+        one, other = (data.task.signals(teacher, batch) for batch in (alone, beside))
+    here, there = one["logits"][0], other["logits"][0]
+    if "mask" in one:
+        here, there = here[one["mask"][0]], there[other["mask"][0]]
+    elif kind is question_answering:
+        there = there[:, : here.shape[1]]
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+
+
+def test_bart_learns_as_well(tokenizer):
+    told, model, _ = seq2seq("bart")
+    data = task_named("seq2seq").prepare(told, tokenizer, model.config)
+    batch = data.collate([data.train[0], data.train[1]])
+    model = lively(model).eval()
+    with torch.no_grad():
+        own = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss
+        found = data.task.signals(model, batch)["loss"]
+    torch.testing.assert_close(found, own)
+
+
+def test_every_task_has_a_class_a_tag_and_a_metric():
+    import transformers
+
+    for name in TASKS:
+        task = task_named(name)
+        assert task.name == name and hasattr(transformers, task.auto_class) and task.metric and task.pipeline_tag
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("B-A I-A O B-A", {(0, 2, "A"), (3, 4, "A")}),
+        ("B-A B-A I-A", {(0, 1, "A"), (1, 3, "A")}),
+        ("I-A I-B O I-B", {(0, 1, "A"), (1, 2, "B"), (3, 4, "B")}),
+        ("O O", set()),
+        ("NOUN VERB O NOUN", {(0, 1, "NOUN"), (1, 2, "VERB"), (3, 4, "NOUN")}),
+    ],
+)
+def test_spans_are_counted_as_conlleval_does(labels, expected):
+    assert spans(labels.split()) == expected
+
+
+def test_only_the_first_token_of_a_word_has_its_label(tokenizer):
+    data, _ = ready(token_classification, tokenizer)
+    for row, words in zip(data.train, data.examples.train["text"], strict=True):
+        assert sum(label != -100 for label in row["labels"]) == len(words)
+
+
+def test_words_and_labels_must_be_as_many(tokenizer):
+    told = examples([{"text": ["a", "b"], "label": ["O"]}] * 12, label="label")
+    with pytest.raises(UsageError, match="row 0 has 2 words and 1 labels"):
+        task_named("token_classification").prepare(told, tokenizer, bert_config())
+
+
+def test_the_answer_is_where_the_labels_point(tokenizer):
+    data, _ = ready(question_answering, tokenizer)
+    for row, told in zip(data.train, data.examples.train, strict=True):
+        start, end = row["labels"]
+        text = told["context"][row["offsets"][start][0] : row["offsets"][end][1]]
+        assert text == told["answers"]["text"][0]
+
+
+def test_a_long_text_makes_rows_that_overlap_and_one_has_the_answer(tokenizer):
+    text = " ".join(TEXTS[:12]) + " The end."
+    answers = {"text": ["end"], "answer_start": [text.rindex("end")]}
+    told = examples([{"text": "What?", "context": text, "answers": answers}] * 12, text_pair="context", label="answers")
+    data = task_named("question_answering").prepare(told, tokenizer, bert_config())
+    first = [row for row in data.train if row["example"] == 0]
+    assert len(first) > 3
+    assert [row["labels"] for row in first[:-1]] == [[0, 0]] * (len(first) - 1)
+    assert first[-1]["labels"] != [0, 0]
+
+
+def test_a_model_that_knows_the_answer_scores_one(tokenizer):
+    data, _ = ready(question_answering, tokenizer)
+    task = data.task
+
+    class Oracle:
+        device = torch.device("cpu")
+        at = 0
+
+        def eval(self):
+            return self
+
+        def __call__(self, input_ids, **_):
+            start, end = torch.zeros(input_ids.shape), torch.zeros(input_ids.shape)
+            for number in range(len(input_ids)):
+                first, last = data.eval[self.at]["labels"]
+                start[number, first] = end[number, last] = 9
+                self.at += 1
+            return type("Out", (), {"start_logits": start, "end_logits": end})()
+
+    assert task.judge(Oracle(), data).scores() == {"f1": 1.0, "exact_match": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "gold", "score"), [("The cat.", "cat", 1.0), ("a big cat", "cat", 2 / 3), ("", "cat", 0.0), ("", "", 1.0)]
+)
+def test_answers_are_compared_as_squad_does(said, gold, score):
+    assert _overlap(said, gold) == pytest.approx(score)
+
+
+def test_evaluation_rows_are_hidden_once_and_training_rows_anew(tokenizer):
+    data, teacher = ready(masked_lm, tokenizer)
+    assert data.task.judge(teacher, data).scores() == data.task.judge(teacher, data).scores()
+    one, other = (data.collate([data.train[i] for i in range(8)])["input_ids"] for _ in range(2))
+    assert not torch.equal(one, other)
+
+
+def test_answers_of_tasks_that_change_cannot_be_kept(tokenizer, tmp_path):
+    data, teacher = ready(masked_lm, tokenizer)
+    with pytest.raises(UsageError, match="cannot be kept: it hides other tokens each time"):
+        Distillation(steps=1, cache={"folder": str(tmp_path)}).train(teacher, data)
+
+
+def test_images_from_a_folder_for_each_label(tmp_path):
+    for name, red in (("dark", 20), ("light", 220)):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            (tmp_path / name / f"{number}.png").write_bytes(png(red + number))
+    found = load_examples(DataConfig(train=str(tmp_path), image="image", label="label"))
+    assert sorted({*found.train["label"], *found.eval["label"]}) == ["dark", "light"]
+    assert found.train.num_rows + found.eval.num_rows == 8
+
+
+def test_a_file_that_is_no_image_or_recording_is_named(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    (tmp_path / "a.wav").write_text("text")
+    from hf_pe.tasks.image_classification import opened
+
+    with pytest.raises(UsageError, match=r"a\.png.* is no image"):
+        opened(str(tmp_path / "a.png"))
+    with pytest.raises(UsageError, match=r"a\.wav.* is no \.wav file"):
+        heard(str(tmp_path / "a.wav"), 16000)
+
+
+def test_recordings_come_at_the_models_rate_and_as_one_channel(tmp_path):
+    from scipy.io import wavfile
+
+    times = np.arange(8000) / 8000
+    wave = np.stack([np.sin(6.28 * 100 * times), np.sin(6.28 * 100 * times)], 1)
+    wavfile.write(tmp_path / "a.wav", 8000, (wave * 32767).astype(np.int16))
+    found = heard(str(tmp_path / "a.wav"), 16000)
+    assert found.shape == (16000,) and found.dtype == np.float32
+    assert np.abs(found).max() == pytest.approx(1, abs=0.05)
+    crossings = (np.diff(np.sign(found)) != 0).sum()
+    assert crossings == pytest.approx(200, abs=4)
+
+
+def test_all_targets_masked_is_refused(tokenizer):
+    data, teacher = ready(token_classification, tokenizer)
+    nothing = data.train.map(lambda row: {"labels": [-100] * len(row["labels"])})
+    with pytest.raises(UsageError, match="no training row has a target"):
+        Distillation().plan(teacher, replace(data, train=nothing))
