@@ -141,6 +141,9 @@ def example_inputs(
     if model.main_input_name == "pixel_values":
         side = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
         inputs["pixel_values"] = torch.randn(batch, config.num_channels, *side, generator=draw)
+    elif model.main_input_name == "input_values":
+        frames = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (16000,)
+        inputs["input_values"] = torch.randn(batch, *frames, generator=draw)  # a spectrogram, or a second of sound
     elif model.main_input_name == "input_features":
         frames = 2 * config.max_source_positions
         inputs["input_features"] = torch.randn(batch, config.num_mel_bins, frames, generator=draw)

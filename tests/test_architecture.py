@@ -14,7 +14,7 @@ LEVELS = [
     {"report"},
     {"surgery", "data"},
     {"proof"},
-    {"tasks", "checkpoints"},
+    {"tasks", "checkpoints", "packing"},
     {"measure", "provenance"},
     {"prune", "distill", "quantize"},
     {"hub"},

@@ -1,16 +1,21 @@
 """Training through low-rank adapters that are merged at the end: less memory, the same stock model."""
 
+import copy
 import warnings
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
+from hf_pe.packing import is_linear, kept_modules, packed, plain_layout_, unpacked_weight
 from hf_pe.plans import Frozen
 
 PAPER = "https://arxiv.org/abs/2106.09685"
+PACKED_PAPER = "https://arxiv.org/abs/2305.14314"
 
 
 class Lora(Frozen):
@@ -22,6 +27,20 @@ class Lora(Frozen):
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="which maps get adapters: all-linear (not the output head), or names such as q_proj"
     )
+    base: Literal["nf4", "int8"] | None = Field(
+        None,
+        description="pack the weights under the adapters while they learn (QLoRA): less memory; unpacked again at the "
+        "end, with what was learned on top",
+    )
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """For the card."""
+        return (PAPER, PACKED_PAPER) if self.base else (PAPER,)
+
+    def base_of(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A copy of `model` to put adapters on, packed where that is asked for (Dettmers et al. 2023, section 3)."""
+        return packed(model, self.base, kept=kept_modules(model, self.base)) if self.base else copy.deepcopy(model)
 
     def wrapped(self, model: PreTrainedModel) -> Any:
         """`model` with adapters in place, changed in place; only they want gradients.
@@ -38,8 +57,34 @@ class Lora(Frozen):
         except ValueError as error:
             raise UsageError(f"distil.lora.targets: {error}") from error
 
+    @torch.no_grad()
+    def merged(self, learner: Any, model: PreTrainedModel) -> PreTrainedModel:
+        """The stock model: what the adapters learned added to the weights they learned on, unpacked.
 
-def merged(model: Any) -> PreTrainedModel:
-    """The model under the adapters, with what they learned added to its weights."""
-    found: PreTrainedModel = model.merge_and_unload()
-    return found
+        Args:
+            learner: what `wrapped` gave, trained.
+            model: the student before; stays as it is.
+        """
+        if not self.base:
+            found: PreTrainedModel = learner.merge_and_unload()
+            return found
+        plain_layout_(learner)
+        made = copy.deepcopy(model)
+        for name, module in learner.get_base_model().named_modules():
+            adapted = isinstance(module, LoraLayer)
+            linear: Any = module.get_base_layer() if adapted else module
+            target = _linear_at(made, name) if is_linear(linear) else None
+            if target is not None:
+                weight = unpacked_weight(linear).to(target.weight)
+                learned: Any = module.get_delta_weight("default") if adapted else 0
+                target.weight.copy_(weight + learned)
+        return made
+
+
+def _linear_at(model: PreTrainedModel, name: str) -> Any:
+    """The linear layer called `name`; None where adapters brought that name."""
+    try:
+        found = model.get_submodule(name)
+    except AttributeError:
+        return None
+    return found if is_linear(found) else None

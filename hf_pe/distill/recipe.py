@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
 from hf_pe.distill.cache import Cache, open_cache, with_rows
-from hf_pe.distill.lora import PAPER, Lora, merged
+from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
 from hf_pe.distill.schedule import Schedule, Scheduled
@@ -116,7 +116,7 @@ class Distillation(Frozen):
             exact=True,
             references=(
                 *(LOSSES[name].reference for name in used if LOSSES[name].reference),
-                *([PAPER] if self.lora else []),
+                *(self.lora.references if self.lora else ()),
             ),
             **sketch_size(sketch),
         )
@@ -154,13 +154,7 @@ class Distillation(Frozen):
         Raises:
             NotFiniteError: a loss became infinite or no number; checkpoints stay.
         """
-        student = copy.deepcopy(model).train().requires_grad_(True)
-        for module in student.modules():
-            if isinstance(module, nn.Embedding) and not self.train_embeddings:
-                module.requires_grad_(False)
-            if isinstance(module, nn.Dropout) and not self.dropout:
-                module.p = 0.0  # noise that the teacher's target does not have
-        learner = self.lora.wrapped(student) if self.lora else student
+        learner = self._learner(model)
         rows, collate = with_rows(data) if self.cache else (data.train, data.collate)
         with tempfile.TemporaryDirectory() as scratch, self._teachers(data) as teachers:
             batch = _batch(model, replace(data, train=rows, collate=collate))
@@ -180,21 +174,36 @@ class Distillation(Frozen):
             )
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
-        student = merged(learner) if self.lora else learner
+        student = self.lora.merged(learner, model) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):
                 module.p = was.p
         return student.eval().requires_grad_(True), curve
 
+    def _learner(self, model: PreTrainedModel) -> Any:
+        """A copy of `model` ready to be trained, with adapters where these are asked for."""
+        student = self.lora.base_of(model) if self.lora else copy.deepcopy(model)
+        student.train()
+        for parameter in student.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        for module in student.modules():
+            if isinstance(module, nn.Embedding) and not self.train_embeddings:
+                module.requires_grad_(False)
+            if isinstance(module, nn.Dropout) and not self.dropout:
+                module.p = 0.0  # noise that the teacher's target does not have
+        return self.lora.wrapped(student) if self.lora else student
+
     @contextmanager
     def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:
         """The teachers, none of which learns meanwhile; their caches, where `answering`."""
         wanted = self.teachers or (Teacher(),)
-        models = [teacher.load(data) for teacher in wanted]
+        models = [data.memory.pop(teacher, None) or teacher.load(data) for teacher in wanted]
         if data.teacher is not None and data.task.auto_class.endswith("Classification"):
             for teacher, model in zip(wanted, models, strict=True):
                 require_same_labels(data.teacher.config, model.config, teacher.name)
+        if not answering:
+            data.memory.update(zip(self.teachers, models, strict=False))  # training need not load them again
         with frozen(models):
             if self.cache is None or not answering:
                 yield [Live(model, teacher.weight) for teacher, model in zip(wanted, models, strict=True)]

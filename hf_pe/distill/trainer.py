@@ -22,6 +22,7 @@ from hf_pe.distill.objective import Live, Objective
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_frozen
 from hf_pe.errors import NotFiniteError
+from hf_pe.packing import plain_layout_
 from hf_pe.tasks import Batch, Task, task_named
 
 PROJECTIONS = "hidden_projections.safetensors"
@@ -141,6 +142,8 @@ class DistillationMixin:
             NotFiniteError: a term is infinite or no number; the weights are still those of the step before.
         """
         trainer: Any = self
+        if model.training:
+            plain_layout_(model)
         objective = replace(self.distillation, head=None) if return_outputs else self.distillation
         state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
         found = objective(

@@ -1,24 +1,21 @@
 """bitsandbytes quantization as a recipe: linear layers to NF4 or int8, heads and tied embeddings kept."""
 
-import tempfile
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import get_keys_to_not_convert
+from transformers import PreTrainedModel
 
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
+from hf_pe.packing import BLOCK, is_linear, kept_modules, packed
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.tasks import TaskData
 
-BLOCK, OUTER_BLOCK = 64, 256
-"""Weights per 4-bit scale, and scales per scale of scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+OUTER_BLOCK = 256
+"""Scales per scale of scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
 
 
 class BitsAndBytesQuantization(Frozen):
@@ -44,18 +41,18 @@ class BitsAndBytesQuantization(Frozen):
         """Which layers are packed, from the config alone."""
         model = skeleton(sketch.config, sketch.model_class)
         kept = self.kept_modules(model)
-        packed = _packable(model, kept)
-        if not packed:
+        linear = _packable(model, kept)
+        if not linear:
             raise UsageError(
                 f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack."
             )
-        bits = sketch.bits | {f"{name}.weight": self.bits for name in packed}
+        bits = sketch.bits | {f"{name}.weight": self.bits for name in linear}
         after = replace(sketch, bits=bits)
         plan = Plan(
             recipe="quantize",
             title=f"{'NF4' if self.method == 'nf4' else 'int8'} quantization by bitsandbytes",
             exact=True,
-            notes=(f"{len(packed)} linear layers packed", f"kept as they are: {', '.join(kept) or 'none'}"),
+            notes=(f"{len(linear)} linear layers packed", f"kept as they are: {', '.join(kept) or 'none'}"),
             references=(
                 "https://arxiv.org/abs/2305.14314" if self.method == "nf4" else "https://arxiv.org/abs/2208.07339",
             ),
@@ -69,44 +66,15 @@ class BitsAndBytesQuantization(Frozen):
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Quantize a copy, through transformers' own loading."""
-        settings = BitsAndBytesConfig(
-            load_in_4bit=self.method == "nf4",
-            load_in_8bit=self.method == "int8",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=self.double_quantization,
-            bnb_4bit_compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else model.dtype,
-            bnb_4bit_quant_storage=torch.uint8,
-            llm_int8_skip_modules=self.kept_modules(model),
+        dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
+        return packed(
+            model, self.method, kept=self.kept_modules(model), double=self.double_quantization, compute_dtype=dtype
         )
-        with tempfile.TemporaryDirectory() as work:
-            model.save_pretrained(work)
-            packed = type(model).from_pretrained(work, quantization_config=settings, dtype=model.dtype)
-        packed.config._name_or_path = model.config._name_or_path
-        return packed.eval()  # type: ignore[no-any-return]
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
-        """The whole skip list: transformers' own, ties, everything outside the backbone (heads), the user's.
-
-        And for NF4 what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks.
-        """
-        default = {name.removesuffix(".bias") for name in get_keys_to_not_convert(model)}
-        inside = model.base_model_prefix + "."
-        has_backbone = model.base_model is not model
-        heads = {n for n, m in model.named_modules() if _linear(m) and has_backbone and not n.startswith(inside)}
-        linear = {n for n, m in model.named_modules() if _linear(m)}
-        if not has_backbone:  # transformers' "last module" is a head only where there is one
-            default -= linear
-        odd = {n for n in linear if self.method == "nf4" and _inputs(model.get_submodule(n)) % BLOCK}
-        return sorted((default & linear) | heads | odd | {n for n in linear if n.endswith(self.skip)})
+        """The whole skip list; see `hf_pe.packing.kept_modules`."""
+        return kept_modules(model, self.method, self.skip)
 
 
 def _packable(model: PreTrainedModel, kept: list[str]) -> list[str]:
-    return [n for n, m in model.named_modules() if _linear(m) and n not in kept]
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def _inputs(module: Any) -> int:
-    return int(module.nx if isinstance(module, Conv1D) else module.in_features)
+    return [n for n, m in model.named_modules() if is_linear(m) and n not in kept]

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.distill import Distillation
+from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.errors import UsageError
 from hf_pe.proof import difference, example_inputs, lively, outputs_of
@@ -211,3 +211,28 @@ def test_a_layer_map_out_of_range_is_refused_before_training(work, layers):
     with pytest.raises(UsageError, match=r"expected 4 rising numbers within 0\.\.4 .* got \["):
         Distillation(losses={"hidden": 1.0}, layers=layers).plan(student, data)
     Distillation(losses={"hidden": 1.0}, layers=(0, 1, 2, 4)).plan(student, data)
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(llama_folder, tokenizer, base, monkeypatch):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
+    data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    student = lively(LlamaForCausalLM(teacher.config), seed=9).eval()
+    seen = {}
+    merge = Lora.merged
+
+    def watched(self, learner, model):
+        seen["packed"] = learner.get_base_model().is_quantized
+        seen["logits"] = outputs_of(learner.train(), example_inputs(model))[0]
+        return merge(self, learner, model)
+
+    monkeypatch.setattr(Lora, "merged", watched)
+    recipe = Distillation(steps=30, lora={"base": base, "rank": 8}, learning_rate=1e-2, batch_size=8)
+    recipe.plan(student, data)
+    trained, curve = recipe.train(student, data)
+    assert seen["packed"] and type(trained) is LlamaForCausalLM and not getattr(trained, "is_quantized", False)
+    assert trained.state_dict().keys() == student.state_dict().keys()
+    assert curve[-1][1] < 0.8 * curve[0][1]
+    close = 1e-4 if base == "nf4" else 0.05  # int8 also rounds what flows in
+    assert difference([seen["logits"]], outputs_of(trained, example_inputs(trained))[:1]) < close
