@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from hf_pe.callbacks import PublishCallback as PublishCallback
     from hf_pe.callbacks import QualityFloor as QualityFloor
     from hf_pe.data import DataConfig as DataConfig
+    from hf_pe.distill import Cache as Cache
     from hf_pe.distill import Distillation as Distillation
+    from hf_pe.distill import DistillationMixin as DistillationMixin
     from hf_pe.distill import DistillationTrainer as DistillationTrainer
     from hf_pe.distill import Lora as Lora
+    from hf_pe.distill import Schedule as Schedule
+    from hf_pe.distill import Teacher as Teacher
+    from hf_pe.distill import start_from as start_from
+    from hf_pe.errors import NotFiniteError as NotFiniteError
     from hf_pe.errors import PushError as PushError
     from hf_pe.errors import UsageError as UsageError
     from hf_pe.hub import Publish as Publish
@@ -45,9 +51,15 @@ _HOME = {
     "Result": "pipeline",
     "compress": "pipeline",
     "DataConfig": "data",
+    "Cache": "distill",
     "Distillation": "distill",
+    "DistillationMixin": "distill",
     "DistillationTrainer": "distill",
     "Lora": "distill",
+    "NotFiniteError": "errors",
+    "Schedule": "distill",
+    "Teacher": "distill",
+    "start_from": "distill",
     "UsageError": "errors",
     "Plan": "plans",
     "prove": "proof",
