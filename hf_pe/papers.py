@@ -29,6 +29,20 @@ class Paper(NamedTuple):
 
 _PAPERS = (
     Paper(
+        "wang2020minilm",
+        "Wenhui Wang and Furu Wei and Li Dong and Hangbo Bao and Nan Yang and Ming Zhou",
+        "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",
+        2020,
+        "2002.10957",
+    ),
+    Paper(
+        "wang2020minilmv2",
+        "Wenhui Wang and Hangbo Bao and Shaohan Huang and Li Dong and Furu Wei",
+        "MiniLMv2: Multi-Head Self-Attention Relation Distillation for Compressing Pretrained Transformers",
+        2020,
+        "2012.15828",
+    ),
+    Paper(
         "hinton2015distilling",
         "Geoffrey Hinton and Oriol Vinyals and Jeff Dean",
         "Distilling the Knowledge in a Neural Network",

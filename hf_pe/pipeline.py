@@ -396,7 +396,9 @@ class _Run:
         plan = recipe.plan(model, self.data)
         curve: list[tuple[int, float]] = []
         if isinstance(recipe, Distillation):
-            model, curve = recipe.train(model, self.data)
+            unfinished = self.folder / f"{name}-{self.identity}"
+            model, curve = recipe.train(model, self.data, work=unfinished, resume=self.resume)
+            shutil.rmtree(unfinished, ignore_errors=True)
         else:
             model = recipe.apply(model, plan, self.data)
             self.data.memory.clear()

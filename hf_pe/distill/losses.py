@@ -178,7 +178,7 @@ def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: 
 def relations(student: Attention, teacher: Attention, mask: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of softmax(A A^T / sqrt(d)), the sum over A the queries, the keys and the values.
 
-    Wang et al. 2021, arXiv:2012.15828, section 3.1. Heads are joined and split into as many relation heads as both
+    Wang et al. 2020, arXiv:2012.15828, section 3.1. Heads are joined and split into as many relation heads as both
     widths allow, so that neither the width nor the number of heads need be equal. A token relates to those that may see
     it or that it may see: not to padding, nor to another sequence packed beside it.
 

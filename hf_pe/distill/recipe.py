@@ -72,6 +72,7 @@ class Distillation(Frozen):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps; an interrupted run that is resumed goes on from the last one"
     )
+    report_to: tuple[str, ...] = Field((), description="where the log goes: tensorboard, wandb, ... as the Trainer's")
     seed: int = 0
 
     @field_validator("losses")
@@ -239,7 +240,7 @@ class Distillation(Frozen):
             save_total_limit=2,
             logging_steps=max(self.steps // 50, 1),
             use_cpu=not torch.accelerator.is_available(),
-            report_to="none",
+            report_to=list(self.report_to) or "none",
             log_level="error",
             disable_tqdm=True,
             remove_unused_columns=False,

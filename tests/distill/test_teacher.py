@@ -1,0 +1,147 @@
+"""Who may teach: the original, another model, one with an adapter, a packed one; who may not, and why."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models
+from transformers import BertForSequenceClassification, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.distill import Distillation, Teacher
+from hf_pe.distill.teacher import frozen
+from hf_pe.errors import UsageError
+from hf_pe.proof import difference, example_inputs, lively, outputs_of
+from hf_pe.tasks import CausalLM, TextClassification
+from tests.helpers import TEXTS, bert_config, needs_package, saved
+
+
+@pytest.fixture
+def language(llama_folder, tokenizer):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
+    return replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+
+
+def test_a_named_teacher_is_the_model_it_names(language, llama_folder):
+    data = replace(language, teacher=None)
+    found = Teacher(model=str(llama_folder)).load(data)
+    inputs = example_inputs(found)
+    assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) == 0
+    assert not any(p.requires_grad for p in found.parameters())
+    student = lively(LlamaForCausalLM(found.config), seed=9)
+    recipe = Distillation(steps=20, teachers=({"model": str(llama_folder)},), learning_rate=3e-3)
+    plan = recipe.plan(student, data)
+    assert llama_folder.name in plan.title and str(llama_folder.parent) not in plan.title
+    assert str(llama_folder.parent) not in recipe.model_dump_json()
+    _, curve = recipe.train(student, data)
+    assert curve[-1][1] < curve[0][1]
+    assert not data.memory, "the teacher is not kept after training"
+
+
+def test_a_teacher_with_an_adapter(language, llama_folder, tmp_path):
+    torch.manual_seed(0)
+    tuned = get_peft_model(
+        LlamaForCausalLM.from_pretrained(llama_folder),
+        LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
+    ).eval()
+    tuned.save_pretrained(tmp_path)
+    found = Teacher(model=str(llama_folder), adapter=str(tmp_path)).load(language)
+    inputs = example_inputs(found)
+    assert difference(outputs_of(found, inputs), outputs_of(tuned, inputs)) < 1e-5
+    assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) > 1e-3
+    with pytest.raises(UsageError, match=r"distil\.teachers\.adapter: .* does not fit"):
+        Teacher(model=str(llama_folder), adapter=str(tmp_path / "nowhere")).load(language)
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+def test_a_packed_teacher_teaches(language, llama_folder, method):
+    found = Teacher(model=str(llama_folder), quantize=method).load(language)
+    assert found.is_quantized
+    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    recipe = Distillation(
+        steps=20, teachers=({"model": str(llama_folder), "quantize": method},), learning_rate=3e-3, batch_size=8
+    )
+    _, curve = recipe.train(student, language)
+    assert curve[-1][1] < curve[0][1]
+
+
+def test_another_tokenizer_is_refused(language, tmp_path):
+    other = Tokenizer(models.WordLevel({"[UNK]": 0, "dog": 1, "the": 2}, unk_token="[UNK]"))
+    folder = saved(
+        tmp_path / "other", language.teacher, PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[UNK]")
+    )
+    with pytest.raises(UsageError, match=r"another tokenizer than the student \(\d+ words have other ids, .* is one\)"):
+        Distillation(teachers=({"model": str(folder)},)).plan(language.teacher, language)
+
+
+def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_path):
+    big = lively(LlamaForCausalLM(copy.deepcopy(language.teacher.config)), seed=4)
+    big.resize_token_embeddings(256)
+    folder = saved(tmp_path / "wide", big, tokenizer)
+    recipe = Distillation(steps=3, teachers=({"model": str(folder)},))
+    recipe.plan(language.teacher, language)
+    trained, _ = recipe.train(language.teacher, language)
+    assert trained.config.vocab_size == 200
+
+
+@pytest.mark.parametrize(
+    "labels", [{0: "positive", 1: "negative"}, {0: "negative", 1: "neutral", 2: "positive"}], ids=["order", "number"]
+)
+def test_other_labels_are_refused(classifier_folder, tokenizer, tmp_path, labels):
+    student = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
+    told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    folder = saved(tmp_path / "other", lively(BertForSequenceClassification(bert_config(**told))), tokenizer)
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
+    examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
+    data = replace(TextClassification().prepare(examples, tokenizer, student.config), teacher=student)
+    with pytest.raises(UsageError, match=r"tells .* apart, the student negative, positive"):
+        Distillation(teachers=({"model": str(folder)},)).plan(student, data)
+
+
+def test_a_teacher_of_another_head_is_refused(language, bert_folder):
+    with pytest.raises(UsageError, match=r"no weights for|has no AutoModelForCausalLM"):
+        Distillation(teachers=({"model": str(bert_folder)},)).plan(language.teacher, language)
+
+
+def test_packing_the_original_needs_its_name(language):
+    with pytest.raises(UsageError, match="has to be named"):
+        Teacher(quantize="nf4").load(language)
+
+
+def test_the_original_may_learn_again_afterwards(language):
+    before = [p.requires_grad for p in language.teacher.parameters()]
+    with frozen([language.teacher]):
+        assert not any(p.requires_grad for p in language.teacher.parameters())
+    assert [p.requires_grad for p in language.teacher.parameters()] == before and all(before)
+
+
+def test_trls_trainer_learns_as_the_stock_one(language, tokenizer, tmp_path):
+    needs_package("trl")
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    from hf_pe.distill import DistillationMixin, DistillationTrainer
+    from tests.distill.test_trainer import arguments
+
+    class Distilled(DistillationMixin, SFTTrainer):
+        pass
+
+    rows = datasets.Dataset.from_dict({"input_ids": language.train["input_ids"], "labels": language.train["input_ids"]})
+    told = {"teacher": language.teacher.requires_grad_(False), "task": "causal_lm", "losses": {"kl": 1.0, "task": 0.5}}
+    curves = []
+    for kind, settings in ((Distilled, SFTConfig), (DistillationTrainer, None)):
+        student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+        plain = arguments(tmp_path).to_dict()
+        args = arguments(tmp_path) if settings is None else SFTConfig(
+            str(tmp_path), **{k: plain[k] for k in ("max_steps", "per_device_train_batch_size", "logging_steps",
+            "learning_rate", "save_strategy", "use_cpu", "seed")}, report_to="none", bf16=False,
+            gradient_checkpointing=False, max_length=None,
+        )  # fmt: skip
+        more = {"processing_class": tokenizer} if settings else {"data_collator": language.collate}
+        trainer = kind(model=student, args=args, train_dataset=rows, **more, **told)
+        trainer.train()
+        curves.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
