@@ -12,8 +12,9 @@ from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
 from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable
-from hf_pe.distill.objective import Answers, Live, Objective
+from hf_pe.distill.objective import Answers, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
+from hf_pe.distill.teacher import require_same_labels
 from hf_pe.errors import UsageError
 from hf_pe.proof import difference
 from hf_pe.tasks import Batch, Task
@@ -59,10 +60,14 @@ def build(
         seed: of the projections' first weights.
 
     Raises:
-        UsageError: a loss needs what the task, a teacher or the attention does not give; widths or layers do not fit.
+        UsageError: a teacher has other labels; a loss needs what the task, a teacher or the attention does not give;
+            widths or layers do not fit.
     """
     live = [teacher for teacher in teachers if isinstance(teacher, Live)]
     plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
+    if task.auto_class.endswith("Classification"):
+        for each in live:
+            require_same_labels(plain.config, each.model.config)
     training = plain.training
     plain.eval()
     for teacher in teachers:
@@ -87,7 +92,8 @@ def build(
                 torch.manual_seed(seed)
                 projections = [nn.Linear(here, there, bias=False).to(plain.device) for _ in pairs]
     head = None
-    if _in_chunks(weights, task, wanted):
+    sharded = any(is_sharded(model) for model in (plain, *(teacher.model for teacher in live)))
+    if not sharded and _in_chunks(weights, task, wanted):  # heads are called outside of what gathers shards
         heads = [Head.of(teacher.model, batch) for teacher in live]
         head = Head.of(student, batch)
         if head is None or None in heads:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -73,8 +74,11 @@ class Live:
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless its parts have their places already."""
-        sharded = any(hasattr(p, "device_mesh") for p in self.model.parameters())
-        if not (sharded or getattr(self.model, "hf_device_map", None) or getattr(self.model, "is_quantized", False)):
+        if not (
+            is_sharded(self.model)
+            or getattr(self.model, "hf_device_map", None)
+            or getattr(self.model, "is_quantized", False)
+        ):
             self.model.to(device)  # type: ignore[arg-type]
 
     def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
@@ -91,6 +95,11 @@ class Live:
             found = states(self.model, batch)
         rows = found[-1][mask]
         return Last(lambda place: head(rows[place]), {"hidden_states": found, "attentions": seen})
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether its parameters are spread over processes (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _watching(attentions: bool) -> AbstractContextManager[Any]:

@@ -28,7 +28,7 @@ from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
 from hf_pe.distill.schedule import Schedule, Scheduled
-from hf_pe.distill.teacher import Teacher, frozen, require_same_labels
+from hf_pe.distill.teacher import Teacher, frozen
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
@@ -200,9 +200,6 @@ class Distillation(Frozen):
         """The teachers, none of which learns meanwhile; their caches, where `answering`."""
         wanted = self.teachers or (Teacher(),)
         models = [data.memory.pop(teacher, None) or teacher.load(data) for teacher in wanted]
-        if data.teacher is not None and data.task.auto_class.endswith("Classification"):
-            for teacher, model in zip(wanted, models, strict=True):
-                require_same_labels(data.teacher.config, model.config, teacher.name)
         if not answering:
             data.memory.update(zip(self.teachers, models, strict=False))  # training need not load them again
         with frozen(models):

