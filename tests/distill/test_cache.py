@@ -98,6 +98,16 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(language, tmp_path, monke
     assert again.rows["answers"] == whole.rows["answers"]
 
 
+def test_a_packed_teachers_cache_is_found_again(language, llama_folder, tmp_path):
+    """Its weights lie otherwise in memory after a first pass, and are the same."""
+    student, data = language
+    teacher = {"model": str(llama_folder), "quantize": "nf4"}
+    recipe = Distillation(steps=2, teachers=(teacher,), cache=Cache(folder=str(tmp_path), k=8))
+    one, other = (recipe.train(student, data)[1] for _ in range(2))
+    assert one == other
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_cache_for_something_else_is_refused(language, tmp_path):
     _, data = language
     cache = Cache(folder=str(tmp_path), k=8)

@@ -8,17 +8,28 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
-from transformers import BertModel, LlamaForCausalLM, Seq2SeqTrainer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertModel,
+    LlamaForCausalLM,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation, DistillationMixin, DistillationTrainer
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.proof import lively
-from hf_pe.tasks import CausalLM, Embedding
+from hf_pe.tasks import CausalLM, Embedding, Seq2Seq
 from tests.helpers import TEXTS, bert_config
 
 
@@ -78,6 +89,31 @@ def test_any_trainer_learns_the_same(language, tmp_path):
         curves.append(logged(trainer))
     assert curves[0] == curves[1]
     assert trainer.steps_seen == 4
+
+
+def test_a_seq2seq_trainer_is_taught_and_still_generates(tokenizer, tmp_path):
+    sizes = {"vocab_size": 200, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+    config = T5Config(**sizes, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0)
+    rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [t.split()[2] for t in TEXTS]})
+    told = Examples(rows, rows.select(range(8)), DataConfig(train="x", label="label", max_length=16), "")
+    data = Seq2Seq().prepare(told, tokenizer, config)
+    trainer = DistilledSeq2Seq(
+        model=lively(T5ForConditionalGeneration(config), seed=9),
+        args=Seq2SeqTrainingArguments(
+            str(tmp_path), max_steps=30, per_device_train_batch_size=8, logging_steps=1, learning_rate=3e-3,
+            save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, predict_with_generate=True,
+        ),
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        data_collator=data.collate,
+        teacher=lively(T5ForConditionalGeneration(config), seed=1).requires_grad_(False),
+        task="seq2seq",
+        losses={"kl": 1.0, "hidden": 0.1},
+    )  # fmt: skip
+    trainer.train()
+    values = logged(trainer)
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+    assert trainer.predict(data.eval, max_length=6).predictions.shape[0] == 8
 
 
 def test_each_entry_of_the_log_has_the_terms_the_agreement_and_the_speed(language, tmp_path):
