@@ -180,6 +180,9 @@ def compress(
     set_seed(seed)
     original = (live if live is not None else checkpoints.load_model(source, model_class)).eval()
     ready = replace(ready, teacher=original)
+    for step in recipes:
+        if isinstance(step, Distillation):
+            step.check(original, ready)
     with _workplace(work) as folder:
         run = _Run(folder, _identity(recipe, examples), resume, ready, evaluate)
         student, done = original, []

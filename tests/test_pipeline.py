@@ -129,6 +129,34 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
     assert [s.plan.recipe for s in made.report.stages] == ["prune", "distil"]
 
 
+def test_what_a_distillation_cannot_do_is_said_before_anything_is_cut(bert_folder, tmp_path):
+    steps = [StructuredPruning(keep={"ffn": 0.5}), Distillation(steps=1, losses={"kl": 1.0})]
+    with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'embedding' gives no logits"):
+        compress(str(bert_folder), steps, data=TEXTS, task="embedding", work=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_distillation_goes_on_in_the_middle(bert_folder, tmp_path, monkeypatch):
+    steps = [Distillation(steps=6, batch_size=8, checkpoint_every=2)]
+    call = {"data": TEXTS, "task": "embedding", "work": tmp_path}
+    from hf_pe.distill import recipe as module
+
+    seen = []
+
+    class Stopping(module._Progress):
+        def on_step_end(self, args, state, control, **rest):
+            seen.append(state.global_step)
+            if len(seen) == 5:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_Progress", Stopping)
+    with pytest.raises(KeyboardInterrupt):
+        compress(str(bert_folder), steps, **call)
+    compress(str(bert_folder), steps, resume=True, **call)
+    assert seen == [1, 2, 3, 4, 5, 5, 6]
+    assert [p.name for p in tmp_path.iterdir()] == ["1-distil"]
+
+
 def test_resume_refuses_another_recipe(bert_folder, tmp_path):
     call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
     compress(str(bert_folder), [PRUNE], **call)

@@ -1,7 +1,7 @@
 """From what a recipe says and what models give to an objective: checks, heads, pairs of layers, projections."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -130,13 +130,30 @@ def pair(
     return list(enumerate(layers))
 
 
+def require_given(losses: Iterable[str], task: Task, given: Signals) -> None:
+    """Refuse losses of what the task does not give.
+
+    Args:
+        losses: by name.
+        task: that gave `given`, hidden states included.
+        given: the signals of some batch.
+
+    Raises:
+        UsageError: names those that it can have.
+    """
+    there = {*given, "attentions"}
+    for name in losses:
+        if LOSSES[name].needs not in there:
+            allowed = ", ".join(other for other, loss in LOSSES.items() if loss.needs in there)
+            needs = LOSSES[name].needs
+            raise UsageError(f"distil.losses.{name}: task '{task.name}' gives no {needs}; expected {allowed}.")
+
+
 def _require_signals(weights: Mapping[str, Any], task: Task, given: Signals, wanted: Sequence[Signals]) -> None:
     """Refuse losses of what is not there, or of another width."""
+    require_given(weights, task, given)
     for name in weights:
         loss = LOSSES[name]
-        if loss.needs not in given and loss.needs != "attentions":
-            allowed = ", ".join(n for n, other in LOSSES.items() if other.needs in given or other.needs == "attentions")
-            raise UsageError(f"distil.losses.{name}: task '{task.name}' gives no {loss.needs}; expected {allowed}.")
         for teacher in wanted:
             there = teacher.get(loss.needs)
             if isinstance(there, Top) and not loss.sparse:

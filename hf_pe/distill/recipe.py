@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
+from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
 from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
@@ -122,6 +122,21 @@ class Distillation(Frozen):
             **sketch_size(sketch),
         )
         return plan, sketch
+
+    def check(self, model: PreTrainedModel, data: TaskData) -> None:
+        """Find out what cannot work before the student is there.
+
+        Args:
+            model: the original, from which a student will be made.
+            data: as for `plan`.
+
+        Raises:
+            UsageError: no training row has a target, a teacher cannot be had or does not fit, or the task does not give
+                what a loss needs.
+        """
+        _require_targets(data)
+        with self._teachers(data, answering=False), torch.no_grad():
+            require_given(self.losses, data.task, data.task.signals(model, _batch(model, data), hidden=True))
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
         """Choose the losses the task's signals allow; load and check the teachers.
