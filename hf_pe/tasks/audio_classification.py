@@ -6,21 +6,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import torch
 from scipy.io import wavfile
 from scipy.signal import resample_poly
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import ROW, Batch, Judged, TaskData
-from hf_pe.tasks.classification import DESCRIPTION, class_signals, judged_classes, label_column, label_numbers, labelled
+from hf_pe.tasks.base import Batch, TaskData
+from hf_pe.tasks.classification import Classification, with_labels, with_media
 
 
 @dataclass(frozen=True)
-class AudioClassification:
+class AudioClassification(Classification):
     """Recordings are .wav files, their bytes, or {"array", "sampling_rate"}; longer than `seconds` they are cut."""
 
     seconds: float = 30.0
@@ -31,30 +29,9 @@ class AudioClassification:
     higher_is_better: bool = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Translate the labels into the model's; recordings are read batch by batch."""
-        options = examples.config
-        label = label_column(options)
-        if not options.audio:
-            raise UsageError("data.audio: expected the name of the column with the recordings, got nothing.")
-        column = options.audio
-
-        def rows(found: datasets.Dataset) -> datasets.Dataset:
-            return labelled(found.select_columns([column]), label_numbers(found[label], config))
-
-        collate = Waves(processor, column, self.seconds)
-        return TaskData(self, processor, rows(examples.train), rows(examples.eval), collate, examples)
-
-    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, labels], the task loss and, on request, hidden states."""
-        return class_signals(model, batch, hidden=hidden)
-
-    def describe(self, examples: Examples) -> str:
-        """Says what is averaged."""
-        return DESCRIPTION
-
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Predicted and given label of each row; a slice per label."""
-        return judged_classes(self, model, data)
+        """Translate the labels into the model's; files are read batch by batch."""
+        column = examples.config.audio
+        return with_media(self, examples, processor, config, column, Waves(processor, column or "", self.seconds))
 
 
 @dataclass(frozen=True)
@@ -69,11 +46,7 @@ class Waves:
         """What the feature extractor makes of them, padded to the longest, and labels."""
         rate = int(self.processor.sampling_rate)
         waves = [heard(row[self.column], rate)[: round(self.seconds * rate)] for row in rows]
-        batch: Batch = dict(self.processor(waves, sampling_rate=rate, padding=True, return_tensors="pt"))
-        for name in ("labels", ROW):
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
-        return batch
+        return with_labels(dict(self.processor(waves, sampling_rate=rate, padding=True, return_tensors="pt")), rows)
 
 
 def heard(audio: Any, rate: int) -> np.ndarray[Any, Any]:

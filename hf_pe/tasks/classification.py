@@ -9,11 +9,35 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.data import DataConfig
+from hf_pe.data import DataConfig, Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, model_inputs
 
-DESCRIPTION = "`accuracy` and `f1_macro` are over the evaluation rows."
+
+class Classification:
+    """One label per example: what is asked of the model and how it is judged. Tasks say how examples become batches."""
+
+    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
+        """Logits [batch, labels], the task loss and, on request, hidden states."""
+        out = model(**model_inputs(batch), output_hidden_states=hidden)
+        loss = torch.nn.functional.cross_entropy(out.logits.float(), batch["labels"])
+        return {"logits": out.logits, "loss": loss} | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def describe(self, examples: Examples) -> str:
+        """Says what is averaged."""
+        return "`accuracy` and `f1_macro` are over the evaluation rows."
+
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Predicted and given label of each evaluation row; a slice per label."""
+        predicted: list[int] = []
+        with torch.no_grad():
+            for batch in data.batches(data.eval):
+                logits = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
+                predicted += logits.argmax(-1).tolist()
+        gold = np.asarray(data.eval["labels"])
+        names: dict[Any, str] = model.config.id2label or {}
+        slices = {f"label {names.get(int(label), label)}": gold == label for label in np.unique(gold)}
+        return Judged({"predicted": np.asarray(predicted), "gold": gold}, _accuracy, slices)
 
 
 def label_column(options: DataConfig) -> str:
@@ -47,33 +71,33 @@ def label_numbers(labels: Iterable[Any], config: PretrainedConfig) -> list[int]:
     return found
 
 
-def labelled(rows: datasets.Dataset, numbers: list[int]) -> datasets.Dataset:
-    """`rows` with a column of labels, which replaces one of that name."""
-    return rows.remove_columns([n for n in rows.column_names if n == "labels"]).add_column("labels", numbers)
+def with_media(
+    task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any
+) -> TaskData:
+    """Rows of files and labels; files are read batch by batch, by `collate`.
+
+    Raises:
+        UsageError: no column with files or with labels is named, or a label is none of the model's.
+    """
+    label = label_column(examples.config)
+    if not column:
+        what = task.name.partition("_")[0]
+        raise UsageError(f"data.{what}: expected the name of the column with the files, got nothing.")
+
+    def rows(found: datasets.Dataset) -> datasets.Dataset:
+        numbers = label_numbers(found[label], config)
+        return found.select_columns([column]).add_column("labels", numbers)
+
+    return TaskData(task, processor, rows(examples.train), rows(examples.eval), collate, examples)
 
 
-def class_signals(model: PreTrainedModel, batch: Batch, *, hidden: bool) -> dict[str, Any]:
-    """Logits [batch, labels], the task loss and, on request, hidden states."""
-    out = model(**model_inputs(batch), output_hidden_states=hidden)
-    found = {"logits": out.logits, "loss": torch.nn.functional.cross_entropy(out.logits.float(), batch["labels"])}
-    return found | ({"hidden_states": out.hidden_states} if hidden else {})
+def with_labels(batch: Batch, rows: list[dict[str, Any]]) -> Batch:
+    """`batch` with what rows of files have beside them."""
+    names = [name for name in ("labels", ROW) if name in rows[0]]
+    return batch | {name: torch.tensor([row[name] for row in rows]) for name in names}
 
 
-def judged_classes(task: Any, model: PreTrainedModel, data: TaskData) -> Judged:
-    """Predicted and given label of each evaluation row; a slice per label."""
-    predicted: list[int] = []
-    with torch.no_grad():
-        for batch in data.batches(data.eval):
-            logits = task.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
-            predicted += logits.argmax(-1).tolist()
-    gold = np.asarray(data.eval["labels"])
-    names: dict[Any, str] = model.config.id2label or {}
-    slices = {f"label {names.get(int(label), label)}": gold == label for label in np.unique(gold)}
-    return Judged({"predicted": np.asarray(predicted), "gold": gold}, accuracy, slices)
-
-
-def accuracy(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
-    """Of predicted and given labels."""
+def _accuracy(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     return {
         "accuracy": float(accuracy_score(columns["gold"], columns["predicted"])),
         "f1_macro": float(f1_score(columns["gold"], columns["predicted"], average="macro")),

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
-import torch
 from PIL import Image
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import ROW, Batch, Judged, TaskData
-from hf_pe.tasks.classification import DESCRIPTION, class_signals, judged_classes, label_column, label_numbers, labelled
+from hf_pe.tasks.base import Batch, TaskData
+from hf_pe.tasks.classification import Classification, with_labels, with_media
 
 
 @dataclass(frozen=True)
-class ImageClassification:
+class ImageClassification(Classification):
     """Images are file names or the bytes of a file; they stay that until a batch is made."""
 
     name: str = "image_classification"
@@ -27,29 +25,9 @@ class ImageClassification:
     higher_is_better: bool = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Translate the labels into the model's; images are read and resized batch by batch."""
-        options = examples.config
-        label = label_column(options)
-        if not options.image:
-            raise UsageError("data.image: expected the name of the column with the images, got nothing.")
-        column = options.image
-
-        def rows(found: datasets.Dataset) -> datasets.Dataset:
-            return labelled(found.select_columns([column]), label_numbers(found[label], config))
-
-        return TaskData(self, processor, rows(examples.train), rows(examples.eval), Pixels(processor, column), examples)
-
-    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, labels], the task loss and, on request, hidden states."""
-        return class_signals(model, batch, hidden=hidden)
-
-    def describe(self, examples: Examples) -> str:
-        """Says what is averaged."""
-        return DESCRIPTION
-
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Predicted and given label of each row; a slice per label."""
-        return judged_classes(self, model, data)
+        """Translate the labels into the model's; files are read batch by batch."""
+        column = examples.config.image
+        return with_media(self, examples, processor, config, column, Pixels(processor, column or ""))
 
 
 @dataclass(frozen=True)
@@ -62,11 +40,7 @@ class Pixels:
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Pixels [batch, channels, height, width] and labels."""
         found = self.processor(images=[opened(row[self.column]) for row in rows], return_tensors="pt")
-        batch: Batch = {"pixel_values": found["pixel_values"]}
-        for name in ("labels", ROW):
-            if name in rows[0]:
-                batch[name] = torch.tensor([row[name] for row in rows])
-        return batch
+        return with_labels({"pixel_values": found["pixel_values"]}, rows)
 
 
 def opened(image: Any) -> Image.Image:

@@ -4,15 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
+from transformers import DataCollatorWithPadding, PretrainedConfig
 
 from hf_pe.data import Examples
-from hf_pe.tasks.base import Batch, Judged, TaskData
-from hf_pe.tasks.classification import DESCRIPTION, class_signals, judged_classes, label_column, label_numbers
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.classification import Classification, label_column, label_numbers
 
 
 @dataclass(frozen=True)
-class TextClassification:
+class TextClassification(Classification):
     """Labels may be the model's label names or their numbers."""
 
     name: str = "text_classification"
@@ -33,15 +33,3 @@ class TextClassification:
 
         collate = DataCollatorWithPadding(processor)
         return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), collate, examples)
-
-    def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, labels], the task loss and, on request, hidden states."""
-        return class_signals(model, batch, hidden=hidden)
-
-    def describe(self, examples: Examples) -> str:
-        """Says what is averaged."""
-        return DESCRIPTION
-
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Predicted and given label of each row; a slice per label."""
-        return judged_classes(self, model, data)
