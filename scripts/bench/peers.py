@@ -200,11 +200,21 @@ def ffn_size(model: Any, share: float) -> int:
 
 
 def by_peers(
-    choices: dict[str, list[Kept]], model: Any, data: TaskData, badness: Callable[[Any], float]
+    choices: dict[str, list[Kept]],
+    model: Any,
+    data: TaskData,
+    badness: Callable[[Any], float],
+    chosen: dict[str, int],
 ) -> Iterator[tuple[str, Any]]:
-    """What is best of each tool's grid by `badness` on other data, as it is and with our repair."""
+    """What is best of each tool's grid by `badness` on other data, as it is and with our repair.
+
+    `chosen` remembers which it was, so that later calibration sets need not try again.
+    """
     for name, tried in choices.items():
-        best = min(tried, key=lambda kept: badness(cut_to(model, kept, data)))
+        if name not in chosen:
+            found = [badness(cut_to(model, kept, data)) for kept in tried]
+            chosen[name] = found.index(min(found))
+        best = tried[chosen[name]]
         yield name, cut_to(model, best, data)
         yield name + REPAIRED, cut_to(model, best, data, "least_squares")
 

@@ -1,8 +1,8 @@
 """all-MiniLM-L6-v2 on STS-B, no training: a part of the FFN width removed, or of all the encoder's parameters along any
 axes, beside other tools' choices.
 
-Each calibration seed draws sentences from the training split; each peer takes the best of its grid on pairs of the
-training split that no calibration saw. Along any axes they take the depth with the FFN width that fits it which is
+Each calibration seed draws sentences from the training split; each peer takes what is best of its grid for the first set
+on pairs of the training split that no calibration saw. Along any axes they take the depth with the FFN width that fits it which is
 best on the first set. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
@@ -123,7 +123,8 @@ def main() -> None:
         for share in SHARES:
             size = ffn_size(model, share)
             choices = torch_pruning_choices(graded, axis, size, example_inputs(model, batch=1, length=8))
-            peers = by_peers(choices, model, data, lambda small, trial=trial: -trial.score(small))
+            tried = chosen.setdefault(share, {})
+            peers = by_peers(choices, model, data, lambda small, trial=trial: -trial.score(small), tried)
             for name, small in chain(peers, by_recipes(RECIPES, model, data, size, seed)):
                 note(share, name, small)
         for share in ANY:
