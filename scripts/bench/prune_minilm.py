@@ -1,9 +1,9 @@
 """all-MiniLM-L6-v2 on STS-B, no training: a part of the FFN width removed, or of all the encoder's parameters along any
 axes, beside other tools' choices.
 
-Each calibration seed draws sentences from the training split; each peer takes what is best of its grid for the first set
-on pairs of the training split that no calibration saw. Along any axes they take the depth with the FFN width that fits it which is
-best on the first set. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
+Each calibration seed draws sentences from the training split; each peer takes what is best of its grid for the first
+set on pairs of the training split that no calibration saw. Along any axes the grid is all depths with the FFN width
+that fits. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy

@@ -1,9 +1,9 @@
 """SmolLM2-135M on WikiText-2, no training: FFN width removed, and a share of all parameters along any axes, beside
 Torch-Pruning's choice and other methods.
 
-Each calibration seed draws 32 blocks of 512 tokens from the validation split; each method takes what is best of its grid
-for the first set on 4 further validation blocks; the test blocks are the first 8. Needs ../shared/data/wikitext-2 and the
-extras gguf and bench. Seeds: --seeds (default 5).
+Each calibration seed draws 32 blocks of 512 tokens from the validation split; each method takes what is best of its
+grid for the first set on 4 further validation blocks; the test blocks are the first 8. Needs ../shared/data/wikitext-2
+and the extras gguf and bench. Seeds: --seeds (default 5).
 """
 
 import copy
