@@ -16,12 +16,25 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    FeatureExtractionMixin,
+    ImageProcessingMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen
 from hf_pe.proof import difference
 
+LOADERS = {
+    "pixel_values": "AutoImageProcessor",
+    "input_values": "AutoFeatureExtractor",
+    "input_features": "AutoFeatureExtractor",
+}
+"""What makes a model's inputs, by the name of its main one; else a tokenizer."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SIDE_FILES = (
@@ -152,19 +165,23 @@ def load_model(source: Source, model_class: type[PreTrainedModel], **options: An
     return model.eval()  # type: ignore[no-any-return]
 
 
-def load_processor(source: Source) -> Any:
-    """Load the tokenizer, else the processor.
+def load_processor(source: Source, main_input: str = "input_ids") -> Any:
+    """Load what makes the model's inputs: its tokenizer, image processor or feature extractor, else its processor.
+
+    Args:
+        source: resolved.
+        main_input: `main_input_name` of the model's class.
 
     Raises:
-        UsageError: the model comes with neither.
+        UsageError: the model comes with none.
     """
-    try:
-        return AutoTokenizer.from_pretrained(source.path, **source.options())
-    except (OSError, ValueError, ImportError, KeyError):
+    first = LOADERS.get(main_input, "AutoTokenizer")
+    for name in dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")):
         try:
-            return AutoProcessor.from_pretrained(source.path, **source.options())
-        except (OSError, ValueError, ImportError) as error:
-            raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load.") from error
+            return getattr(transformers, name).from_pretrained(source.path, **source.options())
+        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+            reason = error
+    raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load: {reason}")
 
 
 def is_sentence_transformer(source: Source) -> bool:
@@ -226,13 +243,19 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def loading_snippet(auto_class: str, name: str, processor: Any, tokens: bool) -> str:
+def loading_snippet(auto_class: str, name: str, processor: Any) -> str:
     """The lines that load a result; the card prints them and the reload proof runs them."""
-    loader = "AutoTokenizer" if tokens else "AutoProcessor"
+    kinds = {
+        "AutoTokenizer": PreTrainedTokenizerBase,
+        "AutoImageProcessor": ImageProcessingMixin,
+        "AutoFeatureExtractor": FeatureExtractionMixin,
+    }
+    loader = next((loader for loader, kind in kinds.items() if isinstance(processor, kind)), "AutoProcessor")
     lines = [f"from transformers import {auto_class}" + (f", {loader}" if processor is not None else ""), ""]
     lines += [f'model = {auto_class}.from_pretrained("{name}")']
     if processor is not None:
-        lines += [f'{"tokenizer" if tokens else "processor"} = {loader}.from_pretrained("{name}")']
+        what = "tokenizer" if loader == "AutoTokenizer" else "processor"
+        lines += [f'{what} = {loader}.from_pretrained("{name}")']
     return "\n".join(lines)
 
 

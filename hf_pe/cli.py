@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from hf_pe.errors import PushError, UsageError
+from hf_pe.errors import NotFiniteError, PushError, UsageError
 from hf_pe.progress import listen
 
 if TYPE_CHECKING:
@@ -369,7 +369,7 @@ def _messages() -> Iterator[None]:
         err.print("[red]Error:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(2) from None
-    except PushError as error:
+    except (PushError, NotFiniteError) as error:
         err.print("[red]Stopped:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None

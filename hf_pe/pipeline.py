@@ -170,7 +170,7 @@ def compress(
     outline(Sketch(config=config, model_class=model_class), recipes, variants)
     progress.say("reading data")
     examples = load_examples(data)
-    processor = processor if processor is not None else checkpoints.load_processor(source)
+    processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
     if getattr(processor, "pad_token", "") is None:
         processor.pad_token = processor.eos_token
     ready = the_task.prepare(examples, processor, config)
@@ -241,7 +241,8 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     else:
         the_task = find_task(task, source, config)
         auto_class, model_class = the_task.auto_class, checkpoints.class_for(config, the_task.auto_class)
-        ready = the_task.prepare(load_examples(data), checkpoints.load_processor(source), config) if data else None
+        processor = checkpoints.load_processor(source, model_class.main_input_name) if data else None
+        ready = the_task.prepare(load_examples(data), processor, config) if data else None
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
     found = measure({"model": model}, ready)["model"]

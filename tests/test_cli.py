@@ -91,7 +91,7 @@ def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_pa
     target.mkdir()
     (target / "mine.txt").write_text("mine")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise stop
 
     with monkeypatch.context() as patch:

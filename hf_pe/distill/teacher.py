@@ -58,7 +58,7 @@ class Teacher(Frozen):
         }
         packed = {} if self.quantize is None else {"quantization_config": BitsAndBytesConfig(**packing[self.quantize])}
         teacher: Any = load_model(source, model_class, **packed)
-        require_same_tokens(data.processor, load_processor(source), self.model)
+        require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
         if self.adapter is not None:
             try:
                 teacher = PeftModel.from_pretrained(teacher, self.adapter)

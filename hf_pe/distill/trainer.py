@@ -21,7 +21,7 @@ from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
 from hf_pe.distill.objective import Live, Objective
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_frozen
-from hf_pe.errors import NotFiniteError
+from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.packing import plain_layout_
 from hf_pe.tasks import Batch, Task, task_named
 
@@ -242,6 +242,8 @@ def _averaged(parameter: torch.Tensor) -> None:
 
 def _first_batch(trainer: Any) -> Batch:
     """Two rows as the Trainer will see them, on its device."""
+    if trainer.train_dataset is None:
+        raise UsageError("DistillationMixin: expected a train_dataset to find out what the models give, got none.")
     rows = iter(trainer.train_dataset)
     batch = trainer.data_collator([row for row, _ in zip(rows, range(2), strict=False)])
     return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -23,8 +23,7 @@ def reopened(
         What was seen (parameters, peak memory of loading and one forward pass, largest relative difference of the
         outputs) and the snippet, which calls it `name`.
     """
-    tokens = model.main_input_name == "input_ids"
     length = longest(model.config, length)
-    snippet = loading_snippet(auto_class, name, processor, tokens)
+    snippet = loading_snippet(auto_class, name, processor)
     inputs = example_inputs(model, batch=1, length=length)
     return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet
