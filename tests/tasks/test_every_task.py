@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from hf_pe.data import DataConfig, Examples, load_examples
-from hf_pe.distill import Distillation
+from hf_pe.distill import Cache, Distillation
 from hf_pe.errors import UsageError
 from hf_pe.proof import lively
 from hf_pe.tasks import TASKS, Judged, task_named
@@ -131,6 +131,16 @@ def test_a_student_learns_by_every_signal_the_task_gives(kind, tokenizer):
     values = [loss for _, loss in curve]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
     assert trained.state_dict().keys() == student.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", [token_classification, seq2seq, image_classification, audio_classification])
+def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
+    data, teacher = ready(kind, tokenizer)
+    student = lively(copy.deepcopy(teacher), 7).eval()
+    live = Distillation(steps=3, losses={"kl": 1.0, "task": 0.1}, batch_size=8)
+    cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), k=200)})
+    one, other = (recipe.train(student, data)[1] for recipe in (live, cached))
+    assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
