@@ -17,7 +17,7 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels
 from hf_pe.errors import UsageError
 from hf_pe.proof import difference
-from hf_pe.tasks import Batch, Task
+from hf_pe.tasks import Batch, Task, counted_rows
 
 LARGE = 4096
 """From so many words on a vocabulary's logits are never held whole."""
@@ -116,7 +116,7 @@ def pair(
         UsageError: given ones are too many or too few, do not rise, or are out of range.
     """
     if layers == "similar" and len(student) <= len(teacher):
-        return similar(*([_rows(state, mask) for state in states] for states in (student, teacher)))
+        return similar(*([counted_rows(state, mask) for state in states] for states in (student, teacher)))
     if layers == "last":
         return last(len(student), len(teacher))
     if isinstance(layers, str):
@@ -193,11 +193,6 @@ def _in_chunks(weights: Mapping[str, Any], task: Task, wanted: Sequence[Signals]
     if not by_token or {*weights} - {*by_token} - beside or not hasattr(task, "predicted"):
         return False
     return all(isinstance(s["logits"], Top) or s["logits"].shape[-1] >= LARGE for s in wanted)
-
-
-def _rows(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Hidden states of the tokens that count, [tokens, width]."""
-    return states.flatten(0, -2) if mask is None else states[mask.bool()]
 
 
 def _width(signal: Any) -> int | None:

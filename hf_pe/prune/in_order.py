@@ -13,8 +13,8 @@ from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, Waiting, lockstep
 from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, counted, hidden_of
-from hf_pe.tasks import TaskData
+from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, hidden_of
+from hf_pe.tasks import TaskData, counted_rows
 
 
 def maps_in_order(axis: Axis) -> list[Slot]:
@@ -73,7 +73,7 @@ def repair_in_order_(
                 weight = 1 / wish.square().mean(-1, keepdim=True).clamp_min(
                     1e-12
                 )  # norms follow: the relative error counts
-                rows = [counted(part, mask) for part in (state["x"], delta, weight)]
+                rows = [counted_rows(part, mask) for part in (state["x"], delta, weight)]
                 add_to_fold(folds, number, Moments.of(rows[0], rows[1], rows[2][:, 0]))
             found = fit(folds, bias=getattr(linear, "bias", None) is not None)
             change = found.move if slot.dim == 0 else found.move.T

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, lockstep
-from hf_pe.tasks import Batch, TaskData, model_inputs
+from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
 
 FOLDS = 2
 """Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
@@ -129,7 +129,7 @@ class _Sums:
         if inputs is self.last[0] and self.first.setdefault(name, self.last[1]) != name:
             return
         self.last[:] = inputs, self.first.setdefault(name, name)
-        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted(inputs, mask)))
+        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask)))
 
     def taken(self) -> dict[str, list[Moments]]:
         """What came since it was last asked for."""
@@ -211,7 +211,7 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     turned: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        before, after = counted(inputs, mask).float(), counted(hidden_of(output), mask).float()
+        before, after = counted_rows(inputs, mask).float(), counted_rows(hidden_of(output), mask).float()
         turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
@@ -225,7 +225,7 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
     total: dict[str, torch.Tensor] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        rows = counted(inputs, mask).float()
+        rows = counted_rows(inputs, mask).float()
         rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         total["sum"] = total.get("sum", torch.zeros(())) + (rows.T @ rows).double() / len(rows)
 
@@ -241,7 +241,7 @@ def kept_length(
     seen: dict[str, list[torch.Tensor]] = {name: [] for name in norms}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        rows = counted(inputs, mask).float()
+        rows = counted_rows(inputs, mask).float()
         few = rows[:, kept]
         if isinstance(norms[name], nn.LayerNorm):
             rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
@@ -250,13 +250,6 @@ def kept_length(
     with _watch(model, norms, collect) as passes:
         passes.run(data, "norms of the kept width")
     return {name: float(torch.cat(parts).mean()) for name, parts in seen.items()}
-
-
-def counted(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Rows [tokens, width] of the positions that are not padding."""
-    if mask is not None and hidden.shape[:-1] == mask.shape:
-        return hidden[mask.bool()]
-    return hidden.flatten(0, -2)
 
 
 def hidden_of(output: Any) -> torch.Tensor:

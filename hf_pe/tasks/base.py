@@ -113,6 +113,13 @@ def model_inputs(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
+def counted_rows(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Rows [tokens, width] of the positions that are not padding; all where the mask speaks of other positions."""
+    if mask is not None and hidden.shape[:-1] == mask.shape:
+        return hidden[mask.bool()]
+    return hidden.flatten(0, -2)
+
+
 def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:
     """Slices of examples by a number each has: the lowest, middle and highest third; none where all are equal."""
     low, high = np.quantile(values, [1 / 3, 2 / 3])
