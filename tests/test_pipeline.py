@@ -113,7 +113,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
     steps = [PRUNE, DISTIL]
     call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
