@@ -29,6 +29,13 @@ class Paper(NamedTuple):
 
 _PAPERS = (
     Paper(
+        "song2024sleb",
+        "Jiwon Song and Kyungseok Oh and Taesu Kim and Hyungjun Kim and Yulhwa Kim and Jae-Joon Kim",
+        "SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks",
+        2024,
+        "2402.09025",
+    ),
+    Paper(
         "wang2020minilm",
         "Wenhui Wang and Furu Wei and Li Dong and Hangbo Bao and Nan Yang and Ming Zhou",
         "MiniLM: Deep Self-Attention Distillation for Task-Agnostic Compression of Pre-Trained Transformers",

@@ -1,11 +1,15 @@
 """How much of its answers a model loses when one axis alone is cut."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from hf_pe.anatomy import Axis
 from hf_pe.progress import advance
 from hf_pe.prune.budget import Setting, Tried
 from hf_pe.prune.statistics import BATCH
@@ -69,6 +73,58 @@ def least_loss(
         found.append(_distance(_answers(made(setting), data), wanted))
         advance("ways to the target", number, len(settings))
     return settings[found.index(min(found))]
+
+
+def least_missed(
+    model: PreTrainedModel,
+    axis: Axis,
+    removable: Sequence[int],
+    count: int,
+    data: TaskData,
+    gone: list[int],
+) -> list[int]:
+    """Layers whose absence costs the model's answers least, taken away one by one, each beside those that went before.
+
+    As SLEB (Song et al. 2024, arXiv:2402.09025, algorithm 1), with the task's answers in place of perplexity.
+
+    Args:
+        model: the original.
+        axis: of depth; layers of the same number go from all stacks.
+        removable: layers that may go.
+        count: how many do; as many rounds of passes over `ROWS` rows, one for each layer that is left.
+        data: the rows.
+        gone: those that are known to go first; gets the others.
+
+    Returns:
+        `gone`, at least `count` of them.
+    """
+    wanted = _answers(model, data) if len(gone) < count else None
+    for number in range(len(gone), count):
+        assert wanted is not None
+        losses = {}
+        for layer in (layer for layer in removable if layer not in gone):
+            names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
+            with _skipped([model.get_submodule(name) for name in names]):
+                losses[layer] = _distance(_answers(model, data), wanted)
+        gone.append(min(losses, key=lambda layer: losses[layer]))
+        advance(f"least missed {axis.name}", number + 1, count)
+    return gone
+
+
+@contextmanager
+def _skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Let blocks hand on what they are given."""
+
+    def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        given = args[0] if args else kwargs["hidden_states"]
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    handles = [block.register_forward_hook(hand_on, with_kwargs=True) for block in blocks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

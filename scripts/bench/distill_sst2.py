@@ -35,7 +35,7 @@ def main() -> None:
     )
     data = data.__class__(**{**vars(data), "teacher": teacher})
     dense = right(teacher, test)
-    cut = StructuredPruning(keep={"layers": 3}, repair="none")
+    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(teacher, cut.plan(teacher, data), data)
     found: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
     for seed in range(count):

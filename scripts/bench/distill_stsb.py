@@ -57,7 +57,7 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
     data = task_data(processor, tokens(processor, texts))
     data = data.__class__(**{**vars(data), "teacher": model})
     start = time.perf_counter()
-    cut = StructuredPruning(keep={"layers": 3}, repair="in_order")
+    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(model, cut.plan(model, data), data)
     told: dict[str, Any] = {"losses": {"cosine": 1.0, "similarity": 5.0, "hidden": 2.0}, "train_embeddings": False}
 

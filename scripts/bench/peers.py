@@ -187,7 +187,9 @@ def best_of(made: Iterable[Tried], score: Callable[[Any], float]) -> dict[str, T
 
 def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[Tried]:
     """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
-    recipe = StructuredPruning(target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon")
+    recipe = StructuredPruning(
+        target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy"
+    )
     plan = recipe.plan(model, data)
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
     for repair in ("least_squares", "in_order"):
