@@ -1,11 +1,13 @@
 """Run by torch.distributed.run in two processes: MODEL OUTPUT REPO. Each writes down how its training ended."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import datasets
 import numpy as np
+import torch.distributed as dist
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -61,3 +63,6 @@ def main(model, output, repo):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    dist.barrier()
+    dist.destroy_process_group()
+    os._exit(0)  # all is written; threads of libraries that are left may end a process by a signal on its way out

@@ -4,11 +4,13 @@ LARGE: from so many words on the losses of logits go in chunks.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import datasets
 import torch
+import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
 
 from hf_pe.distill import DistillationTrainer, build
@@ -48,3 +50,7 @@ def main(model, output, batch, losses, large):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    os._exit(0)  # all is written; threads of libraries that are left may end a process by a signal on its way out

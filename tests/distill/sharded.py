@@ -3,6 +3,7 @@ process writes down whether they were, and the loss curve beside that of whole m
 
 import copy
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -66,3 +67,4 @@ def main(model, output):
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    os._exit(0)  # all is written; threads of libraries that are left may end a process by a signal on its way out

@@ -260,7 +260,7 @@ def test_two_processes_have_the_loss_curve_of_one(llama_folder, tmp_path, losses
         for c in (1, 2)
     ]
     for a, b in zip(*weights, strict=True):
-        assert (a - b).norm() < 1e-3 * a.norm()  # Adam makes much of gradients near nothing
+        assert (a - b).norm() < 3e-3 * a.norm()  # Adam makes much of gradients near nothing
 
 
 @pytest.mark.slow
