@@ -1,7 +1,7 @@
 """What a student is trained for: the weighted sum of losses over its teachers, with each term to look at."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -142,7 +142,7 @@ class Objective:
         batch: Batch,
         *,
         progress: float = 0.0,
-        autocast: AbstractContextManager[Any] | None = None,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         agreement: bool = False,
     ) -> Outcome:
         """The student's loss on `batch`.
@@ -151,21 +151,19 @@ class Objective:
             model: the student, wrapped perhaps.
             batch: as the task's collator makes it.
             progress: share of the steps that are done, 0 to 1.
-            autocast: what the teachers run under.
+            autocast: makes what a teacher runs under; called for each of them.
             agreement: also say how far student and teachers agree.
         """
         settings = Settings(at(self.temperature, progress), self.beta)
         weights = {name: at(weight, progress) for name, weight in self.weights.items()}
         if self.head is not None:
-            return self._in_chunks(model, batch, weights, settings, autocast or nullcontext(), agreement)
+            return self._in_chunks(model, batch, weights, settings, autocast, agreement)
         with _watching(self.attentions) as seen:
             student = self.task.signals(model, batch, hidden=self.hidden)
         student = self._completed(student, batch, seen)
         terms: dict[str, torch.Tensor] = {}
         for teacher, share in zip(self.teachers, self.shares, strict=True):
-            with ExitStack() as stack:
-                stack.enter_context(torch.no_grad())
-                stack.enter_context(autocast or nullcontext())
+            with torch.no_grad(), autocast():
                 wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
             for name in weights:
                 if name != "task" or name not in terms:
@@ -173,7 +171,8 @@ class Objective:
                     _add(terms, name, value if name == "task" else share * value)
             if agreement and (agreed := _agreement(student, wanted)) is not None:
                 _add(terms, AGREEMENT, share * agreed)
-        return _outcome(terms, weights, student)
+        loss = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
+        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, student)
 
     def _in_chunks(
         self,
@@ -181,7 +180,7 @@ class Objective:
         batch: Batch,
         weights: dict[str, float],
         settings: Settings,
-        autocast: AbstractContextManager[Any],
+        autocast: Callable[[], AbstractContextManager[Any]],
         agreed: bool,
     ) -> Outcome:
         """The same without whole logits; what looks at hidden states or attention comes beside."""
@@ -194,7 +193,7 @@ class Objective:
         terms: dict[str, torch.Tensor] = {}
         losses: list[torch.Tensor] = []
         for number, (teacher, share) in enumerate(zip(self.teachers, self.shares, strict=True)):
-            with torch.no_grad(), autocast:
+            with torch.no_grad(), autocast():
                 wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
             names = [n for n in weights if LOSSES[n].each is not None and (n != "task" or number == 0)]
 
@@ -233,11 +232,6 @@ class Objective:
 
 def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
     terms[name] = terms[name] + value if name in terms else value
-
-
-def _outcome(terms: dict[str, torch.Tensor], weights: dict[str, float], signals: Signals) -> Outcome:
-    loss = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-    return Outcome(loss, {name: value.detach() for name, value in terms.items()}, signals)
 
 
 @torch.no_grad()

@@ -81,6 +81,7 @@ class DistillationMixin:
                 layers=layers,
             )
         self.distillation = objective
+        self._packed = any(hasattr(parameter, "quant_state") for parameter in trainer.model.parameters())
         for each in objective.teachers:
             if isinstance(each, Live):
                 require_frozen(trainer.model, each.model)
@@ -142,7 +143,7 @@ class DistillationMixin:
             NotFiniteError: a term is infinite or no number; the weights are still those of the step before.
         """
         trainer: Any = self
-        if model.training:
+        if self._packed and model.training:
             plain_layout_(model)
         objective = replace(self.distillation, head=None) if return_outputs else self.distillation
         state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
@@ -150,7 +151,7 @@ class DistillationMixin:
             model,
             inputs,
             progress=state.global_step / max(state.max_steps, 1),
-            autocast=trainer.accelerator.autocast(),
+            autocast=trainer.accelerator.autocast,
             agreement=model.training and (state.global_step + 1) % every == 0,
         )
         if not torch.isfinite(found.loss):

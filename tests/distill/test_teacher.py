@@ -68,6 +68,18 @@ def test_a_packed_teacher_teaches(language, llama_folder, method):
     assert curve[-1][1] < curve[0][1]
 
 
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_several_teachers_teach_in_one_run(language, llama_folder, large, monkeypatch):
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
+    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    alone, curves = Distillation(steps=3, batch_size=8), []
+    for teachers in ((), ({}, {"model": str(llama_folder), "weight": 2.0})):  # the same model twice is one teacher
+        recipe = Distillation.model_validate(alone.model_dump() | {"teachers": teachers})
+        recipe.plan(student, language)
+        curves.append([loss for _, loss in recipe.train(student, language)[1]])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+
+
 def test_another_tokenizer_is_refused(language, tmp_path):
     other = Tokenizer(models.WordLevel({"[UNK]": 0, "dog": 1, "the": 2}, unk_token="[UNK]"))
     folder = saved(
