@@ -41,6 +41,32 @@ def kept_modules(model: PreTrainedModel, method: str, skip: tuple[str, ...] = ()
     return sorted((default & linear) | heads | odd | {n for n in linear if n.endswith(skip)})
 
 
+def settings(
+    method: str,
+    *,
+    kept: list[str] | None = None,
+    double: bool = True,
+    compute_dtype: torch.dtype | None = None,
+) -> BitsAndBytesConfig:
+    """How transformers packs weights while it loads them.
+
+    Args:
+        method: "nf4" or "int8".
+        kept: modules that are not packed; default: transformers' own.
+        double: NF4: scales of scales too.
+        compute_dtype: default: bitsandbytes' own, float32.
+    """
+    return BitsAndBytesConfig(
+        load_in_4bit=method == "nf4",
+        load_in_8bit=method == "int8",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=compute_dtype,
+        bnb_4bit_quant_storage=torch.uint8,
+        llm_int8_skip_modules=kept,
+    )
+
+
 def packed(
     model: PreTrainedModel,
     method: str,
@@ -60,18 +86,10 @@ def packed(
         double: NF4: scales of scales too.
         compute_dtype: default: the model's.
     """
-    settings = BitsAndBytesConfig(
-        load_in_4bit=method == "nf4",
-        load_in_8bit=method == "int8",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=compute_dtype or model.dtype,
-        bnb_4bit_quant_storage=torch.uint8,
-        llm_int8_skip_modules=kept,
-    )
+    wanted = settings(method, kept=kept, double=double, compute_dtype=compute_dtype or model.dtype)
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
-        found = type(model).from_pretrained(work, quantization_config=settings, dtype=model.dtype)
+        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=model.dtype)
     found.config._name_or_path = model.config._name_or_path
     return found.eval()  # type: ignore[no-any-return]
 

@@ -66,7 +66,18 @@ class Cached:
         Raises:
             UsageError: hidden states or attention are asked for.
         """
-        if hidden or attentions:
+        return self._kept(batch, hidden or attentions)
+
+    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
+        """The same, a part at a time."""
+        logits = self._kept(batch, hidden or attentions)["logits"]
+        if isinstance(logits, Top):
+            return Last(lambda place: Top(logits.logs[place], logits.classes[place]), {})
+        return Last(lambda place: logits[place], {})
+
+    def _kept(self, batch: Batch, more: bool) -> Signals:
+        """What the files say of the rows; `more` than that is refused."""
+        if more:
             raise UsageError(
                 "distil.cache: a cache holds logits and embeddings; leave out `hidden`, `attention` and `relations`, "
                 "or the cache."
@@ -82,13 +93,6 @@ class Cached:
             return {"logits": logits, "only_counted": True}
         logs, classes = _unpacked(parts, self.k, self.classes)
         return {"logits": Top(torch.from_numpy(logs).to(numbers.device), torch.from_numpy(classes).to(numbers.device))}
-
-    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
-        """The same, a part at a time."""
-        logits = self.signals(batch, task=None, hidden=hidden, attentions=attentions)["logits"]  # type: ignore[arg-type]
-        if isinstance(logits, Top):
-            return Last(lambda place: Top(logits.logs[place], logits.classes[place]), {})
-        return Last(lambda place: logits[place], {})
 
 
 def with_rows(data: TaskData) -> tuple[datasets.Dataset, Any]:

@@ -147,8 +147,7 @@ class Distillation(Frozen):
         """
         _require_targets(data)
         with self._teachers(data, answering=False) as teachers:
-            student = copy.deepcopy(model) if self.lora else model  # adapters change how the head is found
-            objective = build(student, teachers, data.task, _batch(model, data), **self._settings())
+            objective = build(model, teachers, data.task, _batch(model, data), **self._settings())
         chosen = self.model_copy(update={"losses": dict(objective.weights)})
         return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
 

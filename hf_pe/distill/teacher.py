@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from pydantic import Field, field_serializer
-from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_pe import packing
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen
@@ -52,11 +53,7 @@ class Teacher(Frozen):
             )
         source = resolve(self.model)
         model_class = class_for(load_config(source), data.task.auto_class)
-        packing: dict[str, dict[str, Any]] = {
-            "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-            "int8": {"load_in_8bit": True},
-        }
-        packed = {} if self.quantize is None else {"quantization_config": BitsAndBytesConfig(**packing[self.quantize])}
+        packed = {"quantization_config": packing.settings(self.quantize)} if self.quantize else {}
         teacher: Any = load_model(source, model_class, **packed)
         require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
         if self.adapter is not None:

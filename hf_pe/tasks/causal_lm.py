@@ -1,17 +1,16 @@
 """Causal language modelling: packed blocks, perplexity."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, default_data_collator
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.likelihood import judged_tokens, perplexity
 
 
 @dataclass(frozen=True)
@@ -61,19 +60,4 @@ class CausalLM:
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Negative log-likelihood of each block's tokens; perplexity is exp of the mean over all of them."""
-        losses: list[float] = []
-        tokens: list[int] = []
-        with torch.no_grad():
-            for batch in data.batches(data.eval, 4):
-                found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})
-                labels = batch["labels"][:, 1:].to(model.device)
-                each = torch.nn.functional.cross_entropy(
-                    found["logits"].float().transpose(1, 2), labels, reduction="none"
-                )
-                losses += each.sum(1).tolist()
-                tokens += found["mask"].sum(1).tolist()
-        return Judged({"loss": np.asarray(losses), "tokens": np.asarray(tokens)}, _perplexity)
-
-
-def _perplexity(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
-    return {"perplexity": math.exp(min(columns["loss"].sum() / columns["tokens"].sum(), 700.0))}
+        return judged_tokens(self, model, data, 4, perplexity)

@@ -1,6 +1,7 @@
 """What tasks that guess tokens do alike: judge how likely the right ones were."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,26 @@ from transformers import PreTrainedModel
 
 from hf_pe.tasks.base import Judged, TaskData
 
+Columns = dict[str, np.ndarray[Any, Any]]
 
-def judged_tokens(task: Any, model: PreTrainedModel, data: TaskData, size: int = 16) -> Judged:
+
+def perplexity(columns: Columns) -> dict[str, float]:
+    """exp of the mean negative log-likelihood of all tokens."""
+    return {"perplexity": math.exp(min(columns["loss"].sum() / max(columns["tokens"].sum(), 1), 700.0))}
+
+
+def perplexity_and_accuracy(columns: Columns) -> dict[str, float]:
+    """The same, and the share of tokens that were found likeliest."""
+    return perplexity(columns) | {"accuracy": float(columns["right"].sum() / max(columns["tokens"].sum(), 1))}
+
+
+def judged_tokens(
+    task: Any,
+    model: PreTrainedModel,
+    data: TaskData,
+    size: int = 16,
+    score: Callable[[Columns], dict[str, float]] = perplexity_and_accuracy,
+) -> Judged:
     """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label."""
     rows: list[list[float]] = []
     with torch.no_grad():
@@ -21,12 +40,4 @@ def judged_tokens(task: Any, model: PreTrainedModel, data: TaskData, size: int =
             each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
             right = (logits.argmax(-1) == labels).sum(1)
             rows += torch.stack([each.sum(1), right, found["mask"].sum(1)], 1).tolist()
-    return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), _scores)
-
-
-def _scores(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
-    tokens = max(columns["tokens"].sum(), 1)
-    return {
-        "perplexity": math.exp(min(columns["loss"].sum() / tokens, 700.0)),
-        "accuracy": float(columns["right"].sum() / tokens),
-    }
+    return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)

@@ -7,6 +7,7 @@ WikiText-2: training blocks from the validation split, the first 8 test blocks t
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def main() -> None:
     cut = StructuredPruning(keep={"ffn": 920}, repair="in_order", multiple=4)
     student = cut.apply(teacher, cut.plan(teacher, data), data)
     lessons = task_data(processor, pool.select(range(CALIBRATION, len(pool))), test)
-    lessons = lessons.__class__(**{**vars(lessons), "teacher": teacher})
+    lessons = replace(lessons, teacher=teacher)
     dense, before = (math.exp(losses(m, data).mean()) for m in (teacher, student))
     found: dict[str, tuple[float, float]] = {}
     for name, told in WAYS.items():

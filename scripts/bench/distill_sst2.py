@@ -4,6 +4,7 @@ The student is the teacher cut to three layers, by which the dev split is not se
 same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def main() -> None:
         TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
         for split in ("train", "test")
     )
-    data = data.__class__(**{**vars(data), "teacher": teacher})
+    data = replace(data, teacher=teacher)
     dense = right(teacher, test)
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(teacher, cut.plan(teacher, data), data)

@@ -11,6 +11,7 @@ import argparse
 import copy
 import tempfile
 import time
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -55,7 +56,7 @@ def sentences() -> list[str]:
 def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple[Any, int, float]:
     """The student, its steps, and the seconds it took."""
     data = task_data(processor, tokens(processor, texts))
-    data = data.__class__(**{**vars(data), "teacher": model})
+    data = replace(data, teacher=model)
     start = time.perf_counter()
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(model, cut.plan(model, data), data)

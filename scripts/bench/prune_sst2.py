@@ -6,6 +6,7 @@ itself how much goes along which axis, and dev decides how it repairs. Needs ../
 Seeds: --seeds (default 5).
 """
 
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -95,7 +96,7 @@ def main() -> None:
     chosen: dict[float, dict[str, Any]] = {share: {} for share in SHARES}
     everything = TextClassification().prepare(load_examples(rows("train")), processor, model.config)
     for seed in range(count):
-        data = everything.__class__(**{**vars(everything), "train": everything.train.shuffle(seed=seed), "memory": {}})
+        data = replace(everything, train=everything.train.shuffle(seed=seed), memory={})
         for share in SHARES:
             made = (
                 deep_and_narrow(model, data, share, task_loss, chosen[share]),
