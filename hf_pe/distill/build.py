@@ -12,7 +12,7 @@ from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
 from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable
-from hf_pe.distill.objective import Answers, Live, Objective, is_sharded
+from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels
 from hf_pe.errors import UsageError
@@ -82,15 +82,13 @@ def build(
     plain.train(training)
     weights = dict(losses) or default_losses(given)
     _require_signals(weights, task, given, wanted)
-    pairs: Pairs | None = None
-    projections: list[nn.Module] = []
-    for signals in wanted if hidden else ():
-        pairs = pair(layers, given["hidden_states"], signals["hidden_states"], batch.get("attention_mask"))
-        here, there = given["hidden_states"][0].shape[-1], signals["hidden_states"][0].shape[-1]
-        if here != there and not projections:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                projections = [nn.Linear(here, there, bias=False).to(plain.device) for _ in pairs]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        links = [
+            _link(layers, given["hidden_states"], signals["hidden_states"], batch.get("attention_mask"))
+            for signals in wanted
+            if hidden
+        ]
     head = None
     sharded = any(is_sharded(model) for model in (plain, *(teacher.model for teacher in live)))
     if not sharded and _in_chunks(weights, task, wanted):  # heads are called outside of what gathers shards
@@ -101,7 +99,17 @@ def build(
         else:
             for teacher, found in zip(live, heads, strict=True):
                 teacher.head = found
-    return Objective(task, weights, teachers, temperature, beta, head, pairs, projections)
+    return Objective(task, weights, teachers, temperature, beta, head, links)
+
+
+def _link(
+    layers: Layers, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor | None
+) -> Link:
+    """With projections where the widths differ."""
+    pairs = pair(layers, student, teacher, mask)
+    here, there = student[0].shape[-1], teacher[0].shape[-1]
+    count = 0 if here == there else len(pairs)
+    return Link(pairs, [nn.Linear(here, there, bias=False, device=student[0].device) for _ in range(count)])
 
 
 def pair(

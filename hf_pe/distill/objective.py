@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -56,6 +56,18 @@ class Last(NamedTuple):
 
     part: Any
     signals: Signals
+
+
+class Link(NamedTuple):
+    """How a student's layers learn from those of one teacher.
+
+    Attributes:
+        pairs: which hidden state learns from which; None: evenly.
+        projections: of the student's hidden states to the teacher's width, one for each pair, where it differs.
+    """
+
+    pairs: Pairs | None = None
+    projections: Sequence[nn.Module] = ()
 
 
 @dataclass
@@ -117,8 +129,7 @@ class Objective:
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
         head: the student's, where losses of the logits are to be taken in chunks.
-        pairs: which hidden state learns from which; default evenly.
-        projections: of the student's hidden states to the teachers' width, where it differs.
+        links: how the student's layers learn from each teacher's, where losses look at hidden states.
     """
 
     task: Task
@@ -127,14 +138,19 @@ class Objective:
     temperature: Scheduled = 1.0
     beta: float = 0.5
     head: Head | None = None
-    pairs: Pairs | None = None
-    projections: Sequence[nn.Module] = field(default_factory=tuple)
+    links: Sequence[Link] = ()
 
     def __post_init__(self) -> None:
         needs = {LOSSES[name].needs for name in self.weights}
         self.hidden, self.attentions = "hidden_states" in needs, "attentions" in needs
         total = sum(teacher.weight for teacher in self.teachers)
         self.shares = [teacher.weight / total for teacher in self.teachers]
+        self.links = self.links or [Link()] * len(self.teachers)
+
+    @property
+    def projections(self) -> list[nn.Module]:
+        """Of the student's hidden states, for all teachers: they learn along, and are no part of it."""
+        return [projection for link in self.links for projection in link.projections]
 
     def __call__(
         self,
@@ -162,7 +178,8 @@ class Objective:
             student = self.task.signals(model, batch, hidden=self.hidden)
         student = self._completed(student, batch, seen)
         terms: dict[str, torch.Tensor] = {}
-        for teacher, share in zip(self.teachers, self.shares, strict=True):
+        for teacher, share, link in zip(self.teachers, self.shares, self.links, strict=True):
+            student |= link._asdict()
             with torch.no_grad(), autocast():
                 wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
             for name in weights:
@@ -192,7 +209,8 @@ class Objective:
         count = max(len(labels), 1)
         terms: dict[str, torch.Tensor] = {}
         losses: list[torch.Tensor] = []
-        for number, (teacher, share) in enumerate(zip(self.teachers, self.shares, strict=True)):
+        for number, (teacher, share, link) in enumerate(zip(self.teachers, self.shares, self.links, strict=True)):
+            student |= link._asdict()
             with torch.no_grad(), autocast():
                 wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
             names = [n for n in weights if LOSSES[n].each is not None and (n != "task" or number == 0)]
@@ -217,8 +235,8 @@ class Objective:
         return Outcome(torch.stack(losses).sum(), {n: v.detach() for n, v in terms.items()}, student)
 
     def _completed(self, signals: Signals, batch: Batch, seen: Any) -> Signals:
-        """With how layers are paired and which tokens count."""
-        found = signals | {"pairs": self.pairs, "projections": self.projections}
+        """With which tokens count, and where they look."""
+        found = dict(signals)
         if seen is not None:
             found["attentions"] = seen
         if "tokens" not in found and (self.hidden or self.attentions):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import (
     BertModel,
+    LlamaConfig,
     LlamaForCausalLM,
     Seq2SeqTrainer,
     Seq2SeqTrainingArguments,
@@ -232,6 +233,28 @@ def test_several_teachers_count_by_their_weights(language):
     assert both[0] == pytest.approx(0.75 * one[0] + 0.25 * two[0], rel=1e-5)
     assert both[1] == pytest.approx(one[1]) == pytest.approx(two[1])
     assert both[2] == pytest.approx(both[0] + 0.5 * both[1], rel=1e-5)
+
+
+def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_layers(language):
+    student, data = language
+    sizes = {"num_hidden_layers": student.config.num_hidden_layers + 2, "hidden_size": 2 * student.config.hidden_size}
+    config = LlamaConfig(**student.config.to_dict() | sizes | {"head_dim": None})
+    other = lively(LlamaForCausalLM(config), seed=3).requires_grad_(False)
+    batch = next(data.batches(data.train, 4))
+    told = {"losses": {"hidden": 1.0}, "temperature": 1.0, "beta": 0.5, "layers": "uniform"}
+    teachers = [Live(data.teacher, 3.0), Live(other, 1.0)]
+    both = build(student, teachers, CausalLM(), batch, **told)
+    near, far = both.links
+    assert not near.projections
+    assert far.pairs[-1] == (student.config.num_hidden_layers, config.num_hidden_layers)
+    assert [p.weight.shape for p in both.projections] == [(config.hidden_size, student.config.hidden_size)] * len(
+        far.pairs
+    )
+    alone = [
+        float(replace(both, teachers=[t], links=[link])(student, batch).loss.detach())
+        for t, link in zip(teachers, both.links, strict=True)
+    ]
+    assert float(both(student, batch).loss.detach()) == pytest.approx(0.75 * alone[0] + 0.25 * alone[1], rel=1e-5)
 
 
 def run_processes(count, program, *told):
