@@ -10,7 +10,7 @@ import hf_pe
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "progress", "papers"},
-    {"anatomy", "plans"},
+    {"anatomy", "plans", "regression"},
     {"report"},
     {"surgery", "data"},
     {"proof"},

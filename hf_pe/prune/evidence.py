@@ -6,7 +6,8 @@ import torch
 
 from hf_pe.anatomy import Axis
 from hf_pe.prune.criteria import Evidence
-from hf_pe.prune.statistics import Moments, Slopes, pooled
+from hf_pe.prune.statistics import Slopes
+from hf_pe.regression import Moments, pooled
 
 
 def evidence(

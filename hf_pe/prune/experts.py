@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.errors import UsageError
-from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, Passes, add_to_fold, evaluating, hidden_of, watching
+from hf_pe.prune.statistics import BATCH, Passes, evaluating, hidden_of, watching
+from hf_pe.regression import Moments, add_to_fold, fit
 from hf_pe.tasks import TaskData
 
 HELD_BACK = 4

@@ -12,8 +12,8 @@ from hf_pe.anatomy import Axis, Slot
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, Waiting, lockstep
-from hf_pe.prune.repair import fit
-from hf_pe.prune.statistics import BATCH, Moments, add_to_fold, hidden_of
+from hf_pe.prune.statistics import BATCH, hidden_of
+from hf_pe.regression import Moments, add_to_fold, fit
 from hf_pe.tasks import TaskData, counted_rows
 
 

@@ -1,8 +1,7 @@
 """Statistics of a model's activations on calibration data."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -12,80 +11,13 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis
 from hf_pe.progress import advance
 from hf_pe.prune.lockstep import Stop, lockstep
+from hf_pe.regression import FOLDS, Moments, add_to_fold
 from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
 
-FOLDS = 2
-"""Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
 BATCH = 8
 """Calibration rows a forward pass takes."""
 GRADIENT_BATCH = 4
 """Calibration rows a forward and backward pass takes."""
-
-
-PARTS = 6
-"""Strips in which a Gram matrix is made: 7/12 of the products of the whole."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Sums over tokens of the inputs x [n] of one linear map, and of what its output should change by, y [m].
-
-    Attributes:
-        xx: sum of x x^T, [n, n].
-        xy: sum of x y^T, [n, m]; zero wide where nothing is asked for yet.
-        x, y: sums of x [n] and y [m].
-        count: of tokens.
-    """
-
-    xx: torch.Tensor
-    xy: torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor
-    count: float
-
-    @classmethod
-    def of(cls, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> "Moments":
-        """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
-        x = x.float()
-        y = x.new_zeros(len(x), 0) if y is None else y.float()
-        left = x if weight is None else x * weight[:, None]
-        total = float(len(x) if weight is None else weight.sum())
-        products = _square(x) if weight is None else left.T @ x
-        return cls(products, left.T @ y, left.sum(0), y.sum(0) if weight is None else weight @ y, total)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
-            self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
-        )
-
-    def means(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """xx, xy, x and y over the count, in float64."""
-        return tuple(part.double() / self.count for part in (self.xx, self.xy, self.x, self.y))  # type: ignore[return-value]
-
-    @property
-    def gram(self) -> torch.Tensor:
-        """X^T X / n, [n, n]."""
-        return self.xx / self.count
-
-
-def _square(x: torch.Tensor) -> torch.Tensor:
-    """X^T X, [n, n]: the products above the diagonal are made once and mirrored."""
-    width = x.shape[1]
-    found = x.new_empty(width, width)
-    edges = range(0, width, max(-(-width // PARTS), 64))
-    for start in edges:
-        stop = min(start + edges.step, width)
-        found[start:stop, start:] = x[:, start:stop].T @ x[:, start:]
-        found[stop:, start:stop] = found[start:stop, stop:].T
-    return found
-
-
-def pooled(folds: Iterable[Moments]) -> Moments:
-    """The moments over all folds."""
-    first, *others = folds
-    for other in others:
-        first = first + other
-    return first
 
 
 def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
@@ -256,15 +188,6 @@ def hidden_of(output: Any) -> torch.Tensor:
     """The hidden states among what a block gives."""
     hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
-
-
-def add_to_fold(folds: list[Moments], number: int, new: Moments) -> None:
-    """Add the moments of batch `number` to its fold."""
-    fold = number % FOLDS
-    if fold < len(folds):
-        folds[fold] = folds[fold] + new
-    else:
-        folds.append(new)
 
 
 def _body(model: PreTrainedModel, modules: list[nn.Module]) -> nn.Module:

@@ -14,7 +14,8 @@ from hf_pe.proof import example_inputs, no_cache
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.budget import first, kept_sizes, ladder, resized_sketch
 from hf_pe.prune.costs import Costs
-from hf_pe.prune.statistics import Moments, consumer_moments, pooled
+from hf_pe.prune.statistics import consumer_moments
+from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]

@@ -15,7 +15,8 @@ from torch import nn
 
 from hf_pe.anatomy import discover
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.statistics import BATCH, Moments, consumer_moments, pooled
+from hf_pe.prune.statistics import BATCH, consumer_moments
+from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
 FIRST, LAST = 4, 2

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_pe.prune.repair import UNTRIED, fit, without_removed
-from hf_pe.prune.statistics import Moments
+from hf_pe.prune.repair import without_removed
+from hf_pe.regression import Moments
 
 
 def problem(bias=True, seed=0, count=500):
@@ -31,7 +31,7 @@ def test_it_beats_leaving_the_weights_alone_and_nears_lstsq(bias):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_without_a_ridge_it_matches_lstsq(monkeypatch, bias):
-    monkeypatch.setattr("hf_pe.prune.repair.RIDGES", (1e-9,))
+    monkeypatch.setattr("hf_pe.regression.RIDGES", (1e-9,))
     inputs, weight, offset, folds = problem(bias)
     kept = torch.tensor([0, 2, 3, 5])
     new, shifted = without_removed(weight, offset, folds, kept)
@@ -42,7 +42,7 @@ def test_without_a_ridge_it_matches_lstsq(monkeypatch, bias):
 
 
 def test_a_large_ridge_leaves_the_weights_alone(monkeypatch):
-    monkeypatch.setattr("hf_pe.prune.repair.RIDGES", (1e12,))
+    monkeypatch.setattr("hf_pe.regression.RIDGES", (1e12,))
     _, weight, _, folds = problem(False)
     kept = torch.tensor([1, 4])
     new, _ = without_removed(weight, None, folds, kept)
@@ -54,41 +54,3 @@ def test_keeping_all_changes_nothing():
     new, shifted = without_removed(weight, offset, folds, torch.arange(6))
     assert torch.allclose(new, weight, atol=1e-5)
     assert torch.allclose(shifted, offset, atol=1e-5)
-
-
-@pytest.mark.parametrize("noise, expected", [(0.0, "weak"), (30.0, "strong")])
-def test_the_ridge_follows_the_noise(noise, expected):
-    draw = torch.Generator().manual_seed(0)
-    inputs = torch.randn(60, 20, generator=draw)
-    wanted = inputs @ torch.randn(20, 3, generator=draw) + noise * torch.randn(60, 3, generator=draw)
-    folds = [Moments.of(inputs[i::2], wanted[i::2]) for i in range(2)]
-    found = fit(folds, bias=False)
-    assert (found.ridge >= 1) == (expected == "strong")
-
-
-def test_the_chosen_ridge_generalises_better_than_next_to_none():
-    draw = torch.Generator().manual_seed(1)
-    true = torch.randn(40, 3, generator=draw)
-
-    def sample(count):
-        x = torch.randn(count, 40, generator=draw)
-        return x, x @ true + 5 * torch.randn(count, 3, generator=draw)
-
-    few, unseen = sample(60), sample(2000)
-    folds = [Moments.of(few[0][i::2], few[1][i::2]) for i in range(2)]
-    found = fit(folds, bias=False)
-    plain = torch.linalg.lstsq(few[0], few[1]).solution
-    error = lambda move: float((unseen[0] @ move - unseen[1]).square().mean())  # noqa: E731
-    assert error(found.move) < 0.9 * error(plain)
-
-
-def test_one_fold_alone_takes_the_standing_ridge():
-    inputs, weight, _, _ = problem()
-    assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED
-
-
-def test_a_fold_that_no_token_reached_changes_nothing():
-    inputs, weight, _, _ = problem()
-    one = Moments.of(inputs, inputs @ weight.T)
-    plain, found = (fit(folds, bias=True) for folds in ([one], [one, Moments.of(inputs[:0], inputs[:0] @ weight.T)]))
-    assert found.ridge == plain.ridge and torch.equal(found.move, plain.move)

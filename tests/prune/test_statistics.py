@@ -5,7 +5,6 @@ from transformers import BertModel
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
 from hf_pe.prune.statistics import (
-    Moments,
     block_influence,
     consumer_moments,
     consumer_slopes,
@@ -85,15 +84,6 @@ def test_slopes_are_the_loss_differences_of_a_gate(work):
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 
-def test_folds_add_up():
-    rows, more = torch.randn(7, 3), torch.randn(7, 2)
-    weight = torch.rand(7)
-    whole = Moments.of(rows, more, weight)
-    parts = pooled([Moments.of(rows[:4], more[:4], weight[:4]), Moments.of(rows[4:], more[4:], weight[4:])])
-    for key, value in vars(whole).items():
-        assert torch.allclose(torch.as_tensor(value), torch.as_tensor(vars(parts)[key]), atol=1e-5)
-
-
 def test_a_layer_that_does_nothing_has_no_influence(work):
     model, data = work
     model.encoder.layer[2].register_forward_hook(lambda module, args, output: args[0])
@@ -101,11 +91,3 @@ def test_a_layer_that_does_nothing_has_no_influence(work):
     influence = block_influence(model, axis, data)
     assert influence[2] == pytest.approx(0, abs=1e-5)
     assert all(influence[i] > 1e-3 for i in (0, 1, 3))
-
-
-@pytest.mark.parametrize("width", [1, 64, 130, 1000])
-def test_a_gram_matrix_made_in_strips_is_the_whole(width):
-    x = torch.randn(50, width)
-    found = Moments.of(x).xx
-    assert torch.allclose(found, x.T @ x, atol=1e-3)
-    assert torch.equal(found, found.T)

@@ -1,0 +1,152 @@
+"""Ridge regression from sums over tokens, the ridge chosen on what it had not seen."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+FOLDS = 2
+"""Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
+PARTS = 6
+"""Strips in which a Gram matrix is made: 7/12 of the products of the whole."""
+
+
+RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+"""Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
+UNTRIED = 1e-2
+"""Where there is only one fold, so that nothing can be tried."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens of the inputs x [n] of one linear map, and of what its output should change by, y [m].
+
+    Attributes:
+        xx: sum of x x^T, [n, n].
+        xy: sum of x y^T, [n, m]; zero wide where nothing is asked for yet.
+        x, y: sums of x [n] and y [m].
+        count: of tokens.
+    """
+
+    xx: torch.Tensor
+    xy: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    count: float
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> "Moments":
+        """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
+        x = x.float()
+        y = x.new_zeros(len(x), 0) if y is None else y.float()
+        left = x if weight is None else x * weight[:, None]
+        total = float(len(x) if weight is None else weight.sum())
+        products = _square(x) if weight is None else left.T @ x
+        return cls(products, left.T @ y, left.sum(0), y.sum(0) if weight is None else weight @ y, total)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
+        )
+
+    def means(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """xx, xy, x and y over the count, in float64."""
+        return tuple(part.double() / self.count for part in (self.xx, self.xy, self.x, self.y))  # type: ignore[return-value]
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """X^T X / n, [n, n]."""
+        return self.xx / self.count
+
+
+def _square(x: torch.Tensor) -> torch.Tensor:
+    """X^T X, [n, n]: the products above the diagonal are made once and mirrored."""
+    width = x.shape[1]
+    found = x.new_empty(width, width)
+    edges = range(0, width, max(-(-width // PARTS), 64))
+    for start in edges:
+        stop = min(start + edges.step, width)
+        found[start:stop, start:] = x[:, start:stop].T @ x[:, start:]
+        found[stop:, start:stop] = found[start:stop, stop:].T
+    return found
+
+
+def pooled(folds: Iterable[Moments]) -> Moments:
+    """The moments over all folds."""
+    first, *others = folds
+    for other in others:
+        first = first + other
+    return first
+
+
+def add_to_fold(folds: list[Moments], number: int, new: Moments) -> None:
+    """Add the moments of batch `number` to its fold."""
+    fold = number % FOLDS
+    if fold < len(folds):
+        folds[fold] = folds[fold] + new
+    else:
+        folds.append(new)
+
+
+class Fit(NamedTuple):
+    """How a linear map should change.
+
+    Attributes:
+        move: [inputs, outputs].
+        shift: of its bias, [outputs]; zero where it has none.
+        ridge: the one that did best on what it had not seen.
+    """
+
+    move: torch.Tensor
+    shift: torch.Tensor
+    ridge: float
+
+
+def fit(folds: Sequence[Moments], *, bias: bool) -> Fit:
+    """Ridge regression of y on x, the ridge chosen by cross-validation over the folds.
+
+    D = argmin sum ||y - D^T x||^2 + r ||D||^2 = (X^T X + r I)^-1 X^T Y; with a bias both are centred and it takes up
+    the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
+
+    Args:
+        folds: the moments; see `Moments`. One that no token reached says nothing and is left out.
+        bias: whether the map has one that may move.
+    """
+    folds = [fold for fold in folds if fold.count > 0]
+    ridge = UNTRIED
+    if len(folds) > 1:
+        trials = [(_normal(pooled([f for f in folds if f is not unseen]), bias), unseen.means()) for unseen in folds]
+        best = float("inf")
+        for candidate in RIDGES:
+            error = sum(_error(unseen, *_solve(seen, candidate, bias)) for seen, unseen in trials)
+            if error >= best:
+                break
+            best, ridge = error, candidate
+    move, shift = _solve(_normal(pooled(folds), bias), ridge, bias)
+    return Fit(move.float(), shift.float(), ridge)
+
+
+Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Of x x^T, x y^T, x and y, in float64."""
+
+
+def _normal(sums: Moments, bias: bool) -> Means:
+    """The normal equations: with a bias the two products are centred."""
+    gram, cross, x, y = sums.means()
+    return (gram - x[:, None] * x, cross - x[:, None] * y, x, y) if bias else (gram, cross, x, y)
+
+
+def _solve(normal: Means, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    gram, cross, x, y = normal
+    gram = gram.clone()
+    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
+    move = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    return move, y - x @ move if bias else torch.zeros_like(y)
+
+
+def _error(means: Means, move: torch.Tensor, shift: torch.Tensor) -> float:
+    """Mean of ||y - D^T x - s||^2 over tokens, less what does not depend on D and s."""
+    xx, xy, x, y = means
+    value = (move * (xx @ move)).sum() - 2 * (move * xy).sum() + 2 * shift @ (x @ move - y) + shift @ shift
+    return float(value)

@@ -1,0 +1,61 @@
+"""Ridge regression from moments: sums are those of the rows, the ridge is the one that generalises."""
+
+import pytest
+import torch
+
+from hf_pe.regression import UNTRIED, Moments, fit, pooled
+
+
+def test_folds_add_up():
+    rows, more = torch.randn(7, 3), torch.randn(7, 2)
+    weight = torch.rand(7)
+    whole = Moments.of(rows, more, weight)
+    parts = pooled([Moments.of(rows[:4], more[:4], weight[:4]), Moments.of(rows[4:], more[4:], weight[4:])])
+    for key, value in vars(whole).items():
+        assert torch.allclose(torch.as_tensor(value), torch.as_tensor(vars(parts)[key]), atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 64, 130, 1000])
+def test_a_gram_matrix_made_in_strips_is_the_whole(width):
+    x = torch.randn(50, width)
+    found = Moments.of(x).xx
+    assert torch.allclose(found, x.T @ x, atol=1e-3)
+    assert torch.equal(found, found.T)
+
+
+@pytest.mark.parametrize("noise, expected", [(0.0, "weak"), (30.0, "strong")])
+def test_the_ridge_follows_the_noise(noise, expected):
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(60, 20, generator=draw)
+    wanted = inputs @ torch.randn(20, 3, generator=draw) + noise * torch.randn(60, 3, generator=draw)
+    folds = [Moments.of(inputs[i::2], wanted[i::2]) for i in range(2)]
+    found = fit(folds, bias=False)
+    assert (found.ridge >= 1) == (expected == "strong")
+
+
+def test_the_chosen_ridge_generalises_better_than_next_to_none():
+    draw = torch.Generator().manual_seed(1)
+    true = torch.randn(40, 3, generator=draw)
+
+    def sample(count):
+        x = torch.randn(count, 40, generator=draw)
+        return x, x @ true + 5 * torch.randn(count, 3, generator=draw)
+
+    few, unseen = sample(60), sample(2000)
+    folds = [Moments.of(few[0][i::2], few[1][i::2]) for i in range(2)]
+    found = fit(folds, bias=False)
+    plain = torch.linalg.lstsq(few[0], few[1]).solution
+    error = lambda move: float((unseen[0] @ move - unseen[1]).square().mean())  # noqa: E731
+    assert error(found.move) < 0.9 * error(plain)
+
+
+def test_one_fold_alone_takes_the_standing_ridge():
+    inputs, weight = torch.randn(500, 6), torch.randn(4, 6)
+    assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED
+
+
+def test_a_fold_that_no_token_reached_changes_nothing():
+    inputs, weight = torch.randn(500, 6), torch.randn(4, 6)
+    one = Moments.of(inputs, inputs @ weight.T)
+    plain, found = (fit(folds, bias=True) for folds in ([one], [one, Moments.of(inputs[:0], inputs[:0] @ weight.T)]))
+    assert found.ridge == plain.ridge and torch.equal(found.move, plain.move)
