@@ -10,7 +10,6 @@ from hf_pe.prune.statistics import (
     consumer_slopes,
     moments_by_block,
     moments_bytes,
-    pooled,
 )
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
