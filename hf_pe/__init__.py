@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover
+    from hf_pe.backbones import BackboneSwap as BackboneSwap
     from hf_pe.callbacks import CompressionReport as CompressionReport
     from hf_pe.callbacks import PublishCallback as PublishCallback
     from hf_pe.callbacks import QualityFloor as QualityFloor
     from hf_pe.data import DataConfig as DataConfig
+    from hf_pe.distill import Augment as Augment
     from hf_pe.distill import Cache as Cache
     from hf_pe.distill import Distillation as Distillation
     from hf_pe.distill import DistillationMixin as DistillationMixin
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from hf_pe.distill import Lora as Lora
     from hf_pe.distill import Schedule as Schedule
     from hf_pe.distill import Teacher as Teacher
-    from hf_pe.distill import start_from as start_from
     from hf_pe.errors import NotFiniteError as NotFiniteError
     from hf_pe.errors import PushError as PushError
     from hf_pe.errors import UsageError as UsageError
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
     from hf_pe.report import Report as Report
     from hf_pe.report import read_report as read_report
     from hf_pe.surgery import cut as cut
+    from hf_pe.transplant import start_from as start_from
 
 _HOME = {
+    "BackboneSwap": "backbones",
     "discover": "anatomy",
     "CompressionReport": "callbacks",
     "PublishCallback": "callbacks",
@@ -51,6 +54,7 @@ _HOME = {
     "Result": "pipeline",
     "compress": "pipeline",
     "DataConfig": "data",
+    "Augment": "distill",
     "Cache": "distill",
     "Distillation": "distill",
     "DistillationMixin": "distill",
@@ -59,7 +63,6 @@ _HOME = {
     "NotFiniteError": "errors",
     "Schedule": "distill",
     "Teacher": "distill",
-    "start_from": "distill",
     "UsageError": "errors",
     "Plan": "plans",
     "prove": "proof",
@@ -71,6 +74,7 @@ _HOME = {
     "Report": "report",
     "read_report": "report",
     "cut": "surgery",
+    "start_from": "transplant",
 }
 
 __all__ = [*_HOME]

@@ -137,8 +137,30 @@ def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[P
     return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
 
 
-def load_model(source: Source, model_class: type[PreTrainedModel], **options: Any) -> PreTrainedModel:
+def auto_class_of(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str:
+    """The auto class that makes `model_class` of `config`, such as AutoModelForImageClassification.
+
+    Raises:
+        UsageError: none does.
+    """
+    named = [name for name in dir(transformers) if name.startswith("AutoModelFor")] + ["AutoModel"]
+    for name in named:
+        found = getattr(getattr(transformers, name), "_model_mapping", {}).get(type(config), ())
+        if model_class in (found if isinstance(found, tuple) else (found,)):
+            return name
+    raise UsageError(f"{model_class.__name__} is no class that an auto class of transformers loads.")
+
+
+def load_model(
+    source: Source, model_class: type[PreTrainedModel], *, new_head: bool = False, **options: Any
+) -> PreTrainedModel:
     """Load the weights, evaluation mode, dtype as stored (float32 for GGUF).
+
+    Args:
+        source: resolved.
+        model_class: what to build.
+        new_head: what the checkpoint lacks, or has in another shape, is random in place of refused.
+        options: further arguments of `from_pretrained`.
 
     Raises:
         UsageError: they cannot be loaded, or the class has parts the checkpoint lacks (an untrained head).
@@ -148,12 +170,18 @@ def load_model(source: Source, model_class: type[PreTrainedModel], **options: An
     loader: Any = model_class
     try:
         model, info = loader.from_pretrained(
-            source.path, dtype=dtype, output_loading_info=True, **source.options(), **safe, **options
+            source.path,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=new_head,
+            **source.options(),
+            **safe,
+            **options,
         )
     except (OSError, ImportError) as error:
         raise UsageError(_why(source, error)) from error
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
-    if missing:
+    if missing and not new_head:
         raise UsageError(
             f"{source.name} has no weights for {', '.join(missing[:4])} of {model_class.__name__}: "
             "fine-tune it for this task first, or choose another task."

@@ -17,6 +17,7 @@ import yaml
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
+from hf_pe.backbones import BackboneSwap
 from hf_pe.checkpoints import Source
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
@@ -42,7 +43,7 @@ from hf_pe.report import Measurement, Report, StageReport, write_report
 from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
-AnyRecipe = StructuredPruning | Distillation | Packing
+AnyRecipe = StructuredPruning | BackboneSwap | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 
 
@@ -278,7 +279,7 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
         UsageError: no recipe at all, something after quantization or casting, or these twice.
     """
     if not recipes:
-        raise UsageError("recipes: expected at least one of prune, distil, quantize; got none.")
+        raise UsageError("recipes: expected at least one of prune, swap, distil, quantize; got none.")
     packed = 0
     for number, step in enumerate(recipes, 1):
         first = recipes[packed - 1].recipe if packed else None
@@ -289,9 +290,11 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
         if first and step.recipe in ("quantize", "cast"):
             raise UsageError(f"Recipe steps {packed} ({first}) and {number} ({step.recipe}): keep one of the two.")
         if first:
-            reason = {"prune": "a packed model cannot be cut", "distil": "packed weights cannot be trained"}[
-                step.recipe
-            ]
+            reason = {
+                "prune": "a packed model cannot be cut",
+                "swap": "the backbone of a packed model cannot be exchanged",
+                "distil": "packed weights cannot be trained",
+            }[step.recipe]
             raise UsageError(
                 f"Recipe step {packed} ({first}) comes before step {number} ({step.recipe}): {reason}. "
                 f"Put {step.recipe} first."
@@ -393,8 +396,8 @@ class _Run:
         earlier = self._earlier(place)
         if earlier is not None:
             progress.say(f"stage {name}: finished before, loaded")
-            loaded = type(model).from_pretrained(place, dtype="auto").eval()
-            return loaded, earlier
+            kind: Any = checkpoints.class_for(checkpoints.load_config(checkpoints.resolve(str(place))))
+            return kind.from_pretrained(place, dtype="auto").eval(), earlier
         progress.say(f"stage {name}")
         start = time.perf_counter()
         plan = recipe.plan(model, self.data)

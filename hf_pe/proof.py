@@ -23,6 +23,8 @@ TOLERANCE = 1e-5
 """Largest relative difference, in float32, between neutralised and cut."""
 EFFECT = 1e-2
 """Smallest relative change that neutralising must make, and that a wrong cut must show."""
+IMAGE = 224
+"""Pixels a side where a config does not say."""
 
 TINY = {
     "ffn": 24,
@@ -139,7 +141,8 @@ def example_inputs(
     text = config.get_text_config()
     inputs: dict[str, torch.Tensor] = {}
     if model.main_input_name == "pixel_values":
-        side = config.image_size if isinstance(config.image_size, (list, tuple)) else [config.image_size] * 2
+        size = getattr(config, "image_size", None) or IMAGE
+        side = size if isinstance(size, (list, tuple)) else [size] * 2
         inputs["pixel_values"] = torch.randn(batch, config.num_channels, *side, generator=draw)
     elif model.main_input_name == "input_values":
         frames = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (16000,)
@@ -150,7 +153,7 @@ def example_inputs(
     else:
         inputs["input_ids"] = torch.randint(6, text.vocab_size, (batch, length), generator=draw)
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and hasattr(text, "vocab_size"):  # a detector decodes boxes
         inputs["decoder_input_ids"] = torch.randint(6, text.vocab_size, (batch, min(length, 8)), generator=draw)
     return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
 

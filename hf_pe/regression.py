@@ -139,9 +139,13 @@ def _normal(sums: Moments, bias: bool) -> Means:
 
 def _solve(normal: Means, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
     gram, cross, x, y = normal
-    gram = gram.clone()
-    gram.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-12))
-    move = torch.cholesky_solve(cross, torch.linalg.cholesky(gram))
+    level, failed = gram.diagonal().mean().clamp_min(1e-12), True
+    while failed:  # where inputs hardly vary, rounding of the sums in float32 can outweigh a weak ridge
+        raised = gram.clone()
+        raised.diagonal().add_(ridge * level)
+        factor, info = torch.linalg.cholesky_ex(raised)
+        failed, ridge = bool(info), ridge * 10
+    move = torch.cholesky_solve(cross, factor)
     return move, y - x @ move if bias else torch.zeros_like(y)
 
 

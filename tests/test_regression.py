@@ -49,6 +49,15 @@ def test_the_chosen_ridge_generalises_better_than_next_to_none():
     assert error(found.move) < 0.9 * error(plain)
 
 
+def test_inputs_that_hardly_vary_are_fitted_all_the_same():
+    draw = torch.Generator().manual_seed(2)
+    inputs = 1 + 1e-4 * torch.randn(200, 30, generator=draw)
+    folds = [Moments.of(inputs[i::2], inputs[i::2, :2]) for i in range(2)]
+    found = fit(folds, bias=True)
+    assert torch.isfinite(found.move).all()
+    assert torch.allclose(inputs @ found.move + found.shift, inputs[:, :2], atol=1e-3)
+
+
 def test_one_fold_alone_takes_the_standing_ridge():
     inputs, weight = torch.randn(500, 6), torch.randn(4, 6)
     assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED

@@ -11,3 +11,4 @@ from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import discover as discover
 from hf_pe.anatomy.discover import resized as resized
 from hf_pe.anatomy.discover import skeleton as skeleton
+from hf_pe.anatomy.heads import label_head as label_head

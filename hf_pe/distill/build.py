@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
@@ -79,6 +80,7 @@ def build(
         wanted = [t.signals(batch, task=task, hidden=hidden, attentions=False) for t in teachers]
     if "attentions" in needs:
         _require_attention(plain, live, task, batch)
+    label_head = _label_heads(plain, live) if "features" in needs else None
     plain.train(training)
     weights = dict(losses) or default_losses(given)
     _require_signals(weights, task, given, wanted)
@@ -99,7 +101,7 @@ def build(
         else:
             for teacher, found in zip(live, heads, strict=True):
                 teacher.head = found
-    return Objective(task, weights, teachers, temperature, beta, head, links)
+    return Objective(task, weights, teachers, temperature, beta, head, links, label_head)
 
 
 def _link(
@@ -149,7 +151,7 @@ def require_given(losses: Iterable[str], task: Task, given: Signals) -> None:
     Raises:
         UsageError: names those that it can have.
     """
-    there = {*given, "attentions"}
+    there = {*given, "attentions", *(["features"] if task.auto_class.endswith("Classification") else [])}
     for name in losses:
         if LOSSES[name].needs not in there:
             allowed = ", ".join(other for other, loss in LOSSES.items() if loss.needs in there)
@@ -168,7 +170,14 @@ def _require_signals(weights: Mapping[str, Any], task: Task, given: Signals, wan
                 raise UsageError(
                     f"distil.losses.{name}: the cache holds the likeliest classes only; leave this loss out."
                 )
-            if name == "task" or loss.needs in ("hidden_states", "attentions"):
+            if loss.needs == "hidden_states":
+                here, there = (signals["hidden_states"][-1].shape[:-1] for signals in (given, teacher))
+                if here != there:
+                    raise UsageError(
+                        f"distil.losses.{name}: the student's hidden states stand at other places ({tuple(here)}) than "
+                        f"the teacher's ({tuple(there)}). Use `features` and losses of the logits."
+                    )
+            if name == "task" or loss.needs in ("hidden_states", "attentions", "features"):
                 continue
             here_width, there_width = (_width(signals[loss.needs]) for signals in (given, teacher))
             if here_width != there_width and not (loss.needs == "logits" and hasattr(task, "predicted")):
@@ -192,6 +201,27 @@ def _require_attention(student: PreTrainedModel, teachers: Sequence[Live], task:
                 f"distil.losses: the attention of {type(model).__name__} cannot be looked at (it has an implementation "
                 "of its own, or an encoder and a decoder); leave out `attention` and `relations`."
             )
+
+
+def _label_heads(student: PreTrainedModel, teachers: Sequence[Live]) -> nn.Module:
+    """The student's map to the labels, made one with a bridge; the teacher remembers its own.
+
+    Raises:
+        UsageError: there is no such map, or not one teacher.
+    """
+    if len(teachers) != 1:
+        raise UsageError(
+            f"distil.losses.features: expected one live teacher whose head is reused, got {len(teachers)}."
+        )
+    heads = [label_head(model.config, type(model)) for model in (student, teachers[0].model)]
+    modules = [m.get_submodule(h or "") for m, h in zip((student, teachers[0].model), heads, strict=True)]
+    if None in heads or not all(isinstance(module, nn.Linear) for module in modules):
+        raise UsageError(
+            "distil.losses.features: expected one linear map to the labels in student and teacher, "
+            f"got {' and '.join(head or 'none' for head in heads)}. Leave this loss out."
+        )
+    teachers[0].label_head = modules[1]
+    return modules[0]
 
 
 def _in_chunks(weights: Mapping[str, Any], task: Task, wanted: Sequence[Signals]) -> bool:

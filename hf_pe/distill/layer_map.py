@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from hf_pe.transplant import spread
+
 Pairs = list[tuple[int, int]]
 """(student, teacher), both rising."""
 
@@ -18,9 +20,7 @@ def uniform(student: int, teacher: int) -> Pairs:
         student: number of the student's hidden states, the embedding output included.
         teacher: likewise; not fewer than 1.
     """
-    if student == 1:
-        return [(0, teacher - 1)]
-    return [(i, round(i * (teacher - 1) / (student - 1))) for i in range(student)]
+    return list(enumerate(spread(student, teacher)))
 
 
 def last(student: int, teacher: int) -> Pairs:

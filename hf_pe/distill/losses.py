@@ -156,6 +156,16 @@ def hidden(
     return torch.stack(terms).mean()
 
 
+def features(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared difference of what the heads read, [places, width], over the teacher's mean square.
+
+    Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a bridge to the teacher's width, and the
+    teacher's head is used again.
+    """
+    target = teacher.float()
+    return (student.float() - target).square().mean() / target.square().mean().clamp_min(1e-12)
+
+
 def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of where each token looks, mean over tokens, heads and layers.
 
@@ -323,6 +333,12 @@ LOSSES = {
         "hidden states",
         "https://arxiv.org/abs/1909.10351",
     ),
+    "features": Loss(
+        lambda s, t, _: features(_places(s["features"], s), _places(t["features"], s)),
+        "features",
+        "features before the head, which is reused",
+        "https://arxiv.org/abs/2203.14001",
+    ),
     "attention": Loss(
         lambda s, t, _: attention(*_paired(s, t), s["tokens"]),
         "attentions",
@@ -358,6 +374,12 @@ def _paired(student: Signals, teacher: Signals) -> tuple[list[Attention], list[A
     if not pairs or max(pairs) != (len(here) - 1, len(there) - 1):
         pairs = [(i, round((i + 1) * len(there) / len(here)) - 1) for i in range(len(here))]
     return [here[i] for i, _ in pairs], [there[j] for _, j in pairs]
+
+
+def _places(features: torch.Tensor, signals: Signals) -> torch.Tensor:
+    """Rows [places, width] where the logits count."""
+    mask = positions(signals)
+    return features.flatten(0, -2) if mask is None else features[mask.bool()]
 
 
 def positions(signals: Signals) -> torch.Tensor | None:

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from hf_pe.bridge import bridged, read_by
 from hf_pe.distill.attention import watched
 from hf_pe.distill.chunked import Head, chunked, states
 from hf_pe.distill.layer_map import Pairs
@@ -78,11 +79,13 @@ class Live:
         model: in evaluation mode, without gradients.
         weight: beside other teachers.
         head: where losses of the logits go in chunks.
+        label_head: where losses look at the features that it reads.
     """
 
     model: PreTrainedModel
     weight: float = 1.0
     head: Head | None = None
+    label_head: nn.Module | None = None
 
     def to(self, device: torch.device) -> None:
         """Move the model, unless its parts have their places already."""
@@ -95,9 +98,9 @@ class Live:
 
     def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
         """By a forward pass."""
-        with torch.no_grad(), _watching(attentions) as seen:
+        with torch.no_grad(), _watching(attentions) as seen, read_by(self.label_head) as read:
             found = task.signals(self.model, batch, hidden=hidden)
-        return found | ({"attentions": seen} if attentions else {})
+        return found | ({"attentions": seen} if attentions else {}) | ({"features": read[-1]} if read else {})
 
     def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
         """By a forward pass up to the last hidden state."""
@@ -129,6 +132,7 @@ class Objective:
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
         head: the student's, where losses of the logits are to be taken in chunks.
+        label_head: the student's, made by `hf_pe.bridge.reuse_`, where losses look at the features that it reads.
         links: how the student's layers learn from each teacher's, where losses look at hidden states.
     """
 
@@ -139,6 +143,7 @@ class Objective:
     beta: float = 0.5
     head: Head | None = None
     links: Sequence[Link] = ()
+    label_head: nn.Module | None = None
 
     def __post_init__(self) -> None:
         needs = {LOSSES[name].needs for name in self.weights}
@@ -174,9 +179,11 @@ class Objective:
         weights = {name: at(weight, progress) for name, weight in self.weights.items()}
         if self.head is not None:
             return self._in_chunks(model, batch, weights, settings, autocast, agreement)
-        with _watching(self.attentions) as seen:
+        with _watching(self.attentions) as seen, read_by(self.label_head) as read:
             student = self.task.signals(model, batch, hidden=self.hidden)
         student = self._completed(student, batch, seen)
+        if self.label_head is not None:
+            student["features"] = bridged(self.label_head, read[-1])
         terms: dict[str, torch.Tensor] = {}
         for teacher, share, link in zip(self.teachers, self.shares, self.links, strict=True):
             student |= link._asdict()

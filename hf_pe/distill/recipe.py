@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -22,6 +23,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_pe.anatomy import label_head
+from hf_pe.bridge import Seam, folded_, reuse_
+from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
 from hf_pe.distill.lora import Lora
@@ -36,6 +40,12 @@ from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, TaskData
 
+LIVE = ("hidden_states", "attentions", "features")
+"""What no cache keeps."""
+SLUGGISH = 0.5
+"""A batch norm's momentum above which its running statistics are those of the last batches only: transformers'
+MobileNets and EfficientNets have 0.99 and more. They learn with `SOUND`."""
+SOUND = 0.1
 ALIKE_ROWS = 16
 """Calibration rows on which hidden states are compared."""
 
@@ -66,6 +76,8 @@ class Distillation(Frozen):
     train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
     dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
     lora: Lora | None = Field(None, description="train low-rank adapters in place of all weights, and merge them")
+    augment: Augment | None = Field(None, description="random crops and flips that student and teacher see alike")
+    head_first: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the head alone learns")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="bfloat16 trains under autocast; auto: where the hardware has it"
     )
@@ -96,11 +108,15 @@ class Distillation(Frozen):
 
     @model_validator(mode="after")
     def _cacheable(self) -> "Distillation":
+        if self.lora is not None and (self.head_first or "features" in self.losses):
+            raise ValueError("adapters leave the head as it is: leave out features and head_first, or lora")
         if self.cache is None:
             return self
+        if self.augment is not None:
+            raise ValueError("a cache holds answers to images as they are: leave out augment, or the cache")
         if isinstance(self.temperature, Schedule):
             raise ValueError("a cache keeps logits at one temperature: give a number, or leave out the cache")
-        live = [name for name in self.losses if LOSSES[name].needs in ("hidden_states", "attentions")]
+        live = [name for name in self.losses if LOSSES[name].needs in LIVE]
         if live:
             raise ValueError(f"a cache holds logits and embeddings only: leave out {', '.join(live)}, or the cache")
         return self
@@ -135,6 +151,8 @@ class Distillation(Frozen):
                 what a loss needs.
         """
         _require_targets(data)
+        if self.augment is not None and "pixel_values" not in _batch(model, data):
+            raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
         with self._teachers(data, answering=False), torch.no_grad():
             require_given(self.losses, data.task, data.task.signals(model, _batch(model, data), hidden=True))
 
@@ -171,8 +189,11 @@ class Distillation(Frozen):
         """
         learner = self._learner(model)
         rows, collate = with_rows(data) if self.cache else (data.train, data.collate)
+        collate = self.augment.over(collate) if self.augment else collate
         with tempfile.TemporaryDirectory() as scratch, self._teachers(data) as teachers:
             batch = _batch(model, replace(data, train=rows, collate=collate))
+            if "features" in self.losses:
+                _reuse_head(learner, teachers, data)
             objective = build(learner, teachers, data.task, batch, **self._settings())
             place = str(work) if work is not None and self.checkpoint_every else scratch
             trainer = DistillationTrainer(
@@ -180,7 +201,7 @@ class Distillation(Frozen):
                 args=self._arguments(place, len(rows), "input_ids" in rows.column_names),
                 train_dataset=rows,
                 data_collator=collate,
-                callbacks=[_Progress()],
+                callbacks=[_Progress(), *([_HeadFirst(learner, self.head_first)] if self.head_first else [])],
                 objective=objective,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
@@ -189,11 +210,15 @@ class Distillation(Frozen):
             )
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
+        if objective.label_head is not None:
+            folded_(objective.label_head)
         student = self.lora.merged(learner, model) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for module, was in zip(student.modules(), model.modules(), strict=True):
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):
                 module.p = was.p
+            if isinstance(module, _BatchNorm) and isinstance(was, _BatchNorm):
+                module.momentum = was.momentum
         return student.eval().requires_grad_(True), curve
 
     def _learner(self, model: PreTrainedModel) -> Any:
@@ -207,6 +232,8 @@ class Distillation(Frozen):
                 module.requires_grad_(False)
             if isinstance(module, nn.Dropout) and not self.dropout:
                 module.p = 0.0  # noise that the teacher's target does not have
+            if isinstance(module, _BatchNorm) and (module.momentum or 0) > SLUGGISH:
+                module.momentum = SOUND
         return self.lora.wrapped(student) if self.lora else student
 
     @contextmanager
@@ -292,6 +319,33 @@ def _has_bfloat16() -> bool:
         return bool(torch.cuda.is_bf16_supported())
     able = torch.cpu.get_capabilities()
     return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def _reuse_head(student: PreTrainedModel, teachers: Sequence[Answers], data: TaskData) -> None:
+    """Put the teacher's head, over a bridge, in the place of the student's."""
+    live = [teacher.model for teacher in teachers if isinstance(teacher, Live)]
+    names = [label_head(model.config, type(model)) for model in (*live, student)]
+    if len(live) == 1 and all(names):  # else `build` says what is wrong
+        was_training = student.training
+        reuse_(live[0], student, Seam(*names), data)  # type: ignore[arg-type]
+        student.train(was_training)
+
+
+class _HeadFirst(TrainerCallback):
+    """At first no gradient but the head's is followed."""
+
+    def __init__(self, model: PreTrainedModel, share: float) -> None:
+        head = label_head(model.config, type(model))
+        if head is None:
+            raise UsageError(f"distil.head_first: {type(model).__name__} has no map to labels. Leave it out.")
+        own = {id(p) for p in model.get_submodule(head).parameters()}
+        self.body = [p for p in model.parameters() if id(p) not in own]
+        self.share = share
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step < self.share * state.max_steps:
+            for parameter in self.body:
+                parameter.grad = None
 
 
 class _Progress(TrainerCallback):

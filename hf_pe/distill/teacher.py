@@ -53,7 +53,7 @@ class Teacher(Frozen):
             )
         source = resolve(self.model)
         model_class = class_for(load_config(source), data.task.auto_class)
-        packed = {"quantization_config": packing.settings(self.quantize)} if self.quantize else {}
+        packed: dict[str, Any] = {"quantization_config": packing.settings(self.quantize)} if self.quantize else {}
         teacher: Any = load_model(source, model_class, **packed)
         require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
         if self.adapter is not None:

@@ -35,7 +35,6 @@ from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
 from hf_pe.prune.sensitivity import least_loss, least_missed, tried
 from hf_pe.prune.statistics import (
-    Moments,
     block_influence,
     consumer_moments,
     consumer_slopes,
@@ -43,6 +42,7 @@ from hf_pe.prune.statistics import (
     moments_bytes,
 )
 from hf_pe.prune.target import Target, above_floor
+from hf_pe.regression import Moments
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
 

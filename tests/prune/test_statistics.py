@@ -11,6 +11,7 @@ from hf_pe.prune.statistics import (
     moments_by_block,
     moments_bytes,
 )
+from hf_pe.regression import pooled
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 

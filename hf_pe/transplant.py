@@ -1,4 +1,4 @@
-"""A student of another depth, width or architecture that begins with what it can take over from its teacher."""
+"""What a smaller model can take over from another one: parameters where shapes allow, tables of embeddings narrower."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,7 +8,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import discover
-from hf_pe.distill.layer_map import uniform
 from hf_pe.errors import UsageError
 
 Named = list[tuple[str, nn.Parameter]]
@@ -37,7 +36,7 @@ def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layers: Seque
     """
     here, there = _blocks(student), _blocks(teacher)
     if layers is None:
-        layers = [j for _, j in uniform(len(here), len(there))] if here and there else []
+        layers = spread(len(here), len(there)) if here and there else []
     if (here and there) and (len(layers) != len(here) or not all(0 <= j < len(there) for j in layers)):
         raise UsageError(
             f"start_from: expected {len(here)} numbers within 0..{len(there) - 1}, one for each layer of the student; "
@@ -51,6 +50,35 @@ def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layers: Seque
             one.copy_(found)
             copied.append(name)
     return copied
+
+
+@torch.no_grad()
+def narrower_tables_(old: PreTrainedModel, new: PreTrainedModel) -> None:
+    """Fill the embedding tables of `new` with those of `old` along the principal components of the token embeddings.
+
+    Tables that are summed (tokens, positions, segments) are turned alike. One with more rows than the old one keeps its
+    own further rows; where `new` is wider its further columns become zero.
+    """
+    source: Any = old.get_input_embeddings()
+    target: Any = new.get_input_embeddings()
+    words, wanted = source.weight, target.weight
+    _, _, components = torch.linalg.svd(words.double() - words.double().mean(0), full_matrices=False)
+    turn = components.T[:, : wanted.shape[1]].to(words.dtype)
+    tables = {_ending(n): m for n, m in old.named_modules() if isinstance(m, nn.Embedding)}
+    for name, table in new.named_modules():
+        if not isinstance(table, nn.Embedding):
+            continue
+        found: Any = source if table.weight is wanted else tables.get(_ending(name))
+        if found is None or found.weight.shape[1] != len(turn) or table.weight.shape[1] != wanted.shape[1]:
+            continue
+        rows = min(len(found.weight), len(table.weight))
+        table.weight[:rows] = 0
+        table.weight[:rows, : turn.shape[1]] = found.weight[:rows] @ turn
+
+
+def spread(few: int, many: int) -> list[int]:
+    """`few` numbers of 0..`many`-1, evenly: first with first, last with last; the last alone where there is but one."""
+    return [many - 1] if few == 1 else [round(i * (many - 1) / (few - 1)) for i in range(few)]
 
 
 def _blocks(model: PreTrainedModel) -> list[str]:

@@ -11,9 +11,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from hf_pe.distill import start_from
 from hf_pe.errors import UsageError
 from hf_pe.proof import lively
+from hf_pe.transplant import start_from
 from tests.helpers import bert_config
 
 

@@ -1,0 +1,166 @@
+"""Swapping the backbone as a recipe: a compact body, what can be taken over, and a bridge folded into the head."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe import progress
+from hf_pe.anatomy import skeleton
+from hf_pe.backbones.target import Target, target_of
+from hf_pe.bridge import BATCH, bridges, fold_
+from hf_pe.checkpoints import load_model
+from hf_pe.errors import UsageError
+from hf_pe.measure import parameters, sketch_size
+from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.tasks import TaskData, model_inputs
+from hf_pe.transplant import narrower_tables_, start_from
+
+
+class BackboneSwap(Frozen):
+    """Put a compact backbone under the head, the labels and the preprocessing that are there.
+
+    The result is a stock model of the compact architecture. Without training it answers by the bridge alone: let a
+    `Distillation` follow.
+    """
+
+    recipe: Literal["swap"] = "swap"
+    to: str | None = Field(
+        None,
+        description="a preset (hf-pe swap MODEL --list), a model type, a Hub id or a folder; default: the model's own "
+        "architecture with the values of `config`",
+    )
+    config: dict[str, Any] = Field(default_factory=dict, description="values of its config to change")
+    part: str | None = Field(
+        None, description="the sub-config that is exchanged alone: backbone_config (default where there is one), "
+        "vision_config, text_config",
+    )  # fmt: skip
+    weights: bool = Field(True, description="False: random ones, also where `to` brings its own")
+    image_size: int | None = Field(None, ge=1, description="pixels a side that it will see; default: the config's")
+    seed: int = 0
+
+    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+        """The compact model's exact sizes.
+
+        Raises:
+            UsageError: the backbone is not known, does not fit, or is not smaller.
+        """
+        target = self._target(sketch.config, sketch.model_class)
+        after = Sketch(config=target.config, model_class=target.model_class, bits={})
+        before = parameters(skeleton(sketch.config, sketch.model_class)).total
+        sizes = sketch_size(after)
+        if sizes["parameters"] >= before:
+            raise UsageError(
+                f"swap.to: expected a model of fewer than {before:,} parameters, got {sizes['parameters']:,} "
+                f"({target.model_class.__name__}). `hf-pe swap MODEL --list` shows presets with their sizes."
+            )
+        plan = Plan(
+            recipe="swap",
+            title=self._title(sketch.config, target),
+            exact=True,
+            notes=(*target.notes, *self._taken_over(sketch.config, target)),
+            references=target.references,
+            **sizes,
+        )
+        return plan, after
+
+    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
+        """The outline: which backbone is the user's choice."""
+        return self.outline(Sketch(config=model.config, model_class=type(model)))[0]
+
+    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+        """Build the compact model, take over what fits, fit the bridge on the calibration rows and fold it.
+
+        Returns:
+            A stock model in evaluation mode; shares no memory with `model`.
+
+        Raises:
+            UsageError: the features stand at other places than the head expects.
+        """
+        target = self._target(model.config, type(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            new: PreTrainedModel = self._started(model, target).to(model.dtype).to(model.device)  # type: ignore[arg-type]
+        settle_(new, data)
+        for seam, bridge in zip(target.seams, bridges(model, new, target.seams, data), strict=True):
+            fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
+            progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
+        new.config._name_or_path = model.config._name_or_path
+        return new.eval()
+
+    def _target(self, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Target:
+        return target_of(config, model_class, self.to, self.config, self.part, self.image_size)
+
+    def _started(self, model: PreTrainedModel, target: Target) -> PreTrainedModel:
+        """The compact model with what can be taken over; random elsewhere."""
+        source = target.source if self.weights else None
+        if target.prefix:
+            new = target.model_class(target.config)
+            if source:
+                part: Any = new.get_submodule(target.prefix)
+                part.load_state_dict(load_model(source, type(part), config=part.config).state_dict())
+            kept, own = model.state_dict(), new.state_dict()
+            for name, tensor in own.items():
+                if not name.startswith(target.prefix + ".") and tensor.shape == kept[name].shape:
+                    tensor.copy_(kept[name])
+            return new
+        if source:
+            return load_model(source, target.model_class, config=target.config, new_head=True)
+        new = target.model_class(target.config)
+        if _alike(model.config, target.config):
+            start_from(model, new)
+        elif model.main_input_name == "input_ids":
+            narrower_tables_(model, new)
+        return new
+
+    def _title(self, config: PretrainedConfig, target: Target) -> str:
+        name = target.source.name if target.source else self.to or target.config.model_type
+        values = ", ".join(f"{key} {value}" for key, value in self.config.items())
+        where = f"{self.part or 'backbone'} of {config.model_type}"
+        return f"backbone swap: {where} to {name}" + (f" ({values})" if values else "")
+
+    def _taken_over(self, config: PretrainedConfig, target: Target) -> tuple[str, ...]:
+        """For the plan: with what the new body begins."""
+        bridge = ", ".join(seam.new for seam in target.seams)
+        begins = (
+            f"weights of {target.source.name}"
+            if target.source and self.weights
+            else "the original's parameters where shapes allow"
+            if not target.prefix and _alike(config, target.config)
+            else "random weights"
+        )
+        return (f"the body begins with {begins}", *((f"bridge folded into {bridge}",) if bridge else ()))
+
+
+def _alike(one: PretrainedConfig, other: PretrainedConfig) -> bool:
+    """Whether layers of one can begin as layers of the other: transformers of the same width."""
+    widths = [getattr(c, "hidden_size", None) for c in (one, other)]
+    heads = all(isinstance(getattr(c, "num_attention_heads", None), int) for c in (one, other))
+    return heads and widths[0] is not None and widths[0] == widths[1]
+
+
+def settle_(model: PreTrainedModel, data: TaskData) -> None:
+    """Let batch norms take their running statistics from the calibration rows; nothing else changes.
+
+    Those of a random body say nothing, those of a pretrained one speak of other images (Li et al. 2016,
+    arXiv:1603.04779).
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    were = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    try:
+        with torch.no_grad():
+            for batch in data.batches(data.calibration, BATCH):
+                model(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+    finally:
+        for norm, momentum in zip(norms, were, strict=True):
+            norm.momentum = momentum
+        model.eval()

@@ -1,0 +1,207 @@
+"""Between a new body and a head that was trained on another one: a linear map, fitted and folded into the head."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.utils.parametrize import is_parametrized, register_parametrization, remove_parametrizations
+from transformers import PreTrainedModel
+
+from hf_pe.errors import UsageError
+from hf_pe.progress import advance
+from hf_pe.regression import Fit, Moments, add_to_fold, fit
+from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
+
+BATCH = 16
+"""Calibration rows a forward pass takes."""
+UNSEEN = 5
+"""One row in so many is not fitted on: it tells how much a bridge explains."""
+
+
+class Seam(NamedTuple):
+    """Where a head reads features: the module of the old model, and the one of the new model in its place."""
+
+    old: str
+    new: str
+
+
+class Bridge(NamedTuple):
+    """From the new body's features to the old one's.
+
+    Attributes:
+        fit: `move` [new width, old width] and `shift` [old width].
+        explained: share of the old features' variance that it gives on rows it had not seen; nan where there are none.
+    """
+
+    fit: Fit
+    explained: float
+
+
+def bridges(old: PreTrainedModel, new: PreTrainedModel, seams: Sequence[Seam], data: TaskData) -> list[Bridge]:
+    """Fit a bridge at every seam by ridge regression on the calibration rows.
+
+    Linear regression commutes with linear maps: a bridge that is best for the features, folded into a linear head, is
+    best for what the head gives too.
+
+    Args:
+        old: whose features are wanted.
+        new: whose features there are.
+        seams: linear maps or convolutions in both; without padding and with a bias in both, the bridge has an
+            intercept.
+        data: its calibration rows go through both models, in evaluation mode.
+
+    Raises:
+        UsageError: the features of the two stand at different places (tokens, or pixels of maps).
+    """
+    folds: list[list[Moments]] = [[] for _ in seams]
+    held: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in seams]
+    rows = data.calibration
+    with torch.no_grad(), _inputs(old, [s.old for s in seams]) as wanted, _inputs(new, [s.new for s in seams]) as given:
+        for number, batch in enumerate(data.batches(rows, BATCH)):
+            for model in (old, new):
+                model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+            for place, seam in enumerate(seams):
+                x, y = given[seam.new], wanted[seam.old].to(given[seam.new].device)
+                x, y = _matched(seam, x, y, batch)
+                unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
+                add_to_fold(folds[place], number, Moments.of(x[~unseen], y[~unseen]))
+                held[place].append((x[unseen], y[unseen]))
+            advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
+    found = []
+    for place, seam in enumerate(seams):
+        modules = (old.get_submodule(seam.old), new.get_submodule(seam.new))
+        how = fit(folds[place], bias=all(_takes_intercept(module) for module in modules))
+        x, y = (torch.cat(parts).float() for parts in zip(*held[place], strict=True))
+        left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
+        found.append(Bridge(how, 1 - float(left)))
+    return found
+
+
+@torch.no_grad()
+def fold_(old: nn.Module, new: nn.Module, bridge: Bridge) -> None:
+    """Write into `new` what `old` makes of the bridge's outputs: W_new = W_old B^T, b_new = b_old + W_old s."""
+    weight: Any = old.weight
+    flat = weight.float().flatten(2) if weight.ndim > 2 else weight.float()[..., None]
+    folded = torch.einsum("oik,ji->ojk", flat, bridge.fit.move.to(flat.device))
+    kept: Any = new.weight
+    kept.copy_(folded.reshape(kept.shape))
+    if isinstance(new.bias, torch.Tensor) and isinstance(old.bias, torch.Tensor):
+        new.bias.copy_(old.bias.float() + flat.sum(-1) @ bridge.fit.shift.to(flat.device))
+
+
+def reuse_(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskData) -> None:
+    """Make the head of `new` the old one over a bridge: the bridge, fitted first, is what learns from now on.
+
+    The old head stays as it is (Chen et al. 2022, arXiv:2203.14001). `folded_` ends it.
+    """
+    head, was = new.get_submodule(seam.new), old.get_submodule(seam.old)
+    bridge = bridges(old, new, [seam], data)[0].fit
+    weight: Any = was.weight
+    wide = weight.detach().float().to(bridge.move.device)
+    register_parametrization(head, "weight", _Reused(wide, bridge.move.T.contiguous()), unsafe=True)
+    if isinstance(head.bias, torch.Tensor):
+        bias = was.bias.detach().float() if isinstance(was.bias, torch.Tensor) else wide.new_zeros(len(wide))
+        register_parametrization(head, "bias", _Shifted(wide, bias.to(wide.device), bridge.shift), unsafe=True)
+
+
+def folded_(head: nn.Module) -> None:
+    """Fold the bridge into the head: a plain linear map again."""
+    for name in ("weight", "bias"):
+        if is_parametrized(head, name):
+            remove_parametrizations(head, name, leave_parametrized=True)
+
+
+def bridged(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Features [..., new width] as the old head reads them, [..., old width]."""
+    parts: Any = head.parametrizations
+    shift = parts.bias.original if is_parametrized(head, "bias") else None
+    return functional.linear(features, parts.weight.original, shift)
+
+
+@contextmanager
+def read_by(head: nn.Module | None) -> Iterator[list[torch.Tensor]]:
+    """What flows into `head` inside the block, one tensor a pass; nothing where it is None."""
+    seen: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0])) if head is not None else None
+    try:
+        yield seen
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+class _Reused(nn.Module):
+    """A head's weight: the old one [labels, old width] applied to a bridge [old width, new width]."""
+
+    def __init__(self, weight: torch.Tensor, start: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("old", weight, persistent=False)
+        self.start = start
+        self.old: torch.Tensor
+
+    def forward(self, bridge: torch.Tensor) -> torch.Tensor:
+        return self.old @ bridge
+
+    def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+        """The bridge to begin with."""
+        return self.start.to(weight.dtype)
+
+
+class _Shifted(_Reused):
+    """A head's bias: the old one, and the old weight applied to the bridge's intercept [old width]."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, start: torch.Tensor) -> None:
+        super().__init__(weight, start)
+        self.register_buffer("bias", bias, persistent=False)
+        self.bias: torch.Tensor
+
+    def forward(self, bridge: torch.Tensor) -> torch.Tensor:
+        return super().forward(bridge) + self.bias
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a bridge can be folded into it."""
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+
+
+@contextmanager
+def _inputs(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """What flows into modules, by name, of the last forward pass inside the block."""
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            seen[name] = args[0]
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _matched(seam: Seam, x: torch.Tensor, y: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows [places, width] of both."""
+    x, y = (t.movedim(1, -1) if t.ndim == 4 else t for t in (x, y))
+    if x.shape[:-1] != y.shape[:-1]:
+        raise UsageError(
+            f"swap: the features at {seam.new} stand at other places: expected {_places(y)} as the original has, got "
+            f"{_places(x)}. Choose a backbone with the same strides (or the same tokens)."
+        )
+    mask = batch.get("attention_mask")
+    mask = None if mask is None else mask.to(x.device)
+    return counted_rows(x, mask), counted_rows(y, mask)
+
+
+def _places(x: torch.Tensor) -> str:
+    return " x ".join(str(n) for n in x.shape[1:-1]) or "one vector"
+
+
+def _takes_intercept(module: nn.Module) -> bool:
+    return module.bias is not None and (not isinstance(module, nn.Conv2d) or module.padding in ((0, 0), "valid"))

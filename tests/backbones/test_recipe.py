@@ -1,0 +1,341 @@
+"""Swaps end in stock models that reload equal; what lies outside of the backbone survives; wrong ones are refused."""
+
+from dataclasses import replace
+
+import datasets
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForObjectDetection,
+    BertForSequenceClassification,
+    CLIPConfig,
+    CLIPModel,
+    DetrConfig,
+    DetrForObjectDetection,
+    LlamaForCausalLM,
+    MobileNetV2Config,
+    MobileNetV2ForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    default_data_collator,
+)
+
+from hf_pe.backbones import PRESETS, BackboneSwap
+from hf_pe.backbones.target import target_of
+from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.distill import Augment, Distillation
+from hf_pe.errors import UsageError
+from hf_pe.measure import parameters
+from hf_pe.plans import Sketch
+from hf_pe.proof import difference, example_inputs, lively, outputs_of
+from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TaskData, TextClassification
+from tests.helpers import TEXTS, bert_config, shared, taught
+
+NAMES = {0: "dot", 1: "bar", 2: "ring"}
+SMALL = {"to": "mobilenet_v2_0.35", "config": {"finegrained_output": False}}
+SMALL_RESNET = {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8, "layer_type": "basic"}
+
+
+def vit(**changes):
+    sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
+    labels = {"id2label": NAMES, "label2id": {v: k for k, v in NAMES.items()}}
+    config = ViTConfig(image_size=32, patch_size=8, hidden_dropout_prob=0.0, **sizes | labels | changes)
+    return lively(ViTForImageClassification(config), 0).eval()
+
+
+def of_rows(task, rows, collate=default_data_collator):
+    found = datasets.Dataset.from_dict(rows)
+    return TaskData(task, None, found, found, collate, Examples(found, found, DataConfig(train="x"), ""))
+
+
+@pytest.fixture
+def images():
+    draw = torch.Generator().manual_seed(0)
+    labels = [i % 3 for i in range(96)]
+    pixels = torch.randn(96, 3, 32, 32, generator=draw) * 0.3
+    for row, label in enumerate(labels):  # something to tell them apart by
+        pixels[row, label, 8:24, 8 : 12 + 6 * label] += 1.5
+    return of_rows(ImageClassification(), {"pixel_values": pixels.numpy(), "labels": labels})
+
+
+def swapped(recipe, model, data):
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    new = recipe.apply(model, recipe.plan(model, data), data)
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+    assert parameters(new).total == recipe.plan(model, data).parameters < parameters(model).total
+    return new
+
+
+def assert_reloads(model, folder, loader):
+    model.save_pretrained(folder)
+    again = loader.from_pretrained(folder).eval()
+    assert type(again) is type(model)
+    inputs = example_inputs(model)
+    assert difference(outputs_of(model, inputs), outputs_of(again, inputs)) < 1e-6
+
+
+@pytest.mark.parametrize("name", sorted(n for n, p in PRESETS.items() if p.kind == "pixel_values"))
+def test_every_image_preset_keeps_the_labels_and_a_map_of_four_pixels_where_its_config_can(name):
+    large = ViTConfig(num_labels=3, id2label=NAMES, image_size=32, patch_size=4)
+    target = target_of(large, ViTForImageClassification, name, {}, None, None)
+    assert target.config.id2label == NAMES and target.config.image_size == 32
+    with torch.device("meta"):
+        model = target.model_class(target.config).eval()
+        maps = model.base_model(torch.zeros(2, 3, 32, 32, device="meta")).last_hidden_state
+    fixed = any("cannot say other strides" in note for note in target.notes)
+    assert fixed == (target.config.model_type in ("mobilenet_v1", "resnet"))
+    assert fixed or maps.shape[-1] >= 4
+
+
+@pytest.mark.parametrize("name", sorted(n for n, p in PRESETS.items() if p.kind == "input_ids"))
+def test_every_text_preset_reads_the_same_tokens(name):
+    config = bert_config(hidden_size=1024, num_attention_heads=16, vocab_size=500, num_labels=3, id2label=NAMES)
+    target = target_of(config, BertForSequenceClassification, name, {}, None, None)
+    found = target.config
+    assert (found.vocab_size, found.max_position_embeddings, found.id2label) == (500, 64, NAMES)
+    assert [seam.new for seam in target.seams] == ["classifier"]
+
+
+@pytest.fixture
+def learned(images):
+    """A classifier that tells the images apart."""
+    return taught(vit(), images, 40)
+
+
+def accuracy(model, data):
+    return data.task.judge(model, data).scores()["accuracy"]
+
+
+def test_an_image_classifier_becomes_a_mobilenet_that_answers_by_the_bridge_alone(learned, images, tmp_path):
+    assert accuracy(learned, images) > 0.95
+    new = swapped(BackboneSwap(**SMALL), learned, images)
+    assert isinstance(new, MobileNetV2ForImageClassification) and new.config.id2label == NAMES
+    assert accuracy(new, images) > 0.6, "chance: a third"
+    assert_reloads(new, tmp_path, AutoModelForImageClassification)
+
+
+def test_the_swapped_model_learns_features_and_logits_with_the_head_reused(learned, images):
+    data = replace(images, teacher=learned)
+    new = swapped(BackboneSwap(**SMALL), learned, data)
+    recipe = Distillation(
+        losses={"features": 1.0, "kl": 1.0}, steps=12, batch_size=24, learning_rate=2e-3, head_first=0.25,
+        augment=Augment(crop=0.05, flip=False),
+    )  # fmt: skip
+    recipe.check(learned, data)
+    recipe.plan(new, data)
+    trained, curve = recipe.train(new, data)
+    assert curve[-1][1] < curve[0][1]
+    assert [n for n, _ in trained.named_parameters()] == [n for n, _ in new.named_parameters()]
+    assert type(trained) is type(new)
+    momenta = {m.momentum for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert momenta == {0.997}, "as the architecture has it, though it learnt with another"
+
+
+def test_the_head_alone_learns_at_first(images):
+    model = vit()
+    data = replace(images, teacher=model)
+    recipe = Distillation(losses={"kl": 1.0}, steps=3, batch_size=8, head_first=0.99)
+    trained, _ = recipe.train(model, data)
+    moved = {n for (n, a), b in zip(model.named_parameters(), trained.parameters(), strict=True) if not a.equal(b)}
+    assert moved == {"classifier.weight", "classifier.bias"}
+
+
+def test_a_pretrained_folder_brings_its_weights(images, tmp_path):
+    config = MobileNetV2Config(depth_multiplier=0.35, finegrained_output=False, num_labels=7, image_size=32)
+    compact = lively(MobileNetV2ForImageClassification(config), 5)
+    compact.save_pretrained(tmp_path / "compact")
+    swap = BackboneSwap(to=str(tmp_path / "compact"))
+    new = swapped(swap, vit(), images)
+    own, given = new.mobilenet_v2.state_dict(), compact.mobilenet_v2.state_dict()
+    assert all(torch.equal(own[n], given[n]) for n in own if "running" not in n and "num_batches" not in n)
+    assert new.config.num_labels == 3
+    fresh = swapped(swap.model_copy(update={"weights": False}), vit(), images)
+    assert not torch.equal(fresh.mobilenet_v2.conv_1x1.convolution.weight, given["conv_1x1.convolution.weight"])
+
+
+def test_a_real_pretrained_mobilenet_comes_under_another_head(images):
+    folder = shared("models/mobilenetv2-imagenet")
+    big = vit(hidden_size=256, num_hidden_layers=6, intermediate_size=1024)
+    new = swapped(BackboneSwap(to=str(folder)), big, images)
+    assert new.config.num_labels == 3 and new.classifier.weight.shape == (3, 1280)
+
+
+def test_the_same_family_made_shallower_begins_with_the_layers_it_keeps(images):
+    model = vit()
+    new = swapped(BackboneSwap(config={"num_hidden_layers": 1}), model, images)
+    assert len(new.vit.layers) == 1
+    for name, tensor in model.vit.layers[2].state_dict().items():
+        assert torch.equal(new.vit.layers[0].state_dict()[name], tensor)
+
+
+def test_a_residual_net_comes_under_a_transformers_head_and_back(images, tmp_path):
+    new = swapped(BackboneSwap(to="resnet", config=SMALL_RESNET), vit(), images)
+    assert isinstance(new, ResNetForImageClassification)
+    assert_reloads(new, tmp_path, AutoModelForImageClassification)
+    big = lively(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
+    recipe = BackboneSwap(to="efficientnet_b0", config={"width_coefficient": 0.25}, image_size=32)
+    plan = recipe.plan(big, images)
+    assert any("strides [1, 2, 2, 2, 1, 2, 1] made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
+    assert swapped(recipe, big, images).config.image_size == 32
+
+
+def classifier_data(model, tokenizer, tmp_path):
+    rows = "\n".join(["text,label", *(f"{t},{int('dog' in t)}" for t in TEXTS)])
+    (tmp_path / "a.csv").write_text(rows)
+    examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
+    return replace(TextClassification().prepare(examples, tokenizer, model.config), teacher=model)
+
+
+def test_an_encoder_becomes_a_narrower_one_whose_tokens_lie_as_they_did(tokenizer, tmp_path):
+    model = lively(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
+    data = classifier_data(model, tokenizer, tmp_path)
+    new = swapped(BackboneSwap(to="bert_tiny", config={"hidden_size": 32, "intermediate_size": 64}), model, data)
+    old, own = (m.bert.embeddings.word_embeddings.weight.detach() for m in (model, new))
+    assert own.shape == (200, 32)
+    near, wanted = (torch.cdist(t, t) for t in (own, old))
+    assert torch.corrcoef(torch.stack([near.flatten(), wanted.flatten()]))[0, 1] > 0.8
+
+
+def test_a_head_of_another_kind_is_bridged_at_its_last_map(tokenizer, tmp_path):
+    config = RobertaConfig(
+        vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=66, num_labels=2, pad_token_id=0,
+    )  # fmt: skip
+    model = lively(RobertaForSequenceClassification(config), 1).eval()
+    data = classifier_data(model, tokenizer, tmp_path)
+    new = swapped(BackboneSwap(to="bert_tiny", config={"hidden_size": 32, "intermediate_size": 64}), model, data)
+    assert isinstance(new, BertForSequenceClassification) and new.config.pad_token_id == 0
+
+
+def test_a_decoder_becomes_a_smaller_one_of_the_same_tokens(llama_folder, tokenizer):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
+    data = CausalLM().prepare(examples, tokenizer, model.config)
+    width = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    new = swapped(BackboneSwap(config=width | {"head_dim": 8}), model, data)
+    assert new.config.vocab_size == model.config.vocab_size
+
+
+def test_a_model_of_sound_becomes_a_shallower_one():
+    sizes = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 3}
+    conv = {"conv_dim": (16, 16), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_feat_extract_layers": 2}
+    config = Wav2Vec2Config(
+        **sizes | conv,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        classifier_proj_size=16,
+        num_labels=3,
+    )
+    model = lively(Wav2Vec2ForSequenceClassification(config), 3).eval()
+    rows = {"input_values": torch.randn(24, 800).numpy(), "labels": [i % 3 for i in range(24)]}
+    new = swapped(BackboneSwap(config={"num_hidden_layers": 1}), model, of_rows(ImageClassification(), rows))
+    assert torch.equal(new.projector.weight, model.projector.weight)
+
+
+def detr(**changes):
+    backbone = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type="basic", out_features=["stage2"]
+    )
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5, "num_labels": 3}
+    return DetrForObjectDetection(
+        DetrConfig(backbone_config=backbone, use_timm_backbone=False, **sizes | heads | changes)
+    )
+
+
+def test_the_backbone_of_a_detector_is_exchanged_and_all_else_survives(images, tmp_path):
+    model = lively(detr(), 4).eval()
+    new = swapped(BackboneSwap(to="resnet", config=SMALL_RESNET), model, images)
+    assert new.config.backbone_config.hidden_sizes == [8, 16]
+    own, kept = new.state_dict(), model.state_dict()
+    outside = [n for n in own if ".backbone." not in n and not n.startswith("model.input_projection.weight")]
+    assert len(outside) > 20
+    assert all(torch.equal(own[n], kept[n]) for n in outside if "projection" not in n)
+    assert own["model.input_projection.weight"].shape == (32, 16, 1, 1)
+    labels = [{"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}] * 2
+    out = new(pixel_values=torch.randn(2, 3, 32, 32), labels=labels)
+    assert torch.isfinite(out.loss)
+    new.config.image_size = 32
+    assert_reloads(new, tmp_path, AutoModelForObjectDetection)
+
+
+def test_other_strides_under_a_detector_are_refused(images):
+    wrong = {**SMALL_RESNET, "depths": [1, 1, 1], "hidden_sizes": [8, 8, 16]}
+    with pytest.raises(UsageError, match="expected 4 x 4 as the original has, got 2 x 2"):
+        swap = BackboneSwap(to="resnet", config=wrong)
+        swap.apply(detr().eval(), None, images)
+
+
+def test_one_tower_is_exchanged_alone(images):
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+    vision = tower | {"image_size": 32, "patch_size": 16}
+    config = CLIPConfig(
+        text_config=tower | {"vocab_size": 99, "max_position_embeddings": 16, "eos_token_id": 2},
+        vision_config=vision,
+        projection_dim=16,
+    )
+    model = lively(CLIPModel(config), 6).eval()
+    rows = {
+        "pixel_values": images.train["pixel_values"],
+        "input_ids": [[1, 5, 7, 2]] * 96,
+        "attention_mask": [[1] * 4] * 96,
+    }
+    data = of_rows(ImageClassification(), rows)
+    changes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    new = swapped(BackboneSwap(part="vision_config", config=changes), model, data)
+    assert new.visual_projection.weight.shape == (16, 16)
+    own, kept = new.state_dict(), model.state_dict()
+    assert all(torch.equal(own[n], kept[n]) for n in own if n.startswith("text"))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"to": "mobilenet_v2_0.5x"}, r"no preset is called 'mobilenet_v2_0.5x'.*Did you mean 'mobilenet_v2_0.5'"),
+        ({"to": "efficientnet_b7"}, r"expected a model of fewer than [\d,]+ parameters, got [\d,]+"),
+        ({"to": "bert_tiny"}, r"has no AutoModelForImageClassification"),
+        ({"to": "mobilenet_v2_0.35", "config": {"depth_multiplyer": 1}}, r"has no depth_multiplyer.*depth_multiplier"),
+        ({"to": "resnet", "config": {"depths": [1], "hidden_sizes": [8, 16]}}, r"cannot be built"),
+        ({"to": "efficientnet_b0", "config": {"hidden_dim": 7}}, r"hidden_dim: expected 1280"),
+        ({"part": "text_config", "to": "resnet_10"}, r"has no text_config"),
+        ({}, r"expected `to`"),
+    ],
+)
+def test_what_cannot_work_is_said_before_any_weights(told, message):
+    sketch = Sketch(config=vit().config, model_class=ViTForImageClassification)
+    with pytest.raises(UsageError, match=message):
+        BackboneSwap(**told).outline(sketch)
+
+
+def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(bert_folder)
+    data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
+    with pytest.raises(UsageError, match="the embeddings would be 32 wide in place of 64"):
+        BackboneSwap(to="bert_tiny", config={"hidden_size": 32}).plan(model, data)
+
+
+def test_hidden_states_of_a_convolutional_student_are_refused(images):
+    model = vit()
+    data = replace(images, teacher=model)
+    new = swapped(BackboneSwap(**SMALL), model, data)
+    with pytest.raises(UsageError, match=r"stand at other places.*Use `features`"):
+        Distillation(losses={"hidden": 1.0}).plan(new, data)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"lora": {}, "losses": {"features": 1.0}}, {"cache": {"folder": "x"}, "augment": {}}],
+    ids=["lora", "cache"],
+)
+def test_training_that_cannot_go_together_is_refused(told):
+    with pytest.raises(ValueError, match="leave out"):
+        Distillation(**told)
