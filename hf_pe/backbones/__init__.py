@@ -1,4 +1,5 @@
 """Backbone swaps: a compact architecture under the head that is there already."""
 
+from hf_pe.backbones.listing import candidates as candidates
 from hf_pe.backbones.presets import PRESETS as PRESETS
 from hf_pe.backbones.recipe import BackboneSwap as BackboneSwap

@@ -88,7 +88,8 @@ class BackboneSwap(Frozen):
             fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
             progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
         new.config._name_or_path = model.config._name_or_path
-        return new.eval()
+        new.eval()
+        return new
 
     def _target(self, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Target:
         return target_of(config, model_class, self.to, self.config, self.part, self.image_size)

@@ -161,7 +161,7 @@ def _wanted(
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"swap.config: {error}") from error
     if kind == "efficientnet":  # what its last convolution gives follows from the width, and is asked for again
-        last = round_filters(made, LAST_CHANNELS)
+        last = round_filters(made, LAST_CHANNELS)  # type: ignore[arg-type]
         if changes.get("hidden_dim", last) != last:
             raise UsageError(f"swap.config.hidden_dim: expected {last} with this width_coefficient; leave it out.")
         made.hidden_dim = last
