@@ -46,8 +46,8 @@ def bridge_alone(count: int) -> dict[str, Any]:
         "higher",
         "accuracy by the bridge alone",
         f"ViT ({parameters(model).total:,} parameters, test accuracy {dense.mean():.4f}) onto {TO} "
-        f"({parameters(small).total:,}, random weights), {4 * CALIBRATION} calibration images, nothing trained; mean over "
-        f"{count} seeds; goal: chance; interval over images (bootstrap)",
+        f"({parameters(small).total:,}, random weights), {4 * CALIBRATION} calibration images, nothing trained; mean "
+        f"over {count} seeds; goal: chance; interval over images (bootstrap)",
         peers={"chance": 0.1, "teacher": float(dense.mean())},
         interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found]), len(dense)),
     )
@@ -100,7 +100,7 @@ def exchanged_backbone() -> dict[str, Any]:
     model = detector()
     for number in range(8):
         epoch(model, *made_up(number))
-    pixels, labels = made_up(100)
+    pixels, _ = made_up(100)
     rows = datasets.Dataset.from_dict({"pixel_values": pixels.numpy()})
 
     def collate(found: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -130,10 +130,10 @@ def exchanged_backbone() -> dict[str, Any]:
         judged(alone, *unseen),
         "lower",
         "detection loss on unseen images",
-        f"DETR of {parameters(model).total:,} parameters, ResNet backbone of 3 stages exchanged for one of half the width "
-        f"and depth ({parameters(small).total:,} in all), one epoch of {BOXES} made-up images of 64 pixels in "
-        f"{seconds:.0f} s; stock reload differs by {gap:.0e}; goal: the same small detector from random weights after the "
-        "same epoch",
+        f"DETR of {parameters(model).total:,} parameters, ResNet backbone of 3 stages exchanged for one of half the "
+        f"width and depth ({parameters(small).total:,} in all), one epoch of {BOXES} made-up images of 64 pixels in "
+        f"{seconds:.0f} s; stock reload differs by {gap:.0e}; goal: the same small detector from random weights after "
+        "the same epoch",
         peers={"original": before, "bridge alone": bridged, "from random weights": judged(alone, *unseen)},
     )
 

@@ -61,9 +61,9 @@ def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[n
     taken = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
     speed = taken["teacher"].p50_ms / taken["small"].p50_ms
     setting = (
-        f"MiniLM on SST-2 ({parameters(teacher).total:,} parameters, test accuracy {dense.mean():.4f}) onto 2 layers of "
-        f"width 128 ({parameters(small).total:,} parameters, {speed:.1f} times as fast at batch 1, length 128), {STEPS} "
-        f"steps of {BATCH} rows, {torch.get_num_threads()} threads; mean over {len(gain)} seeds"
+        f"MiniLM on SST-2 ({parameters(teacher).total:,} parameters, test accuracy {dense.mean():.4f}) onto 2 layers "
+        f"of width 128 ({parameters(small).total:,} parameters, {speed:.1f} times as fast at batch 1, length 128), "
+        f"{STEPS} steps of {BATCH} rows, {torch.get_num_threads()} threads; mean over {len(gain)} seeds"
     )
     return [
         row(
