@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification
 from typer.testing import CliRunner
 
 from hf_pe.cli import app
@@ -35,7 +35,7 @@ def recipe(bert_folder, tmp_path):
     return tmp_path / "tiny.yaml"
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "run", "measure", "card"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "run", "swap", "measure", "card"])
 def test_every_command_has_an_example_in_its_help(command):
     found = call(command, "--help")
     assert found.exit_code == 0
@@ -50,6 +50,18 @@ def test_inspect_lists_the_axes(bert_folder):
     assert "native, proved" in rows["layers"]
     assert "needs the plug-in" in rows["heads"]
     assert "128" in rows["ffn"]
+
+
+def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
+    config = ViTConfig(image_size=32, patch_size=8, hidden_size=144, num_hidden_layers=2, intermediate_size=512)
+    ViTForImageClassification(config).save_pretrained(tmp_path)
+    found = call("swap", tmp_path, "--list")
+    assert found.exit_code == 0, found.output
+    rows = [line for line in found.output.splitlines() if line.startswith("│")]
+    assert "the model itself" in rows[0] and "mobilenet_v1_0.25" in rows[-1]
+    assert not any("efficientnet_b0" in row for row in rows), "it is larger"
+    assert "mobilenet_v2_0.35: output stride 32 made 8" in found.output
+    assert call("swap", tmp_path / "none").exit_code == 2
 
 
 def test_plan_states_sizes_and_loads_no_weights(recipe, monkeypatch):

@@ -7,7 +7,7 @@ import yaml
 from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
 
 import hf_pe
-from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
+from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
 from hf_pe.data import DataConfig
 from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.proof import difference, example_inputs, outputs_of
@@ -155,6 +155,25 @@ def test_a_distillation_goes_on_in_the_middle(bert_folder, tmp_path, monkeypatch
     compress(str(bert_folder), steps, resume=True, **call)
     assert seen == [1, 2, 3, 4, 5, 5, 6]
     assert [p.name for p in tmp_path.iterdir()] == ["1-distil"]
+
+
+def test_a_swapped_backbone_is_another_class_from_then_on(classifier_folder, tmp_path):
+    rows = "\n".join(["text,label", *(f"{text},{number % 2}" for number, text in enumerate(TEXTS))])
+    (tmp_path / "a.csv").write_text(rows)
+    data = DataConfig(train=str(tmp_path / "a.csv"), label="label")
+    small = {"dim": 64, "n_heads": 2, "n_layers": 1, "hidden_dim": 64}
+    steps = [
+        BackboneSwap(to="distilbert", config=small),
+        Distillation(steps=2, batch_size=4, losses={"features": 1.0, "kl": 1.0}),
+        BitsAndBytesQuantization(),
+    ]
+    call = {"data": data, "task": "text_classification", "work": tmp_path / "work"}
+    made = compress(str(classifier_folder), steps, **call).save(tmp_path / "small")
+    assert made.report.after.parameters < made.report.before.parameters
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert type(again).__name__ == "DistilBertForSequenceClassification"
+    resumed = compress(str(classifier_folder), steps, resume=True, **call)
+    assert [type(m) for m in (resumed.model, made.model)] == [type(again)] * 2
 
 
 def test_resume_refuses_another_recipe(bert_folder, tmp_path):

@@ -130,6 +130,8 @@ class BackboneSwap(Frozen):
             if target.source and self.weights
             else "the original's parameters where shapes allow"
             if not target.prefix and _alike(config, target.config)
+            else "the original's embedding tables, turned and narrowed; its layers are random"
+            if not target.prefix and target.model_class.main_input_name == "input_ids"
             else "random weights"
         )
         return (f"the body begins with {begins}", *((f"bridge folded into {bridge}",) if bridge else ()))

@@ -17,7 +17,13 @@ from hf_pe.report import Latency, Measurement, MetricChange, Report
 NOT_MEASURED = "not measured"
 METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
 """Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
-_TAGS = {"prune": "pruned", "distil": "distilled", "quantize": "bitsandbytes", "cast": "half-precision"}
+_TAGS = {
+    "prune": "pruned",
+    "swap": "backbone-swap",
+    "distil": "distilled",
+    "quantize": "bitsandbytes",
+    "cast": "half-precision",
+}
 
 
 def write_card(report: Report, folder: Path, template: Path | None = None) -> None:

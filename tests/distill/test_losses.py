@@ -30,6 +30,7 @@ def signals(seed, tokens=5):
     return {
         "logits": torch.randn(3, tokens, 7, generator=draw, requires_grad=True),
         "embeddings": torch.randn(3, 8, generator=draw, requires_grad=True),
+        "features": torch.randn(3, tokens, 8, generator=draw, requires_grad=True),
         "hidden_states": tuple(torch.randn(3, tokens, 8, generator=draw, requires_grad=True) for _ in range(4)),
         "attentions": [attention(draw, mask) for _ in range(2)],
         "mask": mask,
@@ -63,15 +64,17 @@ def test_gradients_reach_the_student_only(name):
         frozen = {k: v.detach() if isinstance(v, torch.Tensor) else detached(v) for k, v in teacher.items()}
     LOSSES[name].compute(student, frozen, Settings(2.0)).backward()
     leaves = [*student["hidden_states"][1:], student["logits"], student["embeddings"], student["attentions"][-1].query]
+    leaves += [student["features"]]
     assert any(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
 
 
-@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dist", "hidden", "attention", "relations"])
+@pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dist", "hidden", "features", "attention", "relations"])
 def test_padding_has_no_say(name):
     student, teacher = signals(1), signals(0)
     before = LOSSES[name].compute(student, teacher, Settings(1.0))
     with torch.no_grad():
         student["logits"][0, 3:] += 100
+        student["features"][0, 3:] += 100
         for states in student["hidden_states"]:
             states[0, 3:] += 100
         for seen in student["attentions"]:

@@ -139,7 +139,8 @@ def test_losses_that_are_none(losses, message):
 
 
 def test_every_loss_says_what_it_needs():
-    assert {loss.needs for loss in LOSSES.values()} <= {"logits", "embeddings", "hidden_states", "attentions", "loss"}
+    given = {"logits", "embeddings", "hidden_states", "attentions", "features", "loss"}
+    assert {loss.needs for loss in LOSSES.values()} <= given
 
 
 def test_adapters_learn_and_are_merged_into_a_stock_model(work):

@@ -5,9 +5,10 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card, write_card
-from hf_pe.hub.card import card_data, comparison
+from hf_pe.hub.card import _TAGS, card_data, comparison
 from hf_pe.hub.pictures import kept_per_layer
 from hf_pe.plans import Plan, SizeChange
+from hf_pe.recipe_file import KINDS
 from hf_pe.report import (
     BaseModelFacts,
     DataFacts,
@@ -186,3 +187,7 @@ def test_a_removed_layer_keeps_nothing():
 def test_pictures_are_left_out_where_nothing_was_pruned(tmp_path, kept):
     write_card(report(stages=(), before=measurement(quality={}), after=measurement(quality={})), tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"README.md"}
+
+
+def test_every_recipe_has_a_tag():
+    assert set(_TAGS) == set(KINDS)
