@@ -1,5 +1,6 @@
 """What a smaller model can take over from another one: parameters where shapes allow, tables of embeddings narrower."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -74,6 +75,57 @@ def narrower_tables_(old: PreTrainedModel, new: PreTrainedModel) -> None:
         rows = min(len(found.weight), len(table.weight))
         table.weight[:rows] = 0
         table.weight[:rows, : turn.shape[1]] = found.weight[:rows] @ turn
+
+
+def translated(table: torch.Tensor, own: Any, wanted: Any) -> tuple[torch.Tensor, float]:
+    """An embedding table for the tokens of another tokenizer.
+
+    A token that both know takes its row, one that only `wanted` knows the mean of the rows of its pieces; special
+    tokens take those of the same role.
+
+    Args:
+        table: rows of the tokens of `own`, [tokens, width].
+        own: tokenizer that `table` belongs to.
+        wanted: the other tokenizer.
+
+    Returns:
+        The table [len(wanted), width], and the share of its tokens that both know.
+    """
+    known = {_form(token, _style(own)): number for token, number in own.get_vocab().items()}
+    roles = {r: getattr(own, f"{r}_token_id") or getattr(own, f"{_LIKE.get(r, r)}_token_id", None) for r in _ROLES}
+    special = {getattr(wanted, f"{role}_token_id"): row for role, row in roles.items() if row is not None}
+    found = table.mean(0, keepdim=True).repeat(len(wanted), 1)
+    same = 0
+    for token, number in wanted.get_vocab().items():
+        form = _form(token, _style(wanted))
+        if number in special or form in known:
+            found[number] = table[special.get(number, known.get(form, 0))]
+            same += 1
+            continue
+        begins, text = form
+        pieces = own(text if begins else f"a{text}", add_special_tokens=False)["input_ids"][0 if begins else 1 :]
+        pieces = [piece for piece in pieces if piece != own.unk_token_id]
+        if pieces:
+            found[number] = table[pieces].mean(0)
+    return found, same / len(wanted)
+
+
+_ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
+_LIKE = {"cls": "bos", "sep": "eos", "bos": "cls", "eos": "sep"}
+"""Roles that stand for each other where a tokenizer lacks one."""
+
+
+@functools.lru_cache(maxsize=8)
+def _style(tokenizer: Any) -> str:
+    """How tokens say that a word begins or goes on: "##" marks what goes on, "\u0120" and "\u2581" what begins."""
+    tokens = tokenizer.get_vocab()
+    return max(("##", "\u0120", "\u2581"), key=lambda mark: sum(token.startswith(mark) for token in tokens))
+
+
+def _form(token: str, style: str) -> tuple[bool, str]:
+    """Whether a token begins a word, and its text."""
+    marked = token.startswith(style)
+    return marked != (style == "##"), token.removeprefix(style)
 
 
 def spread(few: int, many: int) -> list[int]:

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertModel,
@@ -9,11 +10,12 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from hf_pe.errors import UsageError
 from hf_pe.proof import lively
-from hf_pe.transplant import start_from
+from hf_pe.transplant import start_from, translated
 from tests.helpers import bert_config
 
 
@@ -77,3 +79,33 @@ def test_language_models_keep_their_ties():
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(UsageError, match=r"expected 2 numbers within 0\.\.3"):
         start_from(lively(BertModel(bert_config())), distilbert(2), layers)
+
+
+def tokenizer_of(words, style):
+    """Whole words and, behind them, every letter to go on with."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    marks = [f"##{c}" for c in letters] if style == "##" else list(letters)
+    begins = "" if style == "##" else "\u2581"
+    tokens = ["[UNK]", "[PAD]", *(begins + w for w in [*words, *letters]), *marks]
+    vocabulary = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
+    if style == "##":
+        raw = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    else:
+        raw = Tokenizer(models.Unigram([(t, -1.0 / len(t)) for t in vocabulary], unk_id=0))
+        raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
+
+
+@pytest.mark.parametrize("style", ["##", "\u2581"])
+def test_a_table_for_other_tokens_takes_rows_of_the_same_strings_and_of_pieces(style):
+    own, wanted = tokenizer_of(["cat", "do"], "##"), tokenizer_of(["cat", "dog"], style)
+    table = torch.randn(len(own), 3)
+    found, shared = translated(table, own, wanted)
+    here, there = own.get_vocab(), wanted.get_vocab()
+    begins = "" if style == "##" else "\u2581"
+    assert found.shape == (len(wanted), 3)
+    assert torch.equal(found[there[f"{begins}cat"]], table[here["cat"]])
+    assert torch.equal(found[wanted.pad_token_id], table[own.pad_token_id])
+    torch.testing.assert_close(found[there[f"{begins}dog"]], table[[here["do"], here["##g"]]].mean(0))
+    assert shared == pytest.approx(1 - 1 / len(wanted))

@@ -11,12 +11,15 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.backbones.target import Target, target_of
 from hf_pe.bridge import BATCH, bridges, fold_
-from hf_pe.checkpoints import load_model
+from hf_pe.checkpoints import load_model, load_processor
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.tasks import TaskData, model_inputs
-from hf_pe.transplant import narrower_tables_, start_from
+from hf_pe.transplant import narrower_tables_, start_from, translated
+
+FEWEST = 0.05
+"""Share of tokens that two tokenizers must have in common."""
 
 
 class BackboneSwap(Frozen):
@@ -67,8 +70,23 @@ class BackboneSwap(Frozen):
         return plan, after
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """The outline: which backbone is the user's choice."""
-        return self.outline(Sketch(config=model.config, model_class=type(model)))[0]
+        """The outline: which backbone is the user's choice; with how far the tokens of the two are the same.
+
+        Raises:
+            UsageError: as `outline`; the two tokenizers share nothing.
+        """
+        plan = self.outline(Sketch(config=model.config, model_class=type(model)))[0]
+        theirs = self._other_tokenizer(self._target(model.config, type(model)), data)
+        if theirs is None:
+            return plan
+        shared = translated(torch.zeros(len(theirs), 1), theirs, data.processor)[1]
+        if shared < FEWEST:
+            raise UsageError(
+                f"swap.to: the tokenizer of {self.to} shares {shared:.1%} of the tokens of yours, so its embeddings "
+                f"tell nothing (expected {FEWEST:.0%} or more). Choose one of the same language, or weights: false."
+            )
+        note = f"{shared:.0%} of your tokens keep the backbone's embeddings, the others take those of their pieces"
+        return plan.model_copy(update={"notes": (*plan.notes, note)})
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Build the compact model, take over what fits, fit the bridge on the calibration rows and fold it.
@@ -82,7 +100,7 @@ class BackboneSwap(Frozen):
         target = self._target(model.config, type(model))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            new: PreTrainedModel = self._started(model, target).to(model.dtype).to(model.device)  # type: ignore[arg-type]
+            new: PreTrainedModel = self._started(model, target, data).to(model.dtype).to(model.device)  # type: ignore[arg-type]
         settle_(new, data)
         for seam, bridge in zip(target.seams, bridges(model, new, target.seams, data), strict=True):
             fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
@@ -94,7 +112,7 @@ class BackboneSwap(Frozen):
     def _target(self, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Target:
         return target_of(config, model_class, self.to, self.config, self.part, self.image_size)
 
-    def _started(self, model: PreTrainedModel, target: Target) -> PreTrainedModel:
+    def _started(self, model: PreTrainedModel, target: Target, data: TaskData) -> PreTrainedModel:
         """The compact model with what can be taken over; random elsewhere."""
         source = target.source if self.weights else None
         if target.prefix:
@@ -107,6 +125,18 @@ class BackboneSwap(Frozen):
                 if not name.startswith(target.prefix + ".") and tensor.shape == kept[name].shape:
                     tensor.copy_(kept[name])
             return new
+        theirs = self._other_tokenizer(target, data)
+        if source and theirs is not None:
+            loaded = load_model(source, target.model_class, new_head=True)
+            new = target.model_class(target.config)
+            own, given = new.state_dict(), loaded.state_dict()
+            for name, tensor in own.items():
+                if name in given and tensor.shape == given[name].shape:
+                    tensor.copy_(given[name])
+            tables: list[Any] = [m.get_input_embeddings() for m in (loaded, new)]
+            found = translated(tables[0].weight.detach(), theirs, data.processor)[0]
+            tables[1].weight.data[: len(found)] = found
+            return new
         if source:
             return load_model(source, target.model_class, config=target.config, new_head=True)
         new = target.model_class(target.config)
@@ -115,6 +145,13 @@ class BackboneSwap(Frozen):
         elif model.main_input_name == "input_ids":
             narrower_tables_(model, new)
         return new
+
+    def _other_tokenizer(self, target: Target, data: TaskData) -> Any:
+        """That of the backbone, where it has weights and reads other tokens than the user's tokenizer gives."""
+        if not (target.source and self.weights and hasattr(data.processor, "get_vocab")):
+            return None
+        theirs = load_processor(target.source)
+        return None if theirs.get_vocab() == data.processor.get_vocab() else theirs
 
     def _title(self, config: PretrainedConfig, target: Target) -> str:
         name = target.source.name if target.source else self.to or target.config.model_type

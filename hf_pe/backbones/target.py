@@ -1,6 +1,7 @@
 """What the swapped model will be: its config, its class, and where a bridge has to be folded. No weights."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ CARRIED = (
     "max_position_embeddings", "num_channels", "image_size", "classifier_proj_size", "dtype",
 )  # fmt: skip
 """Values that belong to the task, the tokens or the images, not to the backbone."""
+OUTPUT_STRIDES = {"mobilenet_v2": (2, 4, 8, 16, 32), "mobilevit": (8, 16, 32), "mobilevitv2": (8, 16, 32)}
+"""What stock configs can say, by model type."""
+FIXED = {"mobilenet_v1": 32, "resnet": 32}
+"""Strides that no stock config can change."""
 SMALLEST_MAP = 4
 """Pixels a side that the last feature map should keep."""
 LAST_CHANNELS = 1280
@@ -94,38 +99,29 @@ def adapt_(config: PretrainedConfig, size: int, keep: Any = ()) -> list[str]:
 
     Fields in `keep` stay as they are. What a stock config cannot say stays too, and is said.
     """
-    most = max(size // SMALLEST_MAP, 1)
-    stride = {"mobilenet_v2": 32, "mobilevit": 32, "mobilevitv2": 32, "mobilenet_v1": 32, "resnet": 32}
-    kind = config.model_type
+    most, kind = max(size // SMALLEST_MAP, 1), config.model_type
     if kind == "efficientnet":
-        strides: Any = list(config.strides)
-        total = 2
-        for each in strides:
-            total *= each
-        before = list(strides)
+        field, strides = "strides", list(config.strides)
         for place, each in enumerate(strides):
-            if total > most and each == 2:
-                strides[place], total = 1, total // 2
-        if strides != before and "strides" not in keep:
-            config.strides = strides
-            return [f"strides {before} made {strides} for images of {size} pixels"]
+            if 2 * math.prod(strides) > most and each == 2:
+                strides[place] = 1
+        fitting: Any = strides
+    elif kind in ("convnext", "convnextv2"):
+        field, shrunk = "patch_size", 2 ** (len(config.depths) - 1)
+        fitting = min(config.patch_size, max(most // shrunk, 1))
+    elif kind in OUTPUT_STRIDES:
+        field = "output_stride"
+        fitting = max((s for s in OUTPUT_STRIDES[kind] if s <= most), default=OUTPUT_STRIDES[kind][0])
+    elif FIXED.get(kind, 0) > most:
+        return [f"a stock {kind} config cannot say other strides than {FIXED[kind]}: {size} pixels end in few"]
+    else:
         return []
-    if kind in ("convnext", "convnextv2"):
-        whole = config.patch_size * 2 ** (len(config.depths) - 1)
-        if whole > most and "patch_size" not in keep:
-            before, config.patch_size = config.patch_size, max(config.patch_size * most // whole, 1)
-            return [f"patches of {before} pixels made {config.patch_size} for images of {size} pixels"]
+    before = getattr(config, field)
+    if field in keep or fitting in (before, list(before) if isinstance(before, tuple) else None):
         return []
-    if kind in ("mobilenet_v2", "mobilevit", "mobilevitv2"):
-        allowed = (2, 4, 8, 16, 32) if kind == "mobilenet_v2" else (8, 16, 32)
-        fitting = max((s for s in allowed if s <= most), default=allowed[0])
-        if fitting < config.output_stride and "output_stride" not in keep:
-            before, config.output_stride = config.output_stride, fitting
-            return [f"output stride {before} made {fitting} (dilation in place of strides) for images of {size} pixels"]
-        return []
-    if stride.get(kind, 0) > most:
-        return [f"a stock {kind} config cannot say other strides than {stride[kind]}: {size} pixels end in few"]
-    return []
+    setattr(config, field, fitting)
+    how = " (dilation in place of strides)" if field == "output_stride" else ""
+    return [f"{field} {before} made {fitting}{how} for images of {size} pixels"]
 
 
 def _wanted(

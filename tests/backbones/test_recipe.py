@@ -5,6 +5,7 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
@@ -16,6 +17,7 @@ from transformers import (
     LlamaForCausalLM,
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
+    PreTrainedTokenizerFast,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -36,7 +38,7 @@ from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, lively, outputs_of
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TaskData, TextClassification
-from tests.helpers import TEXTS, bert_config, shared, taught
+from tests.helpers import TEXTS, bert_config, saved, shared, taught
 
 NAMES = {0: "dot", 1: "bar", 2: "ring"}
 SMALL = {"to": "mobilenet_v2_0.35", "config": {"finegrained_output": False}}
@@ -182,7 +184,7 @@ def test_a_residual_net_comes_under_a_transformers_head_and_back(images, tmp_pat
     big = lively(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
     recipe = BackboneSwap(to="efficientnet_b0", config={"width_coefficient": 0.25}, image_size=32)
     plan = recipe.plan(big, images)
-    assert any("strides [1, 2, 2, 2, 1, 2, 1] made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
+    assert any("made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
     assert swapped(recipe, big, images).config.image_size == 32
 
 
@@ -339,3 +341,31 @@ def test_hidden_states_of_a_convolutional_student_are_refused(images):
 def test_training_that_cannot_go_together_is_refused(told):
     with pytest.raises(ValueError, match="leave out"):
         Distillation(**told)
+
+
+def other_tokenizer(words):
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[UNK]", "[PAD]", *words])}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
+
+
+def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
+    model = lively(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
+    data = classifier_data(model, tokenizer, tmp_path)
+    theirs = other_tokenizer(
+        ["dog", "cat", "the", "garden", "house", "quiet", "bird", "horse", "long", "street", "old"]
+    )
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": len(theirs)}
+    small = saved(tmp_path / "small", lively(BertForSequenceClassification(bert_config(**sizes)), 2), theirs)
+    recipe = BackboneSwap(to=str(small))
+    assert any("of your tokens keep the backbone's embeddings" in note for note in recipe.plan(model, data).notes)
+    new = recipe.apply(model, recipe.plan(model, data), data)
+    given = BertForSequenceClassification.from_pretrained(small).bert
+    own = new.bert.embeddings.word_embeddings.weight
+    assert own.shape == (200, 32)
+    wanted = given.embeddings.word_embeddings.weight[theirs.get_vocab()["dog"]]
+    assert torch.equal(own[tokenizer.get_vocab()["dog"]], wanted)
+    assert torch.equal(new.bert.encoder.layer[1].output.dense.weight, given.encoder.layer[1].output.dense.weight)
+    saved(tmp_path / "far", given, other_tokenizer(["\u0434\u043e\u043c", "\u043a\u043e\u0442"]))
+    with pytest.raises(UsageError, match=r"shares [\d.]+% of the tokens of yours"):
+        BackboneSwap(to=str(tmp_path / "far")).plan(model, data)
