@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 from transformers import TrainerCallback
 
 from hf_pe.provenance import machine, versions
@@ -111,6 +112,22 @@ def bootstrap(statistic: Callable[[Any], float], count: int, rounds: int = 1000,
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(0, count, count)) for _ in range(rounds)]
     return [float(v) for v in np.quantile(values, [0.025, 0.975])]
+
+
+def gain(id: str, ours: np.ndarray, alone: np.ndarray, peer: str, setting: str) -> dict[str, Any]:
+    """Accuracy above that of `peer`, one value a seed for each; interval over seeds by Student."""
+    found = ours - alone
+    wide = t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    return row(
+        id,
+        float(found.mean()),
+        0.0,
+        "higher",
+        f"accuracy above {peer}",
+        f"{setting}; interval over seeds (Student)",
+        peers={"hf_pe": float(ours.mean()), peer: float(alone.mean())},
+        interval=[float(found.mean() - wide), float(found.mean() + wide)] if len(found) > 1 else None,
+    )
 
 
 def share_of_loss(

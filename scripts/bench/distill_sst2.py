@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import bootstrap, row, seeds, write
+from common import bootstrap, gain, row, seeds, write
 from prune_sst2 import fine_tuned, right, rows
-from scipy.stats import t as student_t
 
 from hf_pe.checkpoints import load_processor, resolve
 from hf_pe.data import load_examples
@@ -51,8 +50,6 @@ def main() -> None:
 def figures(dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
     """What is kept of the teacher's accuracy, and how much more than without a teacher."""
     ours, alone = (np.array([v.mean() for v in values]) for values in found.values())
-    gain = ours - alone
-    wide = student_t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
     setting = (
         f"MiniLM on SST-2 (test accuracy {dense.mean():.4f}) cut to 3 of 6 layers, {STEPS} steps of {BATCH} rows, "
         f"{torch.get_num_threads()} threads; mean over {len(ours)} seeds"
@@ -68,16 +65,7 @@ def figures(dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[
             peers={"fine-tuned without teacher": float(alone.mean() / dense.mean())},
             interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
         ),
-        row(
-            "distil.4.sst2.gain",
-            float(gain.mean()),
-            0.0,
-            "higher",
-            "accuracy above that of the student without teacher",
-            f"{setting}; interval over seeds (Student)",
-            peers={"hf_pe": float(ours.mean()), "fine-tuned without teacher": float(alone.mean())},
-            interval=[float(gain.mean() - wide), float(gain.mean() + wide)] if len(gain) > 1 else None,
-        ),
+        gain("distil.4.sst2.gain", ours, alone, "the student without teacher", setting),
     ]
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import bootstrap, row, seeds, write
+from common import bootstrap, gain, row, seeds, write
 from prune_sst2 import fine_tuned, right, rows
-from scipy.stats import t as student_t
 from transformers import set_seed
 
 from hf_pe.backbones import BackboneSwap
@@ -56,26 +55,15 @@ def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[n
     ours, alone, bridge = (
         np.array([v.mean() for v in found[name]]) for name in ("hf_pe", "fine-tuned alone", "bridge alone")
     )
-    gain = ours - alone
-    wide = student_t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else float("nan")
     taken = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
     speed = taken["teacher"].p50_ms / taken["small"].p50_ms
     setting = (
         f"MiniLM on SST-2 ({parameters(teacher).total:,} parameters, test accuracy {dense.mean():.4f}) onto 2 layers "
         f"of width 128 ({parameters(small).total:,} parameters, {speed:.1f} times as fast at batch 1, length 128), "
-        f"{STEPS} steps of {BATCH} rows, {torch.get_num_threads()} threads; mean over {len(gain)} seeds"
+        f"{STEPS} steps of {BATCH} rows, {torch.get_num_threads()} threads; mean over {len(ours)} seeds"
     )
     return [
-        row(
-            "swap.4.gain",
-            float(gain.mean()),
-            0.0,
-            "higher",
-            "accuracy above the same encoder fine-tuned alone",
-            f"{setting}; interval over seeds (Student)",
-            peers={"hf_pe": float(ours.mean()), "fine-tuned alone": float(alone.mean())},
-            interval=[float(gain.mean() - wide), float(gain.mean() + wide)] if len(gain) > 1 else None,
-        ),
+        gain("swap.4.gain", ours, alone, "the same encoder fine-tuned alone", setting),
         row(
             "swap.4.kept",
             float(ours.mean() / dense.mean()),
