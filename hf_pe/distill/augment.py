@@ -20,7 +20,12 @@ class Augment(Frozen):
 
     def over(self, collate: Callable[[list[dict[str, Any]]], Batch]) -> Callable[[list[dict[str, Any]]], Batch]:
         """`collate` with the images of its batches changed."""
-        return lambda rows: (lambda batch: batch | {"pixel_values": self.changed(batch["pixel_values"])})(collate(rows))
+
+        def changed(rows: list[dict[str, Any]]) -> Batch:
+            batch = collate(rows)
+            return batch | {"pixel_values": self.changed(batch["pixel_values"])}
+
+        return changed
 
     def changed(self, images: torch.Tensor) -> torch.Tensor:
         """Images [batch, channels, height, width], shifted with zeros behind and flipped; by torch's own generator."""

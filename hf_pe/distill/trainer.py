@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from torch.nn.utils.parametrize import is_parametrized
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -79,6 +80,12 @@ class DistillationMixin:
                 temperature=temperature,
                 beta=beta,
                 layers=layers,
+            )
+        head = objective.label_head
+        if head is not None and not is_parametrized(head, "weight"):
+            raise UsageError(
+                "DistillationMixin: `features` needs the student's head to be the teacher's over a bridge. Call "
+                "hf_pe.bridge.reuse_ on the student before, and folded_ after; a Distillation recipe does both."
             )
         self.distillation = objective
         self._packed = any(hasattr(parameter, "quant_state") for parameter in trainer.model.parameters())

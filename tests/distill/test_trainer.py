@@ -12,6 +12,7 @@ import datasets
 import pytest
 import torch
 from transformers import (
+    BertForSequenceClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -30,7 +31,7 @@ from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.proof import lively
-from hf_pe.tasks import CausalLM, Embedding, Seq2Seq
+from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
 from tests.helpers import TEXTS, bert_config
 
 
@@ -255,6 +256,19 @@ def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_lay
         for t, link in zip(teachers, both.links, strict=True)
     ]
     assert float(both(student, batch).loss.detach()) == pytest.approx(0.75 * alone[0] + 0.25 * alone[1], rel=1e-5)
+
+
+def test_features_without_a_bridge_are_refused(classifier_folder, tokenizer, tmp_path):
+    teacher = BertForSequenceClassification.from_pretrained(classifier_folder).eval().requires_grad_(False)
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
+    examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
+    data = TextClassification().prepare(examples, tokenizer, teacher.config)
+    student = lively(BertForSequenceClassification(teacher.config), seed=9)
+    told = {"train_dataset": data.train, "data_collator": data.collate, "args": arguments(tmp_path / "out")}
+    with pytest.raises(UsageError, match="needs the student's head to be the teacher's over a bridge"):
+        DistillationTrainer(
+            model=student, teacher=teacher, task="text_classification", losses={"features": 1.0}, **told
+        )
 
 
 def run_processes(count, program, *told):
