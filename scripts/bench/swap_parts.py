@@ -104,7 +104,7 @@ def exchanged_backbone() -> dict[str, Any]:
     rows = datasets.Dataset.from_dict({"pixel_values": pixels.numpy()})
 
     def collate(found: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {"pixel_values": torch.tensor(np.array([each["pixel_values"] for each in found]))}
+        return {"pixel_values": torch.tensor(np.array([each["pixel_values"] for each in found], dtype=np.float32))}
 
     told = Examples(rows, rows, DataConfig(train="boxes", calibration=BOXES), "")
     data = TaskData(ImageClassification(), None, rows, rows, collate, told)
