@@ -1,9 +1,10 @@
 """Swapping the backbone as a recipe: a compact body, what can be taken over, and a bridge folded into the head."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_serializer
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -43,6 +44,11 @@ class BackboneSwap(Frozen):
     weights: bool = Field(True, description="False: random ones, also where `to` brings its own")
     image_size: int | None = Field(None, ge=1, description="pixels a side that it will see; default: the config's")
     seed: int = 0
+
+    @field_serializer("to")
+    def _nameable(self, to: str | None) -> str | None:
+        """What may be printed: never a path."""
+        return Path(to).name if to and Path(to).expanduser().exists() else to
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """The compact model's exact sizes.
@@ -154,7 +160,7 @@ class BackboneSwap(Frozen):
         return None if theirs.get_vocab() == data.processor.get_vocab() else theirs
 
     def _title(self, config: PretrainedConfig, target: Target) -> str:
-        name = target.source.name if target.source else self.to or target.config.model_type
+        name = target.source.name if target.source else self.to or "a smaller one"
         values = ", ".join(f"{key} {value}" for key, value in self.config.items())
         where = f"{self.part or 'backbone'} of {config.model_type}"
         return f"backbone swap: {where} to {name}" + (f" ({values})" if values else "")

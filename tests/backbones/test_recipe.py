@@ -154,6 +154,7 @@ def test_a_pretrained_folder_brings_its_weights(images, tmp_path):
     compact = lively(MobileNetV2ForImageClassification(config), 5)
     compact.save_pretrained(tmp_path / "compact")
     swap = BackboneSwap(to=str(tmp_path / "compact"))
+    assert swap.model_dump()["to"] == "compact", "no path of this machine is told"
     new = swapped(swap, vit(), images)
     own, given = new.mobilenet_v2.state_dict(), compact.mobilenet_v2.state_dict()
     assert all(torch.equal(own[n], given[n]) for n in own if "running" not in n and "num_batches" not in n)
