@@ -108,7 +108,8 @@ class BackboneSwap(Frozen):
             torch.manual_seed(self.seed)
             new: PreTrainedModel = self._started(model, target, data).to(model.dtype).to(model.device)  # type: ignore[arg-type]
         settle_(new, data)
-        for seam, bridge in zip(target.seams, bridges(model, new, target.seams, data), strict=True):
+        for seam in target.seams:  # one after the other: what one gives may flow into the next
+            (bridge,) = bridges(model, new, [seam], data)
             fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
             progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
         new.config._name_or_path = model.config._name_or_path

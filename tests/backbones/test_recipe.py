@@ -12,6 +12,7 @@ from transformers import (
     BertForSequenceClassification,
     CLIPConfig,
     CLIPModel,
+    ConvNextConfig,
     DetrConfig,
     DetrForObjectDetection,
     LlamaForCausalLM,
@@ -22,6 +23,8 @@ from transformers import (
     ResNetForImageClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
     Wav2Vec2Config,
@@ -267,6 +270,23 @@ def test_the_backbone_of_a_detector_is_exchanged_and_all_else_survives(images, t
     assert torch.isfinite(out.loss)
     new.config.image_size = 32
     assert_reloads(new, tmp_path, AutoModelForObjectDetection)
+
+
+def test_a_head_that_reads_several_maps_has_a_bridge_for_each(images):
+    convnext = ConvNextConfig(
+        hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], out_features=[f"stage{i}" for i in range(1, 5)]
+    )
+    sizes = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": 3}
+    model = lively(UperNetForSemanticSegmentation(UperNetConfig(backbone_config=convnext, **sizes)), 5).eval()
+    data = of_rows(ImageClassification(), {"pixel_values": torch.randn(24, 3, 64, 64).numpy()})
+    changes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    recipe = BackboneSwap(to="resnet", config=changes)
+    assert len(target_of(model.config, type(model), "resnet", changes, None, None).seams) == 6
+    new = swapped(recipe, model, data)
+    assert new.config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
+    assert torch.equal(new.decode_head.classifier.weight, model.decode_head.classifier.weight)
+    with torch.no_grad():
+        assert new(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3, 64, 64)
 
 
 def test_other_strides_under_a_detector_are_refused(images):
