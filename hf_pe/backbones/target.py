@@ -233,9 +233,7 @@ def _with_part(
                 new_part.out_features = new_part.stage_names[max(kept, 1) :][-len(old_part.out_features) :]
     new = copy.deepcopy(config)
     setattr(new, part, new_part)
-    config, new = (
-        type(c).from_dict(c.to_dict()) for c in (config, new)
-    )  # as config.json will say it: lists, no tuples
+    config, new = (type(c).from_dict(c.to_dict()) for c in (config, new))  # lists, no tuples
     old_model, model = _built(config, model_class), _built(new, model_class)
     prefix = _prefix(old_model, type(old_part))
     before, after = (
