@@ -126,6 +126,9 @@ class DistillationMixin:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
+        if isinstance(model, PreTrainedModel):
+            _load_renamed(model, Path(resume_from_checkpoint))
         file = Path(resume_from_checkpoint, PROJECTIONS)
         if file.is_file():
             kept = load_file(file)
@@ -246,6 +249,19 @@ def _averaged(parameter: torch.Tensor) -> None:
     if dist.is_available() and dist.is_initialized() and parameter.grad is not None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
+
+
+def _load_renamed(model: PreTrainedModel, folder: Path) -> None:
+    """Load what a checkpoint holds under the names of an older layout of the architecture (ViT's layers).
+
+    `save_pretrained` writes these names, `from_pretrained` understands them; the Trainer's resuming passes over them.
+    """
+    stored = {n: t for file in folder.glob("model*.safetensors") for n, t in load_file(file).items()}
+    own = model.state_dict()
+    if not stored.keys() - own.keys():
+        return
+    understood = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype).state_dict()
+    model.load_state_dict(understood | stored, strict=False)
 
 
 def _first_batch(trainer: Any) -> Batch:

@@ -1,5 +1,6 @@
 """Swaps end in stock models that reload equal; what lies outside of the backbone survives; wrong ones are refused."""
 
+import shutil
 from dataclasses import replace
 
 import datasets
@@ -141,6 +142,20 @@ def test_the_swapped_model_learns_features_and_logits_with_the_head_reused(learn
     assert type(trained) is type(new)
     momenta = {m.momentum for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d)}
     assert momenta == {0.997}, "as the architecture has it, though it learnt with another"
+
+
+@pytest.mark.parametrize(
+    "losses", [{"kl": 1.0, "task": 1.0}, {"features": 1.0, "kl": 1.0}], ids=["plain", "reused head"]
+)
+def test_training_goes_on_from_a_checkpoint(learned, images, losses, tmp_path):
+    data = replace(images, teacher=learned)
+    told = {"steps": 4, "batch_size": 24, "checkpoint_every": 2, "learning_rate": 1e-3}
+    recipe = Distillation(losses=losses, **told)
+    whole, _ = recipe.train(learned, data, work=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    again, _ = recipe.train(learned, data, work=tmp_path, resume=True)
+    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_the_head_alone_learns_at_first(images):
