@@ -34,7 +34,8 @@ class DataConfig(Frozen):
     """What to train, calibrate and evaluate on.
 
     A source is a local file (.csv .tsv .json .jsonl .parquet, anything else is read as text lines), a folder of such
-    files, a folder with a folder of images or .wav files for each label (where `image` or `audio` is given),
+    files, a folder with a folder of images or .wav files for each label, or with metadata.jsonl (or .csv) whose
+    `file_name` names images or .wav files beside it (where `image` or `audio` is given),
     `builtin:pydoc` (the language reference that CPython carries), `builtin:docstrings:PACKAGE` (docstrings of an
     installed package, parsed and never imported), or the id of a Hub data set. Several sources are joined.
     """
@@ -46,7 +47,9 @@ class DataConfig(Frozen):
     eval_split: str = "validation"
     text: str = Field("text", description="column with the text")
     text_pair: str | None = Field(None, description="column with the second text of a pair")
-    label: str | None = Field(None, description="column with the label, score, labels of words, answers or target text")
+    label: str | None = Field(
+        None, description="column with the label, score, labels of words, answers, objects or target text"
+    )
     image: str | None = Field(None, description="column with images: file names or bytes; in the place of text")
     audio: str | None = Field(None, description="column with recordings: .wav files, bytes or arrays; in that of text")
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
@@ -128,6 +131,9 @@ def _source(name: str, config: DataConfig, split: str) -> datasets.Dataset:
         if not files or all(f.stat().st_size == 0 for f in files):
             raise UsageError(f"Data: {name} is empty. Expected rows in {_formats()}.")
         if path.is_dir() and (config.image or config.audio):
+            told = [f for f in files if f.stem == "metadata" and f.suffix in READERS]
+            if told:
+                return datasets.concatenate_datasets([_with_files(f, config) for f in told])
             media = [f for f in files if f.suffix.lower() in MEDIA]
             if media:
                 column = config.image or config.audio or ""
@@ -143,6 +149,15 @@ def _source(name: str, config: DataConfig, split: str) -> datasets.Dataset:
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"Data: {name} is no local file or folder, and as a Hub data set: {error}") from error
     return found
+
+
+def _with_files(metadata: Path, config: DataConfig) -> datasets.Dataset:
+    """Rows of a metadata file, with the files that its `file_name` names beside it."""
+    frame = _frame(metadata, config)
+    if "file_name" not in frame:
+        raise UsageError(f"Data: {metadata} has no column 'file_name'; it has {', '.join(map(str, frame))}.")
+    frame[config.image or config.audio or ""] = [str(metadata.parent / name) for name in frame.pop("file_name")]
+    return datasets.Dataset.from_pandas(frame, preserve_index=False)
 
 
 def _frame(path: Path, config: DataConfig) -> pd.DataFrame:

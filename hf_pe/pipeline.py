@@ -334,6 +334,7 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
             "ForConditionalGeneration": "seq2seq",
             "ForImageClassification": "image_classification",
             "ForAudioClassification": "audio_classification",
+            "ForObjectDetection": "object_detection",
         }
         task = next((t for ending, t in endings.items() if named.endswith(ending)), "embedding" if pooling else None)
         if task is None:

@@ -50,6 +50,7 @@ class RecipeFile(Frozen):
             "seq2seq",
             "image_classification",
             "audio_classification",
+            "object_detection",
         ]
         | None
     ) = Field(None, description="default: by the model's class")

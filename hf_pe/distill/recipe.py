@@ -153,6 +153,8 @@ class Distillation(Frozen):
         _require_targets(data)
         if self.augment is not None and "pixel_values" not in _batch(model, data):
             raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
+        if self.augment is not None and getattr(data.task, "has_places", False):
+            raise UsageError("distil.augment: the boxes would not move with the images. Leave it out.")
         with self._teachers(data, answering=False), torch.no_grad():
             require_given(self.losses, data.task, data.task.signals(model, _batch(model, data), hidden=True))
 

@@ -13,6 +13,7 @@ from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
 from hf_pe.tasks.image_classification import ImageClassification as ImageClassification
 from hf_pe.tasks.masked_lm import MaskedLM as MaskedLM
+from hf_pe.tasks.object_detection import ObjectDetection as ObjectDetection
 from hf_pe.tasks.question_answering import QuestionAnswering as QuestionAnswering
 from hf_pe.tasks.seq2seq import Seq2Seq as Seq2Seq
 from hf_pe.tasks.text_classification import TextClassification as TextClassification
@@ -28,6 +29,7 @@ TASKS: dict[str, type[Task]] = {
     "seq2seq": Seq2Seq,
     "image_classification": ImageClassification,
     "audio_classification": AudioClassification,
+    "object_detection": ObjectDetection,
 }
 
 

@@ -15,6 +15,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    DetrImageProcessorPil,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -33,7 +34,7 @@ from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap
 from hf_pe.tasks.token_classification import spans
-from tests.helpers import TEXTS, bert_config
+from tests.helpers import TEXTS, bert_config, small_detr
 
 ANIMALS = {"dog": "B-DOG", "cat": "B-CAT"}
 NAMES = ["O", "B-DOG", "B-CAT", "I-CAT"]
@@ -108,8 +109,29 @@ def audio_classification():
     return examples(rows, audio="audio", label="label"), Wav2Vec2ForSequenceClassification(config), processor
 
 
+def object_detection():
+    draw = np.random.default_rng(0)
+    rows = []
+    for _ in range(40):
+        kind, (x, y), side = int(draw.integers(2)), draw.integers(0, 12, 2), int(draw.integers(10, 20))
+        image = Image.new("RGB", (32, 32), (100, 100, 100))
+        image.paste((250, 250, 250) if kind else (0, 0, 0), (x, y, x + side, y + side))
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        objects = {"bbox": [[float(x), float(y), side, side]], "category": ["light" if kind else "dark"]}
+        rows.append({"image": {"bytes": file.getvalue(), "path": None}, "objects": objects})
+    size = {"height": 32, "width": 32}
+    told = examples(rows, image="image", label="objects")
+    return (
+        told,
+        small_detr(id2label={0: "dark", 1: "light"}, label2id={"dark": 0, "light": 1}),
+        DetrImageProcessorPil(size=size),
+    )
+
+
 KINDS = [
-    token_classification, question_answering, masked_lm, seq2seq, image_classification, audio_classification
+    token_classification, question_answering, masked_lm, seq2seq, image_classification, audio_classification,
+    object_detection,
 ]  # fmt: skip
 
 
