@@ -84,6 +84,8 @@ def fold_(old: nn.Module, new: nn.Module, bridge: Bridge) -> None:
     kept.copy_(folded.reshape(kept.shape))
     if isinstance(new.bias, torch.Tensor) and isinstance(old.bias, torch.Tensor):
         new.bias.copy_(old.bias.float() + flat.sum(-1) @ bridge.fit.shift.to(flat.device))
+    elif isinstance(new.bias, torch.Tensor):
+        new.bias.zero_()
 
 
 def reuse_(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskData) -> None:

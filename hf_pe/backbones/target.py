@@ -29,6 +29,10 @@ SMALLEST_MAP = 4
 """Pixels a side that the last feature map should keep."""
 LAST_CHANNELS = 1280
 """Of an EfficientNet's last convolution, before its width is scaled."""
+READ_AS = ("out_features", "num_channels", "image_size", "dtype", "reshape_hidden_states", "apply_layernorm")
+"""Values of a part that say what it reads and in which form what lies outside reads its features."""
+REPEATED = {"auxiliary_in_channels": 2, "reassemble_hidden_size": -1}
+"""Fields beside a backbone that say again how many channels one of its feature maps has, and which one."""
 PART = "backbone_config"
 """The part that is exchanged where a model has it and no other is named."""
 
@@ -223,7 +227,7 @@ def _with_part(
         parts = [name for name in config.to_dict() if isinstance(vars(config).get(name), PretrainedConfig)]
         raise UsageError(f"swap.part: {model_class.__name__} has no {part}; expected {' or '.join(parts) or 'none'}.")
     new_part, source, references = _wanted(old_part, to, changes)
-    for name in ("out_features", "num_channels", "image_size", "dtype"):
+    for name in READ_AS:
         if getattr(old_part, name, None) is not None and hasattr(new_part, name) and name not in changes:
             if name != "out_features":
                 setattr(new_part, name, copy.deepcopy(getattr(old_part, name)))
@@ -232,6 +236,9 @@ def _with_part(
                 new_part.out_features = new_part.stage_names[max(kept, 1) :][-len(old_part.out_features) :]
     new = copy.deepcopy(config)
     setattr(new, part, new_part)
+    for name, place in REPEATED.items():
+        if hasattr(new, name):
+            setattr(new, name, _channels(new_part)[place])
     config, new = (type(c).from_dict(c.to_dict()) for c in (config, new))  # lists, no tuples
     old_model, model = _built(config, model_class), _built(new, model_class)
     prefix = _prefix(old_model, type(old_part))
@@ -257,6 +264,12 @@ def _with_part(
         seams.append(Seam(name, name))
     notes = (f"{part}: {old_part.model_type} made {new_part.model_type}",)
     return Target(new, model_class, tuple(seams), prefix, source, notes, references)
+
+
+def _channels(part: PretrainedConfig) -> list[int]:
+    """Of each feature map that a backbone gives."""
+    model: Any = _built(part, class_for(part, "AutoBackbone"))
+    return list(model.channels)
 
 
 def _prefix(model: PreTrainedModel, config_class: type[PretrainedConfig]) -> str:

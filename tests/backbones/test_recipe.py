@@ -6,8 +6,10 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     BertForSequenceClassification,
@@ -302,6 +304,95 @@ def test_a_head_that_reads_several_maps_has_a_bridge_for_each(images):
     assert torch.equal(new.decode_head.classifier.weight, model.decode_head.classifier.weight)
     with torch.no_grad():
         assert new(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 3, 64, 64)
+
+
+STAGES = [f"stage{i}" for i in range(1, 5)]
+FOUR = {"embedding_size": 16, "hidden_sizes": [16, 24, 32, 40], "depths": [1] * 4, "layer_type": "basic"}
+HALF = {**FOUR, "embedding_size": 8, "hidden_sizes": [8, 12, 16, 20]}
+TOKENS = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2}
+DINO = {**TOKENS, "image_size": 56, "patch_size": 14, "out_features": STAGES, "reshape_hidden_states": False}
+NECK = {"neck_hidden_sizes": [8, 12, 16, 20], "fusion_hidden_size": 16, "patch_size": 14}
+DECODER = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_queries": 5, "num_labels": 3,
+}  # fmt: skip
+UNIVERSAL = {
+    "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32, "num_labels": 3,
+    "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2, "num_queries": 4,
+}  # fmt: skip
+POSE = {"image_size": [64, 64], "patch_size": [16, 16], "num_attention_heads": 2, "mlp_ratio": 2}
+
+
+def resnet_backbone(kind="resnet", stages=STAGES, **changes):
+    return {"model_type": kind, **FOUR, "out_features": stages, **changes}
+
+
+def dpt(readout):
+    told = {"backbone_config": {"model_type": "dinov2", **DINO}, "is_hybrid": False, "readout_type": readout}
+    return "dpt", "DPTForDepthEstimation", {**told, **NECK, "image_size": 56}, "dinov2", {**TOKENS, "hidden_size": 16}
+
+
+PARTS = [
+    ("conditional_detr", "ConditionalDetrForObjectDetection",
+     {"backbone_config": resnet_backbone(stages=["stage4"]), **DECODER}, "resnet", HALF),
+    ("deformable_detr", "DeformableDetrForObjectDetection",
+     {"backbone_config": resnet_backbone(stages=STAGES[1:]), **DECODER}, "resnet", HALF),
+    ("rt_detr", "RTDetrForObjectDetection",
+     {"backbone_config": resnet_backbone("rt_detr_resnet", STAGES[1:]), "d_model": 32, "encoder_hidden_dim": 32,
+      "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "num_queries": 12, "encoder_in_channels": [24, 32, 40],
+      "decoder_in_channels": [32] * 3, "decoder_layers": 1}, "resnet", HALF),
+    ("upernet", "UperNetForSemanticSegmentation",
+     {"backbone_config": resnet_backbone(), "hidden_size": 16, "pool_scales": [1, 2], "auxiliary_in_channels": 32},
+     "convnext", {"hidden_sizes": [8, 12, 16, 20], "depths": [1] * 4}),
+    ("mask2former", "Mask2FormerForUniversalSegmentation",
+     {"backbone_config": {"model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 2, 2, 2],
+      "window_size": 2, "image_size": 64, "out_features": STAGES}, **UNIVERSAL}, "resnet", HALF),
+    ("maskformer", "MaskFormerForInstanceSegmentation",
+     {"backbone_config": resnet_backbone(), "fpn_feature_size": 32, "mask_feature_size": 32, "num_labels": 3,
+      "decoder_config": {"model_type": "detr", "backbone_config": resnet_backbone(stages=["stage4"]), **DECODER}},
+     "resnet", HALF),
+    dpt("ignore"),
+    dpt("add"),
+    ("depth_anything", "DepthAnythingForDepthEstimation",
+     {"backbone_config": {"model_type": "dinov2", **DINO}, "reassemble_hidden_size": 32, **NECK}, "dinov2",
+     {**TOKENS, "hidden_size": 16}),
+    ("vitpose", "VitPoseForPoseEstimation",
+     {"backbone_config": {"model_type": "vitpose_backbone", **TOKENS, **POSE, "out_features": ["stage4"]}},
+     "vitpose_backbone", {**POSE, "hidden_size": 16, "num_hidden_layers": 1}),
+]  # fmt: skip
+
+
+def with_part(kind, model_class, told):
+    config = AutoConfig.for_model(kind, **told)
+    model = lively(getattr(transformers, model_class)(config), 1).eval()
+    pixels = torch.randn(16, 3, *[56 if "patch_size" in told else 64] * 2, generator=torch.Generator().manual_seed(0))
+    return model, of_rows(ImageClassification(), {"pixel_values": pixels.numpy()})
+
+
+@pytest.mark.parametrize(("kind", "model_class", "told", "to", "config"), PARTS, ids=lambda each: str(each)[:24])
+def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_class, told, to, config, tmp_path):
+    model, data = with_part(kind, model_class, told)
+    recipe = BackboneSwap(to=to, config=config)
+    target = target_of(model.config, type(model), to, config, None, None)
+    assert target.seams and target.config.backbone_config.model_type == to
+    new = swapped(recipe, model, data)
+    bridges = [seam.new for seam in target.seams]
+    own, kept = new.state_dict(), model.state_dict()
+    outside = [n for n in own if not n.startswith((target.prefix + ".", *bridges))]
+    assert outside and all(
+        torch.equal(own[n], kept[n]) for n in outside if "running" not in n and "num_batches" not in n
+    )
+    pixels = {"pixel_values": torch.tensor(data.train[:2]["pixel_values"])}
+    new.save_pretrained(tmp_path)
+    again = type(new).from_pretrained(tmp_path).eval()
+    assert difference(outputs_of(new, pixels), outputs_of(again, pixels)) == 0
+
+
+def test_what_bends_the_features_before_it_reads_them_cannot_be_bridged():
+    kind, model_class, told, to, config = dpt("project")
+    model, data = with_part(kind, model_class, told)
+    with pytest.raises(UsageError, match=r"readout_projects\.0\.0 \(Linear\) changes with the backbone"):
+        BackboneSwap(to=to, config=config).plan(model, data)
 
 
 def test_other_strides_under_a_detector_are_refused(images):
