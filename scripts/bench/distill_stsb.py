@@ -133,8 +133,8 @@ def main() -> None:
                 "higher",
                 "of MiniLM's Spearman correlation on STS-B dev",
                 f"3 of 6 layers, {len(texts):,} sentences, {BATCH} a step, {torch.get_num_threads()} threads, at most "
-                f"{minutes:g} minutes of {CORES} cores each, the teacher's embeddings and the cut included: {told}; interval over pairs "
-                "(paired bootstrap)",
+                f"{minutes:g} minutes of {CORES} cores each, the teacher's embeddings and the cut included: {told}; "
+                "interval over pairs (paired bootstrap)",
                 peers=kept,
                 interval=bootstrap(
                     lambda i: dev.correlation(cosines["hf_pe"], i) / dev.correlation(dense, i), len(dense)
