@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover
     from hf_pe.backbones import BackboneSwap as BackboneSwap
+    from hf_pe.backbones import SeparableConvolutions as SeparableConvolutions
     from hf_pe.callbacks import CompressionReport as CompressionReport
     from hf_pe.callbacks import PublishCallback as PublishCallback
     from hf_pe.callbacks import QualityFloor as QualityFloor
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BackboneSwap": "backbones",
+    "SeparableConvolutions": "backbones",
     "discover": "anatomy",
     "CompressionReport": "callbacks",
     "PublishCallback": "callbacks",

@@ -12,13 +12,11 @@ from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.regression import Fit, Moments, add_to_fold, fit
+from hf_pe.regression import Fit, fit_rows
 from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
 
 BATCH = 16
 """Calibration rows a forward pass takes."""
-UNSEEN = 5
-"""One row in so many is not fitted on: it tells how much a bridge explains."""
 
 
 class Seam(NamedTuple):
@@ -55,23 +53,18 @@ def fitted(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskDat
     Raises:
         UsageError: the features of the two stand at different places (tokens, or pixels of maps).
     """
-    folds: list[Moments] = []
-    held: list[tuple[torch.Tensor, torch.Tensor]] = []
     modules = (old.get_submodule(seam.old), new.get_submodule(seam.new))
     rows = data.calibration
-    for number, batch in enumerate(data.batches(rows, BATCH)):
-        with torch.no_grad(), read_by(modules[0]) as wanted, read_by(modules[1]) as given:
-            for model in (old, new):
-                model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
-        x, y = _matched(seam, given[-1], wanted[-1].to(given[-1].device), batch)
-        unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
-        add_to_fold(folds, number, Moments.of(x[~unseen], y[~unseen]))
-        held.append((x[unseen], y[unseen]))
-        advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
-    how = fit(folds, bias=all(_takes_intercept(module) for module in modules))
-    x, y = (torch.cat(parts).float() for parts in zip(*held, strict=True))
-    left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
-    return Bridge(how, 1 - float(left))
+
+    def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for number, batch in enumerate(data.batches(rows, BATCH)):
+            with torch.no_grad(), read_by(modules[0]) as wanted, read_by(modules[1]) as given:
+                for model in (old, new):
+                    model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+            yield _matched(seam, given[-1], wanted[-1].to(given[-1].device), batch)
+            advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
+
+    return Bridge(*fit_rows(pairs(), bias=all(_takes_intercept(module) for module in modules)))
 
 
 @torch.no_grad()

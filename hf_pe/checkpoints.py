@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen
 from hf_pe.proof import difference
@@ -271,8 +272,8 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def loading_snippet(auto_class: str, name: str, processor: Any) -> str:
-    """The lines that load a result; the card prints them and the reload proof runs them."""
+def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool = False) -> str:
+    """The lines that load a result, in the plug-in form perhaps; the card prints them, the reload proof runs them."""
     kinds = {
         "AutoTokenizer": PreTrainedTokenizerBase,
         "AutoImageProcessor": ImageProcessingMixin,
@@ -280,6 +281,8 @@ def loading_snippet(auto_class: str, name: str, processor: Any) -> str:
     }
     loader = next((loader for loader, kind in kinds.items() if isinstance(processor, kind)), "AutoProcessor")
     lines = [f"from transformers import {auto_class}" + (f", {loader}" if processor is not None else ""), ""]
+    if plugin:
+        lines = ["import hf_pe.plugin", *lines]
     lines += [f'model = {auto_class}.from_pretrained("{name}")']
     if processor is not None:
         what = "tokenizer" if loader == "AutoTokenizer" else "processor"

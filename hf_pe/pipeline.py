@@ -17,7 +17,8 @@ import yaml
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
-from hf_pe.backbones import BackboneSwap
+from hf_pe.anatomy import form_of
+from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints import Source
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
@@ -43,7 +44,7 @@ from hf_pe.report import Measurement, Report, StageReport, write_report
 from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
-AnyRecipe = StructuredPruning | BackboneSwap | Distillation | Packing
+AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 
 
@@ -255,10 +256,11 @@ def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str,
     """The dry run: sizes after every stage, without weights.
 
     Raises:
-        UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved.
+        UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved; or
+            its form is the plug-in's and a step needs a stock one.
     """
     packed = getattr(sketch.config, "quantization_config", None)
-    if packed:
+    if packed and form_of(sketch.config) is None:
         method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
         raise UsageError(
             f"The model is quantized already ({getattr(method, 'value', method)}): packed weights cannot be cut, "
@@ -267,9 +269,20 @@ def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str,
     original = Plan(recipe="original", title="original", exact=True, **sketch_size(sketch))
     plans = []
     for recipe in recipes:
+        _require_stock(sketch, recipe)
         plan, sketch = recipe.outline(sketch)
         plans.append(plan)
+    for variant in variants.values():
+        _require_stock(sketch, variant)
     return Outline(original, tuple(plans), {name: v.outline(sketch)[0] for name, v in variants.items()})
+
+
+def _require_stock(sketch: Sketch, recipe: AnyRecipe) -> None:
+    if form_of(sketch.config) is not None and recipe.recipe in ("prune", "swap", "quantize"):
+        raise UsageError(
+            f"{recipe.recipe}: expected a model that a stock config can say; its convolutions were rewritten before "
+            f"(separate). Put {recipe.recipe} before separate, or leave one of the two."
+        )
 
 
 def check_order(recipes: Sequence[AnyRecipe]) -> None:
@@ -279,7 +292,7 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
         UsageError: no recipe at all, something after quantization or casting, or these twice.
     """
     if not recipes:
-        raise UsageError("recipes: expected at least one of prune, swap, distil, quantize; got none.")
+        raise UsageError("recipes: expected at least one of prune, swap, separate, distil, quantize; got none.")
     packed = 0
     for number, step in enumerate(recipes, 1):
         first = recipes[packed - 1].recipe if packed else None
@@ -293,6 +306,7 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
             reason = {
                 "prune": "a packed model cannot be cut",
                 "swap": "the backbone of a packed model cannot be exchanged",
+                "separate": "packed convolutions cannot be rewritten",
                 "distil": "packed weights cannot be trained",
             }[step.recipe]
             raise UsageError(

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_pe.anatomy import Form
+
 PLAN_FORMAT: Literal[1] = 1
 
 
@@ -39,6 +41,7 @@ class Plan(Frozen):
     parameters_without_embeddings: int
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
     exact: bool = Field(description="False where a size is a target that only the weights decide")
+    form: Form | None = Field(None, description="what a stock config cannot say of the model after this stage")
     notes: tuple[str, ...] = ()
     references: tuple[str, ...] = ()
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from hf_pe.backbones import BackboneSwap
+from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints import Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
@@ -20,12 +20,14 @@ from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
 
 Step = Annotated[
-    StructuredPruning | BackboneSwap | Distillation | BitsAndBytesQuantization | Cast, Field(discriminator="recipe")
+    StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | BitsAndBytesQuantization | Cast,
+    Field(discriminator="recipe"),
 ]
 Variant = Annotated[BitsAndBytesQuantization | Cast, Field(discriminator="recipe")]
 KINDS: dict[str, type[BaseModel]] = {
     "prune": StructuredPruning,
     "swap": BackboneSwap,
+    "separate": SeparableConvolutions,
     "distil": Distillation,
     "quantize": BitsAndBytesQuantization,
     "cast": Cast,
@@ -55,7 +57,7 @@ class RecipeFile(Frozen):
         | None
     ) = Field(None, description="default: by the model's class")
     data: DataConfig
-    recipes: tuple[Step, ...] = Field(description="in order: prune or swap, distil, quantize or cast")
+    recipes: tuple[Step, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
     variants: dict[str, Variant] = Field(
         default_factory=dict, description="quantized or 16-bit copies of the final model, by name"
     )

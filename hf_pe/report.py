@@ -109,9 +109,9 @@ class DataFacts(Frozen):
 
 
 class Reload(Frozen):
-    """What a fresh process without hf_pe saw when it loaded the folder."""
+    """What a fresh process (without hf_pe, unless the form is the plug-in's) saw when it loaded the folder."""
 
-    status: Literal["native", "no"]
+    status: Literal["native", "plug-in", "no"]
     reason: str = ""
     snippet: str
     parameters: int

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_pe import checkpoints, progress
+from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
 from hf_pe.hub import write_card
 from hf_pe.measure import reopened
@@ -55,7 +56,7 @@ def save_result(
         }
     )
     reload = Reload(
-        status="native",
+        status="native" if form_of(model.config) is None else "plug-in",
         snippet=snippet,
         parameters=seen.parameters,
         max_difference=seen.max_difference,

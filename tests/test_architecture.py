@@ -10,8 +10,9 @@ import hf_pe
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "progress", "papers"},
-    {"anatomy", "plans", "regression"},
-    {"report"},
+    {"anatomy", "regression"},
+    {"plans"},
+    {"report", "plugin"},
     {"surgery", "data", "transplant"},
     {"proof"},
     {"tasks", "checkpoints", "packing"},

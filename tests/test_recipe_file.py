@@ -71,7 +71,7 @@ def changed(path, value):
         ),
         (
             changed(["recipes", 0, "recipe"], "prun"),
-            r"recipes\.0\.recipe: expected one of prune, swap, distil, quantize, cast; got 'prun'. Did you mean 'prune'\?",
+            r"recipes\.0\.recipe: expected one of prune, swap, separate, distil, quantize, cast; got 'prun'. Did you mean 'prune'\?",
         ),
         (changed(["recipes", 0], {"keep": {}}), "expected a 'recipe:' key"),
         (

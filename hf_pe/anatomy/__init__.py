@@ -11,4 +11,11 @@ from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import discover as discover
 from hf_pe.anatomy.discover import resized as resized
 from hf_pe.anatomy.discover import skeleton as skeleton
+from hf_pe.anatomy.form import METHOD as METHOD
+from hf_pe.anatomy.form import Form as Form
+from hf_pe.anatomy.form import Separable as Separable
+from hf_pe.anatomy.form import built as built
+from hf_pe.anatomy.form import form_of as form_of
+from hf_pe.anatomy.form import reshape_ as reshape_
+from hf_pe.anatomy.form import with_form as with_form
 from hf_pe.anatomy.heads import label_head as label_head

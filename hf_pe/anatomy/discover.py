@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
+from hf_pe.anatomy.form import built
 
 AXIS_OF_FIELD = {
     "intermediate_size": "ffn",
@@ -104,7 +105,7 @@ def _discover(architecture: "Architecture") -> Anatomy:
 def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
     with torch.device("meta"):
-        model: PreTrainedModel = model_class(copy.deepcopy(config))
+        model = built(config, model_class)
     model.eval()
     return model
 

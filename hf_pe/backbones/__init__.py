@@ -3,3 +3,4 @@
 from hf_pe.backbones.listing import candidates as candidates
 from hf_pe.backbones.presets import PRESETS as PRESETS
 from hf_pe.backbones.recipe import BackboneSwap as BackboneSwap
+from hf_pe.backbones.separable import SeparableConvolutions as SeparableConvolutions

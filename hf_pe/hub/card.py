@@ -20,6 +20,7 @@ METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
 _TAGS = {
     "prune": "pruned",
     "swap": "backbone-swap",
+    "separate": "depthwise-separable",
     "distil": "distilled",
     "quantize": "bitsandbytes",
     "cast": "half-precision",

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_pe.anatomy import built, form_of
 from hf_pe.proof import example_inputs
 
 LARGEST_REAL = 2_000_000_000
@@ -34,7 +35,7 @@ def flops(
         length: tokens, for text models.
     """
     plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config"):
+    if hasattr(plain, "quantization_config") and form_of(plain) is None:
         del plain.quantization_config
     plain._attn_implementation = "eager"
     plain._experts_implementation = "eager"
@@ -43,12 +44,12 @@ def flops(
             return _count(plain, model_class, batch, length)
     except (DataDependentOutputException, DynamicOutputShapeException):
         with torch.device("meta"):
-            size = sum(p.numel() for p in model_class(copy.deepcopy(plain)).parameters())
+            size = sum(p.numel() for p in built(plain, model_class).parameters())
         return _count(plain, model_class, batch, length) if size <= LARGEST_REAL else None
 
 
 def _count(config: PretrainedConfig, model_class: type[PreTrainedModel], batch: int, length: int) -> int:
-    model: Any = model_class(config).eval()
+    model: Any = built(config, model_class).eval()
     inputs = example_inputs(model, batch=batch, length=length)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)

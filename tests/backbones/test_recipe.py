@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 
-import datasets
 import pytest
 import torch
 import transformers
@@ -32,21 +31,20 @@ from transformers import (
     ViTForImageClassification,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
-    default_data_collator,
 )
 
 from hf_pe.backbones import PRESETS, BackboneSwap
 from hf_pe.backbones.target import target_of
-from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
 from hf_pe.proof import difference, example_inputs, lively, outputs_of
-from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TaskData, TextClassification
+from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
+from tests.backbones.conftest import NAMES, of_rows
 from tests.helpers import TEXTS, bert_config, saved, shared, taught
 
-NAMES = {0: "dot", 1: "bar", 2: "ring"}
 SMALL = {"to": "mobilenet_v2_0.35", "config": {"finegrained_output": False}}
 SMALL_RESNET = {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8, "layer_type": "basic"}
 
@@ -56,21 +54,6 @@ def vit(**changes):
     labels = {"id2label": NAMES, "label2id": {v: k for k, v in NAMES.items()}}
     config = ViTConfig(image_size=32, patch_size=8, hidden_dropout_prob=0.0, **sizes | labels | changes)
     return lively(ViTForImageClassification(config), 0).eval()
-
-
-def of_rows(task, rows, collate=default_data_collator):
-    found = datasets.Dataset.from_dict(rows)
-    return TaskData(task, None, found, found, collate, Examples(found, found, DataConfig(train="x"), ""))
-
-
-@pytest.fixture
-def images():
-    draw = torch.Generator().manual_seed(0)
-    labels = [i % 3 for i in range(96)]
-    pixels = torch.randn(96, 3, 32, 32, generator=draw) * 0.3
-    for row, label in enumerate(labels):  # something to tell them apart by
-        pixels[row, label, 8:24, 8 : 12 + 6 * label] += 1.5
-    return of_rows(ImageClassification(), {"pixel_values": pixels.numpy(), "labels": labels})
 
 
 def swapped(recipe, model, data):
