@@ -27,8 +27,8 @@ from transformers import (
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference
 from hf_pe.plans import Frozen
-from hf_pe.proof import difference
 
 LOADERS = {
     "pixel_values": "AutoImageProcessor",

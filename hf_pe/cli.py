@@ -52,7 +52,7 @@ def main() -> None:
 def inspect(model: Model, trust_remote_code: Code = False) -> None:
     """Show what a model is made of: its axes, and whether cutting them stays native. Reads the config only."""
     with _messages():
-        from hf_pe.anatomy import CUTTABLE, discover
+        from hf_pe.anatomy import discover
         from hf_pe.checkpoints import class_for, load_config, resolve
         from hf_pe.proof import prove
 
@@ -70,7 +70,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         table.add_column("cutting it")
         for axis in anatomy.axes:
             share = axis.parameters / max(anatomy.parameters, 1)
-            verdict = _verdict(axis, prove(config, model_class, axis) if axis.kind in CUTTABLE else None)
+            verdict = _verdict(axis, prove(config, model_class, axis))
             table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
         out.print(table)
 
@@ -369,10 +369,6 @@ def _show_sent(sent: "list[Sent]", repo: str) -> None:
 
 
 def _verdict(axis: Any, proof: Any) -> str:
-    if not axis.native:
-        return "needs the plug-in form (the stock config cannot say it)"
-    if proof is None:
-        return "native; listed only, not cut by this version"
     if proof.holds:
         return f"native, proved (cut and neutralised differ by {proof.error:.0e})"
     return f"refused: {proof.reason}"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Axis, resized, skeleton
+from hf_pe.anatomy import Axis, renumber_, resized, skeleton
 
 Kept = Mapping[str, Sequence[int]]
 """Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""
@@ -34,7 +34,10 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
         name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
         for name, tensor in state(model, config, axis, kept).items()
     }
-    return rebuilt(model, config, weights)
+    new = rebuilt(model, config, weights)
+    if axis.kind == "vocabulary" and model.can_generate():
+        renumber_(new.generation_config, list(next(iter(kept.values()))))
+    return new
 
 
 def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
@@ -58,7 +61,7 @@ def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[s
 
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
     """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
-    units = list(next(iter(kept.values()))) if kept and axis.kind == "layers" else None
+    units = list(next(iter(kept.values()))) if kept and axis.kind in ("layers", "vocabulary") else None
     return resized(config, axis.config_field, size, units)
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from tests.helpers import TEXTS, bert_config, saved
 
 transformers.logging.set_verbosity_error()

@@ -13,7 +13,7 @@ LEVELS = [
     {"anatomy", "regression"},
     {"plans"},
     {"report", "plugin"},
-    {"surgery", "data", "transplant"},
+    {"surgery", "data", "transplant", "instance"},
     {"proof"},
     {"tasks", "checkpoints", "packing"},
     {"measure", "provenance", "bridge"},

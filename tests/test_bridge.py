@@ -11,7 +11,7 @@ from transformers import ViTConfig, ViTForImageClassification, default_data_coll
 from hf_pe.bridge import Bridge, Seam, bridged, fitted, fold_, folded_, read_by, reuse_
 from hf_pe.data import DataConfig, Examples
 from hf_pe.errors import UsageError
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from hf_pe.regression import Fit
 from hf_pe.tasks import ImageClassification, TaskData
 

@@ -9,8 +9,8 @@ from transformers import AutoModel, AutoModelForSequenceClassification, BertMode
 import hf_pe
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
 from hf_pe.data import DataConfig
+from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.pipeline import check_order, fit_multiples
-from hf_pe.proof import difference, example_inputs, outputs_of
 from hf_pe.prune import recipe as prune_recipe
 from tests.helpers import TEXTS
 

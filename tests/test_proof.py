@@ -5,8 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel, LlamaForCausalLM
 
 from hf_pe import proof as proof_module
-from hf_pe.anatomy import CUTTABLE, Layout, discover
-from hf_pe.proof import EFFECT, TOLERANCE, difference, example_inputs, lively, outputs_of, prove, removable_layers, tiny
+from hf_pe.anatomy import Layout, discover
+from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.proof import EFFECT, TOLERANCE, prove, removable_layers
 from hf_pe.surgery import cut
 
 TYPES = [
@@ -95,7 +96,7 @@ def test_any_share_of_heads_is_proved(heads, groups):
         "llama", hidden_size=64 * heads, num_attention_heads=heads, num_key_value_heads=groups, head_dim=64
     )
     for axis in discover(config, LlamaForCausalLM).axes:
-        if axis.kind in CUTTABLE and axis.size > 1:
+        if axis.size > 1:
             found = prove(config, LlamaForCausalLM, axis)
             assert found.holds, found.reason
 
@@ -160,8 +161,8 @@ def test_layers_that_are_built_differently_hold_their_position():
 
 def test_what_cannot_be_proved_is_refused_with_the_reason():
     config = AutoConfig.for_model("bert")
-    rows = discover(config, BertModel).named("vocabulary")[0]
-    assert "not supported" in prove(config, BertModel, rows).reason
+    heads = discover(config, BertModel).named("heads")[0]
+    assert "needs the plug-in form" in prove(config, BertModel, heads).reason
 
 
 def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hf_pe.errors import UsageError
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from hf_pe.transplant import start_from, translated
 from tests.helpers import bert_config
 

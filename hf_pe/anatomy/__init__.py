@@ -5,12 +5,14 @@ from hf_pe.anatomy.axis import Anatomy as Anatomy
 from hf_pe.anatomy.axis import Axis as Axis
 from hf_pe.anatomy.axis import Layout as Layout
 from hf_pe.anatomy.axis import Slot as Slot
-from hf_pe.anatomy.discover import CUTTABLE as CUTTABLE
 from hf_pe.anatomy.discover import EVERYWHERE as EVERYWHERE
+from hf_pe.anatomy.discover import SHARED as SHARED
 from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import discover as discover
+from hf_pe.anatomy.discover import renumber_ as renumber_
 from hf_pe.anatomy.discover import resized as resized
 from hf_pe.anatomy.discover import skeleton as skeleton
+from hf_pe.anatomy.discover import tokens_named as tokens_named
 from hf_pe.anatomy.form import METHOD as METHOD
 from hf_pe.anatomy.form import Form as Form
 from hf_pe.anatomy.form import Separable as Separable

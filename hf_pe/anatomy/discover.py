@@ -54,9 +54,6 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
 }
 
-CUTTABLE = ("ffn", "heads", "kv_groups", "layers", "hidden", "experts", "expert_ffn")
-"""The axes this version proves and cuts; the others are listed by `inspect`."""
-
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
 
@@ -64,7 +61,13 @@ HEAD_SIZES = ("head_dim", "d_kv")
 """Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads or width go."""
 
 EVERYWHERE = "model"
-"""The one group of an axis whose units all blocks share: the hidden width."""
+"""The one group of an axis whose units all blocks share: hidden width, vocabulary."""
+
+SHARED = ("hidden", "vocabulary")
+"""The axes with that one group."""
+
+TOKENS = ("token_id", "token_ids", "token_index", "suppress_tokens")
+"""How fields end that hold rows of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,10 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
     (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
-    changes; key-value heads take along the query heads that read them.
+    changes; key-value heads take along the query heads that read them. Token ids become the places of `kept`.
+
+    Raises:
+        ValueError: each token takes more experts, or a token that the config names is not kept.
     """
     new = copy.deepcopy(config)
     *parents, field = path.split(".")
@@ -123,6 +129,9 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
     for parent in parents:
         holder = getattr(holder, parent)
     before = getattr(holder, field)
+    if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
+        for part in (new, holder):
+            renumber_(part, kept)
     kept = [min(i, (before or size) - 1) for i in range(size)] if kept is None else kept
     if AXIS_OF_FIELD[field] == "layers":
         for key, value in holder.to_dict().items():
@@ -139,6 +148,34 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
         _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def tokens_named(holder: Any) -> dict[str, list[int]]:
+    """The token ids that a config (or generation config) names, by field."""
+    found = {}
+    for name, value in holder.to_dict().items():
+        ids = [value] if isinstance(value, int) and not isinstance(value, bool) else value
+        if name.endswith(TOKENS) and isinstance(ids, list) and all(isinstance(i, int) for i in ids):
+            found[name] = [i for i in ids if i >= 0]
+    return found
+
+
+def renumber_(holder: Any, kept: list[int]) -> None:
+    """Change the token ids that a config (or generation config) names to their places in `kept`.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    places = {unit: place for place, unit in enumerate(kept)}
+    for name, ids in tokens_named(holder).items():
+        gone = [i for i in ids if i not in places]
+        if gone and not name.endswith("suppress_tokens"):
+            raise ValueError(f"{name} {gone[0]} is not among the {len(kept)} rows of the vocabulary that are kept")
+        new = [places[i] for i in ids if i in places]
+        if isinstance(getattr(holder, name), list):
+            setattr(holder, name, new)
+        elif new:
+            setattr(holder, name, new[0])
 
 
 def _require_routable(holder: Any, size: int) -> None:
@@ -238,7 +275,7 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
             if dim > 0 and name.endswith("ffn") and _holds_experts(base, key):
                 slots += _of_experts(base, key, dim - 1, layout)
             else:
-                group = EVERYWHERE if name.endswith("hidden") else _block(key)
+                group = EVERYWHERE if name.endswith(SHARED) else _block(key)
                 slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
     return _fused(slots) if name.endswith("kv_groups") else slots
 

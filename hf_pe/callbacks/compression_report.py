@@ -17,9 +17,9 @@ from hf_pe import provenance
 from hf_pe.callbacks.ranks import on_first
 from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
+from hf_pe.instance import outputs_of
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.plans import Plan
-from hf_pe.proof import outputs_of
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
 
 AGREEMENT = "teacher_agreement"

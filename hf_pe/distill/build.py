@@ -17,7 +17,7 @@ from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels
 from hf_pe.errors import UsageError
-from hf_pe.proof import difference
+from hf_pe.instance import difference
 from hf_pe.tasks import Batch, Task, counted_rows
 
 LARGE = 4096

@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from hf_pe.proof import no_cache
+from hf_pe.instance import no_cache
 from hf_pe.tasks import Batch, model_inputs
 
 TOKENS = 128

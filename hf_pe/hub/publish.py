@@ -27,8 +27,8 @@ from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
+from hf_pe.instance import example_inputs
 from hf_pe.plans import Frozen
-from hf_pe.proof import example_inputs
 from hf_pe.report import Report, read_report
 
 MAIN = "main"

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
+from hf_pe.instance import example_inputs
 from hf_pe.progress import advance
-from hf_pe.proof import example_inputs
 from hf_pe.report import Latency
 
 WARM_UP_MS = 2000.0

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Seen, loading_snippet, open_in_fresh_process
-from hf_pe.proof import example_inputs, outputs_of
+from hf_pe.instance import example_inputs, outputs_of
 
 
 def longest(config: PretrainedConfig, length: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_pe.anatomy import CUTTABLE, EXPERT_STEP, Anatomy, Axis, discover
+from hf_pe.anatomy import EXPERT_STEP, Anatomy, Axis, discover
 from hf_pe.errors import UsageError, nearest
 from hf_pe.plans import Sketch
 from hf_pe.proof import removable_layers
@@ -175,8 +175,11 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
     known = [axis.name for axis in anatomy.axes]
     if not found:
         raise UsageError(f"prune: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}")
-    if found[0].kind not in CUTTABLE:
-        raise UsageError(f"prune: axis '{name}' cannot be cut yet; expected one of {', '.join(CUTTABLE)}.")
+    if found[0].kind == "vocabulary":
+        raise UsageError(
+            f"prune: rows of '{name}' go only with a tokenizer that knows the others alone, which this version does "
+            "not make. `hf_pe.cut` takes them away for token ids of your own."
+        )
     for axis in found:
         if not axis.native:
             raise UsageError(

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.proof import no_cache
+from hf_pe.instance import no_cache
 from hf_pe.tasks import Batch, model_inputs
 
 

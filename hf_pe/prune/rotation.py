@@ -15,8 +15,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.plans import Sketch
-from hf_pe.proof import difference, example_inputs, norms_along, outputs_of
+from hf_pe.proof import norms_along
 from hf_pe.prune.statistics import kept_length, residual_covariance
 from hf_pe.surgery import Kept, rebuilt
 from hf_pe.tasks import TaskData

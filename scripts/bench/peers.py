@@ -9,8 +9,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover
+from hf_pe.instance import example_inputs, no_cache
 from hf_pe.plans import Plan, Sketch
-from hf_pe.proof import example_inputs, no_cache
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.budget import first, kept_sizes, ladder, resized_sketch
 from hf_pe.prune.costs import Costs

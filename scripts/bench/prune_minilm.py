@@ -32,7 +32,7 @@ from transformers import DataCollatorWithPadding
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, Examples
-from hf_pe.proof import example_inputs
+from hf_pe.instance import example_inputs
 from hf_pe.tasks import Embedding, TaskData
 
 SENTENCES, TRIAL_PAIRS = 480, 500

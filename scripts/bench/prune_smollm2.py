@@ -22,8 +22,8 @@ from scipy.stats import t as student_t
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.instance import example_inputs
 from hf_pe.measure import parameters
-from hf_pe.proof import example_inputs
 from hf_pe.tasks import CausalLM
 
 CALIBRATION_BLOCKS, TRIAL_BLOCKS = 32, 4

@@ -3,7 +3,7 @@ import transformers
 from transformers import AutoConfig, AutoModel
 
 from hf_pe.anatomy import discover, resized, skeleton
-from hf_pe.proof import tiny
+from hf_pe.instance import tiny
 
 
 def anatomy_of(model_type):

@@ -38,9 +38,9 @@ from hf_pe.backbones.target import target_of
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
-from hf_pe.proof import difference, example_inputs, lively, outputs_of
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
 from tests.backbones.conftest import NAMES, of_rows
 from tests.helpers import TEXTS, bert_config, saved, shared, taught

@@ -21,9 +21,9 @@ from hf_pe.anatomy import Separable, discover, form_of
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.data import DataConfig
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, lively, outputs_of
 from hf_pe.measure import flops, parameters
 from hf_pe.plans import Plan, Sketch
-from hf_pe.proof import difference, lively, outputs_of
 from tests.backbones.conftest import NAMES
 from tests.helpers import bert_config, taught
 

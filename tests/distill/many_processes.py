@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
 
 from hf_pe.distill import DistillationTrainer, build
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 
 
 def blocks():

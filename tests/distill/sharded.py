@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from hf_pe.tasks import CausalLM
 from tests.distill.many_processes import blocks
 

@@ -13,7 +13,7 @@ from hf_pe.distill import Distillation
 from hf_pe.distill import cache as module
 from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
 from hf_pe.errors import UsageError
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS

@@ -9,7 +9,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.errors import UsageError
-from hf_pe.proof import difference, example_inputs, lively, outputs_of
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config

@@ -3,9 +3,9 @@ import torch
 from transformers import BertModel, LlamaForCausalLM
 
 from hf_pe.errors import UsageError
+from hf_pe.instance import lively
 from hf_pe.measure import latency, measure, parameters, quality, sketch_size, weight_bytes
 from hf_pe.plans import Sketch
-from hf_pe.proof import lively
 from tests.helpers import bert_config
 
 

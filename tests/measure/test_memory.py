@@ -2,8 +2,8 @@ import pytest
 from transformers import BertModel
 
 from hf_pe.checkpoints import open_in_fresh_process, save_model
+from hf_pe.instance import example_inputs, lively, outputs_of
 from hf_pe.measure import reopened
-from hf_pe.proof import example_inputs, lively, outputs_of
 from tests.helpers import bert_config
 
 

@@ -7,8 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.plans import Sketch
-from hf_pe.proof import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
 from hf_pe.prune.experts import Call, correct_, expert_moments, inner, routed

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertModel, LlamaConfi
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
-from hf_pe.proof import difference, lively, outputs_of, tiny
+from hf_pe.instance import difference, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.in_order import repair_in_order_
 from hf_pe.tasks import CausalLM, Embedding, model_inputs

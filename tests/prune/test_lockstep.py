@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
-from hf_pe.proof import example_inputs, lively, no_cache, tiny
+from hf_pe.instance import example_inputs, lively, no_cache, tiny
 from hf_pe.prune.lockstep import Stop, lockstep
 
 

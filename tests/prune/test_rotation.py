@@ -5,9 +5,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, Llam
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.measure import judge
 from hf_pe.plans import Sketch
-from hf_pe.proof import difference, example_inputs, lively, norms_along, outputs_of, tiny
+from hf_pe.proof import norms_along
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.rotation import gain_offset, rescale_norms_, rotated, untied
 from hf_pe.prune.statistics import residual_covariance

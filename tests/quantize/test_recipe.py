@@ -4,9 +4,9 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification, Be
 
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.plans import Sketch
-from hf_pe.proof import difference, example_inputs, lively, outputs_of
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config

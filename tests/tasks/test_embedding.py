@@ -38,7 +38,7 @@ def test_pooling_kinds_differ(model, tokenizer):
 def test_the_teacher_agrees_with_itself_and_not_with_noise(model, tokenizer):
     from dataclasses import replace
 
-    from hf_pe.proof import lively
+    from hf_pe.instance import lively
     from tests.helpers import bert_config
 
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)

@@ -29,7 +29,7 @@ from transformers import (
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Cache, Distillation
 from hf_pe.errors import UsageError
-from hf_pe.proof import lively
+from hf_pe.instance import lively
 from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap

@@ -1,0 +1,209 @@
+"""Tiny models of any architecture: configs shrunk, weights that hide nothing, inputs that fit."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.anatomy.discover import AXIS_OF_FIELD
+
+IMAGE = 224
+"""Pixels a side where a config does not say."""
+TINY = {
+    "ffn": 24,
+    "heads": 4,
+    "hidden": 32,
+    "vocabulary": 99,
+    "experts": 4,
+    "expert_ffn": 16,
+}
+TINY_FIELDS = {
+    "head_dim": 8,
+    "d_kv": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "max_position_embeddings": 64,
+    "n_positions": 64,
+    "max_source_positions": 32,
+    "max_target_positions": 32,
+    "num_mel_bins": 8,
+    "image_size": 32,
+    "patch_size": 8,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 6,
+    "local_attention": 6,
+    "pooler_output_size": 32,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "first_k_dense_replace": 1,
+    "topk_group": 1,
+}
+
+
+def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
+    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`."""
+    new = copy.deepcopy(config)
+    _shrink(new, depth)
+    return type(config).from_dict(new.to_dict())
+
+
+def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Redraw all parameters so that nothing is zero: vectors around 1, biases around 0, matrices by fan-in."""
+    draw = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=draw)
+        if parameter.ndim > 1:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            stacked = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)  # one matrix for each expert
+            noise *= (min(parameter.shape[1:]) if stacked else parameter[0].numel()) ** -0.5 * 1.5
+        elif name.endswith("bias"):
+            noise *= 0.3
+        else:
+            noise = 1 + 0.2 * noise
+        parameter.data = noise.to(parameter)
+    model.eval().float()
+    return model
+
+
+def example_inputs(
+    model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0, device: str | torch.device | None = None
+) -> dict[str, torch.Tensor]:
+    """Random inputs that fit `model`, read off its config and what its forward asks for; on `device`, default its own.
+
+    Both of two towers are fed; a model that can read images or sounds in a text gets a text.
+    """
+    takes = inspect.signature(model.forward).parameters
+    needed = {n for n, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    names = {model.main_input_name, *needed}
+    if model.main_input_name == "input_ids" and not any(hasattr(model.config, name) for name in PLACEHOLDERS):
+        names |= set(takes) & {"pixel_values", "input_features", "input_values"}  # two towers
+    text = isinstance(_named(model.config, "vocab_size"), int)
+    if text and "input_ids" in takes and "decoder_input_ids" not in takes:
+        names.add("input_ids")
+    draw = torch.Generator().manual_seed(seed)
+    inputs = {name: _INPUTS[name](model.config, batch, length, draw) for name in takes if name in names & {*_INPUTS}}
+    if "input_ids" in inputs and "attention_mask" in takes:
+        inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
+    if model.config.is_encoder_decoder and hasattr(
+        model.config.get_text_config(), "vocab_size"
+    ):  # a detector decodes boxes
+        inputs["decoder_input_ids"] = _tokens(model.config, batch, min(length, 8), draw)
+    return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
+
+
+PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index", "video_token_id")
+"""Fields of models that read images or sounds in the place of tokens, and texts without them."""
+
+
+def _named(config: Any, name: str) -> Any:
+    """A value of the config, else of one of its parts; None where there is none."""
+    own = vars(config).get(name)
+    parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
+    return next((v for v in (own, *(_named(part, name) for part in parts)) if v is not None), None)
+
+
+def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    size = getattr(config.get_text_config(), "vocab_size", None) or _named(config, "vocab_size")
+    return torch.randint(min(6, size - 1), size, (batch, length), generator=draw)
+
+
+def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """[batch, channels, height, width]; with frames before the channels where the config has some."""
+    size = _named(config, "image_size") or IMAGE
+    side = size if isinstance(size, (list, tuple)) else [size] * 2
+    frames = [n] if isinstance(n := _named(config, "num_frames"), int) else []
+    return torch.randn(batch, *frames, _named(config, "num_channels") or 3, *side, generator=draw)
+
+
+def _sound(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """A second, or a spectrogram where the config knows its bins."""
+    frames = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (16000,)
+    return torch.randn(batch, *frames, generator=draw)
+
+
+def _spectrogram(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """[batch, bins, frames], or [batch, frames, features] where the config says features."""
+    positions = _named(config, "max_source_positions")
+    for field in ("feature_projection_input_dim", "input_feat_per_channel", "input_dim"):
+        if features := _named(config, field):
+            return torch.randn(batch, 64, features, generator=draw)
+    return torch.randn(batch, _named(config, "num_mel_bins") or 80, 2 * positions if positions else 64, generator=draw)
+
+
+def _states(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    return torch.randn(batch, length, _named(config, "hidden_size"), generator=draw)
+
+
+_INPUTS: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] = {
+    "input_ids": _tokens,
+    "decoder_input_ids": _tokens,
+    "pixel_values": _image,
+    "pixel_values_videos": _image,
+    "input_values": _sound,
+    "input_features": _spectrogram,
+    "hidden_states": _states,
+    "query_embeds": _states,
+    "inputs_embeds": _states,
+    "encoder_hidden_states": _states,
+    "bbox": lambda config, batch, length, draw: torch.randint(0, 9, (batch, length, 4), generator=draw),
+}
+"""What models ask for, by the name that their forward gives it."""
+
+
+def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """All floating-point tensors of the model's output, in order."""
+    with torch.no_grad():
+        result = model(**inputs, **no_cache(model))
+    parts = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
+    return [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]
+
+
+def no_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """What to pass beside the inputs so that `model` keeps no cache; nothing where it has none."""
+    keeps = model.config.get_text_config().to_dict().get("use_cache")
+    return {"use_cache": False} if keeps else {}
+
+
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    """Largest absolute difference over the largest magnitude, over all outputs."""
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(one, other, strict=True))
+
+
+def _shrink(config: PretrainedConfig, depth: bool) -> None:
+    kv = getattr(config, "num_key_value_heads", None)
+    layers = None
+    for field, value in config.to_dict().items():
+        sub = vars(config).get(field)
+        if isinstance(sub, PretrainedConfig):
+            _shrink(sub, depth)
+            continue
+        axis = AXIS_OF_FIELD.get(field)
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if axis == "layers" and not depth:
+            layers, new = value, min(value, 2)
+        elif axis in ("heads", "kv_groups"):
+            fewest = kv if isinstance(kv, int) else value
+            new = 1 << (min(fewest, TINY["heads"]).bit_length() - 1)  # a power of two divides the hidden width
+            if axis == "heads" and isinstance(kv, int) and value > kv:
+                new *= 2
+        else:
+            new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
+        if field.endswith("token_id") and value >= TINY["vocabulary"]:
+            new = value % 5
+        setattr(config, field, min(value, new))
+    for key, value in config.to_dict().items():
+        if layers and isinstance(value, list) and len(value) == layers:
+            setattr(config, key, _two_kinds(value))
+
+
+def _two_kinds(values: list[Any]) -> list[Any]:
+    """Two entries of a per-layer list that show as many kinds as there are."""
+    return [values[0], next((v for v in values if v != values[0]), values[-1])][: len(values)]

@@ -1,0 +1,186 @@
+"""Which axes of which architectures are proved: every model type that AutoModel knows, shrunk, cut and compared.
+
+Writes docs/architectures.json (rows {model_type, axis, status, reason, native}) and docs/architectures.md.
+
+    python scripts/coverage.py [--processes 2] [--seconds 120] [TYPE ...]
+
+With types, only prints their rows.
+"""
+
+import argparse
+import concurrent.futures
+import datetime
+import json
+import platform
+import re
+import signal
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+
+from hf_pe.anatomy import discover
+from hf_pe.instance import tiny
+from hf_pe.proof import prove
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+AXES = ("ffn", "heads", "kv_groups", "layers", "hidden", "vocabulary", "experts", "expert_ffn")
+GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 340, "experts": 55}
+"""Types to be proved on each axis; heads natively, alone or with their key-value groups."""
+LAYERS = 6
+"""Depth is proved on at most so many."""
+NEEDED: dict[str, dict[str, Any]] = {
+    "autoformer": {"prediction_length": 8},
+    "informer": {"prediction_length": 8},
+    "time_series_transformer": {"prediction_length": 8},
+}
+"""What a config cannot be made without."""
+
+
+class TooLong(BaseException):
+    """A type took more time than it may."""
+
+
+def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
+    """Of each axis of a type whether its cut is proved; one row without an axis where no model comes of it."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+
+    def stop(*_: Any) -> None:
+        raise TooLong(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    found: list[dict[str, Any]] = []
+    try:
+        config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
+        classes = AutoModel._model_mapping[type(config)]
+        model_class = classes[0] if isinstance(classes, tuple) else classes
+        small, deep = tiny(config), shallow(tiny(config, depth=True))
+        for axis in discover(small, model_class).axes:
+            if axis.kind == "layers":
+                axes = [a for a in discover(deep, model_class).axes if a.name == axis.name]
+                proof = prove(deep, model_class, axes[0] if axes else axis)
+            else:
+                proof = prove(small, model_class, axis)
+            status = "proved" if proof.holds else "refused"
+            found.append(row(model_type, axis.name, status, proof.reason, axis.native))
+    except (Exception, TooLong) as error:
+        signal.alarm(0)
+        reason = f"{type(error).__name__}: {error}"
+        if not found:
+            return [row(model_type, None, "cannot_build", reason, False)]
+        found.append(row(model_type, None, "refused", reason, False))
+    signal.alarm(0)
+    return found
+
+
+def row(model_type: str, axis: str | None, status: str, reason: str, native: bool) -> dict[str, Any]:
+    """One line of the file; reasons without what differs from run to run."""
+    reason = re.sub(r"/\S+/", "", re.sub(r"0x[0-9a-f]+", "0x", " ".join(reason.split())))[:300]
+    return {"model_type": model_type, "axis": axis, "status": status, "reason": reason, "native": native}
+
+
+def shallow(config: PretrainedConfig) -> PretrainedConfig:
+    """With at most `LAYERS` layers in each stack that one number tells."""
+    for field, value in config.to_dict().items():
+        part = vars(config).get(field)
+        if isinstance(part, PretrainedConfig):
+            setattr(config, field, shallow(part))
+        elif field in ("num_hidden_layers", "n_layers", "num_layers", "n_layer") and isinstance(value, int):
+            for name, each in config.to_dict().items():
+                if isinstance(each, list) and len(each) == value > LAYERS:
+                    setattr(config, name, each[:LAYERS])
+            setattr(config, field, min(value, LAYERS))
+    return type(config).from_dict(config.to_dict())
+
+
+def kind(axis: str) -> str:
+    """Without its tower."""
+    return axis.rpartition(".")[2]
+
+
+def proved(found: list[dict[str, Any]]) -> dict[str, int]:
+    """Types with at least one tower proved, by axis; heads with or without key-value groups."""
+    types: dict[str, set[str]] = {axis: set() for axis in AXES}
+    for each in found:
+        if each["status"] == "proved":
+            types["heads" if kind(each["axis"]) == "kv_groups" else kind(each["axis"])].add(each["model_type"])
+            if kind(each["axis"]) == "kv_groups":
+                types["kv_groups"].add(each["model_type"])
+    return {axis: len(names) for axis, names in types.items()}
+
+
+def page(found: list[dict[str, Any]], seconds: float) -> str:
+    """docs/architectures.md."""
+    counts, types = proved(found), sorted({each["model_type"] for each in found})
+    signs = {"proved": "yes", "refused": "no", "cannot_build": "-"}
+    lines = [
+        "# Architectures",
+        "",
+        f"Of the {len(types)} model types that `AutoModel` of transformers {transformers.__version__} knows, how many have "
+        "an axis whose cut is proved: a tiny model of the type, with the units neutralised, gives the same output as the "
+        "model with those units cut out, and a wrong cut is noticed. Where a type has several towers, one of them is enough "
+        "here; [architectures.json](architectures.json) has all rows, with the reason where a cut is refused.",
+        "",
+        "Made by `python scripts/coverage.py` "
+        f"({datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes, {platform.machine()}).",
+        "",
+        "| axis | types proved | goal |",
+        "| --- | --- | --- |",
+        *(f"| {axis} | {counts[axis]} | {GOALS.get(axis, '')} |" for axis in AXES),
+        "",
+        "`heads` counts types whose query heads can be cut natively, alone or with their key-value groups. Types of which "
+        f"no model could be built: {sum(each['status'] == 'cannot_build' for each in found)}.",
+        "",
+        f"| type | {' | '.join(AXES)} |",
+        f"| --- | {' | '.join('---' for _ in AXES)} |",
+    ]
+    for name in types:
+        mine = [each for each in found if each["model_type"] == name]
+        if mine[0]["status"] == "cannot_build":
+            lines.append(f"| {name} | " + " | ".join("-" for _ in AXES) + " |")
+            continue
+        cells = []
+        for axis in AXES:
+            states = Counter(signs[e["status"]] for e in mine if e["axis"] and kind(e["axis"]) == axis)
+            cells.append("yes" if states.keys() == {"yes"} else "some" if "yes" in states else "no" if states else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("types", nargs="*")
+    arguments.add_argument("--processes", type=int, default=2)
+    arguments.add_argument("--seconds", type=int, default=120, help="that one type may take")
+    told = arguments.parse_args()
+    types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
+    start, found = time.perf_counter(), []
+    with concurrent.futures.ProcessPoolExecutor(told.processes, max_tasks_per_child=40) as pool:
+        waiting = {pool.submit(rows, name, told.seconds): name for name in types}
+        for number, done in enumerate(concurrent.futures.as_completed(waiting), 1):
+            try:
+                new = done.result()
+            except Exception as error:  # a process that died takes its type with it
+                new = [row(waiting[done], None, "cannot_build", f"{type(error).__name__}: {error}", False)]
+            found += new
+            print(f"[{number}/{len(types)}] {time.perf_counter() - start:.0f} s {waiting[done]}", flush=True)
+            for each in new if told.types else []:
+                print(f"    {each['axis']}: {each['status']} {each['reason']}")
+    found.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
+    print(proved(found))
+    if not told.types:
+        lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in found)
+        (DOCS / "architectures.json").write_text(f"[\n{lines}\n]\n", "utf-8")
+        (DOCS / "architectures.md").write_text(page(found, time.perf_counter() - start), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
