@@ -34,6 +34,8 @@ GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 3
 """Types to be proved on each axis; heads natively, alone or with their key-value groups."""
 LAYERS = 6
 """Depth is proved on at most so many."""
+AT_ONCE = 50
+"""Types that go through the same processes."""
 NEEDED: dict[str, dict[str, Any]] = {
     "autoformer": {"prediction_length": 8},
     "informer": {"prediction_length": 8},
@@ -124,10 +126,11 @@ def page(found: list[dict[str, Any]], seconds: float) -> str:
     lines = [
         "# Architectures",
         "",
-        f"Of the {len(types)} model types that `AutoModel` of transformers {transformers.__version__} knows, how many have "
-        "an axis whose cut is proved: a tiny model of the type, with the units neutralised, gives the same output as the "
-        "model with those units cut out, and a wrong cut is noticed. Where a type has several towers, one of them is enough "
-        "here; [architectures.json](architectures.json) has all rows, with the reason where a cut is refused.",
+        f"Of the {len(types)} model types that `AutoModel` of transformers {transformers.__version__} knows, how many "
+        "have an axis whose cut is proved: a tiny model of the type, with the units neutralised, gives the same output "
+        "as the model with those units cut out, and a wrong cut is noticed. Where a type has several towers, one of "
+        "them is enough here; [architectures.json](architectures.json) has all rows, with the reason where a cut is "
+        "refused.",
         "",
         "Made by `python scripts/coverage.py` "
         f"({datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes, {platform.machine()}).",
@@ -136,8 +139,8 @@ def page(found: list[dict[str, Any]], seconds: float) -> str:
         "| --- | --- | --- |",
         *(f"| {axis} | {counts[axis]} | {GOALS.get(axis, '')} |" for axis in AXES),
         "",
-        "`heads` counts types whose query heads can be cut natively, alone or with their key-value groups. Types of which "
-        f"no model could be built: {sum(each['status'] == 'cannot_build' for each in found)}.",
+        "`heads` counts types whose query heads can be cut natively, alone or with their key-value groups. Types of "
+        f"which no model could be built: {sum(each['status'] == 'cannot_build' for each in found)}.",
         "",
         f"| type | {' | '.join(AXES)} |",
         f"| --- | {' | '.join('---' for _ in AXES)} |",
@@ -162,18 +165,20 @@ def main() -> None:
     arguments.add_argument("--seconds", type=int, default=120, help="that one type may take")
     told = arguments.parse_args()
     types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
-    start, found = time.perf_counter(), []
-    with concurrent.futures.ProcessPoolExecutor(told.processes, max_tasks_per_child=40) as pool:
-        waiting = {pool.submit(rows, name, told.seconds): name for name in types}
-        for number, done in enumerate(concurrent.futures.as_completed(waiting), 1):
-            try:
-                new = done.result()
-            except Exception as error:  # a process that died takes its type with it
-                new = [row(waiting[done], None, "cannot_build", f"{type(error).__name__}: {error}", False)]
-            found += new
-            print(f"[{number}/{len(types)}] {time.perf_counter() - start:.0f} s {waiting[done]}", flush=True)
-            for each in new if told.types else []:
-                print(f"    {each['axis']}: {each['status']} {each['reason']}")
+    start, found = time.perf_counter(), list[dict[str, Any]]()
+    for first in range(0, len(types), AT_ONCE):  # in new processes each, so that what models leave behind goes
+        part = types[first : first + AT_ONCE]
+        with concurrent.futures.ProcessPoolExecutor(told.processes) as pool:
+            waiting = {pool.submit(rows, name, told.seconds): name for name in part}
+            for done in concurrent.futures.as_completed(waiting):
+                try:
+                    new = done.result()
+                except Exception as error:  # a process that died takes its types with it
+                    new = [row(waiting[done], None, "cannot_build", f"{type(error).__name__}: {error}", False)]
+                found += new
+                print(f"{time.perf_counter() - start:.0f} s {waiting[done]}", flush=True)
+                for each in new if told.types else []:
+                    print(f"    {each['axis']}: {each['status']} {each['reason']}")
     found.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
     print(proved(found))
     if not told.types:
