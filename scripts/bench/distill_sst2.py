@@ -1,14 +1,18 @@
 """A student of three layers of a MiniLM classifier on SST-2, taught, beside the same student fine-tuned on the labels.
 
 The student is the teacher cut to three layers, by which the dev split is not seen; both learn for the same steps on the
-same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
+same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5), from --first on; what a seed gave is kept under build/,
+so that seeds may run beside each other and a last run gathers them.
 """
 
+import argparse
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import bootstrap, gain, row, seeds, write
+from common import bootstrap, gain, row, write
 from prune_sst2 import lessons, right
 
 from hf_pe.distill import Distillation
@@ -22,19 +26,28 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    count = seeds()
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--first", type=int, default=0)
+    count, first = arguments.parse_args().seeds, arguments.parse_args().first
+    told = hashlib.sha256(repr((STEPS, BATCH, RATE, WAYS)).encode()).hexdigest()[:12]
+    place = Path("build", "bench", f"distill_sst2-{told}")
+    place.mkdir(parents=True, exist_ok=True)
     teacher, data, test = lessons()
     dense = right(teacher, test)
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(teacher, cut.plan(teacher, data), data)
     found: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
-    for seed in range(count):
-        for name, told in WAYS.items():
-            recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=seed, **told)
-            recipe.plan(student, data)
-            found[name].append(right(recipe.apply(student, recipe.plan(student, data), data), test))
+    for seed in range(first, count):
+        for name, way in WAYS.items():
+            kept = place / f"{seed}-{[*WAYS].index(name)}.npy"
+            if not kept.exists():
+                recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=seed, **way)
+                np.save(kept, right(recipe.apply(student, recipe.plan(student, data), data), test))
+            found[name].append(np.load(kept))
             print(seed, name, f"{found[name][-1].mean():.4f} of {dense.mean():.4f}", flush=True)
-        write("distill_sst2", figures(dense, found))
+        if len(found["hf_pe"]) > 1:
+            write("distill_sst2", figures(dense, found))
 
 
 def figures(dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
