@@ -2,14 +2,14 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy.discover import AXIS_OF_FIELD
+from hf_pe.anatomy.discover import AXIS_OF_FIELD, TOKENS, by_layer, keep_layers_
 
 IMAGE = 224
 """Pixels a side where a config does not say."""
@@ -24,6 +24,11 @@ TINY = {
 TINY_FIELDS = {
     "head_dim": 8,
     "d_kv": 8,
+    "rotary_dim": 4,
+    "decoder_vocab_size": 99,
+    "vocab_size_per_layer_input": 99,
+    "hidden_size_per_layer_input": 16,
+    "global_head_dim": 8,
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
@@ -52,6 +57,28 @@ def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
     new = copy.deepcopy(config)
     _shrink(new, depth)
     return type(config).from_dict(new.to_dict())
+
+
+LARGEST = 40_000_000
+"""Parameters up to which a model is run where a smaller one cannot be."""
+
+
+def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[PretrainedConfig]:
+    """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, then as it is.
+
+    What belongs together in a config is not always told: a narrower one may be none.
+    """
+    yield tiny(config, depth=depth)
+    if "rope_parameters" in config.get_text_config().to_dict():  # rotations in three parts, of the head size above
+        for sections in ((2, 1, 1), (1, 1, 0)):
+            new = tiny(config, depth=depth)
+            text = new.get_text_config()
+            text.rope_parameters = {**(text.rope_parameters or {}), "mrope_section": list(sections)}
+            yield new
+    new = copy.deepcopy(config)
+    _shrink(new, depth, only=("layers", "vocabulary"))
+    yield type(config).from_dict(new.to_dict())
+    yield copy.deepcopy(config)
 
 
 def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -96,6 +123,14 @@ def example_inputs(
     ):  # a detector decodes boxes
         inputs["decoder_input_ids"] = _tokens(model.config, batch, min(length, 8), draw)
     return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
+
+
+def possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
+    """Inputs to try, the likeliest first: which way a spectrogram lies is not told, nor how large images have to be."""
+    inputs = example_inputs(model)
+    yield inputs
+    if "input_features" in inputs:
+        yield inputs | {"input_features": inputs["input_features"].mT.contiguous()}
 
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index", "video_token_id")
@@ -176,16 +211,20 @@ def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(one, other, strict=True))
 
 
-def _shrink(config: PretrainedConfig, depth: bool) -> None:
+def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None = None) -> None:
+    """In place; with `only`, these axes and what goes with them."""
     kv = getattr(config, "num_key_value_heads", None)
     layers = None
     for field, value in config.to_dict().items():
         sub = vars(config).get(field)
         if isinstance(sub, PretrainedConfig):
-            _shrink(sub, depth)
+            _shrink(sub, depth, only)
             continue
         axis = AXIS_OF_FIELD.get(field)
-        if not isinstance(value, int) or isinstance(value, bool):
+        ids = field.endswith(TOKENS)
+        if ids and isinstance(value, list):
+            setattr(config, field, [_token(each) for each in value])
+        if not isinstance(value, int) or isinstance(value, bool) or (only and not ids and axis not in only):
             continue
         if axis == "layers" and not depth:
             layers, new = value, min(value, 2)
@@ -196,14 +235,15 @@ def _shrink(config: PretrainedConfig, depth: bool) -> None:
                 new *= 2
         else:
             new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
-        if field.endswith("token_id") and value >= TINY["vocabulary"]:
-            new = value % 5
-        setattr(config, field, min(value, new))
-    for key, value in config.to_dict().items():
-        if layers and isinstance(value, list) and len(value) == layers:
-            setattr(config, key, _two_kinds(value))
+        setattr(config, field, _token(value) if ids else min(value, new))
+    if layers is None or layers <= 2:
+        return
+    lists = [v for v in config.to_dict().values() if isinstance(v, list) and len(v) == layers]
+    named = [int(key) for v in config.to_dict().values() if by_layer(v) for key in v]
+    other = next((i for each in lists for i in range(layers) if each[i] != each[0]), (named or [layers - 1])[0])
+    keep_layers_(config, layers, [0, other])
 
 
-def _two_kinds(values: list[Any]) -> list[Any]:
-    """Two entries of a per-layer list that show as many kinds as there are."""
-    return [values[0], next((v for v in values if v != values[0]), values[-1])][: len(values)]
+def _token(number: Any) -> Any:
+    """A token id within the tiny vocabulary."""
+    return number % 5 if isinstance(number, int) and number >= TINY["vocabulary"] else number

@@ -16,8 +16,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, discover, tokens_named
-from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, discover, skeleton, tokens_named
+from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs
 from hf_pe.surgery import Kept, cut
 
 TOLERANCE = 1e-5
@@ -53,10 +53,22 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
         return Proof(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
     if axis.kind == "layers" and not kept and axis.size < 2:
         return Proof(axis.name, False, "there is only one layer")
+    first = None
+    for small in instances(config, depth=axis.kind == "layers"):
+        found = _on_instance(small, model_class, axis, kept)
+        if found.holds or found.error > TOLERANCE:
+            return found
+        first = first or found  # it could not be run, or says nothing: a larger one may
+    assert first is not None
+    return first
+
+
+def _on_instance(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept) -> Proof:
     try:
-        small = tiny(config, depth=axis.kind == "layers")
-        model = lively(model_class(small))
-        found = [a for a in discover(small, model_class).axes if a.name == axis.name]
+        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > LARGEST:
+            return Proof(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
+        model = lively(model_class(copy.deepcopy(config)))
+        found = [a for a in discover(config, model_class).axes if a.name == axis.name]
         if not found:
             return Proof(axis.name, False, f"the axis '{axis.name}' is not found in a tiny instance")
         return _compare(model, found[0], kept or _pattern(found[0], model))
@@ -80,13 +92,15 @@ def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
     the largest model inside that holds all of the axis."""
     smaller, first = cut(model, axis, kept), None
     for place in _places(model, axis):
-        try:
-            found = _compare_at(place, model, smaller, axis, kept)
-        except Exception as error:  # whatever stops it: a smaller part may still be run
-            found = Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
-        if found.holds or found.error > TOLERANCE:
-            return found
-        first = first or found
+        part: Any = model.get_submodule(place)
+        for inputs in possible_inputs(part):
+            try:
+                found = _compare_at(place, model, smaller, axis, kept, inputs)
+            except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
+                found = Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+            if found.holds or found.error > TOLERANCE:
+                return found
+            first = first or found
     assert first is not None
     return first
 
@@ -97,9 +111,15 @@ def _places(model: PreTrainedModel, axis: Axis) -> list[str]:
     return ["", *(n for n in inside if all(slot.name.startswith(n + ".") for slot in axis.slots))]
 
 
-def _compare_at(place: str, model: PreTrainedModel, smaller: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
+def _compare_at(
+    place: str,
+    model: PreTrainedModel,
+    smaller: PreTrainedModel,
+    axis: Axis,
+    kept: Kept,
+    inputs: dict[str, torch.Tensor],
+) -> Proof:
     part: Any = model.get_submodule(place)
-    inputs = example_inputs(part)
     if axis.kind == "vocabulary":
         return _compare_tokens(place, model, smaller, axis, kept, inputs)
     with _neutralised(model, axis, kept):

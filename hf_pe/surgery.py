@@ -48,8 +48,8 @@ def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[s
         config=config,
         state_dict=dict(weights),
         dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
         output_loading_info=True,
+        **_attention(model),
     )
     problems = {k: v for k, v in info.items() if v and k.endswith("keys")}
     assert not problems, f"building {type(model).__name__} anew left {problems}"
@@ -57,6 +57,12 @@ def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[s
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
+
+
+def _attention(model: PreTrainedModel) -> dict[str, str]:
+    """How attention is computed, where it is not what a new model would choose: not every part of one knows sdpa."""
+    how = model.config._attn_implementation
+    return {} if how in (None, "sdpa") else {"attn_implementation": how}
 
 
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:

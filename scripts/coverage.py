@@ -25,7 +25,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from hf_pe.anatomy import discover
-from hf_pe.instance import tiny
+from hf_pe.anatomy.discover import AXIS_OF_FIELD, keep_layers_
 from hf_pe.proof import prove
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -64,13 +64,9 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
         config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
         classes = AutoModel._model_mapping[type(config)]
         model_class = classes[0] if isinstance(classes, tuple) else classes
-        small, deep = tiny(config), shallow(tiny(config, depth=True))
-        for axis in discover(small, model_class).axes:
-            if axis.kind == "layers":
-                axes = [a for a in discover(deep, model_class).axes if a.name == axis.name]
-                proof = prove(deep, model_class, axes[0] if axes else axis)
-            else:
-                proof = prove(small, model_class, axis)
+        config = shallow(config)
+        for axis in discover(config, model_class).axes:
+            proof = prove(config, model_class, axis)
             status = "proved" if proof.holds else "refused"
             found.append(row(model_type, axis.name, status, proof.reason, axis.native))
     except (Exception, TooLong) as error:
@@ -80,7 +76,7 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
             return [row(model_type, None, "cannot_build", reason, False)]
         found.append(row(model_type, None, "refused", reason, False))
     signal.alarm(0)
-    return found
+    return found or [row(model_type, None, "refused", "no field of its config is known to size an axis", False)]
 
 
 def row(model_type: str, axis: str | None, status: str, reason: str, native: bool) -> dict[str, Any]:
@@ -95,11 +91,9 @@ def shallow(config: PretrainedConfig) -> PretrainedConfig:
         part = vars(config).get(field)
         if isinstance(part, PretrainedConfig):
             setattr(config, field, shallow(part))
-        elif field in ("num_hidden_layers", "n_layers", "num_layers", "n_layer") and isinstance(value, int):
-            for name, each in config.to_dict().items():
-                if isinstance(each, list) and len(each) == value > LAYERS:
-                    setattr(config, name, each[:LAYERS])
-            setattr(config, field, min(value, LAYERS))
+        elif AXIS_OF_FIELD.get(field) == "layers" and isinstance(value, int) and value > LAYERS:
+            keep_layers_(config, value, [*range(LAYERS)])
+            setattr(config, field, LAYERS)
     return type(config).from_dict(config.to_dict())
 
 

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,8 @@ AXIS_OF_FIELD = {
     "n_inner": "ffn",
     "hidden_dim": "ffn",
     "d_inner": "ffn",
+    "mlp_dim": "ffn",
+    "block_ff_dim": "ffn",
     "encoder_ffn_dim": "ffn",
     "decoder_ffn_dim": "ffn",
     "num_hidden_layers": "layers",
@@ -36,12 +39,18 @@ AXIS_OF_FIELD = {
     "n_layer": "layers",
     "encoder_layers": "layers",
     "decoder_layers": "layers",
+    "encoder_num_hidden_layers": "layers",
+    "decoder_num_hidden_layers": "layers",
+    "depth": "layers",
+    "num_blocks": "layers",
     "num_attention_heads": "heads",
     "num_heads": "heads",
     "n_heads": "heads",
     "n_head": "heads",
     "encoder_attention_heads": "heads",
     "decoder_attention_heads": "heads",
+    "encoder_num_attention_heads": "heads",
+    "decoder_num_attention_heads": "heads",
     "num_key_value_heads": "kv_groups",
     "hidden_size": "hidden",
     "d_model": "hidden",
@@ -56,6 +65,9 @@ AXIS_OF_FIELD = {
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
+
+FOLLOWERS = {"vocab_size": ("decoder_vocab_size",)}
+"""Fields that say the same size again, and move along where they do."""
 
 HEAD_SIZES = ("head_dim", "d_kv")
 """Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads or width go."""
@@ -130,13 +142,14 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
         holder = getattr(holder, parent)
     before = getattr(holder, field)
     if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
-        for part in (new, holder):
+        for part in {id(new): new, id(holder): holder}.values():
             renumber_(part, kept)
     kept = [min(i, (before or size) - 1) for i in range(size)] if kept is None else kept
+    for follower in FOLLOWERS.get(field, ()):
+        if getattr(holder, follower, None) == before:
+            setattr(holder, follower, size)
     if AXIS_OF_FIELD[field] == "layers":
-        for key, value in holder.to_dict().items():
-            if isinstance(value, list) and len(value) == before:
-                setattr(holder, key, [value[i] for i in kept])
+        keep_layers_(holder, before or 0, kept)
     if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
         queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
         heads = getattr(holder, queries, None)
@@ -148,6 +161,26 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
         _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
+    """Of what a config says layer by layer, keep the layers `kept`: lists of `count` entries, dicts by layer."""
+    for key, value in holder.to_dict().items():
+        if isinstance(value, list) and len(value) == count:
+            setattr(holder, key, [value[i] for i in kept])
+        elif by_layer(value):
+            known = {int(name): each for name, each in value.items()}
+            setattr(holder, key, {str(new): known[old] for new, old in enumerate(kept) if old in known})
+    if len(vars(holder).get("stage_names") or ()) == count + 1:  # of a backbone: each layer is a stage
+        ends = [sum(old < i for old in kept) for i in holder._out_indices]
+        holder._out_indices = sorted({max(end, 1) for end in ends})
+        holder.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(kept)))]
+        holder._out_features = [holder.stage_names[i] for i in holder._out_indices]
+
+
+def by_layer(value: Any) -> bool:
+    """Whether a value of a config is a dict from layers to something (Gemma 4's `per_layer_config`)."""
+    return isinstance(value, dict) and bool(value) and all(str(key).isdigit() for key in value)
 
 
 def tokens_named(holder: Any) -> dict[str, list[int]]:
@@ -305,8 +338,12 @@ def _layout(length: int, size: int | None, other_length: int, probe: int, name: 
 
 
 def _fused(slots: list[Slot]) -> list[Slot]:
-    """Tell fused query, key and value: wider than a group's queries, which are as wide as what the output map reads."""
+    """Tell fused query, key and value: the one map of a block that is wider than a group's queries, which are as wide
+    as what the output map reads."""
     queries = next((slot.layout.parts[0] for slot in slots if slot.consumes), 0)
+    blocks = Counter(slot.group for slot in slots if not slot.consumes and slot.name.endswith("weight"))
+    if max(blocks.values(), default=0) > 1:  # apart: what is wider has another reason (latent attention)
+        return slots
 
     def parts(width: int) -> tuple[int, ...]:
         return (queries, (width - queries) // 2, (width - queries) // 2) if width > queries else (width,)

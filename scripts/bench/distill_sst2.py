@@ -1,8 +1,8 @@
 """A student of three layers of a MiniLM classifier on SST-2, taught, beside the same student fine-tuned on the labels.
 
 The student is the teacher cut to three layers, by which the dev split is not seen; both learn for the same steps on the
-same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5), from --first on; what a seed gave is kept under build/,
-so that seeds may run beside each other and a last run gathers them.
+same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5), from --first on; what a seed gave is kept under
+build/, so that seeds may run beside each other and a last run gathers them.
 """
 
 import argparse

@@ -1,0 +1,100 @@
+"""Sixty architectures: what docs/architectures.json says of them is so, and what is cut works on."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+from hf_pe.anatomy import discover
+from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.proof import _pattern, prove
+from hf_pe.surgery import cut
+
+ROOT = Path(__file__).resolve().parents[1]
+spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "scripts" / "coverage.py")
+coverage = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(coverage)
+
+TYPES = [
+    "albert", "aria", "bamba", "bart", "bert", "bloom", "clip", "clipseg", "convnext", "data2vec-audio", "dbrx",
+    "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon", "falcon_h1", "gemma", "gemma3_text",
+    "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granitemoe", "hubert", "jamba", "llama", "llava", "longformer", "mamba",
+    "marian", "mbart", "mistral", "mixtral", "modernbert", "mpnet", "mpt", "nemotron", "olmo2", "olmoe", "opt", "pegasus",
+    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip", "smollm3", "stablelm", "starcoder2",
+    "swin", "t5", "vit", "wav2vec2", "whisper", "xlm-roberta",
+]  # fmt: skip
+ROWS = json.loads((ROOT / "docs" / "architectures.json").read_text("utf-8"))
+
+
+def built(model_type):
+    config = AutoConfig.for_model(model_type)
+    return tiny(config), AutoModel._model_mapping[type(config)]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_table_says_what_is_so(model_type):
+    found = {each["axis"]: each["status"] for each in coverage.rows(model_type, 300)}
+    assert found == {each["axis"]: each["status"] for each in ROWS if each["model_type"] == model_type}
+
+
+def test_the_table_has_every_type_and_gives_reasons():
+    assert len(TYPES) >= 60
+    assert {each["model_type"] for each in ROWS} == {config.model_type for config in AutoModel._model_mapping}
+    assert all(each["reason"] for each in ROWS if each["status"] != "proved")
+    assert {each["status"] for each in ROWS} <= {"proved", "refused", "cannot_build"}
+    page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
+    counts = coverage.proved(ROWS)
+    assert all(f"| {axis} | {counts[axis]} |" in page for axis in coverage.AXES)
+
+
+GENERATING = [
+    ("llama", AutoModelForCausalLM), ("gpt2", AutoModelForCausalLM), ("qwen3", AutoModelForCausalLM),
+    ("gemma3_text", AutoModelForCausalLM), ("mixtral", AutoModelForCausalLM), ("bart", AutoModelForSeq2SeqLM),
+    ("t5", AutoModelForSeq2SeqLM), ("falcon", AutoModelForCausalLM), ("phi3", AutoModelForCausalLM),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model_type", "auto_class"), GENERATING, ids=lambda each: str(each))
+def test_what_is_cut_works_on(model_type, auto_class, tmp_path):
+    """Nothing on meta, ties intact, eager and sdpa agree, generates, reloads to the bit, bfloat16."""
+    config = tiny(AutoConfig.for_model(model_type))
+    model = lively(auto_class.from_config(config))
+    for kind in ("ffn", "experts", "kv_groups", "heads", "vocabulary"):
+        for axis in discover(model.config, type(model)).axes:
+            if axis.kind == kind and axis.size > 2 and prove(model.config, type(model), axis).holds:
+                model = cut(model, axis, _pattern(axis, model))
+    assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
+    if model.config.get_text_config().tie_word_embeddings:
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    inputs = example_inputs(model)
+    wanted = outputs_of(model, inputs)
+    for kind in ("eager", "sdpa"):
+        model.set_attn_implementation(kind)
+        assert difference(wanted, outputs_of(model, inputs)) < 1e-4
+    text = {k: v for k, v in inputs.items() if not k.startswith("decoder")}
+    found = model.generate(**text, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert found.max() < model.config.get_text_config().vocab_size
+    model.save_pretrained(tmp_path)
+    again = auto_class.from_pretrained(tmp_path).eval()
+    assert difference(outputs_of(model, inputs), outputs_of(again, inputs)) == 0
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    assert all(torch.isfinite(each).all() for each in outputs_of(half, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "bert"])
+def test_what_is_cut_compiles(model_type):
+    config, model_class = built(model_type)
+    model = lively(model_class(config))
+    axis = next(a for a in discover(config, model_class).axes if a.kind == "ffn")
+    smaller = cut(model, axis, _pattern(axis, model))
+    inputs = example_inputs(smaller)
+    wanted = outputs_of(smaller, inputs)
+    compiled = torch.compile(smaller, backend="aot_eager")
+    with torch.no_grad():
+        found = compiled(**inputs)
+    assert difference(wanted[:1], [found[0]]) < 1e-4
