@@ -30,6 +30,30 @@ TYPES = [
 ROWS = json.loads((ROOT / "docs" / "architectures.json").read_text("utf-8"))
 
 
+PROVED = {
+    "ffn": [
+        "bert", "roberta", "distilbert", "mpnet", "modernbert", "llama", "qwen3", "gemma3_text", "gpt2", "t5", "vit",
+        "whisper",
+    ],
+    "kv_groups": ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "smollm3", "phi3", "mixtral", "qwen3_moe"],
+    "heads": ["vit", "deit"],
+    "hidden": ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit"],
+    "experts": [
+        "mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "gpt_oss", "phimoe", "glm4_moe", "granitemoe", "deepseek_v3",
+    ],
+    "vocabulary": ["bert", "llama", "gpt2", "t5", "bart", "clip"],
+}  # fmt: skip
+PROVED["layers"], PROVED["expert_ffn"] = PROVED["ffn"], PROVED["experts"]
+"""What users rely on: with fused projections, head sizes that the config does not tell, routers, towers."""
+
+
+@pytest.mark.parametrize("kind", PROVED)
+def test_what_is_relied_on_is_proved(kind):
+    for model_type in PROVED[kind]:
+        mine = [e for e in ROWS if e["model_type"] == model_type and e["axis"] and coverage.kind(e["axis"]) == kind]
+        assert mine and all(each["status"] == "proved" for each in mine), mine
+
+
 def built(model_type):
     config = AutoConfig.for_model(model_type)
     return tiny(config), AutoModel._model_mapping[type(config)]
