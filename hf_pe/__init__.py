@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hf_pe.plans import Plan as Plan
     from hf_pe.proof import prove as prove
     from hf_pe.prune import StructuredPruning as StructuredPruning
+    from hf_pe.prune import cut_checkpoint as cut_checkpoint
     from hf_pe.quantize import BitsAndBytesQuantization as BitsAndBytesQuantization
     from hf_pe.quantize import Cast as Cast
     from hf_pe.recipe_file import RecipeFile as RecipeFile
@@ -69,6 +70,7 @@ _HOME = {
     "Plan": "plans",
     "prove": "proof",
     "StructuredPruning": "prune",
+    "cut_checkpoint": "prune",
     "BitsAndBytesQuantization": "quantize",
     "Cast": "quantize",
     "RecipeFile": "recipe_file",

