@@ -41,7 +41,7 @@ config = LlamaConfig(
     hidden_size=2048, intermediate_size=8192, num_hidden_layers=24, num_attention_heads=32, num_key_value_heads=8,
     vocab_size=32000, tie_word_embeddings=False,
 )
-LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="800MB")
+LlamaForCausalLM(config).save_pretrained(sys.argv[1], max_shard_size="900MB")
 """
 CUT = (
     """
