@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -36,6 +39,8 @@ LOADERS = {
     "input_features": "AutoFeatureExtractor",
 }
 """What makes a model's inputs, by the name of its main one; else a tokenizer."""
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What PEFT writes."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SIDE_FILES = (
@@ -56,12 +61,14 @@ class Source(Frozen):
         path: folder or Hub id that transformers can load from.
         spec: what the user wrote, where that tells nothing about this machine.
         gguf_file: file inside it, or None.
+        adapter: folder of a PEFT adapter that is merged into the model, or None.
     """
 
     name: str
     path: str
     spec: str | None = None
     gguf_file: str | None = None
+    adapter: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
 
@@ -77,7 +84,7 @@ class Source(Frozen):
 
 
 def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Source:
-    """Find what `model` names: a folder, a .gguf file, `package:NAME/inner/path`, or a Hub id.
+    """Find what `model` names: a folder (of a PEFT adapter perhaps), a .gguf file, `package:NAME/inner/path`, a Hub id.
 
     Raises:
         UsageError: nothing there, no config in it, pickled weights or custom code without leave.
@@ -97,6 +104,8 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
         if model.startswith(("package:", ".", "/", "~")) or model.count("/") > 1:
             raise UsageError(f"Model folder {model} does not exist. Expected a folder, a .gguf file or a Hub id.")
         return Source(name=model, path=model, **flags)
+    if (path / ADAPTER).is_file():
+        return _adapted(path, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
     if not source.gguf_file:
         _check_folder(path, source)
@@ -174,7 +183,7 @@ def load_model(
             source.path,
             dtype=dtype,
             output_loading_info=True,
-            ignore_mismatched_sizes=new_head,
+            ignore_mismatched_sizes=new_head or source.adapter is not None,
             **source.options(),
             **safe,
             **options,
@@ -182,6 +191,8 @@ def load_model(
     except (OSError, ImportError) as error:
         raise UsageError(_why(source, error)) from error
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    if source.adapter is not None:
+        model, missing = _merged(model, Path(source.adapter), missing)
     if missing and not new_head:
         raise UsageError(
             f"{source.name} has no weights for {', '.join(missing[:4])} of {model_class.__name__}: "
@@ -205,9 +216,10 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
         UsageError: the model comes with none.
     """
     first = LOADERS.get(main_input, "AutoTokenizer")
-    for name in dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")):
+    places = [source.path] if source.adapter is None else [source.adapter, source.path]
+    for name, place in itertools.product(dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")), places):
         try:
-            return getattr(transformers, name).from_pretrained(source.path, **source.options())
+            return getattr(transformers, name).from_pretrained(place, **source.options())
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = error
     raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load: {reason}")
@@ -364,6 +376,25 @@ def check_free(target: Path, *, overwrite: bool) -> None:
         raise UsageError(
             f"Output folder {target} is not empty. Give another one, or --overwrite to replace it after success."
         )
+
+
+def _adapted(folder: Path, **flags: Any) -> Source:
+    """The base that an adapter names, with it."""
+    base = json.loads((folder / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UsageError(f"{folder} is an adapter that does not say of which model; load both and merge them first.")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise UsageError(f"{folder} has no {ADAPTER_WEIGHTS}; expected what PEFT's save_pretrained writes.")
+    found = resolve(base, **flags)
+    return found.model_copy(update={"adapter": str(folder), "name": _folder_name(folder), "spec": None})
+
+
+def _merged(model: Any, adapter: Path, missing: list[str]) -> tuple[Any, list[str]]:
+    """The model with an adapter merged, and what neither had."""
+    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
+        brought = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118
+    whole: Any = peft.PeftModel.from_pretrained(model, str(adapter))
+    return whole.merge_and_unload(), [name for name in missing if name not in brought]
 
 
 def _package_path(model: str) -> Path:

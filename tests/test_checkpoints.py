@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import peft
 import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
@@ -126,3 +127,30 @@ def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):
     assert {"modules.json", "1_Pooling/config.json", "2_Normalize", "LICENSE", "tokenizer.json"} <= names
     for file in (tmp_path / "out").rglob("*.json"):
         assert str(tmp_path) not in file.read_text("utf-8"), file
+
+
+def test_an_adapter_is_merged_into_the_model_it_names(bert_folder, tmp_path):
+    base = BertForSequenceClassification.from_pretrained(bert_folder)
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    model = peft.get_peft_model(base, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    model.eval().save_pretrained(tmp_path / "adapter")
+    source = resolve(str(tmp_path / "adapter"))
+    assert source.name == "adapter" and source.folder == bert_folder
+    merged = load_model(source, class_for(load_config(source), "AutoModelForSequenceClassification"))
+    ids = torch.tensor([[2, 7, 9, 3]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, model(ids).logits)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert load_processor(source)("the dog")["input_ids"]
+
+
+def test_an_adapter_without_its_model_or_its_weights_is_refused(bert_folder, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="does not say of which model"):
+        resolve(str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(bert_folder)}))
+    with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
+        resolve(str(tmp_path))
