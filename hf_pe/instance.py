@@ -69,11 +69,12 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     What belongs together in a config is not always told: a narrower one may be none.
     """
     yield tiny(config, depth=depth)
-    if "rope_parameters" in config.get_text_config().to_dict():  # rotations in three parts, of the head size above
+    rope = config.get_text_config().to_dict().get("rope_parameters") or {}
+    if "rope_theta" in rope:  # perhaps rotations in three parts, which have to add up to the head size above
         for sections in ((2, 1, 1), (1, 1, 0)):
             new = tiny(config, depth=depth)
             text = new.get_text_config()
-            text.rope_parameters = {**(text.rope_parameters or {}), "mrope_section": list(sections)}
+            text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
             yield new
     new = copy.deepcopy(config)
     _shrink(new, depth, only=("layers", "vocabulary"))

@@ -54,11 +54,14 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
     if axis.kind == "layers" and not kept and axis.size < 2:
         return Proof(axis.name, False, "there is only one layer")
     first = None
-    for small in instances(config, depth=axis.kind == "layers"):
-        found = _on_instance(small, model_class, axis, kept)
-        if found.holds or found.error > TOLERANCE:
-            return found
-        first = first or found  # it could not be run, or says nothing: a larger one may
+    try:
+        for small in instances(config, depth=axis.kind == "layers"):
+            found = _on_instance(small, model_class, axis, kept)
+            if found.holds or found.error > TOLERANCE:
+                return found
+            first = first or found  # it could not be run, or says nothing: a larger one may
+    except Exception as error:  # a config that cannot be made smaller in this way
+        first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
     assert first is not None
     return first
 

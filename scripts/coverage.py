@@ -2,9 +2,9 @@
 
 Writes docs/architectures.json (rows {model_type, axis, status, reason, native}) and docs/architectures.md.
 
-    python scripts/coverage.py [--processes 2] [--seconds 120] [TYPE ...]
+    python scripts/coverage.py [--processes 2] [--seconds 120] [--update] [TYPE ...]
 
-With types, only prints their rows.
+With types, prints their rows, and with --update puts them in the place of those that are there.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def proved(found: list[dict[str, Any]]) -> dict[str, int]:
     return {axis: len(names) for axis, names in types.items()}
 
 
-def page(found: list[dict[str, Any]], seconds: float) -> str:
+def page(found: list[dict[str, Any]], run: str) -> str:
     """docs/architectures.md."""
     counts, types = proved(found), sorted({each["model_type"] for each in found})
     signs = {"proved": "yes", "refused": "no", "cannot_build": "-"}
@@ -126,8 +126,7 @@ def page(found: list[dict[str, Any]], seconds: float) -> str:
         "them is enough here; [architectures.json](architectures.json) has all rows, with the reason where a cut is "
         "refused.",
         "",
-        "Made by `python scripts/coverage.py` "
-        f"({datetime.date.today().isoformat()}, {seconds / 60:.0f} minutes, {platform.machine()}).",
+        f"Made by `python scripts/coverage.py` ({run}).",
         "",
         "| axis | types proved | goal |",
         "| --- | --- | --- |",
@@ -157,6 +156,7 @@ def main() -> None:
     arguments.add_argument("types", nargs="*")
     arguments.add_argument("--processes", type=int, default=2)
     arguments.add_argument("--seconds", type=int, default=120, help="that one type may take")
+    arguments.add_argument("--update", action="store_true")
     told = arguments.parse_args()
     types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
     start, found = time.perf_counter(), list[dict[str, Any]]()
@@ -173,12 +173,18 @@ def main() -> None:
                 print(f"{time.perf_counter() - start:.0f} s {waiting[done]}", flush=True)
                 for each in new if told.types else []:
                     print(f"    {each['axis']}: {each['status']} {each['reason']}")
+    run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.0f} minutes, {platform.machine()}"
+    if told.update:
+        page_was = (DOCS / "architectures.md").read_text("utf-8")
+        was = json.loads((DOCS / "architectures.json").read_text("utf-8"))
+        run = re.search(r"coverage\.py` \((.*?)\)", page_was)[1]
+        found += [each for each in was if each["model_type"] not in types]
     found.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
     print(proved(found))
-    if not told.types:
+    if told.update or not told.types:
         lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in found)
         (DOCS / "architectures.json").write_text(f"[\n{lines}\n]\n", "utf-8")
-        (DOCS / "architectures.md").write_text(page(found, time.perf_counter() - start), "utf-8")
+        (DOCS / "architectures.md").write_text(page(found, run), "utf-8")
 
 
 if __name__ == "__main__":
