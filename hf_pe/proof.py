@@ -98,9 +98,11 @@ def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
         part: Any = model.get_submodule(place)
         for inputs in possible_inputs(part):
             try:
-                found = _compare_at(place, model, smaller, axis, kept, inputs)
+                outputs_of(part, inputs)
             except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
-                found = Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+                first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+                continue
+            found = _compare_at(place, model, smaller, axis, kept, inputs)
             if found.holds or found.error > TOLERANCE:
                 return found
             first = first or found

@@ -149,6 +149,18 @@ def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
     assert "differ by" in found.reason and asked == [""]
 
 
+def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch):
+    config = tiny(AutoConfig.for_model("llava"))
+    model = lively(AutoModel._model_mapping[type(config)](config))
+    axis = discover(config, type(model)).named("text.ffn")[0]
+    smaller = cut(model, axis, proof_module._pattern(axis, model))
+    broken = torch.nn.Linear(7, 7)
+    monkeypatch.setattr(proof_module, "cut", lambda *_: smaller)
+    smaller.language_model.layers[0].mlp.up_proj = broken
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        proof_module._compare(model, axis, proof_module._pattern(axis, model))
+
+
 def test_rows_of_the_vocabulary_go_and_tokens_that_are_named_stay():
     config = tiny(AutoConfig.for_model("llama", eos_token_id=2, bos_token_id=1, pad_token_id=50))
     model = lively(LlamaForCausalLM(config))
