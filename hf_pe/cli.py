@@ -403,7 +403,7 @@ def _kept(text: str) -> "tuple[str, float | int | list[int]]":
 def _verdict(axis: Any, proof: Any) -> str:
     if proof.holds:
         return f"native, proved (cut and neutralised differ by {proof.error:.0e})"
-    return f"refused: {proof.reason}"
+    return f"refused: {proof.reason}" if axis.native else proof.reason
 
 
 def _plan_cells(row: "Plan") -> list[str]:

@@ -182,6 +182,8 @@ def test_what_a_config_says_by_layer_goes_with_the_layers():
     kept = [i for i in range(12) if i not in (3, 11)]
     shorter = resized(config, "num_hidden_layers", 10, kept)
     assert shorter.out_features == ["stage10"] and len(shorter.stage_names) == 11
+    named = AutoConfig.for_model("bert", num_labels=3)
+    assert resized(named, "num_hidden_layers", 2, [4, 7]).num_labels == 3
     gemma = AutoConfig.for_model("gemma4_text")
     kept = [0, 1, 2, 3, 4, 5, 11]
     assert resized(gemma, "num_hidden_layers", 7, kept).to_dict()["per_layer_config"].keys() == {"5", "6"}

@@ -181,8 +181,10 @@ def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
 
 
 def by_layer(value: Any) -> bool:
-    """Whether a value of a config is a dict from layers to something (Gemma 4's `per_layer_config`)."""
-    return isinstance(value, dict) and bool(value) and all(str(key).isdigit() for key in value)
+    """Whether a value of a config is a dict from layers to settings (Gemma 4's `per_layer_config`; not `id2label`)."""
+    if not isinstance(value, dict) or not value:
+        return False
+    return all(str(key).isdigit() and isinstance(each, dict) for key, each in value.items())
 
 
 def tokens_named(holder: Any) -> dict[str, list[int]]:

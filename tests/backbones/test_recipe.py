@@ -366,7 +366,7 @@ def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_c
     pixels = {"pixel_values": torch.tensor(data.train[:2]["pixel_values"])}
     new.save_pretrained(tmp_path)
     again = type(new).from_pretrained(tmp_path).eval()
-    assert difference(outputs_of(new, pixels), outputs_of(again, pixels)) == 0
+    assert difference(outputs_of(new, pixels), outputs_of(again, pixels)) < 1e-6
 
 
 def test_what_bends_the_features_before_it_reads_them_cannot_be_bridged():
