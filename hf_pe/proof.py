@@ -7,9 +7,9 @@ with those units cut out. The proof has power only if neutralising changes the o
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -90,19 +90,34 @@ def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel
     return [i for i in sorted(members) if members[i] == common]
 
 
+class _Case(NamedTuple):
+    """A model, what is cut from it, and the model inside both ("": the whole) that is run."""
+
+    model: PreTrainedModel
+    smaller: PreTrainedModel
+    axis: Axis
+    kept: Kept
+    place: str
+
+    def run(self, model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        part: Any = model.get_submodule(self.place)
+        return outputs_of(part, inputs)
+
+
 def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
     """On the whole model; where that cannot be run or does not depend on the axis (an image tower beside a text), on
     the largest model inside that holds all of the axis."""
     smaller, first = cut(model, axis, kept), None
     for place in _places(model, axis):
+        case = _Case(model, smaller, axis, kept, place)
         part: Any = model.get_submodule(place)
         for inputs in possible_inputs(part):
             try:
-                outputs_of(part, inputs)
+                plain = case.run(model, inputs)
             except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
                 first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
                 continue
-            found = _compare_at(place, model, smaller, axis, kept, inputs)
+            found = _compare_tokens(case, inputs) if axis.kind == "vocabulary" else _compare_at(case, inputs, plain)
             if found.holds or found.error > TOLERANCE:
                 return found
             first = first or found
@@ -116,58 +131,40 @@ def _places(model: PreTrainedModel, axis: Axis) -> list[str]:
     return ["", *(n for n in inside if all(slot.name.startswith(n + ".") for slot in axis.slots))]
 
 
-def _compare_at(
-    place: str,
-    model: PreTrainedModel,
-    smaller: PreTrainedModel,
-    axis: Axis,
-    kept: Kept,
-    inputs: dict[str, torch.Tensor],
-) -> Proof:
-    part: Any = model.get_submodule(place)
-    if axis.kind == "vocabulary":
-        return _compare_tokens(place, model, smaller, axis, kept, inputs)
-    with _neutralised(model, axis, kept):
-        reference = outputs_of(part, inputs)
-    effect = difference(outputs_of(part, inputs), reference)
-    found = _run(smaller, place, inputs)
-    if axis.kind == "hidden":
-        reference = [_narrow(one, other, axis, kept) for one, other in zip(reference, found, strict=True)]
-    return _judged(axis, reference, found, effect, lambda wrong: _run(wrong, place, inputs), (model, smaller, kept))
+def _compare_at(case: _Case, inputs: dict[str, torch.Tensor], plain: list[torch.Tensor]) -> Proof:
+    """Units neutralised and units cut out; `plain` is what the model gives as it is."""
+    with _neutralised(case.model, case.axis, case.kept):
+        reference = case.run(case.model, inputs)
+    found = case.run(case.smaller, inputs)
+    effect = difference(plain, reference)
+    if case.axis.kind == "hidden":
+        reference = [_narrow(one, other, case.axis, case.kept) for one, other in zip(reference, found, strict=True)]
+    return _judged(case, inputs, reference, found, effect)
 
 
-def _compare_tokens(
-    place: str,
-    model: PreTrainedModel,
-    smaller: PreTrainedModel,
-    axis: Axis,
-    kept: Kept,
-    inputs: dict[str, torch.Tensor],
-) -> Proof:
+def _compare_tokens(case: _Case, inputs: dict[str, torch.Tensor]) -> Proof:
     """Rows of the vocabulary: on texts of kept tokens only, by their old and by their new numbers."""
-    units = torch.as_tensor(kept[EVERYWHERE])
+    units = torch.as_tensor(case.kept[EVERYWHERE])
     ids = [name for name in inputs if name.endswith("input_ids")]
     new = inputs | {name: inputs[name] % len(units) for name in ids}
     other = inputs | {name: (inputs[name] + 1) % len(units) for name in ids}
-    found = _run(smaller, place, new)
-    reference = _run(model, place, inputs | {name: units[new[name]] for name in ids})
-    reference = [_narrow(one, narrow, axis, kept) for one, narrow in zip(reference, found, strict=True)]
-    effect = difference(reference, _run(smaller, place, other))
-    return _judged(axis, reference, found, effect, lambda wrong: _run(wrong, place, new), (model, smaller, kept))
+    found = case.run(case.smaller, new)
+    reference = case.run(case.model, inputs | {name: units[new[name]] for name in ids})
+    reference = [_narrow(one, narrow, case.axis, case.kept) for one, narrow in zip(reference, found, strict=True)]
+    return _judged(case, new, reference, found, difference(reference, case.run(case.smaller, other)))
 
 
 def _judged(
-    axis: Axis,
+    case: _Case,
+    inputs: dict[str, torch.Tensor],
     reference: list[torch.Tensor],
     found: list[torch.Tensor],
     effect: float,
-    run: Callable[[PreTrainedModel], list[torch.Tensor]],
-    made: tuple[PreTrainedModel, PreTrainedModel, Kept],
 ) -> Proof:
     error, sabotage, reason = difference(reference, found), float("nan"), ""
     if error <= TOLERANCE and effect >= EFFECT:
-        for wrong in _wrong_cuts(*made, axis):
-            sabotage = difference(reference, run(wrong))
+        for wrong in _wrong_cuts(case.model, case.smaller, case.kept, case.axis):
+            sabotage = difference(reference, case.run(wrong, inputs))
             if sabotage >= EFFECT:
                 break
     if not error <= TOLERANCE:
@@ -176,12 +173,7 @@ def _judged(
         reason = f"neutralising moves the output by {effect:.1e} only: the proof has no power"
     elif not sabotage >= EFFECT:
         reason = f"a wrong cut moves the output by {sabotage:.1e} only: the proof has no power"
-    return Proof(axis.name, not reason, reason, error, effect, sabotage)
-
-
-def _run(model: PreTrainedModel, place: str, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    part: Any = model.get_submodule(place)
-    return outputs_of(part, inputs)
+    return Proof(case.axis.name, not reason, reason, error, effect, sabotage)
 
 
 def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:

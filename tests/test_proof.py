@@ -132,7 +132,8 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
     kept = proof_module._pattern(axis, model)
     alone = example_inputs(model)
     assert set(alone) == {"input_ids", "attention_mask"}
-    whole = proof_module._compare_at("", model, cut(model, axis, kept), axis, kept, alone)
+    case = proof_module._Case(model, cut(model, axis, kept), axis, kept, "")
+    whole = proof_module._compare_at(case, alone, outputs_of(model, alone))
     assert "moves the output by 0.0e+00" in whole.reason
     assert proof_module._compare(model, axis, kept).holds
 
@@ -141,7 +142,9 @@ def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
     """The hidden width of a BERT sizes its heads: the whole model says so, and nothing inside is asked."""
     asked = []
     compare = proof_module._compare_at
-    monkeypatch.setattr(proof_module, "_compare_at", lambda place, *rest: asked.append(place) or compare(place, *rest))
+    monkeypatch.setattr(
+        proof_module, "_compare_at", lambda case, *rest: asked.append(case.place) or compare(case, *rest)
+    )
     config = tiny(AutoConfig.for_model("bert"))
     model = lively(BertModel(config))
     axis = discover(config, BertModel).named("hidden")[0]

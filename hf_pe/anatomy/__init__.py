@@ -6,7 +6,6 @@ from hf_pe.anatomy.axis import Axis as Axis
 from hf_pe.anatomy.axis import Layout as Layout
 from hf_pe.anatomy.axis import Slot as Slot
 from hf_pe.anatomy.discover import EVERYWHERE as EVERYWHERE
-from hf_pe.anatomy.discover import SHARED as SHARED
 from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import discover as discover
 from hf_pe.anatomy.discover import renumber_ as renumber_
