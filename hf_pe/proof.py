@@ -184,9 +184,8 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
         return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
     count = max(axis.size * 3 // 4 if axis.kind == "hidden" else axis.size * 2 // 3, 1)  # heads may have to divide it
-    if axis.in_experts:
-        count -= count % EXPERT_STEP
-    drawn = {g: torch.randperm(axis.size, generator=draw)[:count].tolist() for g in axis.groups}
+    count -= count % (EXPERT_STEP if axis.in_experts else axis.heads)
+    drawn = {g: axis.largest(g, torch.rand(axis.size, generator=draw), count) for g in axis.groups}
     if axis.kind == "vocabulary":
         named = {i for part in _configs(model.config) for ids in tokens_named(part).values() for i in ids}
         drawn = {g: [*units, *(i for i in named if i < axis.size)] for g, units in drawn.items()}
@@ -275,7 +274,7 @@ def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[No
 
 def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:
     """Hook every norm (what holds vectors of the hidden width and nothing else) to count the kept coordinates only."""
-    units = torch.as_tensor(next(iter(kept.values())))
+    units = torch.as_tensor(kept[EVERYWHERE])
 
     def narrowed(module: nn.Module) -> Any:
         small = copy.deepcopy(module)
@@ -306,7 +305,7 @@ def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
 
 def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
     """Of an output that has the hidden width, the kept coordinates."""
-    units = torch.as_tensor(next(iter(kept.values())))
+    units = torch.as_tensor(kept[EVERYWHERE])
     return one if one.shape == other.shape else one.index_select(-1, units.to(one.device))
 
 

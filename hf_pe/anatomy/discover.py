@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,12 @@ EVERYWHERE = "model"
 SHARED = ("hidden", "vocabulary")
 """The axes with that one group."""
 
+QKVO = 4
+"""Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused."""
+
+BY_HEAD = ("query_key_value",)
+"""Maps in which query, key and value lie head by head; elsewhere they lie one after the other. Shapes can't tell."""
+
 TOKENS = ("token_id", "token_ids", "token_index", "suppress_tokens")
 """How fields end that hold rows of the vocabulary."""
 
@@ -116,7 +122,9 @@ def _discover(architecture: "Architecture") -> Anatomy:
         axis = _axis(config, model_class, base, path, name)
         if axis is not None and not any(_same_tensors(axis, other) for other in found):
             found.append(axis)
-    return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
+    attention = [(m, axis.size) for axis in found if axis.kind in ("heads", "kv_groups") for m in axis.modules]
+    axes = [_with_heads(axis, attention, base) if axis.kind == "hidden" else axis for axis in found]
+    return Anatomy(tuple(axes), sum(p.numel() for p in base.parameters()))
 
 
 def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -127,12 +135,15 @@ def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Pr
     return model
 
 
-def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | None = None) -> PretrainedConfig:
+def resized(
+    config: PretrainedConfig, path: str, size: int, kept: list[int] | None = None, *, keep_head_size: bool = True
+) -> PretrainedConfig:
     """Return a copy of `config` with the field at dotted `path` set to `size`.
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
     (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
-    changes; key-value heads take along the query heads that read them. Token ids become the places of `kept`.
+    changes (unless not `keep_head_size`: nothing is said of it); key-value heads take along the query heads that read
+    them. Token ids become the places of `kept`.
 
     Raises:
         ValueError: each token takes more experts, or a token that the config names is not kept.
@@ -155,7 +166,8 @@ def resized(config: PretrainedConfig, path: str, size: int, kept: list[int] | No
     if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
         queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
         heads = getattr(holder, queries, None)
-        if heads and not any(getattr(holder, name, None) for name in HEAD_SIZES) and hasattr(holder, "hidden_size"):
+        told = any(getattr(holder, name, None) for name in HEAD_SIZES)
+        if heads and keep_head_size and not told and hasattr(holder, "hidden_size"):
             holder.head_dim = holder.hidden_size // heads
         if AXIS_OF_FIELD[field] != "hidden":
             setattr(holder, queries, (heads or 0) * size // (before or 1))
@@ -353,6 +365,68 @@ def _fused(slots: list[Slot]) -> list[Slot]:
         return (queries, (width - queries) // 2, (width - queries) // 2) if width > queries else (width,)
 
     return [replace(slot, layout=Layout(parts(slot.layout.parts[0]))) for slot in slots] if queries else slots
+
+
+def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrainedModel) -> Axis:
+    """Tell what lies between an attention's maps from the stream that they read and write.
+
+    Where no field says the size of a head (BERT), both are as wide as the hidden width; but the one in the middle
+    belongs to each attention alone, and its heads. Query, key and value come first, the output map last; the proof
+    decides whether that is so.
+
+    Args:
+        axis: the hidden width.
+        attention: modules that know the number of heads, with it.
+        base: the model on the meta device.
+    """
+    width: dict[str, int] = {}  # of each map that reads and writes the hidden width, how many it writes
+    for name, parameter in base.named_parameters():
+        dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
+        if parameter.ndim == 2 and len(dims) == 2:
+            width[name] = dims[_written(base, name)].layout.parts[0]
+    inner: dict[tuple[str, int | None], Slot] = {}
+    for module, heads in attention:
+        for scope in _outwards(module):
+            maps = [name for name in width if name.startswith(f"{scope}.")]
+            if sum(width[name] for name in maps) >= QKVO:
+                break
+        else:
+            continue
+        if sum(width[name] for name in maps) == QKVO:
+            inner |= {(slot.name, slot.dim): slot for slot in _inside(axis, scope, maps, width, heads, base)}
+    return replace(axis, slots=tuple(inner.get((slot.name, slot.dim), slot) for slot in axis.slots))
+
+
+def _inside(
+    axis: Axis, scope: str, maps: list[str], width: dict[str, int], heads: int, base: PreTrainedModel
+) -> Iterator[Slot]:
+    """The slots of one attention whose units are no longer the stream's."""
+    *asking, answer = maps
+    for slot in axis.slots:
+        place, _, leaf = slot.name.rpartition(".")
+        name = slot.name if slot.name in width else f"{place}.weight" if leaf == "bias" else f"{place}.{leaf}_weight"
+        name = name.replace("_bias_weight", "_weight")  # torch's own attention: in_proj_bias
+        wrote = slot.name not in width or slot.dim == _written(base, slot.name)
+        if name in asking and wrote:
+            part = (1,) * width[name]
+            mixed = len(part) > 1 and place.rpartition(".")[2] in BY_HEAD
+            asks = len(part) == 3 or "q" in (place.rpartition(".")[2] if leaf in ("weight", "bias") else leaf)
+            layout = Layout(part, heads if mixed else 1)
+            yield replace(slot, group=scope, layout=layout, heads=heads, asks=asks)
+        elif name == answer and slot.name == answer and not wrote:
+            yield replace(slot, group=scope, heads=heads)
+
+
+def _outwards(name: str) -> Iterator[str]:
+    """A module and those around it, up to the block."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _written(model: PreTrainedModel, name: str) -> int:
+    """The dimension of a map's weight that it writes."""
+    return 1 if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) else 0
 
 
 def _consumes(model: PreTrainedModel, key: str, dim: int) -> bool:

@@ -215,7 +215,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
 
 def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
     """The sizes that the stock config takes: Llama's wants a hidden width that the query heads divide."""
-    step = multiple if axis.kind == "hidden" else 1
+    step = math.lcm(multiple, axis.heads) if axis.kind == "hidden" else 1
 
     def able(size: int) -> bool:
         try:

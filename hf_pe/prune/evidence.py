@@ -41,6 +41,7 @@ def evidence(
     one, *others = reading
     if others:
         felt = {name: s.outputs for name, s in seen.items()}
+        reading = {name: weight for name, weight in reading.items() if not felt or name in felt}
         consumer, gram, outputs = _as_one(reading, grams, felt)
     else:
         consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None

@@ -30,6 +30,7 @@ from hf_pe.prune.costs import Costs
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.evidence import evidence
 from hf_pe.prune.experts import correct_, expert_moments, expert_moments_by_block, routed
+from hf_pe.prune.heads import turned
 from hf_pe.prune.in_order import maps_in_order, repair_in_order_
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
@@ -280,6 +281,8 @@ class StructuredPruning(Frozen):
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
                 self._repair_in_order_(model, original, layers, data)
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
+                if axis.heads > 1:
+                    model = turned(model, axis, consumer_moments(model, axis, data))
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
                 for moments in _moments(model, axis, data):
@@ -311,28 +314,36 @@ class StructuredPruning(Frozen):
         return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
     def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
-        if axis.kind == "hidden" and self.hidden == "rotation":
-            return {group: list(range(size)) for group in axis.groups}
         criterion = CRITERIA[self.criterion]
         if axis.kind == "experts":
             tokens = {} if self.criterion == "random" else routed(model, axis, data)
             saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
             return {g: _largest(saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+        kept = {group: axis.first(group, size) for group in self._sorted_by_turning(axis)}
+        groups = [group for group in axis.groups if group not in kept]
+        if not groups:
+            return kept
         slopes = _remembered(SLOPES, consumer_slopes, model, axis, data) if "gradients" in criterion.needs else {}
-        state, kept = model.state_dict(), dict[str, list[int]]()
+        state = model.state_dict()
 
         def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
             for group in groups:
                 kept[group] = _largest(criterion.score(evidence(state, axis, group, size, moments, slopes)), size)
 
         if "activations" not in criterion.needs:
-            choose(axis.groups, None)
+            choose(groups, None)
             return kept
         group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
         for moments in _moments(model, axis, data):
-            choose(dict.fromkeys(group_of[key] for key in moments), moments)
-        choose([group for group in axis.groups if group not in kept], {})  # experts that no token reached
+            choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
+        choose([group for group in groups if group not in kept], {})  # experts that no token reached
         return {group: kept[group] for group in axis.groups}
+
+    def _sorted_by_turning(self, axis: Axis) -> list[str]:
+        """The groups whose units come in another basis before the cut, the most important first."""
+        if axis.kind != "hidden":
+            return []
+        return [group for group in axis.groups if group != EVERYWHERE or self.hidden == "rotation"]
 
 
 def _largest(scores: torch.Tensor, size: int) -> list[int]:

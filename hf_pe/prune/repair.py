@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.regression import Moments, fit
-from hf_pe.surgery import Kept
+from hf_pe.surgery import Kept, narrowed
 
 
 def without_removed(
@@ -48,6 +48,9 @@ def refit_(
 ) -> None:
     """Rewrite the consuming maps of `smaller` in place from the full ones of `model`; those without moments stay."""
     before, after = model.state_dict(), smaller.state_dict()
+    written: dict[tuple[str, int | None], list[Slot]] = {}
+    for slot in axis.slots:
+        written.setdefault((slot.name, slot.entry), []).append(slot)
     for slot in axis.slots:
         if not slot.consumes or slot.key not in moments:
             continue
@@ -59,8 +62,12 @@ def refit_(
             moments[slot.key],
             slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
         )
+        for other in written[slot.name, slot.entry]:  # what the map writes may be cut as well
+            weight = weight if other is slot else narrowed(weight, replace(other, dim=0), axis, kept)
         slot.of(after).copy_(weight.movedim(1, dim))
         if bias is not None:
+            for other in written.get((shift.name, shift.entry), []):
+                bias = narrowed(bias, other, axis, kept)
             shift.of(after).copy_(bias)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Axis, discover
+from hf_pe.anatomy import EVERYWHERE, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.plans import Sketch
@@ -50,7 +50,7 @@ def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedMod
     state = new.state_dict()
     for slot in axis.slots:
         owner = slot.name.rpartition(".")[0]
-        if owner in norms or slot.name not in state:
+        if owner in norms or slot.name not in state or slot.group != EVERYWHERE:
             continue
         tensor, dim = state[slot.name], slot.dim or 0
         turned = tensor.movedim(dim, -1).double()
@@ -102,7 +102,7 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
 
     The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
     """
-    units = torch.as_tensor(next(iter(kept.values())))
+    units = torch.as_tensor(kept[EVERYWHERE])
     norms = norms_along(model, axis)
     for name, share in kept_length(model, norms, units, data).items():
         norm = smaller.get_submodule(name)

@@ -118,6 +118,8 @@ def consumer_slopes(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
                 loss = (target * torch.randn(target.shape, generator=draw).to(target)).sum() / rows
             (loss * rows).backward()
             for name, (x, y) in now.items():
+                if y.grad is None:  # nothing of the loss comes through it (BERT's pooler, for embeddings)
+                    continue
                 by_gate = (x.detach() * _gradient(x)).float()
                 by_output = _gradient(y).float().flatten(0, -2)
                 gates.setdefault(name, []).append(by_gate.reshape(rows, -1, x.shape[-1]).sum(1))

@@ -130,7 +130,7 @@ def _largest(state: Mapping[str, torch.Tensor], axis: Axis, size: int, norm: int
             parts = torch.split(units, ROWS)
             found = torch.cat([rows.float().abs().pow(norm).sum(1) for rows in parts])
             scores[slot.group] = scores.get(slot.group, torch.zeros(axis.size)) + found
-    return {group: sorted(scores[group].topk(size).indices.tolist()) for group in axis.groups}
+    return {group: axis.largest(group, scores[group], size) for group in axis.groups}
 
 
 def _write(

@@ -9,6 +9,8 @@ def test_plain_blocks_and_chunks_point_at_the_right_places():
     assert Layout((3,)).places(units, 4).tolist() == [0, 1, 2, 6, 7, 8]
     assert Layout((1, 1)).places(units, 4).tolist() == [0, 2, 4, 6]
     assert Layout((2, 1)).places(units, 4).tolist() == [0, 1, 4, 5, 8, 10]
+    assert Layout((1, 1, 1), blocks=2).places(units, 4).tolist() == [0, 2, 4, 6, 8, 10]
+    assert Layout((1, 1, 1), blocks=2).part(1, 4).tolist() == [2, 3, 8, 9]
 
 
 def test_by_unit_puts_the_places_of_a_unit_together():
@@ -25,3 +27,12 @@ def test_an_axis_is_found_by_its_name_with_and_without_the_tower():
     assert one.kind == "ffn"
     assert one.groups == ("a.0", "a.1")
     assert one.in_group("a.1") == slots[1:]
+
+
+def test_each_head_keeps_the_same_number_of_units():
+    axis = Axis("hidden", "x", 6, (Slot("w", 0, "model"), Slot("q", 0, "attention", heads=2)))
+    scores = torch.tensor([5.0, 6.0, 7.0, 1.0, 2.0, 3.0])
+    assert axis.heads == 2
+    assert axis.largest("model", scores, 4) == [0, 1, 2, 5]
+    assert axis.largest("attention", scores, 4) == [1, 2, 4, 5]
+    assert axis.first("attention", 4) == [0, 1, 3, 4]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, BertModel, LlamaForCausalLM
+from transformers import AutoConfig, BertModel, GPTNeoXModel, LlamaForCausalLM
 
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
@@ -210,9 +210,10 @@ def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
 
 
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
-    """BERT's heads shrink with the hidden width."""
+    """GPT-NeoX's rotations shrink with the hidden width."""
+    sketch = Sketch(AutoConfig.for_model("gpt_neox", num_hidden_layers=2), GPTNeoXModel)
     with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
-        StructuredPruning(keep={"hidden": 0.5}).outline(SKETCH)
+        StructuredPruning(keep={"hidden": 0.5}).outline(sketch)
 
 
 def test_layers_that_hold_their_position_are_never_chosen():
