@@ -1,6 +1,7 @@
 """Tiny models of any architecture: configs shrunk, weights that hide nothing, inputs that fit."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,6 +50,18 @@ TINY_FIELDS = {
     "n_group": 1,
     "first_k_dense_replace": 1,
     "topk_group": 1,
+    "upsample_groups": 32,
+    "d_head": 8,
+    "context_size": 8,
+    "max_2d_position_embeddings": 64,
+    "entity_vocab_size": 99,
+    "entity_emb_size": 16,
+    "codebook_size": 64,
+    "t2u_vocab_size": 99,
+    "unit_hifi_gan_vocab_size": 99,
+    "encoder_hash_byte_group_vocab": 50,
+    "feedforward_size": 24,
+    "feed_forward_size": 24,
 }
 
 
@@ -59,27 +72,38 @@ def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
     return type(config).from_dict(new.to_dict())
 
 
-LARGEST = 40_000_000
+LARGEST = 130_000_000
 """Parameters up to which a model is run where a smaller one cannot be."""
 
 
 def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[PretrainedConfig]:
     """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, then as it is.
 
-    What belongs together in a config is not always told: a narrower one may be none.
+    What belongs together in a config is not always told: a narrower one may be none, and is left out.
     """
-    yield tiny(config, depth=depth)
+
+    def turning(sections: tuple[int, ...]) -> PretrainedConfig:
+        """Rotations in three parts, which have to add up to the head size."""
+        new = tiny(config, depth=depth)
+        text = new.get_text_config()
+        text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
+        return new
+
+    def as_wide() -> PretrainedConfig:
+        new = copy.deepcopy(config)
+        _shrink(new, depth, only=("layers", "vocabulary"))
+        return type(config).from_dict(new.to_dict())
+
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
-    if "rope_theta" in rope:  # perhaps rotations in three parts, which have to add up to the head size above
-        for sections in ((2, 1, 1), (1, 1, 0)):
-            new = tiny(config, depth=depth)
-            text = new.get_text_config()
-            text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
-            yield new
-    new = copy.deepcopy(config)
-    _shrink(new, depth, only=("layers", "vocabulary"))
-    yield type(config).from_dict(new.to_dict())
-    yield copy.deepcopy(config)
+    ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
+    if "rope_theta" in rope:
+        ways += [functools.partial(turning, sections) for sections in ((2, 1, 1), (1, 1, 0))]
+    for way in (*ways, as_wide, lambda: copy.deepcopy(config)):
+        try:
+            small = way()
+        except Exception:  # a config may refuse with anything
+            continue
+        yield small
 
 
 def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -115,10 +139,15 @@ def example_inputs(
     text = isinstance(_named(model.config, "vocab_size"), int)
     if text and "input_ids" in takes and "decoder_input_ids" not in takes:
         names.add("input_ids")
+    for name, others in BESIDE.items():
+        names |= {*others} if name in names else set()
     draw = torch.Generator().manual_seed(seed)
-    inputs = {name: _INPUTS[name](model.config, batch, length, draw) for name in takes if name in names & {*_INPUTS}}
+    made = _INPUTS | next((dict.fromkeys(PATCHED, make) for name, make in IN_PATCHES.items() if name in names), {})
+    inputs = {name: made[name](model.config, batch, length, draw) for name in takes if name in names & {*made}}
     if "input_ids" in inputs and "attention_mask" in takes:
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
+    if "input_features" in inputs and "input_features_mask" in takes:
+        inputs["input_features_mask"] = torch.ones(batch, inputs["input_features"].shape[-1], dtype=torch.long)
     if model.config.is_encoder_decoder and hasattr(
         model.config.get_text_config(), "vocab_size"
     ):  # a detector decodes boxes
@@ -127,11 +156,26 @@ def example_inputs(
 
 
 def possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
-    """Inputs to try, the likeliest first: which way a spectrogram lies is not told, nor how large images have to be."""
+    """Inputs to try, the likeliest first: which way a spectrogram lies is not told, nor whether a sound has channels
+    or a patch is flat, nor what else a forward cannot do without."""
     inputs = example_inputs(model)
     yield inputs
     if "input_features" in inputs:
         yield inputs | {"input_features": inputs["input_features"].mT.contiguous()}
+    if "input_values" in inputs and inputs["input_values"].ndim == 2:
+        yield inputs | {"input_values": inputs["input_values"][:, None]}
+    for name in PATCHED if any(name in inputs for name in IN_PATCHES) else ():
+        if name in inputs and inputs[name].ndim == 2:
+            side = _first(model.config, "patch_size", default=1)
+            yield inputs | {name: inputs[name].reshape(len(inputs[name]), -1, side, side)}
+    takes = inspect.signature(model.forward).parameters
+    draw = torch.Generator().manual_seed(0)
+    batch = len(next(iter(inputs.values()), ()))
+    more = {
+        name: make(model.config, batch, 12, draw) for name, make in _OPTIONAL.items() if name in {*takes} - {*inputs}
+    }
+    if more:
+        yield inputs | {name: tensor.to(model.device) for name, tensor in more.items()}
 
 
 PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_token_index", "video_token_id")
@@ -143,6 +187,11 @@ def _named(config: Any, name: str) -> Any:
     own = vars(config).get(name)
     parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
     return next((v for v in (own, *(_named(part, name) for part in parts)) if v is not None), None)
+
+
+def _first(config: Any, *names: str, default: Any = None) -> Any:
+    """The first of these values that the config knows."""
+    return next((v for name in names if (v := _named(config, name)) is not None), default)
 
 
 def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -159,9 +208,11 @@ def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Genera
 
 
 def _sound(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    """A second, or a spectrogram where the config knows its bins."""
-    frames = (config.max_length, config.num_mel_bins) if hasattr(config, "num_mel_bins") else (16000,)
-    return torch.randn(batch, *frames, generator=draw)
+    """A second, in channels where the config counts them; or a spectrogram where it knows its bins."""
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return torch.randn(batch, config.max_length, config.num_mel_bins, generator=draw)
+    channels = [config.audio_channels] if hasattr(config, "audio_channels") else []
+    return torch.randn(batch, *channels, 16000, generator=draw)
 
 
 def _spectrogram(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -177,25 +228,120 @@ def _states(config: Any, batch: int, length: int, draw: torch.Generator) -> torc
     return torch.randn(batch, length, _named(config, "hidden_size"), generator=draw)
 
 
+def _context(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    width = _first(config, "encoder_hidden_size", "cross_attention_hidden_size", "hidden_size")
+    return torch.randn(batch, length, width, generator=draw)
+
+
+def _boxes(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    return torch.randint(0, 9, (batch, length, 4), generator=draw)
+
+
+SIDE = 4
+"""Patches a side where a forward is told a grid of them."""
+
+
+def _patches(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """[patches of all images, values of each]."""
+    depth = _first(config, "temporal_patch_size", "patch_temporal", default=1)
+    values = _first(config, "in_channels", "num_channels", default=3) * depth * _named(config, "patch_size") ** 2
+    return torch.randn(batch * SIDE**2, values, generator=draw)
+
+
+def _patches_by_image(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """[batch, patches, values of each]."""
+    return _patches(config, batch, length, draw).reshape(batch, SIDE**2, -1)
+
+
+def _grid(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """Frames, height and width of each image in patches."""
+    return torch.tensor([[1, SIDE, SIDE]] * batch)
+
+
+def _places(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """Column and row of each patch."""
+    return torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).expand(batch, -1, -1)
+
+
+def _series(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    """[batch, time], with channels behind where the config counts them."""
+    if lags := _named(config, "lags_sequence"):
+        return torch.randn(batch, config.context_length + max(lags), generator=draw)
+    channels = [n] if (n := _named(config, "num_input_channels")) else []
+    return torch.randn(batch, config.context_length if channels else 64, *channels, generator=draw)
+
+
+def _series_features(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    steps = _series(config, batch, length, draw).shape[1]
+    return torch.randn(batch, steps, _named(config, "num_time_features") or 0, generator=draw)
+
+
+def _future(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    return torch.randn(batch, config.prediction_length, generator=draw)
+
+
+def _future_features(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
+    return torch.randn(batch, config.prediction_length, _named(config, "num_time_features") or 0, generator=draw)
+
+
 _INPUTS: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] = {
     "input_ids": _tokens,
     "decoder_input_ids": _tokens,
+    "qformer_input_ids": _tokens,
     "pixel_values": _image,
     "pixel_values_videos": _image,
+    "prompt_pixel_values": _image,
+    "prompt_masks": _image,
     "input_values": _sound,
     "input_features": _spectrogram,
     "hidden_states": _states,
     "query_embeds": _states,
     "inputs_embeds": _states,
-    "encoder_hidden_states": _states,
-    "bbox": lambda config, batch, length, draw: torch.randint(0, 9, (batch, length, 4), generator=draw),
+    "encoder_hidden_states": _context,
+    "bbox": _boxes,
+    "latents": lambda config, batch, length, draw: _states(config, batch, length, draw).mT,
+    "past_values": _series,
+    "past_observed_mask": lambda *told: torch.ones_like(_series(*told)),
+    "past_values_padding": lambda *told: torch.zeros_like(_series(*told)),
+    "past_time_features": _series_features,
+    "future_values": _future,
+    "future_time_features": _future_features,
+    "freq": lambda config, batch, length, draw: torch.zeros(batch, 1, dtype=torch.long),
+    "grid_thw": _grid,
+    "image_grid_thw": _grid,
+    "merge_sizes": lambda config, batch, length, draw: torch.ones(batch, dtype=torch.long),
+    "spatial_shapes": lambda *told: _grid(*told)[:, 1:],
+    "pixel_attention_mask": lambda config, batch, length, draw: torch.ones(batch, SIDE**2, dtype=torch.long),
+    "pixel_position_ids": _places,
 }
 """What models ask for, by the name that their forward gives it."""
 
+PATCHED = ("pixel_values", "hidden_states")
+IN_PATCHES = {
+    "grid_thw": _patches,
+    "image_grid_thw": _patches,
+    "spatial_shapes": _patches_by_image,
+    "pixel_position_ids": _patches_by_image,
+}
+"""What a forward asks for that takes images as patches, and how they lie."""
+_OPTIONAL: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] = {
+    "bbox": _boxes,
+    "encoder_hidden_states": _context,
+    "lang_ids": lambda config, batch, length, draw: torch.zeros(batch, dtype=torch.long),
+    "visual_feats": lambda config, batch, length, draw: torch.randn(
+        batch, length, _first(config, "visual_feat_dim", default=8), generator=draw
+    ),
+    "visual_pos": lambda config, batch, length, draw: torch.rand(batch, length, 4, generator=draw),
+}
+"""What some forwards cannot do without, although they say so nowhere."""
+BESIDE = {"past_time_features": ("future_values", "future_time_features")}
+"""What a forward wants although it names it optional, where it needs the other."""
+
 
 def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """All floating-point tensors of the model's output, in order."""
-    with torch.no_grad():
+    """All floating-point tensors of the model's output, in order; what it draws at random is always the same."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         result = model(**inputs, **no_cache(model))
     parts = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
     return [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]

@@ -80,11 +80,13 @@ def _on_instance(config: PretrainedConfig, model_class: type[PreTrainedModel], a
 
 
 def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis) -> list[int]:
-    """Layers built like their neighbours. The others (ModernBERT's first has no norm) hold their position."""
-    members: dict[int, set[str]] = {}
+    """Layers built like their neighbours. The others (ModernBERT's first has no norm, SAM's last looks at all of an
+    image) hold their position."""
+    shapes_of = {name: tuple(tensor.shape) for name, tensor in skeleton(config, model_class).state_dict().items()}
+    members: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
     for slot in axis.slots:
         position, _, rest = slot.name[len(slot.group) + 1 :].partition(".")
-        members.setdefault(int(position), set()).add(rest)
+        members.setdefault(int(position), set()).add((rest, shapes_of.get(slot.name, ())))
     shapes = list(members.values())
     common = max(shapes, key=shapes.count)
     return [i for i in sorted(members) if members[i] == common]
@@ -280,15 +282,18 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
         small = copy.deepcopy(module)
         for parameter in small.parameters():
             parameter.data = parameter.data[units]
-        if isinstance(small, nn.LayerNorm):
+        if hasattr(small, "normalized_shape"):
             small.normalized_shape = (len(units),)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if args[0].shape[-1] != axis.size:  # of a head
+                return None
             return torch.zeros_like(output).index_copy(-1, units, small(args[0][..., units]))
 
         return module.register_forward_hook(hook)
 
-    return [narrowed(module) for module in norms_along(model, axis).values()]
+    free = [m for m in model.modules() if "Norm" in type(m).__name__ and not [*m.parameters()]]
+    return [narrowed(module) for module in (*norms_along(model, axis).values(), *free)]
 
 
 def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
@@ -312,7 +317,7 @@ def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> t
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """A forward hook: the layer gives back the hidden states it was given."""
     hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
 
 
 def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, axis: Axis) -> Iterator[PreTrainedModel]:

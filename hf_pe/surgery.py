@@ -95,13 +95,13 @@ def _check(axis: Axis, kept: Kept) -> int:
 
 
 def narrowed(tensor: torch.Tensor, slot: Slot, axis: Axis, kept: Kept) -> torch.Tensor:
-    """What stays of `tensor` along `slot`: a copy. Queries are scaled, as their heads are divided by a smaller root."""
+    """What stays of `tensor` along `slot`: a copy, scaled where the model scales by the number of units."""
     units, dim = torch.as_tensor(kept[slot.group]), slot.dim or 0
     found = tensor.index_select(dim, slot.layout.places(units, axis.size).to(tensor.device))
-    if slot.asks:
-        queries = slot.layout.part(0, len(units)).to(tensor.device)
-        scaled = found.index_select(dim, queries) * (len(units) / axis.size) ** 0.5
-        found.index_copy_(dim, queries, scaled)
+    if slot.power:
+        first = slot.layout.part(0, len(units)).to(tensor.device)
+        scaled = (found.index_select(dim, first) + slot.offset) * (len(units) / axis.size) ** slot.power - slot.offset
+        found.index_copy_(dim, first, scaled)
     return found
 
 

@@ -37,9 +37,13 @@ LAYERS = 6
 AT_ONCE = 50
 """Types that go through the same processes."""
 NEEDED: dict[str, dict[str, Any]] = {
-    "autoformer": {"prediction_length": 8},
-    "informer": {"prediction_length": 8},
-    "time_series_transformer": {"prediction_length": 8},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 8}),
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
+    "chameleon": {"vocabulary_map": {"<image>": 8711, "IMGIMGBSA": 4}},
+    "dots1": {"n_routed_experts": 64, "n_group": 1, "topk_group": 1},
+    "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+    "nemotron": {"num_key_value_heads": 8},
 }
 """What a config cannot be made without."""
 

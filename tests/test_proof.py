@@ -3,7 +3,15 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, BertModel, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertModel,
+    BioGptForCausalLM,
+    Gemma3ForCausalLM,
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+)
 
 from hf_pe import proof as proof_module
 from hf_pe.anatomy import Layout, discover, resized
@@ -12,8 +20,8 @@ from hf_pe.proof import EFFECT, prove, removable_layers
 from hf_pe.surgery import cut
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neox", "gemma3_text"])
-def test_hidden_width_that_sizes_rotations_or_scales_embeddings_is_refused(model_type):
+@pytest.mark.parametrize("model_type", ["gpt_neox", "m2m_100"])
+def test_hidden_width_that_sizes_rotations_or_waves_of_positions_is_refused(model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
@@ -57,23 +65,49 @@ def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attenti
         assert found.holds, found.reason
 
 
+@pytest.mark.parametrize("model_class", [Gemma3ForCausalLM, GemmaForCausalLM, BioGptForCausalLM])
+def test_scaled_embeddings_keep_their_size_and_tied_heads_theirs(model_class):
+    """Embeddings times the root of the width; norms that multiply with 1 + weight, and with weight and bias."""
+    config = AutoConfig.for_model(model_class.config_class.model_type)
+    assert config.tie_word_embeddings
+    (axis,) = discover(config, model_class).named("hidden")
+    found = prove(config, model_class, axis)
+    assert found.holds, found.reason
+    assert {slot.power for slot in axis.slots} >= {-0.5, 0.5}
+
+
+def test_a_norm_without_weights_is_told_the_width():
+    config = AutoConfig.for_model("olmo")
+    model_class = AutoModel._model_mapping[type(config)]
+    assert prove(config, model_class, discover(config, model_class).named("hidden")[0]).holds
+
+
 def test_queries_that_are_not_scaled_are_noticed():
     """Narrower heads divide by a smaller root: a cut that forgets it differs."""
     config = tiny(AutoConfig.for_model("bert"))
     model = lively(BertModel(config))
     axis = discover(config, BertModel).named("hidden")[0]
-    careless = dataclasses.replace(axis, slots=tuple(dataclasses.replace(s, asks=False) for s in axis.slots))
+    careless = dataclasses.replace(axis, slots=tuple(dataclasses.replace(s, power=0.0) for s in axis.slots))
     kept = proof_module._pattern(axis, model)
     assert proof_module._compare(model, axis, kept).holds
     assert "differ by" in proof_module._compare(model, careless, kept).reason
 
 
-@pytest.mark.parametrize("model_type", ["t5", "olmo2"])
-def test_heads_that_share_a_bias_or_a_norm_are_refused(model_type):
-    config = AutoConfig.for_model(model_type)
+def test_heads_that_share_a_norm_are_refused():
+    config = AutoConfig.for_model("olmo2")
     model_class = AutoModel._model_mapping[type(config)]
     axis = next(a for a in discover(config, model_class).axes if a.kind in ("heads", "kv_groups"))
     assert "differ by" in prove(config, model_class, axis).reason
+
+
+@pytest.mark.parametrize(("model_type", "groups"), [("t5", 2), ("umt5", 12)])
+def test_heads_that_share_a_table_of_biases_go_together(model_type, groups):
+    """T5's first block holds the biases of its whole stack; UMT5 has a table in every block."""
+    config = AutoConfig.for_model(model_type, num_layers=6, num_decoder_layers=6)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("heads")
+    assert len(axis.groups) == groups
+    assert prove(config, model_class, axis).holds
 
 
 def test_a_wrong_layout_is_refused():
@@ -210,6 +244,9 @@ def test_what_a_config_says_by_layer_goes_with_the_layers():
     assert shorter.out_features == ["stage10"] and len(shorter.stage_names) == 11
     named = AutoConfig.for_model("bert", num_labels=3)
     assert resized(named, "num_hidden_layers", 2, [4, 7]).num_labels == 3
+    pictures = AutoConfig.for_model("qwen2_5_vl_vision", fullatt_block_indexes=[7, 15, 23, 31])
+    kept = [i for i in range(32) if i not in (3, 15)]
+    assert resized(pictures, "depth", 30, kept).fullatt_block_indexes == [6, 21, 29]
     gemma = AutoConfig.for_model("gemma4_text")
     kept = [0, 1, 2, 3, 4, 5, 11]
     assert resized(gemma, "num_hidden_layers", 7, kept).to_dict()["per_layer_config"].keys() == {"5", "6"}

@@ -59,8 +59,9 @@ class Slot:
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
         heads: in how many heads the units of its group lie; each keeps the same number.
-        asks: True where the units make queries, whose products with the keys are divided by the root of a head's
-            size: fewer units are multiplied by sqrt(kept / all), in the layout's first part.
+        power: the values that stay are multiplied by (kept / all) ** power, in the layout's first part: where the model
+            itself divides or multiplies by a root of the width (scores of queries, scaled embeddings).
+        offset: what the model adds to the stored values (Gemma's norms multiply with 1 + weight).
     """
 
     name: str
@@ -70,7 +71,8 @@ class Slot:
     layout: Layout = field(default_factory=Layout)
     entry: int | None = None
     heads: int = 1
-    asks: bool = False
+    power: float = 0.0
+    offset: float = 0.0
 
     @property
     def key(self) -> str:

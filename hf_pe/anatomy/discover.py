@@ -80,6 +80,12 @@ EVERYWHERE = "model"
 SHARED = ("hidden", "vocabulary")
 """The axes with that one group."""
 
+UNSCALED = ("gpt_neo",)
+"""Types that do not divide their scores by the root of a head's size; neither shapes nor attributes tell."""
+
+POSITIONS = ("_indexes", "_indices", "_idxs", "_layers", "_layer_ids", "_layer_indices")
+"""How fields end that name layers by their number (mllama's cross attention, SAM's global attention)."""
+
 QKVO = 4
 """Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused."""
 
@@ -123,8 +129,10 @@ def _discover(architecture: "Architecture") -> Anatomy:
         if axis is not None and not any(_same_tensors(axis, other) for other in found):
             found.append(axis)
     attention = [(m, axis.size) for axis in found if axis.kind in ("heads", "kv_groups") for m in axis.modules]
-    axes = [_with_heads(axis, attention, base) if axis.kind == "hidden" else axis for axis in found]
-    return Anatomy(tuple(axes), sum(p.numel() for p in base.parameters()))
+    for number, axis in enumerate(found):
+        if axis.kind == "hidden":
+            found[number] = _with_scales(_with_heads(axis, attention, base), config, base)
+    return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
 
 
 def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -178,10 +186,15 @@ def resized(
 
 
 def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
-    """Of what a config says layer by layer, keep the layers `kept`: lists of `count` entries, dicts by layer."""
+    """Of what a config says layer by layer, keep the layers `kept`: lists of `count` entries or of numbers of layers,
+    dicts by layer."""
+    places = {old: new for new, old in enumerate(kept)}
     for key, value in holder.to_dict().items():
         if isinstance(value, list) and len(value) == count:
             setattr(holder, key, [value[i] for i in kept])
+        elif key.endswith(POSITIONS) and isinstance(value, list) and value and set(map(type, value)) == {int}:
+            if min(value) >= 0 and max(value) < count:
+                setattr(holder, key, [places[i] for i in value if i in places])
         elif by_layer(value):
             known = {int(name): each for name, each in value.items()}
             setattr(holder, key, {str(new): known[old] for new, old in enumerate(kept) if old in known})
@@ -244,6 +257,10 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
             yield from _fields(sub, f"{prefix}{field}.")
         elif field in _moved_by_another(values):
             continue
+        elif by_layer(values.get("per_layer_config")) and any(
+            field in each for each in values["per_layer_config"].values()
+        ):
+            continue  # one number does not say it
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
             tower = prefix.removesuffix(".").removesuffix("_config")
             yield prefix + field, f"{tower}.{AXIS_OF_FIELD[field]}" if tower else AXIS_OF_FIELD[field]
@@ -326,7 +343,18 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
             else:
                 group = EVERYWHERE if name.endswith(SHARED) else _block(key)
                 slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
-    return _fused(slots) if name.endswith("kv_groups") else slots
+    slots = _fused(slots) if name.endswith("kv_groups") else slots
+    return _with_shared_bias(slots, base) if name.endswith(("heads", "kv_groups")) else slots
+
+
+def _with_shared_bias(slots: list[Slot], base: PreTrainedModel) -> list[Slot]:
+    """Where one block holds the table of position biases for all heads of its stack (T5), all blocks keep the same."""
+    tables = {slot.group for slot in slots if isinstance(_owner(base, slot.name), nn.Embedding)}
+    groups = {slot.group for slot in slots}
+    shared = {
+        _stack(g + ".") for g in tables if any(o not in tables and _stack(o + ".") == _stack(g + ".") for o in groups)
+    }
+    return [replace(slot, group=stack) if (stack := _stack(slot.group + ".")) in shared else slot for slot in slots]
 
 
 def _holds_experts(model: PreTrainedModel, key: str) -> bool:
@@ -412,9 +440,63 @@ def _inside(
             mixed = len(part) > 1 and place.rpartition(".")[2] in BY_HEAD
             asks = len(part) == 3 or "q" in (place.rpartition(".")[2] if leaf in ("weight", "bias") else leaf)
             layout = Layout(part, heads if mixed else 1)
-            yield replace(slot, group=scope, layout=layout, heads=heads, asks=asks)
+            yield replace(
+                slot,
+                group=scope,
+                layout=layout,
+                heads=heads,
+                power=0.5 if asks and base.config.model_type not in UNSCALED else 0.0,
+            )
         elif name == answer and slot.name == answer and not wrote:
             yield replace(slot, group=scope, heads=heads)
+
+
+def _with_scales(axis: Axis, config: PretrainedConfig, base: PreTrainedModel) -> Axis:
+    """Tell what the model multiplies by the root of its width: embeddings (Gemma, M2M-100, BioGPT).
+
+    Their rows grow where the width falls, so that the stream stays as it was. Where the output head is the same matrix,
+    the last norm takes that back.
+    """
+    probe = axis.size // 2
+    try:
+        smaller = resized(config, axis.config_field, probe, keep_head_size=axis.heads == 1)
+        others = dict(skeleton(smaller, type(base)).named_modules())
+    except Exception:  # as in _axis: a size that the architecture does not allow
+        return axis
+    root, scaled = (axis.size / probe) ** 0.5, set[int]()
+    for name, module in base.named_modules():
+        before, after = _floats(module), _floats(others[name]) if name in others else {}
+        if any(abs(value - root * after.get(key, 0.0)) < 1e-6 * value for key, value in before.items()):
+            tables = [module, getattr(module, "embed_tokens", None)]
+            scaled |= {id(table.weight) for table in tables if isinstance(table, nn.Embedding)}
+    if not scaled:
+        return axis
+    tensors = dict(base.named_parameters(remove_duplicate=False))
+    powers = {slot.name: -0.5 for slot in axis.slots if id(tensors.get(slot.name)) in scaled}
+    norms = [slot for slot in axis.slots if "Norm" in type(_owner(base, slot.name)).__name__]
+    if norms and any(not isinstance(_owner(base, name), nn.Embedding) for name in powers):
+        last = norms[-1].name.rpartition(".")[0]
+        powers |= {slot.name: 0.5 for slot in norms if slot.name.rpartition(".")[0] == last}
+    offsets = {name: _offset(_owner(base, name)) for name in powers if name.endswith("weight") and powers[name] > 0}
+    slots = (replace(slot, power=powers[slot.name], offset=offsets.get(slot.name, 0.0))
+             if slot.name in powers else slot for slot in axis.slots)  # fmt: skip
+    return replace(axis, slots=tuple(slots))
+
+
+def _offset(norm: Any) -> float:
+    """1 where a norm of this kind starts from a weight of 0, so that 1 + weight is what it multiplies with."""
+    try:
+        return 1.0 - float(type(norm)(1).weight)
+    except Exception:  # it is made in another way
+        return 0.0
+
+
+def _owner(model: PreTrainedModel, name: str) -> Any:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _floats(module: nn.Module) -> dict[str, float]:
+    return {k: v for k, v in vars(module).items() if type(v) is float and not k.startswith("_")}
 
 
 def _outwards(name: str) -> Iterator[str]:

@@ -125,7 +125,7 @@ def _asking(
         seen = pooled(moments[reading.key])
         for part in range(len(slot.layout.parts)):
             places = slot.layout.part(part, axis.size).to(weight.device)
-            found.append((not slot.asks, _Rows(weight.movedim(slot.dim or 0, 0), bias, places, seen)))
+            found.append((not slot.power, _Rows(weight.movedim(slot.dim or 0, 0), bias, places, seen)))
     return [rows for _, rows in sorted(found, key=lambda each: each[0])]  # keys come before values in every model
 
 
