@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy.discover import AXIS_OF_FIELD, TOKENS, by_layer, keep_layers_
+from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS, TOKENS, by_layer, keep_layers_
 
 IMAGE = 224
 """Pixels a side where a config does not say."""
@@ -72,6 +72,8 @@ def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
     return type(config).from_dict(new.to_dict())
 
 
+DEEPEST = 4
+"""Layers of a stage, where a list tells them."""
 LARGEST = 130_000_000
 """Parameters up to which a model is run where a smaller one cannot be."""
 
@@ -98,7 +100,8 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
     if "rope_theta" in rope:
         ways += [functools.partial(turning, sections) for sections in ((2, 1, 1), (1, 1, 0))]
-    for way in (*ways, as_wide, lambda: copy.deepcopy(config)):
+    ways += [as_wide, lambda: copy.deepcopy(config)]
+    for way in ways:
         try:
             small = way()
         except Exception:  # a config may refuse with anything
@@ -366,6 +369,9 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
         sub = vars(config).get(field)
         if isinstance(sub, PretrainedConfig):
             _shrink(sub, depth, only)
+            continue
+        if field in DEPTHS and isinstance(value, list):
+            setattr(config, field, [min(each, DEEPEST) for each in value])
             continue
         axis = AXIS_OF_FIELD.get(field)
         ids = field.endswith(TOKENS)

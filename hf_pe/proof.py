@@ -88,7 +88,9 @@ def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel
         position, _, rest = slot.name[len(slot.group) + 1 :].partition(".")
         members.setdefault(int(position), set()).add((rest, shapes_of.get(slot.name, ())))
     shapes = list(members.values())
-    common = max(shapes, key=shapes.count)
+    common = max(
+        reversed(shapes), key=shapes.count
+    )  # where as many are of two kinds, the first may lead into the stage
     return [i for i in sorted(members) if members[i] == common]
 
 
@@ -182,6 +184,8 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
     """Two thirds of the units, different ones per group; for depth all but a middle removable layer."""
     if axis.kind == "layers":
         free = removable_layers(model.config, type(model), axis)
+        if not free:
+            raise ValueError("each layer is built in another way than its neighbours")
         gone = free[len(free) // 2]
         return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
@@ -283,7 +287,7 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
         for parameter in small.parameters():
             parameter.data = parameter.data[units]
         if hasattr(small, "normalized_shape"):
-            small.normalized_shape = (len(units),)
+            small.normalized_shape = (len(units),)  # type: ignore[assignment]
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
             if args[0].shape[-1] != axis.size:  # of a head
@@ -334,11 +338,12 @@ def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, ax
         return
     stack, units = next(iter(kept.items()))
     free = [i for i, unit in enumerate(units) if unit in removable_layers(model.config, type(model), axis)]
-    if len(free) < 2:  # one layer left: put the removed one in its place
-        gone = next(i for i in range(axis.size) if i not in units)
-        yield cut(model, axis, {stack: sorted([*units[:-1], gone])})
-        return
     wrong = copy.deepcopy(smaller)
+    if len(free) < 2:  # none to exchange it with: one that stays has its largest weights in another order
+        largest = max(wrong.get_submodule(f"{stack}.{len(units) - 1}").parameters(), key=torch.numel)
+        largest.data = largest.data.roll(1, 0)
+        yield wrong
+        return
     one, other = (wrong.get_submodule(f"{stack}.{i}").state_dict() for i in free[:2])
     for key, tensor in one.items():
         held = tensor.clone()

@@ -37,7 +37,9 @@ LAYERS = 6
 AT_ONCE = 50
 """Types that go through the same processes."""
 NEEDED: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 8}),
+    **dict.fromkeys(
+        ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 8}
+    ),
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), {"head_dim": 128}),
     "chameleon": {"vocabulary_map": {"<image>": 8711, "IMGIMGBSA": 4}},
     "dots1": {"n_routed_experts": 64, "n_group": 1, "topk_group": 1},

@@ -16,6 +16,7 @@ from transformers import BertForSequenceClassification, BertModel, LlamaConfig, 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
 from hf_pe.instance import lively
 from tests.helpers import TEXTS, bert_config, saved
+from tests.images import images  # noqa: F401 - a fixture
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

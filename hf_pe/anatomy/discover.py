@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,6 +64,9 @@ AXIS_OF_FIELD = {
     "n_routed_experts": "experts",
     "moe_intermediate_size": "expert_ffn",
 }
+
+DEPTHS = ("depths", "depth", "stage_num_blocks", "n_attn_blocks", "blocks_per_stage")
+"""Fields that list the layers of each stage (ConvNeXt, Swin, ResNet): an axis for each entry."""
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
@@ -159,6 +162,14 @@ def resized(
     new = copy.deepcopy(config)
     *parents, field = path.split(".")
     holder: Any = new
+    if field.isdigit():  # an entry of a list
+        *parents, listed = parents
+        for parent in parents:
+            holder = getattr(holder, parent)
+        entries = list(getattr(holder, listed))
+        entries[int(field)] = size
+        setattr(holder, listed, entries)
+        return type(config).from_dict(new.to_dict())
     for parent in parents:
         holder = getattr(holder, parent)
     before = getattr(holder, field)
@@ -250,7 +261,7 @@ def _require_routable(holder: Any, size: int) -> None:
 
 def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield (dotted path, axis name) of every known size field, sub-configs included."""
-    values = config.to_dict()
+    values, tower = config.to_dict(), f"{prefix.removesuffix('.').removesuffix('_config')}." if prefix else ""
     for field in values:
         sub = vars(config).get(field)  # asking for a field that differs between layers (Gemma 4) raises
         if isinstance(sub, PretrainedConfig):
@@ -262,8 +273,11 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
         ):
             continue  # one number does not say it
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
-            tower = prefix.removesuffix(".").removesuffix("_config")
-            yield prefix + field, f"{tower}.{AXIS_OF_FIELD[field]}" if tower else AXIS_OF_FIELD[field]
+            yield prefix + field, f"{tower}{AXIS_OF_FIELD[field]}"
+        elif field in DEPTHS and isinstance(values[field], (list, tuple)):
+            for stage, count in enumerate(values[field]):
+                if isinstance(count, int):
+                    yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.layers"
 
 
 def _moved_by_another(values: dict[str, Any]) -> set[str]:
@@ -330,8 +344,8 @@ def _probes(value: int | None, name: str) -> list[int]:
 def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, name: str) -> list[Slot]:
     before, after = _shapes(base), _shapes(other)
     if name.endswith("layers"):
-        gone = before.keys() ^ after.keys()
-        return [Slot(key, None, _stack(key)) for key in before if _stack(key) in {_stack(k) for k in gone} - {""}]
+        stacks = {stack for key in before.keys() ^ after.keys() if (stack := _changed_stack(key, before, after))}
+        return [Slot(key, None, stack) for key in before for stack in stacks if key.startswith(f"{stack}.")]
     slots: list[Slot] = []
     for key, shape in before.items():
         for dim in range(len(shape)) if key in after and len(shape) == len(after[key]) else ():
@@ -543,6 +557,16 @@ def _block(key: str) -> str:
     return match.group(1)[1:] if match else ""
 
 
+def _changed_stack(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Of a tensor that only one of two models has, the stack ("stages.2.layers") whose block came or went with it."""
+    parts, fewer = key.split("."), after if key in before else before
+    for place, part in enumerate(parts):
+        block = ".".join(parts[: place + 1])
+        if part.isdigit() and not any(name.startswith(f"{block}.") for name in fewer):
+            return ".".join(parts[:place])
+    return ""
+
+
 def _stack(key: str) -> str:
     return _block(key).rpartition(".")[0]
 
@@ -557,5 +581,5 @@ def _same_tensors(one: Axis, other: Axis) -> bool:
 
 def _value(config: Any, path: str) -> int | None:
     for part in path.split("."):
-        config = getattr(config, part)
+        config = config[int(part)] if part.isdigit() else getattr(config, part)
     return config  # type: ignore[no-any-return]

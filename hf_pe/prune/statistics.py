@@ -145,8 +145,14 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     turned: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        before, after = counted_rows(inputs, mask).float(), counted_rows(hidden_of(output), mask).float()
-        turned[name].append(1 - torch.cosine_similarity(before, after))
+        given = hidden_of(output)
+        if given.shape != inputs.shape:  # leads into a stage of another width: never chosen
+            turned[name].append(torch.ones(1))
+        elif inputs.ndim == 4:  # maps, channels first or last: image by image
+            turned[name].append(1 - torch.cosine_similarity(inputs.flatten(1).float(), given.flatten(1).float()))
+        else:
+            before, after = counted_rows(inputs, mask).float(), counted_rows(given, mask).float()
+            turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
     with _watch(model, layers, collect) as passes:

@@ -42,8 +42,8 @@ from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters
 from hf_pe.plans import Sketch
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
-from tests.backbones.conftest import NAMES, of_rows
 from tests.helpers import TEXTS, bert_config, saved, shared, taught
+from tests.images import NAMES, of_rows
 
 SMALL = {"to": "mobilenet_v2_0.35", "config": {"finegrained_output": False}}
 SMALL_RESNET = {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8, "layer_type": "basic"}

@@ -24,8 +24,8 @@ from hf_pe.errors import UsageError
 from hf_pe.instance import difference, lively, outputs_of
 from hf_pe.measure import flops, parameters
 from hf_pe.plans import Plan, Sketch
-from tests.backbones.conftest import NAMES
 from tests.helpers import bert_config, taught
+from tests.images import NAMES
 
 
 def resnet(**changes):

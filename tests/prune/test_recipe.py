@@ -1,18 +1,30 @@
 from dataclasses import replace
 
+import datasets
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import AutoConfig, BertModel, GPTNeoXModel, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    BertModel,
+    GPTNeoXModel,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    SegformerConfig,
+    SegformerForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from hf_pe.data import load_examples
+from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.measure import judge, parameters
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
-from hf_pe.tasks import CausalLM, Embedding
+from hf_pe.tasks import CausalLM, Embedding, Seq2Seq
 from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, taught
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
@@ -222,3 +234,46 @@ def test_layers_that_hold_their_position_are_never_chosen():
 
     plan, _ = StructuredPruning(keep={"layers": 1}).outline(Sketch(config=config, model_class=ModernBertModel))
     assert plan.sizes[0].after == 1
+
+
+@pytest.mark.parametrize(("model_class", "config"), [
+    (ResNetForImageClassification, ResNetConfig(hidden_sizes=[16, 24], depths=[3, 2], embedding_size=8,
+                                                layer_type="basic", num_labels=3)),
+    (SegformerForImageClassification, SegformerConfig(num_labels=3, depths=[3, 1, 1, 2], hidden_sizes=[8, 16, 24, 32],
+                                                      num_attention_heads=[1, 2, 2, 2])),
+])  # fmt: skip
+def test_layers_go_stage_by_stage_where_a_list_tells_them(model_class, config, images, tmp_path):
+    torch.manual_seed(0)
+    model = taught(model_class(config), images, 10)
+    recipe = StructuredPruning(keep={"layers": 0.5})
+    plan = recipe.plan(model, images)
+    small = recipe.apply(model, plan, images)
+    assert {change.axis: change.after for change in plan.sizes}["stage1.layers"] == 2
+    assert small.config.depths == [2, 1, 1, 1][: len(config.depths)]
+    small.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path)
+    inputs = example_inputs(small)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_heads_of_a_t5_go_in_step_and_are_repaired(tokenizer, tmp_path):
+    """All blocks of a stack share one table of position biases, so the same heads stay in each."""
+    rows = [{"text": text, "label": " ".join(text.split()[1:3])} for text in TEXTS]
+    found = datasets.Dataset.from_list(rows)
+    sizes = {"vocab_size": 200, "d_model": 32, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(**sizes, d_ff=64, d_kv=8, num_layers=2, num_heads=4))
+    told = Examples(found, found, DataConfig(train="x", max_length=32, label="label"), "")
+    data = Seq2Seq().prepare(told, tokenizer, model.config)
+    model = taught(model, data)
+    recipe = StructuredPruning(keep={"heads": 0.5})
+    plan = recipe.plan(model, data)
+    assert {group: len(units) for group, units in plan.kept["heads"].items()} == {
+        "encoder.block": 2,
+        "decoder.block": 2,
+    }
+    small = recipe.apply(model, plan, data)
+    assert small.config.num_heads == 2 and small.config.d_kv == 8
+    rough = StructuredPruning(keep={"heads": 0.5}, repair="none").apply(model, plan, data)
+    scores = [judge(each, data).scores()["perplexity"] for each in (small, rough)]
+    assert scores[0] < scores[1]

@@ -1,4 +1,4 @@
-"""Small images that can be told apart."""
+"""Small images that can be told apart, as a fixture for all."""
 
 import datasets
 import pytest
