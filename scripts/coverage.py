@@ -36,6 +36,7 @@ LAYERS = 6
 """Depth is proved on at most so many."""
 AT_ONCE = 50
 """Types that go through the same processes."""
+SERIES = {"prediction_length": 8, "context_length": 8}
 NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("autoformer", "informer", "time_series_transformer"), {"prediction_length": 8, "context_length": 8}
