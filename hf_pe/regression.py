@@ -52,6 +52,10 @@ class Moments:
             self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
         )
 
+    def in_basis(self, turn: torch.Tensor) -> "Moments":
+        """Of T x in place of x; `turn` is T, [n, n]."""
+        return Moments(turn @ self.xx @ turn.T, turn @ self.xy, turn @ self.x, self.y, self.count)
+
     def means(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """xx, xy, x and y over the count, in float64."""
         return tuple(part.double() / self.count for part in (self.xx, self.xy, self.x, self.y))  # type: ignore[return-value]

@@ -38,7 +38,7 @@ AT_ONCE = 50
 """Types that go through the same processes."""
 SERIES = {"prediction_length": 8, "context_length": 8}
 NEEDED: dict[str, dict[str, Any]] = {
-    **{name: SERIES for name in ("autoformer", "informer", "time_series_transformer")},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
     **{name: {"head_dim": 128} for name in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     "chameleon": {"vocabulary_map": {"<image>": 8711, "IMGIMGBSA": 4}},
     "dots1": {"n_routed_experts": 64, "n_group": 1, "topk_group": 1},

@@ -26,8 +26,10 @@ JITTER = 1e-6
 
 
 @torch.no_grad()
-def turned(model: PreTrainedModel, axis: Axis, moments: Mapping[str, Sequence[Moments]]) -> PreTrainedModel:
-    """The same function with the coordinates of every head in the order of what they carry.
+def turned(
+    model: PreTrainedModel, axis: Axis, moments: Mapping[str, list[Moments]]
+) -> tuple[PreTrainedModel, dict[str, list[Moments]]]:
+    """The same function with the coordinates of every head in the order of what they carry, and its own moments.
 
     Args:
         model: is not changed.
@@ -39,17 +41,17 @@ def turned(model: PreTrainedModel, axis: Axis, moments: Mapping[str, Sequence[Mo
     """
     new = rebuilt(model, model.config, {name: tensor.clone() for name, tensor in model.state_dict().items()})
     new.eval()
-    state = new.state_dict()
+    state, own = new.state_dict(), {key: list(folds) for key, folds in moments.items()}
     for group in axis.groups:
         if group != EVERYWHERE:
-            _turn_(state, axis, group, moments)
+            _turn_(state, axis, group, own)
     inputs = example_inputs(model)
     if difference(outputs_of(model, inputs), outputs_of(new, inputs)) > TOLERANCE:
         raise UsageError(
             f"prune.{axis.name}: the heads of {type(model).__name__} do more with queries, keys and values than to "
             "multiply them, so they cannot be made narrower. Leave this axis out."
         )
-    return new
+    return new, own
 
 
 class _Rows(NamedTuple):
@@ -82,7 +84,7 @@ class _Rows(NamedTuple):
         return rows @ (inputs / self.moments.count) @ rows.mT
 
 
-def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: Mapping[str, Sequence[Moments]]) -> None:
+def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: dict[str, list[Moments]]) -> None:
     """In place in `state`. Scores: with E[q q^T] = R_q^T R_q, E[k k^T] = R_k^T R_k and R_q R_k^T = U S V^T, queries
     become S^1/2 U^T R_q^-T q and keys S^1/2 V^T R_k^-T k. Values: with E[a a^T] = L L^T, a what a head gives, and W_o L
     = U S V^T, values become V^T L^-1 v and the output map U S."""
@@ -105,13 +107,17 @@ def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: M
     left, spread, right = torch.linalg.svd(read @ lower, full_matrices=False)
     value.put(right @ torch.linalg.solve_triangular(lower, given, upper=False))
     out.copy_((left * spread[:, None, :]).mT.reshape(out.shape))
+    eye = torch.eye(size, dtype=lower.dtype, device=lower.device).expand_as(lower)
+    turns = (right @ torch.linalg.solve_triangular(lower, eye, upper=False)).float()
+    turn: torch.Tensor = torch.block_diag(*turns)  # type: ignore[no-untyped-call]
+    moments[answer.key] = [f.in_basis(turn) for f in moments[answer.key]]
 
 
 def _asking(
     state: Mapping[str, torch.Tensor],
     axis: Axis,
     slots: Sequence[Slot],
-    moments: Mapping[str, Sequence[Moments]],
+    moments: Mapping[str, list[Moments]],
 ) -> list[_Rows]:
     """What makes queries, keys and values, in this order."""
     found = []

@@ -282,11 +282,12 @@ class StructuredPruning(Frozen):
                 self._repair_in_order_(model, original, layers, data)
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.heads > 1:
-                    model = turned(model, axis, consumer_moments(model, axis, data))
+                    model, moments = turned(model, axis, _remembered(MOMENTS, _all_moments, model, axis, data))
+                    data.memory[MOMENTS] = (model, axis.name, moments)
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                for moments in _moments(model, axis, data):
-                    refit_(smaller, model, axis, kept, moments)
+                for seen in _moments(model, axis, data):
+                    refit_(smaller, model, axis, kept, seen)
             if axis.kind == "experts" and self.repair != "none":
                 correct_(smaller, model, axis, data)
             if axis.kind == "hidden" and self.repair != "none":

@@ -31,19 +31,26 @@ def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokeniz
     axis = discover(model.config, model_class).named("hidden")[0]
     assert len(axis.groups) == 3 and axis.heads > 1
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    torch.manual_seed(0)  # tokens are masked at random
     moments = consumer_moments(model, axis, data)
-    new = turned(model, axis, moments)
+    new, told = turned(model, axis, moments)
     inputs = example_inputs(model)
     assert difference(outputs_of(model, inputs), outputs_of(new, inputs)) < 1e-4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    torch.manual_seed(0)
     after = consumer_moments(new, axis, data)
+    for key, folds in after.items():
+        for mine, measured in zip(told[key], folds, strict=True):
+            torch.testing.assert_close(
+                mine.gram, measured.gram, rtol=1e-2, atol=1e-3 * float(measured.gram.abs().max())
+            )
     for group in axis.groups:
         for slot in axis.in_group(group) if group != EVERYWHERE else ():
             if slot.consumes:
                 weight = slot.of(new.state_dict()).movedim(slot.dim, 0)
                 felt = weight.square().sum(1) * sum(m.gram.diagonal() for m in after[slot.key])
                 falls = felt.reshape(slot.heads, -1).diff(dim=1)
-                assert (falls < 1e-3 * felt.max()).all()
+                assert (falls < 1e-2 * felt.max()).all()
 
 
 def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
@@ -60,7 +67,7 @@ def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
                 mix = torch.randn(size, size // 2, generator=draw) @ torch.randn(size // 2, size, generator=draw) / size
                 asking.weight.data[rows] = mix @ asking.weight.data[rows]
                 asking.bias.data[rows] = mix @ asking.bias.data[rows]
-    new = turned(model, axis, consumer_moments(model, axis, data))
+    new, _ = turned(model, axis, consumer_moments(model, axis, data))
     inputs = example_inputs(model)
     whole = outputs_of(new, inputs)
     for group in axis.groups:
