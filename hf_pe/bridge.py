@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.regression import Fit, fit_rows
-from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
+from hf_pe.tasks import Batch, TaskData, as_read_by, counted_rows
 
 BATCH = 16
 """Calibration rows a forward pass takes."""
@@ -60,7 +60,7 @@ def fitted(old: PreTrainedModel, new: PreTrainedModel, seam: Seam, data: TaskDat
         for number, batch in enumerate(data.batches(rows, BATCH)):
             with torch.no_grad(), read_by(modules[0]) as wanted, read_by(modules[1]) as given:
                 for model in (old, new):
-                    model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+                    model.eval()(**as_read_by(model, batch))
             yield _matched(seam, given[-1], wanted[-1].to(given[-1].device), batch)
             advance("bridge", min((number + 1) * BATCH, len(rows)), len(rows))
 

@@ -106,7 +106,7 @@ def test_features_at_other_places_are_refused(data):
 class _Reading(nn.Module):
     def __init__(self, net):
         super().__init__()
-        self.net, self.device = net, torch.device("cpu")
+        self.net, self.device, self.dtype = net, torch.device("cpu"), torch.float32
 
     def forward(self, pixel_values):
         return self.net(pixel_values)

@@ -17,7 +17,7 @@ from hf_pe.distill.chunked import Head, chunked, states
 from hf_pe.distill.layer_map import Pairs
 from hf_pe.distill.losses import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
 from hf_pe.distill.schedule import Scheduled, at
-from hf_pe.tasks import Batch, Task
+from hf_pe.tasks import Batch, Task, as_read_by
 
 AGREEMENT = "agreement"
 """Not a loss: the share of positions where both find the same class likeliest, or the embeddings' mean cosine."""
@@ -97,7 +97,8 @@ class Live:
             self.model.to(device)  # type: ignore[arg-type]
 
     def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
-        """By a forward pass."""
+        """By a forward pass; images and sounds in the teacher's own precision."""
+        batch = batch | as_read_by(self.model, batch)
         with torch.no_grad(), _watching(attentions) as seen, read_by(self.label_head) as read:
             found = task.signals(self.model, batch, hidden=hidden)
         return found | ({"attentions": seen} if attentions else {}) | ({"features": read[-1]} if read else {})

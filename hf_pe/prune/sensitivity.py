@@ -40,14 +40,14 @@ def tried(
     Returns:
         For each ladder some rungs, the first and the last among them; the loss never falls.
     """
-    wanted = _answers(model, data)
+    wanted, pairs = _answers(model, data), any(_narrows(rungs[0]) for rungs in ladders)
     found = []
     for rungs in ladders:
         last = len(rungs) - 1
         chosen = sorted({max(round(share * last), 1) for share in SHARES})
         curve = [Tried(0, 0.0, cost(rungs[0]))]
         for number, rung in enumerate(chosen, 1):
-            loss = _distance(_answers(made(rungs[rung]), data), wanted)
+            loss = _distance(_answers(made(rungs[rung]), data), wanted, pairs=pairs)
             curve.append(Tried(rung, max(loss, curve[-1].loss), cost(rungs[rung])))
             advance(f"sensitivity along {', '.join(rungs[0])}", number, len(chosen))
         found.append(curve)
@@ -70,7 +70,7 @@ def least_loss(
     """
     wanted, found = _answers(model, data), list[float]()
     for number, setting in enumerate(settings, 1):
-        found.append(_distance(_answers(made(setting), data), wanted))
+        found.append(_distance(_answers(made(setting), data), wanted, pairs=_narrows(setting)))
         advance("ways to the target", number, len(settings))
     return settings[found.index(min(found))]
 
@@ -145,11 +145,20 @@ def _answers(model: PreTrainedModel, data: TaskData) -> tuple[str, torch.Tensor]
     return signal, torch.cat(found)
 
 
-def _distance(found: tuple[str, torch.Tensor], wanted: tuple[str, torch.Tensor]) -> float:
-    """KL(wanted || found), 1 - cosine, or how much more the loss is; mean over rows."""
+def _narrows(setting: Setting) -> bool:
+    """Whether embeddings may become narrower than those they are compared with."""
+    return any(name.rpartition(".")[2] == "hidden" for name in setting)
+
+
+def _distance(found: tuple[str, torch.Tensor], wanted: tuple[str, torch.Tensor], *, pairs: bool = False) -> float:
+    """KL(wanted || found), 1 - cosine, or how much more the loss is; mean over rows. With `pairs`, embeddings by how
+    far the cosines between rows have moved."""
     (signal, here), (_, there) = found, wanted
     if signal == "logits":
         return float((there.exp() * (there - here)).sum(-1).mean())
+    if signal == "embeddings" and pairs:
+        near, far = (functional.normalize(each) @ functional.normalize(each).T for each in (here, there))
+        return float((near - far).square().mean().sqrt())
     if signal == "embeddings":
         return float((1 - functional.cosine_similarity(here, there)).mean())
     return float((here - there).mean())

@@ -113,6 +113,14 @@ def model_inputs(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
+def as_read_by(model: PreTrainedModel, batch: Batch) -> Batch:
+    """What a model reads of the batch, where it is; images and sounds in its precision."""
+    return {
+        key: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
+        for key, value in model_inputs(batch).items()
+    }
+
+
 def counted_rows(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Rows [tokens, width] of the positions that are not padding; all where the mask speaks of other positions."""
     if mask is not None and hidden.shape[:-1] == mask.shape:

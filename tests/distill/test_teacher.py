@@ -7,7 +7,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import BertForSequenceClassification, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Teacher
@@ -157,3 +163,14 @@ def test_trls_trainer_learns_as_the_stock_one(language, tokenizer, tmp_path):
         trainer.train()
         curves.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+
+
+def test_a_teacher_in_another_precision_reads_images(images):
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+                       patch_size=8, num_labels=3)  # fmt: skip
+    student, teacher = ViTForImageClassification(config), ViTForImageClassification(config).to(torch.bfloat16)
+    data = replace(images, teacher=teacher)
+    losses = {"kl": 1.0, "features": 1.0}
+    trained, curve = Distillation(losses=losses, steps=4, batch_size=16).train(student, data)
+    assert trained.dtype == torch.float32 and all(loss == loss for loss in curve)

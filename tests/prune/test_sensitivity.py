@@ -3,14 +3,15 @@ import copy
 import datasets
 import pytest
 import torch
-from transformers import AutoConfig, BertForSequenceClassification, LlamaForCausalLM
+from transformers import AutoConfig, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.sensitivity import _answers, _distance, least_loss, least_missed, tried
 from hf_pe.surgery import cut
-from hf_pe.tasks import CausalLM, TextClassification
+from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, taught
 
 
@@ -79,3 +80,13 @@ def test_fewer_layers_go_on_where_more_left_off(deep):
     again = len(asked)
     assert least_missed(model, axis, range(4), 2, data, known) == three and len(asked) == again
     hook.remove()
+
+
+def test_an_embeddings_width_is_an_axis_among_others(bert_folder, tokenizer):
+    """Narrower embeddings are compared by what they say of pairs."""
+    model = BertModel.from_pretrained(bert_folder).eval()
+    data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
+    recipe = StructuredPruning(target={"parameters": 0.7}, axes=("ffn", "hidden"))
+    plan = recipe.plan(model, data)
+    small = recipe.apply(model, plan, data)
+    assert parameters(small).without_embeddings <= 0.7 * parameters(model).without_embeddings

@@ -1,0 +1,223 @@
+"""A RegNet trained here on CIFAR-10, its backbone swapped for a MobileNetV2 and an EfficientNet, beside the same nets
+from scratch and by plain logits distillation, each for the same processor time; and what an ImageNet backbone brings.
+
+Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
+for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
+Needs ../shared/data/cifar10 and ../shared/models/mobilenetv2-imagenet. Seeds: --seeds (default 5; 3 are enough).
+Seconds: --teacher (7200: an hour on two cores) and --student (450).
+"""
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from common import ROOT, SHARED, bootstrap, gain, row, write
+from prune_vit import HELD_BACK, Classification, Images, images, right
+from torch.nn import functional
+from transformers import RegNetConfig, RegNetForImageClassification, default_data_collator, set_seed
+
+from hf_pe.backbones import BackboneSwap
+from hf_pe.data import DataConfig, Examples
+from hf_pe.distill import Augment, Distillation
+from hf_pe.measure import latency, parameters
+from hf_pe.tasks import TaskData
+
+BATCH, CALIBRATION, TRIED = 128, 2_048, 0.25
+CROP = Augment(crop=0.125, flip=True)
+TEACHER = {
+    "num_labels": 10,
+    "embedding_size": 32,
+    "hidden_sizes": [32, 64, 128],
+    "depths": [12, 18, 12],
+    "groups_width": 128,
+    "layer_type": "y",
+    "downsample_in_first_stage": False,
+}
+ONTO: dict[str, dict[str, Any]] = {
+    "mobilenet_v2": {"to": "mobilenet_v2_0.35", "config": {"tf_padding": False}},
+    "efficientnet": {"to": "efficientnet_b0", "config": {"width_coefficient": 0.5, "depth_coefficient": 0.3}},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "hf_pe": {"losses": {"features": 1.0, "kl": 1.0, "task": 0.5}, "head_first": 0.02},
+    "logits distillation": {"losses": {"kl": 1.0, "task": 0.5}},
+    "from scratch": {"losses": {"task": 1.0}},
+}
+RATES = (1e-3, 4e-3)
+
+
+def teacher(train: Images, seconds: float) -> RegNetForImageClassification:
+    """By stochastic gradient descent with momentum in bfloat16, one cycle of the rate over the time there is."""
+    kept = ROOT / "build" / "bench" / "regnet"
+    if kept.exists():
+        return RegNetForImageClassification.from_pretrained(kept).eval()
+    set_seed(0)
+    model: Any = RegNetForImageClassification(RegNetConfig(**TEACHER)).train().to(memory_format=torch.channels_last)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9, nesterov=True)
+    start, said = time.process_time(), -1
+    for rows in endless(len(train[1])):
+        done = (time.process_time() - start) / seconds
+        if done >= 1:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = 0.4 * min(done / 0.2, (1 - done) / 0.8)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(pixel_values=CROP.changed(train[0][rows])).logits
+        loss = functional.cross_entropy(logits.float(), train[1][rows], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if int(done * 20) > said:
+            said = int(done * 20)
+            print(f"teacher {done:.0%} {float(loss.detach()):.3f}", flush=True)
+    model.eval().to(memory_format=torch.contiguous_format).save_pretrained(kept)
+    return model  # type: ignore[no-any-return]
+
+
+def endless(count: int) -> Iterator[torch.Tensor]:
+    """Batches of row numbers, epoch after epoch."""
+    while True:
+        yield from torch.randperm(count).split(BATCH)[:-1]
+
+
+def lessons(train: Images, of: Any) -> TaskData:
+    rows = datasets.Dataset.from_dict({"pixel_values": train[0].numpy(), "labels": train[1].numpy()})
+    rows = rows.with_format("torch")
+    told = Examples(rows, rows, DataConfig(train="cifar10", calibration=CALIBRATION), "")
+    return TaskData(Classification(), None, rows, rows, default_data_collator, told, teacher=of)
+
+
+def student(way: str, onto: dict[str, Any], model: Any, data: TaskData, seed: int) -> Any:
+    """Where each way begins: with a bridge to the teacher's head, or from nothing."""
+    swap = BackboneSwap(seed=seed, image_size=32, **onto)
+    small = swap.apply(model, swap.plan(model, data), data)
+    if way != "hf_pe":
+        set_seed(seed)
+        small = type(small)(small.config).eval()
+    return small.to(memory_format=torch.channels_last)
+
+
+def taught(way: str, small: Any, data: TaskData, rate: float, seconds: float, seed: int) -> Any:
+    """For `seconds` of processor time: some steps are timed first."""
+    told = {
+        "batch_size": BATCH,
+        "learning_rate": rate,
+        "weight_decay": 0.05,
+        "augment": CROP,
+        **WAYS[way],
+        "seed": seed,
+    }
+    start = time.process_time()
+    Distillation(**told, steps=8).train(small, data)
+    short = time.process_time() - start
+    Distillation(**told, steps=24).train(small, data)
+    step = (time.process_time() - start - 2 * short) / 16
+    steps = max(round(seconds / step), 24)
+    learned, _ = Distillation(**told, steps=steps).train(small, data)
+    print(
+        f"  {way} rate {rate:g}: {steps} steps of {step:.2f} s, {time.process_time() - start:.0f} s in all", flush=True
+    )
+    return learned
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--teacher", type=float, default=7200)
+    arguments.add_argument("--student", type=float, default=450)
+    arguments.add_argument("--onto", choices=list(ONTO), action="append")
+    told = arguments.parse_args()
+    pixels, labels = images("train")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, rest = order[:HELD_BACK], order[HELD_BACK:]
+    train, dev, test = (pixels[rest], labels[rest]), (pixels[held], labels[held]), images("test")
+    model = teacher(train, told.teacher)
+    dense = right(model, test)
+    print("teacher", f"{parameters(model).total:,} parameters, test {dense.mean():.4f}", flush=True)
+    fast: Any = copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    data = lessons(train, fast)
+    rows: list[dict[str, Any]] = []
+    for name in told.onto or ONTO:
+        found = onto(name, model, data, dev, test, told)
+        rows += figures(name, model, dense, found, told)
+        write("swap_cifar10", rows)
+    pretrained = imagenet(model, data, test, told)
+    write("swap_cifar10", [*rows, brought(pretrained, dense, told)])
+
+
+def onto(name: str, model: Any, data: TaskData, dev: Images, test: Images, told: Any) -> dict[str, Any]:
+    """Which test images each way has right, by seed, and one of its students."""
+    found: dict[str, Any] = {way: [] for way in WAYS}
+    for way in WAYS:
+        tried = {}
+        for rate in RATES:
+            small = student(way, ONTO[name], model, data, 0)
+            tried[rate] = right(taught(way, small, data, rate, told.student * TRIED, 0), dev).mean()
+        best = max(tried, key=lambda rate: tried[rate])
+        for seed in range(told.seeds):
+            small = student(way, ONTO[name], model, data, seed)
+            learned = taught(way, small, data, best, told.student, seed)
+            found[way].append(right(learned, test))
+            print(name, seed, way, f"{found[way][-1].mean():.4f}", flush=True)
+    return found | {"small": learned}
+
+
+def figures(name: str, model: Any, dense: np.ndarray, found: dict[str, Any], told: Any) -> list[dict[str, Any]]:
+    small = found["small"].to(memory_format=torch.contiguous_format)
+    taken = latency({"teacher": model, "small": small}, batch=1, seconds=4.0)
+    fewer = parameters(model).total / parameters(small).total
+    setting = (
+        f"RegNet on CIFAR-10 ({parameters(model).total:,} parameters, test accuracy {dense.mean():.4f} after "
+        f"{told.teacher / 3600:.1f} h of one core) onto {ONTO[name]} ({fewer:.1f} times fewer parameters, "
+        f"{taken['teacher'].p50_ms / taken['small'].p50_ms:.1f} times as fast at batch 1), {told.student:.0f} s of "
+        f"processor time for each; mean over {told.seeds} seeds"
+    )
+    scores = {way: np.array([v.mean() for v in found[way]]) for way in WAYS}
+    ours = scores["hf_pe"]
+    return [
+        gain(f"swap.1.{name}.scratch", ours, scores["from scratch"], "the same net from scratch", setting),
+        gain(f"swap.1.{name}.logits", ours, scores["logits distillation"], "plain logits distillation", setting),
+        row(
+            f"swap.1.{name}.kept",
+            float(ours.mean() / dense.mean()),
+            0.98,
+            "higher",
+            "of the teacher's accuracy",
+            f"{setting}; interval over images (paired bootstrap)",
+            peers={way: float(values.mean() / dense.mean()) for way, values in scores.items()},
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
+        ),
+    ]
+
+
+def imagenet(model: Any, data: TaskData, test: Images, told: Any) -> dict[str, list[np.ndarray]]:
+    """MobileNetV2 1.0 with ImageNet's weights and with random ones, under the teacher's head, trained alike."""
+    found: dict[str, list[np.ndarray]] = {"ImageNet": [], "random": []}
+    place = str(SHARED / "models" / "mobilenetv2-imagenet")
+    for seed in range(told.seeds):
+        for name in found:
+            small = student("hf_pe", {"to": place, "weights": name == "ImageNet"}, model, data, seed)
+            learned = taught("hf_pe", small, data, RATES[0], told.student, seed)
+            found[name].append(right(learned, test))
+            print("imagenet", seed, name, f"{found[name][-1].mean():.4f}", flush=True)
+    return found
+
+
+def brought(found: dict[str, list[np.ndarray]], dense: np.ndarray, told: Any) -> dict[str, Any]:
+    ours, random = (np.array([v.mean() for v in found[name]]) for name in ("ImageNet", "random"))
+    setting = (
+        f"MobileNetV2 1.0 trained on ImageNet under the head of the RegNet (test accuracy {dense.mean():.4f}), "
+        f"features and answers taught for {told.student:.0f} s of processor time; mean over {told.seeds} seeds"
+    )
+    return gain("swap.2.pretrained", ours, random, "the same from random weights", setting)
+
+
+if __name__ == "__main__":
+    main()
