@@ -36,14 +36,17 @@ PROVED = {
         "whisper",
     ],
     "kv_groups": ["llama", "qwen2", "qwen3", "mistral", "gemma3_text", "smollm3", "phi3", "mixtral", "qwen3_moe"],
-    "heads": ["vit", "deit"],
-    "hidden": ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit"],
+    "heads": ["vit", "deit", "t5"],
+    "hidden": [
+        "llama", "qwen2", "qwen3", "mistral", "smollm3", "phi3", "mixtral", "qwen3_moe", "olmo2", "t5", "vit", "gemma",
+        "gemma3_text", "bert", "roberta", "distilbert", "mpnet", "deberta-v2", "bart", "gpt2", "opt", "clip", "whisper",
+    ],
     "experts": [
         "mixtral", "qwen3_moe", "qwen2_moe", "olmoe", "gpt_oss", "phimoe", "glm4_moe", "granitemoe", "deepseek_v3",
     ],
     "vocabulary": ["bert", "llama", "gpt2", "t5", "bart", "clip"],
 }  # fmt: skip
-PROVED["layers"], PROVED["expert_ffn"] = PROVED["ffn"], PROVED["experts"]
+PROVED["layers"], PROVED["expert_ffn"] = [*PROVED["ffn"], "convnext"], PROVED["experts"]
 """What users rely on: with fused projections, head sizes that the config does not tell, routers, towers."""
 
 

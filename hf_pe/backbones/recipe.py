@@ -18,7 +18,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.tasks import TaskData, model_inputs
-from hf_pe.transplant import narrower_tables_, start_from, translated
+from hf_pe.transplant import drawn, narrower_tables_, start_from, translated
 
 FEWEST = 0.05
 """Share of tokens that two tokenizers must have in common."""
@@ -124,7 +124,7 @@ class BackboneSwap(Frozen):
         """The compact model with what can be taken over; random elsewhere."""
         source = target.source if self.weights else None
         if target.prefix:
-            new = target.model_class(target.config)
+            new = drawn(target.model_class, target.config)
             if source:
                 part: Any = new.get_submodule(target.prefix)
                 part.load_state_dict(load_model(source, type(part), config=part.config).state_dict())
@@ -134,7 +134,7 @@ class BackboneSwap(Frozen):
         theirs = self._other_tokenizer(target, data)
         if source and theirs is not None:
             loaded = load_model(source, target.model_class, new_head=True)
-            new = target.model_class(target.config)
+            new = drawn(target.model_class, target.config)
             _fill_(new, loaded.state_dict())
             tables: list[Any] = [m.get_input_embeddings() for m in (loaded, new)]
             found = translated(tables[0].weight.detach(), theirs, data.processor)[0]
@@ -142,7 +142,7 @@ class BackboneSwap(Frozen):
             return new
         if source:
             return load_model(source, target.model_class, config=target.config, new_head=True)
-        new = target.model_class(target.config)
+        new = drawn(target.model_class, target.config)
         if _alike(model.config, target.config):
             start_from(model, new)
         elif model.main_input_name == "input_ids":

@@ -165,6 +165,8 @@ class StructuredPruning(Frozen):
         if self.hidden == "rotation" and _has(target, "hidden"):
             after = untied_sketch(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
+        for name in (name for name in target if axes[name].kind == "hidden"):
+            notes = (*notes, f"hidden states, and embeddings made of them, are {target[name]} wide then")
         criterion = CRITERIA[self.criterion]
         plan = Plan(
             recipe="prune",

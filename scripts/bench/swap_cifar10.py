@@ -26,6 +26,7 @@ from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.measure import latency, parameters
 from hf_pe.tasks import TaskData
+from hf_pe.transplant import drawn
 
 BATCH, CALIBRATION, TRIED = 128, 2_048, 0.25
 CROP = Augment(crop=0.125, flip=True)
@@ -100,7 +101,7 @@ def student(way: str, onto: dict[str, Any], model: Any, data: TaskData, seed: in
     small = swap.apply(model, swap.plan(model, data), data)
     if way != "hf_pe":
         set_seed(seed)
-        small = type(small)(small.config).eval()
+        small = drawn(type(small), small.config).eval()
     return small.to(memory_format=torch.channels_last)
 
 

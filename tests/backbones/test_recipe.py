@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from sklearn.datasets import load_digits
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -477,3 +478,29 @@ def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
     saved(tmp_path / "far", given, other_tokenizer(["\u0434\u043e\u043c", "\u043a\u043e\u0442"]))
     with pytest.raises(UsageError, match=r"shares [\d.]+% of the tokens of yours"):
         BackboneSwap(to=str(tmp_path / "far")).plan(model, data)
+
+
+def test_digits_from_a_resnet_onto_a_mobilenet():
+    """The smoke test on real images: 1,797 of 8 x 8 pixels, drawn four times as large."""
+    digits = load_digits()
+    pixels = torch.tensor(digits.images, dtype=torch.float32)[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    pixels, labels = (pixels / 8 - 1).repeat(1, 3, 1, 1), digits.target
+    data = of_rows(ImageClassification(), {"pixel_values": pixels[:1400].numpy(), "labels": labels[:1400]})
+    torch.manual_seed(0)
+    config = ResNetConfig(
+        embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", num_labels=10
+    )
+    teacher = taught(ResNetForImageClassification(config), data, 120)
+    config = {"width_coefficient": 0.3, "depth_coefficient": 0.2}
+    swap = BackboneSwap(to="efficientnet_b0", config=config, image_size=32)
+    small = swap.apply(teacher, swap.plan(teacher, data), data)
+    recipe = Distillation(losses={"features": 1.0, "kl": 1.0}, steps=120, batch_size=32, learning_rate=4e-3)
+    learned = recipe.apply(small, recipe.plan(small, replace(data, teacher=teacher)), replace(data, teacher=teacher))
+
+    @torch.no_grad()
+    def accuracy(model):
+        return float((model.eval()(pixels[1400:]).logits.argmax(1).numpy() == labels[1400:]).mean())
+
+    assert accuracy(teacher) > 0.85
+    assert accuracy(learned) > max(0.9 * accuracy(teacher), accuracy(small))
+    assert parameters(learned).total < parameters(teacher).total
