@@ -2,6 +2,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
+    AutoModel,
     BertConfig,
     BertModel,
     DistilBertConfig,
@@ -15,7 +17,7 @@ from transformers import (
 
 from hf_pe.errors import UsageError
 from hf_pe.instance import lively
-from hf_pe.transplant import start_from, translated
+from hf_pe.transplant import drawn, start_from, translated
 from tests.helpers import bert_config
 
 
@@ -109,3 +111,14 @@ def test_a_table_for_other_tokens_takes_rows_of_the_same_strings_and_of_pieces(s
     assert torch.equal(found[wanted.pad_token_id], table[own.pad_token_id])
     torch.testing.assert_close(found[there[f"{begins}dog"]], table[[here["do"], here["##g"]]].mean(0))
     assert shared == pytest.approx(1 - 1 / len(wanted))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["efficientnet", "mobilenet_v2"])
+def test_signals_get_through_a_random_model(model_type):
+    """What it says of two images differs, as far as they do."""
+    config = AutoConfig.for_model(model_type, image_size=32)
+    torch.manual_seed(0)
+    model = drawn(AutoModel._model_mapping[type(config)], config).train()
+    features = model(pixel_values=torch.randn(16, 3, 32, 32)).pooler_output
+    assert float(features.std(0).mean()) > 0.01
