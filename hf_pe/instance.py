@@ -347,7 +347,9 @@ def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[
         torch.manual_seed(0)
         result = model(**inputs, **no_cache(model))
     parts = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
-    return [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    found = [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    inside = (v for part in parts if isinstance(part, tuple) for v in part)  # MGP-STR gives nothing else
+    return found or [v for v in inside if isinstance(v, torch.Tensor) and v.is_floating_point()]
 
 
 def no_cache(model: PreTrainedModel) -> dict[str, bool]:

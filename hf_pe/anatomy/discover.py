@@ -344,7 +344,8 @@ def _probes(value: int | None, name: str) -> list[int]:
 def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, name: str) -> list[Slot]:
     before, after = _shapes(base), _shapes(other)
     if name.endswith("layers"):
-        stacks = {stack for key in before.keys() ^ after.keys() if (stack := _changed_stack(key, before, after))}
+        changed = {stack for key in before.keys() ^ after.keys() if (stack := _changed_stack(key, before, after))}
+        stacks = {stack for stack in changed if len(_numbers(stack, before)) == size}  # others have their own count
         return [Slot(key, None, stack) for key in before for stack in stacks if key.startswith(f"{stack}.")]
     slots: list[Slot] = []
     for key, shape in before.items():
@@ -555,6 +556,11 @@ def _block(key: str) -> str:
     """The block a tensor lies in: the name up to its first number ("encoder.layer.0")."""
     match = re.match(r"(.*?\.\d+)\.", "." + key)
     return match.group(1)[1:] if match else ""
+
+
+def _numbers(stack: str, names: Mapping[str, Any]) -> set[str]:
+    """The blocks that a stack has."""
+    return {name[len(stack) + 1 :].partition(".")[0] for name in names if name.startswith(f"{stack}.")}
 
 
 def _changed_stack(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
