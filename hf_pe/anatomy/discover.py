@@ -501,7 +501,7 @@ def _with_scales(axis: Axis, config: PretrainedConfig, base: PreTrainedModel) ->
 def _offset(norm: Any) -> float:
     """1 where a norm of this kind starts from a weight of 0, so that 1 + weight is what it multiplies with."""
     try:
-        return 1.0 - float(type(norm)(1).weight)
+        return 1.0 - float(type(norm)(1).weight.detach())
     except Exception:  # it is made in another way
         return 0.0
 
