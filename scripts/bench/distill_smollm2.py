@@ -20,7 +20,7 @@ from hf_pe.prune import StructuredPruning
 
 CALIBRATION, STEPS, BATCH, RATE = 32, 32, 4, 1e-4
 WAYS: dict[str, dict[str, Any]] = {
-    "hf_pe": {"losses": {"kl": 1.0}, "temperature": 1.0},
+    "hf_pe": {"losses": {"kl": {"start": 1.0, "end": 0.0}, "task": 1.0}, "temperature": 1.0},
     "fine-tuned without teacher": {"losses": {"task": 1.0}},
 }
 
