@@ -88,9 +88,8 @@ def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel
         position, _, rest = slot.name[len(slot.group) + 1 :].partition(".")
         members.setdefault(int(position), set()).add((rest, shapes_of.get(slot.name, ())))
     shapes = list(members.values())
-    common = max(
-        reversed(shapes), key=shapes.count
-    )  # where as many are of two kinds, the first may lead into the stage
+    # of two kinds that are as frequent the later one: the first layer may lead into a stage
+    common = max(reversed(shapes), key=shapes.count)
     return [i for i in sorted(members) if members[i] == common]
 
 
@@ -337,7 +336,8 @@ def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, ax
             yield wrong
         return
     stack, units = next(iter(kept.items()))
-    free = [i for i, unit in enumerate(units) if unit in removable_layers(model.config, type(model), axis)]
+    removable = removable_layers(model.config, type(model), axis)
+    free = [i for i, unit in enumerate(units) if unit in removable]
     wrong = copy.deepcopy(smaller)
     if len(free) < 2:  # none to exchange it with: one that stays has its largest weights in another order
         largest = max(wrong.get_submodule(f"{stack}.{len(units) - 1}").parameters(), key=torch.numel)

@@ -121,7 +121,7 @@ class Axis:
         """Whether some of its units lie inside experts that share one tensor."""
         return any(slot.entry is not None for slot in self.slots)
 
-    @property
+    @functools.cached_property
     def heads(self) -> int:
         """What its size has to be a multiple of: the heads that share it evenly."""
         return math.lcm(*(slot.heads for slot in self.slots))
@@ -139,7 +139,7 @@ class Axis:
     def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
         """The `size` units of the largest `scores` [units], as many in each of the group's heads, rising."""
         heads = self.in_group(group)[0].heads
-        best = scores.reshape(heads, -1).topk(size // heads).indices
+        best = scores.reshape(heads, -1).topk(size // heads).indices.cpu()
         return sorted((best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten().tolist())
 
     @functools.cached_property

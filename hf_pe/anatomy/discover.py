@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,7 +134,7 @@ def _discover(architecture: "Architecture") -> Anatomy:
     attention = [(m, axis.size) for axis in found if axis.kind in ("heads", "kv_groups") for m in axis.modules]
     for number, axis in enumerate(found):
         if axis.kind == "hidden":
-            found[number] = _with_scales(_with_heads(axis, attention, base), config, base)
+            found[number] = _with_heads(axis, attention, base)
     return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
 
 
@@ -160,19 +160,17 @@ def resized(
         ValueError: each token takes more experts, or a token that the config names is not kept.
     """
     new = copy.deepcopy(config)
-    *parents, field = path.split(".")
+    listed, _, entry = path.rpartition(".")
+    *parents, field = (listed if entry.isdigit() else path).split(".")
     holder: Any = new
-    if field.isdigit():  # an entry of a list
-        *parents, listed = parents
-        for parent in parents:
-            holder = getattr(holder, parent)
-        entries = list(getattr(holder, listed))
-        entries[int(field)] = size
-        setattr(holder, listed, entries)
-        return type(config).from_dict(new.to_dict())
     for parent in parents:
         holder = getattr(holder, parent)
     before = getattr(holder, field)
+    if entry.isdigit():  # of a list: a stage's depth
+        entries = [*before]
+        entries[int(entry)] = size
+        setattr(holder, field, entries)
+        return type(config).from_dict(new.to_dict())
     if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
         for part in {id(new): new, id(holder): holder}.values():
             renumber_(part, kept)
@@ -203,9 +201,8 @@ def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
     for key, value in holder.to_dict().items():
         if isinstance(value, list) and len(value) == count:
             setattr(holder, key, [value[i] for i in kept])
-        elif key.endswith(POSITIONS) and isinstance(value, list) and value and set(map(type, value)) == {int}:
-            if min(value) >= 0 and max(value) < count:
-                setattr(holder, key, [places[i] for i in value if i in places])
+        elif key.endswith(POSITIONS) and _numbers(value, count):
+            setattr(holder, key, [places[i] for i in value if i in places])
         elif by_layer(value):
             known = {int(name): each for name, each in value.items()}
             setattr(holder, key, {str(new): known[old] for new, old in enumerate(kept) if old in known})
@@ -214,6 +211,11 @@ def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
         holder._out_indices = sorted({max(end, 1) for end in ends})
         holder.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(kept)))]
         holder._out_features = [holder.stage_names[i] for i in holder._out_indices]
+
+
+def _numbers(value: Any, count: int) -> bool:
+    """Whether a value of a config is a list of numbers of layers."""
+    return isinstance(value, list) and all(type(i) is int and 0 <= i < count for i in value)
 
 
 def by_layer(value: Any) -> bool:
@@ -302,7 +304,8 @@ def _axis(
         slots = _slots(base, other, value, size, name)
         modules = _moved_attributes(base, other)
         if slots or modules:
-            return _finish(config, base, path, name, value, size, slots, modules)
+            axis = _finish(config, base, path, name, value, size, slots, modules)
+            return _with_scales(axis, base, other, size) if axis.kind == "hidden" else axis
     return None
 
 
@@ -344,8 +347,11 @@ def _probes(value: int | None, name: str) -> list[int]:
 def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, name: str) -> list[Slot]:
     before, after = _shapes(base), _shapes(other)
     if name.endswith("layers"):
-        changed = {stack for key in before.keys() ^ after.keys() if (stack := _changed_stack(key, before, after))}
-        stacks = {stack for stack in changed if len(_numbers(stack, before)) == size}  # others have their own count
+        own = _blocks(before)
+        changed = own ^ _blocks(after)
+        outer = {_stack(block) for block in changed if changed.isdisjoint(_outwards(_stack(block)))}
+        counts = Counter(map(_stack, own))
+        stacks = {stack for stack in outer if counts[stack] == size}  # others have a count of their own
         return [Slot(key, None, stack) for key in before for stack in stacks if key.startswith(f"{stack}.")]
     slots: list[Slot] = []
     for key, shape in before.items():
@@ -364,12 +370,10 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
 
 def _with_shared_bias(slots: list[Slot], base: PreTrainedModel) -> list[Slot]:
     """Where one block holds the table of position biases for all heads of its stack (T5), all blocks keep the same."""
-    tables = {slot.group for slot in slots if isinstance(_owner(base, slot.name), nn.Embedding)}
     groups = {slot.group for slot in slots}
-    shared = {
-        _stack(g + ".") for g in tables if any(o not in tables and _stack(o + ".") == _stack(g + ".") for o in groups)
-    }
-    return [replace(slot, group=stack) if (stack := _stack(slot.group + ".")) in shared else slot for slot in slots]
+    without = groups - {slot.group for slot in slots if isinstance(_owner(base, slot.name), nn.Embedding)}
+    shared = {_stack(group) for group in groups - without} & {_stack(group) for group in without}
+    return [replace(slot, group=_stack(slot.group)) if _stack(slot.group) in shared else slot for slot in slots]
 
 
 def _holds_experts(model: PreTrainedModel, key: str) -> bool:
@@ -446,39 +450,34 @@ def _inside(
     """The slots of one attention whose units are no longer the stream's."""
     *asking, answer = maps
     for slot in axis.slots:
-        place, _, leaf = slot.name.rpartition(".")
-        name = slot.name if slot.name in width else f"{place}.weight" if leaf == "bias" else f"{place}.{leaf}_weight"
-        name = name.replace("_bias_weight", "_weight")  # torch's own attention: in_proj_bias
+        name = f"{slot.name.removesuffix('bias')}weight" if slot.name.endswith("bias") else slot.name  # or in_proj_bias
         wrote = slot.name not in width or slot.dim == _written(base, slot.name)
         if name in asking and wrote:
-            part = (1,) * width[name]
-            mixed = len(part) > 1 and place.rpartition(".")[2] in BY_HEAD
-            asks = len(part) == 3 or "q" in (place.rpartition(".")[2] if leaf in ("weight", "bias") else leaf)
-            layout = Layout(part, heads if mixed else 1)
-            yield replace(
-                slot,
-                group=scope,
-                layout=layout,
-                heads=heads,
-                power=0.5 if asks and base.config.model_type not in UNSCALED else 0.0,
-            )
-        elif name == answer and slot.name == answer and not wrote:
+            parts = (1,) * width[name]
+            layout = Layout(parts, heads if len(parts) > 1 and _called(name) in BY_HEAD else 1)
+            scaled = (len(parts) == 3 or asks(name)) and base.config.model_type not in UNSCALED
+            yield replace(slot, group=scope, layout=layout, heads=heads, power=0.5 if scaled else 0.0)
+        elif slot.name == answer and not wrote:
             yield replace(slot, group=scope, heads=heads)
 
 
-def _with_scales(axis: Axis, config: PretrainedConfig, base: PreTrainedModel) -> Axis:
+def asks(name: str) -> bool:
+    """Whether a map makes queries: "attention.self.query.weight", "attn.q_proj_weight"."""
+    return "q" in _called(name)
+
+
+def _called(name: str) -> str:
+    """What the map is called that a weight or bias belongs to."""
+    return name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
+
+
+def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size: int) -> Axis:
     """Tell what the model multiplies by the root of its width: embeddings (Gemma, M2M-100, BioGPT).
 
     Their rows grow where the width falls, so that the stream stays as it was. Where the output head is the same matrix,
-    the last norm takes that back.
+    the last norm takes that back. `other` is the model with the width `size`.
     """
-    probe = axis.size // 2
-    try:
-        smaller = resized(config, axis.config_field, probe, keep_head_size=axis.heads == 1)
-        others = dict(skeleton(smaller, type(base)).named_modules())
-    except Exception:  # as in _axis: a size that the architecture does not allow
-        return axis
-    root, scaled = (axis.size / probe) ** 0.5, set[int]()
+    others, root, scaled = dict(other.named_modules()), (axis.size / size) ** 0.5, set[int]()
     for name, module in base.named_modules():
         before, after = _floats(module), _floats(others[name]) if name in others else {}
         if any(abs(value - root * after.get(key, 0.0)) < 1e-6 * value for key, value in before.items()):
@@ -558,23 +557,14 @@ def _block(key: str) -> str:
     return match.group(1)[1:] if match else ""
 
 
-def _numbers(stack: str, names: Mapping[str, Any]) -> set[str]:
-    """The blocks that a stack has."""
-    return {name[len(stack) + 1 :].partition(".")[0] for name in names if name.startswith(f"{stack}.")}
+def _blocks(names: Iterable[str]) -> set[str]:
+    """All blocks of all stacks, also those inside others: "stages.2", "stages.2.layers.5"."""
+    split = (name.split(".") for name in names)
+    return {".".join(parts[: i + 1]) for parts in split for i, part in enumerate(parts) if part.isdigit()}
 
 
-def _changed_stack(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Of a tensor that only one of two models has, the stack ("stages.2.layers") whose block came or went with it."""
-    parts, fewer = key.split("."), after if key in before else before
-    for place, part in enumerate(parts):
-        block = ".".join(parts[: place + 1])
-        if part.isdigit() and not any(name.startswith(f"{block}.") for name in fewer):
-            return ".".join(parts[:place])
-    return ""
-
-
-def _stack(key: str) -> str:
-    return _block(key).rpartition(".")[0]
+def _stack(block: str) -> str:
+    return block.rpartition(".")[0]
 
 
 def _tower(name: str) -> str:

@@ -7,17 +7,17 @@ decomposition of what is multiplied, weighed by the second moments on calibratio
 arXiv:2312.05821, do for single maps).
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, Axis, Slot
+from hf_pe.anatomy import EVERYWHERE, Axis, Slot, asks
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.regression import Moments, pooled
-from hf_pe.surgery import rebuilt
 
 TOLERANCE = 1e-3
 """Largest relative difference in float32 between the model and itself in the other basis."""
@@ -39,8 +39,7 @@ def turned(
     Raises:
         UsageError: an attention does more with its queries, keys or values than to multiply them.
     """
-    new = rebuilt(model, model.config, {name: tensor.clone() for name, tensor in model.state_dict().items()})
-    new.eval()
+    new = copy.deepcopy(model).eval()
     state, own = new.state_dict(), {key: list(folds) for key, folds in moments.items()}
     for group in axis.groups:
         if group != EVERYWHERE:
@@ -131,7 +130,7 @@ def _asking(
         seen = pooled(moments[reading.key])
         for part in range(len(slot.layout.parts)):
             places = slot.layout.part(part, axis.size).to(weight.device)
-            found.append((not slot.power, _Rows(weight.movedim(slot.dim or 0, 0), bias, places, seen)))
+            found.append((not asks(slot.name), _Rows(weight.movedim(slot.dim or 0, 0), bias, places, seen)))
     return [rows for _, rows in sorted(found, key=lambda each: each[0])]  # keys come before values in every model
 
 

@@ -321,7 +321,7 @@ class StructuredPruning(Frozen):
         if axis.kind == "experts":
             tokens = {} if self.criterion == "random" else routed(model, axis, data)
             saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
-            return {g: _largest(saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+            return {g: axis.largest(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
         kept = {group: axis.first(group, size) for group in self._sorted_by_turning(axis)}
         groups = [group for group in axis.groups if group not in kept]
         if not groups:
@@ -331,7 +331,8 @@ class StructuredPruning(Frozen):
 
         def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
             for group in groups:
-                kept[group] = _largest(criterion.score(evidence(state, axis, group, size, moments, slopes)), size)
+                scores = criterion.score(evidence(state, axis, group, size, moments, slopes))
+                kept[group] = axis.largest(group, scores, size)
 
         if "activations" not in criterion.needs:
             choose(groups, None)
@@ -347,10 +348,6 @@ class StructuredPruning(Frozen):
         if axis.kind != "hidden":
             return []
         return [group for group in axis.groups if group != EVERYWHERE or self.hidden == "rotation"]
-
-
-def _largest(scores: torch.Tensor, size: int) -> list[int]:
-    return sorted(scores.topk(size).indices.tolist())
 
 
 def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:

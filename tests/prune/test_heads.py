@@ -1,8 +1,14 @@
-import copy
-
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, BertForMaskedLM, BloomModel, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    BertForMaskedLM,
+    BloomModel,
+    GPT2LMHeadModel,
+    GPTNeoForCausalLM,
+)
 
 from hf_pe.anatomy import EVERYWHERE, discover
 from hf_pe.data import load_examples
@@ -23,10 +29,16 @@ def made(model_class, task, tokenizer, **changes):
 
 
 @pytest.mark.parametrize(
-    ("model_class", "task"), [(BertForMaskedLM, MaskedLM()), (GPT2LMHeadModel, CausalLM()), (BloomModel, CausalLM())]
+    ("model_class", "task"),
+    [
+        (BertForMaskedLM, MaskedLM()),
+        (GPT2LMHeadModel, CausalLM()),
+        (BloomModel, CausalLM()),
+        (GPTNeoForCausalLM, CausalLM()),
+    ],
 )
 def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokenizer):
-    """Apart (BERT), fused one after the other (GPT-2), and fused head by head (BLOOM)."""
+    """Apart (BERT; keys first and unscaled: GPT-Neo), fused one after the other (GPT-2), and head by head (BLOOM)."""
     model, data = made(model_class, task, tokenizer)
     axis = discover(model.config, model_class).named("hidden")[0]
     assert len(axis.groups) == 3 and axis.heads > 1
@@ -79,14 +91,13 @@ def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
     assert difference(whole, outputs_of(new, inputs)) < 1e-2
 
 
-def test_heads_that_do_more_are_refused(tokenizer, monkeypatch):
+def test_heads_that_do_more_are_refused(tokenizer):
     model, data = made(BertForMaskedLM, MaskedLM(), tokenizer)
     axis = discover(model.config, BertForMaskedLM).named("hidden")[0]
     moments = consumer_moments(model, axis, data)
     for layer in model.bert.encoder.layer:
         layer.attention.self.query.register_forward_hook(lambda module, args, output: output.relu())
     with pytest.raises(UsageError, match=r"do more with queries, keys and values.*Leave this axis out"):
-        monkeypatch.setattr("hf_pe.prune.heads.rebuilt", lambda *_: copy.deepcopy(model))
         turned(model, axis, moments)
 
 
