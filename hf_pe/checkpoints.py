@@ -267,6 +267,15 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
     if (folder / "modules.json").is_file():
         for module in json.loads((folder / "modules.json").read_text("utf-8")):
             (folder / module["path"]).mkdir(exist_ok=True)  # an empty folder is lost in packages and in git
+    _tell_width(folder / "1_Pooling" / "config.json", getattr(model.config, "hidden_size", None))
+
+
+def _tell_width(settings: Path, width: int | None) -> None:
+    """Give sentence-transformers' pooling the width that the model has now."""
+    told = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
+    stale = {key: width for key in ("word_embedding_dimension", "embedding_dimension") if told.get(key, width) != width}
+    if width is not None and stale:
+        settings.write_text(json.dumps(told | stale, indent=2) + "\n", "utf-8")
 
 
 def weight_bytes_on_disk(folder: Path) -> int:

@@ -129,6 +129,18 @@ def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):
         assert str(tmp_path) not in file.read_text("utf-8"), file
 
 
+def test_pooling_is_told_the_width_that_is_left(bert_folder, tmp_path):
+    source_folder = shutil.copytree(bert_folder, tmp_path / "source")
+    (source_folder / "1_Pooling").mkdir()
+    settings = {"word_embedding_dimension": 1024, "pooling_mode_mean_tokens": True}
+    (source_folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    source = resolve(str(source_folder))
+    model = load_model(source, BertModel)
+    save_model(model, None, tmp_path / "out", source)
+    written = json.loads((tmp_path / "out" / "1_Pooling" / "config.json").read_text("utf-8"))
+    assert written == settings | {"word_embedding_dimension": model.config.hidden_size}
+
+
 def test_an_adapter_is_merged_into_the_model_it_names(bert_folder, tmp_path):
     base = BertForSequenceClassification.from_pretrained(bert_folder)
     config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
