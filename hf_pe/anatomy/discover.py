@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
 from hf_pe.anatomy.form import built
 
+HEADS = ("heads", "kv_groups")
 AXIS_OF_FIELD = {
     "intermediate_size": "ffn",
     "ffn_dim": "ffn",
@@ -131,7 +133,7 @@ def _discover(architecture: "Architecture") -> Anatomy:
         axis = _axis(config, model_class, base, path, name)
         if axis is not None and not any(_same_tensors(axis, other) for other in found):
             found.append(axis)
-    attention = [(m, axis.size) for axis in found if axis.kind in ("heads", "kv_groups") for m in axis.modules]
+    attention = [(m, axis.size) for axis in found if axis.kind in HEADS for m in axis.modules]
     for number, axis in enumerate(found):
         if axis.kind == "hidden":
             found[number] = _with_heads(axis, attention, base)
@@ -140,10 +142,19 @@ def _discover(architecture: "Architecture") -> Anatomy:
 
 def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         model = built(config, model_class)
     model.eval()
     return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` would do to tensors that hold nothing: a third of a skeleton's time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def resized(
@@ -321,7 +332,7 @@ def _finish(
 ) -> Axis:
     tensors = dict(base.named_parameters())
     names = {s.name for s in slots} & set(tensors)
-    native = bool(names) and (not name.endswith(("heads", "kv_groups")) or any(s.consumes for s in slots))
+    native = bool(names) and (not name.endswith(HEADS) or any(s.consumes for s in slots))
     if not native:  # no weight moved with it: the weights of the modules that did are what the axis runs through
         names = {n for n in tensors if any(n.startswith(m + ".") for m in modules)}
     if value is None:  # the field was left to the model: the shapes tell its size (None: all units in `dim`)
@@ -365,7 +376,7 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
                 group = EVERYWHERE if name.endswith(SHARED) else _block(key)
                 slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
     slots = _fused(slots) if name.endswith("kv_groups") else slots
-    return _with_shared_bias(slots, base) if name.endswith(("heads", "kv_groups")) else slots
+    return _with_shared_bias(slots, base) if name.endswith(HEADS) else slots
 
 
 def _with_shared_bias(slots: list[Slot], base: PreTrainedModel) -> list[Slot]:

@@ -200,7 +200,8 @@ class StructuredPruning(Frozen):
             axis = _axis(model, change.axis)
             choose = self._choose_layers if axis.kind == "layers" else self._choose_units
             kept[axis.name] = choose(model, axis, change.after, data)
-            model = cut(model, axis, kept[axis.name])
+            if change is not outline.sizes[-1]:  # the next axis is judged once this one is cut
+                model = cut(model, axis, kept[axis.name])
         return outline.model_copy(update={"kept": kept, "notes": ()})
 
     def _ladders(self, sketch: Sketch) -> list[list[Setting]]:

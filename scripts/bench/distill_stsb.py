@@ -31,6 +31,7 @@ from hf_pe.checkpoints import class_for, load_config, load_model, load_processor
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
+from hf_pe.tasks import TaskData
 
 BATCH, PROBE, RATE = 64, 20, 3e-4
 CORES = 2
@@ -61,6 +62,12 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
     start = time.process_time()
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
     student = cut.apply(model, cut.plan(model, data), data)
+    student, steps = taught(student, data, seconds - (time.process_time() - start))
+    return student, steps, time.process_time() - start
+
+
+def taught(student: Any, data: TaskData, seconds: float) -> tuple[Any, int]:
+    """The student distilled for so many CPU seconds, and its steps, as many as its own first ones say that fit."""
     told: dict[str, Any] = {"losses": {"cosine": 1.0, "similarity": 5.0, "hidden": 2.0}, "train_embeddings": False}
 
     def learn(steps: int) -> Any:
@@ -70,8 +77,8 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
     probe = time.process_time()
     learn(PROBE)
     each = (time.process_time() - probe) / PROBE
-    steps = int((seconds - (time.process_time() - start)) / each)
-    return learn(steps), steps, time.process_time() - start
+    steps = int((seconds - (time.process_time() - probe)) / each)
+    return learn(steps), steps
 
 
 def by_sentence_transformers(folder: str, texts: list[str], seconds: float) -> tuple[Any, int, float]:

