@@ -55,20 +55,43 @@ TINY_FIELDS = {
     "context_size": 8,
     "max_2d_position_embeddings": 64,
     "entity_vocab_size": 99,
-    "entity_emb_size": 16,
+    "entity_emb_size": 12,
     "codebook_size": 64,
     "t2u_vocab_size": 99,
     "unit_hifi_gan_vocab_size": 99,
     "encoder_hash_byte_group_vocab": 50,
+    "qk_head_dim": 16,
+    "adapter_in_dim": 32,
+    "adapter_input_size": 32,
+    "n_groups": 2,
+    "state_size": 16,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 8,
+    "mamba_d_ssm": 64,
+    "mamba_d_state": 16,
+    "mamba_chunk_size": 16,
+    "num_filters": 4,
+    "zero_expert_num": 4,
+    "moe_topk": 2,
+    "d_latents": 32,
+    "num_latents": 16,
+    "num_self_attends_per_block": 2,
+    "pred_num_attention_heads": 4,
+    "frames_per_clip": 4,
     "feedforward_size": 24,
-    "feed_forward_size": 24,
 }
 
 
-def tiny(config: PretrainedConfig, *, depth: bool = False) -> PretrainedConfig:
-    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`."""
+def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, ...] = ()) -> PretrainedConfig:
+    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`.
+
+    `sections` are of rotations in three parts, which have to add up to half of the head size.
+    """
     new = copy.deepcopy(config)
     _shrink(new, depth)
+    if sections:
+        text = new.get_text_config()
+        text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
     return type(config).from_dict(new.to_dict())
 
 
@@ -84,13 +107,6 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     What belongs together in a config is not always told: a narrower one may be none, and is left out.
     """
 
-    def turning(sections: tuple[int, ...]) -> PretrainedConfig:
-        """Rotations in three parts, which have to add up to the head size."""
-        new = tiny(config, depth=depth)
-        text = new.get_text_config()
-        text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
-        return new
-
     def as_wide() -> PretrainedConfig:
         new = copy.deepcopy(config)
         _shrink(new, depth, only=("layers", "vocabulary"))
@@ -99,7 +115,7 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
     ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
     if "rope_theta" in rope:
-        ways += [functools.partial(turning, sections) for sections in ((2, 1, 1), (1, 1, 0))]
+        ways += [functools.partial(tiny, config, depth=depth, sections=each) for each in ((2, 1, 1), (1, 1, 0))]
     ways += [as_wide, lambda: copy.deepcopy(config)]
     for way in ways:
         try:
@@ -206,7 +222,7 @@ def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Genera
     """[batch, channels, height, width]; with frames before the channels where the config has some."""
     size = _named(config, "image_size") or IMAGE
     side = size if isinstance(size, (list, tuple)) else [size] * 2
-    frames = [n] if isinstance(n := _named(config, "num_frames"), int) else []
+    frames = [n] if isinstance(n := _first(config, "num_frames", "frames_per_clip"), int) else []
     return torch.randn(batch, *frames, _named(config, "num_channels") or 3, *side, generator=draw)
 
 
@@ -365,7 +381,7 @@ def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
 
 def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None = None) -> None:
     """In place; with `only`, these axes and what goes with them."""
-    kv = getattr(config, "num_key_value_heads", None)
+    kv = vars(config).get("num_key_value_heads")  # asking for what differs between layers raises
     layers = None
     for field, value in config.to_dict().items():
         sub = vars(config).get(field)
@@ -389,8 +405,12 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
             if axis == "heads" and isinstance(kv, int) and value > kv:
                 new *= 2
         else:
-            new = TINY.get(axis or "", TINY_FIELDS.get(field, value))
+            follows = TINY["hidden"] if field.endswith("hidden_size") else value
+            new = TINY.get(axis or "", TINY_FIELDS.get(field, follows))
         setattr(config, field, _token(value) if ids else min(value, new))
+    told = config.to_dict()
+    if isinstance(told.get("expand"), int) and {"num_heads", "head_dim"} <= told.keys() and not only:  # Mamba 2
+        config.head_dim = told["expand"] * told["hidden_size"] // told["num_heads"]
     if layers is None or layers <= 2:
         return
     lists = [v for v in config.to_dict().values() if isinstance(v, list) and len(v) == layers]

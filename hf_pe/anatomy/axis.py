@@ -96,6 +96,7 @@ class Axis:
         modules: modules with an integer attribute that moves along.
         native: whether the stock config alone can say the smaller size (the weights follow the field).
         parameters: number of parameters that belong to the axis.
+        step: what the sizes that the config can say are multiples of.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Axis:
     modules: tuple[str, ...] = ()
     native: bool = True
     parameters: int = 0
+    step: int = 1
 
     @property
     def kind(self) -> str:
@@ -123,8 +125,8 @@ class Axis:
 
     @functools.cached_property
     def heads(self) -> int:
-        """What its size has to be a multiple of: the heads that share it evenly."""
-        return math.lcm(*(slot.heads for slot in self.slots))
+        """What its size has to be a multiple of: its step, and the heads that share it evenly."""
+        return math.lcm(self.step, *(slot.heads for slot in self.slots))
 
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""

@@ -31,11 +31,15 @@ AXIS_OF_FIELD = {
     "hidden_dim": "ffn",
     "d_inner": "ffn",
     "mlp_dim": "ffn",
+    "dff": "ffn",
+    "dim_ff": "ffn",
+    "feed_forward_size": "ffn",
     "block_ff_dim": "ffn",
     "encoder_ffn_dim": "ffn",
     "decoder_ffn_dim": "ffn",
     "num_hidden_layers": "layers",
     "num_layers": "layers",
+    "layers": "layers",
     "num_decoder_layers": "layers",
     "n_layers": "layers",
     "n_layer": "layers",
@@ -49,6 +53,7 @@ AXIS_OF_FIELD = {
     "num_heads": "heads",
     "n_heads": "heads",
     "n_head": "heads",
+    "attention_heads": "heads",
     "encoder_attention_heads": "heads",
     "decoder_attention_heads": "heads",
     "encoder_num_attention_heads": "heads",
@@ -65,10 +70,18 @@ AXIS_OF_FIELD = {
     "num_experts": "experts",
     "n_routed_experts": "experts",
     "moe_intermediate_size": "expert_ffn",
+    "expert_ffn_hidden_size": "expert_ffn",
 }
 
 DEPTHS = ("depths", "depth", "stage_num_blocks", "n_attn_blocks", "blocks_per_stage")
 """Fields that list the layers of each stage (ConvNeXt, Swin, ResNet): an axis for each entry."""
+
+RATIOS = ("mlp_ratio", "mlp_ratios")
+"""Fields that say the FFN width as a multiple of the hidden one; lists say it stage by stage."""
+
+WIDTHS = ("embed_dim", "embed_dims", "hidden_size", "hidden_sizes")
+"""The hidden widths that they multiply. Where one ratio stands for stages of several widths, the first is meant: a unit
+of a wider stage is more channels."""
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
@@ -171,16 +184,16 @@ def resized(
         ValueError: each token takes more experts, or a token that the config names is not kept.
     """
     new = copy.deepcopy(config)
-    listed, _, entry = path.rpartition(".")
-    *parents, field = (listed if entry.isdigit() else path).split(".")
-    holder: Any = new
-    for parent in parents:
-        holder = getattr(holder, parent)
+    holder, field, entry = _place(new, path)
     before = getattr(holder, field)
-    if entry.isdigit():  # of a list: a stage's depth
+    said = _ratio(holder, field, entry, size) if field in RATIOS else size
+    if entry:  # of a list: a stage's depth
         entries = [*before]
-        entries[int(entry)] = size
+        entries[int(entry)] = said
         setattr(holder, field, entries)
+        return type(config).from_dict(new.to_dict())
+    if field in RATIOS:
+        setattr(holder, field, said)
         return type(config).from_dict(new.to_dict())
     if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
         for part in {id(new): new, id(holder): holder}.values():
@@ -203,6 +216,27 @@ def resized(
         _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def _place(config: Any, path: str) -> tuple[Any, str, str]:
+    """The part of a config that a dotted path leads to, the field there, and the entry where that is a list."""
+    listed, _, entry = path.rpartition(".")
+    *parents, field = (listed if entry.isdigit() else path).split(".")
+    for parent in parents:
+        config = getattr(config, parent)
+    return config, field, entry if entry.isdigit() else ""
+
+
+def _width(holder: Any, entry: str) -> int:
+    """The hidden width that a ratio multiplies, of the stage `entry` where it is one of a list."""
+    told = next((width for name in WIDTHS if (width := getattr(holder, name, None))), 0)
+    return int(told[int(entry or 0)] if isinstance(told, (list, tuple)) else told)
+
+
+def _ratio(holder: Any, field: str, entry: str, size: int) -> float:
+    """What makes `size` units, whether models round or cut off, in later stages too; whole where it can be."""
+    width = _width(holder, entry)
+    return (size + 2**-6) / width if size % width else size // width
 
 
 def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
@@ -287,10 +321,13 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
             continue  # one number does not say it
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
             yield prefix + field, f"{tower}{AXIS_OF_FIELD[field]}"
-        elif field in DEPTHS and isinstance(values[field], (list, tuple)):
+        elif field in (*DEPTHS, *RATIOS) and isinstance(values[field], (list, tuple)):
             for stage, count in enumerate(values[field]):
-                if isinstance(count, int):
-                    yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.layers"
+                if isinstance(count, int) or field in RATIOS:
+                    kind = "ffn" if field in RATIOS else "layers"
+                    yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.{kind}"
+        elif field in RATIOS and isinstance(values[field], (int, float)):
+            yield prefix + field, f"{tower}ffn"
 
 
 def _moved_by_another(values: dict[str, Any]) -> set[str]:
@@ -343,7 +380,20 @@ def _finish(
         towers = {_tower(s.group) for s in slots} or {_tower(m) for m in modules}
         if len(towers) == 1 and towers <= {"encoder", "decoder"}:
             name = f"{towers.pop()}.{name}"
-    return Axis(name, path, value, tuple(slots), tuple(modules), native, sum(tensors[n].numel() for n in names))
+    own = sum(tensors[n].numel() for n in names)
+    return Axis(name, path, value, tuple(slots), tuple(modules), native, own, _step(config, path, value))
+
+
+def _step(config: PretrainedConfig, path: str, size: int) -> int:
+    """What the sizes that the config can say are multiples of: the hidden width, where the ratio is a whole number."""
+    holder, field, entry = _place(config, path)
+    if field not in RATIOS:
+        return 1
+    try:
+        resized(config, path, size - 1)
+    except Exception:  # a config may refuse with anything
+        return _width(holder, entry)
+    return 1
 
 
 def _probes(value: int | None, name: str) -> list[int]:
@@ -375,6 +425,8 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
             else:
                 group = EVERYWHERE if name.endswith(SHARED) else _block(key)
                 slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
+    wide = {slot.group for slot in slots if slot.consumes and len(slot.layout.parts) > 1 and name.endswith("ffn")}
+    slots = [replace(s, layout=Layout((len(s.layout.parts),))) if s.group in wide else s for s in slots]
     slots = _fused(slots) if name.endswith("kv_groups") else slots
     return _with_shared_bias(slots, base) if name.endswith(HEADS) else slots
 
@@ -587,6 +639,7 @@ def _same_tensors(one: Axis, other: Axis) -> bool:
 
 
 def _value(config: Any, path: str) -> int | None:
-    for part in path.split("."):
-        config = config[int(part)] if part.isdigit() else getattr(config, part)
-    return config  # type: ignore[no-any-return]
+    holder, field, entry = _place(config, path)
+    value = getattr(holder, field)
+    value = value[int(entry)] if entry else value
+    return int(_width(holder, entry) * value) if field in RATIOS else value

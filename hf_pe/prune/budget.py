@@ -228,5 +228,5 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
 
 
 def _rounded(count: int, axis: Axis, multiple: int) -> int:
-    step = math.lcm(multiple, EXPERT_STEP) if axis.in_experts else multiple
+    step = math.lcm(multiple, axis.heads, EXPERT_STEP if axis.in_experts else 1)
     return min(-(-count // step) * step, axis.size)

@@ -1,6 +1,15 @@
 import pytest
 import transformers
-from transformers import AutoConfig, AutoModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    Dinov2Config,
+    Dinov2Model,
+    SegformerConfig,
+    SegformerModel,
+    SwinConfig,
+    SwinModel,
+)
 
 from hf_pe.anatomy import discover, resized, skeleton
 from hf_pe.instance import tiny
@@ -96,3 +105,28 @@ def test_the_skeleton_takes_no_memory_and_leaves_the_config_alone():
     before = config.to_dict()
     assert all(p.is_meta for p in skeleton(config, transformers.LlamaModel).parameters())
     assert config.to_dict() == before
+
+
+def test_one_ratio_stands_for_the_widths_of_all_stages():
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=24, depths=[1, 1, 1], num_heads=[2, 2, 2], window_size=2)
+    axis = discover(config, SwinModel).named("ffn")[0]
+    assert (axis.config_field, axis.size, axis.step) == ("mlp_ratio", 96, 1)
+    assert [slot.layout.parts for slot in axis.slots if slot.consumes] == [(1,), (2,), (4,)]  # a unit is 4 in a row
+    for size in range(1, 96):
+        state = skeleton(resized(config, "mlp_ratio", size), SwinModel).state_dict()
+        widths = [len(state[f"encoder.layers.{stage}.blocks.0.mlp.fc1.bias"]) for stage in range(3)]
+        assert widths == [size, 2 * size, 4 * size]
+
+
+def test_ratios_stage_by_stage_are_axes_of_their_own():
+    config = SegformerConfig(depths=[1, 1], num_encoder_blocks=2, hidden_sizes=[16, 24], num_attention_heads=[2, 2], sr_ratios=[2, 1], patch_sizes=[3, 3], strides=[2, 2], mlp_ratios=[4, 2])  # fmt: skip
+    axes = {a.name: (a.config_field, a.size, a.step) for a in discover(config, SegformerModel).named("ffn")}
+    assert axes == {"stage1.ffn": ("mlp_ratios.0", 64, 16), "stage2.ffn": ("mlp_ratios.1", 48, 24)}
+    assert resized(config, "mlp_ratios.1", 24).mlp_ratios == [4, 1]
+
+
+def test_a_ratio_that_is_a_whole_number_says_multiples_only():
+    config = Dinov2Config(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, image_size=28)
+    axis = discover(config, Dinov2Model).named("ffn")[0]
+    assert (axis.size, axis.step, axis.heads) == (96, 24, 24)
+    assert resized(config, axis.config_field, 72).mlp_ratio == 3

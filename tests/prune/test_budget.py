@@ -1,7 +1,15 @@
 import itertools
 
 import pytest
-from transformers import BertModel, LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertModel,
+    Dinov2Config,
+    Dinov2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_pe.plans import Sketch
 from hf_pe.prune.budget import (
@@ -12,6 +20,7 @@ from hf_pe.prune.budget import (
     first,
     first_within,
     in_step,
+    kept_sizes,
     ladder,
     removed,
     resized_sketch,
@@ -30,6 +39,13 @@ def test_a_ladder_has_every_size_the_config_can_say():
     )
     llama = Sketch(config=config, model_class=LlamaForCausalLM)
     assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8)] == [9, 8, 6, 4, 3, 2, 1]
+
+
+def test_a_width_that_a_whole_ratio_says_is_snapped_to_it():
+    config = Dinov2Config(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, image_size=28)
+    sketch = Sketch(config=config, model_class=Dinov2Model)
+    assert [rung["ffn"] for rung in ladder(sketch, "ffn", 8)] == [96, 72, 48, 24]
+    assert kept_sizes(sketch, {"ffn": 0.6}, 8) == {"ffn": 72}
 
 
 def test_towers_keep_the_same_share():

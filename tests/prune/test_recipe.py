@@ -13,6 +13,8 @@ from transformers import (
     ResNetForImageClassification,
     SegformerConfig,
     SegformerForImageClassification,
+    SwinConfig,
+    SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -277,3 +279,15 @@ def test_heads_of_a_t5_go_in_step_and_are_repaired(tokenizer, tmp_path):
     rough = StructuredPruning(keep={"heads": 0.5}, repair="none").apply(model, plan, data)
     scores = [judge(each, data).scores()["perplexity"] for each in (small, rough)]
     assert scores[0] < scores[1]
+
+
+def test_the_stages_of_a_swin_keep_the_same_share_of_their_own_widths(images, tmp_path):
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=24, depths=[1, 1], num_heads=[2, 2], window_size=2, num_labels=3)  # fmt: skip
+    model = SwinForImageClassification(config).eval()
+    recipe = StructuredPruning(keep={"ffn": 0.6})
+    small = recipe.apply(model, recipe.plan(model, images), images)
+    assert [layer.blocks[0].mlp.fc1.out_features for layer in small.swin.encoder.layers] == [64, 128]  # of 96 and 192
+    small.save_pretrained(tmp_path)
+    again = SwinForImageClassification.from_pretrained(tmp_path).eval()
+    inputs = example_inputs(model)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
