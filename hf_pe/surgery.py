@@ -70,7 +70,14 @@ def _attention(model: PreTrainedModel) -> dict[str, str]:
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
     """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
     units = list(next(iter(kept.values()))) if kept and axis.kind in ("layers", "vocabulary") else None
-    return resized(config, axis.config_field, size, units, keep_head_size=axis.heads == 1)
+    return resized(
+        config,
+        axis.config_field,
+        size,
+        units,
+        keep_head_size=not axis.narrows_heads,
+        whole_heads=axis.whole_heads,
+    )
 
 
 def _check(axis: Axis, kept: Kept) -> int:
@@ -88,6 +95,9 @@ def _check(axis: Axis, kept: Kept) -> int:
             raise ValueError(
                 f"Kept units of '{axis.name}' in '{group}': each of its {heads} heads keeps the same number."
             )
+        block = axis.in_group(group)[0].block
+        if any(count != block for count in Counter(unit // block for unit in units).values()):
+            raise ValueError(f"Kept units of '{axis.name}' in '{group}': whole heads of {block} stay or go.")
     sizes = {len(units) for units in kept.values()}
     if len(sizes) != 1:
         raise ValueError(f"A native cut keeps the same number of '{axis.name}' units everywhere; got {sorted(sizes)}.")

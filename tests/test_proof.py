@@ -20,12 +20,23 @@ from hf_pe.proof import EFFECT, prove, removable_layers
 from hf_pe.surgery import cut
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neox", "m2m_100"])
+@pytest.mark.parametrize("model_type", ["gptj", "m2m_100"])
 def test_hidden_width_that_sizes_rotations_or_waves_of_positions_is_refused(model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
     assert "differ by" in prove(config, model_class, axis).reason
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "roformer", "sam_vision_model", "qwen3_vl_vision"])
+def test_whole_heads_go_with_the_width_where_something_has_their_size(model_type):
+    """Rotations, tables of them, positions inside heads."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("hidden")
+    proof = prove(config, model_class, axis)
+    assert axis.whole_heads and not axis.narrows_heads
+    assert proof.holds, proof.reason
 
 
 def test_a_router_that_still_picks_removed_experts_is_noticed():
@@ -196,13 +207,13 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
 
 
 def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
-    """The hidden width of a GPT-NeoX sizes its rotations: the whole model says so, and nothing inside is asked."""
+    """The hidden width of a GPT-J sizes its heads, whose rotations stay: the whole model says so, nothing inside is."""
     asked = []
     compare = proof_module._compare_at
     monkeypatch.setattr(
         proof_module, "_compare_at", lambda case, *rest: asked.append(case.place) or compare(case, *rest)
     )
-    config = tiny(AutoConfig.for_model("gpt_neox"))
+    config = tiny(AutoConfig.for_model("gptj"))
     model = lively(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("hidden")[0]
     found = proof_module._compare(model, axis, proof_module._pattern(axis, model))

@@ -32,6 +32,10 @@ class Layout:
         """The positions of one part, unit after unit, in a dimension of `size` units."""
         return self._parts(torch.arange(size), size)[number].flatten()
 
+    def apart(self, size: int) -> list[torch.Tensor]:
+        """The positions as so many times all units, each in order: [units] for each place that a unit has."""
+        return list(torch.cat(self._parts(torch.arange(size), size), dim=1).T)
+
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         """Order the first dimension, of `size` units, by unit: [units, rest]."""
         order = torch.cat(self._parts(torch.arange(size), size), dim=1)
@@ -59,6 +63,7 @@ class Slot:
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
         heads: in how many heads the units of its group lie; each keeps the same number.
+        block: so many neighbouring units stay or go together (a whole head).
         power: the values that stay are multiplied by (kept / all) ** power, in the layout's first part: where the model
             itself divides or multiplies by a root of the width (scores of queries, scaled embeddings).
         offset: what the model adds to the stored values (Gemma's norms multiply with 1 + weight).
@@ -71,6 +76,7 @@ class Slot:
     layout: Layout = field(default_factory=Layout)
     entry: int | None = None
     heads: int = 1
+    block: int = 1
     power: float = 0.0
     offset: float = 0.0
 
@@ -97,6 +103,7 @@ class Axis:
         native: whether the stock config alone can say the smaller size (the weights follow the field).
         parameters: number of parameters that belong to the axis.
         step: what the sizes that the config can say are multiples of.
+        whole_heads: of the hidden width: heads keep their size and become fewer with it.
     """
 
     name: str
@@ -107,6 +114,7 @@ class Axis:
     native: bool = True
     parameters: int = 0
     step: int = 1
+    whole_heads: bool = False
 
     @property
     def kind(self) -> str:
@@ -125,8 +133,13 @@ class Axis:
 
     @functools.cached_property
     def heads(self) -> int:
-        """What its size has to be a multiple of: its step, and the heads that share it evenly."""
-        return math.lcm(self.step, *(slot.heads for slot in self.slots))
+        """What its size has to be a multiple of: its step, the heads that share it evenly, and whole heads."""
+        return math.lcm(self.step, *(slot.heads for slot in self.slots), *(slot.block for slot in self.slots))
+
+    @functools.cached_property
+    def narrows_heads(self) -> bool:
+        """Whether heads become narrower with it."""
+        return any(slot.heads > 1 for slot in self.slots)
 
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
@@ -139,8 +152,11 @@ class Axis:
         return [head * held + unit for head in range(heads) for unit in range(size // heads)]
 
     def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
-        """The `size` units of the largest `scores` [units], as many in each of the group's heads, rising."""
-        heads = self.in_group(group)[0].heads
+        """The `size` units of the largest `scores` [units], rising; as many in each head, or whole heads."""
+        heads, block = self.in_group(group)[0].heads, self.in_group(group)[0].block
+        if block > 1:
+            best = scores.reshape(-1, block).sum(1).topk(size // block).indices.cpu()
+            return sorted((best[:, None] * block + torch.arange(block)).flatten().tolist())
         best = scores.reshape(heads, -1).topk(size // heads).indices.cpu()
         return sorted((best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten().tolist())
 

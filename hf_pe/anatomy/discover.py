@@ -171,13 +171,20 @@ class _Unfilled(TorchFunctionMode):
 
 
 def resized(
-    config: PretrainedConfig, path: str, size: int, kept: list[int] | None = None, *, keep_head_size: bool = True
+    config: PretrainedConfig,
+    path: str,
+    size: int,
+    kept: list[int] | None = None,
+    *,
+    keep_head_size: bool = True,
+    whole_heads: bool = False,
 ) -> PretrainedConfig:
     """Return a copy of `config` with the field at dotted `path` set to `size`.
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
     (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
-    changes (unless not `keep_head_size`: nothing is said of it); key-value heads take along the query heads that read
+    changes (unless not `keep_head_size`: nothing is said of it; with `whole_heads` there are fewer of them as it
+    falls); key-value heads take along the query heads that read
     them. Token ids become the places of `kept`.
 
     Raises:
@@ -208,14 +215,25 @@ def resized(
         queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
         heads = getattr(holder, queries, None)
         told = any(getattr(holder, name, None) for name in HEAD_SIZES)
-        if heads and keep_head_size and not told and hasattr(holder, "hidden_size"):
+        if heads and keep_head_size and not whole_heads and not told and hasattr(holder, "hidden_size"):
             holder.head_dim = holder.hidden_size // heads
+        if whole_heads:
+            _fewer_heads_(holder, size, before or size)
         if AXIS_OF_FIELD[field] != "hidden":
             setattr(holder, queries, (heads or 0) * size // (before or 1))
     if AXIS_OF_FIELD[field] == "experts":
         _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def _fewer_heads_(holder: Any, size: int, before: int) -> None:
+    """As many heads less as the hidden width falls."""
+    for field, heads in holder.to_dict().items():
+        if AXIS_OF_FIELD.get(field) in HEADS and isinstance(heads, int):
+            if heads * size % before:
+                raise ValueError(f"{heads} heads of a width of {before} are no whole number of {size}")
+            setattr(holder, field, heads * size // before)
 
 
 def _place(config: Any, path: str) -> tuple[Any, str, str]:
@@ -349,12 +367,60 @@ def _axis(
             other = skeleton(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
             continue
+        whole = _with_whole_heads(config, model_class, base, other, path, name, size)
+        other = whole or other
         slots = _slots(base, other, value, size, name)
         modules = _moved_attributes(base, other)
         if slots or modules:
             axis = _finish(config, base, path, name, value, size, slots, modules)
+            axis = replace(axis, whole_heads=whole is not None)
             return _with_scales(axis, base, other, size) if axis.kind == "hidden" else axis
     return None
+
+
+def _with_whole_heads(
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel],
+    base: PreTrainedModel,
+    other: PreTrainedModel,
+    path: str,
+    name: str,
+    size: int,
+) -> PreTrainedModel | None:
+    """Where something has the size of a head that falls with the hidden width (rotations, norms or positions inside
+    heads), the model with fewer heads of the same size, if that leaves it; else None."""
+    if not name.endswith("hidden") or not (_odd(base, other, _value(config, path)) or _rotated(base, other)):
+        return None
+    try:
+        found = skeleton(resized(config, path, size, whole_heads=True), model_class)
+    except Exception:  # a size the architecture does not allow may raise anything
+        return None
+    return None if _odd(base, found, _value(config, path)) else found
+
+
+def _odd(base: PreTrainedModel, other: PreTrainedModel, size: int | None) -> bool:
+    """Whether a parameter or buffer changes along a dimension that is no multiple of `size`."""
+    after = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    for name, tensor in (*base.named_parameters(), *base.named_buffers()):
+        changed = after[name].shape if name in after else tensor.shape
+        if len(changed) == tensor.ndim and any(
+            one != new and one % (size or one) for one, new in zip(tensor.shape, changed, strict=True)
+        ):
+            return True
+    return False
+
+
+def _rotated(base: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether maps into heads change, in a stack of blocks that has rotations."""
+    after = _shapes(other)
+    changed = {
+        _stack(_block(name))
+        for name, tensor in base.named_parameters()
+        if tensor.ndim == 2 and all(one != new for one, new in zip(tensor.shape, after.get(name, ()), strict=False))
+    }
+    places = {_stack(stack) for stack in changed - {""}}
+    rotations = [name for name, _ in base.named_buffers() if name.endswith("inv_freq")]
+    return any(not place or name.startswith(f"{place}.") for place in places for name in rotations)
 
 
 def _finish(
@@ -458,9 +524,10 @@ def _of_experts(model: PreTrainedModel, key: str, dim: int, layout: Layout) -> l
 
 
 def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
-    """Read the layout off two lengths. Fused FFN parts lie one after the other, heads are blocks; the proof checks."""
+    """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks; the
+    proof checks."""
     per_unit = other_length // probe if size is None else (length - other_length) // (size - probe)
-    return Layout((1,) * per_unit if per_unit > 1 and name.endswith("ffn") else (max(per_unit, 1),))
+    return Layout((1,) * per_unit if per_unit > 1 and name.endswith(("ffn", "hidden")) else (max(per_unit, 1),))
 
 
 def _fused(slots: list[Slot]) -> list[Slot]:
@@ -493,7 +560,7 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
     for name, parameter in base.named_parameters():
         dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
         if parameter.ndim == 2 and len(dims) == 2:
-            width[name] = dims[_written(base, name)].layout.parts[0]
+            width[name] = sum(dims[_written(base, name)].layout.parts)
     inner: dict[tuple[str, int | None], Slot] = {}
     for module, heads in attention:
         for scope in _outwards(module):
@@ -512,6 +579,7 @@ def _inside(
 ) -> Iterator[Slot]:
     """The slots of one attention whose units are no longer the stream's."""
     *asking, answer = maps
+    apart, block = (1, axis.size // heads) if axis.whole_heads else (heads, 1)
     for slot in axis.slots:
         name = f"{slot.name.removesuffix('bias')}weight" if slot.name.endswith("bias") else slot.name  # or in_proj_bias
         wrote = slot.name not in width or slot.dim == _written(base, slot.name)
@@ -519,9 +587,10 @@ def _inside(
             parts = (1,) * width[name]
             layout = Layout(parts, heads if len(parts) > 1 and _called(name) in BY_HEAD else 1)
             scaled = (len(parts) == 3 or asks(name)) and base.config.model_type not in UNSCALED
-            yield replace(slot, group=scope, layout=layout, heads=heads, power=0.5 if scaled else 0.0)
+            power = 0.5 if scaled and not axis.whole_heads else 0.0
+            yield replace(slot, group=scope, layout=layout, heads=apart, block=block, power=power)
         elif slot.name == answer and not wrote:
-            yield replace(slot, group=scope, heads=heads)
+            yield replace(slot, group=scope, heads=apart, block=block)
 
 
 def asks(name: str) -> bool:

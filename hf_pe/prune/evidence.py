@@ -31,18 +31,26 @@ def evidence(
     """
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
-    reading = {s.key: s.of(state).movedim(s.dim or 0, 1) for s in slots if s.consumes}
+    consuming = {s.key: s for s in slots if s.consumes}
+    reading = {key: s.of(state).movedim(s.dim or 0, 1) for key, s in consuming.items()}
     grams = {}
     if moments is not None:
         for name, weight in reading.items():
             grams[name] = pooled(moments[name]).gram if name in moments else torch.eye(weight.shape[1])
     seen = {name: slopes[name] for name in reading if name in slopes}
-    gates = [s.gates.reshape(len(s.gates), axis.size, -1).sum(2) for s in seen.values()]
+    gates = [
+        consuming[key].layout.by_unit(s.gates.T, axis.size).reshape(axis.size, -1, len(s.gates)).sum(1).T
+        for key, s in seen.items()
+    ]
     one, *others = reading
     if others:
         felt = {name: s.outputs for name, s in seen.items()}
-        reading = {name: weight for name, weight in reading.items() if not felt or name in felt}
-        consumer, gram, outputs = _as_one(reading, grams, felt)
+        maps = []
+        for name in (name for name in reading if not felt or name in felt):
+            for places in consuming[name].layout.apart(axis.size):  # joined widths are read by a map each
+                gram = grams[name][places][:, places] if grams else None
+                maps.append((reading[name][:, places], gram, felt.get(name)))
+        consumer, gram, outputs = _as_one(maps)
     else:
         consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
     return Evidence(
@@ -56,18 +64,24 @@ def evidence(
 
 
 def _as_one(
-    reading: dict[str, torch.Tensor], grams: dict[str, torch.Tensor], felt: dict[str, torch.Tensor]
+    maps: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]],
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """Many maps that read the same units as one with the same cost: a root of the sum of W^T M W, each map by the size
-    of its output; the mean Gram matrix, each of trace 1; M = I."""
-    total = gram = torch.zeros(())
-    for name, weight in reading.items():
+    of its output; the mean Gram matrix, each of trace 1; M = I.
+
+    Args:
+        maps: of each W [outputs, units], the Gram matrix and M; None where they are not asked for.
+    """
+    total = mean = torch.zeros(())
+    for weight, gram, felt in maps:
         weight = weight.double()
-        held = weight.T @ (felt[name].double() @ weight if felt else weight)
-        here = grams.get(name, torch.eye(len(held))).double()
+        held = weight.T @ (felt.double() @ weight if felt is not None else weight)
+        here = gram.double() if gram is not None else torch.eye(len(held)).double()
         here = here / here.diagonal().mean().clamp_min(1e-30)
         total = total + held / (held * here).sum().clamp_min(1e-30)
-        gram = gram + here / len(reading)
+        mean = mean + here / len(maps)
     values, vectors = torch.linalg.eigh(total)
     consumer = values.clamp_min(0).sqrt()[:, None] * vectors.T
-    return consumer.float(), gram.float() if grams else None, torch.eye(len(consumer)) if felt else None
+    first = maps[0]
+    outputs = torch.eye(len(consumer)) if first[2] is not None else None
+    return consumer.float(), mean.float() if first[1] is not None else None, outputs

@@ -284,7 +284,7 @@ class StructuredPruning(Frozen):
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
                 self._repair_in_order_(model, original, layers, data)
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
-                if axis.heads > 1:
+                if axis.narrows_heads:
                     model, moments = turned(model, axis, _remembered(MOMENTS, _all_moments, model, axis, data))
                     data.memory[MOMENTS] = (model, axis.name, moments)
             smaller = cut(model, axis, kept)
@@ -348,7 +348,8 @@ class StructuredPruning(Frozen):
         """The groups whose units come in another basis before the cut, the most important first."""
         if axis.kind != "hidden":
             return []
-        return [group for group in axis.groups if group != EVERYWHERE or self.hidden == "rotation"]
+        inside = [group for group in axis.groups if group != EVERYWHERE and axis.narrows_heads]
+        return [*inside, *([EVERYWHERE] if self.hidden == "rotation" else [])]
 
 
 def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:

@@ -7,7 +7,9 @@ from pydantic import ValidationError
 from transformers import (
     AutoConfig,
     BertModel,
-    GPTNeoXModel,
+    GPTJModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     LlamaForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
@@ -19,6 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hf_pe.anatomy import EVERYWHERE
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, outputs_of
@@ -224,8 +227,8 @@ def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
 
 
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
-    """GPT-NeoX's rotations shrink with the hidden width."""
-    sketch = Sketch(AutoConfig.for_model("gpt_neox", num_hidden_layers=2), GPTNeoXModel)
+    """GPT-J's rotations lie as they were while its heads become narrower."""
+    sketch = Sketch(AutoConfig.for_model("gptj", n_layer=2), GPTJModel)
     with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
         StructuredPruning(keep={"hidden": 0.5}).outline(sketch)
 
@@ -289,5 +292,23 @@ def test_the_stages_of_a_swin_keep_the_same_share_of_their_own_widths(images, tm
     assert [layer.blocks[0].mlp.fc1.out_features for layer in small.swin.encoder.layers] == [64, 128]  # of 96 and 192
     small.save_pretrained(tmp_path)
     again = SwinForImageClassification.from_pretrained(tmp_path).eval()
+    inputs = example_inputs(model)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_whole_heads_go_with_the_width_where_rotations_hold_their_size(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=64, num_attention_heads=4, num_hidden_layers=2, intermediate_size=96)  # fmt: skip
+    model = GPTNeoXForCausalLM(config).eval()
+    data = CausalLM().prepare(load_examples(DataConfig(train="builtin:pydoc", max_length=32)), tokenizer, config)
+    recipe = StructuredPruning(keep={"hidden": 0.5})
+    plan = recipe.plan(model, data)
+    small = recipe.apply(model, plan, data)
+    assert (small.config.hidden_size, small.config.num_attention_heads) == (32, 2)
+    for group, units in plan.kept["hidden"].items():
+        heads = {unit // 16 for unit in units}
+        assert len(units) == 32 and (group == EVERYWHERE or len(heads) == 2)
+    small.save_pretrained(tmp_path)
+    again = GPTNeoXForCausalLM.from_pretrained(tmp_path).eval()
     inputs = example_inputs(model)
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
