@@ -60,6 +60,7 @@ TINY_FIELDS = {
     "t2u_vocab_size": 99,
     "unit_hifi_gan_vocab_size": 99,
     "encoder_hash_byte_group_vocab": 50,
+    "true_hidden_size": 128,
     "qk_head_dim": 16,
     "adapter_in_dim": 32,
     "adapter_input_size": 32,

@@ -491,7 +491,8 @@ def _slots(base: PreTrainedModel, other: PreTrainedModel, size: int | None, prob
             else:
                 group = EVERYWHERE if name.endswith(SHARED) else _block(key)
                 slots.append(Slot(key, dim, group, _consumes(base, key, dim), layout))
-    wide = {slot.group for slot in slots if slot.consumes and len(slot.layout.parts) > 1 and name.endswith("ffn")}
+    joined = [slot for slot in slots if len(slot.layout.parts) > 1 and slot.entry is None and name.endswith("ffn")]
+    wide = {slot.group for slot in joined if slot.consumes}
     slots = [replace(s, layout=Layout((len(s.layout.parts),))) if s.group in wide else s for s in slots]
     slots = _fused(slots) if name.endswith("kv_groups") else slots
     return _with_shared_bias(slots, base) if name.endswith(HEADS) else slots
