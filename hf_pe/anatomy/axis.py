@@ -153,12 +153,11 @@ class Axis:
 
     def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
         """The `size` units of the largest `scores` [units], rising; as many in each head, or whole heads."""
-        heads, block = self.in_group(group)[0].heads, self.in_group(group)[0].block
-        if block > 1:
-            best = scores.reshape(-1, block).sum(1).topk(size // block).indices.cpu()
-            return sorted((best[:, None] * block + torch.arange(block)).flatten().tolist())
-        best = scores.reshape(heads, -1).topk(size // heads).indices.cpu()
-        return sorted((best + torch.arange(heads)[:, None] * (len(scores) // heads)).flatten().tolist())
+        slot = self.in_group(group)[0]
+        blocks = scores.reshape(slot.heads, -1, slot.block).sum(2)
+        best = blocks.topk(size // slot.heads // slot.block).indices.cpu()
+        first = (best + torch.arange(slot.heads)[:, None] * blocks.shape[1]) * slot.block
+        return sorted((first[..., None] + torch.arange(slot.block)).flatten().tolist())
 
     @functools.cached_property
     def _by_group(self) -> dict[str, list[Slot]]:

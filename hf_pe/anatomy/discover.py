@@ -22,6 +22,8 @@ from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
 from hf_pe.anatomy.form import built
 
 HEADS = ("heads", "kv_groups")
+"""The axes whose units are heads, alone or with their key-value heads."""
+
 AXIS_OF_FIELD = {
     "intermediate_size": "ffn",
     "ffn_dim": "ffn",
@@ -183,9 +185,8 @@ def resized(
 
     Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
     (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
-    changes (unless not `keep_head_size`: nothing is said of it; with `whole_heads` there are fewer of them as it
-    falls); key-value heads take along the query heads that read
-    them. Token ids become the places of `kept`.
+    changes (unless not `keep_head_size`: nothing is said of it; with `whole_heads` they become fewer as it falls);
+    key-value heads take along the query heads that read them. Token ids become the places of `kept`.
 
     Raises:
         ValueError: each token takes more experts, or a token that the config names is not kept.
@@ -193,14 +194,9 @@ def resized(
     new = copy.deepcopy(config)
     holder, field, entry = _place(new, path)
     before = getattr(holder, field)
-    said = _ratio(holder, field, entry, size) if field in RATIOS else size
-    if entry:  # of a list: a stage's depth
-        entries = [*before]
-        entries[int(entry)] = said
-        setattr(holder, field, entries)
-        return type(config).from_dict(new.to_dict())
-    if field in RATIOS:
-        setattr(holder, field, said)
+    if entry or field in RATIOS:
+        said = _ratio(holder, entry, size) if field in RATIOS else size
+        setattr(holder, field, [said if i == int(entry) else each for i, each in enumerate(before)] if entry else said)
         return type(config).from_dict(new.to_dict())
     if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
         for part in {id(new): new, id(holder): holder}.values():
@@ -251,7 +247,7 @@ def _width(holder: Any, entry: str) -> int:
     return int(told[int(entry or 0)] if isinstance(told, (list, tuple)) else told)
 
 
-def _ratio(holder: Any, field: str, entry: str, size: int) -> float:
+def _ratio(holder: Any, entry: str, size: int) -> float:
     """What makes `size` units, whether models round or cut off, in later stages too; whole where it can be."""
     width = _width(holder, entry)
     return (size + 2**-6) / width if size % width else size // width
@@ -367,7 +363,7 @@ def _axis(
             other = skeleton(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
             continue
-        whole = _with_whole_heads(config, model_class, base, other, path, name, size)
+        whole = _with_whole_heads(config, base, other, path, size) if name.endswith("hidden") else None
         other = whole or other
         slots = _slots(base, other, value, size, name)
         modules = _moved_attributes(base, other)
@@ -379,23 +375,18 @@ def _axis(
 
 
 def _with_whole_heads(
-    config: PretrainedConfig,
-    model_class: type[PreTrainedModel],
-    base: PreTrainedModel,
-    other: PreTrainedModel,
-    path: str,
-    name: str,
-    size: int,
+    config: PretrainedConfig, base: PreTrainedModel, other: PreTrainedModel, path: str, size: int
 ) -> PreTrainedModel | None:
     """Where something has the size of a head that falls with the hidden width (rotations, norms or positions inside
     heads), the model with fewer heads of the same size, if that leaves it; else None."""
-    if not name.endswith("hidden") or not (_odd(base, other, _value(config, path)) or _rotated(base, other)):
+    width = _value(config, path)
+    if not (_odd(base, other, width) or _rotated(base, other)):
         return None
     try:
-        found = skeleton(resized(config, path, size, whole_heads=True), model_class)
+        found = skeleton(resized(config, path, size, whole_heads=True), type(base))
     except Exception:  # a size the architecture does not allow may raise anything
         return None
-    return None if _odd(base, found, _value(config, path)) else found
+    return None if _odd(base, found, width) else found
 
 
 def _odd(base: PreTrainedModel, other: PreTrainedModel, size: int | None) -> bool:
