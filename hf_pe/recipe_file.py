@@ -122,8 +122,10 @@ def _explain(error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"] if part not in KINDS)
     got = repr(error.get("input"))
     if error["type"] == "extra_forbidden":
-        known = _fields_at(error["loc"][:-1])
-        return f"{where}: unknown key; expected one of {', '.join(known)}.{nearest(str(error['loc'][-1]), known)}"
+        *holders, key = error["loc"]  # the key is what was written, also where a kind has its name
+        known = _fields_at(holders)
+        where = ".".join(str(part) for part in (*(each for each in holders if each not in KINDS), key))
+        return f"{where}: unknown key; expected one of {', '.join(known)}.{nearest(str(key), known)}"
     if error["type"] == "missing":
         return f"{where}: missing; it is needed."
     if error["type"] == "union_tag_invalid":

@@ -60,6 +60,7 @@ def changed(path, value):
     ("content", "message"),
     [
         (changed(["modle"], "x"), r"modle: unknown key; expected one of .*Did you mean 'model'\?"),
+        (changed(["prune"], {"keep": {"ffn": 0.5}}), r"\n  prune: unknown key; expected one of format_version"),
         (changed(["data", "tran"], "x"), r"data\.tran: unknown key.*Did you mean 'train'\?"),
         (
             changed(["recipes", 0, "target"], {"latncy": 0.5}),
