@@ -16,7 +16,7 @@ LEVELS = [
     {"surgery", "data", "transplant", "instance"},
     {"proof"},
     {"tasks", "checkpoints", "packing"},
-    {"measure", "provenance", "bridge"},
+    {"measure", "provenance", "bridge", "calibration"},
     {"prune", "distill", "quantize", "backbones"},
     {"hub"},
     {"results"},

@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
+from hf_pe.calibration import BATCH, Passes, evaluating, hidden_of, watching
 from hf_pe.errors import UsageError
-from hf_pe.prune.statistics import BATCH, Passes, evaluating, hidden_of, watching
 from hf_pe.regression import Moments, add_to_fold, fit
 from hf_pe.tasks import TaskData
 

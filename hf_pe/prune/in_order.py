@@ -9,10 +9,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
+from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.prune.lockstep import Stop, Waiting, lockstep
-from hf_pe.prune.statistics import BATCH, hidden_of
 from hf_pe.regression import Moments, add_to_fold, fit
 from hf_pe.tasks import TaskData, counted_rows
 

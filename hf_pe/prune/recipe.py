@@ -38,8 +38,8 @@ from hf_pe.prune.sensitivity import least_loss, least_missed, tried
 from hf_pe.prune.statistics import (
     block_influence,
     consumer_moments,
+    consumer_moments_by_block,
     consumer_slopes,
-    moments_by_block,
     moments_bytes,
 )
 from hf_pe.prune.target import Target, above_floor
@@ -355,7 +355,7 @@ class StructuredPruning(Frozen):
 def _moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
     """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
     if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > psutil.virtual_memory().available * MEMORY:
-        yield from moments_by_block(model, axis, data)
+        yield from consumer_moments_by_block(model, axis, data)
         yield from expert_moments_by_block(model, axis, data)
     else:
         yield _remembered(MOMENTS, _all_moments, model, axis, data)

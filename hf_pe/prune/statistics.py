@@ -1,7 +1,6 @@
 """Statistics of a model's activations on calibration data."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,34 +8,25 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
+from hf_pe.calibration import hidden_of, moments, moments_by_block, watch
 from hf_pe.progress import advance
-from hf_pe.prune.lockstep import Stop, lockstep
-from hf_pe.regression import FOLDS, Moments, add_to_fold
-from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
+from hf_pe.regression import FOLDS, Moments
+from hf_pe.tasks import TaskData, counted_rows
 
-BATCH = 8
-"""Calibration rows a forward pass takes."""
 GRADIENT_BATCH = 4
 """Calibration rows a forward and backward pass takes."""
 
 
 def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold."""
-    sums, modules = _Sums(), _consumers(model, axis)
-    if modules:
-        with _watch(model, modules, sums.collect) as passes:
-            passes.run(data, f"statistics of {axis.name}")
-    return sums.taken()
+    return moments(model, _consumers(model, axis), data, f"statistics of {axis.name}")
 
 
-def moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
+def consumer_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory."""
-    sums, modules = _Sums(), _consumers(model, axis)
+    modules = _consumers(model, axis)
     blocks = list(dict.fromkeys(slot.group for slot in axis.slots if slot.name in modules))
-    if modules:
-        with _watch(model, modules, sums.collect) as passes:
-            for _ in passes.walk(data, blocks, f"statistics of {axis.name}"):
-                yield sums.taken()
+    return moments_by_block(model, modules, blocks, data, f"statistics of {axis.name}")
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
@@ -44,30 +34,6 @@ def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
     state = model.state_dict()
     widths = [slot.of(state).shape[slot.dim or 0] for slot in axis.slots if slot.consumes]
     return sum(FOLDS * 4 * width**2 for width in widths)
-
-
-class _Sums:
-    """Moments by slot as they come in."""
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums: dict[str, list[Moments]] = {}
-        self.first: dict[str, str] = {}  # one is enough of maps that read the very same tensor
-        self.last: list[Any] = [None, ""]
-
-    def collect(self, name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        if inputs is self.last[0] and self.first.setdefault(name, self.last[1]) != name:
-            return
-        self.last[:] = inputs, self.first.setdefault(name, name)
-        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask)))
-
-    def taken(self) -> dict[str, list[Moments]]:
-        """What came since it was last asked for."""
-        found = {name: self.sums[source] for name, source in self.first.items()}
-        self._clear()
-        return found
 
 
 class Slopes(NamedTuple):
@@ -155,7 +121,7 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
             turned[name].append(1 - torch.cosine_similarity(before, after))
 
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
-    with _watch(model, layers, collect) as passes:
+    with watch(model, layers, collect) as passes:
         passes.run(data, f"influence of {axis.name}")
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
 
@@ -169,7 +135,7 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
         rows = rows / rows.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-12)
         total["sum"] = total.get("sum", torch.zeros(())) + (rows.T @ rows).double() / len(rows)
 
-    with _watch(model, norms, collect) as passes:
+    with watch(model, norms, collect) as passes:
         passes.run(data, "principal components")
     return total["sum"] / total["sum"].trace()
 
@@ -187,22 +153,9 @@ def kept_length(
             rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
         seen[name].append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
 
-    with _watch(model, norms, collect) as passes:
+    with watch(model, norms, collect) as passes:
         passes.run(data, "norms of the kept width")
     return {name: float(torch.cat(parts).mean()) for name, parts in seen.items()}
-
-
-def hidden_of(output: Any) -> torch.Tensor:
-    """The hidden states among what a block gives."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
-
-
-def _body(model: PreTrainedModel, modules: list[nn.Module]) -> nn.Module:
-    """The model without its head, whose logits nobody asks for, where all `modules` lie in it."""
-    body = model.base_model
-    inside = {id(module) for module in body.modules()}
-    return body if all(id(module) in inside for module in modules) else model
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:
@@ -214,77 +167,3 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
 def _consumers(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
     slots = (s for s in axis.slots if s.consumes and s.entry is None)
     return {s.name: model.get_submodule(s.name.rpartition(".")[0]) for s in slots}
-
-
-class Passes:
-    """Forward passes of a model in evaluation mode, whose hooks can ask which batch is on its way.
-
-    Attributes:
-        number, mask: of the batch, and its attention mask.
-    """
-
-    def __init__(self, model: PreTrainedModel, body: nn.Module) -> None:
-        self.model, self.body = model, body
-        self.number = 0
-        self.mask: torch.Tensor | None = None
-
-    def run(self, data: TaskData, what: str) -> None:
-        """All calibration rows, batch by batch."""
-        done = 0
-        with torch.no_grad():
-            for number, batch in enumerate(data.batches(data.calibration, BATCH)):
-                batch = {k: v.to(self.model.device) for k, v in batch.items()}
-                self._turn(number, batch)
-                self.body(**model_inputs(batch))
-                done += len(next(iter(batch.values())))
-                advance(what, done, len(data.calibration))
-
-    def walk(self, data: TaskData, blocks: Sequence[str], what: str) -> Iterator[str]:
-        """All calibration rows through one block after the other; each is given when they are through."""
-        batches = data.batches(data.calibration, BATCH)
-        with lockstep(self.model, batches, [Stop(block, after=True) for block in blocks], self._turn) as doors:
-            for done, (block, _) in enumerate(zip(blocks, doors, strict=True), 1):
-                advance(what, done, len(blocks))
-                yield block
-
-    def _turn(self, number: int, batch: Batch) -> None:
-        self.number, self.mask = number, batch.get("attention_mask")
-
-
-@contextmanager
-def watching(passes: Passes, handles: list[Any]) -> Iterator[Passes]:
-    """Keep hooks, and evaluation mode, while `passes` run."""
-    with evaluating(passes.model):
-        try:
-            yield passes
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside, the mode it was in afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-@contextmanager
-def _watch(model: PreTrainedModel, modules: dict[str, nn.Module], collect: Callable[..., None]) -> Iterator[Passes]:
-    """`collect` gets what each of `modules` reads and gives."""
-    passes = Passes(model, _body(model, list(modules.values())))
-
-    def hook(name: str) -> Any:
-        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            inputs = args[0] if args else kwargs["hidden_states"]
-            collect(name, passes.number, passes.mask, inputs, output)
-
-        return read
-
-    handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
-    with watching(passes, handles):
-        yield passes

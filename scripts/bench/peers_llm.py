@@ -14,8 +14,9 @@ from peers import weighted_fluctuation
 from torch import nn
 
 from hf_pe.anatomy import discover
+from hf_pe.calibration import BATCH
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.statistics import BATCH, consumer_moments
+from hf_pe.prune.statistics import consumer_moments
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 

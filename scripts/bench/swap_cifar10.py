@@ -4,7 +4,8 @@ from scratch and by plain logits distillation, each for the same processor time;
 Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
 for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
 Needs ../shared/data/cifar10 and ../shared/models/mobilenetv2-imagenet. Seeds: --seeds (default 5; 3 are enough).
-Seconds: --teacher (7200: an hour on two cores) and --student (450).
+Seconds: --teacher (7200: an hour on two cores) and --student (450). A part alone, beside another on the next core:
+--only.
 """
 
 import argparse
@@ -133,7 +134,7 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--teacher", type=float, default=7200)
     arguments.add_argument("--student", type=float, default=450)
-    arguments.add_argument("--onto", choices=list(ONTO), action="append")
+    arguments.add_argument("--only", choices=[*ONTO, "imagenet"], action="append", help="default: all of them")
     told = arguments.parse_args()
     pixels, labels = images("train")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -145,12 +146,12 @@ def main() -> None:
     fast: Any = copy.deepcopy(model).to(torch.bfloat16).to(memory_format=torch.channels_last)
     data = lessons(train, fast)
     rows: list[dict[str, Any]] = []
-    for name in told.onto or ONTO:
-        found = onto(name, model, data, dev, test, told)
-        rows += figures(name, model, dense, found, told)
+    for name in told.only or [*ONTO, "imagenet"]:
+        if name == "imagenet":
+            rows.append(brought(imagenet(model, data, test, told), dense, told))
+        else:
+            rows += figures(name, model, dense, onto(name, model, data, dev, test, told), told)
         write("swap_cifar10", rows)
-    pretrained = imagenet(model, data, test, told)
-    write("swap_cifar10", [*rows, brought(pretrained, dense, told)])
 
 
 def onto(name: str, model: Any, data: TaskData, dev: Images, test: Images, told: Any) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import torch
 from transformers import AutoConfig, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.anatomy import discover
+from hf_pe.calibration import answers, distance
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.sensitivity import _answers, _distance, least_loss, least_missed, tried
+from hf_pe.prune.sensitivity import least_loss, least_missed, tried
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, taught
@@ -54,11 +55,11 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
 def test_layers_go_one_by_one_where_they_are_missed_least(deep):
     """By hand: of all layers the one without which the answers stay nearest, then of all pairs with it."""
     model, data, axis = deep
-    wanted = _answers(model, data)
+    wanted = answers(model, data)
 
     def loss(*gone):
         stack = [i for i in range(axis.size) if i not in gone]
-        return _distance(_answers(cut(model, axis, {axis.groups[0]: stack}), data), wanted)
+        return distance(answers(cut(model, axis, {axis.groups[0]: stack}), data), wanted)
 
     first = min(range(4), key=loss)
     second = min((i for i in range(4) if i != first), key=lambda i: loss(first, i))

@@ -7,8 +7,8 @@ from hf_pe.data import load_examples
 from hf_pe.prune.statistics import (
     block_influence,
     consumer_moments,
+    consumer_moments_by_block,
     consumer_slopes,
-    moments_by_block,
     moments_bytes,
 )
 from hf_pe.regression import pooled
@@ -50,7 +50,7 @@ def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work):
     axis = discover(model.config, BertModel).named("ffn")[0]
     whole = consumer_moments(model, axis, data)
     assert sum(f.xx.numel() * 4 for folds in whole.values() for f in folds) == moments_bytes(model, axis)
-    parts = list(moments_by_block(model, axis, data))
+    parts = list(consumer_moments_by_block(model, axis, data))
     assert [len(part) for part in parts] == [1, 1, 1, 1]
     for name, folds in (item for part in parts for item in part.items()):
         for one, other in zip(folds, whole[name], strict=True):

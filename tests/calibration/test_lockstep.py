@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
+from hf_pe.calibration import Stop, lockstep
 from hf_pe.instance import example_inputs, lively, no_cache, tiny
-from hf_pe.prune.lockstep import Stop, lockstep
 
 
 def batches(model, count=3):

@@ -1,0 +1,46 @@
+"""What a model answers, and how far that is from what another does."""
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from hf_pe.calibration.passes import BATCH
+from hf_pe.tasks import TaskData
+
+ROWS = 64
+"""Rows that the loss is taken on, behind those that calibrate where there are as many."""
+
+Answers = tuple[str, torch.Tensor]
+"""What is compared (logits, embeddings, loss), and it, row by row."""
+
+
+@torch.no_grad()
+def answers(model: PreTrainedModel, data: TaskData) -> Answers:
+    """What is compared, and it, row by row: log-probabilities, embeddings, or the loss where tokens are predicted."""
+    start = data.examples.config.calibration
+    rows = data.train.select(range(start, len(data.train))) if len(data.train) - start >= ROWS else data.calibration
+    found, signal = [], "logits"
+    for batch in data.batches(rows.select(range(min(ROWS, len(rows)))), BATCH):
+        given = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
+        signal = next(name for name in ("embeddings", "loss", "logits") if name in given)
+        if signal == "loss" and given["logits"].ndim == 2:
+            signal = "logits"
+        value = given[signal].float()
+        found.append(
+            value.log_softmax(-1) if signal == "logits" else value.reshape(-1, value.shape[-1] if value.ndim else 1)
+        )
+    return signal, torch.cat(found)
+
+
+def distance(found: Answers, wanted: Answers, *, pairs: bool = False) -> float:
+    """KL(wanted || found), 1 - cosine, or how much more the loss is; mean over rows. With `pairs`, embeddings by how
+    far the cosines between rows have moved."""
+    (signal, here), (_, there) = found, wanted
+    if signal == "logits":
+        return float((there.exp() * (there - here)).sum(-1).mean())
+    if signal == "embeddings" and pairs:
+        near, far = (functional.normalize(each) @ functional.normalize(each).T for each in (here, there))
+        return float((near - far).square().mean().sqrt())
+    if signal == "embeddings":
+        return float((1 - functional.cosine_similarity(here, there)).mean())
+    return float((here - there).mean())
