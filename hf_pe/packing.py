@@ -2,7 +2,8 @@
 for."""
 
 import tempfile
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
@@ -13,67 +14,84 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+OUTER_BLOCK = 256
+"""Scales per scale of scales (the same)."""
+
+Method = Literal["nf4", "fp4", "int8"]
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether bitsandbytes can pack it."""
+    """Whether it is a linear layer, packed or not."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-def kept_modules(model: PreTrainedModel, method: str, skip: tuple[str, ...] = ()) -> list[str]:
+def packable(model: PreTrainedModel, kept: Sequence[str] = ()) -> list[str]:
+    """Names of the linear layers that transformers lets bitsandbytes pack, but for those in the skip list."""
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    return [n for n, kind in kinds.items() if n not in kept and (kind is nn.Linear or issubclass(kind, Conv1D))]
+
+
+def packed_bits(method: Method, *, double: bool = True) -> float:
+    """Bits a packed weight takes, scales included."""
+    if method == "int8":
+        return 8.0
+    return 4 + (8 / BLOCK + 32 / (BLOCK * OUTER_BLOCK) if double else 32 / BLOCK)
+
+
+def kept_modules(model: PreTrainedModel, method: Method, skip: tuple[str, ...] = ()) -> list[str]:
     """The whole skip list: transformers' own, ties, everything outside the backbone (heads), and `skip`.
 
-    And for NF4 what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks.
+    And for 4 bits what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks.
 
     Args:
         model: on any device.
-        method: "nf4" or "int8".
+        method: how they would be packed.
         skip: more modules, by full name or last part.
     """
     default = {name.removesuffix(".bias") for name in get_keys_to_not_convert(model)}
     inside = model.base_model_prefix + "."
     has_backbone = model.base_model is not model
-    linear = {n for n, m in model.named_modules() if is_linear(m)}
+    linear = set(packable(model))
     heads = {n for n in linear if has_backbone and not n.startswith(inside)}
     if not has_backbone:  # transformers' "last module" is a head only where there is one
         default -= linear
-    odd = {n for n in linear if method == "nf4" and _inputs(model.get_submodule(n)) % BLOCK}
+    odd = {n for n in linear if method != "int8" and _inputs(model.get_submodule(n)) % BLOCK}
     return sorted((default & linear) | heads | odd | {n for n in linear if n.endswith(skip)})
 
 
 def settings(
-    method: str,
+    method: Method,
     *,
     kept: list[str] | None = None,
     double: bool = True,
     compute_dtype: torch.dtype | None = None,
+    storage_dtype: torch.dtype = torch.uint8,
+    threshold: float = 6.0,
 ) -> BitsAndBytesConfig:
     """How transformers packs weights while it loads them.
 
     Args:
-        method: "nf4" or "int8".
+        method: NF4, FP4 or int8.
         kept: modules that are not packed; default: transformers' own.
-        double: NF4: scales of scales too.
-        compute_dtype: default: bitsandbytes' own, float32.
+        double: 4 bits: scales of scales too.
+        compute_dtype: 4 bits: default bitsandbytes' own, float32.
+        storage_dtype: 4 bits: of the tensors that hold the codes.
+        threshold: int8: inputs above it are multiplied in 16 bits (Dettmers et al. 2022, arXiv:2208.07339, sec. 3.2).
     """
     return BitsAndBytesConfig(
-        load_in_4bit=method == "nf4",
+        load_in_4bit=method != "int8",
         load_in_8bit=method == "int8",
-        bnb_4bit_quant_type="nf4",
+        llm_int8_threshold=threshold,
+        bnb_4bit_quant_type=method if method != "int8" else "nf4",
         bnb_4bit_use_double_quant=double,
         bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_quant_storage=torch.uint8,
+        bnb_4bit_quant_storage=storage_dtype,
         llm_int8_skip_modules=kept,
     )
 
 
 def packed(
-    model: PreTrainedModel,
-    method: str,
-    *,
-    kept: list[str],
-    double: bool = True,
-    compute_dtype: torch.dtype | None = None,
+    model: PreTrainedModel, method: Method, *, kept: list[str], dtype: torch.dtype | None = None, **more: Any
 ) -> PreTrainedModel:
     """A packed copy, through transformers' own loading.
 
@@ -81,15 +99,16 @@ def packed(
 
     Args:
         model: stays as it is.
-        method: "nf4" or "int8".
+        method: NF4, FP4 or int8.
         kept: modules that are not packed.
-        double: NF4: scales of scales too.
-        compute_dtype: default: the model's.
+        dtype: of all that is not packed; default: the model's.
+        more: as `settings` takes it; `compute_dtype` is `dtype` by default.
     """
-    wanted = settings(method, kept=kept, double=double, compute_dtype=compute_dtype or model.dtype)
+    dtype = dtype or model.dtype
+    wanted = settings(method, kept=kept, **{"compute_dtype": dtype, **more})
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
-        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=model.dtype)
+        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=dtype)
     found.config._name_or_path = model.config._name_or_path
     return found.eval()  # type: ignore[no-any-return]
 
@@ -107,8 +126,15 @@ def plain_layout_(model: nn.Module) -> None:
 
 def unpacked_weight(module: Any) -> torch.Tensor:
     """The weight that a packed linear layer stands for, [outputs, inputs]; of another layer its own."""
+    plain_layout_(module)
     return dequantize_module_weight(module).detach()
 
 
+def plain_weight(module: Any) -> torch.Tensor:
+    """Of a linear layer that is not packed, [outputs, inputs]."""
+    weight: torch.Tensor = module.weight.detach()
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
 def _inputs(module: Any) -> int:
-    return int(module.nx if isinstance(module, Conv1D) else module.in_features)
+    return plain_weight(module).shape[1]

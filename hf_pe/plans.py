@@ -41,6 +41,10 @@ class Plan(Frozen):
     parameters_without_embeddings: int
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
     exact: bool = Field(description="False where a size is a target that only the weights decide")
+    unpacked: tuple[str, ...] | None = Field(None, description="linear layers that stay as they are when others pack")
+    sensitivity: dict[str, float] = Field(
+        default_factory=dict, description="by layer, what packing it alone costs; see `sensitivity` of the recipe"
+    )
     form: Form | None = Field(None, description="what a stock config cannot say of the model after this stage")
     notes: tuple[str, ...] = ()
     references: tuple[str, ...] = ()

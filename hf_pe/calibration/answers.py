@@ -15,17 +15,26 @@ Answers = tuple[str, torch.Tensor]
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, data: TaskData) -> Answers:
-    """What is compared, and it, row by row: log-probabilities, embeddings, or the loss where tokens are predicted."""
+def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_token: bool = False) -> Answers:
+    """What is compared, and it, row by row: log-probabilities, embeddings, or the loss where tokens are predicted.
+
+    Args:
+        model: whose answers.
+        data: the rows; those behind the calibration's where there are as many.
+        rows: how many.
+        by_token: where tokens are predicted, the log-probabilities at each, [positions, vocabulary].
+    """
     start = data.examples.config.calibration
-    rows = data.train.select(range(start, len(data.train))) if len(data.train) - start >= ROWS else data.calibration
+    given = data.train.select(range(start, len(data.train))) if len(data.train) - start >= rows else data.calibration
     found, signal = [], "logits"
-    for batch in data.batches(rows.select(range(min(ROWS, len(rows)))), BATCH):
-        given = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
-        signal = next(name for name in ("embeddings", "loss", "logits") if name in given)
-        if signal == "loss" and given["logits"].ndim == 2:
+    for batch in data.batches(given.select(range(min(rows, len(given)))), BATCH):
+        told = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
+        signal = next(name for name in ("embeddings", "loss", "logits") if name in told)
+        if signal == "loss" and (by_token or told["logits"].ndim == 2):
             signal = "logits"
-        value = given[signal].float()
+        value, mask = told[signal].float(), told.get("mask")
+        if signal == "logits" and mask is not None and mask.shape == value.shape[:-1]:
+            value = value[mask.bool()]
         found.append(
             value.log_softmax(-1) if signal == "logits" else value.reshape(-1, value.shape[-1] if value.ndim else 1)
         )

@@ -9,9 +9,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from hf_pe.errors import UsageError
-from hf_pe.packing import is_linear, kept_modules, packed, plain_layout_, unpacked_weight
+from hf_pe.packing import is_linear, kept_modules, packed, plain_weight, unpacked_weight
 from hf_pe.plans import Frozen
 
 PAPER = "https://arxiv.org/abs/2106.09685"
@@ -68,16 +69,15 @@ class Lora(Frozen):
         if not self.base:
             found: PreTrainedModel = learner.merge_and_unload()
             return found
-        plain_layout_(learner)
         made = copy.deepcopy(model)
         for name, module in learner.get_base_model().named_modules():
             adapted = isinstance(module, LoraLayer)
             linear: Any = module.get_base_layer() if adapted else module
             target = _linear_at(made, name) if is_linear(linear) else None
             if target is not None:
-                weight = unpacked_weight(linear).to(target.weight)
+                into = target.weight if isinstance(linear, Conv1D) else plain_weight(target)
                 learned: Any = module.get_delta_weight("default") if adapted else 0
-                target.weight.copy_(weight + learned)
+                into.copy_(unpacked_weight(linear).to(into) + learned)
         return made
 
 

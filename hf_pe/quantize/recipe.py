@@ -1,80 +1,213 @@
-"""bitsandbytes quantization as a recipe: linear layers to NF4 or int8, heads and tied embeddings kept."""
+"""bitsandbytes quantization as a recipe: linear layers to NF4, FP4 or int8, heads and tied embeddings kept."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 
+from hf_pe import packing
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
-from hf_pe.packing import BLOCK, is_linear, kept_modules, packed
+from hf_pe.packing import packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.quantize.mix import worth_keeping
+from hf_pe.quantize.repair import repair_
+from hf_pe.quantize.sensitivity import estimated, measured
 from hf_pe.tasks import TaskData
 
-OUTER_BLOCK = 256
-"""Scales per scale of scales (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
+Dtype = Literal["float32", "bfloat16", "float16"]
+TITLES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
+PAPERS = {
+    "nf4": "https://arxiv.org/abs/2305.14314",
+    "fp4": "https://arxiv.org/abs/2305.14314",
+    "int8": "https://arxiv.org/abs/2208.07339",
+}
+REPAIR_PAPER = "https://arxiv.org/abs/2210.17323"
 
 
 class BitsAndBytesQuantization(Frozen):
-    """Pack the linear layers into 4 bits (NF4) or 8 (int8).
+    """Pack the linear layers into 4 bits (NF4, FP4) or 8 (int8), all of them or as many as a budget asks for.
 
     Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
     """
 
     recipe: Literal["quantize"] = "quantize"
-    method: Literal["nf4", "int8"] = "nf4"
-    double_quantization: bool = Field(True, description="NF4: 4.13 bits a weight in place of 4.5")
-    compute_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: the model's")
+    method: Literal["nf4", "fp4", "int8"] = "nf4"
+    double_quantization: bool = Field(True, description="4 bits: 4.13 bits a weight in place of 4.5")
+    outlier_threshold: float = Field(6.0, ge=0, description="int8: inputs above it are multiplied in 16 bits; 0: none")
+    compute_dtype: Dtype | None = Field(None, description="4 bits: what is multiplied in; default: `dtype`")
+    storage_dtype: Literal["uint8", "float32", "bfloat16", "float16"] = Field(
+        "uint8", description="4 bits: of the tensors that hold the codes; FSDP wants that of the rest"
+    )
+    dtype: Dtype | None = Field(
+        None, description="of all that is not packed; default: the model's, and bfloat16 under a budget"
+    )
     skip: tuple[str, ...] = Field((), description="more modules to keep, by full name or last part")
+    repair: Literal["none", "gptq"] = Field(
+        "none", description="4 bits: gptq chooses codes and scales by what flows into each layer; needs no training"
+    )
+    mean_bits: float | None = Field(
+        None, description="budget: bits a weight of those layers takes in the mean, scales included"
+    )
+    weight_bytes: int | None = Field(None, gt=0, description="budget: bytes of all weights of the model")
+    sensitivity: Literal["measured", "estimated"] = Field(
+        "measured",
+        description="what a budget is spent by: how far answers move with one layer packed, or, for big models, how "
+        "far that layer's outputs do, in one pass",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "BitsAndBytesQuantization":
+        if self.repair != "none" and self.method == "int8":
+            raise ValueError("repair is for 4 bits; expected method nf4 or fp4 with it, got int8. Leave out repair")
+        if self.mean_bits is not None and self.weight_bytes is not None:
+            raise ValueError("expected one budget, got mean_bits and weight_bytes. Leave one out")
+        if self.mean_bits is not None and not self.bits <= self.mean_bits < 16:
+            raise ValueError(
+                f"mean_bits: expected at least {self.bits:.3g} (all layers {TITLES[self.method]}, scales included) and "
+                f"less than 16, got {self.mean_bits:g}. For less, prune first"
+            )
+        return self
 
     @property
     def bits(self) -> float:
         """Bits a packed weight takes, scales included."""
-        if self.method == "int8":
-            return 8.0
-        return 4 + (8 / BLOCK + 32 / (BLOCK * OUTER_BLOCK) if self.double_quantization else 32 / BLOCK)
+        return packed_bits(self.method, double=self.double_quantization)
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether some layers stay because a budget has room for them."""
+        return self.mean_bits is not None or self.weight_bytes is not None
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
-        """Which layers are packed, from the config alone."""
+        """Which layers are packed, from the config alone; under a budget, how many bits they take together.
+
+        Raises:
+            UsageError: nothing can be packed, or the budget is below what packing everything takes.
+        """
+        sketch, linear, kept = self._layers(sketch)
+        bits = self.bits
+        if self.budgeted:
+            weights = sum(linear.values())
+            bits += min(self._room(sketch, linear) / weights, _own_bits(sketch) - self.bits)
+        after = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
+        notes = (f"{len(linear)} linear layers packed", _kept_note(kept))
+        if self.budgeted:
+            notes = (
+                f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide",
+                notes[1],
+            )
+        return self._plan(after, notes, exact=not self.budgeted), after
+
+    def plan(self, model: PreTrainedModel, data: TaskData | None) -> Plan:
+        """The outline; under a budget, which layers stay: those that answers miss most when they are packed.
+
+        Raises:
+            UsageError: as above.
+        """
+        sketch = Sketch(config=model.config, model_class=type(model))
+        if data is None and (self.budgeted or self.repair != "none"):
+            raise UsageError("quantize: a budget and repair need calibration rows, got no data. Give data, or neither.")
+        if data is None or not self.budgeted:
+            return self.outline(sketch)[0]
+        sketch, linear, kept = self._layers(sketch)
+        room, extra = self._room(sketch, linear), _own_bits(sketch) - self.bits
+        all_packed = self._packed(model, kept)
+        if self.repair != "none":
+            repair_(all_packed, model, list(linear), data)
+        lost = {"measured": measured, "estimated": estimated}[self.sensitivity](model, all_packed, list(linear), data)
+        staying = worth_keeping(lost, {name: count * extra for name, count in linear.items()}, room)
+        packed = {name: count for name, count in linear.items() if name not in staying}
+        after = replace(sketch, bits=sketch.bits | {f"{name}.weight": self.bits for name in packed})
+        took = self.bits + extra * sum(linear[name] for name in staying) / sum(linear.values())
+        notes = (
+            f"{len(packed)} of {len(linear)} linear layers packed: {took:.3g} bits a weight in the mean",
+            f"kept by their {self.sensitivity} sensitivity: {', '.join(staying) or 'none'}",
+            _kept_note(kept),
+        )
+        return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
+
+    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+        """Quantize a copy, through transformers' own loading; then repair it, where that is asked for."""
+        kept = list(plan.unpacked or self.kept_modules(model))
+        made = self._packed(model, kept)
+        if self.repair != "none":
+            repair_(made, model, packable(model, kept), data)
+        return made
+
+    def kept_modules(self, model: PreTrainedModel) -> list[str]:
+        """The skip list whatever the budget; see `hf_pe.packing.kept_modules`."""
+        return packing.kept_modules(model, self.method, self.skip)
+
+    def _packed(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
+        dtype = _torch(self.dtype or ("bfloat16" if self.budgeted else None)) or model.dtype
+        return packing.packed(
+            model,
+            self.method,
+            kept=kept,
+            dtype=dtype,
+            double=self.double_quantization,
+            compute_dtype=_torch(self.compute_dtype) or dtype,
+            storage_dtype=_torch(self.storage_dtype),
+            threshold=self.outlier_threshold,
+        )
+
+    def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str]]:
+        """The sketch in the dtype of the rest, the layers that can be packed with their weights, and the others."""
+        dtype = self.dtype or ("bfloat16" if self.budgeted else None)
+        if dtype is not None:
+            config = copy.deepcopy(sketch.config)
+            config.dtype = _torch(dtype)
+            sketch = replace(sketch, config=config)
         model = skeleton(sketch.config, sketch.model_class)
         kept = self.kept_modules(model)
-        linear = _packable(model, kept)
+        linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
         if not linear:
             raise UsageError(
                 f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack."
             )
-        bits = sketch.bits | {f"{name}.weight": self.bits for name in linear}
-        after = replace(sketch, bits=bits)
-        plan = Plan(
+        return sketch, linear, kept
+
+    def _room(self, sketch: Sketch, linear: dict[str, int]) -> float:
+        """Bits that the budget leaves above all of `linear` packed."""
+        if self.mean_bits is not None:
+            return (self.mean_bits - self.bits) * sum(linear.values())
+        assert self.weight_bytes is not None
+        least = sketch_size(replace(sketch, bits=dict.fromkeys((f"{name}.weight" for name in linear), self.bits)))
+        room = self.weight_bytes - least["weight_bytes"]
+        if room < 0:
+            raise UsageError(
+                f"quantize.weight_bytes: expected at least {least['weight_bytes']:,} (all {len(linear)} layers that "
+                f"can be packed in {TITLES[self.method]}), got {self.weight_bytes:,}. Ask for more, or prune first."
+            )
+        return 8.0 * float(room)
+
+    def _plan(self, after: Sketch, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
+        return Plan(
             recipe="quantize",
-            title=f"{'NF4' if self.method == 'nf4' else 'int8'} quantization by bitsandbytes",
-            exact=True,
-            notes=(f"{len(linear)} linear layers packed", f"kept as they are: {', '.join(kept) or 'none'}"),
-            references=(
-                "https://arxiv.org/abs/2305.14314" if self.method == "nf4" else "https://arxiv.org/abs/2208.07339",
-            ),
+            title=f"{TITLES[self.method]} quantization by bitsandbytes"
+            + (", repaired by what flows in" if self.repair != "none" else ""),
+            exact=exact,
+            notes=tuple(notes),
+            references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repair != "none" else ())),
             **sketch_size(after),
-        )
-        return plan, after
-
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """The outline: the skip list follows from the architecture."""
-        return self.outline(Sketch(config=model.config, model_class=type(model)))[0]
-
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """Quantize a copy, through transformers' own loading."""
-        dtype = getattr(torch, self.compute_dtype) if self.compute_dtype else None
-        return packed(
-            model, self.method, kept=self.kept_modules(model), double=self.double_quantization, compute_dtype=dtype
+            **more,
         )
 
-    def kept_modules(self, model: PreTrainedModel) -> list[str]:
-        """The whole skip list; see `hf_pe.packing.kept_modules`."""
-        return kept_modules(model, self.method, self.skip)
+
+def _own_bits(sketch: Sketch) -> int:
+    dtype = sketch.config.dtype or torch.float32
+    return torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).bits
 
 
-def _packable(model: PreTrainedModel, kept: list[str]) -> list[str]:
-    return [n for n, m in model.named_modules() if is_linear(m) and n not in kept]
+def _torch(name: str | None) -> Any:
+    return getattr(torch, name) if name else None
+
+
+def _kept_note(kept: Sequence[str]) -> str:
+    return f"kept as they are: {', '.join(kept) or 'none'}"

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Lora
@@ -214,12 +214,17 @@ def test_a_layer_map_out_of_range_is_refused_before_training(work, layers):
     Distillation(losses={"hidden": 1.0}, layers=(0, 1, 2, 4)).plan(student, data)
 
 
-@pytest.mark.parametrize("base", ["nf4", "int8"])
-def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(llama_folder, tokenizer, base, monkeypatch):
+@pytest.mark.parametrize(("kind", "base"), [("llama", "nf4"), ("llama", "int8"), ("gpt2", "nf4")])
+def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(
+    llama_folder, tokenizer, kind, base, monkeypatch
+):
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    if kind == "gpt2":  # its layers are stored the other way round
+        sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
+        teacher = lively(GPT2LMHeadModel(GPT2Config(vocab_size=200, pad_token_id=0, **sizes))).eval()
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    student = lively(LlamaForCausalLM(teacher.config), seed=9).eval()
+    student = lively(type(teacher)(teacher.config), seed=9).eval()
     seen = {}
     merge = Lora.merged
 
@@ -232,7 +237,7 @@ def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(llam
     recipe = Distillation(steps=30, lora={"base": base, "rank": 8}, learning_rate=1e-2, batch_size=8)
     recipe.plan(student, data)
     trained, curve = recipe.train(student, data)
-    assert seen["packed"] and type(trained) is LlamaForCausalLM and not getattr(trained, "is_quantized", False)
+    assert seen["packed"] and type(trained) is type(teacher) and not getattr(trained, "is_quantized", False)
     assert trained.state_dict().keys() == student.state_dict().keys()
     assert curve[-1][1] < 0.8 * curve[0][1]
     close = 1e-4 if base == "nf4" else 0.05  # int8 also rounds what flows in

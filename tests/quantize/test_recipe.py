@@ -2,13 +2,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
+from hf_pe.calibration import answers, distance
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.plans import Sketch
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.tasks import Embedding
+from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
 
@@ -99,3 +100,92 @@ def test_nothing_to_pack_is_refused():
         BitsAndBytesQuantization().outline(
             Sketch(config=bert_config(hidden_size=32, intermediate_size=96), model_class=BertModel)
         )
+
+
+@pytest.fixture
+def language(llama_folder, tokenizer):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    return model, CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"mean_bits": 6.0},
+        {"mean_bits": 8.0, "sensitivity": "estimated", "repair": "gptq"},
+        {"mean_bits": 9.0, "method": "int8"},
+        {"weight_bytes": 160_000},
+    ],
+    ids=["bits", "estimated and repaired", "int8", "bytes"],
+)
+def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
+    model, data = language
+    recipe = BitsAndBytesQuantization(**budget)
+    sketch, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
+    plan = recipe.plan(model, data)
+    assert plan.exact and not sketch.exact
+    assert len(plan.sensitivity) == 21 and len(plan.unpacked) > 1
+    if "weight_bytes" in budget:
+        assert 0.9 * budget["weight_bytes"] < plan.weight_bytes <= budget["weight_bytes"]
+    assert plan.weight_bytes == pytest.approx(sketch.weight_bytes, rel=0.05)
+    small = recipe.apply(model, plan, data)
+    assert weight_bytes(small) == pytest.approx(plan.weight_bytes, rel=0.03)
+    staying = [n for n in plan.unpacked if n != "lm_head"]
+    assert all(small.get_submodule(n).weight.dtype == torch.bfloat16 for n in staying)
+    small.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    inputs = example_inputs(model)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_the_layers_that_stay_are_those_that_answers_miss(language):
+    """Beside the worst choice of the same size the mix is nearer to the original."""
+    model, data = language
+    recipe = BitsAndBytesQuantization(mean_bits=6.0, dtype="bfloat16")
+    plan = recipe.plan(model, data)
+    wanted = answers(model, data, by_token=True)
+    count = len(plan.unpacked) - 1
+    least = sorted(plan.sensitivity, key=lambda name: plan.sensitivity[name])[:count]
+    worst = plan.model_copy(update={"unpacked": ("lm_head", *least)})
+    lost = [distance(answers(recipe.apply(model, p, data), data, by_token=True), wanted) for p in (plan, worst)]
+    assert lost[0] < lost[1]
+
+
+def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
+    model, _ = language
+    told = {"method": "fp4", "storage_dtype": "bfloat16", "compute_dtype": "float32", "dtype": "bfloat16"}
+    small = packed(model, **told)
+    layer = small.model.layers[0].mlp.up_proj
+    assert layer.weight.dtype == torch.bfloat16 and layer.weight.quant_state.quant_type == "fp4"
+    assert layer.compute_dtype == torch.float32
+    assert small.model.norm.weight.dtype == torch.bfloat16
+    assert packed(model, method="int8", outlier_threshold=3.0).model.layers[0].mlp.up_proj.state.threshold == 3.0
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"mean_bits": 4.0}, "expected at least 4.13"),
+        ({"mean_bits": 16.0}, "less than 16"),
+        ({"mean_bits": 4.3, "double_quantization": False}, "expected at least 4.5"),
+        ({"mean_bits": 7.0, "method": "int8"}, "expected at least 8"),
+        ({"mean_bits": 6.0, "weight_bytes": 10}, "expected one budget"),
+        ({"repair": "gptq", "method": "int8"}, "Leave out repair"),
+    ],
+)
+def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
+    with pytest.raises(ValueError, match=message):
+        BitsAndBytesQuantization(**told)
+
+
+def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
+    model, _ = language
+    with pytest.raises(UsageError, match=r"expected at least [\d,]+ \(all 21 layers"):
+        BitsAndBytesQuantization(weight_bytes=1000).outline(Sketch(config=model.config, model_class=type(model)))
+
+
+@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"repair": "gptq"}])
+def test_without_calibration_rows_it_is_refused(told, language):
+    model, _ = language
+    with pytest.raises(UsageError, match="calibration rows"):
+        BitsAndBytesQuantization(**told).plan(model, None)

@@ -1,0 +1,78 @@
+"""How much of its answers a model loses when one layer alone is packed."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_pe.calibration import answers, distance, moments
+from hf_pe.packing import plain_weight, unpacked_weight
+from hf_pe.progress import advance
+from hf_pe.regression import pooled
+from hf_pe.tasks import TaskData
+
+TOKENS, NUMBERS = 2048, 2**27
+"""Most tokens, and log-probabilities, that answers are compared at."""
+LEAST, MOST = 2, 64
+"""Rows, whatever their length."""
+
+
+def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
+    """By layer, what `hf_pe.calibration.distance` says with only this one exchanged for its packed twin.
+
+    Logits are compared by their KL divergence, embeddings by 1 - cosine, else the task's loss is.
+
+    Args:
+        model: the original; as it was afterwards.
+        packed: all of `names` in it are packed.
+        names: of the layers.
+        data: the rows.
+    """
+    rows = _rows(model, data)
+    wanted, found = answers(model, data, rows, by_token=True), dict[str, float]()
+    for name in names:
+        with _exchanged(model, name, packed.get_submodule(name)):
+            found[name] = max(distance(answers(model, data, rows, by_token=True), wanted), 0.0)
+        advance("sensitivity, layer by layer", len(found), len(names))
+    return found
+
+
+@torch.no_grad()
+def estimated(
+    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
+) -> dict[str, float]:
+    """By layer, the mean square error of its outputs over their mean square: tr(D G D^T) / tr(W G W^T).
+
+    D is what packing changes of W, G the Gram matrix of what flows in. One pass over the calibration rows in all.
+
+    Args:
+        model, packed, names, data: as above.
+    """
+    found = dict.fromkeys(names, 0.0)
+    sums = moments(model, {name: model.get_submodule(name) for name in names}, data, "statistics for 4 bits")
+    for name, folds in sums.items():
+        weight, gram = plain_weight(model.get_submodule(name)).float(), pooled(folds).gram
+        gone = weight - unpacked_weight(packed.get_submodule(name)).float()
+        whole = float(((weight @ gram) * weight).sum())
+        found[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
+    return found
+
+
+@contextmanager
+def _exchanged(model: PreTrainedModel, name: str, other: nn.Module) -> Iterator[None]:
+    """Another module in place of one, inside."""
+    own = model.get_submodule(name)
+    model.set_submodule(name, other)
+    try:
+        yield
+    finally:
+        model.set_submodule(name, own)
+
+
+def _rows(model: PreTrainedModel, data: TaskData) -> int:
+    """How many rows are about `TOKENS` tokens; the most of other inputs."""
+    length = len(data.train[0].get("input_ids", ())) or 1
+    tokens = min(TOKENS, NUMBERS // (getattr(model.config.get_text_config(), "vocab_size", None) or 1))
+    return min(max(tokens // length, LEAST), MOST)

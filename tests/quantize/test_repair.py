@@ -1,0 +1,76 @@
+import pytest
+import torch
+from transformers import AlbertConfig, AlbertModel, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+
+from hf_pe.calibration import answers, distance
+from hf_pe.data import load_examples
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
+from hf_pe.packing import unpacked_weight
+from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.quantize.repair import _block
+from hf_pe.tasks import CausalLM, Embedding
+from tests.helpers import TEXTS
+
+SMALL = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+
+
+@pytest.fixture(params=["bert", "llama", "gpt2", "albert"])
+def case(request, bert_folder, llama_folder, tokenizer):
+    """A model and its data: layers in a stack, transposed ones (Conv1D), one block that runs many times."""
+    if request.param == "bert":
+        model = BertModel.from_pretrained(bert_folder)
+    elif request.param == "llama":
+        model = LlamaForCausalLM.from_pretrained(llama_folder)
+    elif request.param == "gpt2":
+        model = lively(GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, **SMALL)))
+    else:
+        sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+        model = lively(AlbertModel(AlbertConfig(embedding_size=64, **sizes, **SMALL)))
+    task = CausalLM() if model.can_generate() else Embedding()
+    return model.eval(), task.prepare(load_examples(TEXTS), tokenizer, model.config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"double_quantization": False}, {"method": "fp4"}, {"storage_dtype": "bfloat16"}],
+    ids=["nf4", "single", "fp4", "stored as bfloat16"],
+)
+def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_path):
+    model, data = case
+    wanted = answers(model, data, by_token=True)
+    lost = {}
+    for repair in ("none", "gptq"):
+        recipe = BitsAndBytesQuantization(repair=repair, **settings)
+        small = recipe.apply(model, recipe.plan(model, data), data)
+        lost[repair] = distance(answers(small, data, by_token=True), wanted)
+    assert 0 < lost["gptq"] < 0.7 * lost["none"]
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    inputs = example_inputs(model)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_the_given_model_stays_as_it_is(case):
+    model, data = case
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    recipe = BitsAndBytesQuantization(repair="gptq")
+    recipe.apply(model, recipe.plan(model, data), data)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_layers_that_nothing_comes_by_are_rounded(bert_folder, tokenizer):
+    """An embedding's mean is taken before BERT's pooler: plain rounding is all there is for it."""
+    model = BertModel.from_pretrained(bert_folder).eval()
+    data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
+    made = {}
+    for repair in ("none", "gptq"):
+        recipe = BitsAndBytesQuantization(repair=repair)
+        small = recipe.apply(model, recipe.plan(model, data), data)
+        made[repair] = [unpacked_weight(small.encoder.layer[0].output.dense)]
+    assert not torch.equal(*(each[0] for each in made.values()))
+
+
+def test_blocks_are_the_members_of_the_outermost_stack():
+    assert _block("encoder.layer.3.attention.self.query") == "encoder.layer.3"
+    assert _block("encoder.layers.1.blocks.0.mlp.fc1") == "encoder.layers.1"
+    assert _block("pooler.dense") == "pooler.dense"

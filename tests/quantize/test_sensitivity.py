@@ -1,0 +1,49 @@
+import copy
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from hf_pe.calibration import answers, distance
+from hf_pe.data import load_examples
+from hf_pe.packing import is_linear, packable, unpacked_weight
+from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.quantize.sensitivity import estimated, measured
+from hf_pe.tasks import CausalLM
+from tests.helpers import TEXTS
+
+
+@pytest.fixture
+def case(llama_folder, tokenizer):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+    recipe = BitsAndBytesQuantization()
+    packed = recipe.apply(model, recipe.plan(model, data), data)
+    return model, packed, packable(model, recipe.kept_modules(model)), data
+
+
+def test_measured_is_the_divergence_with_one_layer_exchanged(case):
+    model, packed, names, data = case
+    found = measured(model, packed, names, data)
+    assert set(found) == set(names) and all(value > 0 for value in found.values())
+    assert all(is_linear(model.get_submodule(name)) for name in names)
+    name = names[3]
+    by_hand = copy.deepcopy(model)
+    by_hand.get_submodule(name).weight.data = unpacked_weight(packed.get_submodule(name))
+    wanted = distance(answers(by_hand, data, by_token=True), answers(model, data, by_token=True))
+    assert found[name] == pytest.approx(wanted, rel=0.02)  # the packed layer multiplies in bfloat16
+
+
+def test_estimated_is_the_share_of_the_outputs_that_changes(case):
+    model, packed, names, data = case
+    found = estimated(model, packed, names, data)
+    name = names[0]
+    seen = []
+    handle = model.get_submodule(name).register_forward_hook(lambda m, args, out: seen.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        for batch in data.batches(data.calibration):
+            data.task.signals(model, batch)
+    handle.remove()
+    inputs, weight = torch.cat(seen), model.get_submodule(name).weight.detach()
+    gone = inputs @ (weight - unpacked_weight(packed.get_submodule(name))).T
+    assert found[name] == pytest.approx(float(gone.square().sum() / (inputs @ weight.T).square().sum()), rel=1e-3)
