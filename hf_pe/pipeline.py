@@ -37,6 +37,7 @@ from hf_pe.measure import (
     sketch_size,
     weight_bytes,
 )
+from hf_pe.packing import require_plain
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import Packing
@@ -259,13 +260,7 @@ def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str,
         UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved; or
             its form is the plug-in's and a step needs a stock one.
     """
-    packed = getattr(sketch.config, "quantization_config", None)
-    if packed and form_of(sketch.config) is None:
-        method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
-        raise UsageError(
-            f"The model is quantized already ({getattr(method, 'value', method)}): packed weights cannot be cut, "
-            "trained or packed again. Give its 16- or 32-bit original."
-        )
+    require_plain(sketch.config)
     original = Plan(recipe="original", title="original", exact=True, **sketch_size(sketch))
     plans = []
     for recipe in recipes:

@@ -42,14 +42,19 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     return new
 
 
-def rebuilt(model: PreTrainedModel, config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """A model of the same class, dtype, device and mode from `config`, filled with `weights` and nothing else."""
+def rebuilt(
+    model: PreTrainedModel,
+    config: PretrainedConfig,
+    weights: Mapping[str, torch.Tensor],
+    dtype: torch.dtype | None = None,
+) -> PreTrainedModel:
+    """A model of the same class, dtype (by default), device and mode from `config`, filled with `weights` only."""
     loader: Any = type(model)
     new, info = loader.from_pretrained(
         None,
         config=config,
         state_dict=dict(weights),
-        dtype=model.dtype,
+        dtype=dtype or model.dtype,
         output_loading_info=True,
         **_attention(model),
     )

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.errors import UsageError
-from hf_pe.packing import is_linear, kept_modules, packed, plain_weight, unpacked_weight
+from hf_pe.packing import is_linear, kept_modules, packed, plain_weight, settings, unpacked_weight
 from hf_pe.plans import Frozen
 
 PAPER = "https://arxiv.org/abs/2106.09685"
@@ -41,7 +41,10 @@ class Lora(Frozen):
 
     def base_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """A copy of `model` to put adapters on, packed where that is asked for (Dettmers et al. 2023, section 3)."""
-        return packed(model, self.base, kept=kept_modules(model, self.base)) if self.base else copy.deepcopy(model)
+        if not self.base:
+            return copy.deepcopy(model)
+        wanted = settings(self.base, kept=kept_modules(model, self.base), compute_dtype=model.dtype)
+        return packed(model, wanted)
 
     def wrapped(self, model: PreTrainedModel) -> Any:
         """`model` with adapters in place, changed in place; only they want gradients.

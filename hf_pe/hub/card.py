@@ -15,6 +15,8 @@ from hf_pe.papers import PAPERS
 from hf_pe.report import Latency, Measurement, MetricChange, Report
 
 NOT_MEASURED = "not measured"
+MOST_SENSITIVE = 10
+"""Layers that are listed; the picture shows all."""
 METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
 """Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
 _TAGS = {
@@ -67,6 +69,7 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
                 if report.after.latency
                 else "latency",
                 pictures=pictures,
+                sensitivity=_sensitivity_rows(report),
                 papers=PAPERS,
                 citations=_citations(report),
             )
@@ -192,6 +195,16 @@ def _row(what: str, before: float | None, after: float | None, form: str) -> tup
 
 def _interval(change: MetricChange) -> str:
     return f"[{change.low:+.4f}, {change.high:+.4f}]"
+
+
+def _sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
+    """The most sensitive layers, what is lost with one packed, and what became of it."""
+    plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
+    lost = plans[-1].sensitivity if plans else {}
+    most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
+    return [
+        (f"`{name}`", f"{lost[name]:.2e}", "kept" if name in (plans[-1].unpacked or ()) else "packed") for name in most
+    ]
 
 
 def _variant_rows(report: Report) -> list[list[str]]:

@@ -63,6 +63,23 @@ def draw_layer_bits(report: Report, path: Path) -> bool:
     return _saved(figure, path)
 
 
+def draw_sensitivity(report: Report, path: Path) -> bool:
+    """Draw what packing each layer alone costs, in the model's order; False where no budget asked for it."""
+    plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
+    if not plans:
+        return False
+    lost, staying = plans[-1].sensitivity, set(plans[-1].unpacked or ())
+    figure, panel = plt.subplots(figsize=(8, 3.2))
+    for label, colour, stays in (("packed", KEPT, False), ("kept", ACCENT, True)):
+        bars = [(at, value) for at, (name, value) in enumerate(lost.items()) if (name in staying) == stays]
+        panel.bar([at for at, _ in bars], [value for _, value in bars], width=1.0, color=colour, label=label)
+    panel.set(title="Lost with one layer packed", xlabel="linear layer, in the model's order", ylabel="loss")
+    panel.set_yscale("log" if min(lost.values()) > 0 else "linear")
+    panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
 def draw_losses(report: Report, path: Path) -> bool:
     """Draw the loss over the steps of every stage that trained; False where none did."""
     curves = [(stage.plan.recipe, stage.losses) for stage in report.stages if len(stage.losses) > 1]
@@ -113,6 +130,7 @@ PICTURES: dict[str, tuple[str, Callable[[Report, Path], bool]]] = {
     "quality_size.png": ("Quality against size", draw_quality_against_size),
     "kept_units.png": ("Units kept per layer", draw_kept_units),
     "layer_bits.png": ("Bits per layer", draw_layer_bits),
+    "sensitivity.png": ("Sensitivity of layers", draw_sensitivity),
     "losses.png": ("Loss while it learned", draw_losses),
 }
 """File to its title and what draws it; returns whether the report has what it shows."""

@@ -1,7 +1,6 @@
 """Cuts a checkpoint on disk without ever holding the model: tensor by tensor, by weights alone."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
-from hf_pe.checkpoints import Source, class_for, load_config, replaced, resolve
+from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, replaced, resolve
 from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
 from hf_pe.proof import prove
@@ -115,9 +114,9 @@ def cut_checkpoint(
             state = Narrowed(state, axis, kept, skeleton(new, model_class).state_dict())
             config = new
         _write(state, config, model_class, fresh, shard_size)
-        _side_files(folder, fresh)
         config.architectures = [model_class.__name__]
         config.save_pretrained(fresh)
+        copy_beside(folder, fresh)
     return Path(output)
 
 
@@ -178,10 +177,3 @@ def _folder(source: Source) -> Path:
     if source.gguf_file:
         raise UsageError(f"{source.name}: GGUF is not cut on disk; expected safetensors.")
     return source.folder
-
-
-def _side_files(folder: Path, fresh: Path) -> None:
-    for path in folder.iterdir():
-        weights = path.suffix in (".safetensors", ".bin", ".pt", ".gguf") or path.name.endswith(".index.json")
-        if path.is_file() and not weights and path.name not in ("config.json", "README.md", "report.json"):
-            shutil.copyfile(path, fresh / path.name)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from transformers import PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hf_pe import packing
 from hf_pe.anatomy import skeleton
@@ -84,6 +84,11 @@ class BitsAndBytesQuantization(Frozen):
         """Whether some layers stay because a budget has room for them."""
         return self.mean_bits is not None or self.weight_bytes is not None
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration rows are."""
+        return self.budgeted or self.repair != "none"
+
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
 
@@ -111,7 +116,7 @@ class BitsAndBytesQuantization(Frozen):
             UsageError: as above.
         """
         sketch = Sketch(config=model.config, model_class=type(model))
-        if data is None and (self.budgeted or self.repair != "none"):
+        if data is None and self.needs_data:
             raise UsageError("quantize: a budget and repair need calibration rows, got no data. Give data, or neither.")
         if data is None or not self.budgeted:
             return self.outline(sketch)[0]
@@ -127,7 +132,7 @@ class BitsAndBytesQuantization(Frozen):
         took = self.bits + extra * sum(linear[name] for name in staying) / sum(linear.values())
         notes = (
             f"{len(packed)} of {len(linear)} linear layers packed: {took:.3g} bits a weight in the mean",
-            f"kept by their {self.sensitivity} sensitivity: {', '.join(staying) or 'none'}",
+            f"{len(staying)} kept by their {self.sensitivity} sensitivity",
             _kept_note(kept),
         )
         return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
@@ -144,26 +149,41 @@ class BitsAndBytesQuantization(Frozen):
         """The skip list whatever the budget; see `hf_pe.packing.kept_modules`."""
         return packing.kept_modules(model, self.method, self.skip)
 
-    def _packed(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
-        dtype = _torch(self.dtype or ("bfloat16" if self.budgeted else None)) or model.dtype
-        return packing.packed(
-            model,
+    def rest_dtype(self, own: Any) -> torch.dtype:
+        """The dtype of what is not packed.
+
+        Args:
+            own: the model's, or its name; None is float32.
+        """
+        told = self.dtype or ("bfloat16" if self.budgeted else own or "float32")
+        found: torch.dtype = getattr(torch, told) if isinstance(told, str) else told
+        return found
+
+    def settings(self, kept: list[str], dtype: torch.dtype) -> BitsAndBytesConfig:
+        """As transformers is told.
+
+        Args:
+            kept: modules that are not packed.
+            dtype: of these; computed in by default.
+        """
+        return packing.settings(
             self.method,
             kept=kept,
-            dtype=dtype,
             double=self.double_quantization,
-            compute_dtype=_torch(self.compute_dtype) or dtype,
-            storage_dtype=_torch(self.storage_dtype),
+            compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
+            storage_dtype=getattr(torch, self.storage_dtype),
             threshold=self.outlier_threshold,
         )
 
+    def _packed(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
+        dtype = self.rest_dtype(model.dtype)
+        return packing.packed(model, self.settings(kept, dtype), dtype)
+
     def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str]]:
         """The sketch in the dtype of the rest, the layers that can be packed with their weights, and the others."""
-        dtype = self.dtype or ("bfloat16" if self.budgeted else None)
-        if dtype is not None:
-            config = copy.deepcopy(sketch.config)
-            config.dtype = _torch(dtype)
-            sketch = replace(sketch, config=config)
+        config = copy.deepcopy(sketch.config)
+        config.dtype = self.rest_dtype(config.dtype)
+        sketch = replace(sketch, config=config)
         model = skeleton(sketch.config, sketch.model_class)
         kept = self.kept_modules(model)
         linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
@@ -201,12 +221,8 @@ class BitsAndBytesQuantization(Frozen):
 
 
 def _own_bits(sketch: Sketch) -> int:
-    dtype = sketch.config.dtype or torch.float32
-    return torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).bits
-
-
-def _torch(name: str | None) -> Any:
-    return getattr(torch, name) if name else None
+    dtype: Any = sketch.config.dtype
+    return torch.finfo(dtype).bits
 
 
 def _kept_note(kept: Sequence[str]) -> str:

@@ -191,3 +191,18 @@ def test_pictures_are_left_out_where_nothing_was_pruned(tmp_path, kept):
 
 def test_every_recipe_has_a_tag():
     assert set(_TAGS) == set(KINDS)
+
+
+def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
+    lost = {f"layers.{i}.up": 10.0 ** -(i % 7) for i in range(20)}
+    plan = Plan(
+        recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True,
+        sensitivity=lost, unpacked=("lm_head", "layers.0.up"),
+    )  # fmt: skip
+    base = report()
+    told = base.model_copy(update={"stages": (base.stages[0].model_copy(update={"plan": plan}),)})
+    write_card(told, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "| `layers.0.up` | 1.00e+00 | kept |" in card and "| `layers.7.up` | 1.00e+00 | packed |" in card
+    assert "`layers.6.up`" not in card and "](sensitivity.png)" in card and (tmp_path / "sensitivity.png").is_file()
+    assert "sensitivity" not in render_card(base)

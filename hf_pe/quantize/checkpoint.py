@@ -1,0 +1,93 @@
+"""Packing a checkpoint and unpacking one, without data: shard by shard where it is large."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_pe import progress
+from hf_pe.anatomy import skeleton
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve
+from hf_pe.errors import UsageError
+from hf_pe.packing import require_plain, unpacked
+from hf_pe.plans import Sketch
+from hf_pe.quantize.recipe import BitsAndBytesQuantization
+
+
+def quantize_checkpoint(
+    model: str, output: str | Path, recipe: BitsAndBytesQuantization | None = None, *, overwrite: bool = False
+) -> Path:
+    """Pack a model while it is loaded: at no time are all of its 16- or 32-bit weights in memory.
+
+    Args:
+        model: folder, Hub id, .gguf file or `package:NAME/inner/path`.
+        output: folder of the result, which `from_pretrained` loads; written beside, then renamed.
+        recipe: default: NF4 with double quantization.
+        overwrite: replace what `output` holds, after success.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, repair).
+    """
+    recipe = recipe or BitsAndBytesQuantization()
+    if recipe.needs_data:
+        raise UsageError(
+            "quantize: a budget and repair need calibration rows. Leave them out, or write a recipe file and run that."
+        )
+    source = resolve(model)
+    config = load_config(source)
+    require_plain(config)
+    model_class = class_for(config)
+    recipe.outline(Sketch(config=config, model_class=model_class))
+    kept = recipe.kept_modules(skeleton(config, model_class))
+    with replaced(Path(output), overwrite=overwrite) as fresh:
+        progress.say("loading and packing")
+        dtype = recipe.rest_dtype(config.dtype)
+        options: dict[str, Any] = {"quantization_config": recipe.settings(kept, dtype)}
+        small = load_model(source, model_class, dtype=dtype, **options)
+        _save(small, fresh, source.folder)
+    return Path(output)
+
+
+def dequantize_checkpoint(
+    model: str,
+    output: str | Path,
+    *,
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
+    overwrite: bool = False,
+) -> Path:
+    """Unpack a model: a plain one in 16 bits that answers as the packed weights do, for what cannot read them.
+
+    Args:
+        model: folder or Hub id of a model that bitsandbytes has packed.
+        output: folder of the result; written beside, then renamed.
+        dtype: of its weights.
+        overwrite: replace what `output` holds, after success.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: it is not packed by bitsandbytes.
+    """
+    source = resolve(model)
+    config = load_config(source)
+    told = getattr(config, "quantization_config", None) or {}
+    method = told.get("quant_method") if isinstance(told, dict) else told.quant_method
+    if getattr(method, "value", method) not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+        raise UsageError(f"{source.name}: expected a model packed by bitsandbytes, got {method or 'plain weights'}.")
+    with replaced(Path(output), overwrite=overwrite) as fresh:
+        progress.say("loading and unpacking")
+        plain = unpacked(load_model(source, class_for(config)), getattr(torch, dtype))
+        _save(plain, fresh, source.folder)
+    return Path(output)
+
+
+def _save(model: PreTrainedModel, fresh: Path, beside: Path | None) -> None:
+    model.config._name_or_path = ""
+    model.save_pretrained(fresh)
+    if beside is not None:
+        copy_beside(beside, fresh)
