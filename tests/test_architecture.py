@@ -16,7 +16,7 @@ LEVELS = [
     {"surgery", "data", "transplant", "instance"},
     {"proof"},
     {"tasks", "checkpoints", "packing"},
-    {"measure", "provenance", "bridge", "calibration"},
+    {"measure", "provenance", "bridge", "calibration", "export"},
     {"prune", "distill", "quantize", "backbones"},
     {"hub"},
     {"results"},

@@ -1,0 +1,97 @@
+"""Exports a compressed model to ONNX, through transformers' own exporter, and compares what ONNX Runtime gives."""
+
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from hf_pe import progress
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve
+from hf_pe.errors import UsageError
+from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
+from hf_pe.packing import require_plain
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+LENGTHS = (12, 29)
+"""Tokens of the inputs that are traced, and of others that it must hold for as well."""
+CLOSE = 1e-3
+"""Largest relative difference of float32 outputs that passes."""
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        folder: `model.onnx`, its weights and what lay beside the model.
+        bytes: of the graph and its weights.
+        difference: largest relative difference of ONNX Runtime's outputs to the model's.
+    """
+
+    folder: Path
+    bytes: int
+    difference: float
+
+
+def export_onnx(
+    model: str, output: str | Path, *, weights: Literal["float32", "int8"] = "float32", overwrite: bool = False
+) -> Exported:
+    """Write a model as ONNX: any batch size and length, outputs compared in ONNX Runtime before it is called written.
+
+    Args:
+        model: folder, Hub id, .gguf file or `package:NAME/inner/path`; plain weights.
+        output: folder of the result; written beside, then renamed.
+        weights: int8 is ONNX Runtime's dynamic quantization: weights in 8 bits, activations as they come.
+        overwrite: replace what `output` holds, after success.
+
+    Raises:
+        UsageError: the extra `export` is not installed, the weights are packed (ONNX has no such types), the exporter
+            cannot trace the model, or what it gives is not what the model gives.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise UsageError(f'export needs {", ".join(missing)}: pip install "hf-pe[export]".')
+    source = resolve(model)
+    config = load_config(source)
+    require_plain(config)
+    with replaced(Path(output), overwrite=overwrite) as fresh:
+        progress.say("loading the model")
+        net: Any = load_model(source, class_for(config), dtype=torch.float32)
+        progress.say("exporting")
+        found = _exported(net, weights)
+        gap = max(_gap(net, found, length) for length in LENGTHS)
+        if weights == "float32" and not gap <= CLOSE:
+            raise UsageError(
+                f"export: ONNX Runtime's outputs are {gap:.1e} (relative) from the model's; expected at most "
+                f"{CLOSE:.0e}. {type(net).__name__} does not survive the exporter of transformers as installed."
+            )
+        net.config._name_or_path = ""
+        found.save_pretrained(fresh)
+        if source.folder is not None:
+            copy_beside(source.folder, fresh)
+        size = sum(file.stat().st_size for file in fresh.glob("model.onnx*"))
+    return Exported(Path(output), size, gap)
+
+
+def _exported(net: Any, weights: str) -> Any:
+    from transformers.exporters.configs import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+    from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig()) if weights == "int8" else None
+    inputs: dict[str, Any] = {**example_inputs(net, length=LENGTHS[0]), **no_cache(net)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch.export
+        try:
+            return OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, quantizer=quantizer))
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "")
+            raise UsageError(
+                f"export: {type(net).__name__} cannot be traced: {type(error).__name__}: {first}"
+            ) from error
+
+
+def _gap(net: Any, exported: Any, length: int) -> float:
+    inputs = example_inputs(net, batch=3, length=length)
+    return difference(outputs_of(net, inputs), tensors_of(exported(**inputs)))
