@@ -24,7 +24,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, push, write_card
-from hf_pe.hub.publish import MAIN, Sent
+from hf_pe.hub.publish import Sent
 from hf_pe.measure import (
     Evaluate,
     changes,
@@ -41,7 +41,7 @@ from hf_pe.packing import require_plain
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import Packing
-from hf_pe.report import Measurement, Report, StageReport, write_report
+from hf_pe.report import MAIN, Measurement, Report, StageReport, write_report
 from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 

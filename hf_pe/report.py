@@ -10,6 +10,8 @@ from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
+MAIN = "main"
+"""The unquantized result where there are variants: its name among them, its folder and its branch."""
 
 
 class Latency(Frozen):

@@ -12,7 +12,7 @@ from hf_pe.errors import UsageError
 from hf_pe.hub.merge import merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.papers import PAPERS
-from hf_pe.report import Latency, Measurement, MetricChange, Report
+from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report
 
 NOT_MEASURED = "not measured"
 MOST_SENSITIVE = 10
@@ -284,9 +284,26 @@ def _not_gained(report: Report) -> list[str]:
             )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         found.append("Loading and one pass need no less memory than the original.")
+    found += _packed_speed(report)
     shared = sorted(one.quality.keys() & two.quality.keys())
     worse = [name for name in shared if _worse(report, one, two, name)]
     return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
+
+
+def _packed_speed(report: Report) -> list[str]:
+    """When packed weights pay, by what was measured beside the same weights unpacked (else the original)."""
+    if all(stage.plan.recipe != "quantize" for stage in report.stages):
+        return []
+    plain = report.variants.get(MAIN, report.before)
+    times = [
+        f"{after.p50_ms / before.p50_ms:.1f} times as long at {_setting(after)}"
+        for before, after in zip(plain.latency, report.after.latency, strict=False)
+    ]
+    took = f"; here a pass takes {', '.join(times)}" if times else ""
+    return [
+        "Packed weights are turned back for each product: they pay where memory is short, and in time only where "
+        f"reading weights is what takes it (one token at a time, on a GPU){took}."
+    ]
 
 
 def _worse(report: Report, one: Measurement, two: Measurement, name: str) -> bool:

@@ -29,10 +29,8 @@ from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
 from hf_pe.plans import Frozen
-from hf_pe.report import Report, read_report
+from hf_pe.report import MAIN, Report, read_report
 
-MAIN = "main"
-"""The unquantized result where there are variants: its folder, and its branch."""
 NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store")
 """Names that never go out."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")

@@ -206,3 +206,20 @@ def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
     assert "| `layers.0.up` | 1.00e+00 | kept |" in card and "| `layers.7.up` | 1.00e+00 | packed |" in card
     assert "`layers.6.up`" not in card and "](sensitivity.png)" in card and (tmp_path / "sensitivity.png").is_file()
     assert "sensitivity" not in render_card(base)
+
+
+def test_a_packed_models_card_says_what_time_it_takes():
+    plan = Plan(
+        recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True
+    )
+    base = report()
+    told = base.model_copy(
+        update={
+            "stages": (base.stages[0].model_copy(update={"plan": plan}),),
+            "before": measurement(4.0),
+            "after": measurement(2.0),
+            "variants": {"main": measurement(1.0), "nf4": measurement(2.0)},
+        }
+    )
+    assert "here a pass takes 2.0 times as long at batch 1, length 128" in render_card(told)
+    assert "Packed weights" not in render_card(base)
