@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import skeleton
+from hf_pe.packing import plain_layout_
 from hf_pe.plans import Sketch
 
 
@@ -25,7 +26,8 @@ def parameters(model: PreTrainedModel) -> Parameters:
 
 
 def weight_bytes(model: PreTrainedModel) -> int:
-    """Bytes of all parameters and stored buffers in memory, quantization scales included."""
+    """Bytes of all parameters and stored buffers as they are saved, quantization scales included."""
+    plain_layout_(model)
     return int(model.get_memory_footprint(return_buffers=False)) + _scale_bytes(model)
 
 
@@ -46,6 +48,7 @@ def sketch_size(sketch: Sketch) -> dict[str, Any]:
 
 def layer_bits(model: PreTrainedModel) -> tuple[float, ...]:
     """Mean bits a parameter takes in each layer of the longest stack, packed weights with their scales."""
+    plain_layout_(model)
     stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
     layers = max(stacks, key=len, default=nn.ModuleList())
     return tuple(_mean_bits(layer) for layer in layers)

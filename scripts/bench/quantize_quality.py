@@ -35,11 +35,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "NF4 double": {},
     "NF4 double repaired": {"repair": "gptq"},
 }
-MIXES: dict[str, dict[str, Any]] = {
-    "mix": {},
-    "mix, estimated": {"sensitivity": "estimated"},
-    "mix, repaired": {"repair": "gptq"},
-}
+MIXES = ("mix", "mix, estimated", "mix, repaired")
 
 
 class Case(NamedTuple):
@@ -70,8 +66,8 @@ def smollm2() -> Case:
         lambda m: math.exp(losses(m, test).mean()),
         "KL",
         "SmolLM2-135M (weights that have been through 4 bits already), KL to the original in float32 on the first "
-        f"{TEST_BLOCKS} x {LENGTH} test tokens of WikiText-2; {CALIBRATION_BLOCKS} x {LENGTH} calibration tokens of the "
-        "validation split",
+        f"{TEST_BLOCKS} x {LENGTH} test tokens of WikiText-2; {CALIBRATION_BLOCKS} x {LENGTH} calibration tokens of "
+        "the validation split",
     )
 
 
@@ -119,8 +115,10 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     print(f"{name}: {case.metric(case.model):.4f}", flush=True)
     for label, told in WAYS.items():
         pack(label, Cast() if label == "bfloat16" else BitsAndBytesQuantization(dtype="bfloat16", **told))
-    plans = {label: pack(label, BitsAndBytesQuantization(mean_bits=BITS, **told)) for label, told in MIXES.items()}
     recipe = BitsAndBytesQuantization(mean_bits=BITS)
+    mix = pack("mix", recipe)
+    pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
+    pack("mix, repaired", recipe.model_copy(update={"repair": "gptq"}), mix)
     fixed = recipe.kept_modules(case.model)
     names = packable(case.model, fixed)
     counts = {n: case.model.get_parameter(f"{n}.weight").numel() for n in names}
@@ -133,7 +131,7 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
             if counts[each] <= left:
                 kept.append(each)
                 left -= counts[each]
-        return plans["mix"].model_copy(update={"unpacked": (*fixed, *kept)})
+        return mix.model_copy(update={"unpacked": (*fixed, *kept)})
 
     draw = np.random.default_rng(0)
     for number in range(draws):
