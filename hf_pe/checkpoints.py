@@ -31,6 +31,7 @@ from transformers import (
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
+from hf_pe.packing import plain_layout_, remember_scales_
 from hf_pe.plans import Frozen
 
 LOADERS = {
@@ -207,6 +208,7 @@ def load_model(
         _forget_gguf(model.config)
         model.is_quantized = False
         model.hf_quantizer = None
+    remember_scales_(model)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -256,6 +258,7 @@ def pooling(source: Source) -> str | None:
 def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Source | None = None) -> None:
     """Write weights, config, processor and the source's side files (pooling, licence) into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    plain_layout_(model)
     name_or_path = model.config._name_or_path
     model.config._name_or_path = ""
     model.save_pretrained(folder)

@@ -109,6 +109,7 @@ def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtyp
         model.save_pretrained(work)
         found = type(model).from_pretrained(work, quantization_config=wanted, dtype=dtype or model.dtype)
     found.config._name_or_path = model.config._name_or_path
+    remember_scales_(found)
     return found.eval()  # type: ignore[no-any-return]
 
 
@@ -135,6 +136,7 @@ def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         model: packed by bitsandbytes; stays as it is.
         dtype: of the weights.
     """
+    plain_layout_(model)
     config = copy.deepcopy(model.config)
     del config.quantization_config
     config.dtype = dtype
@@ -150,15 +152,35 @@ def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return rebuilt(model, config, weights, dtype)
 
 
+def remember_scales_(model: nn.Module) -> None:
+    """Let `plain_layout_` bring back the scales of 4-bit weights as they are now, before the model is run."""
+    for state in _states(model):
+        if not getattr(state, "packing_format_for_cpu", False):
+            state.as_packed = (state.absmax, state.offset, state.state2, state.nested)
+
+
 def plain_layout_(model: nn.Module) -> None:
     """Undo what bitsandbytes does to 4-bit weights on a CPU at the first forward pass in evaluation mode.
 
     It lays them out for a kernel that has no backward pass: training on would be on wrong gradients, without a word.
+    And it rounds scales on the way; those that are not doubly quantized come back in the wrong order (bitsandbytes 0.50):
+    saved like that, the model would be another one.
     """
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if getattr(state, "packing_format_for_cpu", False):
-            module.state_dict()  # brings the layout back that is saved
+        for state in _states(module, inside=False):
+            if getattr(state, "packing_format_for_cpu", False):
+                module.state_dict()  # brings the codes back as they are saved
+            kept = getattr(state, "as_packed", None)
+            if kept is not None:
+                state.absmax, state.offset, state.state2, state.nested = kept
+            elif not state.nested and state.absmax.ndim == 2:
+                state.absmax = state.absmax.T.reshape(-1).float()
+
+
+def _states(model: nn.Module, *, inside: bool = True) -> list[Any]:
+    """What bitsandbytes knows of the 4-bit weights of a module, and of those inside."""
+    weights = [getattr(module, "weight", None) for module in (model.modules() if inside else [model])]
+    return [state for weight in weights if (state := getattr(weight, "quant_state", None)) is not None]
 
 
 def unpacked_weight(module: Any) -> torch.Tensor:

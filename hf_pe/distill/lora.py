@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
-from pydantic import Field
+from pydantic import Field, model_validator
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -17,6 +17,7 @@ from hf_pe.plans import Frozen
 
 PAPER = "https://arxiv.org/abs/2106.09685"
 PACKED_PAPER = "https://arxiv.org/abs/2305.14314"
+RESIDUAL_PAPER = "https://arxiv.org/abs/2310.08659"
 
 
 class Lora(Frozen):
@@ -34,10 +35,23 @@ class Lora(Frozen):
         "end, with what was learned on top",
     )
 
+    start: Literal["zero", "residual"] = Field(
+        "zero",
+        description="with base: residual starts the adapters with what packing took from the weights, as far as their "
+        "rank goes",
+    )
+
+    @model_validator(mode="after")
+    def _has_residual(self) -> "Lora":
+        if self.start == "residual" and self.base is None:
+            raise ValueError("start: residual is what packing takes away; expected base with it. Leave out start")
+        return self
+
     @property
     def references(self) -> tuple[str, ...]:
         """For the card."""
-        return (PAPER, PACKED_PAPER) if self.base else (PAPER,)
+        found = (PAPER, PACKED_PAPER) if self.base else (PAPER,)
+        return (*found, RESIDUAL_PAPER) if self.start == "residual" else found
 
     def base_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """A copy of `model` to put adapters on, packed where that is asked for (Dettmers et al. 2023, section 3)."""
@@ -46,20 +60,27 @@ class Lora(Frozen):
         wanted = settings(self.base, kept=kept_modules(model, self.base), compute_dtype=model.dtype)
         return packed(model, wanted)
 
-    def wrapped(self, model: PreTrainedModel) -> Any:
+    def wrapped(self, model: PreTrainedModel, plain: PreTrainedModel) -> Any:
         """`model` with adapters in place, changed in place; only they want gradients.
+
+        Args:
+            model: what `base_of` gave.
+            plain: of what.
 
         Raises:
             UsageError: no map has such a name.
         """
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
-        settings = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)  # type: ignore[arg-type]
+        told = LoraConfig(r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets)  # type: ignore[arg-type]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # peft says that it transposes Conv1D
-                return get_peft_model(model, settings)
+                learner = get_peft_model(model, told)
         except ValueError as error:
             raise UsageError(f"distil.lora.targets: {error}") from error
+        if self.start == "residual":
+            _start_with_residual_(learner, plain)
+        return learner
 
     @torch.no_grad()
     def merged(self, learner: Any, model: PreTrainedModel) -> PreTrainedModel:
@@ -82,6 +103,23 @@ class Lora(Frozen):
                 learned: Any = module.get_delta_weight("default") if adapted else 0
                 into.copy_(unpacked_weight(linear).to(into) + learned)
         return made
+
+
+@torch.no_grad()
+def _start_with_residual_(learner: Any, plain: PreTrainedModel) -> None:
+    """Adapters B A that come nearest to W - Q, by its singular values.
+
+    Li et al. 2024, LoftQ, arXiv:2310.08659, eq. 8, after one packing.
+    """
+    for name, module in learner.get_base_model().named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        down, up = (getattr(module, part)["default"].weight for part in ("lora_A", "lora_B"))
+        lost = plain_weight(plain.get_submodule(name)).float() - unpacked_weight(module.get_base_layer()).float()
+        left, values, right = torch.linalg.svd(lost, full_matrices=False)
+        rank, roots = len(down), values.sqrt()
+        down[: len(roots)] = (roots[:, None] * right)[:rank]
+        up[:, : len(roots)] = (left * roots)[:, :rank] / module.scaling["default"]
 
 
 def _linear_at(model: PreTrainedModel, name: str) -> Any:

@@ -236,7 +236,7 @@ class Distillation(Frozen):
                 module.p = 0.0  # noise that the teacher's target does not have
             if isinstance(module, _BatchNorm) and (module.momentum or 0) > SLUGGISH:
                 module.momentum = SOUND
-        return self.lora.wrapped(student) if self.lora else student
+        return self.lora.wrapped(student, model) if self.lora else student
 
     @contextmanager
     def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:

@@ -35,7 +35,8 @@ def quantize_checkpoint(
     recipe = recipe or BitsAndBytesQuantization()
     if recipe.needs_data:
         raise UsageError(
-            "quantize: a budget and repair need calibration rows. Leave them out, or write a recipe file and run that."
+            "quantize: a budget, repair and drift need calibration rows. Leave them out, or write a recipe file and "
+            "run that."
         )
     source = resolve(model)
     config = load_config(source)

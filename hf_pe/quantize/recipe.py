@@ -17,7 +17,7 @@ from hf_pe.packing import packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.quantize.mix import worth_keeping
 from hf_pe.quantize.repair import repair_
-from hf_pe.quantize.sensitivity import estimated, measured
+from hf_pe.quantize.sensitivity import estimated, lost_answers, measured
 from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -61,6 +61,12 @@ class BitsAndBytesQuantization(Frozen):
         "far that layer's outputs do, in one pass",
     )
 
+    drift: float | None = Field(
+        None,
+        gt=0,
+        description="refused where packing moves answers further than this: KL divergence, of embeddings 1 - cosine",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> "BitsAndBytesQuantization":
         if self.repair != "none" and self.method == "int8":
@@ -87,7 +93,7 @@ class BitsAndBytesQuantization(Frozen):
     @property
     def needs_data(self) -> bool:
         """Whether calibration rows are."""
-        return self.budgeted or self.repair != "none"
+        return self.budgeted or self.repair != "none" or self.drift is not None
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
@@ -117,7 +123,9 @@ class BitsAndBytesQuantization(Frozen):
         """
         sketch = Sketch(config=model.config, model_class=type(model))
         if data is None and self.needs_data:
-            raise UsageError("quantize: a budget and repair need calibration rows, got no data. Give data, or neither.")
+            raise UsageError(
+                "quantize: a budget, repair and drift need calibration rows, got no data. Give data, or neither."
+            )
         if data is None or not self.budgeted:
             return self.outline(sketch)[0]
         sketch, linear, kept = self._layers(sketch)
@@ -138,11 +146,22 @@ class BitsAndBytesQuantization(Frozen):
         return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """Quantize a copy, through transformers' own loading; then repair it, where that is asked for."""
+        """Quantize a copy, through transformers' own loading; then repair it, where that is asked for.
+
+        Raises:
+            UsageError: its answers have moved further than `drift`.
+        """
         kept = list(plan.unpacked or self.kept_modules(model))
         made = self._packed(model, kept)
         if self.repair != "none":
             repair_(made, model, packable(model, kept), data)
+        if self.drift is not None:
+            moved = lost_answers(model, made, data)
+            if not moved <= self.drift:
+                raise UsageError(
+                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. Repair the "
+                    "weights (repair: gptq), give more bits (mean_bits, method: int8), or allow more."
+                )
         return made
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:

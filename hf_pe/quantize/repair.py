@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.calibration import moments, moments_by_block
 from hf_pe.instance import no_cache
-from hf_pe.packing import OUTER_BLOCK, plain_layout_, plain_weight
+from hf_pe.packing import OUTER_BLOCK, plain_layout_, plain_weight, remember_scales_
 from hf_pe.quantize.grid import repaired
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData, as_read_by
@@ -36,6 +36,7 @@ def repair_(packed: PreTrainedModel, model: PreTrainedModel, names: Sequence[str
             if sums.count:
                 _store_(packed.get_submodule(name).weight, plain_weight(model.get_submodule(name)), sums)
                 del left[name]
+    remember_scales_(packed)
     return list(left)
 
 

@@ -19,6 +19,13 @@ LEAST, MOST = 2, 64
 """Rows, whatever their length."""
 
 
+def lost_answers(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
+    """How far the answers of another model are from those of `model`; see `measured`."""
+    rows = _rows(model, data)
+    wanted = answers(model, data, rows, by_token=True)
+    return distance(answers(other, data, rows, by_token=True), wanted)
+
+
 def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
     """By layer, what `hf_pe.calibration.distance` says with only this one exchanged for its packed twin.
 

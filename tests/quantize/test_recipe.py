@@ -3,6 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.calibration import answers, distance
+from hf_pe.checkpoints import save_model
 from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
@@ -189,3 +190,19 @@ def test_without_calibration_rows_it_is_refused(told, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):
         BitsAndBytesQuantization(**told).plan(model, None)
+
+
+@pytest.mark.parametrize("method", ["nf4", "fp4"])
+@pytest.mark.parametrize("double", [True, False])
+def test_a_model_that_has_run_is_saved_as_it_was(method, double, language, tmp_path):
+    """bitsandbytes lays weights out anew for a CPU's kernel when they are run, and single scales come back disordered."""
+    model, _ = language
+    small = packed(model, method=method, double_quantization=double)
+    inputs = example_inputs(model)
+    size, before = weight_bytes(small), outputs_of(small, inputs)
+    for _ in range(2):
+        assert weight_bytes(small) == size
+        save_model(small, None, tmp_path)
+        again = AutoModelForCausalLM.from_pretrained(tmp_path)
+        for each in (small, again):
+            assert difference(before, outputs_of(each, inputs)) == 0
