@@ -162,8 +162,8 @@ def remember_scales_(model: nn.Module) -> None:
 def plain_layout_(model: nn.Module) -> None:
     """Undo what bitsandbytes does to 4-bit weights on a CPU at the first forward pass in evaluation mode.
 
-    It lays them out for a kernel that has no backward pass: training on would be on wrong gradients, without a word.
-    And it rounds scales on the way; those that are not doubly quantized come back in the wrong order (bitsandbytes 0.50):
+    The kernel that it lays them out for has no backward pass: training would go on with wrong gradients, unsaid. And
+    it rounds scales on the way; those that are not doubly quantized come back in the wrong order (bitsandbytes 0.50):
     saved like that, the model would be another one.
     """
     for module in model.modules():

@@ -229,6 +229,20 @@ _PAPERS = (
         "2305.14314",
     ),
     Paper(
+        "frantar2022gptq",
+        "Elias Frantar and Saleh Ashkboos and Torsten Hoefler and Dan Alistarh",
+        "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+        2022,
+        "2210.17323",
+    ),
+    Paper(
+        "li2023loftq",
+        "Yixiao Li and Yifan Yu and Chen Liang and Pengcheng He and Nikos Karampatziakis and Weizhu Chen and Tuo Zhao",
+        "LoftQ: LoRA-Fine-Tuning-Aware Quantization for Large Language Models",
+        2023,
+        "2310.08659",
+    ),
+    Paper(
         "sun2023wanda",
         "Mingjie Sun and Zhuang Liu and Anna Bair and J. Zico Kolter",
         "A Simple and Effective Pruning Approach for Large Language Models",

@@ -109,7 +109,7 @@ class Lora(Frozen):
 def _start_with_residual_(learner: Any, plain: PreTrainedModel) -> None:
     """Adapters B A that come nearest to W - Q, by its singular values.
 
-    Li et al. 2024, LoftQ, arXiv:2310.08659, eq. 8, after one packing.
+    Li et al. 2023, LoftQ, arXiv:2310.08659, eq. 8, after one packing.
     """
     for name, module in learner.get_base_model().named_modules():
         if not isinstance(module, LoraLayer):

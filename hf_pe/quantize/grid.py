@@ -35,7 +35,7 @@ def repaired(
     """The codes and scales that stand for a weight W with little change of its outputs W x.
 
     Scales first, block by block, then codes column by column: the error of each column is taken up by those that have
-    no code yet (Frantar et al. 2023, GPTQ, arXiv:2210.17323, algorithm 1), columns with the largest inputs first.
+    no code yet (Frantar et al. 2022, GPTQ, arXiv:2210.17323, algorithm 1), columns with the largest inputs first.
 
     Args:
         weight: W, float32, [outputs, inputs], a whole number of blocks wide.

@@ -159,8 +159,8 @@ class BitsAndBytesQuantization(Frozen):
             moved = lost_answers(model, made, data)
             if not moved <= self.drift:
                 raise UsageError(
-                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. Repair the "
-                    "weights (repair: gptq), give more bits (mean_bits, method: int8), or allow more."
+                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. Repair "
+                    "the weights (repair: gptq), give more bits (mean_bits, method: int8), or allow more."
                 )
         return made
 

@@ -10,6 +10,7 @@ from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
+from hf_pe.packing import unpacked_weight
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config
@@ -212,6 +213,29 @@ def test_a_layer_map_out_of_range_is_refused_before_training(work, layers):
     with pytest.raises(UsageError, match=r"expected 4 rising numbers within 0\.\.4 .* got \["):
         Distillation(losses={"hidden": 1.0}, layers=layers).plan(student, data)
     Distillation(losses={"hidden": 1.0}, layers=(0, 1, 2, 4)).plan(student, data)
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_adapters_may_start_with_what_packing_took(llama_folder, base):
+    plain = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    inputs, gaps = example_inputs(plain), {}
+    for rank, start in ((8, "zero"), (8, "residual"), (32, "residual")):
+        lora = Lora(base=base, rank=rank, start=start)
+        learner = lora.wrapped(lora.base_of(plain), plain).train()
+        gaps[rank, start] = difference(outputs_of(plain, inputs), outputs_of(learner, inputs))
+    if base == "nf4":  # int8 also rounds what flows in
+        assert gaps[32, "residual"] < 0.8 * gaps[8, "residual"] < 0.8 * gaps[8, "zero"]
+    weight = plain.model.layers[0].mlp.up_proj.weight.detach()
+    module = learner.get_base_model().model.layers[0].mlp.up_proj
+    lost = weight - unpacked_weight(module.get_base_layer())
+    left = lost - module.get_delta_weight("default").detach()
+    values = torch.linalg.svdvals(lost)
+    assert float(left.square().sum()) == pytest.approx(float(values[32:].square().sum()), rel=1e-3)  # Eckart and Young
+
+
+def test_a_residual_needs_packed_weights():
+    with pytest.raises(ValueError, match="expected base with it"):
+        Lora(start="residual")
 
 
 @pytest.mark.parametrize(("kind", "base"), [("llama", "nf4"), ("llama", "int8"), ("gpt2", "nf4")])

@@ -10,6 +10,7 @@ from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.plans import Sketch
 from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.quantize.sensitivity import lost_answers
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
@@ -185,7 +186,19 @@ def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
         BitsAndBytesQuantization(weight_bytes=1000).outline(Sketch(config=model.config, model_class=type(model)))
 
 
-@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"repair": "gptq"}])
+def test_packing_that_moves_answers_too_far_is_refused(language):
+    model, data = language
+    moved = lost_answers(model, packed(model), data)
+    near = BitsAndBytesQuantization(drift=moved * 1.01)
+    near.apply(model, near.plan(model, data), data)
+    far = BitsAndBytesQuantization(drift=moved * 0.5)
+    with pytest.raises(UsageError, match=r"moves answers by .* Repair the weights \(repair: gptq\)"):
+        far.apply(model, far.plan(model, data), data)
+    repaired = BitsAndBytesQuantization(drift=moved * 0.9, repair="gptq")
+    repaired.apply(model, repaired.plan(model, data), data)
+
+
+@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"repair": "gptq"}, {"drift": 0.1}])
 def test_without_calibration_rows_it_is_refused(told, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):
