@@ -13,8 +13,9 @@ from hf_pe import packing
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
-from hf_pe.packing import packable, packed_bits
+from hf_pe.packing import Method, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.progress import say
 from hf_pe.quantize.mix import worth_keeping
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import estimated, lost_answers, measured
@@ -37,7 +38,7 @@ class BitsAndBytesQuantization(Frozen):
     """
 
     recipe: Literal["quantize"] = "quantize"
-    method: Literal["nf4", "fp4", "int8"] = "nf4"
+    method: Method = "nf4"
     double_quantization: bool = Field(True, description="4 bits: 4.13 bits a weight in place of 4.5")
     outlier_threshold: float = Field(6.0, ge=0, description="int8: inputs above it are multiplied in 16 bits; 0: none")
     compute_dtype: Dtype | None = Field(None, description="4 bits: what is multiplied in; default: `dtype`")
@@ -60,7 +61,6 @@ class BitsAndBytesQuantization(Frozen):
         description="what a budget is spent by: how far answers move with one layer packed, or, for big models, how "
         "far that layer's outputs do, in one pass",
     )
-
     drift: float | None = Field(
         None,
         gt=0,
@@ -154,7 +154,9 @@ class BitsAndBytesQuantization(Frozen):
         kept = list(plan.unpacked or self.kept_modules(model))
         made = self._packed(model, kept)
         if self.repair != "none":
-            repair_(made, model, packable(model, kept), data)
+            rounded = repair_(made, model, packable(model, kept), data)
+            if rounded:
+                say(f"not repaired, no calibration row came by: {', '.join(rounded)}")
         if self.drift is not None:
             moved = lost_answers(model, made, data)
             if not moved <= self.drift:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.calibration import answers, distance, moments
+from hf_pe.calibration import answers, distance
 from hf_pe.packing import plain_weight, unpacked_weight
 from hf_pe.progress import advance
-from hf_pe.regression import pooled
+from hf_pe.quantize.inputs import inputs_of
 from hf_pe.tasks import TaskData
 
 TOKENS, NUMBERS = 2048, 2**27
@@ -58,9 +58,8 @@ def estimated(
         model, packed, names, data: as above.
     """
     found = dict.fromkeys(names, 0.0)
-    sums = moments(model, {name: model.get_submodule(name) for name in names}, data, "statistics for 4 bits")
-    for name, folds in sums.items():
-        weight, gram = plain_weight(model.get_submodule(name)).float(), pooled(folds).gram
+    for name, sums in inputs_of(model, names, data):
+        weight, gram = plain_weight(model.get_submodule(name)).float(), sums.gram
         gone = weight - unpacked_weight(packed.get_submodule(name)).float()
         whole = float(((weight @ gram) * weight).sum())
         found[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)

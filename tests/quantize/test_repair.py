@@ -5,11 +5,11 @@ from transformers import AlbertConfig, AlbertModel, BertModel, GPT2Config, GPT2L
 from hf_pe.calibration import answers, distance
 from hf_pe.data import load_examples
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
-from hf_pe.packing import unpacked_weight
+from hf_pe.packing import packable, unpacked_weight
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantize.repair import _block
+from hf_pe.quantize.repair import repair_
 from hf_pe.tasks import CausalLM, Embedding
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, bert_config
 
 SMALL = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
 
@@ -58,19 +58,15 @@ def test_the_given_model_stays_as_it_is(case):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_layers_that_nothing_comes_by_are_rounded(bert_folder, tokenizer):
-    """An embedding's mean is taken before BERT's pooler: plain rounding is all there is for it."""
-    model = BertModel.from_pretrained(bert_folder).eval()
+def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
+    """A decoder that is given no encoder's states never runs its attention to them."""
+    model = lively(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
-    made = {}
-    for repair in ("none", "gptq"):
-        recipe = BitsAndBytesQuantization(repair=repair)
-        small = recipe.apply(model, recipe.plan(model, data), data)
-        made[repair] = [unpacked_weight(small.encoder.layer[0].output.dense)]
-    assert not torch.equal(*(each[0] for each in made.values()))
-
-
-def test_blocks_are_the_members_of_the_outermost_stack():
-    assert _block("encoder.layer.3.attention.self.query") == "encoder.layer.3"
-    assert _block("encoder.layers.1.blocks.0.mlp.fc1") == "encoder.layers.1"
-    assert _block("pooler.dense") == "pooler.dense"
+    recipe = BitsAndBytesQuantization()
+    small = recipe.apply(model, recipe.plan(model, data), data)
+    names = packable(model, recipe.kept_modules(model))
+    before = {name: unpacked_weight(small.get_submodule(name)).clone() for name in names}
+    left = repair_(small, model, names, data)
+    assert left == [name for name in names if "crossattention" in name] and left
+    for name in names:
+        assert torch.equal(unpacked_weight(small.get_submodule(name)), before[name]) == (name in left)
