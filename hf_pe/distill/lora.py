@@ -116,10 +116,13 @@ def _start_with_residual_(learner: Any, plain: PreTrainedModel) -> None:
             continue
         down, up = (getattr(module, part)["default"].weight for part in ("lora_A", "lora_B"))
         lost = plain_weight(plain.get_submodule(name)).float() - unpacked_weight(module.get_base_layer()).float()
-        left, values, right = torch.linalg.svd(lost, full_matrices=False)
-        rank, roots = len(down), values.sqrt()
-        down[: len(roots)] = (roots[:, None] * right)[:rank]
-        up[:, : len(roots)] = (left * roots)[:, :rank] / module.scaling["default"]
+        rank = min(len(down), *lost.shape)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            left, values, right = torch.svd_lowrank(lost, q=min(2 * rank, *lost.shape), niter=4)
+        roots = values[:rank].sqrt()
+        down[:rank] = roots[:, None] * right.T[:rank]
+        up[:, :rank] = left[:, :rank] * roots / module.scaling["default"]
 
 
 def _linear_at(model: PreTrainedModel, name: str) -> Any:

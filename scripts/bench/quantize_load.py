@@ -28,6 +28,7 @@ told = {}
 OURS = (
     """
 import sys, torch, transformers, bitsandbytes
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from hf_pe.checkpoints import class_for, load_config, load_model, resolve
 """
     + WATCH
@@ -41,7 +42,8 @@ told = {}
 BARE = (
     """
 import sys, torch, transformers, bitsandbytes
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from hf_pe.checkpoints import class_for, load_config, load_model, resolve
 """
     + WATCH
     + """

@@ -230,7 +230,7 @@ def test_adapters_may_start_with_what_packing_took(llama_folder, base):
     lost = weight - unpacked_weight(module.get_base_layer())
     left = lost - module.get_delta_weight("default").detach()
     values = torch.linalg.svdvals(lost)
-    assert float(left.square().sum()) == pytest.approx(float(values[32:].square().sum()), rel=1e-3)  # Eckart and Young
+    assert float(left.square().sum()) == pytest.approx(float(values[32:].square().sum()), rel=0.02)  # Eckart and Young
 
 
 def test_a_residual_needs_packed_weights():
