@@ -40,6 +40,8 @@ FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/inner/path.")]
 Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
+Output = Annotated[Path, typer.Option(help="Folder of the result.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
 
@@ -115,9 +117,7 @@ def run(
         Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
     from hf_pe.checkpoints import check_free
@@ -150,10 +150,8 @@ def run(
 def cut(
     model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
     keep: Annotated[list[str], typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay.")],
-    output: Annotated[Path, typer.Option(help="Folder of the result.")],
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
-    ] = False,
+    output: Output,
+    overwrite: Overwrite = False,
 ) -> None:
     """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
     with _messages():
@@ -167,13 +165,11 @@ def cut(
 @app.command(epilog="Example: hf-pe quantize big-llama --output big-llama-nf4")
 def quantize(
     model: Model,
-    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    output: Output,
     method: Annotated[Literal["nf4", "fp4", "int8"], typer.Option()] = "nf4",
     dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A module to keep, by full name or last part.")] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
     with _messages():
@@ -188,11 +184,9 @@ def quantize(
 @app.command(epilog="Example: hf-pe dequantize big-llama-nf4 --output big-llama-16bit")
 def dequantize(
     model: Model,
-    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    output: Output,
     dtype: Annotated[Dtype, typer.Option(help="Of its weights.")] = "bfloat16",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
     with _messages():
@@ -206,13 +200,11 @@ def dequantize(
 @app.command(epilog="Example: hf-pe export build/quickstart/main --output build/onnx --weights int8")
 def export(
     model: Model,
-    output: Annotated[Path, typer.Option(help="Folder of the result.")],
+    output: Output,
     weights: Annotated[
         Literal["float32", "int8"], typer.Option(help="int8: by ONNX Runtime's dynamic quantization.")
     ] = "float32",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install hf-pe[export]."""
     with _messages():
