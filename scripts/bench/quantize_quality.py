@@ -3,7 +3,7 @@ mixes of 6 mean bits beside other choices of the same size.
 
 Calibrated on training or validation rows, judged once on the test blocks or dev pairs. SmolLM2's published weights have
 been through 4 bits already. Needs ../shared/data and the extras gguf and demo. One model alone: --only. Random mixes:
---draws (default 20).
+--draws (default 20; 0: no mixes at all).
 """
 
 import argparse
@@ -35,7 +35,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "NF4 double": {},
     "NF4 double repaired": {"repair": "gptq"},
 }
-MIXES = ("mix", "mix, estimated", "mix, repaired")
 
 
 class Case(NamedTuple):
@@ -115,6 +114,13 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     print(f"{name}: {case.metric(case.model):.4f}", flush=True)
     for label, told in WAYS.items():
         pack(label, Cast() if label == "bfloat16" else BitsAndBytesQuantization(dtype="bfloat16", **told))
+    setting = f"{case.setting}; bytes: " + ", ".join(f"{k} {size[k]:,}" for k in WAYS)
+    repaired = row(
+        f"quantize.1.{name}.repaired", lost["NF4 double repaired"] / lost["NF4 double"], 2 / 3, "lower",
+        f"of plain NF4's {case.unit}", setting, peers=dict(lost),
+    )  # fmt: skip
+    if not draws:
+        return [repaired]
     recipe = BitsAndBytesQuantization(mean_bits=BITS)
     mix = pack("mix", recipe)
     pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
@@ -141,27 +147,23 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     share = (BITS - recipe.bits) / (8 - recipe.bits)
     line = (1 - share) * lost["NF4 double"] + share * lost["int8"]
     best = min(value for label, value in lost.items() if label.startswith("random"))
-    peers = {label: lost[label] for label in (*WAYS, *MIXES)}
-    setting = f"{case.setting}; bytes: " + ", ".join(f"{k} {size[k]:,}" for k in (*WAYS, *MIXES))
+    mixes = {label: lost[label] for label in lost if label.startswith("mix")}
     return [
-        row(
-            f"quantize.1.{name}.repaired", lost["NF4 double repaired"] / lost["NF4 double"], 2 / 3, "lower",
-            f"of plain NF4's {case.unit}", setting, peers=peers,
-        ),
+        repaired,
         row(
             f"quantize.1.{name}.mix.random", lost["mix"] / best, 1.0, "lower",
             f"of the {case.unit} of the best of {draws} random mixes at {BITS:g} mean bits", case.setting,
-            peers={"the best random mix": best, "mix": lost["mix"]},
+            peers={"the best random mix": best, **mixes},
         ),
         row(
             f"quantize.1.{name}.mix.ends", lost["mix"] / lost["first and last"], 1.0, "lower",
             f"of the {case.unit} with first and last layers kept", case.setting,
-            peers={"first and last": lost["first and last"], "mix": lost["mix"]},
+            peers={"first and last": lost["first and last"], **mixes},
         ),
         row(
             f"quantize.1.{name}.mix.line", lost["mix"] / line, 1.0, "lower",
             f"of the {case.unit} on the line from NF4 to int8", case.setting,
-            peers={"line": line, "mix": lost["mix"], "mix, repaired": lost["mix, repaired"]},
+            peers={"line": line, **mixes},
         ),
     ]  # fmt: skip
 
