@@ -81,7 +81,8 @@ def page() -> str:
                 f"| {interval} | {peers} | {r['setting']} |"
             )
         told = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
-        lines += ["", f"`{rows[0]['command']}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
+        commands = "`, `".join(dict.fromkeys(r["command"] for r in rows))
+        lines += ["", f"`{commands}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
     return "\n".join(lines)
 
 
