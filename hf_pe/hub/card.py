@@ -301,8 +301,8 @@ def _packed_speed(report: Report) -> list[str]:
     ]
     took = f"; here a pass takes {', '.join(times)}" if times else ""
     return [
-        "Packed weights are turned back for each product: they pay where memory is short, and in time only where "
-        f"reading weights is what takes it (one token at a time, on a GPU){took}."
+        "Packed weights are turned back for each product: memory is what they surely save. Time depends on the machine "
+        f"and its kernels; they pay where reading weights is what takes it{took}."
     ]
 
 
