@@ -113,17 +113,25 @@ def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtyp
     return found.eval()  # type: ignore[no-any-return]
 
 
+def packed_by(config: PretrainedConfig) -> str | None:
+    """The method that a model's weights are packed by; None where they are plain."""
+    told = getattr(config, "quantization_config", None)
+    if not told or form_of(config) is not None:
+        return None
+    method = told.get("quant_method") if isinstance(told, dict) else told.quant_method
+    return str(getattr(method, "value", method))
+
+
 def require_plain(config: PretrainedConfig) -> None:
     """Refuse a model that is packed already.
 
     Raises:
         UsageError: it is; says by what.
     """
-    packed = getattr(config, "quantization_config", None)
-    if packed and form_of(config) is None:
-        method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+    method = packed_by(config)
+    if method is not None:
         raise UsageError(
-            f"The model is quantized already ({getattr(method, 'value', method)}): packed weights cannot be cut, "
+            f"The model is quantized already ({method}): packed weights cannot be cut, "
             "trained or packed again. Give its 16- or 32-bit original, or unpack it first (hf-pe dequantize)."
         )
 

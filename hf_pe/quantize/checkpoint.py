@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve, save_model
 from hf_pe.errors import UsageError
-from hf_pe.packing import require_plain, unpacked
+from hf_pe.packing import packed_by, require_plain, unpacked
 from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
 
@@ -76,9 +76,8 @@ def dequantize_checkpoint(
     """
     source = resolve(model)
     config = load_config(source)
-    told = getattr(config, "quantization_config", None) or {}
-    method = told.get("quant_method") if isinstance(told, dict) else told.quant_method
-    if getattr(method, "value", method) not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+    method = packed_by(config)
+    if method not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
         raise UsageError(f"{source.name}: expected a model packed by bitsandbytes, got {method or 'plain weights'}.")
     with replaced(Path(output), overwrite=overwrite) as fresh:
         progress.say("loading and unpacking")
@@ -88,7 +87,6 @@ def dequantize_checkpoint(
 
 
 def _save(model: PreTrainedModel, fresh: Path, beside: Path | None) -> None:
-    model.config._name_or_path = ""
-    model.save_pretrained(fresh)
+    save_model(model, None, fresh)
     if beside is not None:
         copy_beside(beside, fresh)
