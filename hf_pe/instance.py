@@ -412,6 +412,8 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
         else:
             follows = TINY["hidden"] if field.endswith("hidden_size") else value
             new = TINY.get(axis or "", TINY_FIELDS.get(field, follows))
+            if field == "embed_dim" and isinstance(heads := vars(config).get("num_heads"), (list, tuple)):
+                new = heads[0] * TINY_FIELDS["head_dim"]
         setattr(config, field, _token(value) if ids else min(value, new))
     told = config.to_dict()
     if isinstance(told.get("expand"), int) and {"num_heads", "head_dim"} <= told.keys() and not only:  # Mamba 2

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, discover, skeleton, tokens_named
-from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs
+from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, Layout, discover, skeleton, tokens_named
+from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
 from hf_pe.surgery import Kept, cut
 
 TOLERANCE = 1e-5
@@ -26,6 +27,7 @@ EFFECT = 1e-2
 """Smallest relative change that neutralising must make, and that a wrong cut must show."""
 TRIES = 4
 """Wrong cuts that are tried until one is noticed."""
+NOT_THERE = "the axis is not found in a tiny instance"
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if not axis.native:
         return Proof(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
-    if axis.kind == "layers" and not kept and axis.size < 2:
-        return Proof(axis.name, False, "there is only one layer")
+    if axis.size < 2 and not kept:
+        return Proof(axis.name, False, "there is only one")
     first = None
     try:
         for small in instances(config, depth=axis.kind == "layers"):
@@ -60,6 +62,8 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
             if found.holds or found.error > TOLERANCE:
                 return found
             first = first or found  # it could not be run, or says nothing: a larger one may
+        if first is not None and first.reason == NOT_THERE and axis.kind != "layers":  # Jamba's only attention is deep
+            return _on_instance(tiny(config, depth=True), model_class, axis, kept)
     except Exception as error:  # a config that cannot be made smaller in this way
         first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
     assert first is not None
@@ -73,7 +77,7 @@ def _on_instance(config: PretrainedConfig, model_class: type[PreTrainedModel], a
         model = lively(model_class(copy.deepcopy(config)))
         found = [a for a in discover(config, model_class).axes if a.name == axis.name]
         if not found:
-            return Proof(axis.name, False, f"the axis '{axis.name}' is not found in a tiny instance")
+            return Proof(axis.name, False, NOT_THERE)
         return _compare(model, found[0], kept or _pattern(found[0], model))
     except Exception as error:  # whatever stops the proof is the reason why the axis is refused
         return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
@@ -228,9 +232,9 @@ def _neutralised(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[Non
     saved = {slot.name: state[slot.name].clone() for slot in axis.slots if slot.name in state}
     for slot in axis.slots:
         if slot.name in state:
-            gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])))
+            gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])), dtype=torch.long)
             slot.of(state).index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
-    norms = _told_the_width(model, axis, kept) if axis.kind == "hidden" else []
+    norms = _told_the_width(model, axis, kept)
     try:
         yield
     finally:
@@ -278,43 +282,71 @@ def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[No
 
 
 def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:
-    """Hook every norm (what holds vectors of the hidden width and nothing else) to count the kept coordinates only."""
-    units = torch.as_tensor(kept[EVERYWHERE])
+    """Hook every norm along `axis` to count the kept coordinates only; of the hidden width those without weights too."""
 
-    def narrowed(module: nn.Module) -> Any:
+    def narrowed(module: nn.Module, places: torch.Tensor, width: int) -> Any:
         small = copy.deepcopy(module)
         for parameter in small.parameters():
-            parameter.data = parameter.data[units]
+            parameter.data = parameter.data[..., places]
         if hasattr(small, "normalized_shape"):
-            small.normalized_shape = (len(units),)  # type: ignore[assignment]
+            small.normalized_shape = (len(places),)  # type: ignore[assignment]
+        if isinstance(small, nn.GroupNorm):
+            if small.num_groups > 1:  # other channels come together
+                return module.register_forward_hook(lambda *_: None)
+            small.num_channels = len(places)
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
-            if args[0].shape[-1] != axis.size:  # of a head
+            dim = next((d for d in (-1, 1) if args[0].shape[d] == width), None)
+            if dim is None:  # of a head
                 return None
-            return torch.zeros_like(output).index_copy(-1, units, small(args[0][..., units]))
+            return torch.zeros_like(output).index_copy(dim, places, small(args[0].index_select(dim, places)))
 
         return module.register_forward_hook(hook)
 
-    free = [m for m in model.modules() if "Norm" in type(m).__name__ and not [*m.parameters()]]
-    return [narrowed(module) for module in (*norms_along(model, axis).values(), *free)]
+    hooks = []
+    for name, places in kept_along(model, axis, kept).items():
+        module = model.get_submodule(name)
+        if not isinstance(module, _BatchNorm):  # takes each channel for itself
+            hooks.append(narrowed(module, places, next(module.parameters()).shape[-1]))
+    if axis.kind == "hidden":
+        units = torch.as_tensor(kept[EVERYWHERE])
+        free = [m for m in model.modules() if "Norm" in type(m).__name__ and not [*m.parameters()]]
+        hooks += [narrowed(module, units, axis.size) for module in free]
+    return hooks
 
 
 def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
-    """The modules that hold vectors along `axis` and nothing else, by name: its norms (and layer scales)."""
-    owners = dict.fromkeys(slot.name.rpartition(".")[0] for slot in axis.slots)
+    """The modules that hold vectors along `axis` and nothing else, by name: its norms (and layer scales).
+
+    All hold the hidden width; of heads, OLMo 2 norms all queries as one; of the FFN, some norm what is in between.
+    """
     found = {}
-    for name in owners:
-        module = model.get_submodule(name)
-        own = [*module.parameters()]
-        if own and all(p.ndim == 1 and len(p) == axis.size for p in own):
-            found[name] = module
+    for slot in axis.slots if axis.kind not in ("layers", "experts") else ():
+        module = model.get_submodule(slot.name.rpartition(".")[0])
+        own, width = [*module.parameters()], slot.layout.length(axis.size)
+        if own and all(p.ndim and p.numel() == p.shape[-1] == width for p in own):
+            found[slot.name.rpartition(".")[0]] = module
     return found
 
 
+def kept_along(model: PreTrainedModel, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
+    """Which coordinates stay of what each of the norms along `axis` is given."""
+    slots = {slot.name.rpartition(".")[0]: slot for slot in axis.slots}
+    return {
+        name: slots[name].layout.places(torch.as_tensor(kept[slots[name].group]), axis.size)
+        for name in norms_along(model, axis)
+    }
+
+
 def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
-    """Of an output that has the hidden width, the kept coordinates."""
+    """Of an output that has the hidden width, or a multiple of it (Swin's later stages), the kept coordinates."""
     units = torch.as_tensor(kept[EVERYWHERE])
-    return one if one.shape == other.shape else one.index_select(-1, units.to(one.device))
+    for dim, (length, left) in enumerate(zip(one.shape, other.shape, strict=False)):
+        times = length // axis.size
+        if length != left and length == times * axis.size and left == times * len(units):
+            places = Layout((1,) * times).places(units, axis.size)
+            one = one.index_select(dim, places.to(one.device))
+    return one
 
 
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

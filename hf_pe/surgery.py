@@ -97,8 +97,16 @@ def _check(axis: Axis, kept: Kept) -> int:
         heads = axis.in_group(group)[0].heads
         each = Counter(unit * heads // axis.size for unit in units)
         if heads > 1 and len({each[head] for head in range(heads)}) > 1:
+            parts = "heads" if axis.kind == "hidden" else "key-value groups"
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}': each of its {heads} heads keeps the same number."
+                f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
+            )
+        alike = axis.alike(group)
+        places = [{unit % (axis.size // alike) for unit in units if unit * alike // axis.size == n} for n in range(alike)]
+        if any(each != places[0] for each in places):
+            raise ValueError(
+                f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {axis.size // alike} keeps the "
+                "same places."
             )
         block = axis.in_group(group)[0].block
         if any(count != block for count in Counter(unit // block for unit in units).values()):
@@ -114,7 +122,7 @@ def narrowed(tensor: torch.Tensor, slot: Slot, axis: Axis, kept: Kept) -> torch.
     units, dim = torch.as_tensor(kept[slot.group]), slot.dim or 0
     found = tensor.index_select(dim, slot.layout.places(units, axis.size).to(tensor.device))
     if slot.power:
-        first = slot.layout.part(0, len(units)).to(tensor.device)
+        first = torch.cat([slot.layout.part(i, len(units)) for i in range(slot.powered)]).to(tensor.device)
         scaled = (found.index_select(dim, first) + slot.offset) * (len(units) / axis.size) ** slot.power - slot.offset
         found.index_copy_(dim, first, scaled)
     return found

@@ -19,14 +19,23 @@ class Layout:
     neighbouring places. (1,): the unit is the place itself; (64,): a head; (1, 1): gate and up; (192, 64, 64): a
     key-value group in fused query, key and value. Where `blocks` is more than 1, the dimension holds so many of them
     one after the other, each with all parts of its share of the units (BLOOM: query, key and value head by head).
+
+    Where `share` is more than 1, the dimension holds the first of so many equal parts of the units, and stands for all
+    of them (a grouped convolution's inputs, CANINE's embeddings in eight pieces): each part keeps the same places.
     """
 
     parts: tuple[int, ...] = (1,)
     blocks: int = 1
+    share: int = 1
+
+    def length(self, size: int) -> int:
+        """Of a dimension of `size` units."""
+        return size // self.share * sum(self.parts)
 
     def places(self, units: torch.Tensor, size: int) -> torch.Tensor:
         """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor, rising)."""
-        return torch.cat([part.flatten() for part in self._parts(units, size)]).sort().values
+        held = size // self.share
+        return torch.cat([part.flatten() for part in self._parts(units[units < held], held)]).sort().values
 
     def part(self, number: int, size: int) -> torch.Tensor:
         """The positions of one part, unit after unit, in a dimension of `size` units."""
@@ -38,8 +47,9 @@ class Layout:
 
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         """Order the first dimension, of `size` units, by unit: [units, rest]."""
-        order = torch.cat(self._parts(torch.arange(size), size), dim=1)
-        return tensor[order.flatten().to(tensor.device)].reshape(size, -1)
+        held = size // self.share
+        order = torch.cat(self._parts(torch.arange(held), held), dim=1)
+        return tensor[order.flatten().to(tensor.device)].reshape(held, -1).repeat(self.share, 1)
 
     def _parts(self, units: torch.Tensor, size: int) -> list[torch.Tensor]:
         """Of each part the places, [units, places]."""
@@ -62,10 +72,11 @@ class Slot:
         consumes: True where the units are the input of a linear map (what repair may rewrite).
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
-        heads: in how many heads the units of its group lie; each keeps the same number.
+        heads: in how many heads (for query heads: key-value groups) the units of its group lie; each keeps the same
+            number.
         block: so many neighbouring units stay or go together (a whole head).
-        power: the values that stay are multiplied by (kept / all) ** power, in the layout's first part: where the model
-            itself divides or multiplies by a root of the width (scores of queries, scaled embeddings).
+        power: the values that stay are multiplied by (kept / all) ** power, in the layout's first `powered` parts: where
+            the model itself divides or multiplies by a root of the width (scores of queries, scaled embeddings).
         offset: what the model adds to the stored values (Gemma's norms multiply with 1 + weight).
     """
 
@@ -78,6 +89,7 @@ class Slot:
     heads: int = 1
     block: int = 1
     power: float = 0.0
+    powered: int = 1
     offset: float = 0.0
 
     @property
@@ -133,27 +145,36 @@ class Axis:
 
     @functools.cached_property
     def heads(self) -> int:
-        """What its size has to be a multiple of: its step, the heads that share it evenly, and whole heads."""
-        return math.lcm(self.step, *(slot.heads for slot in self.slots), *(slot.block for slot in self.slots))
+        """What its size has to be a multiple of: its step, heads and other parts that share it evenly, whole heads."""
+        shared = (each for slot in self.slots for each in (slot.heads, slot.block, slot.layout.share))
+        return math.lcm(self.step, *shared)
+
+    def alike(self, group: str) -> int:
+        """In how many equal parts the units of a group lie that keep the same places each."""
+        return math.lcm(*(slot.layout.share for slot in self.in_group(group)))
 
     @functools.cached_property
     def narrows_heads(self) -> bool:
         """Whether heads become narrower with it."""
-        return any(slot.heads > 1 for slot in self.slots)
+        return self.kind == "hidden" and any(slot.heads > 1 for slot in self.slots)
 
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
         return tuple(self._by_group.get(group, ()))
 
     def first(self, group: str, size: int) -> list[int]:
-        """The first `size` units, as many in each of the group's heads."""
-        heads = self.in_group(group)[0].heads
+        """The first `size` units, as many in each of the group's heads or parts."""
+        heads = math.lcm(self.in_group(group)[0].heads, self.alike(group))
         held = self.size // heads
         return [head * held + unit for head in range(heads) for unit in range(size // heads)]
 
     def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
-        """The `size` units of the largest `scores` [units], rising; as many in each head, or whole heads."""
-        slot = self.in_group(group)[0]
+        """The `size` units of the largest `scores` [units], rising; as many in each head, whole heads, or the same places
+        in all parts."""
+        slot, alike = self.in_group(group)[0], self.alike(group)
+        if alike > 1:
+            best = scores.reshape(alike, -1).sum(0).topk(size // alike).indices.cpu()
+            return sorted((best + torch.arange(alike)[:, None] * (self.size // alike)).flatten().tolist())
         blocks = scores.reshape(slot.heads, -1, slot.block).sum(2)
         best = blocks.topk(size // slot.heads // slot.block).indices.cpu()
         first = (best + torch.arange(slot.heads)[:, None] * blocks.shape[1]) * slot.block

@@ -66,6 +66,7 @@ AXIS_OF_FIELD = {
     "n_embd": "hidden",
     "emb_dim": "hidden",
     "dim": "hidden",
+    "embed_dim": "hidden",
     "vocab_size": "vocabulary",
     "n_words": "vocabulary",
     "num_local_experts": "experts",
@@ -78,6 +79,9 @@ AXIS_OF_FIELD = {
 DEPTHS = ("depths", "depth", "stage_num_blocks", "n_attn_blocks", "blocks_per_stage")
 """Fields that list the layers of each stage (ConvNeXt, Swin, ResNet): an axis for each entry."""
 
+STAGES = ("hidden_sizes", "embed_dims", "embed_dim")
+"""Fields that list the hidden width of each stage (ConvNeXt, ResNet, CvT): an axis for each entry."""
+
 RATIOS = ("mlp_ratio", "mlp_ratios")
 """Fields that say the FFN width as a multiple of the hidden one; lists say it stage by stage."""
 
@@ -88,7 +92,7 @@ of a wider stage is more channels."""
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
 
-FOLLOWERS = {"vocab_size": ("decoder_vocab_size",)}
+FOLLOWERS = {"vocab_size": ("decoder_vocab_size",), "hidden_size": ("embedding_size",)}
 """Fields that say the same size again, and move along where they do."""
 
 HEAD_SIZES = ("head_dim", "d_kv")
@@ -106,8 +110,12 @@ UNSCALED = ("gpt_neo",)
 POSITIONS = ("_indexes", "_indices", "_idxs", "_layers", "_layer_ids", "_layer_indices")
 """How fields end that name layers by their number (mllama's cross attention, SAM's global attention)."""
 
-QKVO = 4
-"""Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused."""
+QKVO, THREE = 4, 3
+"""Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused. Some have
+three more of the first kind (Longformer's global ones)."""
+
+ROTATIONS = ("inv_freq", "embed_positions")
+"""How buffers end that turn queries and keys."""
 
 BY_HEAD = ("query_key_value",)
 """Maps in which query, key and value lie head by head; elsewhere they lie one after the other. Shapes can't tell."""
@@ -146,13 +154,29 @@ def _discover(architecture: "Architecture") -> Anatomy:
     found: list[Axis] = []
     for path, name in _fields(config):
         axis = _axis(config, model_class, base, path, name)
-        if axis is not None and not any(_same_tensors(axis, other) for other in found):
+        if axis is None or any(_same_tensors(axis, other) for other in found):
+            continue
+        if axis.kind != "hidden" or all(other.name != axis.name for other in found):
             found.append(axis)
-    attention = [(m, axis.size) for axis in found if axis.kind in HEADS for m in axis.modules]
+    grouped = {module for axis in found if axis.kind == "kv_groups" for module in axis.modules}
+    attention = [
+        (module, axis.size)
+        for axis in found
+        if axis.kind in HEADS
+        for module in axis.modules
+        if axis.kind == "kv_groups" or module not in grouped
+    ]
+    known = {module for module, _ in attention}
+    attention += [(name, heads) for name, module in base.named_modules() if (heads := _heads(module)) and name not in known]
     for number, axis in enumerate(found):
         if axis.kind == "hidden":
             found[number] = _with_heads(axis, attention, base)
     return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
+
+
+def _heads(module: nn.Module) -> int:
+    """How many heads a module says it has; 0 where it says none."""
+    return next((value for name, value in _integers(module).items() if AXIS_OF_FIELD.get(name) == "heads"), 0)
 
 
 def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
@@ -205,13 +229,16 @@ def resized(
     for follower in FOLLOWERS.get(field, ()):
         if getattr(holder, follower, None) == before:
             setattr(holder, follower, size)
+    if field == "embed_dim" and hasattr(holder, "depths") and getattr(holder, "hidden_size", 0) % before == 0:
+        holder.hidden_size = holder.hidden_size // before * size  # Swin's last stage
     if AXIS_OF_FIELD[field] == "layers":
         keep_layers_(holder, before or 0, kept)
     if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
         queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
-        heads = getattr(holder, queries, None)
-        told = any(getattr(holder, name, None) for name in HEAD_SIZES)
-        if heads and keep_head_size and not whole_heads and not told and hasattr(holder, "hidden_size"):
+        heads = _asked(holder, queries)
+        told = any(_asked(holder, name) or vars(holder).get(name) for name in HEAD_SIZES)
+        one = isinstance(heads, int) and heads > 0
+        if one and keep_head_size and not whole_heads and not told and hasattr(holder, "hidden_size"):
             holder.head_dim = holder.hidden_size // heads
         if whole_heads:
             _fewer_heads_(holder, size, before or size)
@@ -221,6 +248,14 @@ def resized(
         _require_routable(holder, size)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+
+
+def _asked(holder: Any, name: str) -> Any:
+    """A field, by any of its names; None where it is not there, or differs between layers (Gemma 4)."""
+    try:
+        return getattr(holder, name, None)
+    except Exception:  # of a type of its own
+        return None
 
 
 def _fewer_heads_(holder: Any, size: int, before: int) -> None:
@@ -327,31 +362,29 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
         sub = vars(config).get(field)  # asking for a field that differs between layers (Gemma 4) raises
         if isinstance(sub, PretrainedConfig):
             yield from _fields(sub, f"{prefix}{field}.")
-        elif field in _moved_by_another(values):
-            continue
+        elif values[field] is not None and _groups(values, field) == values[field]:
+            continue  # each key-value head has a query head of its own: they go together
         elif by_layer(values.get("per_layer_config")) and any(
             field in each for each in values["per_layer_config"].values()
         ):
             continue  # one number does not say it
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
             yield prefix + field, f"{tower}{AXIS_OF_FIELD[field]}"
-        elif field in (*DEPTHS, *RATIOS) and isinstance(values[field], (list, tuple)):
+        elif field in (*DEPTHS, *RATIOS, *STAGES) and isinstance(values[field], (list, tuple)):
+            kind = "ffn" if field in RATIOS else "hidden" if field in STAGES else "layers"
             for stage, count in enumerate(values[field]):
                 if isinstance(count, int) or field in RATIOS:
-                    kind = "ffn" if field in RATIOS else "layers"
                     yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.{kind}"
         elif field in RATIOS and isinstance(values[field], (int, float)):
             yield prefix + field, f"{tower}ffn"
 
 
-def _moved_by_another(values: dict[str, Any]) -> set[str]:
-    """The query heads where key-value heads are told: each is read by its own share of them."""
-    told = {queries: (values.get(field), values.get(queries)) for field, queries in QUERIES_OF.items()}
-    return {
-        queries
-        for queries, (groups, heads) in told.items()
-        if groups and isinstance(groups, int) and isinstance(heads, int) and heads % groups == 0
-    }
+def _groups(values: dict[str, Any], field: str) -> int | None:
+    """Where `field` counts the query heads that key-value heads are shared by: how many key-value heads."""
+    told = (values.get(groups) for groups, queries in QUERIES_OF.items() if queries == field)
+    groups, heads = next(told, None), values.get(field)
+    shared = isinstance(groups, int) and isinstance(heads, int) and groups > 0 and heads % groups == 0
+    return groups if shared else None
 
 
 def _axis(
@@ -362,25 +395,31 @@ def _axis(
         try:
             other = skeleton(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
-            continue
+            other = None
         whole = _with_whole_heads(config, base, other, path, size) if name.endswith("hidden") else None
         other = whole or other
+        if other is None:
+            continue
         slots = _slots(base, other, value, size, name)
         modules = _moved_attributes(base, other)
         if slots or modules:
             axis = _finish(config, base, path, name, value, size, slots, modules)
             axis = replace(axis, whole_heads=whole is not None)
+            holder, field, _ = _place(config, path)
+            groups = _groups(holder.to_dict(), field)
+            if groups:  # each loses as many of its query heads
+                axis = replace(axis, slots=tuple(replace(slot, heads=groups) for slot in axis.slots))
             return _with_scales(axis, base, other, size) if axis.kind == "hidden" else axis
     return None
 
 
 def _with_whole_heads(
-    config: PretrainedConfig, base: PreTrainedModel, other: PreTrainedModel, path: str, size: int
+    config: PretrainedConfig, base: PreTrainedModel, other: PreTrainedModel | None, path: str, size: int
 ) -> PreTrainedModel | None:
     """Where something has the size of a head that falls with the hidden width (rotations, norms or positions inside
-    heads), the model with fewer heads of the same size, if that leaves it; else None."""
+    heads), or the config allows no such head, the model with fewer heads of the same size, if that helps; else None."""
     width = _value(config, path)
-    if not (_odd(base, other, width) or _rotated(base, other)):
+    if other is not None and not (_odd(base, other, width) or _rotated(base, other)):
         return None
     try:
         found = skeleton(resized(config, path, size, whole_heads=True), type(base))
@@ -410,8 +449,18 @@ def _rotated(base: PreTrainedModel, other: PreTrainedModel) -> bool:
         if tensor.ndim == 2 and all(one != new for one, new in zip(tensor.shape, after.get(name, ()), strict=False))
     }
     places = {_stack(stack) for stack in changed - {""}}
-    rotations = [name for name, _ in base.named_buffers() if name.endswith("inv_freq")]
-    return any(not place or name.startswith(f"{place}.") for place in places for name in rotations)
+    rotations = [name for name, _ in base.named_buffers() if name.endswith(ROTATIONS)]
+    return any(
+        not place or name.startswith(f"{place}.") or f"{place}.".startswith(_beside(name))
+        for place in places
+        for name in rotations
+    )
+
+
+def _beside(name: str) -> str:
+    """What a buffer's module lies in, as names there begin: "" for the model itself."""
+    inside = name.rpartition(".")[0].rpartition(".")[0]
+    return f"{inside}." if inside else ""
 
 
 def _finish(
@@ -516,8 +565,11 @@ def _of_experts(model: PreTrainedModel, key: str, dim: int, layout: Layout) -> l
 
 
 def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
-    """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks; the
-    proof checks."""
+    """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks; what
+    is a whole number of times shorter than the hidden width holds a share of it. The proof checks."""
+    share = (size or 0) // length
+    if name.endswith("hidden") and share > 1 and length * share == size and other_length * share == probe:
+        return Layout(share=share)
     per_unit = other_length // probe if size is None else (length - other_length) // (size - probe)
     return Layout((1,) * per_unit if per_unit > 1 and name.endswith(("ffn", "hidden")) else (max(per_unit, 1),))
 
@@ -548,39 +600,44 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
         attention: modules that know the number of heads, with it.
         base: the model on the meta device.
     """
-    width: dict[str, int] = {}  # of each map that reads and writes the hidden width, how many it writes
+    width: dict[str, int] = {}  # of each map that reads and writes the hidden width, how many of what it reads it writes
+    wide: dict[str, int] = {}  # and what it reads (in Swin's later stages the stream is wider than the config says)
     for name, parameter in base.named_parameters():
         dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
-        if parameter.ndim == 2 and len(dims) == 2:
-            width[name] = sum(dims[_written(base, name)].layout.parts)
+        if parameter.ndim == 2 and len(dims) == 2 and all(slot.layout.share == 1 for slot in dims.values()):
+            wrote = _written(base, name)
+            wide[name] = sum(dims[1 - wrote].layout.parts)
+            width[name] = sum(dims[wrote].layout.parts) // wide[name]
     inner: dict[tuple[str, int | None], Slot] = {}
     for module, heads in attention:
         for scope in _outwards(module):
             maps = [name for name in width if name.startswith(f"{scope}.")]
-            if sum(width[name] for name in maps) >= QKVO:
+            total = sum(width[name] for name in maps)
+            if total >= QKVO and total % THREE == 1:
+                times = wide[maps[0]]
+                if heads % times == 0:
+                    found = _inside(axis, scope, maps, width, heads // times, times, base)
+                    inner |= {(slot.name, slot.dim): slot for slot in found}
                 break
-        else:
-            continue
-        if sum(width[name] for name in maps) == QKVO:
-            inner |= {(slot.name, slot.dim): slot for slot in _inside(axis, scope, maps, width, heads, base)}
     return replace(axis, slots=tuple(inner.get((slot.name, slot.dim), slot) for slot in axis.slots))
 
 
 def _inside(
-    axis: Axis, scope: str, maps: list[str], width: dict[str, int], heads: int, base: PreTrainedModel
+    axis: Axis, scope: str, maps: list[str], width: dict[str, int], heads: int, times: int, base: PreTrainedModel
 ) -> Iterator[Slot]:
-    """The slots of one attention whose units are no longer the stream's."""
-    *asking, answer = maps
+    """The slots of one attention whose units are no longer the stream's; a unit has `times` places in both."""
+    unlike = [name for name in maps if not {*"qkv"} & {*_called(name)}]
+    answer = unlike[0] if len(unlike) == 1 else maps[-1]  # Kimi's vision makes its output map first
+    asking = [name for name in maps if name != answer]
     apart, block = (1, axis.size // heads) if axis.whole_heads else (heads, 1)
     for slot in axis.slots:
         name = f"{slot.name.removesuffix('bias')}weight" if slot.name.endswith("bias") else slot.name  # or in_proj_bias
         wrote = slot.name not in width or slot.dim == _written(base, slot.name)
         if name in asking and wrote:
-            parts = (1,) * width[name]
-            layout = Layout(parts, heads if len(parts) > 1 and _called(name) in BY_HEAD else 1)
-            scaled = (len(parts) == 3 or asks(name)) and base.config.model_type not in UNSCALED
+            layout = Layout((1,) * width[name] * times, heads if width[name] > 1 and _called(name) in BY_HEAD else 1)
+            scaled = (width[name] == THREE or asks(name)) and base.config.model_type not in UNSCALED
             power = 0.5 if scaled and not axis.whole_heads else 0.0
-            yield replace(slot, group=scope, layout=layout, heads=apart, block=block, power=power)
+            yield replace(slot, group=scope, layout=layout, heads=apart, block=block, power=power, powered=times)
         elif slot.name == answer and not wrote:
             yield replace(slot, group=scope, heads=apart, block=block)
 
@@ -596,18 +653,22 @@ def _called(name: str) -> str:
 
 
 def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size: int) -> Axis:
-    """Tell what the model multiplies by the root of its width: embeddings (Gemma, M2M-100, BioGPT).
+    """Tell what the model multiplies by the root of its width, embeddings (Gemma, M2M-100, BioGPT), or divides by it.
 
     Their rows grow where the width falls, so that the stream stays as it was. Where the output head is the same matrix,
     the last norm takes that back. `other` is the model with the width `size`.
     """
-    others, root, scaled = dict(other.named_modules()), (axis.size / size) ** 0.5, set[int]()
+    others, root, scaled, shrunk = dict(other.named_modules()), (axis.size / size) ** 0.5, set[int](), set[int]()
     for name, module in base.named_modules():
         before, after = _floats(module), _floats(others[name]) if name in others else {}
         if any(abs(value - root * after.get(key, 0.0)) < 1e-6 * value for key, value in before.items()):
             tables = [module, getattr(module, "embed_tokens", None)]
             scaled |= {id(table.weight) for table in tables if isinstance(table, nn.Embedding)}
-    if not scaled:
+        for key, value in before.items():
+            read = getattr(module, key.removesuffix("_scale"), None)  # per_layer_model_projection(_scale) of Gemma 4
+            if isinstance(read, nn.Linear) and abs(root * value - after.get(key, 0.0)) < 1e-6 * value:
+                shrunk.add(id(read.weight))
+    if not scaled and not shrunk:
         return axis
     tensors = dict(base.named_parameters(remove_duplicate=False))
     powers = {slot.name: -0.5 for slot in axis.slots if id(tensors.get(slot.name)) in scaled}
@@ -615,6 +676,7 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
     if norms and any(not isinstance(_owner(base, name), nn.Embedding) for name in powers):
         last = norms[-1].name.rpartition(".")[0]
         powers |= {slot.name: 0.5 for slot in norms if slot.name.rpartition(".")[0] == last}
+    powers |= {slot.name: 0.5 for slot in axis.slots if id(tensors.get(slot.name)) in shrunk}
     offsets = {name: _offset(_owner(base, name)) for name in powers if name.endswith("weight") and powers[name] > 0}
     slots = (replace(slot, power=powers[slot.name], offset=offsets.get(slot.name, 0.0))
              if slot.name in powers else slot for slot in axis.slots)  # fmt: skip

@@ -31,7 +31,7 @@ def evidence(
     """
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
-    consuming = {s.key: s for s in slots if s.consumes}
+    consuming = {s.key: s for s in slots if s.consumes and s.layout.share == 1}
     reading = {key: s.of(state).movedim(s.dim or 0, 1) for key, s in consuming.items()}
     grams = {}
     if moments is not None:

@@ -293,7 +293,7 @@ class StructuredPruning(Frozen):
                     refit_(smaller, model, axis, kept, seen)
             if axis.kind == "experts" and self.repair != "none":
                 correct_(smaller, model, axis, data)
-            if axis.kind == "hidden" and self.repair != "none":
+            if self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
         if not _has(plan.kept, "hidden"):

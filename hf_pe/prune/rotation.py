@@ -17,7 +17,7 @@ from hf_pe.anatomy import EVERYWHERE, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.plans import Sketch
-from hf_pe.proof import norms_along
+from hf_pe.proof import kept_along, norms_along
 from hf_pe.prune.statistics import kept_length, residual_covariance
 from hf_pe.surgery import Kept, rebuilt
 from hf_pe.tasks import TaskData
@@ -98,17 +98,20 @@ def gain_offset(norm: nn.Module) -> float:
 
 @torch.no_grad()
 def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept, data: TaskData) -> None:
-    """Let each norm of `smaller` give its kept coordinates at the size they had: its mean now runs over fewer.
+    """Let each norm along `axis` of `smaller` give its kept coordinates at the size they had: its mean now runs over
+    fewer.
 
     The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
     """
-    units = torch.as_tensor(kept[EVERYWHERE])
-    norms = norms_along(model, axis)
-    for name, share in kept_length(model, norms, units, data).items():
+    norms, places = norms_along(model, axis), kept_along(model, axis, kept)
+    norms = {name: norm for name, norm in norms.items() if next(norm.parameters()).ndim == 1}
+    if not norms:
+        return
+    for name, share in kept_length(model, norms, places, data).items():
         norm = smaller.get_submodule(name)
         weight = next(norm.parameters())
-        offset = gain_offset(norm)
-        weight.copy_((weight + offset) * share * (axis.size / len(units)) ** 0.5 - offset)
+        offset, before = gain_offset(norm), len(next(norms[name].parameters()))
+        weight.copy_((weight + offset) * share * (before / len(places[name])) ** 0.5 - offset)
 
 
 def _gain(name: str, norm: nn.Module, size: int) -> torch.Tensor:

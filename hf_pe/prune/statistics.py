@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
@@ -141,17 +142,22 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
 
 
 def kept_length(
-    model: PreTrainedModel, norms: dict[str, nn.Module], kept: torch.Tensor, data: TaskData
+    model: PreTrainedModel, norms: dict[str, nn.Module], kept: dict[str, torch.Tensor], data: TaskData
 ) -> dict[str, float]:
-    """Of what each norm is given, centred where it centres: length of the `kept` coordinates over that of all."""
-    seen: dict[str, list[torch.Tensor]] = {name: [] for name in norms}
+    """Of what each norm is given, centred where it centres: length of its `kept` coordinates over that of all.
+
+    Norms over other places than the last (of convolutions) are left out.
+    """
+    seen: dict[str, list[torch.Tensor]] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
+        if isinstance(norms[name], (nn.GroupNorm, _BatchNorm)):
+            return
         rows = counted_rows(inputs, mask).float()
-        few = rows[:, kept]
+        few = rows[:, kept[name]]
         if isinstance(norms[name], nn.LayerNorm):
             rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
-        seen[name].append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
+        seen.setdefault(name, []).append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
 
     with watch(model, norms, collect) as passes:
         passes.run(data, "norms of the kept width")
