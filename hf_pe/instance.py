@@ -12,6 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS, TOKENS, by_layer, keep_layers_
 
+CHARACTERS = 128
+"""Tokens where a config counts none (CANINE reads characters)."""
 IMAGE = 224
 """Pixels a side where a config does not say."""
 TINY = {
@@ -215,7 +217,7 @@ def _first(config: Any, *names: str, default: Any = None) -> Any:
 
 
 def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    size = getattr(config.get_text_config(), "vocab_size", None) or _named(config, "vocab_size")
+    size = getattr(config.get_text_config(), "vocab_size", None) or _named(config, "vocab_size") or CHARACTERS
     return torch.randint(min(6, size - 1), size, (batch, length), generator=draw)
 
 

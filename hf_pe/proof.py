@@ -25,8 +25,8 @@ TOLERANCE = 1e-5
 """Largest relative difference, in float32, between neutralised and cut."""
 EFFECT = 1e-2
 """Smallest relative change that neutralising must make, and that a wrong cut must show."""
-TRIES = 4
-"""Wrong cuts that are tried until one is noticed."""
+TRIES = 12
+"""Wrong cuts that are tried until one is noticed: half of them in the largest slots, the others spread over the rest."""
 NOT_THERE = "the axis is not found in a tiny instance"
 
 
@@ -356,12 +356,14 @@ def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outp
 
 
 def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, axis: Axis) -> Iterator[PreTrainedModel]:
-    """Cuts with one mistake: one of the largest slots permuted, or two kept layers exchanged. One has to be noticed."""
+    """Cuts with one mistake: one of the slots permuted, or two kept layers exchanged. One has to be noticed."""
     if axis.kind != "layers":
         stored = smaller.state_dict()
         slots = [slot for slot in axis.slots if slot.name in stored]
         slots = sorted(slots, key=lambda slot: (not slot.consumes, -stored[slot.name].numel()))
-        for slot in list({slot.name: slot for slot in slots}.values())[:TRIES]:
+        slots = list({slot.name: slot for slot in slots}.values())
+        largest, others = slots[: TRIES // 2], slots[TRIES // 2 :]
+        for slot in [*largest, *others[:: -(-len(others) * 2 // TRIES) or 1]]:
             wrong = copy.deepcopy(smaller)
             tensor = slot.of(wrong.state_dict())
             tensor.copy_(tensor.roll(1, slot.dim or 0))

@@ -102,7 +102,9 @@ def _check(axis: Axis, kept: Kept) -> int:
                 f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
             )
         alike = axis.alike(group)
-        places = [{unit % (axis.size // alike) for unit in units if unit * alike // axis.size == n} for n in range(alike)]
+        places = [
+            {unit % (axis.size // alike) for unit in units if unit * alike // axis.size == n} for n in range(alike)
+        ]
         if any(each != places[0] for each in places):
             raise ValueError(
                 f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {axis.size // alike} keeps the "

@@ -59,6 +59,8 @@ AXIS_OF_FIELD = {
     "encoder_attention_heads": "heads",
     "decoder_attention_heads": "heads",
     "encoder_num_attention_heads": "heads",
+    "num_encoder_attention_heads": "heads",
+    "num_decoder_attention_heads": "heads",
     "decoder_num_attention_heads": "heads",
     "num_key_value_heads": "kv_groups",
     "hidden_size": "hidden",
@@ -167,7 +169,9 @@ def _discover(architecture: "Architecture") -> Anatomy:
         if axis.kind == "kv_groups" or module not in grouped
     ]
     known = {module for module, _ in attention}
-    attention += [(name, heads) for name, module in base.named_modules() if (heads := _heads(module)) and name not in known]
+    attention += [
+        (name, heads) for name, module in base.named_modules() if (heads := _heads(module)) and name not in known
+    ]
     for number, axis in enumerate(found):
         if axis.kind == "hidden":
             found[number] = _with_heads(axis, attention, base)
@@ -600,7 +604,9 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
         attention: modules that know the number of heads, with it.
         base: the model on the meta device.
     """
-    width: dict[str, int] = {}  # of each map that reads and writes the hidden width, how many of what it reads it writes
+    width: dict[
+        str, int
+    ] = {}  # of each map that reads and writes the hidden width, how many of what it reads it writes
     wide: dict[str, int] = {}  # and what it reads (in Swin's later stages the stream is wider than the config says)
     for name, parameter in base.named_parameters():
         dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
