@@ -26,7 +26,7 @@ TOLERANCE = 1e-5
 EFFECT = 1e-2
 """Smallest relative change that neutralising must make, and that a wrong cut must show."""
 TRIES = 12
-"""Wrong cuts that are tried until one is noticed: half of them in the largest slots, the others spread over the rest."""
+"""Wrong cuts that are tried until one is noticed: half of them in the largest slots, the others spread."""
 NOT_THERE = "the axis is not found in a tiny instance"
 
 
@@ -282,7 +282,7 @@ def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[No
 
 
 def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:
-    """Hook every norm along `axis` to count the kept coordinates only; of the hidden width those without weights too."""
+    """Let every norm along `axis`, of the hidden width those without weights too, count the kept coordinates only."""
 
     def narrowed(module: nn.Module, places: torch.Tensor, width: int) -> Any:
         small = copy.deepcopy(module)
@@ -362,8 +362,8 @@ def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, ax
         slots = [slot for slot in axis.slots if slot.name in stored]
         slots = sorted(slots, key=lambda slot: (not slot.consumes, -stored[slot.name].numel()))
         slots = list({slot.name: slot for slot in slots}.values())
-        largest, others = slots[: TRIES // 2], slots[TRIES // 2 :]
-        for slot in [*largest, *others[:: -(-len(others) * 2 // TRIES) or 1]]:
+        first, others = slots[: TRIES // 2], slots[TRIES // 2 :]
+        for slot in [*first, *others[:: -(-len(others) * 2 // TRIES) or 1]]:
             wrong = copy.deepcopy(smaller)
             tensor = slot.of(wrong.state_dict())
             tensor.copy_(tensor.roll(1, slot.dim or 0))

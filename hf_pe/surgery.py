@@ -102,13 +102,10 @@ def _check(axis: Axis, kept: Kept) -> int:
                 f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
             )
         alike = axis.alike(group)
-        places = [
-            {unit % (axis.size // alike) for unit in units if unit * alike // axis.size == n} for n in range(alike)
-        ]
-        if any(each != places[0] for each in places):
+        held = axis.size // alike
+        if len(units) != alike * len({unit % held for unit in units}):
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {axis.size // alike} keeps the "
-                "same places."
+                f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {held} keeps the same places."
             )
         block = axis.in_group(group)[0].block
         if any(count != block for count in Counter(unit // block for unit in units).values()):

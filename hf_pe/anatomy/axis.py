@@ -75,8 +75,9 @@ class Slot:
         heads: in how many heads (for query heads: key-value groups) the units of its group lie; each keeps the same
             number.
         block: so many neighbouring units stay or go together (a whole head).
-        power: the values that stay are multiplied by (kept / all) ** power, in the layout's first `powered` parts: where
-            the model itself divides or multiplies by a root of the width (scores of queries, scaled embeddings).
+        power: the values that stay are multiplied by (kept / all) ** power where the model itself divides or multiplies
+            by a root of the width (scores of queries, scaled embeddings).
+        powered: in so many of the layout's parts, the first ones (all those of the queries).
         offset: what the model adds to the stored values (Gemma's norms multiply with 1 + weight).
     """
 
@@ -169,8 +170,8 @@ class Axis:
         return [head * held + unit for head in range(heads) for unit in range(size // heads)]
 
     def largest(self, group: str, scores: torch.Tensor, size: int) -> list[int]:
-        """The `size` units of the largest `scores` [units], rising; as many in each head, whole heads, or the same places
-        in all parts."""
+        """The `size` units of the largest `scores` [units], rising; as many in each head, whole heads, or the same
+        places in all parts."""
         slot, alike = self.in_group(group)[0], self.alike(group)
         if alike > 1:
             best = scores.reshape(alike, -1).sum(0).topk(size // alike).indices.cpu()

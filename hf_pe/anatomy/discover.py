@@ -402,8 +402,8 @@ def _axis(
             other = None
         whole = _with_whole_heads(config, base, other, path, size) if name.endswith("hidden") else None
         other = whole or other
-        if other is None:
-            continue
+        if other is None or (name.endswith("hidden") and _shapes(other).keys() != _shapes(base).keys()):
+            continue  # as wide as its neighbour, a stage of ResNet has no shortcut: that is another model
         slots = _slots(base, other, value, size, name)
         modules = _moved_attributes(base, other)
         if slots or modules:
@@ -569,8 +569,8 @@ def _of_experts(model: PreTrainedModel, key: str, dim: int, layout: Layout) -> l
 
 
 def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
-    """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks; what
-    is a whole number of times shorter than the hidden width holds a share of it. The proof checks."""
+    """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks;
+    what is a whole number of times shorter than the hidden width holds a share of it. The proof checks."""
     share = (size or 0) // length
     if name.endswith("hidden") and share > 1 and length * share == size and other_length * share == probe:
         return Layout(share=share)
@@ -604,10 +604,8 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
         attention: modules that know the number of heads, with it.
         base: the model on the meta device.
     """
-    width: dict[
-        str, int
-    ] = {}  # of each map that reads and writes the hidden width, how many of what it reads it writes
-    wide: dict[str, int] = {}  # and what it reads (in Swin's later stages the stream is wider than the config says)
+    width: dict[str, int] = {}  # of each map between streams, how many times what it reads it writes
+    wide: dict[str, int] = {}  # and how many widths it reads (Swin's later stages are wider than the config says)
     for name, parameter in base.named_parameters():
         dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
         if parameter.ndim == 2 and len(dims) == 2 and all(slot.layout.share == 1 for slot in dims.values()):

@@ -42,8 +42,10 @@ def evidence(
         consuming[key].layout.by_unit(s.gates.T, axis.size).reshape(axis.size, -1, len(s.gates)).sum(1).T
         for key, s in seen.items()
     ]
-    one, *others = reading
-    if others:
+    one, *others = reading or [""]
+    if not reading:  # convolutions: there are the weights to go by
+        consumer, gram, outputs = torch.zeros(1, axis.size), None, None
+    elif others:
         felt = {name: s.outputs for name, s in seen.items()}
         maps = []
         for name in (name for name in reading if not felt or name in felt):

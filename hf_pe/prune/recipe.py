@@ -151,6 +151,12 @@ class StructuredPruning(Frozen):
         for name, size in target.items():
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
+            needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
+            if needs and kind not in ("layers", "experts") and not any(slot.consumes for slot in axes[name].slots):
+                raise UsageError(
+                    f"prune.criterion: {self.criterion} looks at linear maps that read the units, and what reads "
+                    f"'{name}' are convolutions. Choose magnitude_l2."
+                )
             if axes[name].in_experts and "gradients" in CRITERIA[self.criterion].needs:
                 raise UsageError(
                     f"prune.criterion: {self.criterion} needs gradients inside the experts, which share one tensor. "
@@ -275,14 +281,16 @@ class StructuredPruning(Frozen):
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
-        original, layers = model, dict[str, list[int]]()
+        original, layers, narrower = model, dict[str, list[int]](), False
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
             if axis.kind == "layers":
                 layers |= kept
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
-                self._repair_in_order_(model, original, layers, data)
+                if not narrower:
+                    self._repair_in_order_(model, original, layers, data)
+                narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
                     model, moments = turned(model, axis, _remembered(MOMENTS, _all_moments, model, axis, data))
@@ -296,7 +304,7 @@ class StructuredPruning(Frozen):
             if self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
-        if not _has(plan.kept, "hidden"):
+        if not narrower:
             self._repair_in_order_(model, original, layers, data)
         return model
 

@@ -19,7 +19,7 @@ from hf_pe.instance import difference, example_inputs, outputs_of
 from hf_pe.plans import Sketch
 from hf_pe.proof import kept_along, norms_along
 from hf_pe.prune.statistics import kept_length, residual_covariance
-from hf_pe.surgery import Kept, rebuilt
+from hf_pe.surgery import Kept, narrowed, rebuilt
 from hf_pe.tasks import TaskData
 
 TOLERANCE = 1e-3
@@ -103,6 +103,7 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
 
     The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
     """
+    _keep_normed_weights_(smaller, model, axis, kept)
     norms, places = norms_along(model, axis), kept_along(model, axis, kept)
     norms = {name: norm for name, norm in norms.items() if next(norm.parameters()).ndim == 1}
     if not norms:
@@ -112,6 +113,17 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
         weight = next(norm.parameters())
         offset, before = gain_offset(norm), len(next(norms[name].parameters()))
         weight.copy_((weight + offset) * share * (before / len(places[name])) ** 0.5 - offset)
+
+
+def _keep_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
+    """Where weights are stored as a direction and its length (wav2vec 2.0's positions), those that stay are the same."""
+    for slot in axis.slots:
+        name, _, stored = slot.name.partition(".parametrizations.weight.")
+        if stored == "original1":
+            weight: Any = model.get_submodule(name).weight
+            for other in (each for each in axis.slots if each.name == slot.name):
+                weight = narrowed(weight, other, axis, kept)
+            smaller.get_submodule(name).weight = weight
 
 
 def _gain(name: str, norm: nn.Module, size: int) -> torch.Tensor:

@@ -146,14 +146,15 @@ def kept_length(
 ) -> dict[str, float]:
     """Of what each norm is given, centred where it centres: length of its `kept` coordinates over that of all.
 
-    Norms over other places than the last (of convolutions) are left out.
+    Batch norms, and norms of groups of channels, are left out.
     """
     seen: dict[str, list[torch.Tensor]] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
         if isinstance(norms[name], (nn.GroupNorm, _BatchNorm)):
             return
-        rows = counted_rows(inputs, mask).float()
+        last = inputs.shape[-1] == len(next(norms[name].parameters()))
+        rows = counted_rows(inputs if last else inputs.movedim(1, -1), mask).float()
         few = rows[:, kept[name]]
         if isinstance(norms[name], nn.LayerNorm):
             rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)

@@ -7,10 +7,15 @@ from pydantic import ValidationError
 from transformers import (
     AutoConfig,
     BertModel,
-    GPTJModel,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    CTRLModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     ResNetConfig,
     ResNetForImageClassification,
     SegformerConfig,
@@ -19,6 +24,8 @@ from transformers import (
     SwinForImageClassification,
     T5Config,
     T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
 )
 
 from hf_pe.anatomy import EVERYWHERE
@@ -29,8 +36,9 @@ from hf_pe.measure import judge, parameters
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
-from hf_pe.tasks import CausalLM, Embedding, Seq2Seq
+from hf_pe.tasks import AudioClassification, CausalLM, Embedding, Seq2Seq
 from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, taught
+from tests.images import of_rows
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
 
@@ -227,8 +235,8 @@ def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
 
 
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
-    """GPT-J's rotations lie as they were while its heads become narrower."""
-    sketch = Sketch(AutoConfig.for_model("gptj", n_layer=2), GPTJModel)
+    """CTRL's positions are waves of its width."""
+    sketch = Sketch(AutoConfig.for_model("ctrl", n_layer=2), CTRLModel)
     with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
         StructuredPruning(keep={"hidden": 0.5}).outline(sketch)
 
@@ -294,6 +302,104 @@ def test_the_stages_of_a_swin_keep_the_same_share_of_their_own_widths(images, tm
     again = SwinForImageClassification.from_pretrained(tmp_path).eval()
     inputs = example_inputs(model)
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+STAGES = {"depths": [1, 2], "num_labels": 3}
+OF_STAGES = {
+    "convnext": (ConvNextForImageClassification, ConvNextConfig(hidden_sizes=[16, 24], num_stages=2, patch_size=4, **STAGES)),
+    "resnet": (ResNetForImageClassification, ResNetConfig(hidden_sizes=[16, 24], embedding_size=8, layer_type="basic", **STAGES)),
+    "segformer": (SegformerForImageClassification, SegformerConfig(
+        hidden_sizes=[16, 24], num_attention_heads=[1, 2], num_encoder_blocks=2, sr_ratios=[2, 1], patch_sizes=[7, 3],
+        strides=[4, 2], mlp_ratios=[2, 2], **STAGES)),
+    "swin": (SwinForImageClassification, SwinConfig(
+        image_size=32, patch_size=4, embed_dim=24, num_heads=[3, 6], window_size=2, **STAGES)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_STAGES)
+def test_the_width_of_each_stage_goes_and_loads_as_stock(kind, images, tmp_path):
+    model_class, config = OF_STAGES[kind]
+    torch.manual_seed(0)
+    model = taught(model_class(config), images, 10)
+    criterion = "magnitude_l2" if kind == "resnet" else "obs"
+    recipe = StructuredPruning(keep={"hidden": 0.75}, criterion=criterion, multiple=1)
+    outline, _ = recipe.outline(Sketch(config=model.config, model_class=model_class))
+    small = recipe.apply(model, recipe.plan(model, images), images)
+    assert small.num_parameters() == outline.parameters < model.num_parameters()
+    widths = [small.config.embed_dim, small.config.hidden_size] if kind == "swin" else small.config.hidden_sizes
+    assert widths == ([18, 36] if kind == "swin" else [12, 18])
+    small.save_pretrained(tmp_path)
+    again = model_class.from_pretrained(tmp_path).eval()
+    inputs = example_inputs(small)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_a_criterion_of_linear_maps_is_refused_where_convolutions_read_the_units():
+    sketch = Sketch(*reversed(OF_STAGES["resnet"]))
+    with pytest.raises(UsageError, match=r"obs looks at linear maps .* 'stage1.hidden' are convolutions. Choose magn"):
+        StructuredPruning(keep={"hidden": 0.75}, multiple=1).outline(sketch)
+
+
+def test_grouped_convolutions_keep_the_same_channels_of_each_group(tmp_path):
+    """And the weights that stay are what they were, though they are stored as a direction and its length."""
+    config = Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, conv_dim=[8, 8], num_labels=3,
+        conv_stride=[5, 4], conv_kernel=[10, 4], num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+        num_feat_extract_layers=2, classifier_proj_size=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Wav2Vec2ForSequenceClassification(config).eval()
+    sounds = {"input_values": torch.randn(24, 800).numpy(), "labels": [i % 3 for i in range(24)]}
+    data = of_rows(AudioClassification(), sounds)
+    recipe = StructuredPruning(keep={"hidden": 0.5}, multiple=1)
+    plan = recipe.plan(model, data)
+    kept = plan.kept["hidden"][EVERYWHERE]
+    assert [{unit % 8 for unit in kept if unit // 8 == group} for group in range(4)] == [{u % 8 for u in kept}] * 4
+    small = recipe.apply(model, plan, data)
+    one, other = (each.wav2vec2.encoder.pos_conv_embed.conv.weight for each in (model, small))
+    offsets = [unit for unit in kept if unit < 8]
+    assert torch.allclose(other, one[kept][:, offsets], atol=1e-6)
+    small.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).eval()
+    inputs = {"input_values": torch.randn(2, 800)}
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) < 1e-6
+
+
+def test_query_heads_go_alone_as_many_in_each_group(tokenizer, tmp_path):
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, num_attention_heads=6, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=64)  # fmt: skip
+    data = CausalLM().prepare(load_examples(DataConfig(train="builtin:pydoc", max_length=32)), tokenizer, config)
+    torch.manual_seed(0)
+    model = taught(LlamaForCausalLM(config), data, 10)
+    recipe = StructuredPruning(keep={"heads": 0.6})
+    plan = recipe.plan(model, data)
+    for units in plan.kept["heads"].values():
+        assert [unit // 3 for unit in units] == [0, 0, 1, 1]
+    small = recipe.apply(model, plan, data)
+    assert (small.config.num_attention_heads, small.config.num_key_value_heads, small.config.head_dim) == (4, 2, 8)
+    small.save_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    inputs = example_inputs(model)
+    assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
+
+
+def test_a_norm_over_all_heads_gives_those_that_stay_as_they_were(tokenizer):
+    config = Olmo2Config(vocab_size=len(tokenizer), hidden_size=48, num_attention_heads=6, num_key_value_heads=6, num_hidden_layers=2, intermediate_size=64, pad_token_id=0, eos_token_id=3)  # fmt: skip
+    data = CausalLM().prepare(load_examples(DataConfig(train="builtin:pydoc", max_length=32)), tokenizer, config)
+    torch.manual_seed(0)
+    model = Olmo2ForCausalLM(config).eval()
+    model.model.layers[0].self_attn.q_proj.weight.data[:24] *= 4
+    recipe = StructuredPruning(keep={"kv_groups": 0.5})
+    plan = recipe.plan(model, data)
+    small = recipe.apply(model, plan, data)
+    queries: dict[str, torch.Tensor] = {}
+    for name, each in (("before", model), ("after", small)):
+        norm = each.model.layers[0].self_attn.q_norm
+        norm.register_forward_hook(lambda m, a, out, name=name: queries.update({name: out}))
+        outputs_of(each, example_inputs(model))
+    heads = plan.kept["kv_groups"]["model.layers.0"]
+    places = [head * 8 + place for head in heads for place in range(8)]
+    wanted = queries["before"][..., places]
+    assert float((queries["after"] * wanted).sum() / wanted.square().sum()) == pytest.approx(1, abs=0.06)
 
 
 def test_whole_heads_go_with_the_width_where_rotations_hold_their_size(tokenizer, tmp_path):
