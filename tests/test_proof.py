@@ -14,21 +14,21 @@ from transformers import (
 )
 
 from hf_pe import proof as proof_module
-from hf_pe.anatomy import Layout, discover, resized
+from hf_pe.anatomy import EVERYWHERE, Layout, discover, resized
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
-from hf_pe.proof import EFFECT, prove, removable_layers
+from hf_pe.proof import EFFECT, norms_along, prove, removable_layers
 from hf_pe.surgery import cut
 
 
-@pytest.mark.parametrize("model_type", ["gptj", "m2m_100"])
-def test_hidden_width_that_sizes_rotations_or_waves_of_positions_is_refused(model_type):
+@pytest.mark.parametrize("model_type", ["ctrl", "m2m_100"])
+def test_hidden_width_that_sizes_waves_of_positions_is_refused(model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
     assert "differ by" in prove(config, model_class, axis).reason
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neox", "roformer", "sam_vision_model", "qwen3_vl_vision"])
+@pytest.mark.parametrize("model_type", ["gpt_neox", "gptj", "roformer", "sam_vision_model", "qwen3_vl_vision"])
 def test_whole_heads_go_with_the_width_where_something_has_their_size(model_type):
     """Rotations, tables of them, positions inside heads."""
     config = AutoConfig.for_model(model_type)
@@ -104,11 +104,43 @@ def test_queries_that_are_not_scaled_are_noticed():
     assert "differ by" in proof_module._compare(model, careless, kept).reason
 
 
-def test_heads_that_share_a_norm_are_refused():
+def test_heads_that_share_a_norm_are_proved_with_the_norm_told():
+    """Some width that a norm sees is another function of what stays: the norm has to count the kept coordinates."""
     config = AutoConfig.for_model("olmo2")
     model_class = AutoModel._model_mapping[type(config)]
-    axis = next(a for a in discover(config, model_class).axes if a.kind in ("heads", "kv_groups"))
-    assert "differ by" in prove(config, model_class, axis).reason
+    (axis,) = discover(config, model_class).named("kv_groups")
+    assert prove(config, model_class, axis).holds
+    norms = norms_along(model_class(tiny(config)), discover(tiny(config), model_class).named("kv_groups")[0])
+    assert sorted(norms) == [f"layers.{i}.self_attn.{name}" for i in range(2) for name in ("k_norm", "q_norm")]
+
+
+def test_norms_of_groups_of_channels_are_not_told(monkeypatch):
+    """Other channels would come together; a norm over all channels may be told."""
+    config = AutoConfig.for_model("bit", hidden_sizes=[64, 64], depths=[1, 1], num_groups=2, embedding_size=64)
+    model_class = AutoModel._model_mapping[type(config)]
+    axis = next(a for a in discover(config, model_class).axes if a.kind == "hidden")
+    assert not prove(config, model_class, axis).holds
+
+
+@pytest.mark.parametrize(
+    ("model_type", "alike"),
+    [("wav2vec2", 16), ("canine", 8), ("swin", 1), ("convnextv2", 1), ("longformer", 1), ("gemma4_text", 1)],
+)
+def test_hidden_widths_of_all_kinds_are_proved(model_type, alike):
+    """In shares, stage by stage, in stages wider than the config says, with global maps beside, in layers that differ."""
+    config = AutoConfig.for_model(model_type)
+    model_class = AutoModel._model_mapping[type(config)]
+    axes = discover(config, model_class).named("hidden")
+    assert all(axis.alike(EVERYWHERE) == alike and prove(config, model_class, axis).holds for axis in axes) and axes
+
+
+def test_query_heads_beside_their_groups_are_proved():
+    """MQA has one group, which stays: "there is only one"."""
+    config = AutoConfig.for_model("mistral", num_key_value_heads=1, num_attention_heads=8)
+    model_class = AutoModel._model_mapping[type(config)]
+    heads, groups = (discover(config, model_class).named(name)[0] for name in ("heads", "kv_groups"))
+    assert prove(config, model_class, heads).holds
+    assert prove(config, model_class, groups).reason == "there is only one"
 
 
 @pytest.mark.parametrize(("model_type", "groups"), [("t5", 2), ("umt5", 12)])
@@ -207,13 +239,13 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
 
 
 def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
-    """The hidden width of a GPT-J sizes its heads, whose rotations stay: the whole model says so, nothing inside is."""
+    """The hidden width of a CTRL sizes its waves of positions: the whole model says so, nothing inside is."""
     asked = []
     compare = proof_module._compare_at
     monkeypatch.setattr(
         proof_module, "_compare_at", lambda case, *rest: asked.append(case.place) or compare(case, *rest)
     )
-    config = tiny(AutoConfig.for_model("gptj"))
+    config = tiny(AutoConfig.for_model("ctrl"))
     model = lively(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("hidden")[0]
     found = proof_module._compare(model, axis, proof_module._pattern(axis, model))

@@ -617,6 +617,8 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
         for scope in _outwards(module):
             maps = [name for name in width if name.startswith(f"{scope}.")]
             total = sum(width[name] for name in maps)
+            if total > QKVO + THREE:
+                break
             if total >= QKVO and total % THREE == 1:
                 times = wide[maps[0]]
                 if heads % times == 0:

@@ -116,7 +116,7 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
 
 
 def _keep_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
-    """Where weights are stored as a direction and its length (wav2vec 2.0's positions), those that stay are the same."""
+    """Weights stored as direction and length (wav2vec 2.0's positions): those that stay are what they were."""
     for slot in axis.slots:
         name, _, stored = slot.name.partition(".parametrizations.weight.")
         if stored == "original1":
