@@ -118,7 +118,9 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
     ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
     if "rope_theta" in rope:
-        ways += [functools.partial(tiny, config, depth=depth, sections=each) for each in ((2, 1, 1), (1, 1, 0))]
+        ways += [
+            functools.partial(tiny, config, depth=depth, sections=each) for each in ((2, 1, 1), (1, 1, 0), (1, 0, 0))
+        ]
     ways += [as_wide, lambda: copy.deepcopy(config)]
     for way in ways:
         try:

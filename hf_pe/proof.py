@@ -295,11 +295,14 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
                 return module.register_forward_hook(lambda *_: None)
             small.num_channels = len(places)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             dim = next((d for d in (-1, 1) if args[0].shape[d] == width), None)
             if dim is None:  # of a head
                 return None
-            return torch.zeros_like(output).index_copy(dim, places, small(args[0].index_select(dim, places)))
+            given = small(args[0].index_select(dim, places), *args[1:])
+            if isinstance(output, tuple):  # with the scale of its integers (I-BERT)
+                return (torch.zeros_like(output[0]).index_copy(dim, places, given[0]), *given[1:])
+            return torch.zeros_like(output).index_copy(dim, places, given)
 
         return module.register_forward_hook(hook)
 

@@ -20,8 +20,9 @@ class Layout:
     key-value group in fused query, key and value. Where `blocks` is more than 1, the dimension holds so many of them
     one after the other, each with all parts of its share of the units (BLOOM: query, key and value head by head).
 
-    Where `share` is more than 1, the dimension holds the first of so many equal parts of the units, and stands for all
-    of them (a grouped convolution's inputs, CANINE's embeddings in eight pieces): each part keeps the same places.
+    Where `share` is more than 1, the dimension (each block of it) holds the first of so many equal parts of the units,
+    and stands for all of them: a grouped convolution's inputs, CANINE's embeddings in eight pieces, where each part
+    keeps the same places; in blocks the keys of query heads that share them, where whole blocks stay or go.
     """
 
     parts: tuple[int, ...] = (1,)
@@ -34,8 +35,9 @@ class Layout:
 
     def places(self, units: torch.Tensor, size: int) -> torch.Tensor:
         """Return the positions, in a dimension of `size` units, that belong to `units` (a 1-d index tensor, rising)."""
-        held = size // self.share
-        return torch.cat([part.flatten() for part in self._parts(units[units < held], held)]).sort().values
+        held = size // self.blocks
+        units = units[units % held < held // self.share]
+        return torch.cat([part.flatten() for part in self._parts(units, size)]).sort().values
 
     def part(self, number: int, size: int) -> torch.Tensor:
         """The positions of one part, unit after unit, in a dimension of `size` units."""
@@ -47,16 +49,16 @@ class Layout:
 
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
         """Order the first dimension, of `size` units, by unit: [units, rest]."""
-        held = size // self.share
-        order = torch.cat(self._parts(torch.arange(held), held), dim=1)
-        return tensor[order.flatten().to(tensor.device)].reshape(held, -1).repeat(self.share, 1)
+        order = torch.cat(self._parts(torch.arange(size), size), dim=1)
+        return tensor[order.flatten().to(tensor.device)].reshape(size, -1)
 
     def _parts(self, units: torch.Tensor, size: int) -> list[torch.Tensor]:
         """Of each part the places, [units, places]."""
         held = size // self.blocks
-        block, unit = units // held * held * sum(self.parts), units % held
+        own = held // self.share
+        block, unit = units // held * own * sum(self.parts), units % held % own
         return [
-            (block + held * sum(self.parts[:i]) + unit * width)[:, None] + torch.arange(width)
+            (block + own * sum(self.parts[:i]) + unit * width)[:, None] + torch.arange(width)
             for i, width in enumerate(self.parts)
         ]
 
@@ -152,7 +154,7 @@ class Axis:
 
     def alike(self, group: str) -> int:
         """In how many equal parts the units of a group lie that keep the same places each."""
-        return math.lcm(*(slot.layout.share for slot in self.in_group(group)))
+        return math.lcm(*(slot.layout.share for slot in self.in_group(group) if slot.layout.blocks == 1))
 
     @functools.cached_property
     def narrows_heads(self) -> bool:

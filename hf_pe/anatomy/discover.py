@@ -423,22 +423,26 @@ def _with_whole_heads(
     """Where something has the size of a head that falls with the hidden width (rotations, norms or positions inside
     heads), or the config allows no such head, the model with fewer heads of the same size, if that helps; else None."""
     width = _value(config, path)
-    if other is not None and not (_odd(base, other, width) or _rotated(base, other)):
+    if other is not None and not (_odd(base, other, width) or _rotated(base, other) or _torn(base, other)):
         return None
     try:
         found = skeleton(resized(config, path, size, whole_heads=True), type(base))
     except Exception:  # a size the architecture does not allow may raise anything
         return None
-    return None if _odd(base, found, width) else found
+    holder = _place(config, path)[0].to_dict()
+    groups = next((kv for queries in QUERIES_OF.values() if (kv := _groups(holder, queries))), None)
+    shared = width * groups // holder[next(iter(QUERIES_OF.values()))] if width and groups else 0
+    return None if _odd(base, found, width, shared) else found
 
 
-def _odd(base: PreTrainedModel, other: PreTrainedModel, size: int | None) -> bool:
-    """Whether a parameter or buffer changes along a dimension that is no multiple of `size`."""
+def _odd(base: PreTrainedModel, other: PreTrainedModel, size: int | None, shared: int = 0) -> bool:
+    """Whether a parameter or buffer changes along a dimension that is no multiple of `size`, nor `shared` (the keys of
+    query heads that share them)."""
     after = {**dict(other.named_parameters()), **dict(other.named_buffers())}
     for name, tensor in (*base.named_parameters(), *base.named_buffers()):
         changed = after[name].shape if name in after else tensor.shape
         if len(changed) == tensor.ndim and any(
-            one != new and one % (size or one) for one, new in zip(tensor.shape, changed, strict=True)
+            one not in (new, shared) and one % (size or one) for one, new in zip(tensor.shape, changed, strict=True)
         ):
             return True
     return False
@@ -459,6 +463,17 @@ def _rotated(base: PreTrainedModel, other: PreTrainedModel) -> bool:
         for place in places
         for name in rotations
     )
+
+
+def _torn(base: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether a norm changes that takes what a map beside it gives as before (OLMoE's queries): neither would run."""
+    before, after = _shapes(base), _shapes(other)
+    beside: dict[str, list[str]] = {}
+    for name, shape in before.items():
+        if len(shape) == 2 and after.get(name, shape)[1] != shape[1] and after[name][0] == shape[0]:
+            beside.setdefault(_stack(_stack(name)), []).append(name)
+    norms = [name for name, shape in before.items() if len(shape) == 1 and after.get(name, shape) != shape]
+    return any(before[name][0] == before[other][0] for name in norms for other in beside.get(_stack(_stack(name)), ()))
 
 
 def _beside(name: str) -> str:
@@ -608,8 +623,10 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
     wide: dict[str, int] = {}  # and how many widths it reads (Swin's later stages are wider than the config says)
     for name, parameter in base.named_parameters():
         dims = {slot.dim: slot for slot in axis.slots if slot.name == name}
-        if parameter.ndim == 2 and len(dims) == 2 and all(slot.layout.share == 1 for slot in dims.values()):
-            wrote = _written(base, name)
+        wrote = _written(base, name)
+        if parameter.ndim == 2 and len(dims) == 2 and dims[1 - wrote].layout.share == 1:
+            if dims[wrote].layout.share > 1 and not axis.whole_heads:
+                continue
             wide[name] = sum(dims[1 - wrote].layout.parts)
             width[name] = sum(dims[wrote].layout.parts) // wide[name]
     inner: dict[tuple[str, int | None], Slot] = {}
@@ -636,15 +653,19 @@ def _inside(
     answer = unlike[0] if len(unlike) == 1 else maps[-1]  # Kimi's vision makes its output map first
     asking = [name for name in maps if name != answer]
     apart, block = (1, axis.size // heads) if axis.whole_heads else (heads, 1)
+    beside = {_stack(_stack(name)) for name in asking}  # a norm here is over all heads (OLMoE)
     for slot in axis.slots:
         name = f"{slot.name.removesuffix('bias')}weight" if slot.name.endswith("bias") else slot.name  # or in_proj_bias
         wrote = slot.name not in width or slot.dim == _written(base, slot.name)
         if name in asking and wrote:
-            layout = Layout((1,) * width[name] * times, heads if width[name] > 1 and _called(name) in BY_HEAD else 1)
+            by_head = slot.layout.share > 1 or (width[name] > 1 and _called(name) in BY_HEAD)
+            layout = Layout((1,) * width[name] * times, heads if by_head else 1, slot.layout.share)
             scaled = (width[name] == THREE or asks(name)) and base.config.model_type not in UNSCALED
             power = 0.5 if scaled and not axis.whole_heads else 0.0
             yield replace(slot, group=scope, layout=layout, heads=apart, block=block, power=power, powered=times)
-        elif slot.name == answer and not wrote:
+            continue
+        normed = axis.whole_heads and _stack(_stack(slot.name)) in beside and _is_norm(_owner(base, slot.name))
+        if normed or (slot.name == answer and not wrote):
             yield replace(slot, group=scope, heads=apart, block=block)
 
 
@@ -678,7 +699,7 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
         return axis
     tensors = dict(base.named_parameters(remove_duplicate=False))
     powers = {slot.name: -0.5 for slot in axis.slots if id(tensors.get(slot.name)) in scaled}
-    norms = [slot for slot in axis.slots if "Norm" in type(_owner(base, slot.name)).__name__]
+    norms = [slot for slot in axis.slots if _is_norm(_owner(base, slot.name))]
     if norms and any(not isinstance(_owner(base, name), nn.Embedding) for name in powers):
         last = norms[-1].name.rpartition(".")[0]
         powers |= {slot.name: 0.5 for slot in norms if slot.name.rpartition(".")[0] == last}
@@ -695,6 +716,10 @@ def _offset(norm: Any) -> float:
         return 1.0 - float(type(norm)(1).weight.detach())
     except Exception:  # it is made in another way
         return 0.0
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
 
 
 def _owner(model: PreTrainedModel, name: str) -> Any:
