@@ -98,6 +98,8 @@ def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, 
     return type(config).from_dict(new.to_dict())
 
 
+SECTIONS = (2, 1, 1), (1, 1, 0), (1, 0, 0)
+"""Of a rotation in three parts, where all of a small head is rotated, a half or a quarter."""
 DEEPEST = 4
 """Layers of a stage, where a list tells them."""
 LARGEST = 130_000_000
@@ -118,9 +120,7 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
     ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
     if "rope_theta" in rope:
-        ways += [
-            functools.partial(tiny, config, depth=depth, sections=each) for each in ((2, 1, 1), (1, 1, 0), (1, 0, 0))
-        ]
+        ways += [functools.partial(tiny, config, depth=depth, sections=each) for each in SECTIONS]
     ways += [as_wide, lambda: copy.deepcopy(config)]
     for way in ways:
         try:

@@ -28,7 +28,9 @@ def test_hidden_width_that_sizes_waves_of_positions_is_refused(model_type):
     assert "differ by" in prove(config, model_class, axis).reason
 
 
-@pytest.mark.parametrize("model_type", ["gpt_neox", "gptj", "roformer", "sam_vision_model", "qwen3_vl_vision"])
+@pytest.mark.parametrize(
+    "model_type", ["gpt_neox", "gptj", "roformer", "sam_vision_model", "qwen3_vl_vision", "qwen2_vl_text", "olmoe"]
+)
 def test_whole_heads_go_with_the_width_where_something_has_their_size(model_type):
     """Rotations, tables of them, positions inside heads."""
     config = AutoConfig.for_model(model_type)
