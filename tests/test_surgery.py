@@ -106,3 +106,20 @@ def test_impossible_cuts_are_refused(kept, message):
     model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
     with pytest.raises(ValueError, match=message):
         cut(model, ffn_of(model), kept)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "units", "message"),
+    [
+        ("mistral", "heads", [0, 1, 2, 4], "each of its 4 key-value groups keeps the same number"),
+        ("wav2vec2", "hidden", range(16), "each of its 16 parts of 2 keeps the same places"),
+    ],
+)
+def test_units_that_are_bound_together_go_together(model_type, name, units, message):
+    config = tiny(AutoConfig.for_model(model_type))
+    model = lively(AutoModel.from_config(config))
+    (axis,) = discover(config, type(model)).named(name)
+    kept = {group: axis.first(group, 16 if name == "hidden" else 4) for group in axis.groups}
+    cut(model, axis, kept)
+    with pytest.raises(ValueError, match=message):
+        cut(model, axis, kept | {axis.groups[0]: list(units)})
