@@ -98,14 +98,13 @@ def gain_offset(norm: nn.Module) -> float:
 
 @torch.no_grad()
 def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept, data: TaskData) -> None:
-    """Let each norm along `axis` of `smaller` give its kept coordinates at the size they had: its mean now runs over
-    fewer.
+    """Let each norm along `axis` of `smaller` give what stays at the size it had: its mean now runs over fewer.
 
     The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
     """
     _keep_normed_weights_(smaller, model, axis, kept)
     norms, places = norms_along(model, axis), kept_along(model, axis, kept)
-    norms = {name: norm for name, norm in norms.items() if next(norm.parameters()).ndim == 1}
+    norms = {name: norm for name, norm in norms.items() if _normalises(norm)}
     if not norms:
         return
     for name, share in kept_length(model, norms, places, data).items():
@@ -113,6 +112,18 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
         weight = next(norm.parameters())
         offset, before = gain_offset(norm), len(next(norms[name].parameters()))
         weight.copy_((weight + offset) * share * (before / len(places[name])) ** 0.5 - offset)
+
+
+def _normalises(norm: nn.Module) -> bool:
+    """Whether a module gives the same for an input at any size: a layer scale does not, nor does a batch norm."""
+    some = next(norm.parameters())
+    if some.ndim != 1 or isinstance(norm, nn.LayerNorm):
+        return some.ndim == 1
+    trial = torch.randn(4, len(some), generator=torch.Generator().manual_seed(0)).to(some)
+    try:
+        return torch.allclose(norm(trial), norm(3 * trial), rtol=1e-2, atol=1e-2)
+    except Exception:  # it wants another shape
+        return False
 
 
 def _keep_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
@@ -144,15 +143,10 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
 def kept_length(
     model: PreTrainedModel, norms: dict[str, nn.Module], kept: dict[str, torch.Tensor], data: TaskData
 ) -> dict[str, float]:
-    """Of what each norm is given, centred where it centres: length of its `kept` coordinates over that of all.
-
-    Batch norms, and norms of groups of channels, are left out.
-    """
+    """Of what each norm is given, centred where it centres: length of its `kept` coordinates over that of all."""
     seen: dict[str, list[torch.Tensor]] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        if isinstance(norms[name], (nn.GroupNorm, _BatchNorm)):
-            return
         last = inputs.shape[-1] == len(next(norms[name].parameters()))
         rows = counted_rows(inputs if last else inputs.movedim(1, -1), mask).float()
         few = rows[:, kept[name]]

@@ -1,6 +1,7 @@
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers.models.dinov2.modeling_dinov2 import Dinov2LayerScale
 
 from hf_pe.anatomy import discover
 from hf_pe.data import load_examples
@@ -10,7 +11,7 @@ from hf_pe.measure import judge
 from hf_pe.plans import Sketch
 from hf_pe.proof import norms_along
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.rotation import gain_offset, rescale_norms_, rotated, untied
+from hf_pe.prune.rotation import _normalises, gain_offset, rescale_norms_, rotated, untied
 from hf_pe.prune.statistics import residual_covariance
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM
@@ -87,6 +88,21 @@ def test_norms_give_kept_coordinates_at_the_size_they_had(model_type, tokenizer)
     rows = model.get_input_embeddings()(torch.randint(6, 200, (400,)))
     wanted, got = norm(rows)[:, kept["model"]], smaller.get_submodule(name)(rows[:, kept["model"]])
     assert float((got * wanted).sum() / (wanted * wanted).sum()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("module", "is_one"),
+    [
+        (torch.nn.LayerNorm(8), True),
+        (torch.nn.RMSNorm(8), True),
+        (Dinov2LayerScale(Dinov2Config(hidden_size=8)), False),
+        (torch.nn.PReLU(8), False),
+        (torch.nn.BatchNorm1d(8).eval(), False),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_only_what_normalises_is_scaled(module, is_one):
+    assert _normalises(module) == is_one
 
 
 @pytest.mark.parametrize("hidden", ["selection", "rotation"])
