@@ -466,14 +466,21 @@ def _rotated(base: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 
 def _torn(base: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Whether a norm changes that takes what a map beside it gives as before (OLMoE's queries): neither would run."""
+    """Whether a norm inside a part of a block changes that takes what a map beside it gives as before (OLMoE's queries):
+    that would not run."""
     before, after = _shapes(base), _shapes(other)
-    beside: dict[str, list[str]] = {}
-    for name, shape in before.items():
+    inside = {name: part for name in before if (part := _stack(_stack(name))) not in ("", _block(name))}
+    given: dict[str, set[int]] = {}
+    for name, part in inside.items():
+        shape = before[name]
         if len(shape) == 2 and after.get(name, shape)[1] != shape[1] and after[name][0] == shape[0]:
-            beside.setdefault(_stack(_stack(name)), []).append(name)
-    norms = [name for name, shape in before.items() if len(shape) == 1 and after.get(name, shape) != shape]
-    return any(before[name][0] == before[other][0] for name in norms for other in beside.get(_stack(_stack(name)), ()))
+            given.setdefault(part, set()).add(shape[0])
+    return any(
+        len(before[name]) == 1
+        and before[name][0] in given.get(part, ())
+        and after.get(name) not in (None, before[name])
+        for name, part in inside.items()
+    )
 
 
 def _beside(name: str) -> str:

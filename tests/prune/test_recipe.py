@@ -391,15 +391,17 @@ def test_a_norm_over_all_heads_gives_those_that_stay_as_they_were(tokenizer):
     recipe = StructuredPruning(keep={"kv_groups": 0.5})
     plan = recipe.plan(model, data)
     small = recipe.apply(model, plan, data)
+    rough = recipe.model_copy(update={"repair": "none"}).apply(model, plan, data)
     queries: dict[str, torch.Tensor] = {}
-    for name, each in (("before", model), ("after", small)):
+    for name, each in (("before", model), ("after", small), ("rough", rough)):
         norm = each.model.layers[0].self_attn.q_norm
         norm.register_forward_hook(lambda m, a, out, name=name: queries.update({name: out}))
         outputs_of(each, example_inputs(model))
     heads = plan.kept["kv_groups"]["model.layers.0"]
     places = [head * 8 + place for head in heads for place in range(8)]
     wanted = queries["before"][..., places]
-    assert float((queries["after"] * wanted).sum() / wanted.square().sum()) == pytest.approx(1, abs=0.06)
+    off = {name: abs(float((queries[name] * wanted).sum() / wanted.square().sum()) - 1) for name in ("after", "rough")}
+    assert off["after"] < 0.3 * off["rough"]
 
 
 def test_whole_heads_go_with_the_width_where_rotations_hold_their_size(tokenizer, tmp_path):
