@@ -466,8 +466,7 @@ def _rotated(base: PreTrainedModel, other: PreTrainedModel) -> bool:
 
 
 def _torn(base: PreTrainedModel, other: PreTrainedModel) -> bool:
-    """Whether a norm inside a part of a block changes that takes what a map beside it gives as before (OLMoE's queries):
-    that would not run."""
+    """Whether in a part of a block a norm changes, and what it takes does not (OLMoE's queries): that would not run."""
     before, after = _shapes(base), _shapes(other)
     inside = {name: part for name in before if (part := _stack(_stack(name))) not in ("", _block(name))}
     given: dict[str, set[int]] = {}
@@ -475,12 +474,8 @@ def _torn(base: PreTrainedModel, other: PreTrainedModel) -> bool:
         shape = before[name]
         if len(shape) == 2 and after.get(name, shape)[1] != shape[1] and after[name][0] == shape[0]:
             given.setdefault(part, set()).add(shape[0])
-    return any(
-        len(before[name]) == 1
-        and before[name][0] in given.get(part, ())
-        and after.get(name) not in (None, before[name])
-        for name, part in inside.items()
-    )
+    norms = {name: part for name, part in inside.items() if len(before[name]) == 1 and after.get(name) != before[name]}
+    return any(before[name][0] in given.get(part, ()) for name, part in norms.items())
 
 
 def _beside(name: str) -> str:
