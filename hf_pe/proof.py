@@ -295,16 +295,18 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
                 return module.register_forward_hook(lambda *_: None)
             small.num_channels = len(places)
 
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if not args:
+                return None
             dim = next((d for d in (-1, 1) if args[0].shape[d] == width), None)
             if dim is None:  # of a head
                 return None
-            given = small(args[0].index_select(dim, places), *args[1:])
+            given = small(args[0].index_select(dim, places), *args[1:], **kwargs)
             if isinstance(output, tuple):  # with the scale of its integers (I-BERT)
                 return (torch.zeros_like(output[0]).index_copy(dim, places, given[0]), *given[1:])
             return torch.zeros_like(output).index_copy(dim, places, given)
 
-        return module.register_forward_hook(hook)
+        return module.register_forward_hook(hook, with_kwargs=True)
 
     hooks = []
     for name, places in kept_along(model, axis, kept).items():
@@ -327,7 +329,7 @@ def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
     for slot in axis.slots if axis.kind not in ("layers", "experts") else ():
         module = model.get_submodule(slot.name.rpartition(".")[0])
         own, width = [*module.parameters()], slot.layout.length(axis.size)
-        if own and all(p.ndim and p.numel() == p.shape[-1] == width for p in own):
+        if own and all(p.ndim not in (0, 2) and p.numel() == p.shape[-1] == width for p in own):  # a matrix is a map
             found[slot.name.rpartition(".")[0]] = module
     return found
 
