@@ -64,6 +64,7 @@ TINY_FIELDS = {
     "encoder_hash_byte_group_vocab": 50,
     "true_hidden_size": 128,
     "qk_head_dim": 16,
+    "word_embed_proj_dim": 32,
     "adapter_in_dim": 32,
     "adapter_input_size": 32,
     "n_groups": 2,

@@ -94,7 +94,7 @@ of a wider stage is more channels."""
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
 """Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
 
-FOLLOWERS = {"vocab_size": ("decoder_vocab_size",), "hidden_size": ("embedding_size",)}
+FOLLOWERS = {"vocab_size": ("decoder_vocab_size",), "hidden_size": ("embedding_size", "word_embed_proj_dim")}
 """Fields that say the same size again, and move along where they do."""
 
 HEAD_SIZES = ("head_dim", "d_kv")
