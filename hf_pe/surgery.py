@@ -63,6 +63,7 @@ def rebuilt(
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path
+    new._weight_conversions = getattr(model, "_weight_conversions", None)  # so that its files are as the original's
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
 
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BertModel, MixtralForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, BertModel
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
-from hf_pe.prune.stream import Stored
+from hf_pe.prune.stored import Stored
 from hf_pe.surgery import cut
 
 
@@ -80,12 +81,39 @@ def test_what_cannot_be_cut_on_disk_is_refused_and_nothing_is_left(keep, message
     assert not (tmp_path / "small").exists()
 
 
-def test_names_that_are_not_the_models_are_refused(tmp_path):
-    """Mixtral's experts lie apart in files and together in memory."""
-    model = lively(MixtralForCausalLM(tiny(AutoConfig.for_model("mixtral"))))
+@pytest.mark.parametrize("keep", [{"ffn": 16, "kv_groups": 2}, {"experts": 2}, {"expert_ffn": 8, "hidden": 24}])
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_experts_that_lie_apart_in_files_do_so_afterwards(kind, keep, tmp_path):
+    """In memory all experts of a layer are one tensor."""
+    model = small(kind)
+    keep = {n: size for n, size in keep.items() if discover(model.config, type(model)).named(n)}
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    before = Stored(tmp_path / "model").files
+    assert before.keys() != model.state_dict().keys()
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
+    again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
+    inputs = example_inputs(again)
+    assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
+    wanted.save_pretrained(tmp_path / "wanted")
+    assert Stored(tmp_path / "small").files.keys() == Stored(tmp_path / "wanted").files.keys()
+
+
+def test_what_is_no_tensor_of_the_model_is_refused_and_what_it_ignores_is_left_out(tmp_path):
+    model = small()
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UsageError, match="is no tensor of MixtralForCausalLM as transformers builds it now"):
-        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"kv_groups": 0.5})
+    held = load_file(tmp_path / "model" / "model.safetensors")
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # as older files have them
+    strange = {"model.layers.0.adapter.weight": torch.ones(4)}
+    save_file(held | strange, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"adapter\.weight is no tensor of LlamaForCausalLM"):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 0.5})
+    save_file(held | frequencies, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
+    assert Stored(tmp_path / "small").files.keys() == held.keys()
+
+
+def test_a_taken_folder_is_refused(tmp_path):
+    small().save_pretrained(tmp_path / "model")
     BertModel(tiny(AutoConfig.for_model("bert"))).save_pretrained(tmp_path / "taken")
     with pytest.raises(UsageError, match="not empty"):
         cut_checkpoint(str(tmp_path / "taken"), tmp_path / "model", {"ffn": 0.5})
