@@ -17,6 +17,7 @@ from typing import Any
 import peft
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -27,6 +28,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
@@ -75,8 +78,18 @@ class Source(Frozen):
 
     @property
     def folder(self) -> Path | None:
-        """The local folder, or None for a Hub id."""
-        return Path(self.path) if Path(self.path).is_dir() else None
+        """The local folder, or None for a Hub id or a model that was never saved."""
+        return Path(self.path) if self.path and Path(self.path).is_dir() else None
+
+    def beside(self) -> Path | None:
+        """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None."""
+        if self.folder is not None or self.spec is None:
+            return self.folder
+        wanted = [*SIDE_FILES, *(f"{name}/*" for name in SIDE_FOLDERS)]
+        try:
+            return Path(snapshot_download(self.path, allow_patterns=wanted))
+        except (OSError, ValueError):  # what loads the model will say why
+            return None
 
     def options(self) -> dict[str, Any]:
         """Arguments for `from_pretrained`."""
@@ -133,19 +146,35 @@ def load_config(source: Source) -> PretrainedConfig:
 def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[PreTrainedModel]:
     """The concrete class: of `auto_class` if given, else the one the checkpoint names, else AutoModel's.
 
+    A config that came with code of its own, which was allowed when it was loaded, has its class there.
+
     Raises:
         UsageError: transformers has no such model.
     """
+    own: dict[str, str] = config.auto_map if brings_code(type(config)) else {}
+    named = (config.architectures or [""])[0]
     if auto_class is None:
-        named = getattr(transformers, (config.architectures or [""])[0], None)
-        if named is not None:
-            return named  # type: ignore[no-any-return]
-        auto_class = "AutoModel"
+        auto_class = next((auto for auto, place in own.items() if place.rpartition(".")[2] == named), None)
+        if auto_class is None and hasattr(transformers, named):
+            return getattr(transformers, named)  # type: ignore[no-any-return]
+        auto_class = auto_class or "AutoModel"
+    if auto_class in own:
+        found: Any = get_class_from_dynamic_module(
+            own[auto_class], config._name_or_path, revision=getattr(config, "_commit_hash", None)
+        )
+        found.register_for_auto_class(auto_class)  # so that its code is saved beside its weights
+        config.register_for_auto_class()
+        return found  # type: ignore[no-any-return]
     mapping = getattr(transformers, auto_class)._model_mapping
     if type(config) not in mapping:
         raise UsageError(f"A '{config.model_type}' model has no {auto_class}: choose another task.")
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
+    known = mapping[type(config)]
+    return known[0] if isinstance(known, tuple) else known  # type: ignore[no-any-return]
+
+
+def brings_code(kind: type) -> bool:
+    """Whether a class of a model or a config is code that a checkpoint brought along."""
+    return kind.__module__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
 
 
 def auto_class_of(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str:
@@ -154,6 +183,8 @@ def auto_class_of(config: PretrainedConfig, model_class: type[PreTrainedModel]) 
     Raises:
         UsageError: none does.
     """
+    if brings_code(model_class):
+        return str(model_class._auto_class)
     named = [name for name in dir(transformers) if name.startswith("AutoModelFor")] + ["AutoModel"]
     for name in named:
         found = getattr(getattr(transformers, name), "_model_mapping", {}).get(type(config), ())
@@ -234,7 +265,8 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
 
 def is_sentence_transformer(source: Source) -> bool:
     """Whether the source carries sentence-transformers' side files."""
-    return source.folder is not None and (source.folder / "modules.json").is_file()
+    beside = source.beside()
+    return beside is not None and (beside / "modules.json").is_file()
 
 
 def pooling(source: Source) -> str | None:
@@ -243,10 +275,10 @@ def pooling(source: Source) -> str | None:
     Raises:
         UsageError: it pools in another way.
     """
-    if not is_sentence_transformer(source):
+    beside = source.beside()
+    if beside is None or not (beside / "modules.json").is_file():
         return None
-    assert source.folder is not None
-    settings = source.folder / "1_Pooling" / "config.json"
+    settings = beside / "1_Pooling" / "config.json"
     found = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
     if found.get("pooling_mode_mean_tokens") or found.get("pooling_mode") == "mean" or not found:
         return "mean"
@@ -312,8 +344,17 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool = False) -> str:
-    """The lines that load a result, in the plug-in form perhaps; the card prints them, the reload proof runs them."""
+def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool = False, own_code: bool = False) -> str:
+    """The lines that load a result; the card prints them, the reload proof runs them.
+
+    Args:
+        auto_class: that makes the model.
+        name: of the result.
+        processor: its tokenizer or the like, or None.
+        plugin: it has the plug-in form.
+        own_code: it has code of its own, which has to be allowed.
+    """
+    leave = ", trust_remote_code=True" if own_code else ""
     kinds = {
         "AutoTokenizer": PreTrainedTokenizerBase,
         "AutoImageProcessor": ImageProcessingMixin,
@@ -323,10 +364,10 @@ def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool 
     lines = [f"from transformers import {auto_class}" + (f", {loader}" if processor is not None else ""), ""]
     if plugin:
         lines = ["import hf_pe.plugin", *lines]
-    lines += [f'model = {auto_class}.from_pretrained("{name}")']
+    lines += [f'model = {auto_class}.from_pretrained("{name}"{leave})']
     if processor is not None:
         what = "tokenizer" if loader == "AutoTokenizer" else "processor"
-        lines += [f'{what} = {loader}.from_pretrained("{name}")']
+        lines += [f'{what} = {loader}.from_pretrained("{name}"{leave})']
     return "\n".join(lines)
 
 
@@ -497,7 +538,7 @@ def _why(source: Source, error: Exception) -> str:
 
 
 def _side_files(source: Source | None) -> list[Path]:
-    folder = source.folder if source else None
+    folder = source.beside() if source else None
     if folder is None:
         return []
     named = [folder / name for name in (*SIDE_FILES, *SIDE_FOLDERS)]

@@ -406,7 +406,8 @@ class _Run:
         earlier = self._earlier(place)
         if earlier is not None:
             progress.say(f"stage {name}: finished before, loaded")
-            kind: Any = checkpoints.class_for(checkpoints.load_config(checkpoints.resolve(str(place))))
+            source = checkpoints.resolve(str(place), trust_remote_code=checkpoints.brings_code(type(model)))
+            kind: Any = checkpoints.class_for(checkpoints.load_config(source))
             return kind.from_pretrained(place, dtype="auto").eval(), earlier
         progress.say(f"stage {name}")
         start = time.perf_counter()

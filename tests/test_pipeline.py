@@ -1,15 +1,19 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModel, AutoModelForSequenceClassification, BertModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
 
 import hf_pe
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
+from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
-from hf_pe.instance import difference, example_inputs, outputs_of
+from hf_pe.hub import Publish, prepare
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
 from tests.helpers import TEXTS
@@ -244,3 +248,36 @@ def test_a_loaded_model_needs_its_tokenizer(bert_folder):
 
 def test_the_version_is_told():
     assert hf_pe.__version__
+
+
+@pytest.fixture
+def novel_folder(tokenizer, tmp_path):
+    """A model of a type that transformers does not know, with its code."""
+    folder = tmp_path / "novel"
+    shutil.copytree(Path(__file__).with_name("novel"), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    places = {"AutoConfig": "configuration_novel.NovelConfig", "AutoModel": "modeling_novel.NovelModel"}
+    told = {"model_type": "novel", "architectures": ["NovelModel"], "auto_map": places, "vocab_size": 200}
+    (folder / "config.json").write_text(json.dumps(told), "utf-8")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    model = lively(AutoModel.from_config(config, trust_remote_code=True))
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_folder, tmp_path):
+    with pytest.raises(UsageError, match="needs its own code"):
+        compress(str(novel_folder), [PRUNE], data=TEXTS, task="embedding")
+    source = resolve(str(novel_folder), trust_remote_code=True)
+    recipes = [StructuredPruning(keep={"ffn": 0.5, "layers": 2}), DISTIL]
+    made = compress(source, recipes, data=TEXTS, task="embedding", variants={"nf4": PACK}).save(tmp_path / "small")
+    shutil.rmtree(novel_folder)
+    for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():
+        folder = tmp_path / "small" / name
+        assert {"configuration_novel.py", "modeling_novel.py"} <= {path.name for path in folder.iterdir()}
+        model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 64)
+        inputs = example_inputs(model)
+        assert difference(outputs_of(each.model, inputs), outputs_of(model, inputs)) == 0
+        assert each.report.reload.snippet.count("trust_remote_code=True") == 2
+        prepare(folder, Publish(repo="someone/novel"))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import transformers
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -21,7 +20,7 @@ from pydantic import Field
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import load_config, open_in_fresh_process, resolve, weight_hashes
+from hf_pe.checkpoints import class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
@@ -468,9 +467,9 @@ def _check_weights(outgoing: Outgoing) -> None:
 
 def _prove(folder: Path, report: Report) -> None:
     assert report.reload
-    config = load_config(resolve(str(folder)))
-    model_class = getattr(transformers, report.base.model_class)
-    inputs = example_inputs(skeleton(config, model_class), batch=1, length=8, device="cpu")
+    allowed = "trust_remote_code=True" in report.reload.snippet  # by whoever made the result
+    config = load_config(resolve(str(folder), trust_remote_code=allowed))
+    inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
     seen = open_in_fresh_process(folder, report.reload.snippet, report.name, inputs, None)
     if seen.parameters != report.after.parameters:
         raise RuntimeError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")

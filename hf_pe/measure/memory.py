@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import form_of
-from hf_pe.checkpoints import Seen, loading_snippet, open_in_fresh_process
+from hf_pe.checkpoints import Seen, brings_code, loading_snippet, open_in_fresh_process
 from hf_pe.instance import example_inputs, outputs_of
 
 
@@ -25,6 +25,12 @@ def reopened(
         outputs) and the snippet, which calls it `name`.
     """
     length = longest(model.config, length)
-    snippet = loading_snippet(auto_class, name, processor, plugin=form_of(model.config) is not None)
+    snippet = loading_snippet(
+        auto_class,
+        name,
+        processor,
+        plugin=form_of(model.config) is not None,
+        own_code=brings_code(type(model)),
+    )
     inputs = example_inputs(model, batch=1, length=length)
     return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet

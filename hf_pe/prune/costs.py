@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import discover, skeleton
+from hf_pe.checkpoints import auto_class_of
 from hf_pe.errors import UsageError
 from hf_pe.measure import LENGTH, alternating, flops, latency, longest, parameters, reopened, sketch_size
 from hf_pe.plans import Sketch
@@ -93,7 +94,8 @@ class Costs:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, "sized")
             model.save_pretrained(folder)
-            return reopened(folder, "sized", model, type(model).__name__, None, length=LENGTH)[0].peak_memory_bytes
+            kind = auto_class_of(model.config, type(model))
+            return reopened(folder, "sized", model, kind, None, length=LENGTH)[0].peak_memory_bytes
 
     def _random(self, sketch: Sketch) -> PreTrainedModel:
         make: Any = sketch.model_class

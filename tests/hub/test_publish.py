@@ -62,6 +62,31 @@ def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, resu
     assert all(torch.equal(v, got[k]) for k, v in result[0].model.state_dict().items())
 
 
+def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_path):
+    """Its licence and how it pools, which transformers does not fetch."""
+    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling"}]), "utf-8")
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', "utf-8")
+    (folder / "LICENSE").write_text("MIT", "utf-8")
+    push(folder, Publish(repo=REPO), api=api)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from hf_pe.checkpoints import class_for, load_config, load_model, pooling, resolve, save_model\n"
+        f"source = resolve({REPO!r})\n"
+        "model = load_model(source, class_for(load_config(source)))\n"
+        "save_model(model, None, Path(sys.argv[1]), source)\n"
+        "print(pooling(source))\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "got"], env=env, check=True, stdout=subprocess.PIPE
+    )
+    assert done.stdout.decode().split() == ["cls"]
+    assert {p.name for p in (tmp_path / "got").iterdir()} >= {"LICENSE", "modules.json", "1_Pooling", "config.json"}
+
+
 def test_the_card_on_the_hub_names_the_repository(hub, api, folder):
     push(folder, Publish(repo=REPO), api=api, prove=False)
     card = files(hub)["README.md"].decode()
