@@ -151,6 +151,10 @@ def cut(
     model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
     keep: Annotated[list[str], typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay.")],
     output: Output,
+    multiple: Annotated[int, typer.Option(min=1, help="Widths are rounded up to it.")] = 8,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide evenly.")
+    ] = 1,
     overwrite: Overwrite = False,
 ) -> None:
     """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
@@ -158,7 +162,14 @@ def cut(
         from hf_pe.prune import cut_checkpoint
 
         with _progress():
-            cut_checkpoint(model, output, dict(_kept(text) for text in keep), overwrite=overwrite)
+            cut_checkpoint(
+                model,
+                output,
+                dict(_kept(text) for text in keep),
+                multiple=multiple,
+                tensor_parallel=tensor_parallel,
+                overwrite=overwrite,
+            )
     out.print(f"Wrote {output}")
 
 

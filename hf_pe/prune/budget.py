@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_pe.anatomy import EXPERT_STEP, Anatomy, Axis, discover
+from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover
 from hf_pe.errors import UsageError, nearest
 from hf_pe.plans import Sketch
 from hf_pe.proof import removable_layers
@@ -33,26 +33,39 @@ CROSSED = 8
 """Rungs of the shortest ladder that are each combined with the others."""
 
 
-def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int) -> Setting:
+def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:
     """The size of each axis that `keep` names.
 
     Args:
         sketch: the model.
         keep: axis name to a share (float) or a number of units (int).
         multiple: widths are rounded up to it.
+        devices: among which tensor-parallel serving divides heads and widths, each share a multiple.
 
     Raises:
         UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have.
     """
     anatomy = discover(sketch.config, sketch.model_class)
     return {
-        axis.name: _units(sketch, axis, value, multiple)
+        axis.name: _units(sketch, axis, value, multiple, devices)
         for name, value in keep.items()
         for axis in axes_named(anatomy, name)
     }
 
 
-def ladder(sketch: Sketch, name: str, multiple: int) -> list[Setting]:
+def snapped(sketch: Sketch, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
+    """What to say of each size in `setting` that is not what `keep` asked for."""
+    anatomy = discover(sketch.config, sketch.model_class)
+    asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
+    return tuple(
+        f"{name}: {setting[name]} of {axis.size} units are kept, the nearest size that is allowed; {value} asks for "
+        f"{value if isinstance(value, int) else value * axis.size:g}"
+        for name, (axis, value) in asked.items()
+        if abs(setting[name] - (value if isinstance(value, int) else value * axis.size)) >= 1
+    )
+
+
+def ladder(sketch: Sketch, name: str, multiple: int, devices: int = 1) -> list[Setting]:
     """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
 
     Raises:
@@ -60,14 +73,14 @@ def ladder(sketch: Sketch, name: str, multiple: int) -> list[Setting]:
     """
     first, *others = axes_named(discover(sketch.config, sketch.model_class), name)
     if first.kind in ("ffn", "expert_ffn"):
-        sizes = {_rounded(size, first, multiple) for size in range(1, first.size + 1)}
+        sizes = {_rounded(size, first, multiple * devices) for size in range(1, first.size + 1)}
     elif first.kind == "layers":
         least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
     else:
-        sizes = set(_sayable(sketch, first, multiple))
+        sizes = set(_sayable(sketch, first, multiple, devices))
     return [
-        {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple) for axis in others}
+        {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple, devices) for axis in others}
         for size in sorted(sizes, reverse=True)
     ]
 
@@ -197,25 +210,31 @@ def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
     return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
 
 
-def _units(sketch: Sketch, axis: Axis, value: float, multiple: int) -> int:
+def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int) -> int:
     count = value if isinstance(value, int) else max(round(axis.size * value), 1)
     if not 1 <= count <= axis.size:
         raise UsageError(
             f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}."
         )
     if axis.kind in ("ffn", "expert_ffn"):
-        return _rounded(int(count), axis, multiple)
-    able = _sayable(sketch, axis, multiple)
+        return _rounded(int(count), axis, multiple * devices)
+    able = _sayable(sketch, axis, multiple, devices)
     if isinstance(value, int) and value not in able:
         raise UsageError(
-            f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}."
+            f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}"
+            f"{f', divided among {devices} devices' if devices > 1 else ''}."
         )
     return min(able, key=lambda size: (abs(size - axis.size * value), -size)) if count not in able else int(count)
 
 
-def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
-    """The sizes that the stock config takes: Llama's wants a hidden width that the query heads divide."""
-    step = math.lcm(multiple, axis.heads) if axis.kind == "hidden" else 1
+def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[int]:
+    """The sizes that the stock config takes, and `devices` can divide: Llama's wants a hidden width that the query
+    heads divide.
+
+    Raises:
+        UsageError: no number of heads can be divided among so many devices.
+    """
+    step = math.lcm(multiple, axis.heads) if axis.kind == "hidden" else devices if axis.kind in HEADS else 1
 
     def able(size: int) -> bool:
         try:
@@ -224,7 +243,14 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int) -> list[int]:
             return False
         return True
 
-    return [size for size in range(1, axis.size + 1) if (size % step == 0 or size == axis.size) and able(size)]
+    whole = axis.kind not in HEADS
+    found = [n for n in range(1, axis.size + 1) if (n % step == 0 or (whole and n == axis.size)) and able(n)]
+    if not found:
+        raise UsageError(
+            f"prune.tensor_parallel: none of 1 to {axis.size} {axis.name} can be divided among {devices} devices. "
+            f"Name fewer devices, or leave {axis.name} whole."
+        )
+    return found
 
 
 def _rounded(count: int, axis: Axis, multiple: int) -> int:

@@ -24,6 +24,7 @@ from hf_pe.prune.budget import (
     ladder,
     removed,
     resized_sketch,
+    snapped,
     widest,
 )
 from hf_pe.prune.costs import Costs
@@ -126,6 +127,9 @@ class StructuredPruning(Frozen):
     multiple: int | None = Field(
         None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
     )
+    tensor_parallel: int = Field(
+        1, ge=1, description="devices that will share each layer: heads, and multiples of widths, divide evenly"
+    )
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StructuredPruning":
@@ -152,7 +156,8 @@ class StructuredPruning(Frozen):
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
             needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
-            if needs and kind not in ("layers", "experts") and not any(slot.consumes for slot in axes[name].slots):
+            read = any(slot.consumes and slot.layout.share == 1 for slot in axes[name].slots)
+            if needs and kind not in ("layers", "experts") and not read:
                 raise UsageError(
                     f"prune.criterion: {self.criterion} looks at linear maps that read the units, and what reads "
                     f"'{name}' are convolutions. Choose magnitude_l2."
@@ -210,17 +215,22 @@ class StructuredPruning(Frozen):
                 model = cut(model, axis, kept[axis.name])
         return outline.model_copy(update={"kept": kept, "notes": ()})
 
+    @property
+    def _steps(self) -> tuple[int, int]:
+        """What widths are multiples of on each device, and how many devices share them."""
+        return self.multiple or 8, self.tensor_parallel
+
     def _ladders(self, sketch: Sketch) -> list[list[Setting]]:
         """The sizes that each of `axes` can take; none where `keep` says all."""
         if self.target is None and self.floor is None:
             return []
-        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        fixed = kept_sizes(sketch, self.keep, *self._steps)
         if self.hidden == "rotation" and _has(fixed | dict.fromkeys(self.axes, 0), "hidden") and _tied(sketch):
             raise UsageError(
                 "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
                 "hidden: selection, or give all sizes in keep."
             )
-        found = [ladder(sketch, name, self.multiple or 8) for name in self.axes]
+        found = [ladder(sketch, name, *self._steps) for name in self.axes]
         for name, rungs in zip(self.axes, found, strict=True):
             if any(axis in fixed for axis in rungs[0]):
                 raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
@@ -228,22 +238,24 @@ class StructuredPruning(Frozen):
 
     def _from_config(self, sketch: Sketch) -> tuple[Setting, tuple[str, ...], bool]:
         """Sizes, what to say about them, and whether they are final."""
-        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        fixed = kept_sizes(sketch, self.keep, *self._steps)
         ladders = self._ladders(sketch)
+        told = snapped(sketch, self.keep, fixed)
         if self.floor is not None:
-            return fixed, (f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays",), False
+            far = f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays"
+            return fixed, (*told, far), False
         if self.target is None:
-            return fixed, (), True
+            return fixed, told, True
         note = f"{self.target}, along {', '.join(self.axes)}"
         if self.target.measured():
-            return fixed, (f"{note}; decided by measuring",), False
+            return fixed, (*told, f"{note}; decided by measuring"), False
         path = [fixed | setting for setting in in_step(ladders)]
-        return self.target.within(sketch, path, Costs(sketch)), (note,), len(ladders) == 1
+        return self.target.within(sketch, path, Costs(sketch)), (*told, note), len(ladders) == 1
 
     def _from_data(self, model: PreTrainedModel, data: TaskData) -> tuple[Setting, tuple[str, ...]]:
         """The sizes, and what is expected of them."""
         sketch = Sketch(config=model.config, model_class=type(model))
-        fixed = kept_sizes(sketch, self.keep, self.multiple or 8)
+        fixed = kept_sizes(sketch, self.keep, *self._steps)
         ladders = self._ladders(sketch)
         target = self.target or Target(parameters=1.0)
         costs = Costs(sketch, target.batch, model.device)

@@ -11,6 +11,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
 from hf_pe.prune.budget import (
     Tried,
@@ -24,6 +25,7 @@ from hf_pe.prune.budget import (
     ladder,
     removed,
     resized_sketch,
+    snapped,
     widest,
 )
 from tests.helpers import bert_config
@@ -54,6 +56,25 @@ def test_towers_keep_the_same_share():
     rungs = ladder(sketch, "layers", 8)
     assert len(rungs[0]) == 2
     assert {tuple(sorted(rung.values())) for rung in rungs} == {(2, 4), (1, 2)}
+
+
+def test_devices_that_share_a_layer_divide_its_heads_and_widths():
+    config = LlamaConfig(
+        hidden_size=768, num_attention_heads=12, num_key_value_heads=6, head_dim=64, num_hidden_layers=2,
+        intermediate_size=1536,
+    )  # fmt: skip
+    llama = Sketch(config=config, model_class=LlamaForCausalLM)
+    assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8, 2)] == [6, 4, 2]
+    assert {rung["ffn"] % 64 for rung in ladder(llama, "ffn", 16, 4)} == {0}
+    asked = {"ffn": 0.7, "kv_groups": 0.5}
+    sizes = kept_sizes(llama, asked, 8, 4)
+    assert sizes == {"ffn": 1088, "kv_groups": 4}
+    first, second = snapped(llama, asked, sizes)
+    assert "ffn: 1088 of 1536" in first and "0.7 asks for 1075.2" in first
+    assert "kv_groups: 4 of 6" in second
+    assert snapped(llama, {"ffn": 0.5}, kept_sizes(llama, {"ffn": 0.5}, 8)) == ()
+    with pytest.raises(UsageError, match="none of 1 to 6 kv_groups can be divided among 8 devices"):
+        kept_sizes(llama, {"kv_groups": 0.5}, 8, 8)
 
 
 def test_a_path_only_goes_down():
