@@ -16,6 +16,10 @@ CHARACTERS = 128
 """Tokens where a config counts none (CANINE reads characters)."""
 IMAGE = 224
 """Pixels a side where a config does not say."""
+SOUND = 15360
+"""Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
+GRID = 4
+"""Patches a side of an image whose patches keep their size."""
 TINY = {
     "ffn": 24,
     "heads": 4,
@@ -83,6 +87,13 @@ TINY_FIELDS = {
     "pred_num_attention_heads": 4,
     "frames_per_clip": 4,
     "feedforward_size": 24,
+    "image_embedding_size": GRID,
+    "linear_head_dim": 8,
+    "linear_num_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
 }
 
 
@@ -164,7 +175,7 @@ def example_inputs(
     text = isinstance(_named(model.config, "vocab_size"), int)
     if text and "input_ids" in takes and "decoder_input_ids" not in takes:
         names.add("input_ids")
-    for name, others in BESIDE.items():
+    for name, others in BEGRID.items():
         names |= {*others} if name in names else set()
     draw = torch.Generator().manual_seed(seed)
     made = _INPUTS | next((dict.fromkeys(PATCHED, make) for name, make in IN_PATCHES.items() if name in names), {})
@@ -233,11 +244,12 @@ def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Genera
 
 
 def _sound(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    """A second, in channels where the config counts them; or a spectrogram where it knows its bins."""
+    """A second, cut to what codecs take at once, in channels where the config counts them; or a spectrogram where it
+    knows its bins."""
     if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
         return torch.randn(batch, config.max_length, config.num_mel_bins, generator=draw)
     channels = [config.audio_channels] if hasattr(config, "audio_channels") else []
-    return torch.randn(batch, *channels, 16000, generator=draw)
+    return torch.randn(batch, *channels, SOUND, generator=draw)
 
 
 def _spectrogram(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -262,30 +274,26 @@ def _boxes(config: Any, batch: int, length: int, draw: torch.Generator) -> torch
     return torch.randint(0, 9, (batch, length, 4), generator=draw)
 
 
-SIDE = 4
-"""Patches a side where a forward is told a grid of them."""
-
-
 def _patches(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[patches of all images, values of each]."""
     depth = _first(config, "temporal_patch_size", "patch_temporal", default=1)
     values = _first(config, "in_channels", "num_channels", default=3) * depth * _named(config, "patch_size") ** 2
-    return torch.randn(batch * SIDE**2, values, generator=draw)
+    return torch.randn(batch * GRID**2, values, generator=draw)
 
 
 def _patches_by_image(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[batch, patches, values of each]."""
-    return _patches(config, batch, length, draw).reshape(batch, SIDE**2, -1)
+    return _patches(config, batch, length, draw).reshape(batch, GRID**2, -1)
 
 
 def _grid(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """Frames, height and width of each image in patches."""
-    return torch.tensor([[1, SIDE, SIDE]] * batch)
+    return torch.tensor([[1, GRID, GRID]] * batch)
 
 
 def _places(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """Column and row of each patch."""
-    return torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).expand(batch, -1, -1)
+    return torch.cartesian_prod(torch.arange(GRID), torch.arange(GRID)).expand(batch, -1, -1)
 
 
 def _series(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -336,7 +344,7 @@ _INPUTS: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] = {
     "image_grid_thw": _grid,
     "merge_sizes": lambda config, batch, length, draw: torch.ones(batch, dtype=torch.long),
     "spatial_shapes": lambda *told: _grid(*told)[:, 1:],
-    "pixel_attention_mask": lambda config, batch, length, draw: torch.ones(batch, SIDE**2, dtype=torch.long),
+    "pixel_attention_mask": lambda config, batch, length, draw: torch.ones(batch, GRID**2, dtype=torch.long),
     "pixel_position_ids": _places,
 }
 """What models ask for, by the name that their forward gives it."""
@@ -359,7 +367,7 @@ _OPTIONAL: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] =
     "visual_pos": lambda config, batch, length, draw: torch.rand(batch, length, 4, generator=draw),
 }
 """What some forwards cannot do without, although they say so nowhere."""
-BESIDE = {"past_time_features": ("future_values", "future_time_features")}
+BEGRID = {"past_time_features": ("future_values", "future_time_features")}
 """What a forward wants although it names it optional, where it needs the other."""
 
 
@@ -405,7 +413,12 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
         ids = field.endswith(TOKENS)
         if ids and isinstance(value, list):
             setattr(config, field, [_token(each) for each in value])
-        if not isinstance(value, int) or isinstance(value, bool) or (only and not ids and axis not in only):
+        if not isinstance(value, int) or isinstance(value, bool):
+            continue
+        if only and field == "image_size" and isinstance(patch := vars(config).get("patch_size"), int):
+            setattr(config, field, min(value, GRID * patch))
+            continue
+        if only and not ids and axis not in only and field != "image_embedding_size":
             continue
         if axis == "layers" and not depth:
             layers, new = value, min(value, 2)

@@ -7,6 +7,7 @@ with those units cut out. The proof has power only if neutralising changes the o
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, Layout, discover, skeleton, tokens_named
+from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, Layout, discover, is_norm, skeleton, tokens_named
 from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
 from hf_pe.surgery import Kept, cut
 
@@ -142,9 +143,12 @@ def _compare_at(case: _Case, inputs: dict[str, torch.Tensor], plain: list[torch.
     """Units neutralised and units cut out; `plain` is what the model gives as it is."""
     with _neutralised(case.model, case.axis, case.kept):
         reference = case.run(case.model, inputs)
-    found = case.run(case.smaller, inputs)
+    try:
+        found = case.run(case.smaller, inputs)
+    except Exception as error:  # the original ran: a larger instance would end in the same way
+        return Proof(case.axis.name, False, f"what is cut cannot be run: {type(error).__name__}: {error}", math.inf)
     effect = difference(plain, reference)
-    if case.axis.kind == "hidden":
+    if case.axis.kind in ("hidden", "layers"):
         reference = [_narrow(one, other, case.axis, case.kept) for one, other in zip(reference, found, strict=True)]
     return _judged(case, inputs, reference, found, effect)
 
@@ -291,8 +295,6 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
         if hasattr(small, "normalized_shape"):
             small.normalized_shape = (len(places),)  # type: ignore[assignment]
         if isinstance(small, nn.GroupNorm):
-            if small.num_groups > 1:  # other channels come together
-                return module.register_forward_hook(lambda *_: None)
             small.num_channels = len(places)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -311,11 +313,12 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
     hooks = []
     for name, places in kept_along(model, axis, kept).items():
         module = model.get_submodule(name)
-        if not isinstance(module, _BatchNorm):  # takes each channel for itself
+        grouped = isinstance(module, nn.GroupNorm) and module.num_groups > 1  # other channels would come together
+        if not grouped and not isinstance(module, _BatchNorm):  # which takes each channel for itself
             hooks.append(narrowed(module, places, next(module.parameters()).shape[-1]))
     if axis.kind == "hidden":
         units = torch.as_tensor(kept[EVERYWHERE])
-        free = [m for m in model.modules() if "Norm" in type(m).__name__ and not [*m.parameters()]]
+        free = [m for m in model.modules() if is_norm(m) and not [*m.parameters(), *m.buffers()]]
         hooks += [narrowed(module, units, axis.size) for module in free]
     return hooks
 
@@ -344,8 +347,9 @@ def kept_along(model: PreTrainedModel, axis: Axis, kept: Kept) -> dict[str, torc
 
 
 def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
-    """Of an output that has the hidden width, or a multiple of it (Swin's later stages), the kept coordinates."""
-    units = torch.as_tensor(kept[EVERYWHERE])
+    """Of an output that has the hidden width, or a multiple of it (Swin's later stages), the kept coordinates; of one
+    with an entry for each layer (a detector's boxes) those of the kept layers."""
+    units = torch.as_tensor(kept[axis.groups[0]])
     for dim, (length, left) in enumerate(zip(one.shape, other.shape, strict=False)):
         times = length // axis.size
         if length != left and length == times * axis.size and left == times * len(units):
@@ -355,9 +359,25 @@ def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> t
 
 
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """A forward hook: the layer gives back the hidden states it was given."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
+    """A forward hook: the layer gives back each stream that it was given; a head of its own on top of it (a detector's
+    boxes, each layer correcting the last) gives 0."""
+    given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+    passed = 0
+
+    def through(found: Any) -> Any:
+        nonlocal passed
+        if isinstance(found, (tuple, list)):
+            return type(found)(through(each) for each in found)
+        same = next(
+            (i for i, e in enumerate(given) if isinstance(found, torch.Tensor) and e.shape == found.shape), None
+        )
+        if same is None:
+            return found
+        passed += 1
+        return given.pop(same)
+
+    skipped = through(output)
+    return skipped if passed or not isinstance(output, torch.Tensor) else torch.zeros_like(output)
 
 
 def _wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, axis: Axis) -> Iterator[PreTrainedModel]:

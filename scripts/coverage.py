@@ -34,7 +34,7 @@ GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 3
 """Types to be proved on each axis; heads natively, alone or with their key-value groups."""
 LAYERS = 6
 """Depth is proved on at most so many."""
-AT_ONCE = 50
+AT_ONCE = 100
 """Types that go through the same processes."""
 SERIES = {"prediction_length": 8, "context_length": 8}
 NEEDED: dict[str, dict[str, Any]] = {
@@ -61,6 +61,7 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
     """Of each axis of a type whether its cut is proved; one row without an axis where no model comes of it."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
 
     def stop(*_: Any) -> None:
@@ -86,6 +87,12 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
         found.append(row(model_type, None, "refused", reason, False))
     signal.alarm(0)
     return found or [row(model_type, None, "refused", "no field of its config is known to size an axis", False)]
+
+
+def timed(model_type: str, seconds: int) -> tuple[list[dict[str, Any]], float]:
+    """The rows of a type, and the seconds that they took."""
+    start = time.perf_counter()
+    return rows(model_type, seconds), time.perf_counter() - start
 
 
 def row(model_type: str, axis: str | None, status: str, reason: str, native: bool) -> dict[str, Any]:
@@ -172,14 +179,15 @@ def main() -> None:
     for first in range(0, len(types), AT_ONCE):  # in new processes each, so that what models leave behind goes
         part = types[first : first + AT_ONCE]
         with concurrent.futures.ProcessPoolExecutor(told.processes) as pool:
-            waiting = {pool.submit(rows, name, told.seconds): name for name in part}
+            waiting = {pool.submit(timed, name, told.seconds): name for name in part}
             for done in concurrent.futures.as_completed(waiting):
                 try:
-                    new = done.result()
+                    new, seconds = done.result()
                 except Exception as error:  # a process that died takes its types with it
                     new = [row(waiting[done], None, "cannot_build", f"{type(error).__name__}: {error}", False)]
+                    seconds = 0.0
                 found += new
-                print(f"{time.perf_counter() - start:.0f} s {waiting[done]}", flush=True)
+                print(f"{time.perf_counter() - start:.0f} s {waiting[done]} ({seconds:.1f} s)", flush=True)
                 for each in new if told.types else []:
                     print(f"    {each['axis']}: {each['status']} {each['reason']}")
     run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.0f} minutes, {platform.machine()}"

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tiny
 from hf_pe.proof import _pattern, prove
 from hf_pe.surgery import cut
 
@@ -114,15 +114,20 @@ def test_what_is_cut_works_on(model_type, auto_class, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model_type", ["llama", "bert"])
+@pytest.mark.parametrize(
+    "model_type",
+    ["llama", "bert", "gpt2", "gemma3_text", "qwen3_moe", "modernbert", "t5", "vit", "convnext", "whisper"],
+)
 def test_what_is_cut_compiles(model_type):
     config, model_class = built(model_type)
     model = lively(model_class(config))
-    axis = next(a for a in discover(config, model_class).axes if a.kind == "ffn")
-    smaller = cut(model, axis, _pattern(axis, model))
-    inputs = example_inputs(smaller)
-    wanted = outputs_of(smaller, inputs)
-    compiled = torch.compile(smaller, backend="aot_eager")
+    for kind in ("ffn", "hidden"):
+        for axis in [a for a in discover(config, model_class).axes if a.kind == kind]:
+            model = cut(model, axis, _pattern(axis, model))
+            config = model.config
+    inputs = example_inputs(model)
+    wanted = outputs_of(model, inputs)
+    compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
-        found = compiled(**inputs)
+        found = compiled(**inputs, **no_cache(model))
     assert difference(wanted[:1], [found[0]]) < 1e-4

@@ -17,7 +17,7 @@ from hf_pe import proof as proof_module
 from hf_pe.anatomy import EVERYWHERE, Layout, discover, resized
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.proof import EFFECT, norms_along, prove, removable_layers
-from hf_pe.surgery import cut
+from hf_pe.surgery import cut, cut_config
 
 
 @pytest.mark.parametrize("model_type", ["ctrl", "m2m_100"])
@@ -295,3 +295,16 @@ def test_what_a_config_says_by_layer_goes_with_the_layers():
     gemma = AutoConfig.for_model("gemma4_text")
     kept = [0, 1, 2, 3, 4, 5, 11]
     assert resized(gemma, "num_hidden_layers", 7, kept).to_dict()["per_layer_config"].keys() == {"5", "6"}
+
+
+def test_an_ffn_twice_as_wide_as_the_stream_is_no_attention():
+    """Where heads went before, the attention's inner width is no longer the stream's."""
+    config = tiny(AutoConfig.for_model("dinov2"))
+    model_class = AutoModel._model_mapping[type(config)]
+    for kind in ("ffn", "heads"):
+        (axis,) = discover(config, model_class).named(kind)
+        config = cut_config(config, axis, axis.size // 2)
+    (axis,) = discover(config, model_class).named("hidden")
+    assert axis.groups == ("model",)
+    proof = prove(config, model_class, axis)
+    assert proof.holds, proof.reason

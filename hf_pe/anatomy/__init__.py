@@ -6,9 +6,11 @@ from hf_pe.anatomy.axis import Axis as Axis
 from hf_pe.anatomy.axis import Layout as Layout
 from hf_pe.anatomy.axis import Slot as Slot
 from hf_pe.anatomy.discover import EVERYWHERE as EVERYWHERE
+from hf_pe.anatomy.discover import HEADS as HEADS
 from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import asks as asks
 from hf_pe.anatomy.discover import discover as discover
+from hf_pe.anatomy.discover import is_norm as is_norm
 from hf_pe.anatomy.discover import renumber_ as renumber_
 from hf_pe.anatomy.discover import resized as resized
 from hf_pe.anatomy.discover import skeleton as skeleton

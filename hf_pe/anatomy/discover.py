@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,18 +160,11 @@ def _discover(architecture: "Architecture") -> Anatomy:
             continue
         if axis.kind != "hidden" or all(other.name != axis.name for other in found):
             found.append(axis)
-    grouped = {module for axis in found if axis.kind == "kv_groups" for module in axis.modules}
-    attention = [
-        (module, axis.size)
-        for axis in found
-        if axis.kind in HEADS
-        for module in axis.modules
-        if axis.kind == "kv_groups" or module not in grouped
-    ]
-    known = {module for module, _ in attention}
-    attention += [
-        (name, heads) for name, module in base.named_modules() if (heads := _heads(module)) and name not in known
-    ]
+    heads, groups = ({m: axis.size for axis in found if axis.kind == kind for m in axis.modules} for kind in HEADS)
+    attention = {m: size for m, size in heads.items() if m not in groups} | groups  # what comes later counts
+    for name, module in base.named_modules():
+        if told := _heads(module):
+            attention.setdefault(name, told)
     for number, axis in enumerate(found):
         if axis.kind == "hidden":
             found[number] = _with_heads(axis, attention, base)
@@ -233,8 +226,9 @@ def resized(
     for follower in FOLLOWERS.get(field, ()):
         if getattr(holder, follower, None) == before:
             setattr(holder, follower, size)
-    if field == "embed_dim" and hasattr(holder, "depths") and getattr(holder, "hidden_size", 0) % before == 0:
-        holder.hidden_size = holder.hidden_size // before * size  # Swin's last stage
+    last = getattr(holder, "hidden_size", None) if field == "embed_dim" and hasattr(holder, "depths") else None
+    if isinstance(last, int) and last % before == 0:
+        holder.hidden_size = last // before * size  # Swin's last stage
     if AXIS_OF_FIELD[field] == "layers":
         keep_layers_(holder, before or 0, kept)
     if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
@@ -430,8 +424,9 @@ def _with_whole_heads(
     except Exception:  # a size the architecture does not allow may raise anything
         return None
     holder = _place(config, path)[0].to_dict()
-    groups = next((kv for queries in QUERIES_OF.values() if (kv := _groups(holder, queries))), None)
-    shared = width * groups // holder[next(iter(QUERIES_OF.values()))] if width and groups else 0
+    told = ((kv, holder[queries]) for queries in QUERIES_OF.values() if (kv := _groups(holder, queries)))
+    groups, heads = next(told, (0, 1))
+    shared = (width or 0) * groups // heads
     return None if _odd(base, found, width, shared) else found
 
 
@@ -609,7 +604,7 @@ def _fused(slots: list[Slot]) -> list[Slot]:
     return [replace(slot, layout=Layout(parts(slot.layout.parts[0]))) for slot in slots] if queries else slots
 
 
-def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrainedModel) -> Axis:
+def _with_heads(axis: Axis, attention: Mapping[str, int], base: PreTrainedModel) -> Axis:
     """Tell what lies between an attention's maps from the stream that they read and write.
 
     Where no field says the size of a head (BERT), both are as wide as the hidden width; but the one in the middle
@@ -618,7 +613,7 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
 
     Args:
         axis: the hidden width.
-        attention: modules that know the number of heads, with it.
+        attention: modules that know the number of heads (of key-value heads, where these are shared), with it.
         base: the model on the meta device.
     """
     width: dict[str, int] = {}  # of each map between streams, how many times what it reads it writes
@@ -632,7 +627,7 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
             wide[name] = sum(dims[1 - wrote].layout.parts)
             width[name] = sum(dims[wrote].layout.parts) // wide[name]
     inner: dict[tuple[str, int | None], Slot] = {}
-    for module, heads in attention:
+    for module, heads in attention.items():
         for scope in _outwards(module):
             maps = [name for name in width if name.startswith(f"{scope}.")]
             total = sum(width[name] for name in maps)
@@ -643,6 +638,8 @@ def _with_heads(axis: Axis, attention: Sequence[tuple[str, int]], base: PreTrain
                 if heads % times == 0:
                     found = _inside(axis, scope, maps, width, heads // times, times, base)
                     inner |= {(slot.name, slot.dim): slot for slot in found}
+                break
+            if scope.rpartition(".")[2].isdigit():  # around a block are others, and all their maps together say nothing
                 break
     return replace(axis, slots=tuple(inner.get((slot.name, slot.dim), slot) for slot in axis.slots))
 
@@ -666,7 +663,7 @@ def _inside(
             power = 0.5 if scaled and not axis.whole_heads else 0.0
             yield replace(slot, group=scope, layout=layout, heads=apart, block=block, power=power, powered=times)
             continue
-        normed = axis.whole_heads and _stack(_stack(slot.name)) in beside and _is_norm(_owner(base, slot.name))
+        normed = axis.whole_heads and _stack(_stack(slot.name)) in beside and is_norm(_owner(base, slot.name))
         if normed or (slot.name == answer and not wrote):
             yield replace(slot, group=scope, heads=apart, block=block)
 
@@ -701,7 +698,7 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
         return axis
     tensors = dict(base.named_parameters(remove_duplicate=False))
     powers = {slot.name: -0.5 for slot in axis.slots if id(tensors.get(slot.name)) in scaled}
-    norms = [slot for slot in axis.slots if _is_norm(_owner(base, slot.name))]
+    norms = [slot for slot in axis.slots if is_norm(_owner(base, slot.name))]
     if norms and any(not isinstance(_owner(base, name), nn.Embedding) for name in powers):
         last = norms[-1].name.rpartition(".")[0]
         powers |= {slot.name: 0.5 for slot in norms if slot.name.rpartition(".")[0] == last}
@@ -720,7 +717,8 @@ def _offset(norm: Any) -> float:
         return 0.0
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm: architectures have their own, which share nothing but the name."""
     return "Norm" in type(module).__name__
 
 
@@ -733,7 +731,7 @@ def _floats(module: nn.Module) -> dict[str, float]:
 
 
 def _outwards(name: str) -> Iterator[str]:
-    """A module and those around it, up to the block."""
+    """A module and those around it, from the inside out."""
     while name:
         yield name
         name = name.rpartition(".")[0]

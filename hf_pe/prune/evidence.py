@@ -42,10 +42,9 @@ def evidence(
         consuming[key].layout.by_unit(s.gates.T, axis.size).reshape(axis.size, -1, len(s.gates)).sum(1).T
         for key, s in seen.items()
     ]
-    one, *others = reading or [""]
     if not reading:  # convolutions: there are the weights to go by
         consumer, gram, outputs = torch.zeros(1, axis.size), None, None
-    elif others:
+    elif len(reading) > 1:
         felt = {name: s.outputs for name, s in seen.items()}
         maps = []
         for name in (name for name in reading if not felt or name in felt):
@@ -54,6 +53,7 @@ def evidence(
                 maps.append((reading[name][:, places], gram, felt.get(name)))
         consumer, gram, outputs = _as_one(maps)
     else:
+        (one,) = reading
         consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
     return Evidence(
         weights=weights,

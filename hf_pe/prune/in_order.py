@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis, Slot
+from hf_pe.anatomy import Axis, Slot, is_norm
 from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
@@ -108,7 +108,7 @@ def _watched(model: PreTrainedModel, block: str, name: str, start: Waiting) -> d
 
     watched = model.get_submodule(block)
     handles = [model.get_submodule(name).register_forward_hook(watch_map)]
-    norms = [m for m in watched.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")]
+    norms = [m for m in watched.modules() if is_norm(m) and hasattr(m, "weight")]
     handles += [norm.register_forward_hook(watch_norm) for norm in norms]
     try:
         with torch.no_grad():

@@ -103,8 +103,8 @@ def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis,
     The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
     """
     _keep_normed_weights_(smaller, model, axis, kept)
-    norms, places = norms_along(model, axis), kept_along(model, axis, kept)
-    norms = {name: norm for name, norm in norms.items() if _normalises(norm)}
+    places = kept_along(model, axis, kept)
+    norms = {name: norm for name in places if _normalises(norm := model.get_submodule(name))}
     if not norms:
         return
     for name, share in kept_length(model, norms, places, data).items():
@@ -128,13 +128,14 @@ def _normalises(norm: nn.Module) -> bool:
 
 def _keep_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
     """Weights stored as direction and length (wav2vec 2.0's positions): those that stay are what they were."""
+    weights: dict[str, Any] = {}
     for slot in axis.slots:
         name, _, stored = slot.name.partition(".parametrizations.weight.")
-        if stored == "original1":
-            weight: Any = model.get_submodule(name).weight
-            for other in (each for each in axis.slots if each.name == slot.name):
-                weight = narrowed(weight, other, axis, kept)
-            smaller.get_submodule(name).weight = weight
+        if stored == "original1" and slot.dim is not None:
+            weight = weights.get(name, model.get_submodule(name).weight)
+            weights[name] = narrowed(weight, slot, axis, kept)
+    for name, weight in weights.items():
+        smaller.get_submodule(name).weight = weight
 
 
 def _gain(name: str, norm: nn.Module, size: int) -> torch.Tensor:

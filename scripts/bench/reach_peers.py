@@ -1,0 +1,252 @@
+"""The same forty architectures cut by half by hf_pe and by Torch-Pruning, and what works afterwards.
+
+    python scripts/bench/reach_peers.py [TYPE ...]
+
+A tiny model of each type with lively weights. hf_pe: `cut_checkpoint` of a folder, along each of FFN width, heads (or
+key-value groups) and hidden width that it proves. Torch-Pruning: the set-up of its examples for language models, BERT
+and ViT: magnitude of groups, half of all channels and heads, heads given by the maps of queries, keys and values, the
+output head left alone, then attributes and config told the new sizes.
+
+Four things are seen of each: it runs; query heads are fewer, of the size they had, and what counts them says so; tied
+embeddings are still one; and it is saved, loaded by stock `from_pretrained` without a tensor missing, left over or in
+another shape, and gives the same outputs.
+"""
+
+import argparse
+import copy
+import re
+import signal
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from common import row, write
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hf_pe import cut_checkpoint
+from hf_pe.anatomy import discover
+from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tiny
+from hf_pe.proof import prove
+
+TYPES = [
+    "albert", "bart", "bert", "bloom", "clip_vision_model", "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert",
+    "electra", "falcon", "gemma", "gemma3_text", "gpt2", "gpt_neox", "gpt_oss", "hubert", "llama", "mamba", "mistral",
+    "mixtral", "modernbert", "mpnet", "olmo2", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta",
+    "siglip_vision_model", "smollm3", "stablelm", "starcoder2", "swin", "t5", "vit", "wav2vec2", "whisper",
+]  # fmt: skip
+CLASSES = (
+    "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModelForImageClassification",
+    "AutoModelForSpeechSeq2Seq", "AutoModel",
+)  # fmt: skip
+"""Of each type the first of these that there is: those with an output head that may be tied."""
+QUERIES = r"(^|\.)(q_proj|query|query_proj|q_lin|q|in_proj|qkv|qkv_proj|query_key_value|c_attn|Wqkv|W_pack)$"
+"""How the maps are called that make queries, alone or with keys and values."""
+SEEN = ("runs", "heads", "ties", "reloads")
+
+
+SECONDS = 120
+"""That one type may take."""
+
+
+class TooLong(BaseException):
+    """A type took more time than it may."""
+
+
+def stop(*_: Any) -> None:
+    raise TooLong(f"more than {SECONDS} s")
+
+
+def model_of(model_type: str) -> PreTrainedModel:
+    """Tiny, its weights lively."""
+    config = tiny(AutoConfig.for_model(model_type))
+    for name in CLASSES:
+        mapping = getattr(transformers, name)._model_mapping
+        if type(config) in mapping:
+            found = mapping[type(config)]
+            model: PreTrainedModel = (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
+            return lively(model)
+    raise ValueError(model_type)
+
+
+def query_rows(model: nn.Module) -> list[int]:
+    """How wide the maps are that make queries."""
+    maps = [m for name, m in model.named_modules() if re.search(QUERIES, name) and isinstance(m, (nn.Linear, Conv1D))]
+    return [m.out_features if isinstance(m, nn.Linear) else m.nf for m in maps]
+
+
+def heads(model: Any) -> int:
+    """The number of query heads that the config tells."""
+    found = [getattr(each, name, None) for each in (model.config.get_text_config(), model.config)
+             for name in ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")]  # fmt: skip
+    return next((int(each) for each in found if isinstance(each, int)), 0)
+
+
+def seen(before: PreTrainedModel, after: Any, inputs: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """What works."""
+    found = dict.fromkeys(SEEN, False)
+    tied = before.get_output_embeddings() is not None and (
+        before.get_output_embeddings().weight is before.get_input_embeddings().weight
+    )
+    try:
+        outputs = outputs_of(after, inputs)
+        found["runs"] = all(bool(torch.isfinite(each).all()) for each in outputs)
+    except Exception as error:
+        print(f"    does not run: {type(error).__name__}: {str(error)[:120]}")
+        return found
+    wide, narrow, old, new = query_rows(before), query_rows(after), heads(before), heads(after)
+    same_size = (
+        bool(wide) and len(wide) == len(narrow) and all(b * new == a * old for a, b in zip(wide, narrow, strict=True))
+    )
+    found["heads"] = 0 < new < old and same_size
+    if tied:
+        found["ties"] = after.get_output_embeddings().weight is after.get_input_embeddings().weight
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            after.save_pretrained(folder)
+            again, info = type(after).from_pretrained(folder, output_loading_info=True)
+            problems = [kind for kind, names in info.items() if kind.endswith("keys") and names]
+            found["reloads"] = not problems and difference(outputs, outputs_of(again.eval(), inputs)) < 1e-6
+        except Exception as error:
+            print(f"    does not reload: {type(error).__name__}: {str(error)[:120]}")
+    return found
+
+
+def by_hf_pe(model: PreTrainedModel) -> Any:
+    """Along each axis that is proved."""
+    keep: dict[str, float] = {}
+    axes = [axis for axis in discover(model.config, type(model)).axes if axis.native and axis.size > 1]
+    for kind in ("ffn", "kv_groups", "heads", "hidden"):
+        for axis in (axis for axis in axes if axis.kind == kind):
+            beside = any(name.rpartition(".")[2] == "kv_groups" for name in keep) and kind == "heads"
+            if not beside and prove(model.config, type(model), axis).holds:
+                keep[axis.name] = 0.5
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder, "model"))
+        cut_checkpoint(str(Path(folder, "model")), Path(folder, "small"), keep, multiple=4)
+        loader: Any = type(model)
+        return loader.from_pretrained(Path(folder, "small")).eval()
+
+
+def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
+    """As its examples do it (examples/LLMs, examples/transformers of its repository)."""
+    import torch_pruning as tp
+
+    model = copy.deepcopy(model)
+    config: Any = model.config.get_text_config()
+    count, groups = heads(model), getattr(config, "num_key_value_heads", None)
+    asking = {}
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and re.search(QUERIES, name):
+            asking[module] = count
+        elif isinstance(module, nn.Linear) and re.search(
+            r"(^|\.)(k_proj|v_proj|key|value|k_lin|v_lin|k|v|key_proj|value_proj)$", name
+        ):
+            asking[module] = groups if isinstance(groups, int) else count
+    ends = [m for m in (model.get_output_embeddings(), getattr(model, "classifier", None)) if isinstance(m, nn.Linear)]
+    pruner = tp.pruner.BasePruner(
+        model,
+        example_inputs=inputs,
+        forward_fn=lambda model, inputs: next(iter(outputs_with_graph(model, inputs))),
+        importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
+        global_pruning=False,
+        pruning_ratio=0.5,
+        head_pruning_ratio=0.5,
+        prune_num_heads=True,
+        prune_head_dims=False,
+        num_heads=asking,
+        ignored_layers=ends,
+    )
+    for group in pruner.step(interactive=True):
+        group.prune()
+    left = {*pruner.num_heads.values()} if asking else {count}
+    new = max(left)
+    for module in model.modules():
+        own = next(
+            (m for name, m in module.named_children() if re.search(QUERIES, name) and m in pruner.num_heads), None
+        )
+        if own is None:
+            continue
+        new = pruner.num_heads[own]
+        for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
+            if isinstance(vars(module).get(name), int):
+                setattr(module, name, new)
+        wide = own.out_features if isinstance(own, nn.Linear) else own.nf
+        for name in ("all_head_size", "embed_dim", "hidden_size", "split_size"):
+            if isinstance(vars(module).get(name), int):
+                setattr(module, name, wide)
+        if isinstance(vars(module).get("num_key_value_groups"), int) and isinstance(groups, int):
+            module.num_key_value_groups = max(new // max(groups // 2, 1), 1)
+    for name in ("num_attention_heads", "n_head", "num_heads"):
+        if isinstance(vars(config).get(name), int):
+            setattr(config, name, new)
+    if isinstance(groups, int):
+        config.num_key_value_heads = new if groups == count else max(groups // 2, 1)
+    norms = [m for m in model.modules() if "Norm" in type(m).__name__ and len([*m.parameters()])]
+    for name in ("hidden_size", "d_model", "n_embd"):
+        if norms and isinstance(vars(config).get(name), int):
+            setattr(config, name, next(norms[-1].parameters()).numel())
+    widths = [m.out_features for name, m in model.named_modules() if isinstance(m, nn.Linear)
+              and re.search(r"(gate_proj|up_proj|fc1|intermediate\.dense|dense_h_to_4h|c_fc)$", name)]  # fmt: skip
+    if widths and isinstance(vars(config).get("intermediate_size"), int):
+        config.intermediate_size = widths[0]
+    return model.eval()
+
+
+def outputs_with_graph(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The outputs, with what made them: Torch-Pruning follows it."""
+    found = model(**inputs, **no_cache(model))
+    return [each for each in found.to_tuple() if isinstance(each, torch.Tensor)]
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("types", nargs="*")
+    types = arguments.parse_args().types or TYPES
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    ours: dict[str, dict[str, bool]] = {}
+    theirs: dict[str, dict[str, bool]] = {}
+    tied = set()
+    for name in types:
+        model = model_of(name)
+        inputs = example_inputs(model)
+        head = model.get_output_embeddings()
+        tied |= {name} if head is not None and head.weight is model.get_input_embeddings().weight else set()
+        for who, found, cut in (
+            ("hf_pe", ours, lambda m: by_hf_pe(m)),
+            ("Torch-Pruning", theirs, lambda m, i=inputs: by_torch_pruning(m, i)),
+        ):
+            signal.signal(signal.SIGALRM, stop)
+            signal.alarm(SECONDS)
+            try:
+                found[name] = seen(model, cut(model), inputs)
+            except (Exception, TooLong) as error:
+                print(f"    {who} {name}: {type(error).__name__}: {str(error)[:160]}")
+                found[name] = dict.fromkeys(SEEN, False)
+            signal.alarm(0)
+            print(f"{name:20} {who:14} {' '.join(k for k, v in found[name].items() if v)}", flush=True)
+    if types is not TYPES:
+        return
+    rows = []
+    for what in SEEN:
+        among = sorted(tied) if what == "ties" else TYPES
+        a, b = ({n for n in among if found[n][what]} for found in (ours, theirs))
+        not_so = [", ".join(n for n in among if n not in them) or "none" for them in (a, b)]
+        setting = (
+            f"{len(among)} types{' whose embeddings are tied' if what == 'ties' else ''}, tiny models, half of what "
+            f"can be cut; not so for hf_pe: {not_so[0]}; for Torch-Pruning: {not_so[1]}"
+        )
+        rows.append(
+            row(f"reach.peers.{what}", len(a), len(b), "higher", "types", setting, peers={"Torch-Pruning": len(b)})
+        )
+    write("reach_peers", rows)
+
+
+if __name__ == "__main__":
+    main()
