@@ -7,6 +7,7 @@ import torch
 from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.checkpoints import (
+    Source,
     check_free,
     class_for,
     load_config,
@@ -17,7 +18,7 @@ from hf_pe.checkpoints import (
     save_model,
 )
 from hf_pe.errors import UsageError
-from tests.helpers import MINILM, needs_package
+from tests.helpers import MINILM, bert_config, needs_package
 
 
 def test_a_folder_gives_config_class_weights_and_tokenizer(bert_folder):
@@ -27,6 +28,14 @@ def test_a_folder_gives_config_class_weights_and_tokenizer(bert_folder):
     assert class_for(config) is BertModel
     assert load_model(source, BertModel).config.num_hidden_layers == 4
     assert load_processor(source)("the dog")["input_ids"]
+
+
+def test_a_model_that_was_never_saved_has_nothing_beside_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "LICENSE").write_text("of something else", "utf-8")
+    assert Source(name="made", path="").folder is None
+    save_model(BertModel(bert_config()), None, tmp_path / "out", Source(name="made", path=""))
+    assert not (tmp_path / "out" / "LICENSE").exists()
 
 
 def test_a_package_gives_its_folder_and_no_path():
