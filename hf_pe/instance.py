@@ -175,7 +175,7 @@ def example_inputs(
     text = isinstance(_named(model.config, "vocab_size"), int)
     if text and "input_ids" in takes and "decoder_input_ids" not in takes:
         names.add("input_ids")
-    for name, others in BEGRID.items():
+    for name, others in BESIDE.items():
         names |= {*others} if name in names else set()
     draw = torch.Generator().manual_seed(seed)
     made = _INPUTS | next((dict.fromkeys(PATCHED, make) for name, make in IN_PATCHES.items() if name in names), {})
@@ -367,7 +367,7 @@ _OPTIONAL: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] =
     "visual_pos": lambda config, batch, length, draw: torch.rand(batch, length, 4, generator=draw),
 }
 """What some forwards cannot do without, although they say so nowhere."""
-BEGRID = {"past_time_features": ("future_values", "future_time_features")}
+BESIDE = {"past_time_features": ("future_values", "future_time_features")}
 """What a forward wants although it names it optional, where it needs the other."""
 
 

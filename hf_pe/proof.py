@@ -8,7 +8,7 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -217,16 +217,9 @@ def _configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
 def _neutralised(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
     """Zero the removed units in every slot, or skip the removed layers, inside the block."""
     if axis.kind == "layers":
-        hooks = [
-            model.get_submodule(f"{stack}.{i}").register_forward_hook(_skip, with_kwargs=True)
-            for stack, units in kept.items()
-            for i in set(range(axis.size)) - set(units)
-        ]
-        try:
+        names = [f"{stack}.{i}" for stack, units in kept.items() for i in set(range(axis.size)) - set(units)]
+        with skipped([model.get_submodule(name) for name in names]):
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         return
     if axis.kind == "experts":
         with _never_routed(model, axis, kept):
@@ -356,6 +349,17 @@ def _narrow(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> t
             places = Layout((1,) * times).places(units, axis.size)
             one = one.index_select(dim, places.to(one.device))
     return one
+
+
+@contextlib.contextmanager
+def skipped(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block, layers hand on what they are given."""
+    hooks = [layer.register_forward_hook(_skip, with_kwargs=True) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

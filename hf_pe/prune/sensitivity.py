@@ -1,15 +1,13 @@
 """How much of its answers a model loses when one axis alone is cut."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
 from hf_pe.calibration import answers, distance
 from hf_pe.progress import advance
+from hf_pe.proof import skipped
 from hf_pe.prune.budget import Setting, Tried
 from hf_pe.tasks import TaskData
 
@@ -100,27 +98,11 @@ def least_missed(
         losses = {}
         for layer in (layer for layer in removable if layer not in gone):
             names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
-            with _skipped([model.get_submodule(name) for name in names]):
+            with skipped([model.get_submodule(name) for name in names]):
                 losses[layer] = distance(answers(model, data), wanted)
         gone.append(min(losses, key=lambda layer: losses[layer]))
         advance(f"least missed {axis.name}", number + 1, count)
     return gone
-
-
-@contextmanager
-def _skipped(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Let blocks hand on what they are given."""
-
-    def hand_on(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        given = args[0] if args else kwargs["hidden_states"]
-        return (given, *output[1:]) if isinstance(output, tuple) else given
-
-    handles = [block.register_forward_hook(hand_on, with_kwargs=True) for block in blocks]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _narrows(setting: Setting) -> bool:
