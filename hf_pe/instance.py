@@ -20,6 +20,8 @@ SOUND = 15360
 """Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
 GRID = 4
 """Patches a side of an image whose patches keep their size."""
+LARGE_IMAGES = ("image_size", "backbone_feature_sizes")
+"""Fields that list pixels, or places on maps of an image, of 1,024 a side (SAM 2): a sixteenth is left of each."""
 TINY = {
     "ffn": 24,
     "heads": 4,
@@ -118,10 +120,11 @@ LARGEST = 130_000_000
 """Parameters up to which a model is run where a smaller one cannot be."""
 
 
-def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[PretrainedConfig]:
+def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
     """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, then as it is.
 
-    What belongs together in a config is not always told: a narrower one may be none, and is left out.
+    What belongs together in a config is not always told: a narrower one may be none, and is left out. With each comes
+    whether it is the one before with its rotation in other parts, which only helps where that could not be run.
     """
 
     def as_wide() -> PretrainedConfig:
@@ -130,16 +133,19 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[Pret
         return type(config).from_dict(new.to_dict())
 
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
-    ways: list[Callable[[], PretrainedConfig]] = [lambda: tiny(config, depth=depth)]
-    if "rope_theta" in rope:
-        ways += [functools.partial(tiny, config, depth=depth, sections=each) for each in SECTIONS]
-    ways += [as_wide, lambda: copy.deepcopy(config)]
-    for way in ways:
+    parts = SECTIONS if "rope_theta" in rope else ()
+    ways: list[tuple[Callable[[], PretrainedConfig], bool]] = [
+        (lambda: tiny(config, depth=depth), False),
+        *((functools.partial(tiny, config, depth=depth, sections=each), True) for each in parts),
+        (as_wide, False),
+        (lambda: copy.deepcopy(config), False),
+    ]
+    for way, again in ways:
         try:
             small = way()
         except Exception:  # a config may refuse with anything
             continue
-        yield small
+        yield small, again
 
 
 def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -401,15 +407,23 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
     """In place; with `only`, these axes and what goes with them."""
     kv = vars(config).get("num_key_value_heads")  # asking for what differs between layers raises
     layers = None
-    for field, value in config.to_dict().items():
+    told = config.to_dict()
+    for field, value in told.items():
         sub = vars(config).get(field)
         if isinstance(sub, PretrainedConfig):
             _shrink(sub, depth, only)
             continue
         if field in DEPTHS and isinstance(value, list):
+            if any(key.endswith("_blocks") and isinstance(each, list) for key, each in told.items()):
+                continue  # which name some of them by number
             setattr(config, field, [min(each, DEEPEST) for each in value])
             continue
+        if field in LARGE_IMAGES and isinstance(value, list):
+            setattr(config, field, _smaller(value))
+            continue
         axis = AXIS_OF_FIELD.get(field)
+        if axis == "hidden" and any(isinstance(each, list) and each[:1] == [value] for each in told.values()):
+            continue  # of the first of some stages, whose widths stay
         ids = field.endswith(TOKENS)
         if ids and isinstance(value, list):
             setattr(config, field, [_token(each) for each in value])
@@ -442,6 +456,13 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
     named = [int(key) for v in config.to_dict().values() if by_layer(v) for key in v]
     other = next((i for each in lists for i in range(layers) if each[i] != each[0]), (named or [layers - 1])[0])
     keep_layers_(config, layers, [0, other])
+
+
+def _smaller(sides: list[Any]) -> list[Any]:
+    """Of an image of 1,024 pixels, and maps of at least a sixteenth of that, a sixteenth."""
+    if isinstance(sides[0], list):
+        return [_smaller(each) for each in sides]
+    return [side // 16 for side in sides] if min(sides) >= 1024 or (max(sides) <= 256 and min(sides) >= 64) else sides
 
 
 def _token(number: Any) -> Any:

@@ -56,9 +56,11 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
         return Proof(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
     if axis.size < 2 and not kept:
         return Proof(axis.name, False, "there is only one")
-    first = None
+    first = found = None
     try:
-        for small in instances(config, depth=axis.kind == "layers"):
+        for small, again in instances(config, depth=axis.kind == "layers"):
+            if again and found is not None and not math.isnan(found.effect):
+                continue
             found = _on_instance(small, model_class, axis, kept)
             if found.holds or found.error > TOLERANCE:
                 return found
