@@ -20,8 +20,8 @@ SOUND = 15360
 """Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
 GRID = 4
 """Patches a side of an image whose patches keep their size."""
-LARGE_IMAGES = ("image_size", "backbone_feature_sizes")
-"""Fields that list pixels, or places on maps of an image, of 1,024 a side (SAM 2): a sixteenth is left of each."""
+LARGE = 1024
+"""Pixels a side of an image of which a sixteenth is left, and of what a config says of maps of it (SAM 2)."""
 TINY = {
     "ffn": 24,
     "heads": 4,
@@ -418,7 +418,9 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
                 continue  # which name some of them by number
             setattr(config, field, [min(each, DEEPEST) for each in value])
             continue
-        if field in LARGE_IMAGES and isinstance(value, list):
+        if field == "backbone_feature_sizes" or (
+            field == "image_size" and isinstance(value, list) and min(value) >= LARGE
+        ):
             setattr(config, field, _smaller(value))
             continue
         axis = AXIS_OF_FIELD.get(field)
@@ -459,10 +461,8 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
 
 
 def _smaller(sides: list[Any]) -> list[Any]:
-    """Of an image of 1,024 pixels, and maps of at least a sixteenth of that, a sixteenth."""
-    if isinstance(sides[0], list):
-        return [_smaller(each) for each in sides]
-    return [side // 16 for side in sides] if min(sides) >= 1024 or (max(sides) <= 256 and min(sides) >= 64) else sides
+    """A sixteenth of each."""
+    return [_smaller(each) if isinstance(each, list) else each // 16 for each in sides]
 
 
 def _token(number: Any) -> Any:
