@@ -156,6 +156,7 @@ def cut(
         int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide evenly.")
     ] = 1,
     overwrite: Overwrite = False,
+    trust_remote_code: Code = False,
 ) -> None:
     """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
     with _messages():
@@ -169,6 +170,7 @@ def cut(
                 multiple=multiple,
                 tensor_parallel=tensor_parallel,
                 overwrite=overwrite,
+                trust_remote_code=trust_remote_code,
             )
     out.print(f"Wrote {output}")
 

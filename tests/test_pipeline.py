@@ -9,7 +9,15 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
 
 import hf_pe
-from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, compress
+from hf_pe import (
+    BackboneSwap,
+    BitsAndBytesQuantization,
+    Distillation,
+    StructuredPruning,
+    UsageError,
+    compress,
+    cut_checkpoint,
+)
 from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
 from hf_pe.hub import Publish, prepare
@@ -271,7 +279,10 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
     source = resolve(str(novel_folder), trust_remote_code=True)
     recipes = [StructuredPruning(keep={"ffn": 0.5, "layers": 2}), DISTIL]
     made = compress(source, recipes, data=TEXTS, task="embedding", variants={"nf4": PACK}).save(tmp_path / "small")
+    cut_checkpoint(str(novel_folder), tmp_path / "cut", {"hidden": 16}, trust_remote_code=True)
     shutil.rmtree(novel_folder)
+    on_disk = AutoModel.from_pretrained(tmp_path / "cut", trust_remote_code=True)
+    assert on_disk.config.hidden_size == on_disk.embed.embedding_dim == 16
     for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():
         folder = tmp_path / "small" / name
         assert {"configuration_novel.py", "modeling_novel.py"} <= {path.name for path in folder.iterdir()}

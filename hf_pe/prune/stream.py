@@ -36,6 +36,7 @@ def cut_checkpoint(
     tensor_parallel: int = 1,
     overwrite: bool = False,
     shard_size: str = "1GB",
+    trust_remote_code: bool = False,
 ) -> Path:
     """Cut a model on disk by the magnitude of its weights, with at most one shard of the result in memory.
 
@@ -51,6 +52,7 @@ def cut_checkpoint(
         tensor_parallel: devices that will share each layer: heads, and multiples of widths, divide evenly.
         overwrite: replace what `output` holds, after success.
         shard_size: of the files that are written.
+        trust_remote_code: run code that the model brings along.
 
     Returns:
         The folder.
@@ -59,7 +61,7 @@ def cut_checkpoint(
         UsageError: no such model or axis, a cut that is not proved, files that hold what the model does not, layers by
             number without saying which, or `output` is taken.
     """
-    source = resolve(model)
+    source = resolve(model, trust_remote_code=trust_remote_code)
     folder = _folder(source)
     config, stored = load_config(source), Stored(folder)
     model_class = class_for(config)
