@@ -63,7 +63,8 @@ def rebuilt(
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path
-    new._weight_conversions = getattr(model, "_weight_conversions", None)  # so that its files are as the original's
+    packed = getattr(model, "hf_quantizer", None) is not None  # what made it so cannot be taken back
+    new._weight_conversions = None if packed else getattr(model, "_weight_conversions", None)  # files as the original's
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
 
 
