@@ -20,8 +20,8 @@ SOUND = 15360
 """Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
 GRID = 4
 """Patches a side of an image whose patches keep their size."""
-LARGE = 1024
-"""Pixels a side of an image of which a sixteenth is left, and of what a config says of maps of it (SAM 2)."""
+LARGE = 512
+"""Pixels a side from which an image is made smaller where widths are not: to a grid of patches, else to a sixteenth."""
 TINY = {
     "ffn": 24,
     "heads": 4,
@@ -418,10 +418,11 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
                 continue  # which name some of them by number
             setattr(config, field, [min(each, DEEPEST) for each in value])
             continue
-        if field == "backbone_feature_sizes" or (
-            field == "image_size" and isinstance(value, list) and min(value) >= LARGE
-        ):
-            setattr(config, field, _smaller(value))
+        if field == "backbone_feature_sizes":  # of maps of an image, the last of which has its patches
+            setattr(config, field, [[side * GRID // value[-1][-1] for side in each] for each in value])
+            continue
+        if field == "image_size" and isinstance(value, list) and min(value) >= LARGE:
+            setattr(config, field, [side // 16 for side in value])
             continue
         axis = AXIS_OF_FIELD.get(field)
         if axis == "hidden" and any(isinstance(each, list) and each[:1] == [value] for each in told.values()):
@@ -431,8 +432,9 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
             setattr(config, field, [_token(each) for each in value])
         if not isinstance(value, int) or isinstance(value, bool):
             continue
-        if only and field == "image_size" and isinstance(patch := vars(config).get("patch_size"), int):
-            setattr(config, field, min(value, GRID * patch))
+        patch = vars(config).get("patch_size")
+        if only and field == "image_size" and isinstance(patch, int) and value >= LARGE:
+            setattr(config, field, GRID * patch)
             continue
         if only and not ids and axis not in only and field != "image_embedding_size":
             continue
@@ -458,11 +460,6 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
     named = [int(key) for v in config.to_dict().values() if by_layer(v) for key in v]
     other = next((i for each in lists for i in range(layers) if each[i] != each[0]), (named or [layers - 1])[0])
     keep_layers_(config, layers, [0, other])
-
-
-def _smaller(sides: list[Any]) -> list[Any]:
-    """A sixteenth of each."""
-    return [_smaller(each) if isinstance(each, list) else each // 16 for each in sides]
 
 
 def _token(number: Any) -> Any:
