@@ -1,6 +1,7 @@
 """Loading what users name, saving, and the proof that what was saved loads again without hf_pe."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -85,9 +86,8 @@ class Source(Frozen):
         """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None."""
         if self.folder is not None or self.spec is None:
             return self.folder
-        wanted = [*SIDE_FILES, *(f"{name}/*" for name in SIDE_FOLDERS)]
         try:
-            return Path(snapshot_download(self.path, allow_patterns=wanted))
+            return _small_files(self.path)
         except (OSError, ValueError):  # what loads the model will say why
             return None
 
@@ -535,6 +535,13 @@ def _why(source: Source, error: Exception) -> str:
             "Check the spelling, the network, and `hf auth login` for private models."
         )
     return f"{source.name} cannot be loaded: {text[:600]}"
+
+
+@functools.cache
+def _small_files(repo: str) -> Path:
+    """A snapshot of what lies beside the weights of a Hub id, fetched once."""
+    wanted = [*SIDE_FILES, *(f"{name}/*" for name in SIDE_FOLDERS)]
+    return Path(snapshot_download(repo, allow_patterns=wanted))
 
 
 def _side_files(source: Source | None) -> list[Path]:

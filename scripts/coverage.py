@@ -9,6 +9,7 @@ With types, prints their rows, and with --update puts them in the place of those
 
 import argparse
 import concurrent.futures
+import contextlib
 import datetime
 import json
 import platform
@@ -17,6 +18,7 @@ import signal
 import time
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,21 @@ class TooLong(BaseException):
     """A type took more time than it may."""
 
 
+@contextlib.contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raise `TooLong` where the block takes more time."""
+
+    def stop(*_: Any) -> None:
+        raise TooLong(f"more than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
     """Of each axis of a type whether its cut is proved; one row without an axis where no model comes of it."""
     warnings.simplefilter("ignore")
@@ -64,28 +81,22 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
 
-    def stop(*_: Any) -> None:
-        raise TooLong(f"more than {seconds} s")
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
     found: list[dict[str, Any]] = []
     try:
-        config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
-        classes = AutoModel._model_mapping[type(config)]
-        model_class = classes[0] if isinstance(classes, tuple) else classes
-        config = shallow(config)
-        for axis in discover(config, model_class).axes:
-            proof = prove(config, model_class, axis)
-            status = "proved" if proof.holds else "refused"
-            found.append(row(model_type, axis.name, status, proof.reason, axis.native))
+        with within(seconds):
+            config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
+            classes = AutoModel._model_mapping[type(config)]
+            model_class = classes[0] if isinstance(classes, tuple) else classes
+            config = shallow(config)
+            for axis in discover(config, model_class).axes:
+                proof = prove(config, model_class, axis)
+                status = "proved" if proof.holds else "refused"
+                found.append(row(model_type, axis.name, status, proof.reason, axis.native))
     except (Exception, TooLong) as error:
-        signal.alarm(0)
         reason = f"{type(error).__name__}: {error}"
         if not found:
             return [row(model_type, None, "cannot_build", reason, False)]
         found.append(row(model_type, None, "refused", reason, False))
-    signal.alarm(0)
     return found or [row(model_type, None, "refused", "no field of its config is known to size an axis", False)]
 
 

@@ -34,44 +34,50 @@ Renamed = tuple[str, str | None]
 """What a tensor becomes (a part of), and the pattern of the conversion that makes it, if one does."""
 
 
-class Stored(Mapping[str, torch.Tensor]):
+class Lazy(Mapping[str, torch.Tensor]):
+    """Tensors that are made when they are asked for: `place` says of each where it is found."""
+
+    place: dict[str, str]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.place
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.place)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+
+class Stored(Lazy):
     """The tensors of a folder of safetensors, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
         if (folder / INDEX).is_file():
-            self.files: dict[str, str] = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+            self.place = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
         elif (folder / WHOLE).is_file():
             with safe_open(folder / WHOLE, "pt") as file:
-                self.files = dict.fromkeys(file.keys(), WHOLE)
+                self.place = dict.fromkeys(file.keys(), WHOLE)
         else:
             raise UsageError(f"{folder.name} has no {WHOLE} and no {INDEX}: only safetensors can be cut on disk.")
         self.folder = folder
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self.folder / self.files[name], "pt") as file:
+        with safe_open(self.folder / self.place[name], "pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.files
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def shapes(self) -> dict[str, torch.Tensor]:
         """All of them on the meta device."""
         found: dict[str, torch.Tensor] = {}
-        for each in sorted({*self.files.values()}):
+        for each in sorted({*self.place.values()}):
             with safe_open(self.folder / each, "pt") as file:
-                for name in (name for name, place in self.files.items() if place == each):
+                for name in (name for name, holder in self.place.items() if holder == each):
                     found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
         return found
 
 
-class Converted(Mapping[str, torch.Tensor]):
+class Converted(Lazy):
     """Tensors under other names and in other shapes; of what becomes one another, the last group is held.
 
     Attributes:
@@ -108,7 +114,7 @@ class Converted(Mapping[str, torch.Tensor]):
         made = {first: self._made(first, shapes) for first in self.members}
         self.groups = {first: tuple(tensors) for first, tensors in made.items()}
         self.shapes = {name: tensor for tensors in made.values() for name, tensor in tensors.items()}
-        self._first = {name: first for first, names in self.groups.items() for name in names}
+        self.place = {name: first for first, names in self.groups.items() for name in names}
         self._held: tuple[str, dict[str, torch.Tensor]] = ("", {})
 
     def _made(self, first: str, source: Tensors) -> dict[str, torch.Tensor]:
@@ -123,20 +129,11 @@ class Converted(Mapping[str, torch.Tensor]):
         return {self.last(name): each[0] if isinstance(each, list) else each for name, each in found.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        first = self._first[name]
+        first = self.place[name]
         if self._held[0] != first:
             self._held = ("", {})  # before the next one is made
             self._held = (first, self._made(first, self.source))
         return self._held[1][name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._first
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._first)
-
-    def __len__(self) -> int:
-        return len(self._first)
 
 
 def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, list[WeightTransform]]:

@@ -15,22 +15,25 @@ another shape, and gives the same outputs.
 import argparse
 import copy
 import re
-import signal
+import sys
 import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import torch
 import transformers
 from common import row, write
+from coverage import TooLong, within
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tiny
+from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tensors_of, tiny
 from hf_pe.proof import prove
 
 TYPES = [
@@ -51,14 +54,6 @@ SEEN = ("runs", "heads", "ties", "reloads")
 
 SECONDS = 30
 """That each may take for a type: a tiny model is cut in two or three."""
-
-
-class TooLong(BaseException):
-    """A type took more time than it may."""
-
-
-def stop(*_: Any) -> None:
-    raise TooLong(f"more than {SECONDS} s")
 
 
 def model_of(model_type: str) -> PreTrainedModel:
@@ -151,7 +146,7 @@ def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) ->
     pruner = tp.pruner.BasePruner(
         model,
         example_inputs=inputs,
-        forward_fn=lambda model, inputs: next(iter(outputs_with_graph(model, inputs))),
+        forward_fn=lambda model, inputs: tensors_of(model(**inputs, **no_cache(model)))[0],
         importance=tp.importance.GroupMagnitudeImportance(p=2, group_reduction="mean"),
         global_pruning=False,
         pruning_ratio=0.5,
@@ -197,12 +192,6 @@ def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) ->
     return model.eval()
 
 
-def outputs_with_graph(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs, with what made them: Torch-Pruning follows it."""
-    found = model(**inputs, **no_cache(model))
-    return [each for each in found.to_tuple() if isinstance(each, torch.Tensor)]
-
-
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("types", nargs="*")
@@ -219,17 +208,15 @@ def main() -> None:
         head = model.get_output_embeddings()
         tied |= {name} if head is not None and head.weight is model.get_input_embeddings().weight else set()
         for who, found, cut in (
-            ("hf_pe", ours, lambda m: by_hf_pe(m)),
+            ("hf_pe", ours, by_hf_pe),
             ("Torch-Pruning", theirs, lambda m, i=inputs: by_torch_pruning(m, i)),
         ):
-            signal.signal(signal.SIGALRM, stop)
-            signal.alarm(SECONDS)
             try:
-                found[name] = seen(model, cut(model), inputs)
+                with within(SECONDS):
+                    found[name] = seen(model, cut(model), inputs)
             except (Exception, TooLong) as error:
                 print(f"    {who} {name}: {type(error).__name__}: {str(error)[:160]}")
                 found[name] = dict.fromkeys(SEEN, False)
-            signal.alarm(0)
             print(f"{name:20} {who:14} {' '.join(k for k, v in found[name].items() if v)}", flush=True)
     if types is not TYPES:
         return

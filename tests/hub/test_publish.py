@@ -44,6 +44,14 @@ def files(hub, branch="main"):
     return repo.commits[repo.branches[branch]][1]
 
 
+def elsewhere(hub, tmp_path):
+    """The environment of another machine, which has nothing yet and may ask the Hub."""
+    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    return env | {
+        "HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1",
+    }  # fmt: skip
+
+
 def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, result, tmp_path):
     push(folder, Publish(repo=REPO, load_back=True), api=api)
     assert hub.repos[REPO].private
@@ -55,9 +63,9 @@ def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, resu
         "save_file({k: v.contiguous() for k, v in model.state_dict().items()}, sys.argv[1])\n"
         "assert 'hf_pe' not in sys.modules"
     )
-    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
-    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    subprocess.run([sys.executable, "-c", program, tmp_path / "got.safetensors"], env=env, check=True)
+    subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "got.safetensors"], env=elsewhere(hub, tmp_path), check=True
+    )
     got = load_file(tmp_path / "got.safetensors")
     assert all(torch.equal(v, got[k]) for k, v in result[0].model.state_dict().items())
 
@@ -78,10 +86,11 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
         "save_model(model, None, Path(sys.argv[1]), source)\n"
         "print(pooling(source))\n"
     )
-    env = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
-    env |= {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", program, tmp_path / "got"], env=env, check=True, stdout=subprocess.PIPE
+        [sys.executable, "-c", program, tmp_path / "got"],
+        env=elsewhere(hub, tmp_path),
+        check=True,
+        stdout=subprocess.PIPE,
     )
     assert done.stdout.decode().split() == ["cls"]
     assert {p.name for p in (tmp_path / "got").iterdir()} >= {"LICENSE", "modules.json", "1_Pooling", "config.json"}

@@ -88,14 +88,14 @@ def test_experts_that_lie_apart_in_files_do_so_afterwards(kind, keep, tmp_path):
     model = small(kind)
     keep = {n: size for n, size in keep.items() if discover(model.config, type(model)).named(n)}
     model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    before = Stored(tmp_path / "model").files
+    before = Stored(tmp_path / "model").place
     assert before.keys() != model.state_dict().keys()
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
     again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
     inputs = example_inputs(again)
     assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
     wanted.save_pretrained(tmp_path / "wanted")
-    assert Stored(tmp_path / "small").files.keys() == Stored(tmp_path / "wanted").files.keys()
+    assert Stored(tmp_path / "small").place.keys() == Stored(tmp_path / "wanted").place.keys()
 
 
 def test_what_is_no_tensor_of_the_model_is_refused_and_what_it_ignores_is_left_out(tmp_path):
@@ -109,7 +109,7 @@ def test_what_is_no_tensor_of_the_model_is_refused_and_what_it_ignores_is_left_o
         cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 0.5})
     save_file(held | frequencies, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
-    assert Stored(tmp_path / "small").files.keys() == held.keys()
+    assert Stored(tmp_path / "small").place.keys() == held.keys()
 
 
 def test_a_taken_folder_is_refused(tmp_path):
