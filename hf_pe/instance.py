@@ -80,6 +80,7 @@ TINY_FIELDS = {
     "mamba_d_ssm": 64,
     "mamba_d_state": 16,
     "mamba_chunk_size": 16,
+    "chunk_size": 16,
     "num_filters": 4,
     "zero_expert_num": 4,
     "moe_topk": 2,

@@ -12,9 +12,12 @@ import concurrent.futures
 import contextlib
 import datetime
 import json
+import multiprocessing
 import platform
+import queue
 import re
 import signal
+import threading
 import time
 import warnings
 from collections import Counter
@@ -37,7 +40,7 @@ GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 3
 LAYERS = 6
 """Depth is proved on at most so many."""
 AT_ONCE = 100
-"""Types that go through the same processes."""
+"""Types that go through one process."""
 SERIES = {"prediction_length": 8, "context_length": 8}
 NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
@@ -104,6 +107,37 @@ def timed(model_type: str, seconds: int) -> tuple[list[dict[str, Any]], float]:
     """The rows of a type, and the seconds that they took."""
     start = time.perf_counter()
     return rows(model_type, seconds), time.perf_counter() - start
+
+
+def each(types: list[str], seconds: int, processes: int) -> Iterator[tuple[str, list[dict[str, Any]], float]]:
+    """Every type with its rows and the seconds that they took, as they come.
+
+    A process is renewed after `AT_ONCE` types, so that what models leave behind goes, and where one died.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hf_pe.proof"])
+    waiting, done = iter(types), queue.Queue[tuple[str, list[dict[str, Any]], float]]()
+
+    def work() -> None:
+        pool = concurrent.futures.ProcessPoolExecutor(1, context)
+        for number, name in enumerate(waiting, 1):
+            try:
+                new, took = pool.submit(timed, name, seconds).result()
+            except Exception as error:
+                new, took = [row(name, None, "cannot_build", f"{type(error).__name__}: {error}", False)], 0.0
+            done.put((name, new, took))
+            if not took or number % AT_ONCE == 0:
+                pool.shutdown()
+                pool = concurrent.futures.ProcessPoolExecutor(1, context)
+        pool.shutdown()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(processes)]
+    for thread in threads:
+        thread.start()
+    for _ in types:
+        yield done.get()
+    for thread in threads:
+        thread.join()
 
 
 def row(model_type: str, axis: str | None, status: str, reason: str, native: bool) -> dict[str, Any]:
@@ -187,20 +221,11 @@ def main() -> None:
     told = arguments.parse_args()
     types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
     start, found = time.perf_counter(), list[dict[str, Any]]()
-    for first in range(0, len(types), AT_ONCE):  # in new processes each, so that what models leave behind goes
-        part = types[first : first + AT_ONCE]
-        with concurrent.futures.ProcessPoolExecutor(told.processes) as pool:
-            waiting = {pool.submit(timed, name, told.seconds): name for name in part}
-            for done in concurrent.futures.as_completed(waiting):
-                try:
-                    new, seconds = done.result()
-                except Exception as error:  # a process that died takes its types with it
-                    new = [row(waiting[done], None, "cannot_build", f"{type(error).__name__}: {error}", False)]
-                    seconds = 0.0
-                found += new
-                print(f"{time.perf_counter() - start:.0f} s {waiting[done]} ({seconds:.1f} s)", flush=True)
-                for each in new if told.types else []:
-                    print(f"    {each['axis']}: {each['status']} {each['reason']}")
+    for name, new, seconds in each(types, told.seconds, told.processes):
+        found += new
+        print(f"{time.perf_counter() - start:.0f} s {name} ({seconds:.1f} s)", flush=True)
+        for line in new if told.types else []:
+            print(f"    {line['axis']}: {line['status']} {line['reason']}")
     run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.0f} minutes, {platform.machine()}"
     if told.update:
         page_was = (DOCS / "architectures.md").read_text("utf-8")
