@@ -2,10 +2,10 @@
 
     python scripts/bench/reach_peers.py [TYPE ...]
 
-A tiny model of each type with lively weights. hf_pe: `cut_checkpoint` of a folder, along each of FFN width, heads (or
-key-value groups) and hidden width that it proves. Torch-Pruning: the set-up of its examples for language models, BERT
-and ViT: magnitude of groups, half of all channels and heads, heads given by the maps of queries, keys and values, the
-output head left alone, then attributes and config told the new sizes.
+A small model of each type with lively weights, half a minute for each. hf_pe: `cut_checkpoint` of a folder, along each
+of FFN width, heads (or key-value groups) and hidden width that it proves. Torch-Pruning: the set-up of its examples for
+language models, BERT and ViT: magnitude of groups, half of all channels and heads, heads given by the maps of queries,
+keys and values, the output head left alone, then attributes and config told the new sizes.
 
 Four things are seen of each: it runs; query heads are fewer, of the size they had, and what counts them says so; tied
 embeddings are still one; and it is saved, loaded by stock `from_pretrained` without a tensor missing, left over or in
@@ -33,7 +33,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tensors_of, tiny
+from hf_pe.instance import difference, example_inputs, instances, lively, no_cache, outputs_of, tensors_of
 from hf_pe.proof import prove
 
 TYPES = [
@@ -50,21 +50,21 @@ CLASSES = (
 QUERIES = r"(^|\.)(q_proj|query|query_proj|q_lin|q|in_proj|qkv|qkv_proj|query_key_value|c_attn|Wqkv|W_pack)$"
 """How the maps are called that make queries, alone or with keys and values."""
 SEEN = ("runs", "heads", "ties", "reloads")
-
-
 SECONDS = 30
 """That each may take for a type: a tiny model is cut in two or three."""
 
 
 def model_of(model_type: str) -> PreTrainedModel:
-    """Tiny, its weights lively."""
-    config = tiny(AutoConfig.for_model(model_type))
-    for name in CLASSES:
-        mapping = getattr(transformers, name)._model_mapping
-        if type(config) in mapping:
-            found = mapping[type(config)]
-            model: PreTrainedModel = (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
-            return lively(model)
+    """The smallest that runs, its weights lively."""
+    for config, _ in instances(AutoConfig.for_model(model_type)):
+        mapping = next(m for name in CLASSES if type(config) in (m := getattr(transformers, name)._model_mapping))
+        found = mapping[type(config)]
+        model: PreTrainedModel = lively((found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config)))
+        try:
+            outputs_of(model, example_inputs(model))
+        except Exception:  # what belongs together in a config is not always told
+            continue
+        return model
     raise ValueError(model_type)
 
 
@@ -226,8 +226,8 @@ def main() -> None:
         a, b = ({n for n in among if found[n][what]} for found in (ours, theirs))
         not_so = [", ".join(n for n in among if n not in them) or "none" for them in (a, b)]
         setting = (
-            f"{len(among)} types{' whose embeddings are tied' if what == 'ties' else ''}, tiny models, half of what "
-            f"can be cut; not so for hf_pe: {not_so[0]}; for Torch-Pruning: {not_so[1]}"
+            f"{len(among)} types{' whose embeddings are tied' if what == 'ties' else ''}, small models, half of what "
+            f"can be cut, at most {SECONDS} s for each; not so for hf_pe: {not_so[0]}; for Torch-Pruning: {not_so[1]}"
         )
         rows.append(
             row(f"reach.peers.{what}", len(a), len(b), "higher", "types", setting, peers={"Torch-Pruning": len(b)})
