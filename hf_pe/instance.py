@@ -14,7 +14,7 @@ from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS, TOKENS, by_layer, keep
 
 CHARACTERS = 128
 """Tokens where a config counts none (CANINE reads characters)."""
-IMAGE = 224
+IMAGE = 128
 """Pixels a side where a config does not say."""
 SOUND = 15360
 """Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
@@ -59,6 +59,7 @@ TINY_FIELDS = {
     "first_k_dense_replace": 1,
     "topk_group": 1,
     "upsample_groups": 32,
+    "upsample_initial_channel": 64,
     "d_head": 8,
     "context_size": 8,
     "max_2d_position_embeddings": 64,
@@ -122,15 +123,16 @@ LARGEST = 130_000_000
 
 
 def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
-    """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, then as it is.
+    """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, at first with small
+    images, then as it is.
 
     What belongs together in a config is not always told: a narrower one may be none, and is left out. With each comes
     whether it is the one before with its rotation in other parts, which only helps where that could not be run.
     """
 
-    def as_wide() -> PretrainedConfig:
+    def as_wide(*more: str) -> PretrainedConfig:
         new = copy.deepcopy(config)
-        _shrink(new, depth, only=("layers", "vocabulary"))
+        _shrink(new, depth, only=("layers", "vocabulary", *more))
         return type(config).from_dict(new.to_dict())
 
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
@@ -138,15 +140,19 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tupl
     ways: list[tuple[Callable[[], PretrainedConfig], bool]] = [
         (lambda: tiny(config, depth=depth), False),
         *((functools.partial(tiny, config, depth=depth, sections=each), True) for each in parts),
+        (lambda: as_wide("images"), False),
         (as_wide, False),
         (lambda: copy.deepcopy(config), False),
     ]
+    last = None
     for way, again in ways:
         try:
             small = way()
         except Exception:  # a config may refuse with anything
             continue
-        yield small, again
+        if last is None or small.to_dict() != last.to_dict():
+            yield small, again
+        last = small
 
 
 def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
@@ -426,6 +432,10 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
             setattr(config, field, [side // 16 for side in value])
             continue
         axis = AXIS_OF_FIELD.get(field)
+        if axis == "layers" and any(
+            key in DEPTHS and isinstance(v, list) and len(v) == value for key, v in told.items()
+        ):
+            continue  # stages
         if axis == "hidden" and any(isinstance(each, list) and each[:1] == [value] for each in told.values()):
             continue  # of the first of some stages, whose widths stay
         ids = field.endswith(TOKENS)
@@ -434,8 +444,8 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         patch = vars(config).get("patch_size")
-        if only and field == "image_size" and isinstance(patch, int) and value >= LARGE:
-            setattr(config, field, GRID * patch)
+        if only and field == "image_size" and isinstance(patch, int) and ("images" in only or value >= LARGE):
+            setattr(config, field, min(value, GRID * patch))
             continue
         if only and not ids and axis not in only and field != "image_embedding_size":
             continue
