@@ -35,7 +35,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
-from hf_pe.packing import plain_layout_, remember_scales_
+from hf_pe.packing import adapters_aside, plain_layout_, remember_scales_
 from hf_pe.plans import Frozen
 
 LOADERS = {
@@ -118,7 +118,7 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
         if model.startswith(("package:", ".", "/", "~")) or model.count("/") > 1:
             raise UsageError(f"Model folder {model} does not exist. Expected a folder, a .gguf file or a Hub id.")
         return Source(name=model, path=model, **flags)
-    if (path / ADAPTER).is_file():
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         return _adapted(path, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
     if not source.gguf_file:
@@ -288,12 +288,16 @@ def pooling(source: Source) -> str | None:
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Source | None = None) -> None:
-    """Write weights, config, processor and the source's side files (pooling, licence) into `folder`."""
+    """Write weights, config, processor and the source's side files (pooling, licence) into `folder`; beside the weights
+    the adapters that lie in the model."""
     folder.mkdir(parents=True, exist_ok=True)
     plain_layout_(model)
     name_or_path = model.config._name_or_path
     model.config._name_or_path = ""
-    model.save_pretrained(folder)
+    if getattr(model, "_hf_peft_config_loaded", False):
+        model.save_pretrained(folder)  # the adapters alone
+    with adapters_aside(model):
+        model.save_pretrained(folder)
     model.config._name_or_path = name_or_path
     if processor is not None:
         processor.save_pretrained(folder)

@@ -3,10 +3,13 @@ for."""
 
 import copy
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -136,9 +139,26 @@ def require_plain(config: PretrainedConfig) -> None:
         )
 
 
+@contextmanager
+def adapters_aside(model: PreTrainedModel) -> Iterator[None]:
+    """The model without the adapters that lie in it, inside."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    whole: Any = model
+    known = getattr(model, "_hf_peft_config_loaded", False)
+    for name, module in found.items():
+        model.set_submodule(name, module.get_base_layer())
+    whole._hf_peft_config_loaded = False
+    try:
+        yield
+    finally:
+        for name, module in found.items():
+            model.set_submodule(name, module)
+        whole._hf_peft_config_loaded = known
+
+
 @torch.no_grad()
 def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The plain model that a packed one stands for.
+    """The plain model that a packed one stands for, with the adapters on it merged.
 
     Args:
         model: packed by bitsandbytes; stays as it is.
@@ -149,15 +169,21 @@ def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     del config.quantization_config
     config.dtype = dtype
     plain, weights = skeleton(config, type(model)), {}
-    state = model.state_dict()
-    for name in plain.state_dict():
-        place = name.rpartition(".")[0]
-        if name.endswith(".weight") and hasattr(model.get_submodule(place), "source_cls"):
-            weight = unpacked_weight(model.get_submodule(place))
-            weights[name] = weight.T.contiguous() if isinstance(plain.get_submodule(place), Conv1D) else weight
-        else:
-            weights[name] = state[name]
-    return rebuilt(model, config, weights, dtype)
+    learned = {
+        name: module.get_delta_weight("default")
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    with adapters_aside(model):
+        state = model.state_dict()
+        for name in plain.state_dict():
+            place = name.rpartition(".")[0]
+            if name.endswith(".weight") and (hasattr(model.get_submodule(place), "source_cls") or place in learned):
+                weight = unpacked_weight(model.get_submodule(place)).to(dtype) + learned.get(place, 0)
+                weights[name] = weight.T.contiguous() if isinstance(plain.get_submodule(place), Conv1D) else weight
+            else:
+                weights[name] = state[name]
+        return rebuilt(model, config, weights, dtype)
 
 
 def remember_scales_(model: nn.Module) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -164,7 +164,7 @@ def compress(
     """
     variants = dict(variants or {})
     recipes = fit_multiples(recipes, quantized_after=bool(variants))
-    check_order(recipes)
+    check_order(recipes, variants)
     live = model if isinstance(model, PreTrainedModel) else None
     source = _source(model, processor)
     config = live.config if live is not None else checkpoints.load_config(source)
@@ -280,7 +280,7 @@ def _require_stock(sketch: Sketch, recipe: AnyRecipe) -> None:
         )
 
 
-def check_order(recipes: Sequence[AnyRecipe]) -> None:
+def check_order(recipes: Sequence[AnyRecipe], variants: Collection[str] = ()) -> None:
     """Refuse an order that cannot work, before any work.
 
     Raises:
@@ -291,6 +291,11 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
     packed = 0
     for number, step in enumerate(recipes, 1):
         first = recipes[packed - 1].recipe if packed else None
+        if first == "distil":
+            raise UsageError(
+                f"Recipe step {packed} (distil) leaves its adapters on packed weights (lora.merge: false), and step "
+                f"{number} ({step.recipe}) comes after it. Put it last, or leave out merge."
+            )
         if first == step.recipe:
             raise UsageError(
                 f"Recipe steps {packed} and {number} both {first}: packed weights cannot be packed again. Keep one."
@@ -308,7 +313,13 @@ def check_order(recipes: Sequence[AnyRecipe]) -> None:
                 f"Recipe step {packed} ({first}) comes before step {number} ({step.recipe}): {reason}. "
                 f"Put {step.recipe} first."
             )
-        packed = number if step.recipe in ("quantize", "cast") else 0
+        ends = isinstance(step, Distillation) and step.ends_packed
+        packed = number if ends or step.recipe in ("quantize", "cast") else 0
+    if packed and variants:
+        raise UsageError(
+            f"variants ({', '.join(variants)}) are packed copies of the result, and recipe step {packed} "
+            f"({recipes[packed - 1].recipe}) has packed it already. Leave out one of the two."
+        )
 
 
 def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False) -> list[AnyRecipe]:

@@ -94,7 +94,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
         recipe = RecipeFile.model_validate(content)
     except ValidationError as error:
         raise UsageError("\n".join([f"{path}:", *(f"  {_explain(dict(e))}" for e in error.errors())])) from error
-    check_order(fit_multiples(recipe.recipes))
+    check_order(fit_multiples(recipe.recipes), recipe.variants)
     return recipe
 
 

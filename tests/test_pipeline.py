@@ -208,11 +208,20 @@ def test_resume_refuses_another_recipe(bert_folder, tmp_path):
             r"step 2 \(quantize\) comes before step 3 \(distil\): packed weights cannot be trained",
         ),
         ([PACK, PACK], "both quantize"),
+        (
+            [Distillation(lora={"base": "nf4", "merge": False}), PACK],
+            r"step 1 \(distil\) leaves its adapters on packed weights .* step 2 \(quantize\) comes after it",
+        ),
     ],
 )
 def test_orders_that_cannot_work(recipes, message):
     with pytest.raises(UsageError, match=message):
         check_order(recipes)
+
+
+def test_packed_copies_of_a_packed_result_are_refused(bert_folder):
+    with pytest.raises(UsageError, match=r"variants \(small\) are packed copies .* step 2 \(quantize\) has packed it"):
+        compress(str(bert_folder), [PRUNE, PACK], data=TEXTS, task="embedding", variants={"small": PACK})
 
 
 def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):

@@ -1,4 +1,5 @@
-"""Training through low-rank adapters that are merged at the end: less memory, the same stock model."""
+"""Training through low-rank adapters: merged at the end, so that the same stock model comes of it, or kept beside
+packed weights."""
 
 import copy
 import warnings
@@ -34,7 +35,11 @@ class Lora(Frozen):
         description="pack the weights under the adapters while they learn (QLoRA): less memory; unpacked again at the "
         "end, with what was learned on top",
     )
-
+    merge: bool = Field(
+        True,
+        description="with base: False keeps the adapters beside the packed weights, in one folder that from_pretrained "
+        "loads where peft is installed; the step is the last one then",
+    )
     start: Literal["zero", "residual"] = Field(
         "zero",
         description="with base: residual starts the adapters with what packing took from the weights, as far as their "
@@ -45,6 +50,10 @@ class Lora(Frozen):
     def _has_residual(self) -> "Lora":
         if self.start == "residual" and self.base is None:
             raise ValueError("start: residual is what packing takes away; expected base with it. Leave out start")
+        if not self.merge and self.base is None:
+            raise ValueError(
+                "merge: false keeps adapters beside packed weights; expected base with it. Leave out merge"
+            )
         return self
 
     @property
@@ -52,6 +61,11 @@ class Lora(Frozen):
         """For the card."""
         found = (PAPER, PACKED_PAPER) if self.base else (PAPER,)
         return (*found, RESIDUAL_PAPER) if self.start == "residual" else found
+
+    @property
+    def end(self) -> str:
+        """What becomes of the adapters, for the card."""
+        return "merged" if self.merge else f"beside weights packed in {self.base}"
 
     def base_of(self, model: PreTrainedModel) -> PreTrainedModel:
         """A copy of `model` to put adapters on, packed where that is asked for (Dettmers et al. 2023, section 3)."""
@@ -81,6 +95,22 @@ class Lora(Frozen):
         if self.start == "residual":
             _start_with_residual_(learner, plain)
         return learner
+
+    def beside(self, learner: Any) -> PreTrainedModel:
+        """The packed model with the adapters in it, as transformers knows such models.
+
+        Args:
+            learner: what `wrapped` gave, trained; used up.
+        """
+        found: Any = learner.get_base_model()
+        found.peft_config = learner.peft_config
+        for told in found.peft_config.values():
+            told.base_model_name_or_path = None  # it lies in the same folder
+            told.inference_mode = True
+        found._hf_peft_config_loaded = True
+        for parameter in found.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return found.eval()  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def merged(self, learner: Any, model: PreTrainedModel) -> PreTrainedModel:

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_pe.anatomy import label_head
+from hf_pe.anatomy import label_head, skeleton
 from hf_pe.bridge import Seam, folded_, reuse_
 from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
@@ -36,6 +36,7 @@ from hf_pe.distill.teacher import Teacher, frozen
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
+from hf_pe.packing import kept_modules, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
 from hf_pe.tasks import Batch, TaskData
@@ -121,16 +122,26 @@ class Distillation(Frozen):
             raise ValueError(f"a cache holds logits and embeddings only: leave out {', '.join(live)}, or the cache")
         return self
 
+    @property
+    def ends_packed(self) -> bool:
+        """Whether adapters stay on packed weights, so that nothing can come after."""
+        return self.lora is not None and not self.lora.merge
+
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
-        """Training changes no size."""
+        """Training changes no size, but for adapters that stay, on packed weights."""
+        if self.lora is not None and self.lora.base and not self.lora.merge:
+            model, bits = skeleton(sketch.config, sketch.model_class), packed_bits(self.lora.base)
+            names = packable(model, kept_modules(model, self.lora.base))
+            sketch = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in names})
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = Plan(
             recipe="distil",
             title=f"distillation from {self._taught_by()} ({names}; {self.steps} steps of "
             f"{self.batch_size * self.accumulate}"
-            + (f"; LoRA of rank {self.lora.rank}, merged)" if self.lora else ")"),
-            exact=True,
+            + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
+            exact=not self.ends_packed,
+            notes=("the adapters come on top",) if self.ends_packed else (),
             references=(
                 *(LOSSES[name].reference for name in used if LOSSES[name].reference),
                 *(self.lora.references if self.lora else ()),
@@ -214,14 +225,15 @@ class Distillation(Frozen):
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         if objective.label_head is not None:
             folded_(objective.label_head)
-        student = self.lora.merged(learner, model) if self.lora else learner
+        student = self._student(learner, model)
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
-        for module, was in zip(student.modules(), model.modules(), strict=True):
+        for name, was in model.named_modules():
+            module = student.get_submodule(name)
             if isinstance(module, nn.Dropout) and isinstance(was, nn.Dropout):
                 module.p = was.p
             if isinstance(module, _BatchNorm) and isinstance(was, _BatchNorm):
                 module.momentum = was.momentum
-        return student.eval().requires_grad_(True), curve
+        return student.eval(), curve
 
     def _learner(self, model: PreTrainedModel) -> Any:
         """A copy of `model` ready to be trained, with adapters where these are asked for."""
@@ -237,6 +249,12 @@ class Distillation(Frozen):
             if isinstance(module, _BatchNorm) and (module.momentum or 0) > SLUGGISH:
                 module.momentum = SOUND
         return self.lora.wrapped(student, model) if self.lora else student
+
+    def _student(self, learner: Any, model: PreTrainedModel) -> Any:
+        """What comes of the learner: a stock model, or a packed one with its adapters."""
+        if self.ends_packed:
+            return self.lora.beside(learner)  # type: ignore[union-attr]
+        return (self.lora.merged(learner, model) if self.lora else learner).requires_grad_(True)
 
     @contextmanager
     def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:

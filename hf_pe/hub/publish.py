@@ -20,7 +20,7 @@ from pydantic import Field
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import class_for, load_config, open_in_fresh_process, resolve, weight_hashes
+from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
@@ -423,6 +423,9 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
         if path.suffix in UNSAFE:
             raise UsageError(f"{path} may run code when loaded: only safetensors goes out. Convert it or delete it.")
         files[name] = path
+    if ADAPTER in files:  # from the Hub it is looked up where the model lies
+        told = json.loads((folder / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": settings.repo}
+        files[ADAPTER] = (json.dumps(told, indent=2) + "\n").encode()
     template = Path(settings.template) if settings.template else None
     pictures = [(file, title) for file, (title, _) in PICTURES.items() if file in files]
     local = folder / "README.md"

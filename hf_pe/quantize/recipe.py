@@ -18,7 +18,7 @@ from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import say
 from hf_pe.quantize.mix import worth_keeping
 from hf_pe.quantize.repair import repair_
-from hf_pe.quantize.sensitivity import estimated, lost_answers, measured
+from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
 from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -29,6 +29,7 @@ PAPERS = {
     "int8": "https://arxiv.org/abs/2208.07339",
 }
 REPAIR_PAPER = "https://arxiv.org/abs/2210.17323"
+SENSITIVITIES = {"measured": measured, "metric": by_metric, "estimated": estimated}
 
 
 class BitsAndBytesQuantization(Frozen):
@@ -49,17 +50,19 @@ class BitsAndBytesQuantization(Frozen):
         None, description="of all that is not packed; default: the model's, and bfloat16 under a budget"
     )
     skip: tuple[str, ...] = Field((), description="more modules to keep, by full name or last part")
-    repair: Literal["none", "gptq"] = Field(
-        "none", description="4 bits: gptq chooses codes and scales by what flows into each layer; needs no training"
+    repair: Literal["none", "gptq"] | None = Field(
+        None,
+        description="4 bits: gptq chooses codes and scales by what flows into each layer, without training; default: "
+        "where there are calibration rows",
     )
     mean_bits: float | None = Field(
         None, description="budget: bits a weight of those layers takes in the mean, scales included"
     )
     weight_bytes: int | None = Field(None, gt=0, description="budget: bytes of all weights of the model")
-    sensitivity: Literal["measured", "estimated"] = Field(
+    sensitivity: Literal["measured", "metric", "estimated"] = Field(
         "measured",
-        description="what a budget is spent by: how far answers move with one layer packed, or, for big models, how "
-        "far that layer's outputs do, in one pass",
+        description="what a budget is spent by: how far answers move with one layer packed, how much worse the task's "
+        "metric is then, or, for big models, how far that layer's outputs move, in one pass",
     )
     drift: float | None = Field(
         None,
@@ -69,7 +72,7 @@ class BitsAndBytesQuantization(Frozen):
 
     @model_validator(mode="after")
     def _fits(self) -> "BitsAndBytesQuantization":
-        if self.repair != "none" and self.method == "int8":
+        if self.repair == "gptq" and self.method == "int8":
             raise ValueError("repair is for 4 bits; expected method nf4 or fp4 with it, got int8. Leave out repair")
         if self.mean_bits is not None and self.weight_bytes is not None:
             raise ValueError("expected one budget, got mean_bits and weight_bytes. Leave one out")
@@ -93,7 +96,12 @@ class BitsAndBytesQuantization(Frozen):
     @property
     def needs_data(self) -> bool:
         """Whether calibration rows are."""
-        return self.budgeted or self.repair != "none" or self.drift is not None
+        return self.budgeted or self.repair == "gptq" or self.drift is not None
+
+    @property
+    def repairs(self) -> bool:
+        """Whether packed weights are repaired, given calibration rows."""
+        return self.method != "int8" and self.repair != "none"
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
@@ -126,14 +134,16 @@ class BitsAndBytesQuantization(Frozen):
             raise UsageError(
                 "quantize: a budget, repair and drift need calibration rows, got no data. Give data, or neither."
             )
-        if data is None or not self.budgeted:
+        if data is None:
+            return self.model_copy(update={"repair": "none"}).outline(sketch)[0]
+        if not self.budgeted:
             return self.outline(sketch)[0]
         sketch, linear, kept = self._layers(sketch)
         room, extra = self._room(sketch, linear), _own_bits(sketch) - self.bits
         all_packed = self._packed(model, kept)
-        if self.repair != "none":
+        if self.repairs:
             repair_(all_packed, model, list(linear), data)
-        lost = {"measured": measured, "estimated": estimated}[self.sensitivity](model, all_packed, list(linear), data)
+        lost = SENSITIVITIES[self.sensitivity](model, all_packed, list(linear), data)
         staying = worth_keeping(lost, {name: count * extra for name, count in linear.items()}, room)
         packed = {name: count for name, count in linear.items() if name not in staying}
         after = replace(sketch, bits=sketch.bits | {f"{name}.weight": self.bits for name in packed})
@@ -145,24 +155,25 @@ class BitsAndBytesQuantization(Frozen):
         )
         return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """Quantize a copy, through transformers' own loading; then repair it, where that is asked for.
+    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData | None) -> PreTrainedModel:
+        """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
 
         Raises:
             UsageError: its answers have moved further than `drift`.
         """
         kept = list(plan.unpacked or self.kept_modules(model))
         made = self._packed(model, kept)
-        if self.repair != "none":
+        if self.repairs and data is not None:
             rounded = repair_(made, model, packable(model, kept), data)
             if rounded:
                 say(f"not repaired, no calibration row came by: {', '.join(rounded)}")
-        if self.drift is not None:
+        if self.drift is not None and data is not None:
             moved = lost_answers(model, made, data)
             if not moved <= self.drift:
+                more = "Give" if self.repair != "none" else "Repair the weights (repair: gptq), give"
                 raise UsageError(
-                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. Repair "
-                    "the weights (repair: gptq), give more bits (mean_bits, method: int8), or allow more."
+                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. {more} "
+                    "more bits (mean_bits, method: int8), or allow more."
                 )
         return made
 
@@ -232,10 +243,10 @@ class BitsAndBytesQuantization(Frozen):
         return Plan(
             recipe="quantize",
             title=f"{TITLES[self.method]} quantization by bitsandbytes"
-            + (", repaired by what flows in" if self.repair != "none" else ""),
+            + (", repaired by what flows in" if self.repairs else ""),
             exact=exact,
             notes=tuple(notes),
-            references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repair != "none" else ())),
+            references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repairs else ())),
             **sketch_size(after),
             **more,
         )

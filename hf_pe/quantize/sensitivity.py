@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.calibration import answers, distance
+from hf_pe.measure import judge
 from hf_pe.packing import plain_weight, unpacked_weight
 from hf_pe.progress import advance
 from hf_pe.quantize.inputs import inputs_of
@@ -42,6 +44,28 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
     for name in names:
         with _exchanged(model, name, packed.get_submodule(name)):
             found[name] = max(distance(answers(model, data, rows, by_token=True), wanted), 0.0)
+        advance("sensitivity, layer by layer", len(found), len(names))
+    return found
+
+
+def by_metric(
+    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
+) -> dict[str, float]:
+    """By layer, how much worse the task's metric is on the calibration rows with only this one exchanged; 0 where it
+    is better.
+
+    Args:
+        model, packed, names, data: as above.
+    """
+    held, sign = replace(data, eval=data.calibration), 1.0 if data.task.higher_is_better else -1.0
+
+    def score() -> float:
+        return sign * judge(model, held).scores()[data.task.metric]
+
+    dense, found = score(), dict[str, float]()
+    for name in names:
+        with _exchanged(model, name, packed.get_submodule(name)):
+            found[name] = max(dense - score(), 0.0)
         advance("sensitivity, layer by layer", len(found), len(names))
     return found
 

@@ -1,9 +1,9 @@
-"""What packing costs: SmolLM2-135M on WikiText-2 and all-MiniLM-L6-v2 on STS-B, in int8, FP4, NF4, NF4 repaired, and
-mixes of 6 mean bits beside other choices of the same size.
+"""What packing costs: SmolLM2-135M on WikiText-2, all-MiniLM-L6-v2 on STS-B and fine-tuned on SST-2, in int8, FP4, NF4,
+NF4 repaired, and mixes of 6 mean bits beside other choices of the same size; and how much of MobileNetV2 can be packed.
 
-Calibrated on training or validation rows, judged once on the test blocks or dev pairs. SmolLM2's published weights have
-been through 4 bits already. Needs ../shared/data and the extras gguf and demo. One model alone: --only. Random mixes:
---draws (default 20; 0: no mixes at all).
+Calibrated on training or validation rows, judged once on the test blocks, dev pairs or test sentences. SmolLM2's
+published weights have been through 4 bits already. Needs ../shared/data, ../shared/models and the extras gguf and demo.
+One model alone: --only. Random mixes: --draws (default 20; 0: no mixes at all).
 """
 
 import argparse
@@ -13,27 +13,32 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from common import row, write
+import torch
+from common import SHARED, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from prune_minilm import SENTENCES, Judge, pairs, tokens
 from prune_minilm import task_data as sentences
+from prune_sst2 import lessons, right
 from scipy.stats import spearmanr
+from torch import nn
+from transformers import MobileNetV2ForImageClassification
 
 from hf_pe.calibration import answers, distance
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.measure import weight_bytes
+from hf_pe.errors import UsageError
+from hf_pe.measure import parameters, weight_bytes
 from hf_pe.packing import packable
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
-from hf_pe.tasks import TaskData
+from hf_pe.tasks import TaskData, model_inputs
 
 CALIBRATION_BLOCKS, TRIAL_BLOCKS, BITS = 32, 4, 6.0
 WAYS: dict[str, dict[str, Any]] = {
     "bfloat16": {},
     "int8": {"method": "int8"},
-    "FP4": {"method": "fp4", "double_quantization": False},
-    "NF4": {"double_quantization": False},
-    "NF4 double": {},
-    "NF4 double repaired": {"repair": "gptq"},
+    "FP4": {"method": "fp4", "double_quantization": False, "repair": "none"},
+    "NF4": {"double_quantization": False, "repair": "none"},
+    "NF4 double": {"repair": "none"},
+    "NF4 double repaired": {},
 }
 
 
@@ -44,8 +49,10 @@ class Case(NamedTuple):
     data: TaskData
     lost: Callable[[Any], float]
     metric: Callable[[Any], float]
+    measure: str
     unit: str
     setting: str
+    sensitivity: Any = "measured"
 
 
 def smollm2() -> Case:
@@ -63,10 +70,12 @@ def smollm2() -> Case:
         data,
         lambda m: distance(answers(m, test, TEST_BLOCKS, by_token=True), wanted),
         lambda m: math.exp(losses(m, test).mean()),
+        "perplexity",
         "KL",
         "SmolLM2-135M (weights that have been through 4 bits already), KL to the original in float32 on the first "
         f"{TEST_BLOCKS} x {LENGTH} test tokens of WikiText-2; {CALIBRATION_BLOCKS} x {LENGTH} calibration tokens of "
-        "the validation split",
+        "the validation split; layers of the mix by their estimated sensitivity",
+        "estimated",
     )
 
 
@@ -90,13 +99,55 @@ def minilm() -> Case:
         data,
         lambda m: float(1 - (judge.embed(m) * wanted).sum(1).mean()),
         metric,
+        "Spearman",
         "1 - cosine",
         f"all-MiniLM-L6-v2, 1 - cosine to the original's embeddings of {2 * half:,} STS-B dev sentences; {SENTENCES} "
         "calibration sentences of the training split",
     )
 
 
-CASES = {"smollm2": smollm2, "minilm": minilm}
+def sst2() -> Case:
+    model, data, test = lessons()
+
+    def probabilities(other: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found = [other(**model_inputs(batch)).logits.float() for batch in test.batches(test.eval, 64)]
+        return torch.cat(found).log_softmax(-1)
+
+    wanted = probabilities(model)
+    return Case(
+        model,
+        data,
+        lambda m: float((wanted.exp() * (wanted - probabilities(m))).sum(1).mean()),
+        lambda m: float(right(m, test).mean()),
+        "accuracy",
+        "KL",
+        f"MiniLM fine-tuned on SST-2, KL to the original in float32 on {len(test.eval):,} test sentences; "
+        f"{len(data.calibration)} calibration sentences of the training split",
+    )
+
+
+CASES = {"smollm2": smollm2, "minilm": minilm, "sst2": sst2}
+
+
+def convolutions() -> dict[str, Any]:
+    """How much of MobileNetV2 bitsandbytes can pack: what plan says, and where there is nothing, that it is refused."""
+    model = load_model(resolve(str(SHARED / "models" / "mobilenetv2-imagenet")), MobileNetV2ForImageClassification)
+    recipe = BitsAndBytesQuantization()
+    count = sum(model.get_parameter(f"{n}.weight").numel() for n in packable(model, recipe.kept_modules(model)))
+    said = ""
+    try:
+        recipe.plan(model, None)
+    except UsageError as error:
+        said = f"; plan says: {error}"
+    pointwise = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
+    total = parameters(model).total
+    return row(
+        "quantize.1.mobilenetv2.packed", count / total, 0.0, "higher", "of its parameters that can be packed",
+        f"MobileNetV2 1.0 of ImageNet ({total:,} parameters, {pointwise:,} of them in pointwise convolutions, "
+        f"{model.classifier.weight.numel():,} in the output head, which stays): bitsandbytes packs linear layers only"
+        f"{said}",
+    )  # fmt: skip
 
 
 def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
@@ -104,26 +155,33 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     lost: dict[str, float] = {}
     size: dict[str, int] = {}
 
+    quality: dict[str, float] = {"float32": case.metric(case.model)}
+
     def pack(label: str, recipe: Packing, plan: Any = None) -> Any:
         plan = plan or recipe.plan(case.model, case.data)
         small = recipe.apply(case.model, plan, case.data)
         lost[label], size[label] = case.lost(small), weight_bytes(small)
-        print(f"{name} {label}: {lost[label]:.6f} {case.metric(small):.4f} {size[label] / 1e6:.1f} MB", flush=True)
+        if not label.startswith("random"):
+            quality[label] = case.metric(small)
+        print(name, label, f"{lost[label]:.6f} {quality.get(label, 0):.4f} {size[label] / 1e6:.1f} MB", flush=True)
         return plan
 
-    print(f"{name}: {case.metric(case.model):.4f}", flush=True)
     for label, told in WAYS.items():
         pack(label, Cast() if label == "bfloat16" else BitsAndBytesQuantization(dtype="bfloat16", **told))
-    setting = f"{case.setting}; bytes: " + ", ".join(f"{k} {size[k]:,}" for k in WAYS)
+    setting = (
+        f"{case.setting}; bytes: {', '.join(f'{k} {size[k]:,}' for k in WAYS)}; {case.measure}: "
+        f"{', '.join(f'{k} {v:.4f}' for k, v in quality.items())}"
+    )
     repaired = row(
         f"quantize.1.{name}.repaired", lost["NF4 double repaired"] / lost["NF4 double"], 2 / 3, "lower",
         f"of plain NF4's {case.unit}", setting, peers=dict(lost),
     )  # fmt: skip
     if not draws:
         return [repaired]
-    recipe = BitsAndBytesQuantization(mean_bits=BITS)
+    recipe = BitsAndBytesQuantization(mean_bits=BITS, repair="none", sensitivity=case.sensitivity)
     mix = pack("mix", recipe)
-    pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
+    if case.sensitivity != "estimated":
+        pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
     pack("mix, repaired", recipe.model_copy(update={"repair": "gptq"}), mix)
     fixed = recipe.kept_modules(case.model)
     names = packable(case.model, fixed)
@@ -161,8 +219,9 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
             peers={"first and last": lost["first and last"], **mixes},
         ),
         row(
-            f"quantize.1.{name}.mix.line", lost["mix"] / line, 1.0, "lower",
-            f"of the {case.unit} on the line from NF4 to int8", case.setting,
+            f"quantize.1.{name}.mix.line", lost["mix, repaired"] / line, 1.0, "lower",
+            f"of the {case.unit} on the line from NF4 to int8",
+            f"{case.setting}; the mix repaired, as by default, the line between plain NF4 and int8",
             peers={"line": line, **mixes},
         ),
     ]  # fmt: skip
@@ -170,12 +229,12 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--only", choices=list(CASES), action="append")
+    arguments.add_argument("--only", choices=[*CASES, "mobilenetv2"], action="append")
     arguments.add_argument("--draws", type=int, default=20)
     told = arguments.parse_args()
     rows: list[dict[str, Any]] = []
-    for name in told.only or CASES:
-        rows += figures(name, CASES[name](), told.draws)
+    for name in told.only or [*CASES, "mobilenetv2"]:
+        rows += figures(name, CASES[name](), told.draws) if name in CASES else [convolutions()]
         write("quantize_quality", rows)
 
 

@@ -1,17 +1,28 @@
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import BertForSequenceClassification, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+)
 
+from hf_pe.checkpoints import save_model
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
+from hf_pe.measure import parameters
 from hf_pe.packing import unpacked_weight
 from hf_pe.prune import StructuredPruning
+from hf_pe.quantize import dequantize_checkpoint
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config
 
@@ -266,3 +277,45 @@ def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(
     assert curve[-1][1] < 0.8 * curve[0][1]
     close = 1e-4 if base == "nf4" else 0.05  # int8 also rounds what flows in
     assert difference([seen["logits"]], outputs_of(trained, example_inputs(trained))[:1]) < close
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tokenizer, base, tmp_path):
+    """Loaded by plain from_pretrained to equal outputs; unpacked, they are merged."""
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
+    data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
+    student = lively(LlamaForCausalLM(teacher.config), seed=9).eval()
+    recipe = Distillation(steps=20, lora={"base": base, "rank": 8, "merge": False}, learning_rate=1e-2, batch_size=8)
+    plan = recipe.plan(student, data)
+    assert "beside weights packed in" in plan.title and not plan.exact
+    trained, curve = recipe.train(student, data)
+    assert trained.is_quantized and curve[-1][1] < 0.9 * curve[0][1]
+    adapters = sum(p.numel() for n, p in trained.named_parameters() if "lora" in n)
+    assert parameters(trained).total == parameters(teacher).total + adapters
+    inputs = example_inputs(teacher)
+    outputs = outputs_of(trained, inputs)
+    save_model(trained, None, tmp_path / "both")
+    assert {"adapter_config.json", "adapter_model.safetensors", "config.json", "model.safetensors"} <= {
+        p.name for p in (tmp_path / "both").iterdir()
+    }
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "both").eval()
+    assert difference(outputs, outputs_of(again, inputs)) == 0
+    assert difference(outputs, outputs_of(trained, inputs)) == 0  # saving takes nothing out of it
+    bare = outputs_of(AutoModelForCausalLM.from_pretrained(only_base(tmp_path)), inputs)
+    assert difference(outputs, bare) > 0.01
+    dequantize_checkpoint(str(tmp_path / "both"), tmp_path / "plain", dtype="float32")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert plain.state_dict().keys() == student.state_dict().keys()
+    assert difference(outputs, outputs_of(plain, inputs)) < (1e-3 if base == "nf4" else 0.1)
+
+
+def only_base(folder):
+    """The packed weights without their adapters."""
+    shutil.copytree(folder / "both", folder / "base", ignore=shutil.ignore_patterns("adapter_*"))
+    return folder / "base"
+
+
+def test_adapters_that_stay_need_packed_weights():
+    with pytest.raises(ValueError, match="expected base with it"):
+        Lora(merge=False)

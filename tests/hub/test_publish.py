@@ -12,6 +12,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from hf_pe import Distillation, compress
 from hf_pe.cli import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, prepare, push
@@ -68,6 +69,31 @@ def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, resu
     )
     got = load_file(tmp_path / "got.safetensors")
     assert all(torch.equal(v, got[k]) for k, v in result[0].model.state_dict().items())
+
+
+def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder, tmp_path):
+    """And after a run that was resumed: both are one model for plain from_pretrained, here and there."""
+    lora = {"base": "nf4", "rank": 4, "merge": False}
+    call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
+    compress(str(bert_folder), [Distillation(steps=2, lora=lora)], **call)
+    made = compress(str(bert_folder), [Distillation(steps=2, lora=lora)], resume=True, **call).save(tmp_path / "small")
+    assert "beside weights packed in nf4" in (tmp_path / "small" / "README.md").read_text("utf-8")
+    push(tmp_path / "small", Publish(repo=REPO, load_back=True), api=api)
+    assert json.loads(files(hub)["adapter_config.json"])["base_model_name_or_path"] == REPO
+    program = (
+        "import sys, torch\n"
+        "from safetensors.torch import save_file\n"
+        "from transformers import AutoModel\n"
+        f"model = AutoModel.from_pretrained({REPO!r}).eval()\n"
+        "with torch.no_grad(): found = model(input_ids=torch.arange(8)[None]).last_hidden_state\n"
+        "save_file({'found': found.float().contiguous()}, sys.argv[1])\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "got.safetensors"], env=elsewhere(hub, tmp_path), check=True
+    )
+    with torch.no_grad():
+        wanted = made.model(input_ids=torch.arange(8)[None]).last_hidden_state
+    assert torch.equal(load_file(tmp_path / "got.safetensors")["found"], wanted.float())
 
 
 def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_path):

