@@ -250,7 +250,7 @@ def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Gener
 
 def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[batch, channels, height, width]; with frames before the channels where the config has some."""
-    size = _named(config, "image_size") or IMAGE
+    size = _first(config, "image_size", "input_size", default=IMAGE)
     side = size if isinstance(size, (list, tuple)) else [size] * 2
     frames = [n] if isinstance(n := _first(config, "num_frames", "frames_per_clip"), int) else []
     return torch.randn(batch, *frames, _named(config, "num_channels") or 3, *side, generator=draw)

@@ -226,7 +226,7 @@ def main() -> None:
         print(f"{time.perf_counter() - start:.0f} s {name} ({seconds:.1f} s)", flush=True)
         for line in new if told.types else []:
             print(f"    {line['axis']}: {line['status']} {line['reason']}")
-    run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.0f} minutes, {platform.machine()}"
+    run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.1f} minutes, {platform.machine()}"
     if told.update:
         page_was = (DOCS / "architectures.md").read_text("utf-8")
         was = json.loads((DOCS / "architectures.json").read_text("utf-8"))

@@ -22,7 +22,7 @@ def main() -> None:
     )
     counts = proved(found)
     rows = [row(f"reach.types.{axis}", counts[axis], goal, "higher", "types", setting) for axis, goal in GOALS.items()]
-    minutes = float(re.search(r"(\d+) minutes", told[1])[1])
+    minutes = float(re.search(r"([\d.]+) minutes", told[1])[1])
     rows.append(row("reach.time", minutes, 20, "lower", "minutes", f"the whole run, two processes: {told[1]}"))
     write("reach_types", rows)
 
