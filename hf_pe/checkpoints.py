@@ -46,6 +46,8 @@ LOADERS = {
 """What makes a model's inputs, by the name of its main one; else a tokenizer."""
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT writes."""
+NOT_BESIDE = ("README.md", "report.json", ADAPTER)
+"""What tells of a model as it was."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 SIDE_FILES = (
@@ -321,7 +323,7 @@ def copy_beside(folder: Path, fresh: Path) -> None:
         target = fresh / path.name
         if path.is_dir() and path.name in SIDE_FOLDERS:
             shutil.copytree(path, target, dirs_exist_ok=True)
-        elif path.is_file() and not weights and not target.exists() and path.name not in ("README.md", "report.json"):
+        elif path.is_file() and not weights and not target.exists() and path.name not in NOT_BESIDE:
             shutil.copyfile(path, target)
 
 

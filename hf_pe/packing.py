@@ -144,16 +144,19 @@ def adapters_aside(model: PreTrainedModel) -> Iterator[None]:
     """The model without the adapters that lie in it, inside."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     whole: Any = model
-    known = getattr(model, "_hf_peft_config_loaded", False)
+    if not found:
+        yield
+        return
+    read = getattr(model, "_weight_conversions", None)  # of the adapters, where they were loaded
     for name, module in found.items():
         model.set_submodule(name, module.get_base_layer())
-    whole._hf_peft_config_loaded = False
+    whole._hf_peft_config_loaded, whole._weight_conversions = False, None
     try:
         yield
     finally:
         for name, module in found.items():
             model.set_submodule(name, module)
-        whole._hf_peft_config_loaded = known
+        whole._hf_peft_config_loaded, whole._weight_conversions = True, read
 
 
 @torch.no_grad()
