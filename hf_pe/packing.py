@@ -142,8 +142,8 @@ def require_plain(config: PretrainedConfig) -> None:
 @contextmanager
 def adapters_aside(model: PreTrainedModel) -> Iterator[None]:
     """The model without the adapters that lie in it, inside."""
-    found = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     whole: Any = model
+    found: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     if not found:
         yield
         return
@@ -172,11 +172,8 @@ def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     del config.quantization_config
     config.dtype = dtype
     plain, weights = skeleton(config, type(model)), {}
-    learned = {
-        name: module.get_delta_weight("default")
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
+    adapters: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
+    learned = {name: module.get_delta_weight("default") for name, module in adapters.items()}
     with adapters_aside(model):
         state = model.state_dict()
         for name in plain.state_dict():

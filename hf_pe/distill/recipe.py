@@ -131,8 +131,8 @@ class Distillation(Frozen):
         """Training changes no size, but for adapters that stay, on packed weights."""
         if self.lora is not None and self.lora.base and not self.lora.merge:
             model, bits = skeleton(sketch.config, sketch.model_class), packed_bits(self.lora.base)
-            names = packable(model, kept_modules(model, self.lora.base))
-            sketch = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in names})
+            linear = packable(model, kept_modules(model, self.lora.base))
+            sketch = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = Plan(
