@@ -15,6 +15,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hf_pe.anatomy import form_of, skeleton
 from hf_pe.errors import UsageError
@@ -49,7 +50,8 @@ def packed_bits(method: Method, *, double: bool = True) -> float:
 def kept_modules(model: PreTrainedModel, method: Method, skip: tuple[str, ...] = ()) -> list[str]:
     """The whole skip list: transformers' own, ties, everything outside the backbone (heads), and `skip`.
 
-    And for 4 bits what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks.
+    And for 4 bits what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks. And
+    what transformers leaves out unasked: parts that want float32 (T5's second FFN map), what a name in the list ends.
 
     Args:
         model: on any device.
@@ -64,7 +66,9 @@ def kept_modules(model: PreTrainedModel, method: Method, skip: tuple[str, ...] =
     if not has_backbone:  # transformers' "last module" is a head only where there is one
         default -= linear
     odd = {n for n in linear if method != "int8" and _inputs(model.get_submodule(n)) % BLOCK}
-    return sorted((default & linear) | heads | odd | {n for n in linear if n.endswith(skip)})
+    kept = (default & linear) | heads | odd | {n for n in linear if n.endswith(skip)}
+    patterns = [*kept, *(model._keep_in_fp32_modules or ())]
+    return sorted(name for name in linear if not should_convert_module(name, patterns))
 
 
 def settings(

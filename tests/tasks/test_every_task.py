@@ -30,6 +30,8 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Cache, Distillation
 from hf_pe.errors import UsageError
 from hf_pe.instance import lively
+from hf_pe.packing import packable, unpacked_weight
+from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap
@@ -69,7 +71,7 @@ def seq2seq(kind="t5"):
     rows = [{"text": t, "label": " ".join(t.split()[1:3])} for t in TEXTS]
     sizes = {"vocab_size": 200, "d_model": 32, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
     if kind == "t5":
-        model = T5ForConditionalGeneration(T5Config(**sizes, d_ff=64, d_kv=8, num_layers=2, num_heads=4))
+        model = T5ForConditionalGeneration(T5Config(**sizes, d_ff=64, d_kv=16, num_layers=2, num_heads=4))
     else:
         each = {f"{part}_{name}": size for part in ("encoder", "decoder") for name, size in
                 (("layers", 2), ("attention_heads", 4), ("ffn_dim", 64))}  # fmt: skip
@@ -163,6 +165,20 @@ def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
     cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), k=200)})
     one, other = (recipe.train(student, data)[1] for recipe in (live, cached))
     assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
+    data, model = ready(kind, tokenizer)
+    found = {}
+    for repair in ("none", None):
+        recipe = BitsAndBytesQuantization(repair=repair)
+        found[repair] = recipe.apply(model, recipe.plan(model, data), data)
+    names = packable(model, BitsAndBytesQuantization().kept_modules(model))
+    assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
+    plain, repaired = ([unpacked_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
+    assert not any(torch.equal(a, b) for a, b in zip(plain, repaired, strict=True))
+    assert all(value == value for value in data.task.judge(found[None], data).scores().values())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
