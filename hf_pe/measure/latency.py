@@ -11,6 +11,8 @@ from hf_pe.instance import example_inputs
 from hf_pe.progress import advance
 from hf_pe.report import Latency
 
+LEAST_ROUNDS, LONG_MS = 5, 60_000.0
+"""Rounds at least; 2 are enough where so many take longer than that."""
 WARM_UP_MS = 2000.0
 """Warm-up ends after three passes, or sooner once it took this long."""
 
@@ -29,7 +31,7 @@ def latency(
         models: by name; at least one.
         batch: examples per pass.
         length: tokens, for text models.
-        seconds: time to spend, warm-up aside; never fewer than 5 rounds.
+        seconds: time to spend, warm-up aside; never fewer than `LEAST_ROUNDS`, or 2 of large models.
         most_rounds: upper bound of the rounds.
     """
     times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds)
@@ -59,7 +61,8 @@ def alternating(
         spent += each
         if spent > WARM_UP_MS:
             break
-    rounds = min(max(round(seconds * 1000 / each), 5), most_rounds)
+    least = min(max(int(LONG_MS / each), 2), LEAST_ROUNDS)
+    rounds = min(max(round(seconds * 1000 / each), least), most_rounds)
     times: dict[str, list[float]] = {name: [] for name in models}
     for done in range(rounds):
         for name, model in models.items():

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from transformers import BertModel, LlamaForCausalLM
@@ -43,6 +45,12 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
     assert (found["one"].batch, found["one"].length, found["one"].threads) == (2, 16, torch.get_num_threads())
     assert 0 < found["one"].p50_ms <= found["one"].p90_ms
     assert found["one"].throughput == pytest.approx(2000 / found["one"].p50_ms)
+
+
+def test_large_models_are_run_twice_only(monkeypatch):
+    monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "LONG_MS", 0.0)
+    found = latency({"one": lively(BertModel(bert_config()))}, batch=1, length=8, seconds=0.0)
+    assert found["one"].rounds == 2 and found["one"].p50_ms <= found["one"].p90_ms
 
 
 def test_a_longer_model_takes_longer():
