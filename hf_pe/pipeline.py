@@ -40,7 +40,7 @@ from hf_pe.measure import (
 from hf_pe.packing import require_plain
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.prune import StructuredPruning
-from hf_pe.quantize import Packing
+from hf_pe.quantize import BitsAndBytesQuantization, Packing
 from hf_pe.report import MAIN, Measurement, Report, StageReport, write_report
 from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
@@ -165,6 +165,9 @@ def compress(
     variants = dict(variants or {})
     recipes = fit_multiples(recipes, quantized_after=bool(variants))
     check_order(recipes, variants)
+    for step in (*recipes, *variants.values()):
+        if isinstance(step, BitsAndBytesQuantization):
+            step.require_native()
     live = model if isinstance(model, PreTrainedModel) else None
     source = _source(model, processor)
     config = live.config if live is not None else checkpoints.load_config(source)

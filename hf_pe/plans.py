@@ -42,6 +42,7 @@ class Plan(Frozen):
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
     exact: bool = Field(description="False where a size is a target that only the weights decide")
     unpacked: tuple[str, ...] | None = Field(None, description="linear layers that stay as they are when others pack")
+    eight_bits: tuple[str, ...] = Field((), description="linear layers that get 8 bits when others get 4")
     sensitivity: dict[str, float] = Field(
         default_factory=dict, description="by layer, what packing it alone costs; see `sensitivity` of the recipe"
     )

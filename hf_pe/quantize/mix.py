@@ -1,6 +1,7 @@
-"""Which layers stay as they are under a budget."""
+"""Which layers get more bits under a budget."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -9,26 +10,43 @@ GAP, SECONDS = 1e-3, 20.0
 """The search ends that near to the best there can be, or after so long."""
 
 
-def worth_keeping(losses: Mapping[str, float], costs: Mapping[str, float], room: float) -> list[str]:
-    """The layers whose losses, together, are largest among all choices that fit into `room` (0/1 knapsack).
+class Offer(NamedTuple):
+    """More bits for one layer.
+
+    Attributes:
+        layer: its name.
+        bits: a weight.
+        spared: how much less is lost; never negative.
+        cost: in any unit.
+    """
+
+    layer: str
+    bits: float
+    spared: float
+    cost: float
+
+
+def worth_most(offers: Sequence[Offer], room: float) -> list[Offer]:
+    """The offers, at most one for each layer, that together spare most of all that fit into `room`: a knapsack with
+    choices.
 
     That losses of layers add up is an assumption; `docs/benchmarks.md` says how far it holds.
 
     Args:
-        losses: by layer, what packing it alone costs; never negative.
-        costs: by layer, what keeping it takes, in any unit.
-        room: for all that are kept, in the same unit.
+        offers: of all layers.
+        room: for all that are taken, in the unit of their costs.
     """
-    names = list(losses)
-    values = np.array([losses[name] for name in names])
-    weights = np.array([costs[name] for name in names])
-    if room < weights.min() or not values.any():
+    values, costs = np.array([each.spared for each in offers]), np.array([each.cost for each in offers])
+    if room < costs.min() or not values.any():
         return []
+    layers = {name: number for number, name in enumerate(dict.fromkeys(each.layer for each in offers))}
+    once = np.zeros((len(layers), len(offers)))
+    once[[layers[each.layer] for each in offers], np.arange(len(offers))] = 1
     found = milp(
         -values / values.sum(),
-        constraints=LinearConstraint(weights / room, ub=1.0),
-        integrality=np.ones(len(names)),
+        constraints=[LinearConstraint(costs / room, ub=1.0), LinearConstraint(once, ub=1.0)],
+        integrality=np.ones(len(offers)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": GAP, "time_limit": SECONDS},
     )
-    return [name for name, chosen in zip(names, found.x.round(), strict=True) if chosen]
+    return [offer for offer, chosen in zip(offers, found.x.round(), strict=True) if chosen]

@@ -16,7 +16,7 @@ from hf_pe.measure import sketch_size
 from hf_pe.packing import Method, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import say
-from hf_pe.quantize.mix import worth_keeping
+from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
 from hf_pe.tasks import TaskData
@@ -64,6 +64,11 @@ class BitsAndBytesQuantization(Frozen):
         description="what a budget is spent by: how far answers move with one layer packed, how much worse the task's "
         "metric is then, or, for big models, how far that layer's outputs move, in one pass",
     )
+    between: Literal["int8"] | None = Field(
+        None,
+        description="under a budget, 8 bits for some layers between 4 and 16: `plan` says which and at what loss; one "
+        "bitsandbytes config cannot say both, so it is not carried out",
+    )
     drift: float | None = Field(
         None,
         gt=0,
@@ -76,6 +81,8 @@ class BitsAndBytesQuantization(Frozen):
             raise ValueError("repair is for 4 bits; expected method nf4 or fp4 with it, got int8. Leave out repair")
         if self.mean_bits is not None and self.weight_bytes is not None:
             raise ValueError("expected one budget, got mean_bits and weight_bytes. Leave one out")
+        if self.between is not None and (self.method == "int8" or not self.budgeted):
+            raise ValueError("between: expected method nf4 or fp4 and a budget with it. Leave out between")
         if self.mean_bits is not None and not self.bits <= self.mean_bits < 16:
             raise ValueError(
                 f"mean_bits: expected at least {self.bits:.3g} (all layers {TITLES[self.method]}, scales included) and "
@@ -144,23 +151,37 @@ class BitsAndBytesQuantization(Frozen):
         if self.repairs:
             repair_(all_packed, model, list(linear), data)
         lost = SENSITIVITIES[self.sensitivity](model, all_packed, list(linear), data)
-        staying = worth_keeping(lost, {name: count * extra for name, count in linear.items()}, room)
-        packed = {name: count for name, count in linear.items() if name not in staying}
-        after = replace(sketch, bits=sketch.bits | {f"{name}.weight": self.bits for name in packed})
-        took = self.bits + extra * sum(linear[name] for name in staying) / sum(linear.values())
+        offers = [Offer(name, _own_bits(sketch), lost[name], count * extra) for name, count in linear.items()]
+        if self.between is not None:
+            eight = self.model_copy(update={"method": self.between})
+            left = SENSITIVITIES[self.sensitivity](model, eight._packed(model, kept), list(linear), data)
+            more = eight.bits - self.bits
+            offers += [Offer(n, eight.bits, max(lost[n] - left[n], 0.0), linear[n] * more) for n in linear]
+        taken = {each.layer: each for each in worth_most(offers, room)}
+        staying = [name for name, each in taken.items() if each.bits != 8]
+        between = [name for name in taken if name not in staying]
+        bits = {name: taken[name].bits if name in taken else self.bits for name in linear}
+        after = replace(sketch, bits=sketch.bits | {f"{n}.weight": b for n, b in bits.items() if n not in staying})
+        took = sum(linear[name] * bits[name] for name in linear) / sum(linear.values())
+        whole = sum(lost.values())
         notes = (
-            f"{len(packed)} of {len(linear)} linear layers packed: {took:.3g} bits a weight in the mean",
+            f"{len(linear) - len(staying)} of {len(linear)} linear layers packed: {took:.3g} bits a weight in the mean",
             f"{len(staying)} kept by their {self.sensitivity} sensitivity",
+            *([f"{len(between)} of them in {self.between}, which is planned only"] if self.between else []),
+            f"loss expected: {1 - sum(each.spared for each in taken.values()) / max(whole, 1e-30):.0%} of all packed",
             _kept_note(kept),
         )
-        return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
+        return self._plan(
+            after, notes, exact=True, unpacked=(*kept, *staying), eight_bits=tuple(between), sensitivity=lost
+        )
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData | None) -> PreTrainedModel:
         """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
 
         Raises:
-            UsageError: its answers have moved further than `drift`.
+            UsageError: its answers have moved further than `drift`, or the mix is one that is planned only.
         """
+        self.require_native()
         kept = list(plan.unpacked or self.kept_modules(model))
         made = self._packed(model, kept)
         if self.repairs and data is not None:
@@ -176,6 +197,18 @@ class BitsAndBytesQuantization(Frozen):
                     "more bits (mean_bits, method: int8), or allow more."
                 )
         return made
+
+    def require_native(self) -> None:
+        """Refuse what one bitsandbytes config cannot say.
+
+        Raises:
+            UsageError: layers of 4 and of 8 bits in one model.
+        """
+        if self.between is not None:
+            raise UsageError(
+                f"quantize.between: {TITLES[self.method]} with {self.between} in one model needs the plug-in form; "
+                "it can be planned only. Leave out between: layers stay in 16 bits then."
+            )
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
         """The skip list whatever the budget; see `hf_pe.packing.kept_modules`."""

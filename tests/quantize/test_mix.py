@@ -3,20 +3,26 @@ import itertools
 import numpy as np
 import pytest
 
-from hf_pe.quantize.mix import worth_keeping
+from hf_pe.quantize.mix import Offer, worth_most
 
 
-def test_the_choice_is_the_best_of_all():
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_choice_is_the_best_of_all(each):
+    """With one offer for a layer, and with two of which one may be taken."""
     draw = np.random.default_rng(0)
-    losses = {f"l{i}": float(v) for i, v in enumerate(draw.random(10))}
-    costs = {name: float(draw.integers(1, 9)) for name in losses}
+    layers = [
+        [Offer(f"l{i}", 8.0 * (k + 1), float(draw.random()), float(draw.integers(1, 9))) for k in range(each)]
+        for i in range(10 // each)
+    ]
+    offers = [offer for layer in layers for offer in layer]
     for room in (0.5, 4, 11, 30, 100):
-        kept = worth_keeping(losses, costs, room)
-        assert sum(costs[n] for n in kept) <= room
-        choices = itertools.chain(*(itertools.combinations(losses, k) for k in range(11)))
-        best = max(sum(losses[n] for n in c) for c in choices if sum(costs[n] for n in c) <= room)
-        assert sum(losses[n] for n in kept) == pytest.approx(best, rel=1e-3)
+        taken = worth_most(offers, room)
+        assert sum(offer.cost for offer in taken) <= room
+        assert len({offer.layer for offer in taken}) == len(taken)
+        choices = ([o for o in chosen if o] for chosen in itertools.product(*([None, *layer] for layer in layers)))
+        best = max(sum(o.spared for o in chosen) for chosen in choices if sum(o.cost for o in chosen) <= room)
+        assert sum(offer.spared for offer in taken) == pytest.approx(best, rel=1e-3)
 
 
 def test_layers_that_cost_nothing_are_not_kept():
-    assert worth_keeping({"a": 0.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, 2.0) == []
+    assert worth_most([Offer("a", 16, 0.0, 1.0), Offer("b", 16, 0.0, 1.0)], 2.0) == []

@@ -2,6 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
+from hf_pe import compress
 from hf_pe.calibration import answers, distance
 from hf_pe.checkpoints import save_model
 from hf_pe.data import load_examples
@@ -142,6 +143,22 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
 
 
+def test_eight_bits_between_four_and_sixteen_are_planned_and_spare_more(language):
+    """The same bits, and less loss expected than with 16 bits alone; what cannot be carried out is refused at once."""
+    model, data = language
+    plans = {b: BitsAndBytesQuantization(mean_bits=6.0, between=b).plan(model, data) for b in (None, "int8")}
+    shares = {b: next(int(n.split()[2].rstrip("%")) for n in p.notes if "loss" in n) for b, p in plans.items()}
+    assert shares["int8"] < shares[None] < 100
+    assert plans["int8"].eight_bits and not plans[None].eight_bits
+    assert not set(plans["int8"].eight_bits) & set(plans["int8"].unpacked)
+    assert plans["int8"].weight_bytes == pytest.approx(plans[None].weight_bytes, rel=0.03)
+    recipe = BitsAndBytesQuantization(mean_bits=6.0, between="int8")
+    with pytest.raises(UsageError, match=r"NF4 with int8 in one model needs the plug-in form"):
+        recipe.apply(model, plans["int8"], data)
+    with pytest.raises(UsageError, match="Leave out between"):
+        compress(model, [recipe], data=TEXTS, task="causal_lm", processor=data.processor)
+
+
 def test_the_layers_that_stay_are_those_that_answers_miss(language):
     """Beside the worst choice of the same size the mix is nearer to the original."""
     model, data = language
@@ -175,6 +192,7 @@ def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
         ({"mean_bits": 7.0, "method": "int8"}, "expected at least 8"),
         ({"mean_bits": 6.0, "weight_bytes": 10}, "expected one budget"),
         ({"repair": "gptq", "method": "int8"}, "Leave out repair"),
+        ({"between": "int8"}, "expected method nf4 or fp4 and a budget"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
