@@ -183,6 +183,7 @@ def quantize(
     dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="A module to keep, by full name or last part.")] = None,
     overwrite: Overwrite = False,
+    trust_remote_code: Code = False,
 ) -> None:
     """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
     with _messages():
@@ -190,7 +191,7 @@ def quantize(
 
         recipe = BitsAndBytesQuantization(method=method, dtype=dtype, skip=tuple(skip or ()))
         with _progress():
-            quantize_checkpoint(model, output, recipe, overwrite=overwrite)
+            quantize_checkpoint(model, output, recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
         out.print(f"Wrote {output}")
 
 
@@ -200,13 +201,14 @@ def dequantize(
     output: Output,
     dtype: Annotated[Dtype, typer.Option(help="Of its weights.")] = "bfloat16",
     overwrite: Overwrite = False,
+    trust_remote_code: Code = False,
 ) -> None:
     """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
     with _messages():
         from hf_pe.quantize import dequantize_checkpoint
 
         with _progress():
-            dequantize_checkpoint(model, output, dtype=dtype, overwrite=overwrite)
+            dequantize_checkpoint(model, output, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code)
         out.print(f"Wrote {output}")
 
 

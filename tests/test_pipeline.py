@@ -24,6 +24,7 @@ from hf_pe.hub import Publish, prepare
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
+from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from tests.helpers import TEXTS
 
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
@@ -286,10 +287,15 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
     with pytest.raises(UsageError, match="needs its own code"):
         compress(str(novel_folder), [PRUNE], data=TEXTS, task="embedding")
     source = resolve(str(novel_folder), trust_remote_code=True)
+    source_keys = AutoModel.from_pretrained(novel_folder, trust_remote_code=True).state_dict().keys()
     recipes = [StructuredPruning(keep={"ffn": 0.5, "layers": 2}), DISTIL]
     made = compress(source, recipes, data=TEXTS, task="embedding", variants={"nf4": PACK}).save(tmp_path / "small")
     cut_checkpoint(str(novel_folder), tmp_path / "cut", {"hidden": 16}, trust_remote_code=True)
+    quantize_checkpoint(str(novel_folder), tmp_path / "packed", trust_remote_code=True)
+    dequantize_checkpoint(str(tmp_path / "packed"), tmp_path / "plain", trust_remote_code=True)
     shutil.rmtree(novel_folder)
+    packed, plain = (AutoModel.from_pretrained(tmp_path / n, trust_remote_code=True) for n in ("packed", "plain"))
+    assert packed.is_quantized and plain.state_dict().keys() == source_keys
     on_disk = AutoModel.from_pretrained(tmp_path / "cut", trust_remote_code=True)
     assert on_disk.config.hidden_size == on_disk.embed.embedding_dim == 16
     for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():

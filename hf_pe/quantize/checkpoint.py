@@ -16,7 +16,12 @@ from hf_pe.quantize.recipe import BitsAndBytesQuantization
 
 
 def quantize_checkpoint(
-    model: str, output: str | Path, recipe: BitsAndBytesQuantization | None = None, *, overwrite: bool = False
+    model: str,
+    output: str | Path,
+    recipe: BitsAndBytesQuantization | None = None,
+    *,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Pack a model while it is loaded: at no time are all of its 16- or 32-bit weights in memory.
 
@@ -25,6 +30,7 @@ def quantize_checkpoint(
         output: folder of the result, which `from_pretrained` loads; written beside, then renamed.
         recipe: default: NF4 with double quantization.
         overwrite: replace what `output` holds, after success.
+        trust_remote_code: run code that the model brings along.
 
     Returns:
         The folder.
@@ -33,12 +39,13 @@ def quantize_checkpoint(
         UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, repair).
     """
     recipe = recipe or BitsAndBytesQuantization()
+    recipe.require_native()
     if recipe.needs_data:
         raise UsageError(
             "quantize: a budget, repair and drift need calibration rows. Leave them out, or write a recipe file and "
             "run that."
         )
-    source = resolve(model)
+    source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     require_plain(config)
     model_class = class_for(config)
@@ -59,6 +66,7 @@ def dequantize_checkpoint(
     *,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Unpack a model: a plain one in 16 bits that answers as the packed weights do, for what cannot read them.
 
@@ -67,6 +75,7 @@ def dequantize_checkpoint(
         output: folder of the result; written beside, then renamed.
         dtype: of its weights.
         overwrite: replace what `output` holds, after success.
+        trust_remote_code: run code that the model brings along.
 
     Returns:
         The folder.
@@ -74,7 +83,7 @@ def dequantize_checkpoint(
     Raises:
         UsageError: it is not packed by bitsandbytes.
     """
-    source = resolve(model)
+    source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     method = packed_by(config)
     if method not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
