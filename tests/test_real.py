@@ -104,6 +104,7 @@ def test_smollm2_from_gguf_to_nf4(tmp_path):
     needs_package("gguf")
     short = [
         "recipes.1.steps=2",
+        "recipes.2.repair=none",
         "data.calibration=8",
         "data.eval_limit=8",
         "data.train=builtin:pydoc",
