@@ -36,7 +36,6 @@ def figures(name: str) -> list[dict[str, Any]]:
         "bfloat16": Cast(),
         "mix": BitsAndBytesQuantization(mean_bits=6.0, sensitivity="estimated", repair="none"),
     }
-    del recipes["NF4 double repaired"]
     for label, recipe in recipes.items():
         models[label] = recipe.apply(case.model, recipe.plan(case.model, case.data), case.data)
     memory: dict[str, float] = {}
