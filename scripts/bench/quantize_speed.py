@@ -1,35 +1,72 @@
-"""What packed weights take: memory of a fresh process, and the time of a forward pass at batch 1 and 32, side by side
-in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4 double and a mix of 6 mean bits.
+"""What packed weights take: resident memory of a fresh process after one forward pass, and the time of a forward pass
+at batch 1 and 32, side by side in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4
+double and a mix of 6 mean bits.
 
 Repaired weights are the same tensors with other codes: they take what NF4 double does. Needs the extras gguf and demo.
-Takes about ten minutes on two cores.
+Takes about six minutes on two cores. --only memory or time, --model one of them: the other rows stay as they are.
 """
 
+import argparse
+import json
+import subprocess
+import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import row, write
+from common import FOLDER, row, write
 from quantize_quality import CASES, WAYS
 from transformers import AutoModel, AutoModelForCausalLM
 
 from hf_pe.checkpoints import save_model
 from hf_pe.measure import latency, weight_bytes
-from hf_pe.measure.memory import reopened
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
 
 BATCHES = (1, 32)
 SECONDS = 20.0
+ROWS = 4
+"""That the mix is chosen by: which layers stay changes neither time nor memory."""
 OF: dict[str, dict[str, Any]] = {
     "minilm": {"auto": AutoModel, "length": 128},
     "smollm2": {"auto": AutoModelForCausalLM, "length": 32},
 }
 
 
-def figures(name: str) -> list[dict[str, Any]]:
+RESIDENT = """
+import gc, sys
+from pathlib import Path
+import torch, transformers
+import bitsandbytes
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+loader, floor = getattr(transformers, sys.argv[2]), resident()
+model = loader.from_pretrained(sys.argv[1]).eval()
+with torch.inference_mode():
+    found = model(input_ids=torch.arange(int(sys.argv[3]))[None])
+del found
+gc.collect()
+print(resident() - floor)
+"""
+"""Of the process, pages of mapped files that were read included; after the imports."""
+
+
+def resident(model: Any, auto: str, length: int) -> float:
+    """MiB that a fresh process holds more once it has loaded the saved model and run it."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, None, Path(folder))
+        told = [sys.executable, "-c", RESIDENT, folder, auto, str(length)]
+        done = subprocess.run(told, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1]) / 2**20
+
+
+def figures(name: str, part: str | None) -> list[dict[str, Any]]:
     """Rows of one model."""
     case, length = CASES[name](), OF[name]["length"]
+    few = case.data.examples.config.model_copy(update={"calibration": ROWS})
+    data = replace(case.data, examples=replace(case.data.examples, config=few))
     models: dict[str, Any] = {"float32": case.model}
     recipes: dict[str, Any] = {label: BitsAndBytesQuantization(dtype="bfloat16", **t) for label, t in WAYS.items() if t}
     recipes |= {
@@ -37,24 +74,19 @@ def figures(name: str) -> list[dict[str, Any]]:
         "mix": BitsAndBytesQuantization(mean_bits=6.0, sensitivity="estimated", repair="none"),
     }
     for label, recipe in recipes.items():
-        models[label] = recipe.apply(case.model, recipe.plan(case.model, case.data), case.data)
-    memory: dict[str, float] = {}
-    for label, model in models.items():
-        with tempfile.TemporaryDirectory() as folder:
-            save_model(model, None, Path(folder))
-            seen, _ = reopened(Path(folder), folder, model, OF[name]["auto"].__name__, None, length=length)
-        memory[label] = (seen.peak_memory_bytes or 0) / 2**20
-    what = f"{name}, {length} tokens, {torch.get_num_threads()} threads"
-    rows = [
-        row(
+        models[label] = recipe.apply(case.model, recipe.plan(case.model, data), data)
+    what, rows = f"{name}, {length} tokens, {torch.get_num_threads()} threads", []
+    if part != "time":
+        memory = {label: resident(model, OF[name]["auto"].__name__, length) for label, model in models.items()}
+        rows = [row(
             f"quantize.4.{name}.memory", memory["NF4 double"] / memory["bfloat16"], 1.0, "lower",
             "of bfloat16's memory",
-            f"{what}; peak of loading and one forward pass of batch 1 in a fresh process, MiB; bytes of the weights: "
+            f"{what}; resident memory of a fresh process after loading and one forward pass of batch 1, MiB above what "
+            "imports take; bytes of the weights: "
             + ", ".join(f"{label} {weight_bytes(model):,}" for label, model in models.items()),
             peers=memory,
-        )
-    ]  # fmt: skip
-    for batch in BATCHES:
+        )]  # fmt: skip
+    for batch in BATCHES if part != "memory" else ():
         found = latency(models, batch=batch, length=length, seconds=SECONDS)
         taken = {label: each.p50_ms for label, each in found.items()}
         for label, id in (("NF4 double", "nf4"), ("int8", "int8")):
@@ -68,10 +100,14 @@ def figures(name: str) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    rows: list[dict[str, Any]] = []
-    for name in OF:
-        rows += figures(name)
-        write("quantize_speed", rows)
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--only", choices=["memory", "time"])
+    arguments.add_argument("--model", choices=[*OF])
+    told = arguments.parse_args()
+    new = [each for name in ([told.model] if told.model else OF) for each in figures(name, told.only)]
+    file = FOLDER / "quantize_speed.json"
+    old = json.loads(file.read_text("utf-8")) if (told.only or told.model) and file.is_file() else []
+    write("quantize_speed", [each for each in old if each["id"] not in {e["id"] for e in new}] + new)
 
 
 if __name__ == "__main__":
