@@ -96,21 +96,22 @@ class Lora(Frozen):
             _start_with_residual_(learner, plain)
         return learner
 
-    def beside(self, learner: Any) -> PreTrainedModel:
-        """The packed model with the adapters in it, as transformers knows such models.
+    def ended(self, learner: Any, model: PreTrainedModel) -> PreTrainedModel:
+        """What comes of it: the stock model, or the packed one with the adapters in it, as transformers knows such.
 
         Args:
             learner: what `wrapped` gave, trained; used up.
+            model: the student before; stays as it is.
         """
+        if self.merge:
+            return self.merged(learner, model)
         found: Any = learner.get_base_model()
         found.peft_config = learner.peft_config
         for told in found.peft_config.values():
             told.base_model_name_or_path = None  # it lies in the same folder
             told.inference_mode = True
         found._hf_peft_config_loaded = True
-        for parameter in found.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        return found.eval()  # type: ignore[no-any-return]
+        return found  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def merged(self, learner: Any, model: PreTrainedModel) -> PreTrainedModel:

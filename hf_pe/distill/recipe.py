@@ -129,7 +129,7 @@ class Distillation(Frozen):
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Training changes no size, but for adapters that stay, on packed weights."""
-        if self.lora is not None and self.lora.base and not self.lora.merge:
+        if self.lora is not None and self.lora.base is not None and self.ends_packed:
             model, bits = skeleton(sketch.config, sketch.model_class), packed_bits(self.lora.base)
             linear = packable(model, kept_modules(model, self.lora.base))
             sketch = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
@@ -225,7 +225,7 @@ class Distillation(Frozen):
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         if objective.label_head is not None:
             folded_(objective.label_head)
-        student = self._student(learner, model)
+        student = self.lora.ended(learner, model) if self.lora else learner
         curve = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
         for name, was in model.named_modules():
             module = student.get_submodule(name)
@@ -233,14 +233,12 @@ class Distillation(Frozen):
                 module.p = was.p
             if isinstance(module, _BatchNorm) and isinstance(was, _BatchNorm):
                 module.momentum = was.momentum
-        return student.eval(), curve
+        return _trainable(student.eval()), curve
 
     def _learner(self, model: PreTrainedModel) -> Any:
         """A copy of `model` ready to be trained, with adapters where these are asked for."""
         student = self.lora.base_of(model) if self.lora else copy.deepcopy(model)
-        student.train()
-        for parameter in student.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        _trainable(student.train())
         for module in student.modules():
             if isinstance(module, nn.Embedding) and not self.train_embeddings:
                 module.requires_grad_(False)
@@ -249,12 +247,6 @@ class Distillation(Frozen):
             if isinstance(module, _BatchNorm) and (module.momentum or 0) > SLUGGISH:
                 module.momentum = SOUND
         return self.lora.wrapped(student, model) if self.lora else student
-
-    def _student(self, learner: Any, model: PreTrainedModel) -> Any:
-        """What comes of the learner: a stock model, or a packed one with its adapters."""
-        if self.ends_packed:
-            return self.lora.beside(learner)  # type: ignore[union-attr]
-        return (self.lora.merged(learner, model) if self.lora else learner).requires_grad_(True)
 
     @contextmanager
     def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:
@@ -305,6 +297,13 @@ class Distillation(Frozen):
             dataloader_pin_memory=False,
             seed=self.seed,
         )
+
+
+def _trainable(model: Any) -> Any:
+    """All that can have a gradient wants one; packed codes cannot."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
 
 
 def _batch(model: PreTrainedModel, data: TaskData) -> Batch:

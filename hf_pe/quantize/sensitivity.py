@@ -1,6 +1,6 @@
 """How much of its answers a model loses when one layer alone is packed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -40,12 +40,8 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
         data: the rows.
     """
     rows = _rows(model, data)
-    wanted, found = answers(model, data, rows, by_token=True), dict[str, float]()
-    for name in names:
-        with _exchanged(model, name, packed.get_submodule(name)):
-            found[name] = max(distance(answers(model, data, rows, by_token=True), wanted), 0.0)
-        advance("sensitivity, layer by layer", len(found), len(names))
-    return found
+    wanted = answers(model, data, rows, by_token=True)
+    return _one_by_one(model, packed, names, lambda: distance(answers(model, data, rows, by_token=True), wanted))
 
 
 def by_metric(
@@ -62,12 +58,8 @@ def by_metric(
     def score() -> float:
         return sign * judge(model, held).scores()[data.task.metric]
 
-    dense, found = score(), dict[str, float]()
-    for name in names:
-        with _exchanged(model, name, packed.get_submodule(name)):
-            found[name] = max(dense - score(), 0.0)
-        advance("sensitivity, layer by layer", len(found), len(names))
-    return found
+    dense = score()
+    return _one_by_one(model, packed, names, lambda: dense - score())
 
 
 @torch.no_grad()
@@ -87,6 +79,18 @@ def estimated(
         gone = weight - unpacked_weight(packed.get_submodule(name)).float()
         whole = float(((weight @ gram) * weight).sum())
         found[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
+    return found
+
+
+def _one_by_one(
+    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], lost: Callable[[], float]
+) -> dict[str, float]:
+    """By layer, what is `lost` with only this one exchanged for its packed twin; never negative."""
+    found: dict[str, float] = {}
+    for name in names:
+        with _exchanged(model, name, packed.get_submodule(name)):
+            found[name] = max(lost(), 0.0)
+        advance("sensitivity, layer by layer", len(found), len(names))
     return found
 
 
