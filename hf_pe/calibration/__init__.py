@@ -3,6 +3,7 @@ answers move."""
 
 from hf_pe.calibration.answers import answers as answers
 from hf_pe.calibration.answers import distance as distance
+from hf_pe.calibration.answers import rows_within as rows_within
 from hf_pe.calibration.lockstep import Stop as Stop
 from hf_pe.calibration.lockstep import Waiting as Waiting
 from hf_pe.calibration.lockstep import lockstep as lockstep

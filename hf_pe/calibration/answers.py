@@ -9,9 +9,17 @@ from hf_pe.tasks import TaskData
 
 ROWS = 64
 """Rows that the loss is taken on, behind those that calibrate where there are as many."""
+LEAST = 2
+"""Rows, however long they are."""
 
 Answers = tuple[str, torch.Tensor]
 """What is compared (logits, embeddings, loss), and it, row by row."""
+
+
+def rows_within(data: TaskData, tokens: int) -> int:
+    """How many rows hold about `tokens` tokens, `LEAST` to `ROWS`; `ROWS` where rows are no tokens."""
+    length = len(data.train[0].get("input_ids", ())) or 1
+    return min(max(tokens // length, LEAST), ROWS)
 
 
 @torch.no_grad()

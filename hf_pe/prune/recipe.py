@@ -117,7 +117,8 @@ class StructuredPruning(Frozen):
     depth: Literal["influence", "greedy"] = Field(
         "influence",
         description="which layers go: those that turn the hidden states least, or one by one the one whose absence "
-        "costs the model's answers least (better, for a forward pass over 64 rows per layer and round)",
+        "costs the model's answers least (better, for a forward pass over at most 64 rows, or 4,096 tokens, per layer "
+        "and round)",
     )
     hidden: Literal["selection", "rotation"] = Field(
         "selection",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.progress import advance
 from hf_pe.proof import skipped
 from hf_pe.prune.budget import Setting, Tried
@@ -13,6 +13,9 @@ from hf_pe.tasks import TaskData
 
 SHARES = (0.15, 0.3, 0.5, 0.75, 1.0)
 """How far down its ladder an axis is tried; between, what is lost grows in proportion."""
+
+TOKENS = 4096
+"""About as many are answered for each layer whose absence is tried."""
 
 
 def tried(
@@ -85,21 +88,22 @@ def least_missed(
         model: the original.
         axis: of depth; layers of the same number go from all stacks.
         removable: layers that may go.
-        count: how many do; as many rounds of passes over `ROWS` rows, one for each layer that is left.
+        count: how many do; as many rounds of passes over about `TOKENS` tokens, one for each layer that is left.
         data: the rows.
         gone: those that are known to go first; gets the others.
 
     Returns:
         `gone`, at least `count` of them.
     """
-    wanted = answers(model, data) if len(gone) < count else None
+    rows = rows_within(data, TOKENS)
+    wanted = answers(model, data, rows) if len(gone) < count else None
     for number in range(len(gone), count):
         assert wanted is not None
         losses = {}
         for layer in (layer for layer in removable if layer not in gone):
             names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
             with skipped([model.get_submodule(name) for name in names]):
-                losses[layer] = distance(answers(model, data), wanted)
+                losses[layer] = distance(answers(model, data, rows), wanted)
         gone.append(min(losses, key=lambda layer: losses[layer]))
         advance(f"least missed {axis.name}", number + 1, count)
     return gone

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.measure import judge
 from hf_pe.packing import plain_weight, unpacked_weight
 from hf_pe.progress import advance
@@ -17,8 +17,6 @@ from hf_pe.tasks import TaskData
 
 TOKENS, NUMBERS = 2048, 2**27
 """Most tokens, and log-probabilities, that answers are compared at."""
-LEAST, MOST = 2, 64
-"""Rows, whatever their length."""
 
 
 def lost_answers(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
@@ -106,7 +104,5 @@ def _exchanged(model: PreTrainedModel, name: str, other: nn.Module) -> Iterator[
 
 
 def _rows(model: PreTrainedModel, data: TaskData) -> int:
-    """How many rows are about `TOKENS` tokens; the most of other inputs."""
-    length = len(data.train[0].get("input_ids", ())) or 1
-    tokens = min(TOKENS, NUMBERS // (getattr(model.config.get_text_config(), "vocab_size", None) or 1))
-    return min(max(tokens // length, LEAST), MOST)
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None) or 1
+    return rows_within(data, min(TOKENS, NUMBERS // vocabulary))

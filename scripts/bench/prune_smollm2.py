@@ -1,11 +1,13 @@
 """SmolLM2-135M on WikiText-2, no training: FFN width removed, and a share of all parameters along any axes, beside
 Torch-Pruning's choice and other methods.
 
-Each calibration seed draws 32 blocks of 512 tokens from the validation split; each method takes what is best of its
-grid for the first set on 4 further validation blocks; the test blocks are the first 8. Needs ../shared/data/wikitext-2
-and the extras gguf and bench. Seeds: --seeds (default 5).
+Each calibration set is 64 blocks of 512 tokens, drawn from the validation split by its number; each method takes what
+is best of its grid for the first set of a run on 4 further validation blocks; the test blocks are the first 8. Needs
+../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4); what earlier runs have left
+of other sets in build/bench counts too, so that two can run side by side. One set takes about an hour on one core.
 """
 
+import argparse
 import copy
 import math
 from collections.abc import Iterator
@@ -14,7 +16,8 @@ from itertools import chain, islice
 from typing import Any
 
 import numpy as np
-from common import row, seeds, write
+import torch
+from common import ROOT, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from peers import by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
@@ -26,15 +29,14 @@ from hf_pe.instance import example_inputs
 from hf_pe.measure import parameters
 from hf_pe.tasks import CausalLM
 
-CALIBRATION_BLOCKS, TRIAL_BLOCKS = 32, 4
+CALIBRATION_BLOCKS, TRIAL_BLOCKS = 64, 4
 FFN = {0.2: (1228, 1.18), 0.4: (920, 1.45)}
 """Share of the FFN width that goes: what stays of 1,536, and the goal."""
 ANY = {0.2: 1120, 0.3: 920}
 """Share of all parameters outside embeddings: the FFN width (of a multiple of 8) that leaves no more."""
 RECIPES = {
     "hf_pe": {"criterion": "surgeon", "repair": "in_order", "multiple": 4},
-    "hf_pe, no gradients": {"criterion": "obs", "repair": "in_order", "multiple": 4},
-    "hf_pe, no gradients, at once": {"criterion": "obs", "multiple": 4},
+    "hf_pe, at once": {"criterion": "surgeon", "multiple": 4},
     "activation x weight (reimplementation of structured Wanda)": {
         "criterion": "activation_weight",
         "repair": "none",
@@ -42,7 +44,10 @@ RECIPES = {
     },
 }
 
-Found = dict[str, list[np.ndarray]]
+Found = dict[str, np.ndarray]
+"""Losses on the test blocks, by method."""
+Sets = dict[str, list[np.ndarray]]
+"""The same of several calibration sets."""
 
 
 class Bench:
@@ -96,36 +101,50 @@ class Bench:
                 chosen[name] = found.index(min(found))
             yield name, next(islice(grid(), chosen[name], None))
 
-    def note(self, label: str, found: Found, made: Iterator[tuple[str, Any]]) -> None:
-        """Judge what was made."""
+    def judged(self, label: str, made: Iterator[tuple[str, Any]]) -> Found:
+        """The losses on the test blocks of what was made."""
+        found = {}
         for name, small in made:
-            found.setdefault(name, []).append(losses(small, self.data))
-            ratio = math.exp(min(found[name][-1].mean() - self.dense.mean(), 50))
+            found[name] = losses(small, self.data)
+            ratio = math.exp(min(found[name].mean() - self.dense.mean(), 50))
             print(self.seed, label, name, f"{ratio:.4f}", flush=True)
+        return found
+
+    def calibrated(self, seed: int) -> dict[str, Found]:
+        """Everything made with one calibration set."""
+        self.calibrate(seed)
+        found = {}
+        for share, (size, _) in FFN.items():
+            found[ffn(share)] = self.judged(ffn(share), self.narrower(size))
+        for share, size in ANY.items():
+            same = next((s for s, (other, _) in FFN.items() if other == size), None)
+            narrow = self.judged(anyhow(share), self.narrower(size)) if same is None else found[ffn(same)]
+            found[anyhow(share)] = narrow | self.judged(anyhow(share), self.others(share))
+        return found
+
+
+def ffn(share: float) -> str:
+    return f"ffn{round(100 * share)}"
+
+
+def anyhow(share: float) -> str:
+    return f"any{round(100 * share)}"
 
 
 def main() -> None:
-    count = seeds()
-    bench = Bench()
-    ffn: dict[float, Found] = {share: {} for share in FFN}
-    anyhow: dict[float, Found] = {share: {} for share in ANY}
-    for seed in range(count):
-        bench.calibrate(seed)
-        for share, (size, _) in FFN.items():
-            bench.note(f"ffn {share:.0%}", ffn[share], bench.narrower(size))
-        for share, size in ANY.items():
-            same = next((s for s, (other, _) in FFN.items() if other == size), None)
-            if same is None:
-                bench.note(f"any {share:.0%}", anyhow[share], bench.narrower(size))
-            else:
-                for name, values in ffn[same].items():
-                    anyhow[share].setdefault(name, []).append(values[-1])
-            bench.note(f"any {share:.0%}", anyhow[share], bench.others(share))
-        rows = [perplexity(share, ffn[share], bench.dense) for share in FFN]
-        write("prune_smollm2", rows + [half(share, anyhow[share], bench.dense) for share in ANY])
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    bench, folder = Bench(), ROOT / "build" / "bench" / "prune_smollm2"
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.parse_args().sets:
+        torch.save(bench.calibrated(seed), folder / f"{seed}.pt")
+        sets = [torch.load(file, weights_only=False) for file in sorted(folder.glob("*.pt"))]
+        together = {key: {name: [each[key][name] for each in sets] for name in sets[0][key]} for key in sets[0]}
+        rows = [perplexity(share, together[ffn(share)], bench.dense) for share in FFN]
+        write("prune_smollm2", rows + [half(share, together[anyhow(share)], bench.dense) for share in ANY])
 
 
-def setting(dense: np.ndarray, found: Found) -> str:
+def setting(dense: np.ndarray, found: Sets) -> str:
     return (
         f"no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity {math.exp(dense.mean()):.2f}; "
         f"mean over {len(found['hf_pe'])} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation tokens, "
@@ -141,12 +160,12 @@ def interval(values: list[float]) -> list[float] | None:
     return [float(np.mean(values) - wide), float(np.mean(values) + wide)]
 
 
-def perplexity(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
+def perplexity(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     """The ratio of perplexities where FFN width goes."""
     ratios = {n: [math.exp(min(v.mean() - dense.mean(), 50)) for v in values] for n, values in found.items()}
     ours = ratios.pop("hf_pe")
     return row(
-        f"prune.1.ffn{share:.0%}".rstrip("%"),
+        f"prune.1.{ffn(share)}",
         float(np.mean(ours)),
         FFN[share][1],
         "lower",
@@ -157,7 +176,7 @@ def perplexity(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
     )
 
 
-def half(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
+def half(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     """Our log-perplexity loss over the best other's, none of ours."""
 
     def loss(name: str) -> list[float]:
@@ -167,7 +186,7 @@ def half(share: float, found: Found, dense: np.ndarray) -> dict[str, Any]:
     best = min(others, key=lambda n: np.mean(loss(n)))
     parts = [a / b for a, b in zip(loss("hf_pe"), loss(best), strict=True)]
     return row(
-        f"prune.1.any{share:.0%}".rstrip("%"),
+        f"prune.1.{anyhow(share)}",
         float(np.mean(parts)),
         0.5,
         "lower",
