@@ -188,8 +188,10 @@ class Objective:
         terms: dict[str, torch.Tensor] = {}
         for teacher, share, link in zip(self.teachers, self.shares, self.links, strict=True):
             student |= link._asdict()
-            with torch.no_grad(), autocast():
-                wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
+            wanted: Signals = {}
+            if agreement or weights.keys() != {"task"}:
+                with torch.no_grad(), autocast():
+                    wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
             for name in weights:
                 if name != "task" or name not in terms:
                     value = LOSSES[name].compute(student, wanted, settings)

@@ -236,6 +236,21 @@ def test_several_teachers_count_by_their_weights(language):
     assert both[2] == pytest.approx(both[0] + 0.5 * both[1], rel=1e-5)
 
 
+def test_who_learns_from_labels_alone_asks_the_teacher_only_how_far_they_agree(language):
+    student, data = language
+    batch = next(data.batches(data.train, 4))
+    told = {"temperature": 1.0, "beta": 0.5, "layers": "uniform"}
+    objective = build(student, [Live(data.teacher)], CausalLM(), batch, losses={"task": 1.0}, **told)
+    asked = []
+    handle = data.teacher.register_forward_hook(lambda *_: asked.append(1))
+    alone, told = objective(student, batch), objective(student, batch, agreement=True)
+    handle.remove()
+    assert len(asked) == 1
+    assert alone.loss == told.loss
+    assert alone.terms.keys() == {"task"}
+    assert told.terms.keys() == {"task", "agreement"}
+
+
 def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_layers(language):
     student, data = language
     sizes = {"num_hidden_layers": student.config.num_hidden_layers + 2, "hidden_size": 2 * student.config.hidden_size}
