@@ -100,10 +100,10 @@ def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
 def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
     """FLAP (An et al. 2024, arXiv:2312.11983, eq. 4 to 6): weighted fluctuation, standardised by layer and then global,
     with the baseline bias; over FFN and heads, over the FFN alone, and the FFN with the same width everywhere."""
-    found = discover(model.config, type(model))
-    seen: dict[str, Moments] = {}
-    for name in ("ffn", "kv_groups"):
-        seen |= {key: pooled(f) for key, f in consumer_moments(model, found.named(name)[0], data).items()}
+    seen: dict[str, Moments] = data.memory.setdefault(("FLAP", model), {})
+    for name in () if seen else ("ffn", "kv_groups"):
+        axis = discover(model.config, type(model)).named(name)[0]
+        seen |= {key: pooled(f) for key, f in consumer_moments(model, axis, data).items()}
 
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean()) / scores.std()

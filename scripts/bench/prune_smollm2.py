@@ -96,10 +96,13 @@ class Bench:
         }
         chosen = self.chosen.setdefault(share, {})
         for name, grid in methods.items():
-            if name not in chosen:
-                found = [self.badness(small) for small in grid()]
+            if name in chosen:
+                yield name, next(islice(grid(), chosen[name], None))
+            else:
+                made = list(grid())
+                found = [self.badness(small) for small in made]
                 chosen[name] = found.index(min(found))
-            yield name, next(islice(grid(), chosen[name], None))
+                yield name, made[chosen[name]]
 
     def judged(self, label: str, made: Iterator[tuple[str, Any]]) -> Found:
         """The losses on the test blocks of what was made."""
