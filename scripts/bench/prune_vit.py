@@ -1,6 +1,6 @@
 """A ViT trained here on CIFAR-10: half of the FFN width and half of the heads removed, no training afterwards.
 
-5,000 training images are held back to choose settings by; each calibration seed draws 2,048 of the others. The trained
+5,000 training images are held back to choose settings by; each calibration seed draws 512 of the others. The trained
 model is kept in build/bench for the next run. Needs ../shared/data/cifar10 and the extra bench. Seeds: --seeds
 (default 5).
 """
@@ -34,7 +34,7 @@ from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import TaskData, TextClassification
 
 EPOCHS, BATCH, RATE = 4, 128, 1e-3
-HELD_BACK, CALIBRATION = 5_000, 2_048
+HELD_BACK, CALIBRATION = 5_000, 512
 KEEP = {"ffn": 0.5, "heads": 0.5}
 GOAL = 1 / 3
 OURS = [{"criterion": c, "repair": r} for c in ("obs", "surgeon") for r in ("least_squares", "in_order")]
