@@ -189,7 +189,7 @@ class Objective:
         for teacher, share, link in zip(self.teachers, self.shares, self.links, strict=True):
             student |= link._asdict()
             wanted: Signals = {}
-            if agreement or weights.keys() != {"task"}:
+            if self._asks(agreement):
                 with torch.no_grad(), autocast():
                     wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
             for name in weights:
@@ -221,8 +221,10 @@ class Objective:
         losses: list[torch.Tensor] = []
         for number, (teacher, share, link) in enumerate(zip(self.teachers, self.shares, self.links, strict=True)):
             student |= link._asdict()
-            with torch.no_grad(), autocast():
-                wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
+            wanted = Last(lambda place: None, {})
+            if self._asks(agreed):
+                with torch.no_grad(), autocast():
+                    wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
             names = [n for n in weights if LOSSES[n].each is not None and (n != "task" or number == 0)]
 
             def values(
@@ -243,6 +245,10 @@ class Objective:
                 _add(terms, name, beside[name].detach())
             losses += [weights[name] * value for name, value in beside.items()]
         return Outcome(torch.stack(losses).sum(), {n: v.detach() for n, v in terms.items()}, student)
+
+    def _asks(self, agreement: bool) -> bool:
+        """Whether anything looks at teachers: labels alone do not."""
+        return agreement or self.weights.keys() != {"task"}
 
     def _completed(self, signals: Signals, batch: Batch, seen: Any) -> Signals:
         """With which tokens count, and where they look."""

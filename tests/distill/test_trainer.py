@@ -236,11 +236,14 @@ def test_several_teachers_count_by_their_weights(language):
     assert both[2] == pytest.approx(both[0] + 0.5 * both[1], rel=1e-5)
 
 
-def test_who_learns_from_labels_alone_asks_the_teacher_only_how_far_they_agree(language):
+@pytest.mark.parametrize("large", [1, 10**9])
+def test_who_learns_from_labels_alone_asks_the_teacher_only_how_far_they_agree(language, large, monkeypatch):
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
     student, data = language
     batch = next(data.batches(data.train, 4))
     told = {"temperature": 1.0, "beta": 0.5, "layers": "uniform"}
     objective = build(student, [Live(data.teacher)], CausalLM(), batch, losses={"task": 1.0}, **told)
+    assert (objective.head is None) == (large > 1)
     asked = []
     handle = data.teacher.register_forward_hook(lambda *_: asked.append(1))
     alone, told = objective(student, batch), objective(student, batch, agreement=True)
