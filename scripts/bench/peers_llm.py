@@ -100,10 +100,11 @@ def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
 def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
     """FLAP (An et al. 2024, arXiv:2312.11983, eq. 4 to 6): weighted fluctuation, standardised by layer and then global,
     with the baseline bias; over FFN and heads, over the FFN alone, and the FFN with the same width everywhere."""
-    seen: dict[str, Moments] = data.memory.setdefault(("FLAP", model), {})
-    for name in () if seen else ("ffn", "kv_groups"):
-        axis = discover(model.config, type(model)).named(name)[0]
-        seen |= {key: pooled(f) for key, f in consumer_moments(model, axis, data).items()}
+    if ("FLAP", model) not in data.memory:  # the same for all shares and settings
+        axes = [discover(model.config, type(model)).named(name)[0] for name in ("ffn", "kv_groups")]
+        known = {key: pooled(f) for axis in axes for key, f in consumer_moments(model, axis, data).items()}
+        data.memory["FLAP", model] = known
+    seen: dict[str, Moments] = data.memory["FLAP", model]
 
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean()) / scores.std()

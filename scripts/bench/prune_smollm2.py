@@ -137,9 +137,10 @@ def anyhow(share: float) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    asked = arguments.parse_args().sets
     bench, folder = Bench(), ROOT / "build" / "bench" / "prune_smollm2"
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in arguments.parse_args().sets:
+    for seed in asked:
         torch.save(bench.calibrated(seed), folder / f"{seed}.pt")
         sets = [torch.load(file, weights_only=False) for file in sorted(folder.glob("*.pt"))]
         together = {key: {name: [each[key][name] for each in sets] for name in sets[0][key]} for key in sets[0]}

@@ -132,9 +132,10 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     assert len(plan.sensitivity) == 21 and len(plan.unpacked) > 1
     if "weight_bytes" in budget:
         assert 0.9 * budget["weight_bytes"] < plan.weight_bytes <= budget["weight_bytes"]
-    assert plan.weight_bytes <= 1.05 * sketch.weight_bytes
-    if budget.get("sensitivity") != "metric":  # by which layers may lose nothing: then they are packed all the same
-        assert plan.weight_bytes >= 0.95 * sketch.weight_bytes
+    near = plan.weight_bytes == pytest.approx(sketch.weight_bytes, rel=0.05)
+    below = plan.weight_bytes < sketch.weight_bytes
+    lost = [value for name, value in plan.sensitivity.items() if name not in plan.unpacked]
+    assert near or (below and not any(lost))  # what loses nothing is packed, whatever room is left
     small = recipe.apply(model, plan, data)
     assert weight_bytes(small) == pytest.approx(plan.weight_bytes, rel=0.03)
     staying = [n for n in plan.unpacked if n != "lm_head"]
