@@ -174,33 +174,42 @@ def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 
 def example_inputs(
-    model: PreTrainedModel, *, batch: int = 2, length: int = 12, seed: int = 0, device: str | torch.device | None = None
+    model: PreTrainedModel,
+    *,
+    batch: int = 2,
+    length: int = 12,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    pixels: Any = None,
 ) -> dict[str, torch.Tensor]:
     """Random inputs that fit `model`, read off its config and what its forward asks for; on `device`, default its own.
 
-    Both of two towers are fed; a model that can read images or sounds in a text gets a text.
+    Both of two towers are fed; a model that can read images or sounds in a text gets a text. Images have the config's
+    size, else `pixels` a side (or [height, width]), else 224.
     """
+    config = model.config
+    if pixels is not None and image_size(config) is None:
+        config = copy.copy(config)
+        config.image_size = pixels
     takes = inspect.signature(model.forward).parameters
     needed = {n for n, p in takes.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
     names = {model.main_input_name, *needed}
-    if model.main_input_name == "input_ids" and not any(hasattr(model.config, name) for name in PLACEHOLDERS):
+    if model.main_input_name == "input_ids" and not any(hasattr(config, name) for name in PLACEHOLDERS):
         names |= set(takes) & {"pixel_values", "input_features", "input_values"}  # two towers
-    text = isinstance(_named(model.config, "vocab_size"), int)
+    text = isinstance(_named(config, "vocab_size"), int)
     if text and "input_ids" in takes and "decoder_input_ids" not in takes:
         names.add("input_ids")
     for name, others in BESIDE.items():
         names |= {*others} if name in names else set()
     draw = torch.Generator().manual_seed(seed)
     made = _INPUTS | next((dict.fromkeys(PATCHED, make) for name, make in IN_PATCHES.items() if name in names), {})
-    inputs = {name: made[name](model.config, batch, length, draw) for name in takes if name in names & {*made}}
+    inputs = {name: made[name](config, batch, length, draw) for name in takes if name in names & {*made}}
     if "input_ids" in inputs and "attention_mask" in takes:
         inputs["attention_mask"] = torch.ones(batch, length, dtype=torch.long)
     if "input_features" in inputs and "input_features_mask" in takes:
         inputs["input_features_mask"] = torch.ones(batch, inputs["input_features"].shape[-1], dtype=torch.long)
-    if model.config.is_encoder_decoder and hasattr(
-        model.config.get_text_config(), "vocab_size"
-    ):  # a detector decodes boxes
-        inputs["decoder_input_ids"] = _tokens(model.config, batch, min(length, 8), draw)
+    if config.is_encoder_decoder and hasattr(config.get_text_config(), "vocab_size"):  # a detector decodes boxes
+        inputs["decoder_input_ids"] = _tokens(config, batch, min(length, 8), draw)
     return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
 
 
@@ -243,6 +252,11 @@ def _first(config: Any, *names: str, default: Any = None) -> Any:
     return next((v for name in names if (v := _named(config, name)) is not None), default)
 
 
+def image_size(config: PretrainedConfig) -> Any:
+    """Pixels a side, or [height, width], where the config says it: those of plain convolutional nets need not."""
+    return _first(config, "image_size", "input_size")
+
+
 def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     size = getattr(config.get_text_config(), "vocab_size", None) or _named(config, "vocab_size") or CHARACTERS
     return torch.randint(min(6, size - 1), size, (batch, length), generator=draw)
@@ -250,7 +264,7 @@ def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Gener
 
 def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[batch, channels, height, width]; with frames before the channels where the config has some."""
-    size = _first(config, "image_size", "input_size", default=IMAGE)
+    size = image_size(config) or IMAGE
     side = size if isinstance(size, (list, tuple)) else [size] * 2
     frames = [n] if isinstance(n := _first(config, "num_frames", "frames_per_clip"), int) else []
     return torch.randn(batch, *frames, _named(config, "num_channels") or 3, *side, generator=draw)

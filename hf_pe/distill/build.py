@@ -12,7 +12,7 @@ from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
-from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable
+from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable, side_by_side
 from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels
@@ -109,9 +109,27 @@ def _link(
 ) -> Link:
     """With projections where the widths differ."""
     pairs = pair(layers, student, teacher, mask)
-    here, there = student[0].shape[-1], teacher[0].shape[-1]
-    count = 0 if here == there else len(pairs)
-    return Link(pairs, [nn.Linear(here, there, bias=False, device=student[0].device) for _ in range(count)])
+    both = [_at_same_places(student[here], teacher[there]) for here, there in pairs]
+    widths = [(here.shape[-1], there.shape[-1]) for here, there in both]
+    if all(here == there for here, there in widths):
+        return Link(pairs)
+    return Link(pairs, [nn.Linear(*each, bias=False, device=student[0].device) for each in widths])
+
+
+def _at_same_places(*states: torch.Tensor) -> list[torch.Tensor]:
+    """As `side_by_side`.
+
+    Raises:
+        UsageError: some stand at other places than the first.
+    """
+    found = side_by_side(*states)
+    here, there = found[0].shape[:-1], next((s.shape[:-1] for s in found if s.shape[:-1] != found[0].shape[:-1]), None)
+    if there is not None:
+        raise UsageError(
+            f"distil.losses.hidden: the student's hidden states stand at other places ({tuple(here)}) than those they "
+            f"would learn from ({tuple(there)}). Use `features` and losses of the logits."
+        )
+    return found
 
 
 def pair(
@@ -123,10 +141,15 @@ def pair(
     """Which hidden state learns from which, by `layers`; `mask` says which tokens count.
 
     Raises:
-        UsageError: given ones are too many or too few, do not rise, or are out of range.
+        UsageError: given ones are too many or too few, do not rise, or are out of range; `similar` ones stand at
+            different places.
     """
-    if layers == "similar" and len(student) <= len(teacher):
-        return similar(*([counted_rows(state, mask) for state in states] for states in (student, teacher)))
+    if layers == "similar":
+        rows = [counted_rows(state, mask) for state in _at_same_places(*student, *teacher)]
+        here, there = rows[: len(student)], rows[len(student) :]
+        if len(here) > len(there):
+            return [(own, other) for other, own in similar(there, here)]
+        return similar(here, there)
     if layers == "last":
         return last(len(student), len(teacher))
     if isinstance(layers, str):
@@ -170,13 +193,6 @@ def _require_signals(weights: Mapping[str, Any], task: Task, given: Signals, wan
                 raise UsageError(
                     f"distil.losses.{name}: the cache holds the likeliest classes only; leave this loss out."
                 )
-            if loss.needs == "hidden_states":
-                here, there = (signals["hidden_states"][-1].shape[:-1] for signals in (given, teacher))
-                if here != there:
-                    raise UsageError(
-                        f"distil.losses.{name}: the student's hidden states stand at other places ({tuple(here)}) than "
-                        f"the teacher's ({tuple(there)}). Use `features` and losses of the logits."
-                    )
             if name == "task" or loss.needs in ("hidden_states", "attentions", "features"):
                 continue
             here_width, there_width = (_width(signals[loss.needs]) for signals in (given, teacher))

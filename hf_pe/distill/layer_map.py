@@ -14,13 +14,16 @@ Pairs = list[tuple[int, int]]
 
 
 def uniform(student: int, teacher: int) -> Pairs:
-    """Spread evenly; first with first, last with last (Sun et al. 2019, arXiv:1908.09355, "skip").
+    """Spread evenly, as many as both have: first with first, last with last.
+
+    Sun et al. 2019, arXiv:1908.09355, "skip".
 
     Args:
         student: number of the student's hidden states, the embedding output included.
         teacher: likewise; not fewer than 1.
     """
-    return list(enumerate(spread(student, teacher)))
+    both = min(student, teacher)
+    return list(zip(spread(both, student), spread(both, teacher), strict=True))
 
 
 def last(student: int, teacher: int) -> Pairs:

@@ -126,34 +126,49 @@ def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def hidden(
     student: tuple[torch.Tensor, ...],
     teacher: tuple[torch.Tensor, ...],
-    mask: torch.Tensor,
+    mask: torch.Tensor | None,
     pairs: Pairs | None = None,
     projections: Sequence[nn.Module] = (),
 ) -> torch.Tensor:
     """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, mean over pairs.
 
-    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer.
+    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer. Of feature maps, FitNets'
+    hints (Romero et al. 2015, arXiv:1412.6550, eq. 3), on the coarser of the two grids.
 
     Args:
-        student, teacher: hidden states of all layers.
-        mask: tokens that count, [batch, tokens].
+        student, teacher: hidden states of all layers; or feature maps, see `side_by_side`.
+        mask: tokens that count, [batch, tokens]; None: all.
         pairs: which learns from which; default `uniform`.
         projections: one for each pair, from the student's width to the teacher's; none where these are equal.
 
     Raises:
         ValueError: the widths differ, and there are no projections.
     """
-    if student[0].shape[-1] != teacher[0].shape[-1] and not projections:
-        raise ValueError(
-            f"hidden: expected equal widths, got {student[0].shape[-1]} (student) and {teacher[0].shape[-1]} (teacher)."
-        )
     terms = []
     for number, (here, there) in enumerate(pairs or uniform(len(student), len(teacher))):
-        target = teacher[there].float()
-        state = projections[number](student[here]) if projections else student[here]
+        state, target = side_by_side(student[here], teacher[there].float())
+        if projections:
+            state = projections[number](state)
+        elif state.shape[-1] != target.shape[-1]:
+            raise ValueError(
+                f"hidden: expected equal widths, got {state.shape[-1]} (student) and {target.shape[-1]} (teacher)."
+            )
         gap = (state.float() - target).square().mean(-1)
         terms.append(_mean(gap, mask) / _mean(target.square().mean(-1), mask))
     return torch.stack(terms).mean()
+
+
+def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states of the same places: [batch, tokens, width] as they are; feature maps [batch, width, height, width]
+    averaged down to the coarsest grid among them, [batch, places, width].
+
+    Maps of square images whose channels come last are known by their first two sides being equal.
+    """
+    if any(state.ndim != 4 for state in states):
+        return list(states)
+    maps = [s.movedim(-1, 1) if s.shape[1] == s.shape[2] != s.shape[3] else s for s in states]
+    grid = (min(m.shape[2] for m in maps), min(m.shape[3] for m in maps))
+    return [functional.adaptive_avg_pool2d(m, grid).flatten(2).mT for m in maps]
 
 
 def features(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

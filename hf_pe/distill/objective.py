@@ -255,6 +255,8 @@ class Objective:
         found = dict(signals)
         if seen is not None:
             found["attentions"] = seen
+        if self.hidden and found["hidden_states"][0].ndim == 4:
+            found["tokens"] = None  # maps have no padding
         if "tokens" not in found and (self.hidden or self.attentions):
             rows, tokens = (found["hidden_states"][0] if self.hidden else seen[0].query.transpose(1, 2)).shape[:2]
             mask = batch.get("attention_mask")

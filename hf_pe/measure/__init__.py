@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from hf_pe.measure.flops import flops as flops
 from hf_pe.measure.latency import alternating as alternating
 from hf_pe.measure.latency import latency as latency
+from hf_pe.measure.latency import shared_size as shared_size
 from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
@@ -34,12 +35,13 @@ def measure(
     batches: Sequence[int] = BATCHES,
     length: int = LENGTH,
 ) -> dict[str, Measurement]:
-    """Measure models side by side: sizes, FLOPs, interleaved latency, quality.
+    """Measure models side by side, on images of the same size: sizes, FLOPs, interleaved latency, quality.
 
     Quality comes from `judged` where given (see `judge`), else it is measured on `data` or by `evaluate`.
     Bytes on disk and peak memory belong to a folder and are added when one is saved.
     """
     length = min(longest(model.config, length) for model in models.values())
+    pixels = shared_size(models.values())
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
         for name, found in latency(models, batch=batch, length=length).items():
@@ -49,7 +51,7 @@ def measure(
             parameters=parameters(model).total,
             parameters_without_embeddings=parameters(model).without_embeddings,
             dtype=str(model.dtype).removeprefix("torch."),
-            flops=flops(model.config, type(model), length=length),
+            flops=flops(model.config, type(model), length=length, pixels=pixels),
             flops_setting=f"batch 1, length {length}" if model.main_input_name == "input_ids" else "batch 1",
             latency=tuple(times[name]),
             quality=judged[name].scores() if judged else quality(model, data, evaluate),

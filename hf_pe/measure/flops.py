@@ -24,7 +24,12 @@ LARGEST_REAL = 2_000_000_000
 
 
 def flops(
-    config: PretrainedConfig, model_class: type[PreTrainedModel], *, batch: int = 1, length: int = 128
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel],
+    *,
+    batch: int = 1,
+    length: int = 128,
+    pixels: Any = None,
 ) -> int | None:
     """Count the FLOPs of one forward pass (a multiply-add is 2) from the config; None where it cannot be done.
 
@@ -33,6 +38,7 @@ def flops(
         model_class: what to build.
         batch: examples.
         length: tokens, for text models.
+        pixels: a side, or [height, width], where the config does not say.
     """
     plain = copy.deepcopy(config)
     if hasattr(plain, "quantization_config") and form_of(plain) is None:
@@ -41,16 +47,16 @@ def flops(
     plain._experts_implementation = "eager"
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return _count(plain, model_class, batch, length)
+            return _count(plain, model_class, batch, length, pixels)
     except (DataDependentOutputException, DynamicOutputShapeException):
         with torch.device("meta"):
             size = sum(p.numel() for p in built(plain, model_class).parameters())
-        return _count(plain, model_class, batch, length) if size <= LARGEST_REAL else None
+        return _count(plain, model_class, batch, length, pixels) if size <= LARGEST_REAL else None
 
 
-def _count(config: PretrainedConfig, model_class: type[PreTrainedModel], batch: int, length: int) -> int:
+def _count(config: PretrainedConfig, model_class: type[PreTrainedModel], batch: int, length: int, pixels: Any) -> int:
     model: Any = built(config, model_class).eval()
-    inputs = example_inputs(model, batch=batch, length=length)
+    inputs = example_inputs(model, batch=batch, length=length, pixels=pixels)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     return int(counter.get_total_flops())

@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.instance import example_inputs
+from hf_pe.instance import example_inputs, image_size
 from hf_pe.progress import advance
 from hf_pe.report import Latency
 
@@ -25,7 +26,7 @@ def latency(
     seconds: float = 6.0,
     most_rounds: int = 100,
 ) -> dict[str, Latency]:
-    """Time one forward pass of each model, taking turns so that all see the same machine.
+    """Time one forward pass of each model, taking turns so that all see the same machine and images of the same size.
 
     Args:
         models: by name; at least one.
@@ -50,11 +51,17 @@ def latency(
     }
 
 
+def shared_size(models: Iterable[PreTrainedModel]) -> Any:
+    """The image size that configs which say none are measured at: the first that one beside them says."""
+    return next((size for model in models if (size := image_size(model.config)) is not None), None)
+
+
 def alternating(
     models: Mapping[str, PreTrainedModel], *, batch: int, length: int, seconds: float, most_rounds: int
 ) -> dict[str, list[float]]:
     """Milliseconds of every round by model; see `latency`."""
-    inputs = {name: example_inputs(model, batch=batch, length=length) for name, model in models.items()}
+    told = {"batch": batch, "length": length, "pixels": shared_size(models.values())}
+    inputs = {name: example_inputs(model, **told) for name, model in models.items()}
     spent = each = 0.0
     for _ in range(3):
         each = sum(_once(model, inputs[name]) for name, model in models.items())

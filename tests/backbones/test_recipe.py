@@ -1,5 +1,6 @@
 """Swaps end in stock models that reload equal; what lies outside of the backbone survives; wrong ones are refused."""
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -40,7 +41,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
-from hf_pe.measure import parameters
+from hf_pe.measure import latency, measure, parameters
 from hf_pe.plans import Sketch
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
 from tests.helpers import TEXTS, bert_config, saved, shared, taught
@@ -432,6 +433,34 @@ def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     with pytest.raises(UsageError, match="the embeddings would be 32 wide in place of 64"):
         BackboneSwap(to="bert_tiny", config={"hidden_size": 32}).plan(model, data)
+
+
+@pytest.mark.parametrize("layers", ["uniform", "similar", "last", (0, 1, 2)])
+def test_a_convolutional_student_learns_from_the_maps_of_a_convolutional_teacher(layers, images):
+    sizes = {"embedding_size": 16, "hidden_sizes": [96, 160], "depths": [2, 2], "layer_type": "basic"}
+    model = ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES, **sizes))
+    data = replace(images, teacher=lively(model, 0))
+    small = SMALL_RESNET if isinstance(layers, tuple) else None  # as many maps as the teacher's
+    recipe = BackboneSwap(config=small) if small else BackboneSwap(image_size=32, **SMALL)
+    new = swapped(recipe, model, data)
+    learns = Distillation(losses={"hidden": 1.0}, layers=layers, steps=20, batch_size=16, learning_rate=4e-3)
+    learns.plan(new, data)
+    trained, curve = learns.train(new, data)
+    assert curve[-1][1] < 0.9 * curve[0][1]
+    assert [n for n, _ in trained.named_parameters()] == [n for n, _ in new.named_parameters()]
+
+
+def test_models_side_by_side_see_images_of_the_same_size():
+    """A ResNet's config says no size, that of the MobileNet in its place does."""
+    model = ResNetForImageClassification(ResNetConfig(**SMALL_RESNET)).eval()
+    small = copy.deepcopy(model)
+    small.config.image_size = 64
+    found = measure({"dense": model, "small": small}, batches=())
+    assert found["dense"].flops == found["small"].flops
+    seen = []
+    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"].shape), with_kwargs=True)
+    latency({"dense": model, "small": small}, batch=1, seconds=0.01)
+    assert {*seen} == {(1, 3, 64, 64)}
 
 
 def test_hidden_states_of_a_convolutional_student_are_refused(images):

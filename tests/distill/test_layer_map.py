@@ -4,13 +4,14 @@ import torch
 from hf_pe.distill.layer_map import last, similar, uniform
 
 
-@pytest.mark.parametrize(("student", "teacher"), [(1, 1), (1, 7), (3, 7), (5, 7), (7, 7)])
+@pytest.mark.parametrize(("student", "teacher"), [(1, 1), (1, 7), (3, 7), (5, 7), (7, 7), (16, 5)])
 def test_the_even_map_rises_from_first_to_last(student, teacher):
     pairs = uniform(student, teacher)
-    assert len(pairs) == student
+    assert len(pairs) == min(student, teacher)
     assert pairs[-1] == (student - 1, teacher - 1)
     assert student == 1 or pairs[0] == (0, 0)
-    assert [there for _, there in pairs] == sorted({there for _, there in pairs})
+    for side in zip(*pairs, strict=True):
+        assert [*side] == sorted({*side})
 
 
 def test_last_with_last_and_down():

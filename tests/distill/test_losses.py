@@ -138,6 +138,17 @@ def test_pairs_and_projections_are_used():
     assert hidden(student, wide, mask, [(2, 1)], [double]).detach() == pytest.approx(0)
 
 
+def test_feature_maps_are_compared_on_the_coarser_grid():
+    draw = torch.Generator().manual_seed(0)
+    fine, coarse = torch.randn(2, 3, 8, 8, generator=draw), torch.randn(2, 3, 4, 4, generator=draw)
+    own = fine.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    by_hand = (own - coarse).square().mean() / coarse.square().mean()
+    assert hidden((fine,), (coarse,), None) == pytest.approx(float(by_hand), rel=1e-5)
+    last = (fine.movedim(1, -1),)
+    assert hidden(last, (coarse,), None) == pytest.approx(float(by_hand), rel=1e-5), "channels last"
+    assert hidden(last, (fine,), None) == pytest.approx(0, abs=1e-9)
+
+
 def test_relations_need_neither_the_same_width_nor_the_same_heads():
     mask = torch.ones(3, 5)
     draw = torch.Generator().manual_seed(0)
