@@ -213,6 +213,12 @@ def example_inputs(
     return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
 
 
+def reads(model_class: type[PreTrainedModel]) -> str:
+    """The name of what a model takes, and whether images come in patches."""
+    takes = inspect.signature(model_class.forward).parameters
+    return model_class.main_input_name + (" in patches" if IN_PATCHES.keys() & takes else "")
+
+
 def possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
     """Inputs to try, the likeliest first: which way a spectrogram lies is not told, nor whether a sound has channels
     or a patch is flat, nor what else a forward cannot do without."""

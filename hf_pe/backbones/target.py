@@ -15,6 +15,7 @@ from hf_pe.backbones.presets import PRESETS
 from hf_pe.bridge import Seam, foldable
 from hf_pe.checkpoints import Source, auto_class_of, class_for, load_config, resolve
 from hf_pe.errors import UsageError, nearest
+from hf_pe.instance import reads
 
 CARRIED = (
     "id2label", "label2id", "problem_type", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id",
@@ -80,6 +81,8 @@ def target_of(
     for name in CARRIED:
         if hasattr(new, name) and getattr(config, name, None) is not None and name not in changes:
             setattr(new, name, copy.deepcopy(getattr(config, name)))
+    if new.num_labels != config.num_labels:  # some configs count labels without naming them
+        new.num_labels = config.num_labels
     pixels = model_class.main_input_name == "pixel_values"
     size = image_size or getattr(config, "image_size", None)
     notes: list[str] = []
@@ -87,10 +90,10 @@ def target_of(
         new.image_size = size
         notes += adapt_(new, size, keep=changes.keys())
     new_class = class_for(new, auto_class_of(config, model_class))
-    if new_class.main_input_name != model_class.main_input_name:
+    if reads(new_class) != reads(model_class):
         raise UsageError(
-            f"swap.to: expected a model that reads {model_class.main_input_name} as {model_class.__name__} does; "
-            f"{new_class.__name__} reads {new_class.main_input_name}."
+            f"swap.to: expected a model that reads {reads(model_class)} as {model_class.__name__} does; "
+            f"{new_class.__name__} reads {reads(new_class)}."
         )
     _built(new, new_class)
     seams = _whole_seams(config, model_class, new, new_class)

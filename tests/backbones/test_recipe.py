@@ -10,6 +10,7 @@ import transformers
 from sklearn.datasets import load_digits
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
@@ -23,6 +24,8 @@ from transformers import (
     MobileNetV2Config,
     MobileNetV2ForImageClassification,
     PreTrainedTokenizerFast,
+    PvtConfig,
+    PvtForImageClassification,
     ResNetConfig,
     ResNetForImageClassification,
     RobertaConfig,
@@ -85,6 +88,41 @@ def test_every_image_preset_keeps_the_labels_and_a_map_of_four_pixels_where_its_
     fixed = any("cannot say other strides" in note for note in target.notes)
     assert fixed == (target.config.model_type in ("mobilenet_v1", "resnet"))
     assert fixed or maps.shape[-1] >= 4
+
+
+UNFIT = {
+    "dinat": (ImportError, "natten"),
+    "imagegpt": (UsageError, "reads input_ids"),
+    "perceiver": (UsageError, "reads inputs"),
+    "shieldgemma2": (UsageError, "reads input_ids"),
+    "siglip2": (UsageError, "reads pixel_values in patches"),
+    "swiftformer": (UsageError, "no single linear map to its labels"),
+    "timm_wrapper": (ImportError, "timm"),
+}
+"""Image classifiers that no compact backbone can stand in for, and why."""
+
+
+@pytest.mark.parametrize("kind", sorted(config.model_type for config in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING))
+def test_image_classifiers_of_every_kind_hand_their_head_on(kind):
+    config = AutoConfig.for_model(kind, num_labels=3)
+    classes = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING[type(config)]
+    model_class = classes[0] if isinstance(classes, tuple) else classes
+    if kind in UNFIT:
+        error, message = UNFIT[kind]
+        with pytest.raises(error, match=message):
+            target_of(config, model_class, "mobilenet_v2_0.35", {}, None, None)
+        return
+    target = target_of(config, model_class, "mobilenet_v2_0.35", {}, None, None)
+    assert target.config.num_labels == 3 and [seam.new for seam in target.seams] == ["classifier"]
+
+
+@pytest.mark.parametrize("to", ["resnet_10", "pvt"])
+def test_labels_that_are_counted_and_not_named_are_as_many_afterwards(to):
+    """PVT's config has a number of labels of its own."""
+    target = target_of(PvtConfig(num_labels=5), PvtForImageClassification, to, {}, None, None)
+    assert target.config.num_labels == 5
+    named = target_of(ViTConfig(num_labels=3, id2label=NAMES), ViTForImageClassification, to, {}, None, None)
+    assert named.config.num_labels == 3 and named.config.id2label == NAMES
 
 
 @pytest.mark.parametrize("name", sorted(n for n, p in PRESETS.items() if p.kind == "input_ids"))
