@@ -81,8 +81,9 @@ def target_of(
     for name in CARRIED:
         if hasattr(new, name) and getattr(config, name, None) is not None and name not in changes:
             setattr(new, name, copy.deepcopy(getattr(config, name)))
-    if new.num_labels != config.num_labels:  # some configs count labels without naming them
-        new.num_labels = config.num_labels
+    labels: Any = config.num_labels
+    if new.num_labels != labels:  # some configs count them without naming them
+        new.num_labels = labels
     pixels = model_class.main_input_name == "pixel_values"
     size = image_size or getattr(config, "image_size", None)
     notes: list[str] = []
