@@ -146,10 +146,7 @@ def pair(
     """
     if layers == "similar":
         rows = [counted_rows(state, mask) for state in _at_same_places(*student, *teacher)]
-        here, there = rows[: len(student)], rows[len(student) :]
-        if len(here) > len(there):
-            return [(own, other) for other, own in similar(there, here)]
-        return similar(here, there)
+        return similar(rows[: len(student)], rows[len(student) :])
     if layers == "last":
         return last(len(student), len(teacher))
     if isinstance(layers, str):

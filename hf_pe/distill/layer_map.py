@@ -37,13 +37,16 @@ def last(student: int, teacher: int) -> Pairs:
 
 
 def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> Pairs:
-    """Rising pairs whose linear CKA adds up to the most, last with last (Kornblith et al. 2019, arXiv:1905.00414,
-    eq. 4).
+    """Rising pairs, as many as both have, whose linear CKA adds up to the most, last with last.
+
+    Kornblith et al. 2019, arXiv:1905.00414, eq. 4.
 
     Args:
         student: hidden states of the same tokens, [tokens, width] each.
-        teacher: likewise, of another width perhaps; not fewer than the student's.
+        teacher: likewise, of another width perhaps.
     """
+    if len(student) > len(teacher):
+        return [(here, there) for there, here in similar(teacher, student)]
     scores = torch.tensor([[_cka(here, there) for there in teacher] for here in student])
     rows, columns = scores.shape
     # best[i, j]: of the first i + 1 of the student's, the last of them with j

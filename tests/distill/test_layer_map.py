@@ -27,5 +27,6 @@ def test_what_is_most_alike_goes_together():
     turn = torch.linalg.qr(torch.randn(9, 9, generator=draw)).Q[:6]
     student = [teacher[i] @ turn * 3 + 1 for i in (0, 1, 4, 5)]
     assert similar(student, teacher) == [(0, 0), (1, 1), (2, 4), (3, 5)]
+    assert similar(teacher, student) == [(0, 0), (1, 1), (4, 2), (5, 3)]
     assert similar(student[::-1], teacher) != [(0, 5), (1, 4), (2, 1), (3, 0)]  # rising, whatever is alike
     assert similar(teacher, teacher) == [(i, i) for i in range(6)]
