@@ -11,10 +11,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
+from hf_pe.backbones.grown import grow_
 from hf_pe.backbones.target import Target, target_of
 from hf_pe.bridge import BATCH, fitted, fold_
 from hf_pe.checkpoints import load_model, load_processor
 from hf_pe.errors import UsageError
+from hf_pe.instance import reads
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.tasks import TaskData, model_inputs
@@ -43,6 +45,7 @@ class BackboneSwap(Frozen):
         "vision_config, text_config",
     )  # fmt: skip
     weights: bool = Field(True, description="False: random ones, also where `to` brings its own")
+    fit: bool = Field(True, description="a random body's linear bottlenecks are fitted to the original's feature maps")
     image_size: int | None = Field(None, ge=1, description="pixels a side that it will see; default: the config's")
     seed: int = 0
 
@@ -107,7 +110,11 @@ class BackboneSwap(Frozen):
         target = self._target(model.config, type(model))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            new: PreTrainedModel = self._started(model, target, data).to(model.dtype).to(model.device)  # type: ignore[arg-type]
+            new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
+        if self._grows(model.config, target):
+            count = grow_(model, new, data, self.seed)
+            progress.say(f"{count} linear bottlenecks fitted to the original's feature maps")
+        new.to(model.dtype)  # type: ignore[arg-type]
         settle_(new, data)
         for seam in target.seams:  # one after the other: what one gives may flow into the next
             bridge = fitted(model, new, seam, data)
@@ -119,6 +126,11 @@ class BackboneSwap(Frozen):
 
     def _target(self, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Target:
         return target_of(config, model_class, self.to, self.config, self.part, self.image_size)
+
+    def _grows(self, config: PretrainedConfig, target: Target) -> bool:
+        """Whether the body is one of images, whole, and random."""
+        random = not (target.source and self.weights) and not _alike(config, target.config)
+        return self.fit and random and not target.prefix and reads(target.model_class) == "pixel_values"
 
     def _started(self, model: PreTrainedModel, target: Target, data: TaskData) -> PreTrainedModel:
         """The compact model with what can be taken over; random elsewhere."""
@@ -172,6 +184,8 @@ class BackboneSwap(Frozen):
             if not target.prefix and _alike(config, target.config)
             else "the original's embedding tables, turned and narrowed; its layers are random"
             if not target.prefix and target.model_class.main_input_name == "input_ids"
+            else "random weights; its linear bottlenecks, if it has any, are fitted to the original's feature maps"
+            if self._grows(config, target)
             else "random weights"
         )
         return (f"the body begins with {begins}", *((f"bridge folded into {bridge}",) if bridge else ()))

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from hf_pe.distill.attention import Attention
 from hf_pe.distill.layer_map import Pairs, uniform
+from hf_pe.tasks import as_map
 
 Signals = dict[str, Any]
 
@@ -159,14 +160,12 @@ def hidden(
 
 
 def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states of the same places: [batch, tokens, width] as they are; feature maps [batch, width, height, width]
-    averaged down to the coarsest grid among them, [batch, places, width].
-
-    Maps of square images whose channels come last are known by their first two sides being equal.
+    """Hidden states of the same places: [batch, tokens, width] as they are; feature maps (see `as_map`) averaged down
+    to the coarsest grid among them, [batch, places, width].
     """
     if any(state.ndim != 4 for state in states):
         return list(states)
-    maps = [s.movedim(-1, 1) if s.shape[1] == s.shape[2] != s.shape[3] else s for s in states]
+    maps = [m for m in map(as_map, states) if m is not None]
     grid = (min(m.shape[2] for m in maps), min(m.shape[3] for m in maps))
     return [functional.adaptive_avg_pool2d(m, grid).flatten(2).mT for m in maps]
 

@@ -7,6 +7,7 @@ from hf_pe.tasks.base import Batch as Batch
 from hf_pe.tasks.base import Judged as Judged
 from hf_pe.tasks.base import Task as Task
 from hf_pe.tasks.base import TaskData as TaskData
+from hf_pe.tasks.base import as_map as as_map
 from hf_pe.tasks.base import as_read_by as as_read_by
 from hf_pe.tasks.base import counted_rows as counted_rows
 from hf_pe.tasks.base import model_inputs as model_inputs

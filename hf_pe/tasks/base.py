@@ -1,5 +1,6 @@
 """What a task must answer, and the bundle that stages work with."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -18,6 +19,8 @@ ROW = "teacher_row"
 POSSIBLE = "possible"
 """Entry of a batch: which tokens may be an answer's place."""
 NOT_INPUTS = ("labels", ROW, POSSIBLE)
+BEFORE_PATCHES = 5
+"""Tokens that may stand before those of an image's patches: classes and registers."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,21 @@ def counted_rows(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tenso
     if mask is not None and hidden.shape[:-1] == mask.shape:
         return hidden[mask.bool()]
     return hidden.flatten(0, -2)
+
+
+def as_map(hidden: torch.Tensor) -> torch.Tensor | None:
+    """Hidden states as a map [batch, width, height, width]; None where they are none.
+
+    Maps of square images whose channels come last are known by their first two sides being equal. Of tokens the last
+    ones are taken that fill a square: classes and registers come before the patches.
+    """
+    if hidden.ndim == 4:
+        return hidden.movedim(-1, 1) if hidden.shape[1] == hidden.shape[2] != hidden.shape[3] else hidden
+    if hidden.ndim != 3:
+        return None
+    side = math.isqrt(hidden.shape[1])
+    others = hidden.shape[1] - side**2
+    return hidden[:, others:].mT.reshape(len(hidden), -1, side, side) if others <= BEFORE_PATCHES else None
 
 
 def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -148,13 +148,14 @@ def test_an_image_classifier_becomes_a_mobilenet_that_answers_by_the_bridge_alon
     assert accuracy(learned, images) > 0.95
     new = swapped(BackboneSwap(**SMALL), learned, images)
     assert isinstance(new, MobileNetV2ForImageClassification) and new.config.id2label == NAMES
-    assert accuracy(new, images) > 0.6, "chance: a third"
+    assert accuracy(new, images) > 0.9
+    assert 0.6 < accuracy(swapped(BackboneSwap(**SMALL, fit=False), learned, images), images) < 0.9, "chance: a third"
     assert_reloads(new, tmp_path, AutoModelForImageClassification)
 
 
 def test_the_swapped_model_learns_features_and_logits_with_the_head_reused(learned, images):
     data = replace(images, teacher=learned)
-    new = swapped(BackboneSwap(**SMALL), learned, data)
+    new = swapped(BackboneSwap(**SMALL, fit=False), learned, data)
     recipe = Distillation(
         losses={"features": 1.0, "kl": 1.0}, steps=12, batch_size=24, learning_rate=2e-3, head_first=0.25,
         augment=Augment(crop=0.05, flip=False),
