@@ -1,5 +1,6 @@
 """Presets beside the model they would go under: sizes, FLOPs and latency, measured here."""
 
+import copy
 from dataclasses import dataclass
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -59,6 +60,7 @@ def candidates(
             "`config` values, or name a folder or a Hub id."
         )
     if image_size is not None:
+        config = copy.deepcopy(config)
         config.image_size = image_size
     targets = {"": Target(config, model_class, (), "", None, (), ())}
     reason = None
