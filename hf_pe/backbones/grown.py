@@ -50,9 +50,9 @@ def grow_(old: PreTrainedModel, new: PreTrainedModel, data: TaskData, seed: int 
     All rows flow through the body once. Where they reach a bottleneck it becomes the reduced-rank regression of its
     inputs on the original's map at the same share of the depth, averaged to its grid (Izenman 1975): the inputs'
     directions that tell most of that map, as many as it has channels. One whose block adds its input is fitted to what
-    the map has left, in the scale of what it is added to. Depthwise kernels begin as what tells something of any image:
-    a smoothing one, its two derivatives and the identity, drawn by channel. Running statistics of batch norms are not
-    set.
+    the map has left. Batch norms scale each channel as it is expected to be wanted. Depthwise kernels and those that see
+    the image begin as what tells something of any image: a smoothing one, its two derivatives and the identity, drawn by
+    channel. Running statistics of batch norms are not set.
 
     Args:
         old: whose hidden states are wanted; stays as it is.
@@ -121,17 +121,22 @@ def bottlenecks(model: PreTrainedModel, batch: Batch) -> tuple[list[Bottleneck],
 
 
 def kernels_(model: nn.Module, draw: torch.Generator) -> None:
-    """Depthwise kernels in place: each a Gaussian, its derivative along either side, or the identity; of norm 1."""
+    """Depthwise kernels, and those that see the image, in place: each a Gaussian, one of its first derivatives or the
+    identity, of norm 1; that of the image's channels in one direction among them."""
+    first = True
     for module in model.modules():
-        if not isinstance(module, nn.Conv2d) or module.groups != module.in_channels or min(module.kernel_size) < 3:
+        if not isinstance(module, nn.Conv2d) or min(module.kernel_size) < 3:
             continue
-        y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in module.kernel_size), indexing="ij")
-        bell = torch.exp(-(x**2 + y**2) / (2 * (2 * SPREAD) ** 2))
-        middle = ((x**2 + y**2) == (x**2 + y**2).min()).float()
-        kinds = torch.stack([each / each.norm() for each in (bell, bell * x, bell * y, middle)])
-        which = torch.randint(len(kinds), (module.out_channels,), generator=draw)
-        signs = 2.0 * torch.randint(2, (module.out_channels, 1, 1), generator=draw) - 1
-        module.weight.copy_((kinds[which] * signs)[:, None])
+        if first or module.groups == module.in_channels:
+            y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in module.kernel_size), indexing="ij")
+            bell = torch.exp(-(x**2 + y**2) / (2 * (2 * SPREAD) ** 2))
+            middle = ((x**2 + y**2) == (x**2 + y**2).min()).float()
+            kinds = torch.stack([each / each.norm() for each in (bell, bell * x, bell * y, middle)])
+            which = torch.randint(len(kinds), (module.out_channels,), generator=draw)
+            among = torch.randn(*module.weight.shape[:2], generator=draw)
+            among /= among.norm(dim=1, keepdim=True)
+            module.weight.copy_(kinds[which][:, None] * among[:, :, None, None])
+        first = False
 
 
 class _Fitting:
@@ -163,9 +168,9 @@ class _Fitting:
         move = _regressed(inputs, wanted)
         turn, spread = _principal(inputs @ move, at.conv.out_channels)
         turn = turn[:, spread > LEAST * spread[0]]
-        weight = (move @ turn).T
-        self.left = wanted @ turn
+        weight, told, self.left = (move @ turn).T, inputs @ move @ turn, wanted @ turn
         self.left /= self.left.std(0)
+        at.norm.weight[: len(weight)] = (told / told.std(0) * self.left).mean(0)
         missing = at.conv.out_channels - len(weight)
         if missing:  # the original's map is narrower, or tells no more: what else varies most
             basis = torch.linalg.qr(weight.T)[0]
