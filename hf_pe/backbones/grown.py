@@ -50,9 +50,9 @@ def grow_(old: PreTrainedModel, new: PreTrainedModel, data: TaskData, seed: int 
     All rows flow through the body once. Where they reach a bottleneck it becomes the reduced-rank regression of its
     inputs on the original's map at the same share of the depth, averaged to its grid (Izenman 1975): the inputs'
     directions that tell most of that map, as many as it has channels. One whose block adds its input is fitted to what
-    the map has left. Batch norms scale each channel as it is expected to be wanted. Depthwise kernels and those that see
-    the image begin as what tells something of any image: a smoothing one, its two derivatives and the identity, drawn by
-    channel. Running statistics of batch norms are not set.
+    the map has left. Batch norms scale each channel by how much of it is explained. Depthwise kernels, and those that
+    see the image, begin as what tells something of any image: a smoothing one, its two derivatives and the identity,
+    drawn by channel. Running statistics of batch norms are not set.
 
     Args:
         old: whose hidden states are wanted; stays as it is.

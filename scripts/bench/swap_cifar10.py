@@ -4,8 +4,8 @@ from scratch and by plain logits distillation, each for the same processor time;
 Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
 for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
 Needs ../shared/data/cifar10 and ../shared/models/mobilenetv2-imagenet. Seeds: --seeds (default 5; 3 are enough).
-Seconds: --teacher (7200: an hour on two cores) and --student (240, fitting and bridge included). A part alone, beside another
-on the next core: --only.
+Seconds: --teacher (7200: an hour on two cores) and --student (240, fitting and bridge included). A part alone, beside
+another on the next core: --only.
 """
 
 import argparse
@@ -144,7 +144,7 @@ def lessons(train: Images, of: Any) -> TaskData:
 
 def student(way: str, onto: dict[str, Any], model: Any, data: TaskData, seed: int) -> Any:
     """Where each way begins: with a bridge to the teacher's head, or from nothing."""
-    swap = BackboneSwap(seed=seed, image_size=32, **onto)
+    swap = BackboneSwap(**{"seed": seed, "image_size": 32, "fit": way == "hf_pe"} | onto)
     small = swap.apply(model, swap.plan(model, data), data)
     if way != "hf_pe":
         set_seed(seed)
@@ -261,12 +261,13 @@ def figures(name: str, model: Any, dense: np.ndarray, found: dict[str, Any], tol
 
 
 def imagenet(model: Any, data: TaskData, test: Images, told: Any) -> dict[str, list[np.ndarray]]:
-    """MobileNetV2 1.0 with ImageNet's weights and with random ones, under the teacher's head, trained alike."""
+    """MobileNetV2 1.0 with ImageNet's weights and with random ones, under the teacher's head, trained alike; neither
+    is fitted to the teacher's maps first."""
     found: dict[str, list[np.ndarray]] = {"ImageNet": [], "random": []}
     place = str(SHARED / "models" / "mobilenetv2-imagenet")
     for seed in range(told.seeds):
         for name in found:
-            to = {"to": place, "weights": name == "ImageNet"}
+            to = {"to": place, "weights": name == "ImageNet", "fit": False}
             learned = made("hf_pe", to, model, data, RATES[0], told.student, seed)
             found[name].append(right(learned, test))
             print("imagenet", seed, name, f"{found[name][-1].mean():.4f}", flush=True)

@@ -116,15 +116,19 @@ def test_what_is_added_to_gives_what_is_missing():
 
 
 @torch.no_grad()
-def test_depthwise_kernels_see_blobs_edges_and_points():
-    convs = nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 64, 5, groups=64), nn.Conv2d(64, 8, 3))
-    plain = convs[2].weight.clone()
-    kernels_(convs, torch.Generator().manual_seed(0))
-    assert torch.equal(convs[2].weight, plain)
-    for conv in convs[:2]:
+def test_kernels_see_blobs_edges_and_points():
+    model = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 64, 5, groups=64), nn.Conv2d(64, 8, 3)
+    )
+    plain = model[3].weight.clone()
+    kernels_(model, torch.Generator().manual_seed(0))
+    assert torch.equal(model[3].weight, plain)
+    for conv in model[:3]:
         assert torch.allclose(conv.weight.flatten(1).norm(dim=1), torch.ones(64))
-        sums, kinds = conv.weight.flatten(1).sum(1).abs(), conv.weight.abs().round(decimals=4).flatten(1).unique(dim=0)
-        assert len(kinds) == 4 and set(sums.gt(1e-4).tolist()) == {True, False}
+        among = conv.weight.flatten(2).norm(dim=2)[:, :, None, None]
+        shapes = (conv.weight / among).abs().round(decimals=3).flatten(0, 1).flatten(1).unique(dim=0)
+        assert len(shapes) == 4
+        assert sorted(int((shape > 1e-3).sum()) for shape in shapes)[0] == 1, "the identity is a point"
 
 
 def vit(width=32):
