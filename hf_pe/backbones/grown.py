@@ -16,6 +16,8 @@ from hf_pe.tasks import Batch, TaskData, as_map, as_read_by
 
 ROWS = 4096
 """Calibration images that are looked at, at most."""
+FEWEST = 32
+"""Of fewer images nothing is learned."""
 HELD = 2**28
 """Numbers that the largest feature map of all of them together may have: they flow through the body at once."""
 LEAST = 1e-3
@@ -61,13 +63,13 @@ def grow_(old: PreTrainedModel, new: PreTrainedModel, data: TaskData, seed: int 
         seed: of the kernels.
 
     Returns:
-        How many bottlenecks were fitted. Where it is 0 (the body has none, or the original gives no maps of its layers)
-        nothing has changed.
+        How many bottlenecks were fitted. Where it is 0 (the body has none, the original gives no maps of its layers, or
+        there are hardly any rows) nothing has changed.
     """
     new.eval()
-    first = next(iter(data.batches(data.calibration, 2)), None)
-    if first is None:
+    if len(data.calibration) < FEWEST:
         return 0
+    first = next(data.batches(data.calibration, 2))
     found, largest = bottlenecks(new, first)
     ends = [number for number, each in enumerate(found) if each.block is None]
     depth = len(_maps(old, first))
@@ -179,12 +181,11 @@ class _Fitting:
         at.conv.weight.copy_(weight[:, :, None, None])
 
     def _add_(self, at: Bottleneck, inputs: torch.Tensor, added: torch.Tensor) -> None:
-        """Channels of which nothing is wanted stay as they are."""
+        """Channels of which nothing is wanted give nothing yet: their scale is 0, and may learn."""
         rank = self.left.shape[1]
         missing = self.left - added[:, :rank]
         move = _regressed(inputs, missing)
         at.conv.weight[:rank] = move.T[:, :, None, None]
-        at.conv.weight[rank:] = 0
         at.norm.weight.zero_()
         at.norm.weight[:rank] = (inputs @ move).std(0)
         at.norm.bias[:rank] = missing.mean(0)

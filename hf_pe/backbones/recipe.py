@@ -111,8 +111,7 @@ class BackboneSwap(Frozen):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
-        if self._grows(model.config, target):
-            count = grow_(model, new, data, self.seed)
+        if self._grows(model.config, target) and (count := grow_(model, new, data, self.seed)):
             progress.say(f"{count} linear bottlenecks fitted to the original's feature maps")
         new.to(model.dtype)  # type: ignore[arg-type]
         settle_(new, data)
@@ -215,6 +214,9 @@ def settle_(model: PreTrainedModel, data: TaskData) -> None:
     if not norms:
         return
     were = [norm.momentum for norm in norms]
+    rows = data.calibration
+    if len(rows) % BATCH == 1:  # of one row at one place there is no variance
+        rows = rows.select(range(len(rows) - 1))
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
@@ -222,7 +224,7 @@ def settle_(model: PreTrainedModel, data: TaskData) -> None:
         norm.train()
     try:
         with torch.no_grad():
-            for batch in data.batches(data.calibration, BATCH):
+            for batch in data.batches(rows, BATCH):
                 model(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
     finally:
         for norm, momentum in zip(norms, were, strict=True):

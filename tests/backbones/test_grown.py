@@ -1,5 +1,7 @@
 """A random body is fitted in closed form: what is linear is found, and what is wanted of it comes out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,7 @@ from hf_pe.transplant import drawn
 from tests.images import of_rows
 
 SMALL_RESNET = {"to": "resnet", "config": {"depths": [1, 1], "hidden_sizes": [8, 16], "layer_type": "basic"}}
+PLAIN = ResNetConfig(depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8, layer_type="basic")
 MOBILE = MobileNetV2Config(depth_multiplier=0.35, output_stride=8)
 EFFICIENT = EfficientNetConfig(
     width_coefficient=0.5, depth_coefficient=0.3, hidden_dim=640, strides=[1, 1, 1, 2, 1, 2, 1]
@@ -173,11 +176,24 @@ def test_fitting_is_repeatable_and_its_seed_draws_the_kernels(smooth):
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
 
 
-def test_a_body_without_bottlenecks_stays_as_it_was(smooth):
-    model = body(ResNetConfig(depths=[1, 1], hidden_sizes=[8, 16], embedding_size=8, layer_type="basic"))
+@pytest.mark.parametrize(("config", "rows"), [(PLAIN, ROWS), (MOBILE, 31)], ids=["no bottlenecks", "few images"])
+def test_a_body_that_cannot_be_fitted_stays_as_it_was(config, rows, smooth):
+    model = body(config)
     kept = state_of(model)
-    assert grow_(vit(), model, smooth) == 0
+    assert grow_(vit(), model, replace(smooth, train=smooth.train.select(range(rows)))) == 0
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_channels_of_which_nothing_is_wanted_give_nothing_and_may_learn():
+    maps = torch.randn(PLACES[0], WIDTH, *PLACES[1:])
+    wanted, at = maps[:, :2], bottleneck(6, nn.Identity())
+    fitting = _Fitting({})
+    fitting.left, fitting.added = wanted.movedim(1, -1).flatten(0, 2), {1: torch.zeros(PLACES[0], 6, *PLACES[1:])}
+    fitting.fit_(1, at, at.conv, (maps,))
+    given = at.norm(at.conv(maps))
+    assert explained(given[:, :2], wanted) > 0.99 and not given[:, 2:].any()
+    assert at.conv.weight[2:].any(), "or no gradient would reach the scale"
 
 
 @pytest.mark.parametrize(
