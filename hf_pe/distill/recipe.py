@@ -274,10 +274,12 @@ class Distillation(Frozen):
         return {name: getattr(self, name) for name in ("losses", "temperature", "beta", "layers", "seed")}
 
     def _arguments(self, work: str, rows: int, text: bool) -> TrainingArguments:
+        size = min(self.batch_size, rows)
         return TrainingArguments(
             output_dir=work,
             max_steps=self.steps,
-            per_device_train_batch_size=min(self.batch_size, rows),
+            per_device_train_batch_size=size,
+            dataloader_drop_last=rows % size == 1,  # batch norms have no variance of one row at one place
             gradient_accumulation_steps=self.accumulate,
             learning_rate=self.learning_rate,
             warmup_steps=round(self.warmup * self.steps),
