@@ -1,5 +1,6 @@
 """A RegNet trained here on CIFAR-10, its backbone swapped for a MobileNetV2 and an EfficientNet, beside the same nets
-from scratch and by plain logits distillation, each for the same processor time; and what an ImageNet backbone brings.
+from scratch and by plain logits distillation, each for the same processor time; what they answer by the bridge alone;
+and what an ImageNet backbone brings.
 
 Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
 for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
@@ -52,6 +53,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "logits distillation": {"losses": {"kl": 1.0, "task": 0.5}},
     "from scratch": {"losses": {"task": 1.0}},
 }
+PARTS = ("bridge", "imagenet")
+"""Beside the nets that are trained."""
 RATES = (1e-3, 4e-3)
 STEP: dict[str, tuple[float, float]] = {}
 """Seconds of processor time that a run takes besides its steps, and that a step takes, by way and net."""
@@ -193,12 +196,22 @@ def taught(way: str, small: Any, data: TaskData, rate: float, seconds: float, se
     return learned
 
 
+def untrained(name: str, model: Any, data: TaskData, test: Images, told: Any) -> dict[bool, list[np.ndarray]]:
+    """Which test images a student has right by the bridge alone: fitted to the teacher's maps, and random."""
+    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
+    for seed in range(told.seeds):
+        for fit, scores in found.items():
+            scores.append(right(student("hf_pe", ONTO[name] | {"fit": fit}, model, data, seed), test))
+            print("bridge", name, seed, "fitted" if fit else "random", f"{scores[-1].mean():.4f}", flush=True)
+    return found
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--seeds", type=int, default=5)
     arguments.add_argument("--teacher", type=float, default=7200)
     arguments.add_argument("--student", type=float, default=240)
-    arguments.add_argument("--only", choices=[*ONTO, "imagenet"], action="append", help="default: all of them")
+    arguments.add_argument("--only", choices=[*ONTO, *PARTS], action="append", help="default: all of them")
     told = arguments.parse_args()
     pixels, labels = images("train")
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
@@ -209,8 +222,10 @@ def main() -> None:
     print("teacher", f"{parameters(model).total:,} parameters, test {dense.mean():.4f}", flush=True)
     data = lessons(train, fast(model))
     rows: list[dict[str, Any]] = []
-    for name in told.only or [*ONTO, "imagenet"]:
-        if name == "imagenet":
+    for name in told.only or [*ONTO, *PARTS]:
+        if name == "bridge":
+            rows += [alone(net, untrained(net, model, data, test, told), dense, told) for net in ONTO]
+        elif name == "imagenet":
             rows.append(brought(imagenet(model, data, test, told), dense, told))
         else:
             rows += figures(name, model, dense, onto(name, model, data, dev, test, told), told)
@@ -258,6 +273,22 @@ def figures(name: str, model: Any, dense: np.ndarray, found: dict[str, Any], tol
             interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
         ),
     ]
+
+
+def alone(name: str, found: dict[bool, list[np.ndarray]], dense: np.ndarray, told: Any) -> dict[str, Any]:
+    fitted, random = (float(np.mean(found[fit])) for fit in (True, False))
+    return row(
+        f"swap.3.{name}",
+        fitted,
+        0.1,
+        "higher",
+        "accuracy by the bridge alone",
+        f"RegNet on CIFAR-10 (test accuracy {dense.mean():.4f}) onto {ONTO[name]} without weights, {CALIBRATION} "
+        f"calibration images, nothing trained; mean over {told.seeds} seeds; goal: chance; interval over images "
+        "(bootstrap)",
+        peers={"chance": 0.1, "random body": random, "teacher": float(dense.mean())},
+        interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found[True]]), len(dense)),
+    )
 
 
 def imagenet(model: Any, data: TaskData, test: Images, told: Any) -> dict[str, list[np.ndarray]]:

@@ -1,7 +1,4 @@
-"""The bridge alone on CIFAR-10, and a small DETR whose backbone is exchanged and trained for an epoch on made-up boxes.
-
-The teacher is the ViT of prune_vit.py. Needs ../shared/data/cifar10. Seeds: --seeds (default 5).
-"""
+"""A small DETR whose backbone is exchanged and trained for an epoch on made-up boxes."""
 
 import tempfile
 import time
@@ -10,8 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from common import bootstrap, row, seeds, write
-from prune_vit import CALIBRATION, HELD_BACK, images, right, task_data, trained
+from common import row, write
 from transformers import AutoModelForObjectDetection, DetrConfig, DetrForObjectDetection, ResNetConfig, set_seed
 
 from hf_pe.backbones import BackboneSwap
@@ -20,38 +16,7 @@ from hf_pe.instance import difference, outputs_of
 from hf_pe.measure import parameters
 from hf_pe.tasks import ImageClassification, TaskData
 
-TO = "mobilenet_v2_0.35"
 BOXES, BATCH, RATE = 256, 16, 1e-3
-
-
-def bridge_alone(count: int) -> dict[str, Any]:
-    """Accuracy of a MobileNetV2 under the ViT's head, nothing trained: fitted to the ViT's maps, and random."""
-    pixels, labels = images("train")
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    pixels, labels = pixels[order][HELD_BACK:], labels[order][HELD_BACK:]
-    model, test = trained(pixels, labels), images("test")
-    dense = right(model, test)
-    found: dict[bool, list[np.ndarray]] = {True: [], False: []}
-    for seed in range(count):
-        rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[: 4 * CALIBRATION]
-        data = task_data(pixels[rows], labels[rows])
-        for fit, scores in found.items():
-            swap = BackboneSwap(to=TO, seed=seed, fit=fit)
-            small = swap.apply(model, swap.plan(model, data), data)
-            scores.append(right(small, test))
-            print(seed, TO, "fitted" if fit else "random", f"{scores[-1].mean():.4f} of {dense.mean():.4f}", flush=True)
-    return row(
-        "swap.3.cifar10",
-        float(np.mean(found[True])),
-        0.1,
-        "higher",
-        "accuracy by the bridge alone",
-        f"ViT ({parameters(model).total:,} parameters, test accuracy {dense.mean():.4f}) onto {TO} "
-        f"({parameters(small).total:,}, without weights), {4 * CALIBRATION} calibration images, nothing trained; mean "
-        f"over {count} seeds; goal: chance; interval over images (bootstrap)",
-        peers={"chance": 0.1, "random body": float(np.mean(found[False])), "teacher": float(dense.mean())},
-        interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found[True]]), len(dense)),
-    )
 
 
 def detector() -> DetrForObjectDetection:
@@ -140,8 +105,7 @@ def exchanged_backbone() -> dict[str, Any]:
 
 
 def main() -> None:
-    count = seeds()
-    write("swap_parts", [bridge_alone(count), exchanged_backbone()])
+    write("swap_detr", [exchanged_backbone()])
 
 
 if __name__ == "__main__":
