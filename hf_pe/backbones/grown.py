@@ -84,7 +84,8 @@ def grow_(old: PreTrainedModel, new: PreTrainedModel, data: TaskData, seed: int 
     for number, batch in enumerate(data.batches(rows, BATCH)):
         maps = _maps(old, batch)
         for here, layer in there.items():
-            wanted[here].append(_on_grid(maps[layer], found[here].grid, finer=False).to(new.device))
+            height, width = (min(sides) for sides in zip(maps[layer].shape[2:], found[here].grid, strict=True))
+            wanted[here].append(functional.adaptive_avg_pool2d(maps[layer], (height, width)).to(new.device))
         batches.append(batch)
         advance("feature maps", min((number + 1) * BATCH, len(rows)), len(rows))
     kernels_(new, torch.Generator().manual_seed(seed))
@@ -161,16 +162,18 @@ class _Fitting:
     def fit_(self, number: int, at: Bottleneck, module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
         inputs = _places(given[0])
         if at.block is None:
-            self._begin_(at, inputs, _places(_on_grid(self.wanted.pop(number), at.grid, finer=True)))
+            wanted = functional.interpolate(self.wanted.pop(number), at.grid, mode="bilinear")
+            self._begin_(at, inputs, _places(wanted))
         else:
             self._add_(at, inputs, _places(self.added.pop(number)))
 
     def _begin_(self, at: Bottleneck, inputs: torch.Tensor, wanted: torch.Tensor) -> None:
         inputs, wanted = inputs - inputs.mean(0), wanted - wanted.mean(0)
         move = _regressed(inputs, wanted)
-        turn, spread = _principal(inputs @ move, at.conv.out_channels)
+        told = inputs @ move
+        turn, spread = _principal(told, at.conv.out_channels)
         turn = turn[:, spread > LEAST * spread[0]]
-        weight, told, self.left = (move @ turn).T, inputs @ move @ turn, wanted @ turn
+        weight, told, self.left = (move @ turn).T, told @ turn, wanted @ turn
         self.left /= self.left.std(0)
         at.norm.weight[: len(weight)] = (told / told.std(0) * self.left).mean(0)
         missing = at.conv.out_channels - len(weight)
@@ -208,13 +211,6 @@ def _maps(model: PreTrainedModel, batch: Batch) -> list[torch.Tensor]:
     states = getattr(model.eval()(**as_read_by(model, batch), output_hidden_states=True), "hidden_states", None) or ()
     maps = [as_map(state) for state in states]
     return [m.float() for m in maps if m is not None] if all(m is not None for m in maps) else []
-
-
-def _on_grid(maps: torch.Tensor, grid: tuple[int, int], *, finer: bool) -> torch.Tensor:
-    """Averaged to a coarser grid, or drawn finer where that is asked for."""
-    if all(side >= wanted for side, wanted in zip(maps.shape[2:], grid, strict=True)):
-        return functional.adaptive_avg_pool2d(maps, grid)
-    return functional.interpolate(maps, grid, mode="bilinear") if finer else maps
 
 
 def _places(maps: torch.Tensor) -> torch.Tensor:
