@@ -1,6 +1,6 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import psutil
@@ -8,7 +8,7 @@ import torch
 from pydantic import BeforeValidator, Field, model_validator
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, Axis, discover
+from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
@@ -111,8 +111,9 @@ class StructuredPruning(Frozen):
     ] = "obs"
     repair: Literal["least_squares", "in_order", "none"] = Field(
         "least_squares",
-        description="least_squares: each FFN output towards what it was; in_order: then block after block towards the "
-        "original's state at that depth, which also takes over what removed layers did",
+        description="least_squares: each map towards the output it had; in_order: then block after block (the FFN, and "
+        "attention where heads were cut) towards the original's state at that depth, which also takes over what "
+        "removed layers did",
     )
     depth: Literal["influence", "greedy"] = Field(
         "influence",
@@ -295,6 +296,7 @@ class StructuredPruning(Frozen):
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
         original, layers, narrower = model, dict[str, list[int]](), False
+        heads = [name for name in plan.kept if _axis(model, name).kind in HEADS]
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
             if axis.kind == "layers":
@@ -302,7 +304,7 @@ class StructuredPruning(Frozen):
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
                 if not narrower:
-                    self._repair_in_order_(model, original, layers, data)
+                    self._repair_in_order_(model, original, layers, heads, data)
                 narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
@@ -318,15 +320,22 @@ class StructuredPruning(Frozen):
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
         if not narrower:
-            self._repair_in_order_(model, original, layers, data)
+            self._repair_in_order_(model, original, layers, heads, data)
         return model
 
     def _repair_in_order_(
-        self, model: PreTrainedModel, original: PreTrainedModel, layers: dict[str, list[int]], data: TaskData
+        self,
+        model: PreTrainedModel,
+        original: PreTrainedModel,
+        layers: Mapping[str, Sequence[int]],
+        heads: Sequence[str],
+        data: TaskData,
     ) -> None:
         if self.repair == "in_order" and model is not original:
-            for axis in discover(model.config, type(model)).named("ffn"):
-                repair_in_order_(model, original, axis, layers, data)
+            anatomy = discover(model.config, type(model))
+            cut = [axis for axis in anatomy.axes if axis.name in heads]
+            for axis in anatomy.named("ffn"):
+                repair_in_order_(model, original, axis, layers, data, cut)
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)

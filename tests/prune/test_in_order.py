@@ -1,17 +1,28 @@
 import copy
 from dataclasses import replace
 
+import datasets
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_pe.anatomy import discover
-from hf_pe.data import load_examples
+from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.in_order import repair_in_order_
-from hf_pe.tasks import CausalLM, Embedding, model_inputs
+from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, model_inputs
 from tests.helpers import TEXTS
 
 
@@ -60,3 +71,59 @@ def test_a_block_that_norms_the_output_first_is_refused(tokenizer):
     recipe = StructuredPruning(keep={"ffn": 0.5}, repair="in_order")
     with pytest.raises(UsageError, match=r"adds? what .* least_squares"):
         recipe.apply(model, recipe.plan(model, data), data)
+
+
+def before_the_ffn(model, data):
+    """The state that enters each block's FFN, [tokens, width]."""
+    found = []
+    for layer in model.model.layers:
+        layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: found.append(args[0].flatten(0, 1)))
+    with torch.no_grad():
+        for batch in data.batches(data.calibration, len(data.calibration)):
+            model(**model_inputs(batch))
+    return found
+
+
+def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokenizer):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder)).eval()
+        data = ready(CausalLM(), model, tokenizer)
+        recipe = StructuredPruning(keep={"kv_groups": 0.5, "ffn": 0.5})
+        cut = recipe.apply(model, recipe.plan(model, data), data)
+        anatomy = discover(cut.config, type(cut))
+        errors = []
+        for heads in anatomy.named("kv_groups"), ():
+            student = copy.deepcopy(cut)
+            repair_in_order_(student, model, anatomy.named("ffn")[0], {}, data, heads)
+            pairs = zip(before_the_ffn(student, data), before_the_ffn(copy.deepcopy(model), data), strict=True)
+            errors.append([float(((a - b).square().sum(1) / b.square().sum(1)).mean()) for a, b in pairs])
+        assert all(moved < left for moved, left in zip(*errors, strict=True))
+
+
+def test_only_the_attention_right_before_the_ffn_moves(tokenizer):
+    sizes = {"vocab_size": 200, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4}
+    model = lively(T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0, decoder_start_token_id=0))).eval()
+    rows = datasets.Dataset.from_list([{"text": text, "label": " ".join(text.split()[1:3])} for text in TEXTS])
+    told = Examples(rows, rows, DataConfig(train="x", max_length=32, label="label"), "")
+    data = Seq2Seq().prepare(told, tokenizer, model.config)
+    recipe = StructuredPruning(keep={"heads": 0.5})
+    plan = recipe.plan(model, data)
+    once = recipe.apply(model, plan, data).state_dict()
+    found = recipe.model_copy(update={"repair": "in_order"}).apply(model, plan, data).state_dict()
+    moved = {name for name, weight in found.items() if not torch.equal(weight, once[name])}
+    blocks = [f"{stack}.block.{i}.layer.{n}" for stack, n in (("encoder", 0), ("decoder", 1)) for i in range(2)]
+    outputs = [f"{b}.{'SelfAttention' if b.startswith('encoder') else 'EncDecAttention'}.o.weight" for b in blocks]
+    assert {name for name in moved if "DenseReluDense" not in name} == set(outputs)
+
+
+def test_blocks_that_flatten_batch_and_tokens(tokenizer):
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
+    config = OPTConfig(vocab_size=200, num_attention_heads=4, max_position_embeddings=64, pad_token_id=0, **sizes)
+    model = OPTModel(config).eval()
+    data = ready(Embedding(), model, tokenizer)
+    found = {}
+    for repair in ("none", "in_order"):
+        recipe = StructuredPruning(keep={"ffn": 0.5}, repair=repair)
+        found[repair] = error(recipe.apply(model, recipe.plan(model, data), data), model, data)
+    assert found["in_order"] < found["none"]
