@@ -3,21 +3,23 @@ Torch-Pruning's choice and other methods.
 
 Each calibration set is 64 blocks of 512 tokens, drawn from the validation split by its number; each method takes what
 is best of its grid for the first set of a run on 4 further validation blocks; the test blocks are the first 8. Needs
-../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4); what earlier runs have left
-of other sets in build/bench counts too, so that two can run side by side. One set takes about an hour on one core.
+../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4). One takes about an hour on
+one core, so each is kept in docs/benchmarks/sets, and what other runs have left there of other sets counts too: delete
+what an older version of hf_pe made.
 """
 
 import argparse
 import copy
+import json
 import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from common import ROOT, row, write
+from common import FOLDER, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from peers import by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
@@ -138,14 +140,27 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     asked = arguments.parse_args().sets
-    bench, folder = Bench(), ROOT / "build" / "bench" / "prune_smollm2"
+    bench, folder = Bench(), FOLDER / "sets"
     folder.mkdir(parents=True, exist_ok=True)
     for seed in asked:
-        torch.save(bench.calibrated(seed), folder / f"{seed}.pt")
-        sets = [torch.load(file, weights_only=False) for file in sorted(folder.glob("*.pt"))]
-        together = {key: {name: [each[key][name] for each in sets] for name in sets[0][key]} for key in sets[0]}
+        keep(bench.calibrated(seed), folder / f"prune_smollm2.{seed}.json")
+        together = kept(sorted(folder.glob("prune_smollm2.*.json")))
         rows = [perplexity(share, together[ffn(share)], bench.dense) for share in FFN]
         write("prune_smollm2", rows + [half(share, together[anyhow(share)], bench.dense) for share in ANY])
+
+
+def keep(found: dict[str, Found], file: Path) -> None:
+    """Write what one set gave."""
+    plain = {key: {name: losses.tolist() for name, losses in each.items()} for key, each in found.items()}
+    file.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+
+
+def kept(files: list[Path]) -> dict[str, Sets]:
+    """What all sets gave."""
+    sets = [json.loads(file.read_text("utf-8")) for file in files]
+    return {
+        key: {name: [np.array(each[key][name]) for each in sets] for name in found} for key, found in sets[0].items()
+    }
 
 
 def setting(dense: np.ndarray, found: Sets) -> str:
