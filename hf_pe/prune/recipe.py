@@ -1,6 +1,6 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import psutil
@@ -295,16 +295,13 @@ class StructuredPruning(Frozen):
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
-        original, layers, narrower = model, dict[str, list[int]](), False
-        heads = [name for name in plan.kept if _axis(model, name).kind in HEADS]
+        original, narrower = model, False
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
-            if axis.kind == "layers":
-                layers |= kept
             _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
                 if not narrower:
-                    self._repair_in_order_(model, original, layers, heads, data)
+                    self._repair_in_order_(model, original, plan.kept, data)
                 narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
@@ -320,22 +317,22 @@ class StructuredPruning(Frozen):
                 rescale_norms_(smaller, model, axis, kept, data)
             model = smaller
         if not narrower:
-            self._repair_in_order_(model, original, layers, heads, data)
+            self._repair_in_order_(model, original, plan.kept, data)
         return model
 
     def _repair_in_order_(
         self,
         model: PreTrainedModel,
         original: PreTrainedModel,
-        layers: Mapping[str, Sequence[int]],
-        heads: Sequence[str],
+        kept: Mapping[str, dict[str, list[int]]],
         data: TaskData,
     ) -> None:
         if self.repair == "in_order" and model is not original:
+            layers = {stack: left for name in kept if _has([name], "layers") for stack, left in kept[name].items()}
             anatomy = discover(model.config, type(model))
-            cut = [axis for axis in anatomy.axes if axis.name in heads]
+            heads = [axis for axis in anatomy.axes if axis.name in kept and axis.kind in HEADS]
             for axis in anatomy.named("ffn"):
-                repair_in_order_(model, original, axis, layers, data, cut)
+                repair_in_order_(model, original, axis, layers, data, heads)
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
@@ -419,7 +416,7 @@ def _tied(sketch: Sketch) -> bool:
     return bool(sketch.config.get_text_config().tie_word_embeddings)
 
 
-def _has(target: Mapping[str, Any], kind: str) -> bool:
+def _has(target: Iterable[str], kind: str) -> bool:
     return any(name.rpartition(".")[2] == kind for name in target)
 
 

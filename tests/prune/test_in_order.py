@@ -92,11 +92,11 @@ def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokeni
         recipe = StructuredPruning(keep={"kv_groups": 0.5, "ffn": 0.5})
         cut = recipe.apply(model, recipe.plan(model, data), data)
         anatomy = discover(cut.config, type(cut))
-        errors = []
+        aims, errors = before_the_ffn(copy.deepcopy(model), data), []
         for heads in anatomy.named("kv_groups"), ():
             student = copy.deepcopy(cut)
             repair_in_order_(student, model, anatomy.named("ffn")[0], {}, data, heads)
-            pairs = zip(before_the_ffn(student, data), before_the_ffn(copy.deepcopy(model), data), strict=True)
+            pairs = zip(before_the_ffn(student, data), aims, strict=True)
             errors.append([float(((a - b).square().sum(1) / b.square().sum(1)).mean()) for a, b in pairs])
         assert all(moved < left for moved, left in zip(*errors, strict=True))
 
