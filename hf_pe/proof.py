@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, Layout, discover, is_norm, skeleton, tokens_named
+from hf_pe.errors import UsageError
 from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
 from hf_pe.surgery import Kept, cut
 
@@ -47,6 +48,22 @@ def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Ax
     """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
     pattern = tuple((stack, tuple(units)) for stack, units in kept.items()) if kept and axis.kind == "layers" else ()
     return _prove(Architecture.of(config, model_class), axis, pattern)
+
+
+def require_proof(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
+) -> None:
+    """Refuse the cut of `axis` where `prove` finds none.
+
+    Raises:
+        UsageError: the proof does not hold.
+    """
+    proof = prove(config, model_class, axis, kept)
+    if not proof.holds:
+        raise UsageError(
+            f"Cutting '{axis.name}' of {model_class.__name__} could not be proved and is refused: {proof.reason}. See "
+            "`hf-pe inspect` for the axes that can be cut."
+        )
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
-from hf_pe.proof import prove, removable_layers
+from hf_pe.proof import removable_layers, require_proof
 from hf_pe.prune.budget import (
     Setting,
     alone,
@@ -153,7 +153,7 @@ class StructuredPruning(Frozen):
         if not target and not free:
             raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
         for name in dict.fromkeys((*target, *free)):
-            _require_proof(sketch, axes[name])
+            require_proof(sketch.config, sketch.model_class, axes[name])
         for name, size in target.items():
             if axes[name].kind == "layers":
                 _removable(sketch, axes[name], size)
@@ -298,7 +298,7 @@ class StructuredPruning(Frozen):
         original, narrower = model, False
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
-            _require_proof(Sketch(config=model.config, model_class=type(model)), axis, kept)
+            require_proof(model.config, type(model), axis, kept)
             if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
                 if not narrower:
                     self._repair_in_order_(model, original, plan.kept, data)
@@ -418,15 +418,6 @@ def _tied(sketch: Sketch) -> bool:
 
 def _has(target: Iterable[str], kind: str) -> bool:
     return any(name.rpartition(".")[2] == kind for name in target)
-
-
-def _require_proof(sketch: Sketch, axis: Axis, kept: dict[str, list[int]] | None = None) -> None:
-    proof = prove(sketch.config, sketch.model_class, axis, kept)
-    if not proof.holds:
-        raise UsageError(
-            f"Cutting '{axis.name}' of {sketch.model_class.__name__} could not be proved and is refused: "
-            f"{proof.reason}. See `hf-pe inspect` for the axes that can be cut."
-        )
 
 
 def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:

@@ -16,7 +16,7 @@ from hf_pe.anatomy import Axis, discover, skeleton
 from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, replaced, resolve
 from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
-from hf_pe.proof import prove
+from hf_pe.proof import require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes
 from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.surgery import Kept, Narrowed, cut_config
@@ -80,9 +80,7 @@ def cut_checkpoint(
                     "with a recipe and calibration rows."
                 )
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
-            proof = prove(config, model_class, axis, named)
-            if not proof.holds:
-                raise UsageError(f"Cutting '{name}' of {model_class.__name__} is refused: {proof.reason}.")
+            require_proof(config, model_class, axis, named)
             progress.say(f"choosing units of {name}")
             kept = named or _largest(state, axis, sizes[name], norm)
             new = cut_config(config, axis, len(next(iter(kept.values()))), kept)
