@@ -4,8 +4,8 @@ Torch-Pruning's choice and other methods.
 Each calibration set is 64 blocks of 512 tokens, drawn from the validation split by its number; each method takes what
 is best of its grid for the first set of a run on 4 further validation blocks; the test blocks are the first 8. Needs
 ../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4). One takes about an hour on
-one core, so each is kept in docs/benchmarks/sets, and what other runs have left there of other sets counts too: delete
-what an older version of hf_pe made.
+one core, so each is kept in docs/benchmarks/sets: what lies there is not made again, and counts. Delete what an older
+version of hf_pe made.
 """
 
 import argparse
@@ -143,7 +143,9 @@ def main() -> None:
     bench, folder = Bench(), FOLDER / "sets"
     folder.mkdir(parents=True, exist_ok=True)
     for seed in asked:
-        keep(bench.calibrated(seed), folder / f"prune_smollm2.{seed}.json")
+        file = folder / f"prune_smollm2.{seed}.json"
+        if not file.exists():
+            keep(bench.calibrated(seed), file)
         together = kept(sorted(folder.glob("prune_smollm2.*.json")))
         rows = [perplexity(share, together[ffn(share)], bench.dense) for share in FFN]
         write("prune_smollm2", rows + [half(share, together[anyhow(share)], bench.dense) for share in ANY])
