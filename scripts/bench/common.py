@@ -42,9 +42,13 @@ def row(id: str, value: float, goal: float, better: str, unit: str, setting: str
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write docs/benchmarks/NAME.json and remake the page."""
+    """Write docs/benchmarks/NAME.json and remake the page. Rows of other ids that the file has stay: a script may have
+    been asked for a part."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    (FOLDER / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n", "utf-8")
+    file = FOLDER / f"{name}.json"
+    before = json.loads(file.read_text("utf-8")) if file.exists() else []
+    merged = {each["id"]: each for each in (*before, *rows)}
+    file.write_text(json.dumps(list(merged.values()), indent=2) + "\n", "utf-8")
     (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
     for each in rows:
         print(f"{each['id']}: {each['value']:.4g} {each['unit']} (goal {each['goal']}, {each['better']} is better)")

@@ -7,7 +7,6 @@ Takes about six minutes on two cores. --only memory or time, --model one of them
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import FOLDER, row, write
+from common import row, write
 from quantize_quality import CASES, WAYS
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -104,10 +103,8 @@ def main() -> None:
     arguments.add_argument("--only", choices=["memory", "time"])
     arguments.add_argument("--model", choices=[*OF])
     told = arguments.parse_args()
-    new = [each for name in ([told.model] if told.model else OF) for each in figures(name, told.only)]
-    file = FOLDER / "quantize_speed.json"
-    old = json.loads(file.read_text("utf-8")) if (told.only or told.model) and file.is_file() else []
-    write("quantize_speed", [each for each in old if each["id"] not in {e["id"] for e in new}] + new)
+    names = [told.model] if told.model else OF
+    write("quantize_speed", [each for name in names for each in figures(name, told.only)])
 
 
 if __name__ == "__main__":
