@@ -4,8 +4,8 @@ Torch-Pruning's choice and other methods.
 Each calibration set is 64 blocks of 512 tokens, drawn from the validation split by its number; each method takes what
 is best of its grid for the first set of a run on 4 further validation blocks; the test blocks are the first 8. Needs
 ../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4). One takes about an hour on
-one core, so each is kept in docs/benchmarks/sets: what lies there is not made again, and counts. Delete what an older
-version of hf_pe made.
+one core, so each is kept in docs/benchmarks/sets, part by part: what lies there is not made again, and counts. Delete
+what an older version of hf_pe made.
 """
 
 import argparse
@@ -115,17 +115,21 @@ class Bench:
             print(self.seed, label, name, f"{ratio:.4f}", flush=True)
         return found
 
-    def calibrated(self, seed: int) -> dict[str, Found]:
-        """Everything made with one calibration set."""
+    def complete(self, seed: int, found: dict[str, Found]) -> Iterator[None]:
+        """Make with one calibration set what is not in `found` yet, part by part."""
+        if {*map(ffn, FFN), *map(anyhow, ANY)} <= found.keys():
+            return
         self.calibrate(seed)
-        found = {}
         for share, (size, _) in FFN.items():
-            found[ffn(share)] = self.judged(ffn(share), self.narrower(size))
+            if ffn(share) not in found:
+                found[ffn(share)] = self.judged(ffn(share), self.narrower(size))
+                yield
         for share, size in ANY.items():
-            same = next((s for s, (other, _) in FFN.items() if other == size), None)
-            narrow = self.judged(anyhow(share), self.narrower(size)) if same is None else found[ffn(same)]
-            found[anyhow(share)] = narrow | self.judged(anyhow(share), self.others(share))
-        return found
+            if anyhow(share) not in found:
+                same = next((s for s, (other, _) in FFN.items() if other == size), None)
+                narrow = self.judged(anyhow(share), self.narrower(size)) if same is None else found[ffn(same)]
+                found[anyhow(share)] = narrow | self.judged(anyhow(share), self.others(share))
+                yield
 
 
 def ffn(share: float) -> str:
@@ -144,25 +148,28 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for seed in asked:
         file = folder / f"prune_smollm2.{seed}.json"
-        if not file.exists():
-            keep(bench.calibrated(seed), file)
-        together = kept(sorted(folder.glob("prune_smollm2.*.json")))
-        rows = [perplexity(share, together[ffn(share)], bench.dense) for share in FFN]
-        write("prune_smollm2", rows + [half(share, together[anyhow(share)], bench.dense) for share in ANY])
+        found = kept(file)
+        for _ in bench.complete(seed, found):
+            keep(found, file)
+    together: dict[str, Sets] = {}
+    for file in sorted(folder.glob("prune_smollm2.*.json")):
+        for part, by_method in kept(file).items():
+            for name, values in by_method.items():
+                together.setdefault(part, {}).setdefault(name, []).append(values)
+    rows = [perplexity(share, together[ffn(share)], bench.dense) for share in FFN]
+    write("prune_smollm2", rows + [half(share, together[anyhow(share)], bench.dense) for share in ANY])
 
 
 def keep(found: dict[str, Found], file: Path) -> None:
-    """Write what one set gave."""
-    plain = {key: {name: losses.tolist() for name, losses in each.items()} for key, each in found.items()}
+    """Write what one set gave so far."""
+    plain = {part: {name: values.tolist() for name, values in each.items()} for part, each in found.items()}
     file.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
 
 
-def kept(files: list[Path]) -> dict[str, Sets]:
-    """What all sets gave."""
-    sets = [json.loads(file.read_text("utf-8")) for file in files]
-    return {
-        key: {name: [np.array(each[key][name]) for each in sets] for name in found} for key, found in sets[0].items()
-    }
+def kept(file: Path) -> dict[str, Found]:
+    """What is known of one set."""
+    plain = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    return {part: {name: np.array(values) for name, values in each.items()} for part, each in plain.items()}
 
 
 def setting(dense: np.ndarray, found: Sets) -> str:
