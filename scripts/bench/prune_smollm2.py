@@ -12,18 +12,17 @@ import argparse
 import copy
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER, row, write
+from common import FOLDER, bootstrap, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from peers import by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
-from scipy.stats import t as student_t
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
@@ -163,7 +162,9 @@ def main() -> None:
 def keep(found: dict[str, Found], file: Path) -> None:
     """Write what one set gave so far."""
     plain = {part: {name: values.tolist() for name, values in each.items()} for part, each in found.items()}
-    file.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
+    beside.replace(file)
 
 
 def kept(file: Path) -> dict[str, Found]:
@@ -172,56 +173,61 @@ def kept(file: Path) -> dict[str, Found]:
     return {part: {name: np.array(values) for name, values in each.items()} for part, each in plain.items()}
 
 
-def setting(dense: np.ndarray, found: Sets) -> str:
+def setting(dense: np.ndarray, by_set: list[float]) -> str:
     return (
         f"no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity {math.exp(dense.mean()):.2f}; "
-        f"mean over {len(found['hf_pe'])} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation tokens, "
-        "95 % interval over them; others at the best of their grids on further validation blocks"
+        f"mean over {len(by_set)} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation tokens "
+        f"({min(by_set):.4f} to {max(by_set):.4f}); interval over sets and test blocks (paired bootstrap of both); "
+        "others at the best of their grids on further validation blocks"
     )
 
 
-def interval(values: list[float]) -> list[float] | None:
-    """Student's, over calibration sets."""
-    if len(values) < 2:
-        return None
-    wide = student_t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
-    return [float(np.mean(values) - wide), float(np.mean(values) + wide)]
+def interval(by_set: Callable[[Any], list[float]]) -> list[float]:
+    """Of the mean over sets of `by_set(blocks)`, over resampled sets and test blocks."""
+    draw, sets = np.random.default_rng(0), len(by_set(slice(None)))
+    return bootstrap(lambda blocks: float(draw.choice(by_set(blocks), sets).mean()), TEST_BLOCKS)
 
 
 def perplexity(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     """The ratio of perplexities where FFN width goes."""
-    ratios = {n: [math.exp(min(v.mean() - dense.mean(), 50)) for v in values] for n, values in found.items()}
-    ours = ratios.pop("hf_pe")
+
+    def ratios(name: str, blocks: Any = slice(None)) -> list[float]:
+        return [math.exp(min((values - dense)[blocks].mean(), 50)) for values in found[name]]
+
+    ours = ratios("hf_pe")
     return row(
         f"prune.1.{ffn(share)}",
         float(np.mean(ours)),
         FFN[share][1],
         "lower",
         "perplexity ratio",
-        f"FFN {share:.0%} removed (1536 to {FFN[share][0]}), {setting(dense, found)}",
-        peers={name: float(np.mean(values)) for name, values in ratios.items()},
-        interval=interval(ours),
+        f"FFN {share:.0%} removed (1536 to {FFN[share][0]}), {setting(dense, ours)}",
+        peers={name: float(np.mean(ratios(name))) for name in found if name != "hf_pe"},
+        interval=interval(partial(ratios, "hf_pe")),
     )
 
 
 def half(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     """Our log-perplexity loss over the best other's, none of ours."""
 
-    def loss(name: str) -> list[float]:
-        return [float(v.mean() - dense.mean()) for v in found[name]]
+    def loss(name: str, blocks: Any = slice(None)) -> np.ndarray:
+        return np.array([(values - dense)[blocks].mean() for values in found[name]])
 
     others = [n for n in found if not n.startswith("hf_pe") and "our repair" not in n]
-    best = min(others, key=lambda n: np.mean(loss(n)))
-    parts = [a / b for a, b in zip(loss("hf_pe"), loss(best), strict=True)]
+    best = min(others, key=lambda n: loss(n).mean())
+
+    def parts(blocks: Any = slice(None)) -> list[float]:
+        return list(loss("hf_pe", blocks) / loss(best, blocks))
+
     return row(
         f"prune.1.{anyhow(share)}",
-        float(np.mean(parts)),
+        float(np.mean(parts())),
         0.5,
         "lower",
         f"of the log-perplexity loss of {best}",
         f"{share:.0%} of the parameters outside embeddings removed, any axes (ours, Torch-Pruning and activation x "
-        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, found)}; values are log-perplexity losses",
-        peers={name: float(np.mean(loss(name))) for name in found},
+        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, parts())}; values are log-perplexity losses",
+        peers={name: float(loss(name).mean()) for name in found},
         interval=interval(parts),
     )
 
