@@ -11,13 +11,26 @@ extras bench and demo. --minutes (default 5), --share (default both: 0.3 and 0.5
 import argparse
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
 from common import bootstrap, row, write
 from distill_stsb import CORES, sentences, taught
 from peers import REPAIRED, best_of, deep_and_narrow, ours_along_any
-from prune_minilm import ANY, GOAL, SENTENCES, TRIAL_PAIRS, Judge, along_a_direction, pairs, task_data, tokens
+from prune_minilm import (
+    ANY,
+    GOAL,
+    SENTENCES,
+    TRIAL_PAIRS,
+    Judge,
+    along_a_direction,
+    near,
+    near_row,
+    pairs,
+    task_data,
+    tokens,
+)
 
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 
@@ -41,53 +54,55 @@ def main() -> None:
         made = chain(deep_and_narrow(model, data, share, along_a_direction, {}), ours_along_any(model, data, share))
         students = best_of((tried for tried in made if REPAIRED not in tried[0]), trial.score)
         cosines: dict[str, np.ndarray] = {}
-        near: dict[str, float] = {}
+        nearness: dict[str, float] = {}
         told = []
         for name, (_, way, small) in students.items():
             cut = dev.score(small)
             learned, steps = taught(small, lessons, given.minutes * 60 * CORES)
             found = dev.embed(learned)
-            cosines[name], near[name] = dev.cosines(found), float((found * whole).sum(1).mean())
+            cosines[name], nearness[name] = dev.cosines(found), near(found, whole)
             told.append(f"{name} ({way}) {cut:.4f}, then {steps} steps")
-            print(share, told[-1], f"{dev.correlation(cosines[name]):.4f}", f"{near[name]:.4f}", flush=True)
-
-        def loss(name: str, rows=slice(None), cosines=cosines) -> float:
-            return dev.correlation(dense, rows) - dev.correlation(cosines[name], rows)
-
-        best = min((name for name in cosines if name != "hf_pe"), key=loss)
-
-        def above(rows=slice(None), loss=loss, best=best) -> float:
-            return loss("hf_pe", rows) - GOAL * loss(best, rows)
-
-        label = f"prune.2.distilled{share:.0%}".rstrip("%")
+            print(share, told[-1], f"{dev.correlation(cosines[name]):.4f}", f"{nearness[name]:.4f}", flush=True)
         setting = (
             f"{share:.0%} of the parameters outside embeddings, any axes, removed, then distilled for "
             f"{given.minutes:g} minutes of {CORES} cores on {len(texts):,} sentences, {torch.get_num_threads()} "
             f"threads; STS-B dev, dense {dev.correlation(dense):.4f}; one run of each; before and after: "
             f"{'; '.join(told)}"
         )
-        rows += [
-            row(
-                label,
-                above(),
-                0.0,
-                "lower",
-                f"Spearman lost, less a third of what {best} loses",
-                f"{setting}; interval over pairs (paired bootstrap)",
-                peers={name: dev.correlation(values) for name, values in cosines.items()},
-                interval=bootstrap(above, len(dense)),
-            ),
-            row(
-                f"{label}.cosine",
-                near.pop("hf_pe"),
-                near[best],
-                "higher",
-                "mean cosine to the original's embeddings",
-                f"{setting}; goal: the best peer's",
-                peers=near,
-            ),
-        ]
+        rows += figures(f"prune.2.distilled{share:.0%}".rstrip("%"), setting, dev, dense, cosines, nearness)
         write("prune_distil", rows)
+
+
+def figures(
+    label: str,
+    setting: str,
+    dev: Judge,
+    dense: np.ndarray,
+    cosines: dict[str, np.ndarray],
+    nearness: dict[str, float],
+) -> list[dict[str, Any]]:
+    """Our loss beside a third of the best peer's, and how near the embeddings stay."""
+
+    def loss(name: str, rows=slice(None)) -> float:
+        return dev.correlation(dense, rows) - dev.correlation(cosines[name], rows)
+
+    def above(rows=slice(None)) -> float:
+        return loss("hf_pe", rows) - GOAL * loss(best, rows)
+
+    best = min((name for name in cosines if name != "hf_pe"), key=loss)
+    return [
+        row(
+            label,
+            above(),
+            0.0,
+            "lower",
+            f"Spearman lost, less a third of what {best} loses",
+            f"{setting}; interval over pairs (paired bootstrap)",
+            peers={name: dev.correlation(values) for name, values in cosines.items()},
+            interval=bootstrap(above, len(dense)),
+        ),
+        near_row(label, nearness, best, setting),
+    ]
 
 
 if __name__ == "__main__":

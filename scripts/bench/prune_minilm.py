@@ -87,6 +87,24 @@ class Judge:
         return self.correlation(self.cosines(self.embed(model)))
 
 
+def near(embeddings: np.ndarray, whole: np.ndarray) -> float:
+    """Mean cosine to the embeddings of the original."""
+    return float((embeddings * whole).sum(1).mean())
+
+
+def near_row(label: str, nearness: dict[str, float], best: str, setting: str) -> dict[str, Any]:
+    """How near the embeddings stay, beside the figure `label` in which `best` is the best peer."""
+    return row(
+        f"{label}.cosine",
+        nearness["hf_pe"],
+        nearness[best],
+        "higher",
+        "mean cosine to the original's embeddings",
+        f"{setting}; goal: the best peer's",
+        peers={name: value for name, value in nearness.items() if name != "hf_pe"},
+    )
+
+
 def along_a_direction(model, batch) -> torch.Tensor:
     """There is no label: a fixed random direction of each embedding, as hf_pe's own gradients take."""
     found = Embedding("mean").signals(model, batch)["embeddings"]
@@ -108,7 +126,7 @@ def main() -> None:
     def note(share: float, name: str, small: Any) -> None:
         found = dev.embed(small)
         cosines[share].setdefault(name, []).append(dev.cosines(found))
-        nearness[share].setdefault(name, []).append(float((found * whole).sum(1).mean()))
+        nearness[share].setdefault(name, []).append(near(found, whole))
         correlation = dev.correlation(cosines[share][name][-1])
         print(seed, share, name, f"{correlation:.4f}", small.config.num_hidden_layers, flush=True)
 
@@ -153,7 +171,6 @@ def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness
     )
     label = f"prune.2.{'ffn' if share in SHARES else 'encoder'}{share:.0%}".rstrip("%")
     others = {name: dev.correlation(dense) - loss(name) for name in cosines}
-    near = {name: float(np.mean(values)) for name, values in nearness.items()}
     return [
         row(
             label,
@@ -165,15 +182,7 @@ def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness
             peers=others,
             interval=bootstrap(lambda i: loss("hf_pe", i) / loss(best, i), len(dense)),
         ),
-        row(
-            f"{label}.cosine",
-            near.pop("hf_pe"),
-            near[best],
-            "higher",
-            "mean cosine to the original's embeddings",
-            f"{setting}; goal: the best peer's",
-            peers=near,
-        ),
+        near_row(label, {name: float(np.mean(values)) for name, values in nearness.items()}, best, setting),
     ]
 
 

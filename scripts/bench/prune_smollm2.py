@@ -219,14 +219,15 @@ def half(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     def parts(blocks: Any = slice(None)) -> list[float]:
         return list(loss("hf_pe", blocks) / loss(best, blocks))
 
+    ours = parts()
     return row(
         f"prune.1.{anyhow(share)}",
-        float(np.mean(parts())),
+        float(np.mean(ours)),
         0.5,
         "lower",
         f"of the log-perplexity loss of {best}",
         f"{share:.0%} of the parameters outside embeddings removed, any axes (ours, Torch-Pruning and activation x "
-        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, parts())}; values are log-perplexity losses",
+        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, ours)}; values are log-perplexity losses",
         peers={name: float(loss(name).mean()) for name in found},
         interval=interval(parts),
     )
