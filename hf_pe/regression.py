@@ -42,10 +42,11 @@ class Moments:
         """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
         x = x.float()
         y = x.new_zeros(len(x), 0) if y is None else y.float()
-        left = x if weight is None else x * weight[:, None]
-        total = float(len(x) if weight is None else weight.sum())
-        products = _square(x) if weight is None else left.T @ x
-        return cls(products, left.T @ y, left.sum(0), y.sum(0) if weight is None else weight @ y, total)
+        if weight is None:
+            return cls(_square(x), x.T @ y, x.sum(0), y.sum(0), float(len(x)))
+        weight = weight.float()
+        left = x * weight[:, None]
+        return cls(_square(x * weight.sqrt()[:, None]), left.T @ y, left.sum(0), weight @ y, float(weight.sum()))
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(

@@ -1,7 +1,8 @@
 """Forward passes over the calibration rows, and what flows into modules meanwhile."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,11 @@ BATCH = 8
 
 
 def moments(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], data: TaskData, what: str
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    data: TaskData,
+    what: str,
+    added: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, list[Moments]]:
     """Moments of what flows into `modules`, by their keys, one for each fold.
 
@@ -27,26 +32,34 @@ def moments(
         modules: of the model; each takes what it maps as its first argument.
         data: calibration rows.
         what: as progress is told.
+        added: by some of these keys the block that adds what the module gives to the state that it was given: there
+            each token counts 1 / the mean square of that sum. A few tokens of many models are a hundred times as large
+            as the others; norms follow, so that the relative error is what later blocks see.
     """
-    sums = _Sums()
+    sums = _Sums(added)
     if modules:
-        with watch(model, modules, sums.collect) as passes:
+        with _given(model, added.values(), sums.given), watch(model, modules, sums.collect) as passes:
             passes.run(data, what)
     return sums.taken()
 
 
 def moments_by_block(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], blocks: Sequence[str], data: TaskData, what: str
+    model: PreTrainedModel,
+    modules: Mapping[str, nn.Module],
+    blocks: Sequence[str],
+    data: TaskData,
+    what: str,
+    added: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory.
 
     Args:
-        model, modules, data, what: as above.
+        model, modules, data, what, added: as above.
         blocks: names of modules that hold `modules`, as the model comes by.
     """
-    sums = _Sums()
+    sums = _Sums(added)
     if modules:
-        with watch(model, modules, sums.collect) as passes:
+        with _given(model, added.values(), sums.given), watch(model, modules, sums.collect) as passes:
             for _ in passes.walk(data, blocks, what):
                 yield sums.taken()
 
@@ -131,10 +144,38 @@ def hidden_of(output: Any) -> torch.Tensor:
     return hidden
 
 
+@contextmanager
+def _given(model: PreTrainedModel, blocks: Iterable[str], found: dict[str, Any]) -> Iterator[None]:
+    """Note in `found` the hidden states that each of `blocks` was given last."""
+
+    def hook(name: str) -> Any:
+        def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found[name] = args[0] if args else kwargs.get("hidden_states")
+
+        return read
+
+    handles = [
+        model.get_submodule(name).register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name in dict.fromkeys(blocks)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def per_square(states: torch.Tensor) -> torch.Tensor:
+    """1 / the mean square of each token, [..., 1]: what a squared error counts by where the relative one is meant."""
+    return 1 / states.float().square().mean(-1, keepdim=True).clamp_min(1e-12)
+
+
 class _Sums:
     """Moments by slot as they come in."""
 
-    def __init__(self) -> None:
+    def __init__(self, added: Mapping[str, str]) -> None:
+        self.added = added
+        self.given: dict[str, Any] = {}  # what each block was given last
         self._clear()
 
     def _clear(self) -> None:
@@ -146,7 +187,10 @@ class _Sums:
         if inputs is self.last[0] and self.first.setdefault(name, self.last[1]) != name:
             return
         self.last[:] = inputs, self.first.setdefault(name, name)
-        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask)))
+        state, weight = self.given.get(self.added.get(name, "")), None
+        if isinstance(state, torch.Tensor) and state.shape == output.shape:
+            weight = counted_rows(per_square(state + output), mask)[:, 0]
+        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask), weight=weight))
 
     def taken(self) -> dict[str, list[Moments]]:
         """What came since it was last asked for."""

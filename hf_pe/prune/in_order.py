@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot, is_norm
-from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep
+from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, per_square
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.regression import Moments, add_to_fold, fit
@@ -108,7 +108,7 @@ def _move_(
     for number, (aim, start) in enumerate(zip(aims, door, strict=True)):
         mask = start.batch.get("attention_mask")
         seen = _watched(student, block, name, ffn, start)
-        weight = 1 / aim.square().mean(-1, keepdim=True).clamp_min(1e-12)  # norms follow: the relative error counts
+        weight = per_square(aim if seen.norm is None else seen.added)  # norms follow: the relative error counts
         rows = [counted_rows(part, mask) for part in (seen.reads, _delta(aim, seen), weight)]
         add_to_fold(folds, number, Moments.of(rows[0], rows[1], rows[2][:, 0]))
     found = fit(folds, bias=getattr(linear, "bias", None) is not None)

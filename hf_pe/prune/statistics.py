@@ -1,13 +1,13 @@
 """Statistics of a model's activations on calibration data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis
+from hf_pe.anatomy import EVERYWHERE, Axis
 from hf_pe.calibration import hidden_of, moments, moments_by_block, watch
 from hf_pe.progress import advance
 from hf_pe.regression import FOLDS, Moments
@@ -17,16 +17,25 @@ GRADIENT_BATCH = 4
 """Calibration rows a forward and backward pass takes."""
 
 
-def consumer_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
-    """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold."""
-    return moments(model, _consumers(model, axis), data, f"statistics of {axis.name}")
+def consumer_moments(
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool = False
+) -> dict[str, list[Moments]]:
+    """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold.
+
+    With `relative` each token counts 1 / the mean square of the state that its block makes of it (`moments`).
+    """
+    modules = _consumers(model, axis)
+    return moments(model, modules, data, f"statistics of {axis.name}", _blocks(axis, modules) if relative else {})
 
 
-def consumer_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
+def consumer_moments_by_block(
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool = False
+) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory."""
     modules = _consumers(model, axis)
-    blocks = list(dict.fromkeys(slot.group for slot in axis.slots if slot.name in modules))
-    return moments_by_block(model, modules, blocks, data, f"statistics of {axis.name}")
+    blocks, what = _blocks(axis, modules), f"statistics of {axis.name}"
+    order = list(dict.fromkeys(blocks.values()))
+    return moments_by_block(model, modules, order, data, what, blocks if relative else {})
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
@@ -163,6 +172,11 @@ def _gradient(tensor: torch.Tensor) -> torch.Tensor:
     found: torch.Tensor | None = tensor.grad
     assert found is not None
     return found
+
+
+def _blocks(axis: Axis, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+    """The block of each, where the axis has one in every block."""
+    return {s.name: s.group for s in axis.slots if s.consumes and s.name in modules and s.group != EVERYWHERE}
 
 
 def _consumers(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:

@@ -95,7 +95,9 @@ def main() -> None:
     axis = discover(config, type(model)).named("ffn")[0]
 
     planned = in_turns({"ours": lambda: cut_half(model, data), "peer": lambda: torch_pruning(model)})
-    seen = in_turns({"ours": lambda: consumer_moments(model, axis, data), "floor": lambda: bare(model, data)})
+    seen = in_turns(
+        {"ours": lambda: consumer_moments(model, axis, data, relative=True), "floor": lambda: bare(model, data)}
+    )
 
     recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")
     small = recipe.apply(model, recipe.plan(model, data), data)

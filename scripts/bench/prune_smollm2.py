@@ -4,8 +4,8 @@ Torch-Pruning's choice and other methods.
 Each calibration set is 64 blocks of 512 tokens, drawn from the validation split by its number; each method takes what
 is best of its grid for the first set of a run on 4 further validation blocks; the test blocks are the first 8. Needs
 ../shared/data/wikitext-2 and the extras gguf and bench. Sets: --sets (default 0 1 2 3 4). One takes about an hour on
-one core, so each is kept in docs/benchmarks/sets, part by part: what lies there is not made again, and counts. Delete
-what an older version of hf_pe made.
+one core, so each is kept in docs/benchmarks/sets, method by method: what lies there is not made again, and counts.
+--anew leaves out what hf_pe had a part in, for when its code has changed.
 """
 
 import argparse
@@ -14,14 +14,14 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import FOLDER, bootstrap, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
-from peers import by_peers, by_recipes, torch_pruning_choices, with_gradients
+from peers import REPAIRED, TORCH_PRUNING, by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
 
 from hf_pe.anatomy import discover
@@ -49,6 +49,8 @@ Found = dict[str, np.ndarray]
 """Losses on the test blocks, by method."""
 Sets = dict[str, list[np.ndarray]]
 """The same of several calibration sets."""
+Makers = dict[tuple[str, ...], Callable[[], Iterator[tuple[str, Any]]]]
+"""By the names of some methods what makes their models."""
 
 
 class Bench:
@@ -72,67 +74,86 @@ class Bench:
         self.data = task_data(self.processor, self.pool.select(order[:CALIBRATION_BLOCKS]), self.test)
         trial = self.pool.select(order[CALIBRATION_BLOCKS:][:TRIAL_BLOCKS])
         self.trial = task_data(self.processor, self.data.train, trial)
-        self.graded = copy.deepcopy(self.model).train(False)
-        with_gradients(self.graded, self.data, lambda m, b: CausalLM().signals(m, b)["loss"])
+        self._graded: Any = None
+
+    def graded(self) -> Any:
+        """The model with the gradients of this calibration set, made when it is first asked for."""
+        if self._graded is None:
+            self._graded = copy.deepcopy(self.model).train(False)
+            with_gradients(self._graded, self.data, lambda m, b: CausalLM().signals(m, b)["loss"])
+        return self._graded
 
     def badness(self, small: Any) -> float:
         """What grids are judged by."""
         return float(losses(small, self.trial).mean())
 
-    def narrower(self, size: int) -> Iterator[tuple[str, Any]]:
+    def narrower(self, size: int) -> Makers:
         """FFN width cut to `size`, by each."""
-        inputs = example_inputs(self.model, batch=1, length=8)
-        choices = torch_pruning_choices(self.graded, self.axis, size, inputs)
-        peers = by_peers(choices, self.model, self.data, self.badness, self.chosen.setdefault(size, {}))
-        return chain(peers, by_recipes(RECIPES, self.model, self.data, size, self.seed))
 
-    def others(self, share: float) -> Iterator[tuple[str, Any]]:
+        def theirs() -> Iterator[tuple[str, Any]]:
+            choices = torch_pruning_choices(
+                self.graded(), self.axis, size, example_inputs(self.model, batch=1, length=8)
+            )
+            return by_peers(choices, self.model, self.data, self.badness, self.chosen.setdefault(size, {}))
+
+        ours = {
+            (name,): partial(by_recipes, {name: told}, self.model, self.data, size, self.seed)
+            for name, told in RECIPES.items()
+        }
+        return {(*TORCH_PRUNING, *(name + REPAIRED for name in TORCH_PRUNING)): theirs, **ours}
+
+    def others(self, share: float) -> Makers:
         """`share` of all parameters outside embeddings removed, by the other methods, the best of each one's grid."""
         saved = share * parameters(self.model).without_embeddings
-        methods: dict[str, Any] = {
-            "block Taylor (reimplementation of LLM-Pruner)": partial(block_taylor, self.graded, saved),
+        methods: dict[str, Callable[[], Iterator[Any]]] = {
+            "block Taylor (reimplementation of LLM-Pruner)": lambda: block_taylor(self.graded(), saved),
             "fluctuation (reimplementation of FLAP)": partial(flap, self.model, self.data, saved),
             "block influence (reimplementation of ShortGPT)": partial(short_gpt, self.model, self.data, share),
             "rotation (reimplementation of SliceGPT)": partial(slice_gpt, self.model, self.data, share),
         }
         chosen = self.chosen.setdefault(share, {})
-        for name, grid in methods.items():
-            if name in chosen:
-                yield name, next(islice(grid(), chosen[name], None))
-            else:
-                made = list(grid())
-                found = [self.badness(small) for small in made]
-                chosen[name] = found.index(min(found))
-                yield name, made[chosen[name]]
 
-    def judged(self, label: str, made: Iterator[tuple[str, Any]]) -> Found:
-        """The losses on the test blocks of what was made."""
-        found = {}
-        for name, small in made:
-            found[name] = losses(small, self.data)
-            ratio = math.exp(min(found[name].mean() - self.dense.mean(), 50))
-            print(self.seed, label, name, f"{ratio:.4f}", flush=True)
-        return found
+        def best(name: str, grid: Callable[[], Iterator[Any]]) -> Iterator[tuple[str, Any]]:
+            if name not in chosen:
+                found = [self.badness(small) for small in grid()]
+                chosen[name] = found.index(min(found))
+            yield name, next(islice(grid(), chosen[name], None))
+
+        return {(name,): partial(best, name, grid) for name, grid in methods.items()}
 
     def complete(self, seed: int, found: dict[str, Found]) -> Iterator[None]:
-        """Make with one calibration set what is not in `found` yet, part by part."""
-        if {*map(ffn, FFN), *map(anyhow, ANY)} <= found.keys():
-            return
+        """Make with one calibration set what is not in `found` yet, method by method."""
         self.calibrate(seed)
-        for share, (size, _) in FFN.items():
-            if ffn(share) not in found:
-                found[ffn(share)] = self.judged(ffn(share), self.narrower(size))
-                yield
+        parts = {ffn(share): self.narrower(size) for share, (size, _) in FFN.items()}
         for share, size in ANY.items():
-            if anyhow(share) not in found:
-                same = next((s for s, (other, _) in FFN.items() if other == size), None)
-                narrow = self.judged(anyhow(share), self.narrower(size)) if same is None else found[ffn(same)]
-                found[anyhow(share)] = narrow | self.judged(anyhow(share), self.others(share))
-                yield
+            same = next((ffn(s) for s, (other, _) in FFN.items() if other == size), None)
+            narrow = self.narrower(size)
+            if same is not None:
+                narrow = {names: partial(self.copied, found, same, names) for names in narrow}
+            parts[anyhow(share)] = narrow | self.others(share)
+        for part, makers in parts.items():
+            known = found.setdefault(part, {})
+            for names, maker in makers.items():
+                if not known.keys() >= {*names}:
+                    for name, small in maker():
+                        known[name] = small if isinstance(small, np.ndarray) else losses(small, self.data)
+                        ratio = math.exp(min(known[name].mean() - self.dense.mean(), 50))
+                        print(self.seed, part, name, f"{ratio:.4f}", flush=True)
+                    yield
+
+    @staticmethod
+    def copied(found: dict[str, Found], part: str, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+        """What another part, of the same width, has."""
+        return ((name, found[part][name]) for name in names)
 
 
 def ffn(share: float) -> str:
     return f"ffn{round(100 * share)}"
+
+
+def touched(name: str) -> bool:
+    """Whether hf_pe had a part in a method."""
+    return name.startswith("hf_pe") or name.endswith(REPAIRED)
 
 
 def anyhow(share: float) -> str:
@@ -142,12 +163,15 @@ def anyhow(share: float) -> str:
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--sets", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    asked = arguments.parse_args().sets
+    arguments.add_argument("--anew", action="store_true")
+    given = arguments.parse_args()
     bench, folder = Bench(), FOLDER / "sets"
     folder.mkdir(parents=True, exist_ok=True)
-    for seed in asked:
+    for seed in given.sets:
         file = folder / f"prune_smollm2.{seed}.json"
         found = kept(file)
+        if given.anew:
+            found = {part: {n: v for n, v in each.items() if not touched(n)} for part, each in found.items()}
         for _ in bench.complete(seed, found):
             keep(found, file)
     together: dict[str, Sets] = {}
@@ -213,7 +237,7 @@ def half(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
     def loss(name: str, blocks: Any = slice(None)) -> np.ndarray:
         return np.array([(values - dense)[blocks].mean() for values in found[name]])
 
-    others = [n for n in found if not n.startswith("hf_pe") and "our repair" not in n]
+    others = [name for name in found if not touched(name)]
     best = min(others, key=lambda n: loss(n).mean())
 
     def parts(blocks: Any = slice(None)) -> list[float]:

@@ -25,24 +25,31 @@ def work(bert_folder, tokenizer):
 def test_moments_are_those_of_the_real_inputs_without_padding(work):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
-    found = consumer_moments(model, axis, data)
-    seen = []
-    hook = model.encoder.layer[1].output.dense.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    block = model.encoder.layer[1]
+    plain, relative = (consumer_moments(model, axis, data, relative=told) for told in (False, True))
+    given, read, gives = [], [], []
+    hooks = [
+        block.register_forward_pre_hook(lambda m, args: given.append(args[0])),
+        block.output.dense.register_forward_pre_hook(lambda m, args: read.append(args[0])),
+        block.output.dense.register_forward_hook(lambda m, args, out: gives.append(out)),
+    ]
     with torch.no_grad():
         for row in data.calibration:  # one by one: nothing is padded
             model(
                 input_ids=torch.tensor([row["input_ids"]]),
                 attention_mask=torch.tensor([row["attention_mask"]]),
             )
-    hook.remove()
-    rows = torch.cat([s[0] for s in seen])
-    folds = found["encoder.layer.1.output.dense.weight"]
-    moments = pooled(folds)
-    assert len(found) == 4
-    assert len(folds) == 2
-    assert sum(f.count for f in folds) == moments.count == len(rows)
-    assert torch.allclose(moments.x / moments.count, rows.mean(0), atol=1e-4)
-    assert torch.allclose(moments.gram, rows.T @ rows / len(rows), atol=1e-3)
+    for hook in hooks:
+        hook.remove()
+    rows, before, out = (torch.cat([s[0] for s in parts]) for parts in (read, given, gives))
+    for found, weight in ((plain, torch.ones(len(rows))), (relative, 1 / (before + out).square().mean(-1))):
+        folds = found["encoder.layer.1.output.dense.weight"]
+        moments = pooled(folds)
+        assert len(found) == 4
+        assert len(folds) == 2
+        assert sum(f.count for f in folds) == moments.count == pytest.approx(float(weight.sum()), rel=1e-4)
+        assert torch.allclose(moments.x / moments.count, weight @ rows / weight.sum(), atol=1e-4)
+        assert torch.allclose(moments.gram, (rows.T * weight) @ rows / weight.sum(), atol=1e-3)
 
 
 def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work):
