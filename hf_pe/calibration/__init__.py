@@ -13,6 +13,6 @@ from hf_pe.calibration.passes import evaluating as evaluating
 from hf_pe.calibration.passes import hidden_of as hidden_of
 from hf_pe.calibration.passes import moments as moments
 from hf_pe.calibration.passes import moments_by_block as moments_by_block
-from hf_pe.calibration.passes import per_square as per_square
+from hf_pe.calibration.passes import turning as turning
 from hf_pe.calibration.passes import watch as watch
 from hf_pe.calibration.passes import watching as watching

@@ -33,8 +33,7 @@ def moments(
         data: calibration rows.
         what: as progress is told.
         added: by some of these keys the block that adds what the module gives to the state that it was given: there
-            each token counts 1 / the mean square of that sum. A few tokens of many models are a hundred times as large
-            as the others; norms follow, so that the relative error is what later blocks see.
+            each token counts by `turning`.
     """
     sums = _Sums(added)
     if modules:
@@ -146,10 +145,11 @@ def hidden_of(output: Any) -> torch.Tensor:
 
 @contextmanager
 def _given(model: PreTrainedModel, blocks: Iterable[str], found: dict[str, Any]) -> Iterator[None]:
-    """Note in `found` the hidden states that each of `blocks` was given last."""
+    """Note in `found` the hidden states that the last of `blocks` to run was given, by its name."""
 
     def hook(name: str) -> Any:
         def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.clear()  # one block's are enough memory
             found[name] = args[0] if args else kwargs.get("hidden_states")
 
         return read
@@ -165,9 +165,27 @@ def _given(model: PreTrainedModel, blocks: Iterable[str], found: dict[str, Any])
             handle.remove()
 
 
-def per_square(states: torch.Tensor) -> torch.Tensor:
-    """1 / the mean square of each token, [..., 1]: what a squared error counts by where the relative one is meant."""
-    return 1 / states.float().square().mean(-1, keepdim=True).clamp_min(1e-12)
+def turning(before: torch.Tensor, gives: torch.Tensor) -> torch.Tensor:
+    """What a squared error of a map counts, token by token [..., 1].
+
+    A few tokens of many models are a hundred times as large as the others, and a plain regression would give the others
+    up for them. But later blocks see states through norms: their direction alone. So an error counts by how far the
+    state turns where what the map gives is missing: sin^2 of the angle between `before` and before + gives, over the
+    mean square of `gives`. For something small at right angles that is 1 / the mean square of the state.
+
+    Args:
+        before: what the map's output is added to, [..., width].
+        gives: that output.
+    """
+    before, gives = before.float(), gives.float()
+    state = before + gives
+    along = (state * gives).mean(-1, keepdim=True) / _size(state)
+    return _size(gives - along * state) / _size(gives) / _size(before)  # by the law of sines
+
+
+def _size(states: torch.Tensor) -> torch.Tensor:
+    """The mean square of each token, [..., 1]."""
+    return states.square().mean(-1, keepdim=True).clamp_min(1e-12)
 
 
 class _Sums:
@@ -175,7 +193,7 @@ class _Sums:
 
     def __init__(self, added: Mapping[str, str]) -> None:
         self.added = added
-        self.given: dict[str, Any] = {}  # what each block was given last
+        self.given: dict[str, Any] = {}  # what the block at work was given
         self._clear()
 
     def _clear(self) -> None:
@@ -188,8 +206,9 @@ class _Sums:
             return
         self.last[:] = inputs, self.first.setdefault(name, name)
         state, weight = self.given.get(self.added.get(name, "")), None
-        if isinstance(state, torch.Tensor) and state.shape == output.shape:
-            weight = counted_rows(per_square(state + output), mask)[:, 0]
+        if isinstance(state, torch.Tensor) and (state.numel(), state.shape[-1]) == (output.numel(), output.shape[-1]):
+            # some flatten batch and tokens
+            weight = counted_rows(turning(state.reshape(output.shape), output), mask)[:, 0]
         add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask), weight=weight))
 
     def taken(self) -> dict[str, list[Moments]]:

@@ -30,8 +30,7 @@ class Evidence(NamedTuple):
 class Criterion(NamedTuple):
     """A criterion with what it needs and what the card says about it.
 
-    "relative activations": each token counts 1 / the mean square of the state that its block makes of it, as in the
-    repair.
+    "relative activations": each token counts by how far its state turns, as in the repair.
     """
 
     score: Callable[[Evidence], torch.Tensor]

@@ -22,7 +22,7 @@ def consumer_moments(
 ) -> dict[str, list[Moments]]:
     """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold.
 
-    With `relative` each token counts 1 / the mean square of the state that its block makes of it (`moments`).
+    With `relative` each token counts by how far its state turns (`hf_pe.calibration.turning`).
     """
     modules = _consumers(model, axis)
     return moments(model, modules, data, f"statistics of {axis.name}", _blocks(axis, modules) if relative else {})

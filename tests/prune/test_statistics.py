@@ -42,7 +42,8 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
     for hook in hooks:
         hook.remove()
     rows, before, out = (torch.cat([s[0] for s in parts]) for parts in (read, given, gives))
-    for found, weight in ((plain, torch.ones(len(rows))), (relative, 1 / (before + out).square().mean(-1))):
+    turned = 1 - torch.cosine_similarity(before, before + out, dim=-1) ** 2
+    for found, weight in ((plain, torch.ones(len(rows))), (relative, turned / out.square().mean(-1))):
         folds = found["encoder.layer.1.output.dense.weight"]
         moments = pooled(folds)
         assert len(found) == 4
@@ -52,12 +53,13 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
         assert torch.allclose(moments.gram, (rows.T * weight) @ rows / weight.sum(), atol=1e-3)
 
 
-def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work):
+@pytest.mark.parametrize("relative", [False, True])
+def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work, relative):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
-    whole = consumer_moments(model, axis, data)
+    whole = consumer_moments(model, axis, data, relative=relative)
     assert sum(f.xx.numel() * 4 for folds in whole.values() for f in folds) == moments_bytes(model, axis)
-    parts = list(consumer_moments_by_block(model, axis, data))
+    parts = list(consumer_moments_by_block(model, axis, data, relative=relative))
     assert [len(part) for part in parts] == [1, 1, 1, 1]
     for name, folds in (item for part in parts for item in part.items()):
         for one, other in zip(folds, whole[name], strict=True):
