@@ -1,7 +1,7 @@
 """Ridge regression from sums over tokens, the ridge chosen on what it had not seen."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,8 +10,6 @@ FOLDS = 2
 """Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
 PARTS = 6
 """Strips in which a Gram matrix is made: 7/12 of the products of the whole."""
-
-
 RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
 UNSEEN = 5
@@ -40,13 +38,9 @@ class Moments:
     @classmethod
     def of(cls, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> "Moments":
         """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
-        x = x.float()
-        y = x.new_zeros(len(x), 0) if y is None else y.float()
-        if weight is None:
-            return cls(_square(x), x.T @ y, x.sum(0), y.sum(0), float(len(x)))
-        weight = weight.float()
-        left = x * weight[:, None]
-        return cls(_square(x * weight.sqrt()[:, None]), left.T @ y, left.sum(0), weight @ y, float(weight.sum()))
+        folds = Folds()
+        folds.add(0, x, y, weight)
+        return folds.moments()[0]
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(
@@ -67,16 +61,46 @@ class Moments:
         return self.xx / self.count
 
 
-def _square(x: torch.Tensor) -> torch.Tensor:
-    """X^T X, [n, n]: the products above the diagonal are made once and mirrored."""
-    width = x.shape[1]
-    found = x.new_empty(width, width)
-    edges = range(0, width, max(-(-width // PARTS), 64))
-    for start in edges:
-        stop = min(start + edges.step, width)
-        found[start:stop, start:] = x[:, start:stop].T @ x[:, start:]
-        found[stop:, start:stop] = found[start:stop, stop:].T
-    return found
+class Folds:
+    """Moments as batches come in, one for each fold: summed in place, above the diagonal alone."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Moments] = {}
+
+    @torch.no_grad()
+    def add(
+        self, number: int, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None
+    ) -> None:
+        """Count the rows of batch `number`; see `Moments.of`."""
+        x = x.float()
+        y = x.new_zeros(len(x), 0) if y is None else y.float()
+        root = x.new_ones(len(x))
+        if weight is not None:
+            root = weight.float().sqrt()
+            x, y = x * root[:, None], y * root[:, None]
+        fold, (n, m) = number % FOLDS, (x.shape[1], y.shape[1])
+        if fold not in self._sums:
+            self._sums[fold] = Moments(x.new_zeros(n, n), x.new_zeros(n, m), x.new_zeros(n), x.new_zeros(m), 0.0)
+        sums = self._sums[fold]
+        for start, stop in _strips(n):
+            sums.xx[start:stop, start:].addmm_(x[:, start:stop].T, x[:, start:])
+        sums.xy.addmm_(x.T, y)
+        sums.x.addmv_(x.T, root)
+        sums.y.addmv_(y.T, root)
+        self._sums[fold] = replace(sums, count=sums.count + float(root @ root))
+
+    def moments(self) -> list[Moments]:
+        """Those of each fold that a batch came to; they go on growing where more is added."""
+        for sums in self._sums.values():
+            for start, stop in _strips(len(sums.xx)):
+                sums.xx[stop:, start:stop] = sums.xx[start:stop, stop:].T
+        return list(self._sums.values())
+
+
+def _strips(width: int) -> Iterator[tuple[int, int]]:
+    """First row and the one behind the last of the strips of a Gram matrix."""
+    step = max(-(-width // PARTS), 64)
+    return ((start, min(start + step, width)) for start in range(0, width, step))
 
 
 def pooled(folds: Iterable[Moments]) -> Moments:
@@ -85,15 +109,6 @@ def pooled(folds: Iterable[Moments]) -> Moments:
     for other in others:
         first = first + other
     return first
-
-
-def add_to_fold(folds: list[Moments], number: int, new: Moments) -> None:
-    """Add the moments of batch `number` to its fold."""
-    fold = number % FOLDS
-    if fold < len(folds):
-        folds[fold] = folds[fold] + new
-    else:
-        folds.append(new)
 
 
 class Fit(NamedTuple):
@@ -140,13 +155,13 @@ def fit_rows(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, bias: bool
     Returns:
         The fit, and the share of the variance of y that it explains on rows it had not seen (one in `UNSEEN`).
     """
-    folds: list[Moments] = []
+    folds = Folds()
     held: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, (x, y) in enumerate(batches):
         unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
-        add_to_fold(folds, number, Moments.of(x[~unseen], y[~unseen]))
+        folds.add(number, x[~unseen], y[~unseen])
         held.append((x[unseen], y[unseen]))
-    how = fit(folds, bias=bias)
+    how = fit(folds.moments(), bias=bias)
     x, y = (torch.cat(parts).float() for parts in zip(*held, strict=True))
     left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
     return how, 1 - float(left)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_pe.regression import UNTRIED, Moments, fit, pooled
+from hf_pe.regression import UNTRIED, Folds, Moments, fit, pooled
 
 
 def test_folds_add_up():
@@ -13,6 +13,21 @@ def test_folds_add_up():
     parts = pooled([Moments.of(rows[:4], more[:4], weight[:4]), Moments.of(rows[4:], more[4:], weight[4:])])
     for key, value in vars(whole).items():
         assert torch.allclose(torch.as_tensor(value), torch.as_tensor(vars(parts)[key]), atol=1e-5)
+
+
+def test_batches_go_into_their_folds_and_may_go_on_coming():
+    rows, more, weight = torch.randn(9, 70), torch.randn(9, 2), torch.rand(9)
+    folds = Folds()
+    folds.add(1, rows[:3], more[:3], weight[:3])
+    assert len(folds.moments()) == 1
+    folds.add(2, rows[3:6], more[3:6], weight[3:6])
+    folds.add(3, rows[6:], more[6:], weight[6:])
+    odd = [0, 1, 2, 6, 7, 8]
+    for found, part in zip(folds.moments(), (odd, [3, 4, 5]), strict=True):
+        x, y, w = rows[part], more[part], weight[part, None]
+        wanted = Moments((w * x).T @ x, (w * x).T @ y, (w * x).sum(0), (w * y).sum(0), float(w.sum()))
+        for key, value in vars(wanted).items():
+            assert torch.allclose(torch.as_tensor(value), torch.as_tensor(vars(found)[key]), atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 64, 130, 1000])

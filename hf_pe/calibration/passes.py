@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.calibration.lockstep import Stop, lockstep
 from hf_pe.progress import advance
-from hf_pe.regression import Moments, add_to_fold
+from hf_pe.regression import Folds, Moments
 from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
 
 BATCH = 8
@@ -197,7 +197,7 @@ class _Sums:
         self._clear()
 
     def _clear(self) -> None:
-        self.sums: dict[str, list[Moments]] = {}
+        self.sums: dict[str, Folds] = {}
         self.first: dict[str, str] = {}  # one is enough of maps that read the very same tensor
         self.last: list[Any] = [None, ""]
 
@@ -209,11 +209,12 @@ class _Sums:
         if isinstance(state, torch.Tensor) and (state.numel(), state.shape[-1]) == (output.numel(), output.shape[-1]):
             # some flatten batch and tokens
             weight = counted_rows(turning(state.reshape(output.shape), output), mask)[:, 0]
-        add_to_fold(self.sums.setdefault(name, []), number, Moments.of(counted_rows(inputs, mask), weight=weight))
+        self.sums.setdefault(name, Folds()).add(number, counted_rows(inputs, mask), weight=weight)
 
     def taken(self) -> dict[str, list[Moments]]:
         """What came since it was last asked for."""
-        found = {name: self.sums[source] for name, source in self.first.items()}
+        sums = {name: folds.moments() for name, folds in self.sums.items()}
+        found = {name: sums[source] for name, source in self.first.items()}
         self._clear()
         return found
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.calibration import BATCH, Passes, evaluating, hidden_of, watching
 from hf_pe.errors import UsageError
-from hf_pe.regression import Moments, add_to_fold, fit
+from hf_pe.regression import Folds, Moments, fit
 from hf_pe.tasks import TaskData
 
 HELD_BACK = 4
@@ -99,26 +99,26 @@ def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list
 def expert_moments(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[Moments]]:
     """Moments of what flows into the experts' output maps, by slot, one for each fold; a token counts by its gate's
     square, as it does in the block's output. Experts without a token are missing."""
-    sums: dict[str, list[Moments]] = {}
+    sums: dict[str, Folds] = {}
     owners, collect = _collecting(axis, sums)
     if owners:
         with _calls(model, owners, collect) as passes:
             passes.run(data, f"statistics of {axis.name}")
-    return sums
+    return {key: folds.moments() for key, folds in sums.items()}
 
 
 def expert_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) -> Iterator[dict[str, list[Moments]]]:
     """The same with one block's in memory."""
-    sums: dict[str, list[Moments]] = {}
+    sums: dict[str, Folds] = {}
     owners, collect = _collecting(axis, sums)
     if owners:
         with _calls(model, owners, collect) as passes:
             for _ in passes.walk(data, list(owners), f"statistics of {axis.name}"):
-                yield dict(sums)
+                yield {key: folds.moments() for key, folds in sums.items()}
                 sums.clear()
 
 
-def _collecting(axis: Axis, sums: dict[str, list[Moments]]) -> tuple[dict[str, str], Callable[..., None]]:
+def _collecting(axis: Axis, sums: dict[str, Folds]) -> tuple[dict[str, str], Callable[..., None]]:
     """The modules that hold experts, and what adds up their moments in `sums`."""
     slots: dict[str, list[Slot]] = {}
     for slot in axis.slots:
@@ -131,7 +131,7 @@ def _collecting(axis: Axis, sums: dict[str, list[Moments]]) -> tuple[dict[str, s
             weight = gates.float().square()
             if weight.any():
                 x = inner(module, slot.entry or 0, call.hidden[token])
-                add_to_fold(sums.setdefault(slot.key, []), number, Moments.of(x, weight=weight))
+                sums.setdefault(slot.key, Folds()).add(number, x, weight=weight)
 
     return {owner: owner for owner in slots}, collect
 
@@ -205,7 +205,7 @@ class _Pair:
     def clear(self) -> None:
         """Forget all batches."""
         self.held: list[Seen] = []
-        self.folds: dict[int, list[Moments]] = {}
+        self.folds: dict[int, Folds] = {}
 
     def gap(self, seen: Seen) -> tuple[torch.Tensor, Call]:
         """What the output lacks, [tokens, width], and how the experts that are left were called."""
@@ -230,14 +230,14 @@ class _Pair:
             if len(token):
                 x = inner(self.experts, expert, call.hidden[token]).float() * gates[:, None]
                 part = (gates.float().square() / total[token])[:, None] * gap[token]
-                add_to_fold(self.folds.setdefault(expert, []), number, Moments.of(x, part))
+                self.folds.setdefault(expert, Folds()).add(number, x, part)
 
     def corrected(self) -> bool:
         """Move the experts' output maps; back again where that does not help on what was held back."""
         weights = self.experts.down_proj.data
         plain, before = weights.clone(), self._error()
         for expert, folds in self.folds.items():
-            move = fit(folds, bias=False).move
+            move = fit(folds.moments(), bias=False).move
             weights[expert] += (move if self.experts.is_transposed else move.T).to(weights)
         if self._error() < before:
             return True

@@ -12,7 +12,7 @@ from hf_pe.anatomy import Axis, Slot, is_norm
 from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, turning
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.regression import Moments, add_to_fold, fit
+from hf_pe.regression import Folds, fit
 from hf_pe.tasks import TaskData, counted_rows
 
 CLOSE = 2e-2
@@ -103,15 +103,15 @@ def _move_(
     """Refit one map of a block, before which all batches wait, towards the states `aims`."""
     name = _module(slot, block)
     linear: Any = student.get_submodule(f"{block}.{name}")
-    folds: list[Moments] = []
+    folds = Folds()
     for number, (aim, start) in enumerate(zip(aims, door, strict=True)):
         mask = start.batch.get("attention_mask")
         seen = _watched(student, block, name, ffn, start)
         delta = _delta(aim, seen)
         weight = turning(seen.added - seen.gives, seen.gives + delta)
         rows = [counted_rows(part, mask) for part in (seen.reads, delta, weight)]
-        add_to_fold(folds, number, Moments.of(rows[0], rows[1], rows[2][:, 0]))
-    found = fit(folds, bias=getattr(linear, "bias", None) is not None)
+        folds.add(number, rows[0], rows[1], rows[2][:, 0])
+    found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None)
     change = found.move if slot.dim == 0 else found.move.T
     linear.weight.data = linear.weight.data + change.to(linear.weight.data)
     if linear.bias is not None:
