@@ -48,7 +48,9 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
     file = FOLDER / f"{name}.json"
     before = json.loads(file.read_text("utf-8")) if file.exists() else []
     merged = {each["id"]: each for each in (*before, *rows)}
-    file.write_text(json.dumps(list(merged.values()), indent=2) + "\n", "utf-8")
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(list(merged.values()), indent=2) + "\n", "utf-8")
+    beside.replace(file)
     (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
     for each in rows:
         print(f"{each['id']}: {each['value']:.4g} {each['unit']} (goal {each['goal']}, {each['better']} is better)")
