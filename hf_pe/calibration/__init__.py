@@ -11,6 +11,7 @@ from hf_pe.calibration.passes import BATCH as BATCH
 from hf_pe.calibration.passes import Passes as Passes
 from hf_pe.calibration.passes import evaluating as evaluating
 from hf_pe.calibration.passes import hidden_of as hidden_of
+from hf_pe.calibration.passes import mean_square as mean_square
 from hf_pe.calibration.passes import moments as moments
 from hf_pe.calibration.passes import moments_by_block as moments_by_block
 from hf_pe.calibration.passes import turning as turning

@@ -179,12 +179,12 @@ def turning(before: torch.Tensor, gives: torch.Tensor) -> torch.Tensor:
     """
     before, gives = before.float(), gives.float()
     state = before + gives
-    along = (state * gives).mean(-1, keepdim=True) / _size(state)
-    return _size(gives - along * state) / _size(gives) / _size(before)  # by the law of sines
+    along = (state * gives).mean(-1, keepdim=True) / mean_square(state)
+    return mean_square(gives - along * state) / mean_square(gives) / mean_square(before)  # by the law of sines
 
 
-def _size(states: torch.Tensor) -> torch.Tensor:
-    """The mean square of each token, [..., 1]."""
+def mean_square(states: torch.Tensor) -> torch.Tensor:
+    """Of each token, never zero, [..., 1]."""
     return states.square().mean(-1, keepdim=True).clamp_min(1e-12)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot, is_norm
-from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, turning
+from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, mean_square
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.regression import Folds, fit
@@ -37,8 +37,10 @@ def repair_in_order_(
 
     Block i stands for the teacher's layers from its own up to the next kept one; its target is the hidden state after
     them. With x the map's input and d the change of its output that would reach the target, the map moves by the ridge
-    regression of d on x, each token counted by how far its state turns (`turning`). Where a block ends in a norm, the
-    target is taken back through it with the mean and scale that the student's own state has.
+    regression of d on x, each token counted 1 / the mean square of its target: norms follow, so the relative error
+    counts. (`turning` counts a token less whose state only grows or shrinks; but here d makes good what earlier blocks
+    left, growth too.) Where a block ends in a norm, the target is taken back through it with the mean and scale that
+    the student's own state has.
 
     The output maps of `heads` move first, towards the state that the teacher's own layer hands to its FFN. Those whose
     output does not reach that state by an addition (and a norm) stay: a decoder's attention to itself, say, where that
@@ -107,9 +109,8 @@ def _move_(
     for number, (aim, start) in enumerate(zip(aims, door, strict=True)):
         mask = start.batch.get("attention_mask")
         seen = _watched(student, block, name, ffn, start)
-        delta = _delta(aim, seen)
-        weight = turning(seen.added - seen.gives, seen.gives + delta)
-        rows = [counted_rows(part, mask) for part in (seen.reads, delta, weight)]
+        weight = 1 / mean_square(aim if seen.norm is None else seen.added)
+        rows = [counted_rows(part, mask) for part in (seen.reads, _delta(aim, seen), weight)]
         folds.add(number, rows[0], rows[1], rows[2][:, 0])
     found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None)
     change = found.move if slot.dim == 0 else found.move.T
