@@ -113,8 +113,8 @@ def main() -> None:
         [
             row("prune.5.latency", saving / met, 0.95, "higher", "speed-up over FLOPs saving", shape,
                 interval=[saving / high, saving / low]),
-            row("prune.5.target", abs(met / TARGET - 1), 0.05, "lower", "off the latency that was asked for",
-                f"target: {TARGET:.0%} of the original's latency; measured {met:.1%} ({low:.1%} to {high:.1%}); {shape}"),
+            row("prune.5.target", abs(met / TARGET - 1), 0.05, "lower", "off the latency asked for",
+                f"target: {TARGET:.0%} of the original's; measured {met:.1%} ({low:.1%} to {high:.1%}); {shape}"),
             ratio("prune.5.planning", planned["ours"], planned["peer"], 1, "of Torch-Pruning's time",
                   "plan and cut half of the FFN by L2 magnitude, discovery and proof included"),
             ratio("prune.5.statistics", seen["ours"], seen["floor"], 1.3, "of the bare forward passes",
