@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,11 @@ PARTS = 6
 """Strips in which a Gram matrix is made: 7/12 of the products of the whole."""
 RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 """Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
+CHANGE = 0.5
+"""`by_size` of a change to a map: at 0 the few inputs that make a huge token (the first of a text) hardly change with
+what reaches them, at 1 those that hardly ever speak change too freely."""
+LEAST = 1e-8
+"""No input counts as smaller than this, relative to the mean of all mean squares."""
 UNSEEN = 5
 """One row in so many is not fitted on where it is asked how much is explained."""
 UNTRIED = 1e-2
@@ -125,27 +131,29 @@ class Fit(NamedTuple):
     ridge: float
 
 
-def fit(folds: Sequence[Moments], *, bias: bool) -> Fit:
+def fit(folds: Sequence[Moments], *, bias: bool, by_size: float = 0.0) -> Fit:
     """Ridge regression of y on x, the ridge chosen by cross-validation over the folds.
 
-    D = argmin sum ||y - D^T x||^2 + r ||D||^2 = (X^T X + r I)^-1 X^T Y; with a bias both are centred and it takes up
-    the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
+    D = argmin sum ||y - D^T x||^2 + r ||S D||^2 = (X^T X + r S^2)^-1 X^T Y; with a bias both are centred and it takes
+    up the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
 
     Args:
         folds: the moments; see `Moments`. One that no token reached says nothing and is left out.
         bias: whether the map has one that may move.
+        by_size: p in S^2 = m^(1-p) diag(X^T X)^p, m the mean of that diagonal. At 0 all inputs are held back alike; at
+            1 each by its own mean square (standardized inputs).
     """
-    folds = [fold for fold in folds if fold.count > 0]
+    folds, solve = [fold for fold in folds if fold.count > 0], partial(_solve, bias=bias, by_size=by_size)
     ridge = UNTRIED
     if len(folds) > 1:
         trials = [(_normal(pooled([f for f in folds if f is not unseen]), bias), unseen.means()) for unseen in folds]
         best = float("inf")
         for candidate in RIDGES:
-            error = sum(_error(unseen, *_solve(seen, candidate, bias)) for seen, unseen in trials)
+            error = sum(_error(unseen, *solve(seen, candidate)) for seen, unseen in trials)
             if error >= best:
                 break
             best, ridge = error, candidate
-    move, shift = _solve(_normal(pooled(folds), bias), ridge, bias)
+    move, shift = solve(_normal(pooled(folds), bias), ridge)
     return Fit(move.float(), shift.float(), ridge)
 
 
@@ -177,12 +185,14 @@ def _normal(sums: Moments, bias: bool) -> Means:
     return (gram - x[:, None] * x, cross - x[:, None] * y, x, y) if bias else (gram, cross, x, y)
 
 
-def _solve(normal: Means, ridge: float, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _solve(normal: Means, ridge: float, bias: bool, by_size: float) -> tuple[torch.Tensor, torch.Tensor]:
     gram, cross, x, y = normal
-    level, failed = gram.diagonal().mean().clamp_min(1e-12), True
+    sizes, failed = gram.diagonal(), True
+    level = sizes.mean().clamp_min(1e-12)
+    held = level ** (1 - by_size) * sizes.clamp_min(LEAST * float(level)) ** by_size
     while failed:  # where inputs hardly vary, rounding of the sums in float32 can outweigh a weak ridge
         raised = gram.clone()
-        raised.diagonal().add_(ridge * level)
+        raised.diagonal().add_(ridge * held)
         factor, info = torch.linalg.cholesky_ex(raised)
         failed, ridge = bool(info), ridge * 10
     move = torch.cholesky_solve(cross, factor)

@@ -73,6 +73,16 @@ def test_inputs_that_hardly_vary_are_fitted_all_the_same():
     assert torch.allclose(inputs @ found.move + found.shift, inputs[:, :2], atol=1e-3)
 
 
+def test_an_input_that_seldom_speaks_is_held_back_less_by_its_size():
+    draw = torch.Generator().manual_seed(3)
+    inputs = torch.randn(400, 20, generator=draw)
+    inputs[:, 0] *= 0.3 * (torch.arange(400) % 40 == 0)
+    wanted = inputs @ torch.ones(20, 3) + 3 * torch.randn(400, 3, generator=draw)
+    folds = [Moments.of(inputs[:200], wanted[:200]), Moments.of(inputs[200:], wanted[200:])]
+    alike, half, own = (fit(folds, bias=False, by_size=p).move[0].abs().mean() for p in (0.0, 0.5, 1.0))
+    assert alike < half < own
+
+
 def test_one_fold_alone_takes_the_standing_ridge():
     inputs, weight = torch.randn(500, 6), torch.randn(4, 6)
     assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis, Slot
 from hf_pe.calibration import BATCH, Passes, evaluating, hidden_of, watching
 from hf_pe.errors import UsageError
-from hf_pe.regression import Folds, Moments, fit
+from hf_pe.regression import CHANGE, Folds, Moments, fit
 from hf_pe.tasks import TaskData
 
 HELD_BACK = 4
@@ -237,7 +237,7 @@ class _Pair:
         weights = self.experts.down_proj.data
         plain, before = weights.clone(), self._error()
         for expert, folds in self.folds.items():
-            move = fit(folds.moments(), bias=False).move
+            move = fit(folds.moments(), bias=False, by_size=CHANGE).move
             weights[expert] += (move if self.experts.is_transposed else move.T).to(weights)
         if self._error() < before:
             return True

@@ -12,7 +12,7 @@ from hf_pe.anatomy import Axis, Slot, is_norm
 from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, mean_square
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.regression import Folds, fit
+from hf_pe.regression import CHANGE, Folds, fit
 from hf_pe.tasks import TaskData, counted_rows
 
 CLOSE = 2e-2
@@ -112,7 +112,7 @@ def _move_(
         weight = 1 / mean_square(aim if seen.norm is None else seen.added)
         rows = [counted_rows(part, mask) for part in (seen.reads, _delta(aim, seen), weight)]
         folds.add(number, rows[0], rows[1], rows[2][:, 0])
-    found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None)
+    found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None, by_size=CHANGE)
     change = found.move if slot.dim == 0 else found.move.T
     linear.weight.data = linear.weight.data + change.to(linear.weight.data)
     if linear.bias is not None:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
-from hf_pe.regression import Moments, fit
+from hf_pe.regression import CHANGE, Moments, fit
 from hf_pe.surgery import Kept, narrowed
 
 
@@ -34,7 +34,7 @@ def without_removed(
         )
         for f in folds
     ]
-    found = fit(parts, bias=bias is not None)
+    found = fit(parts, bias=bias is not None, by_size=CHANGE)
     new = weight[:, kept].float() + found.move.T
     return new, None if bias is None else bias.float() + found.shift
 
