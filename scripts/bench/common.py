@@ -48,12 +48,17 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
     file = FOLDER / f"{name}.json"
     before = json.loads(file.read_text("utf-8")) if file.exists() else []
     merged = {each["id"]: each for each in (*before, *rows)}
-    beside = file.with_suffix(".new")
-    beside.write_text(json.dumps(list(merged.values()), indent=2) + "\n", "utf-8")
-    beside.replace(file)
+    store(file, json.dumps(list(merged.values()), indent=2) + "\n")
     (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
     for each in rows:
         print(f"{each['id']}: {each['value']:.4g} {each['unit']} (goal {each['goal']}, {each['better']} is better)")
+
+
+def store(file: Path, text: str) -> None:
+    """Write beside, then rename: what lies there is whole at any time."""
+    beside = file.with_suffix(".new")
+    beside.write_text(text, "utf-8")
+    beside.replace(file)
 
 
 def met(each: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER, bootstrap, row, write
+from common import FOLDER, bootstrap, row, store, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from peers import REPAIRED, TORCH_PRUNING, by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
@@ -186,9 +186,7 @@ def main() -> None:
 def keep(found: dict[str, Found], file: Path) -> None:
     """Write what one set gave so far."""
     plain = {part: {name: values.tolist() for name, values in each.items()} for part, each in found.items()}
-    beside = file.with_suffix(".new")
-    beside.write_text(json.dumps(plain, indent=1) + "\n", "utf-8")
-    beside.replace(file)
+    store(file, json.dumps(plain, indent=1) + "\n")
 
 
 def kept(file: Path) -> dict[str, Found]:
