@@ -30,11 +30,11 @@ class Evidence(NamedTuple):
 class Criterion(NamedTuple):
     """A criterion with what it needs and what the card says about it.
 
-    "relative activations": each token counts by how far its state turns, as in the repair.
+    "weighed activations": each token counts by how far its state turns, as in the repair.
     """
 
     score: Callable[[Evidence], torch.Tensor]
-    needs: tuple[Literal["activations", "relative activations", "gradients"], ...]
+    needs: tuple[Literal["activations", "weighed activations", "gradients"], ...]
     title: str
     reference: str | None
 
@@ -174,9 +174,9 @@ CRITERIA = {
     ),
     "taylor": Criterion(taylor, ("gradients",), "first-order Taylor", "https://arxiv.org/abs/1611.06440"),
     "fisher": Criterion(fisher, ("gradients",), "diagonal Fisher", "https://arxiv.org/abs/1801.05787"),
-    "obs": Criterion(obs, ("relative activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
+    "obs": Criterion(obs, ("weighed activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
     "surgeon": Criterion(
-        surgeon, ("relative activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
+        surgeon, ("weighed activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
     ),
     "random": Criterion(random, (), "random choice", None),
 }

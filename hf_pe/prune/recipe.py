@@ -61,7 +61,7 @@ Amount = Annotated[int | float, BeforeValidator(_amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 
-MOMENTS, RELATIVE, SLOPES = "moments of one axis", "relative moments of one axis", "slopes of one axis"
+MOMENTS, WEIGHED, SLOPES = "moments of one axis", "weighed moments of one axis", "slopes of one axis"
 MEMORY = 0.5
 """Of the free memory: where the moments of all blocks would take more, they are made and used block by block."""
 REAP = "https://arxiv.org/abs/2510.13999"
@@ -306,11 +306,11 @@ class StructuredPruning(Frozen):
                 narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
-                    model, moments = turned(model, axis, next(_moments(model, axis, data, relative=True)))
-                    data.memory[RELATIVE] = (model, axis.name, moments)
+                    model, moments = turned(model, axis, next(_moments(model, axis, data, weighed=True)))
+                    data.memory[WEIGHED] = (model, axis.name, moments)
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                for seen in _moments(model, axis, data, relative=True):
+                for seen in _moments(model, axis, data, weighed=True):
                     refit_(smaller, model, axis, kept, seen)
             if axis.kind == "experts" and self.repair != "none":
                 correct_(smaller, model, axis, data)
@@ -363,12 +363,12 @@ class StructuredPruning(Frozen):
                 scores = criterion.score(evidence(state, axis, group, size, moments, slopes))
                 kept[group] = axis.largest(group, scores, size)
 
-        relative = "relative activations" in criterion.needs
-        if not relative and "activations" not in criterion.needs:
+        weighed = "weighed activations" in criterion.needs
+        if not weighed and "activations" not in criterion.needs:
             choose(groups, None)
             return kept
         group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
-        for moments in _moments(model, axis, data, relative=relative):
+        for moments in _moments(model, axis, data, weighed=weighed):
             choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
         choose([group for group in groups if group not in kept], {})  # experts that no token reached
         return {group: kept[group] for group in axis.groups}
@@ -382,19 +382,19 @@ class StructuredPruning(Frozen):
 
 
 def _moments(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool
 ) -> Iterator[dict[str, list[Moments]]]:
     """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
     if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > psutil.virtual_memory().available * MEMORY:
-        yield from consumer_moments_by_block(model, axis, data, relative=relative)
+        yield from consumer_moments_by_block(model, axis, data, weighed=weighed)
         yield from expert_moments_by_block(model, axis, data)
     else:
-        what = RELATIVE if relative else MOMENTS
-        yield _remembered(what, partial(_all_moments, relative=relative), model, axis, data)
+        what = WEIGHED if weighed else MOMENTS
+        yield _remembered(what, partial(_all_moments, weighed=weighed), model, axis, data)
 
 
-def _all_moments(model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool) -> dict[str, list[Moments]]:
-    return consumer_moments(model, axis, data, relative=relative) | expert_moments(model, axis, data)
+def _all_moments(model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool) -> dict[str, list[Moments]]:
+    return consumer_moments(model, axis, data, weighed=weighed) | expert_moments(model, axis, data)
 
 
 def _remembered(

@@ -18,24 +18,24 @@ GRADIENT_BATCH = 4
 
 
 def consumer_moments(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool = False
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool = False
 ) -> dict[str, list[Moments]]:
     """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold.
 
-    With `relative` each token counts by how far its state turns (`hf_pe.calibration.turning`).
+    With `weighed` each token counts by how far its state turns (`hf_pe.calibration.moments`, `added`).
     """
     modules = _consumers(model, axis)
-    return moments(model, modules, data, f"statistics of {axis.name}", _blocks(axis, modules) if relative else {})
+    return moments(model, modules, data, f"statistics of {axis.name}", _blocks(axis, modules) if weighed else {})
 
 
 def consumer_moments_by_block(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, relative: bool = False
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool = False
 ) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory."""
     modules = _consumers(model, axis)
     blocks, what = _blocks(axis, modules), f"statistics of {axis.name}"
     order = list(dict.fromkeys(blocks.values()))
-    return moments_by_block(model, modules, order, data, what, blocks if relative else {})
+    return moments_by_block(model, modules, order, data, what, blocks if weighed else {})
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
