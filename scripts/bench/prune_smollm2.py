@@ -195,12 +195,13 @@ def kept(file: Path) -> dict[str, Found]:
     return {part: {name: np.array(values) for name, values in each.items()} for part, each in plain.items()}
 
 
-def setting(dense: np.ndarray, by_set: list[float]) -> str:
+def setting(dense: np.ndarray, by_set: list[float], found: Sets) -> str:
+    fewer = [f"; {name} of {len(sets)} sets" for name, sets in found.items() if len(sets) < len(by_set)]
     return (
         f"no training; first {TEST_BLOCKS} x {LENGTH} test tokens, dense perplexity {math.exp(dense.mean()):.2f}; "
         f"mean over {len(by_set)} calibration sets of {CALIBRATION_BLOCKS} x {LENGTH} validation tokens "
         f"({min(by_set):.4f} to {max(by_set):.4f}); interval over sets and test blocks (paired bootstrap of both); "
-        "others at the best of their grids on further validation blocks"
+        "others at the best of their grids on further validation blocks" + "".join(fewer)
     )
 
 
@@ -223,7 +224,7 @@ def perplexity(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
         FFN[share][1],
         "lower",
         "perplexity ratio",
-        f"FFN {share:.0%} removed (1536 to {FFN[share][0]}), {setting(dense, ours)}",
+        f"FFN {share:.0%} removed (1536 to {FFN[share][0]}), {setting(dense, ours, found)}",
         peers={name: float(np.mean(ratios(name))) for name in found if name != "hf_pe"},
         interval=interval(partial(ratios, "hf_pe")),
     )
@@ -249,7 +250,7 @@ def half(share: float, found: Sets, dense: np.ndarray) -> dict[str, Any]:
         "lower",
         f"of the log-perplexity loss of {best}",
         f"{share:.0%} of the parameters outside embeddings removed, any axes (ours, Torch-Pruning and activation x "
-        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, ours)}; values are log-perplexity losses",
+        f"weight: FFN 1536 to {ANY[share]}), {setting(dense, ours, found)}; values are log-perplexity losses",
         peers={name: float(loss(name).mean()) for name in found},
         interval=interval(parts),
     )
