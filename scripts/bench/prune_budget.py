@@ -96,7 +96,7 @@ def main() -> None:
 
     planned = in_turns({"ours": lambda: cut_half(model, data), "peer": lambda: torch_pruning(model)})
     seen = in_turns(
-        {"ours": lambda: consumer_moments(model, axis, data, relative=True), "floor": lambda: bare(model, data)}
+        {"ours": lambda: consumer_moments(model, axis, data, weighed=True), "floor": lambda: bare(model, data)}
     )
 
     recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")
