@@ -283,10 +283,10 @@ class _Sums:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two tensors are one, or one memory in one shape (what dropout returns that does nothing)."""
+    """Whether two tensors are one memory in one shape (what dropout returns that does nothing is another object)."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False
-    return one is other or (one.data_ptr() == other.data_ptr() and one.shape == other.shape)
+    return one.data_ptr() == other.data_ptr() and one.shape == other.shape
 
 
 def _fits(gives: torch.Tensor, state: torch.Tensor) -> bool:

@@ -78,14 +78,17 @@ def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, t
     block, seen = model.layers[1], {}
     ffn = model.get_submodule(key.name.rpartition(".")[0])
 
-    def keep(name, part):
-        return lambda module, args, out: seen.setdefault(name, []).append((args, (out,))[part][0])
+    def read(name):
+        return lambda module, args, out: seen.setdefault(name, []).append(args[0])
+
+    def given(name):
+        return lambda module, args, out: seen.setdefault(name, []).append(out)
 
     hooks = [
-        getattr(block, norm).register_forward_hook(keep("state", 0)),
-        ffn.register_forward_hook(keep("reads", 0)),
-        ffn.register_forward_hook(keep("gives", 1)),
-        *([] if after is None else [getattr(block, after).register_forward_hook(keep("added", 1))]),
+        getattr(block, norm).register_forward_hook(read("state")),
+        ffn.register_forward_hook(read("reads")),
+        ffn.register_forward_hook(given("gives")),
+        *([] if after is None else [getattr(block, after).register_forward_hook(given("added"))]),
     ]
     with torch.no_grad():
         for row in data.calibration:  # one by one: nothing is padded
