@@ -14,6 +14,7 @@ from hf_pe.calibration.passes import hidden_of as hidden_of
 from hf_pe.calibration.passes import mean_square as mean_square
 from hf_pe.calibration.passes import moments as moments
 from hf_pe.calibration.passes import moments_by_block as moments_by_block
+from hf_pe.calibration.passes import same as same
 from hf_pe.calibration.passes import turning as turning
 from hf_pe.calibration.passes import watch as watch
 from hf_pe.calibration.passes import watching as watching

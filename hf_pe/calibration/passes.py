@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -144,8 +144,9 @@ def watch(model: PreTrainedModel, modules: Mapping[str, nn.Module], collect: Cal
 
 def hidden_of(output: Any) -> torch.Tensor:
     """The hidden states among what a block gives."""
-    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
+    while isinstance(output, tuple):
+        output = output[0]
+    return cast(torch.Tensor, output)
 
 
 def turning(before: torch.Tensor, gives: torch.Tensor) -> torch.Tensor:
@@ -240,9 +241,9 @@ class _Sums:
         def norm(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             reads: Any = args[0] if args else kwargs["hidden_states"]
             for term in self.terms:
-                if _same(reads, term.added):
+                if same(reads, term.added):
                     term.added = output
-                elif term.state is None and _fits(term.added, reads) and not _same(reads, self.begun):
+                elif term.state is None and _fits(term.added, reads) and not same(reads, self.begun):
                     term.state = reads
             self.normed = output
 
@@ -269,7 +270,7 @@ class _Sums:
     def _settle(self, end: Any = None) -> None:
         """Sum what waits, now that its block has ended in the state `end`."""
         for term in self.terms:
-            rows, weight = term.rows(end, normed=_same(end, self.normed))
+            rows, weight = term.rows(end, normed=same(end, self.normed))
             self.sums.setdefault(term.name, Folds()).add(term.number, rows, weight=weight)
         self.terms.clear()
 
@@ -282,7 +283,7 @@ class _Sums:
         return found
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Whether two tensors are one memory in one shape (what dropout returns that does nothing is another object)."""
     if not isinstance(one, torch.Tensor) or not isinstance(other, torch.Tensor):
         return False

@@ -1,27 +1,40 @@
 """Repair block by block, in order: later blocks see the repaired earlier ones, and what whole removed layers did is
 taken over by the block before them. Closed form, forward passes only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis, Slot, is_norm
-from hf_pe.calibration import BATCH, Stop, Waiting, hidden_of, lockstep, mean_square
+from hf_pe.anatomy import Axis, Slot, discover, is_norm
+from hf_pe.calibration import BATCH, Stop, Waiting, evaluating, hidden_of, lockstep, mean_square, same
 from hf_pe.errors import UsageError
+from hf_pe.instance import no_cache
 from hf_pe.progress import advance
 from hf_pe.regression import CHANGE, Folds, fit
-from hf_pe.tasks import TaskData, counted_rows
+from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
 
 CLOSE = 2e-2
 """Largest difference, over the root mean square, between a state and the output of the norm that it is."""
 
+DEAF = 1e-3
+"""Of the largest factor: what is added for a coordinate with a smaller one does not change."""
+
+
+class _Last(NamedTuple):
+    """The map that ends a block's FFN: its name there, and what is added for each coordinate it gives, [width]."""
+
+    name: str
+    factor: torch.Tensor
+
 
 def maps_in_order(axis: Axis) -> list[Slot]:
-    """What `repair_in_order_` moves: the maps that read units of `axis`, those inside experts left out."""
-    return [slot for slot in axis.slots if slot.consumes and slot.entry is None]
+    """What `repair_in_order_` moves: the maps that read units of `axis`, those inside experts and those outside of
+    blocks (a merger of patches) left out."""
+    slots = (slot for slot in axis.slots if slot.consumes and slot.entry is None)
+    return [slot for slot in slots if any(map(str.isdigit, slot.name.split(".")))]
 
 
 @torch.no_grad()
@@ -42,9 +55,11 @@ def repair_in_order_(
     left, growth too.) Where a block ends in a norm, the target is taken back through it with the mean and scale that
     the student's own state has.
 
+    Where a norm reads what a map gives before that is added (Gemma, OLMo 2), the target of what is added is taken back
+    through it in the same way; where what a map gives is multiplied first (layer scales, Granite), so is its change.
+
     The output maps of `heads` move first, towards the state that the teacher's own layer hands to its FFN. Those whose
-    output does not reach that state by an addition (and a norm) stay: a decoder's attention to itself, say, where that
-    to its encoder follows.
+    output does not reach that state so stay: a decoder's attention to itself, say, where that to its encoder follows.
 
     Args:
         student: changed in place.
@@ -54,43 +69,53 @@ def repair_in_order_(
         data: calibration rows.
         heads: of the student, where some were cut.
 
+    Nothing changes where `data` never reach the blocks (those of another tower).
+
     Raises:
-        UsageError: the output of a map does not reach the block's end by an addition (and a norm): Gemma's, say.
+        UsageError: what the FFN gives is not added to the state.
     """
+    batches = list(data.batches(data.calibration, BATCH))
+    stacks = [stack for depth in discover(teacher.config, type(teacher)).named("layers") for stack in depth.groups]
     maps = maps_in_order(axis)
     outputs: dict[tuple[str, int], list[Slot]] = {}
     for slot in (slot for cut in heads for slot in maps_in_order(cut)):
-        outputs.setdefault(_place(slot.name), []).append(slot)
-    attention = [outputs.pop(_place(slot.name), []) for slot in maps]
+        outputs.setdefault(_place(slot.name, stacks), []).append(slot)
+    attention = [outputs.pop(_place(slot.name, stacks), []) for slot in maps]
     own, counterparts, wanted = [], [], []
     for slot, before in zip(maps, attention, strict=True):
-        stack, number = _place(slot.name)
+        stack, number = _place(slot.name, stacks)
         count = len(teacher.get_submodule(stack))  # type: ignore[arg-type]
         kept = list(layers.get(stack, range(count)))
-        last = (kept[number + 1] if number + 1 < len(kept) else count) - 1
+        deepest = (kept[number + 1] if number + 1 < len(kept) else count) - 1
         own.append(f"{stack}.{number}")
         counterparts.append(f"{stack}.{kept[number]}")
         wanted += [Stop(counterparts[-1], after=False)] if before else []
-        wanted.append(Stop(f"{stack}.{last}", after=True))
-    batches = list(data.batches(data.calibration, BATCH))
+        wanted.append(Stop(f"{stack}.{deepest}", after=True))
+    if not own or not _reached(student, own[0], batches[0]):
+        return
     stops = [Stop(block, after=False) for block in own]
     with lockstep(teacher, batches, wanted) as targets, lockstep(student, batches, stops) as doors:
         for done, (slot, before, block, theirs, door) in enumerate(
             zip(maps, attention, own, counterparts, doors, strict=True), 1
         ):
             ffn = _module(slot, block)
-            if done == 1 and not _adds(student, block, ffn, None, door[0]):
+            starts, ends = next(targets) if before else [], next(targets)
+            factor = _factor(student, block, ffn, None, door[0])
+            if factor is not None:
+                last = _Last(ffn, factor)
+                for output in before:
+                    name = _module(output, block)
+                    share = _factor(student, block, name, last, door[0])
+                    if share is not None:
+                        aims = (_watched(teacher, theirs, name, last, start).state for start in starts)
+                        _move_(student, block, output, share, last, door, aims)
+                aims = (hidden_of(end.output).float() for end in ends)
+                _move_(student, block, slot, factor, None, door, aims)
+            elif done == 1:
                 raise UsageError(
-                    f"prune.repair: in_order needs blocks that add what {block}.{ffn} gives; this one scales or norms "
-                    "it first. Choose repair: least_squares."
+                    f"prune.repair: in_order needs blocks that add what {block}.{ffn} gives to their state, scaled or "
+                    "normed at most; this one does something else. Choose repair: least_squares."
                 )
-            starts = next(targets) if before else []
-            for output in before:
-                name = _module(output, block)
-                if _adds(student, block, name, ffn, door[0]):
-                    aims = [_watched(teacher, theirs, name, ffn, start).state for start in starts]
-                    _move_(student, block, output, ffn, door, aims)
-            _move_(student, block, slot, None, door, [hidden_of(aim.output).float() for aim in next(targets)])
             advance("repair, block by block", done, len(maps))
 
 
@@ -98,25 +123,28 @@ def _move_(
     student: PreTrainedModel,
     block: str,
     slot: Slot,
-    ffn: str | None,
+    factor: torch.Tensor,
+    last: _Last | None,
     door: Sequence[Waiting],
-    aims: Sequence[torch.Tensor],
+    aims: Iterable[torch.Tensor],
 ) -> None:
-    """Refit one map of a block, before which all batches wait, towards the states `aims`."""
+    """Refit one map of a block, before which all batches wait, towards the states `aims`; of what it gives, `factor`
+    arrives."""
     name = _module(slot, block)
     linear: Any = student.get_submodule(f"{block}.{name}")
     folds = Folds()
     for number, (aim, start) in enumerate(zip(aims, door, strict=True)):
-        mask = start.batch.get("attention_mask")
-        seen = _watched(student, block, name, ffn, start)
-        weight = 1 / mean_square(aim if seen.norm is None else seen.added)
-        rows = [counted_rows(part, mask) for part in (seen.reads, _delta(aim, seen), weight)]
-        folds.add(number, rows[0], rows[1], rows[2][:, 0])
+        seen = _watched(student, block, name, last, start)
+        parts = seen.reads, *_wanted(seen, aim, factor)
+        reads, change, weight = (counted_rows(part, start.batch.get("attention_mask")) for part in parts)
+        folds.add(number, reads, change, weight[:, 0])
     found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None, by_size=CHANGE)
-    change = found.move if slot.dim == 0 else found.move.T
-    linear.weight.data = linear.weight.data + change.to(linear.weight.data)
+    heard = factor * (1 if seen.between is None else _gain(seen.between, factor))
+    heard = torch.where(heard.abs() > DEAF * heard.abs().max(), heard, torch.inf)
+    change = found.move / heard
+    linear.weight.data = linear.weight.data + (change if slot.dim == 0 else change.T).to(linear.weight.data)
     if linear.bias is not None:
-        linear.bias.data = linear.bias.data + found.shift.to(linear.bias.data)
+        linear.bias.data = linear.bias.data + (found.shift / heard).to(linear.bias.data)
 
 
 class _Seen(NamedTuple):
@@ -125,45 +153,77 @@ class _Seen(NamedTuple):
     Attributes:
         reads: the map's input, [batch, tokens, inputs].
         gives: its output, [batch, tokens, width].
+        between: norm that reads this output, if any.
+        passed: what that norm gives, or `gives`: this, times a factor, is what is added.
         state: what should come near to the target: at the block's end, or where its FFN begins, of the same shape.
         norm: that `state` comes out of, if any.
-        added: what the output is added into: the input of that norm, or `state`.
+        added: what is added to: the input of that norm, or `state`.
     """
 
     reads: torch.Tensor
     gives: torch.Tensor
+    between: Any
+    passed: torch.Tensor
     state: torch.Tensor
     norm: Any
     added: torch.Tensor
 
 
-def _delta(target: torch.Tensor, seen: _Seen) -> torch.Tensor:
-    """How the map's output should change for the state to become `target`, [..., width]."""
-    norm, before = seen.norm, seen.added
-    if norm is None:
-        return target - before
+def _wanted(seen: _Seen, target: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How a map's output should change for the state to become `target`, [..., width], each coordinate as large as it
+    is heard; and what each token counts, [..., 1]."""
+    change, weight = target - seen.added, 1 / mean_square(target)
+    if seen.norm is not None:
+        change, weight = _before(seen.norm, target, seen.added) - seen.added, 1 / mean_square(seen.added)
+    if seen.between is None:
+        return change, weight
+    passed = seen.passed + torch.where(factor == 0, 0, change / factor)
+    change = (_before(seen.between, passed, seen.gives) - seen.gives) * _gain(seen.between, factor) * factor
+    return change, weight / _mean_and_size(seen.between, seen.gives)[1].square()
+
+
+def _before(norm: Any, target: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
+    """What a norm should read in place of `now` to give `target`, with the mean and size that `now` has."""
+    mean, size = _mean_and_size(norm, now)
     bias = getattr(norm, "bias", None)
-    mean = before.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else torch.zeros_like(before[..., :1])
-    scale = (before - mean).square().mean(-1, keepdim=True).sqrt()
-    plain: torch.Tensor = (target - (0 if bias is None else bias)) / norm.weight
-    return plain * scale + mean - before
+    gain = _gain(norm, now)
+    plain = torch.where(gain == 0, 0, (target - (0 if bias is None else bias)) / gain)
+    return plain * size + mean
 
 
-def _watched(model: PreTrainedModel, block: str, name: str, ffn: str | None, start: Waiting) -> _Seen:
-    """Run one block and look at its map `name`, and at the state at its end; with `ffn` (the name of the map that ends
-    the FFN) at the state before what this map adds."""
-    maps: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+def _mean_and_size(norm: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a norm takes from each token and divides it by, [..., 1]."""
+    mean = states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else torch.zeros_like(states[..., :1])
+    return mean, mean_square(states - mean).sqrt()
+
+
+def _gain(norm: nn.Module, like: torch.Tensor) -> torch.Tensor:
+    """What a norm multiplies each coordinate with, [width]."""
+    if isinstance(norm, nn.LayerNorm):
+        return norm.weight.float()
+    ones = torch.ones(1, like.shape[-1]).to(next(norm.parameters()))
+    gain: torch.Tensor = norm(ones)[0].float()  # weight, or 1 + weight
+    return gain
+
+
+def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> _Seen:
+    """Run one block and look at its map `name`, and at the state at its end; with `last`, at the state before what
+    this map adds."""
+    maps: dict[str, tuple[torch.Tensor, torch.Tensor, Any, torch.Tensor]] = {}
     norms: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
     def watch_map(key: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            maps[key] = (args[0].float(), output.float())
+            maps[key] = (args[0], output, None, output)
 
         return keep
 
     def watch_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, torch.Tensor):
             norms.append((module, args[0].float(), output.float()))
+            for key, (reads, gives, between, _) in maps.items():
+                if between is None and same(args[0], gives):
+                    maps[key] = (reads, gives, module, output)
 
     def ending(state: torch.Tensor) -> tuple[Any, torch.Tensor]:
         """The norm that a state comes out of, and its input; none and the state."""
@@ -174,7 +234,7 @@ def _watched(model: PreTrainedModel, block: str, name: str, ffn: str | None, sta
         return None, state
 
     watched = model.get_submodule(block)
-    wanted = {key: watched.get_submodule(key) for key in (name, ffn) if key is not None}
+    wanted = {key: watched.get_submodule(key) for key in (name, *(last[:1] if last else ()))}
     handles = [module.register_forward_hook(watch_map(key)) for key, module in wanted.items()]
     handles += [m.register_forward_hook(watch_norm) for m in watched.modules() if is_norm(m) and hasattr(m, "weight")]
     try:
@@ -184,30 +244,33 @@ def _watched(model: PreTrainedModel, block: str, name: str, ffn: str | None, sta
         for handle in handles:
             handle.remove()
     norm, added = ending(state)
-    if ffn is not None:
-        state = added - maps[ffn][1].reshape(added.shape)
+    if last is not None:
+        state = added - last.factor * maps[last.name][3].float().reshape(added.shape)
         norm, added = ending(state)
-    reads, gives = maps[name]
+    reads, gives, between, passed = maps[name]
     if gives.numel() == added.numel():  # some flatten batch and tokens
-        reads, gives = reads.reshape(*added.shape[:-1], -1), gives.reshape(added.shape)
-    return _Seen(reads, gives, state, norm, added)
+        reads = reads.reshape(*added.shape[:-1], -1)
+        gives, passed = gives.reshape(added.shape), passed.reshape(added.shape)
+    return _Seen(reads.float(), gives.float(), between, passed.float(), state, norm, added)
 
 
-def _adds(student: PreTrainedModel, block: str, name: str, ffn: str | None, start: Waiting) -> bool:
-    """Whether a little noise in a map's output arrives unchanged where that is added."""
-    seen = _watched(student, block, name, ffn, start)
-    if seen.gives.shape != seen.added.shape:
-        return False
-    noise = torch.randn(seen.gives.shape, generator=torch.Generator().manual_seed(0)).to(seen.gives.device)
-    step = seen.gives.abs().mean() * 1e-2 * noise
-    handle = student.get_submodule(f"{block}.{name}").register_forward_hook(
-        lambda module, args, output: output + step.reshape(output.shape).to(output)
-    )
+def _factor(student: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> torch.Tensor | None:
+    """What is added for each coordinate that a map (and the norm that reads it) gives, [width]; None where that is not
+    the same for every token, or something else happens to it."""
+    seen = _watched(student, block, name, last, start)
+    if seen.passed.shape != seen.added.shape:
+        return None
+    step = torch.randn(seen.passed.shape, generator=torch.Generator().manual_seed(0)).to(seen.passed.device)
+    step = step * seen.passed.abs().mean()
+    module = student.get_submodule(f"{block}.{name}") if seen.between is None else seen.between
+    handle = module.register_forward_hook(lambda module, args, output: output + step.reshape(output.shape).to(output))
     try:
-        moved = _watched(student, block, name, ffn, start)
+        moved = _watched(student, block, name, last, start).added - seen.added
     finally:
         handle.remove()
-    return bool((moved.added - seen.added - step).abs().max() < 0.05 * step.abs().max())
+    tokens = tuple(range(step.ndim - 1))
+    factor = (moved * step).sum(tokens) / step.square().sum(tokens)
+    return factor if bool((moved - factor * step).abs().max() < 0.05 * (factor * step).abs().max()) else None
 
 
 def _module(slot: Slot, block: str) -> str:
@@ -215,8 +278,21 @@ def _module(slot: Slot, block: str) -> str:
     return slot.name.rpartition(".")[0].removeprefix(f"{block}.")
 
 
-def _place(name: str) -> tuple[str, int]:
-    """Stack and number of the block that a parameter lies in."""
+def _place(name: str, stacks: Sequence[str]) -> tuple[str, int]:
+    """Stack and number of the block that a parameter lies in: in the innermost of `stacks`, else in the outermost."""
     parts = name.split(".")
-    at = next(i for i, part in enumerate(parts) if part.isdigit())
+    inside = [stack.count(".") + 1 for stack in stacks if name.startswith(f"{stack}.")]
+    at = max(inside, default=next(i for i, part in enumerate(parts) if part.isdigit()))
     return ".".join(parts[:at]), int(parts[at])
+
+
+def _reached(model: PreTrainedModel, block: str, batch: Batch) -> bool:
+    """Whether a batch comes by a block."""
+    calls: list[Any] = []
+    handle = model.get_submodule(block).register_forward_hook(lambda module, args, output: calls.append(module))
+    try:
+        with evaluating(model):
+            model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
+    finally:
+        handle.remove()
+    return bool(calls)

@@ -6,12 +6,15 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
+    AutoModel,
+    AutoModelForImageClassification,
     BertModel,
+    Dinov2Config,
     LlamaConfig,
     LlamaForCausalLM,
     OPTConfig,
     OPTModel,
+    SwinConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -21,7 +24,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, lively, outputs_of, tiny
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.in_order import repair_in_order_
+from hf_pe.prune.in_order import maps_in_order, repair_in_order_
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, model_inputs
 from tests.helpers import TEXTS
 
@@ -63,14 +66,70 @@ def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
     assert all(torch.allclose(before[k], v, atol=1e-4) for k, v in student.state_dict().items())
 
 
-def test_a_block_that_norms_the_output_first_is_refused(tokenizer):
-    config = tiny(AutoConfig.for_model("gemma3_text"), depth=True)
-    config.vocab_size = 200
-    model = lively(AutoModelForCausalLM.from_config(config)).eval()
-    data = ready(CausalLM(), model, tokenizer, length=16)
-    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="in_order")
+def small(kind, **changes):
+    config = tiny(AutoConfig.for_model(kind))
+    for name, value in {"vocab_size": 200, **changes}.items():
+        setattr(config, name, value)
+    return lively(AutoModel.from_config(config)).eval()
+
+
+TEXT_MODELS = {
+    "a norm of what is added": ("gemma3_text", {}),
+    "the same, whose weight is what it multiplies with": ("olmo2", {}),
+    "a residual multiplier": ("granite", {"residual_multiplier": 0.3}),
+    "norms around both": ("glm4", {}),
+}
+IMAGE_MODELS = {
+    "layer scales": Dinov2Config(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8, num_labels=3
+    ),
+    "blocks in stages": SwinConfig(
+        image_size=32, patch_size=4, embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4, num_labels=3
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", [*TEXT_MODELS, *IMAGE_MODELS])
+def test_maps_that_were_spoiled_come_back(kind, tokenizer, images):
+    if kind in TEXT_MODELS:
+        name, changes = TEXT_MODELS[kind]
+        teacher = small(name, **changes)
+        data = ready(Embedding(), teacher, tokenizer)
+    else:
+        teacher, data = lively(AutoModelForImageClassification.from_config(IMAGE_MODELS[kind])).eval(), images
+    student = copy.deepcopy(teacher)
+    anatomy = discover(student.config, type(student))
+    axes, heads = anatomy.named("ffn"), anatomy.named("kv_groups")
+    spoiled = {slot.name for axis in (*axes, *heads) for slot in maps_in_order(axis)}
+    for weight in map(student.get_parameter, spoiled):
+        weight.data += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    before = error(student, teacher, data)
+    for axis in axes:
+        repair_in_order_(student, teacher, axis, {}, data, heads)
+    assert error(student, teacher, data) < 0.3 * before
+
+
+def test_a_block_that_does_something_else_with_what_the_ffn_gives_is_refused(tokenizer):
+    model = small("gemma4_text")  # gates by token come after the FFN
+    data = ready(Embedding(), model, tokenizer)
     with pytest.raises(UsageError, match=r"adds? what .* least_squares"):
-        recipe.apply(model, recipe.plan(model, data), data)
+        repair_in_order_(model, model, discover(model.config, type(model)).named("ffn")[0], {}, data)
+
+
+def test_a_tower_that_the_data_do_not_reach_stays(tokenizer):
+    model = small("llava")
+    data = ready(Embedding(), model, tokenizer)
+    axes = discover(model.config, type(model)).named("ffn")
+    student = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter += 0.1
+    before = copy.deepcopy(student.state_dict())
+    for axis in axes:
+        repair_in_order_(student, model, axis, {}, data)
+    moved = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert not any("vision" in name for name in moved)
 
 
 def before_the_ffn(model, data):
