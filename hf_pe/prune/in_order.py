@@ -2,6 +2,7 @@
 taken over by the block before them. Closed form, forward passes only."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def repair_in_order_(
         data: calibration rows.
         heads: of the student, where some were cut.
 
-    Nothing changes where `data` never reach the blocks (those of another tower).
+    Nothing changes where `data` never reach the blocks (those of another tower), or come by more than once: ALBERT's one
+    block has no one target.
 
     Raises:
         UsageError: what the FFN gives is not added to the state.
@@ -91,7 +93,7 @@ def repair_in_order_(
         counterparts.append(f"{stack}.{kept[number]}")
         wanted += [Stop(counterparts[-1], after=False)] if before else []
         wanted.append(Stop(f"{stack}.{deepest}", after=True))
-    if not own or not _reached(student, own[0], batches[0]):
+    if not own or not _once(student, own[0], batches[0]):
         return
     stops = [Stop(block, after=False) for block in own]
     with lockstep(teacher, batches, wanted) as targets, lockstep(student, batches, stops) as doors:
@@ -139,12 +141,50 @@ def _move_(
         reads, change, weight = (counted_rows(part, start.batch.get("attention_mask")) for part in parts)
         folds.add(number, reads, change, weight[:, 0])
     found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None, by_size=CHANGE)
-    heard = factor * (1 if seen.between is None else _gain(seen.between, factor))
+    heard = factor * (1 if seen.between is None else seen.between.gain)
     heard = torch.where(heard.abs() > DEAF * heard.abs().max(), heard, torch.inf)
     change = found.move / heard
     linear.weight.data = linear.weight.data + (change if slot.dim == 0 else change.T).to(linear.weight.data)
     if linear.bias is not None:
         linear.bias.data = linear.bias.data + (found.shift / heard).to(linear.bias.data)
+
+
+class _Norm(NamedTuple):
+    """A norm at work on one batch: it gave (what it read - mean) / size * gain + bias.
+
+    Attributes:
+        gain, bias: [width].
+        mean, size: of each token, [..., 1].
+    """
+
+    gain: torch.Tensor
+    bias: torch.Tensor
+    mean: torch.Tensor
+    size: torch.Tensor
+
+    @classmethod
+    def of(cls, module: nn.Module, reads: torch.Tensor, gives: torch.Tensor) -> "_Norm | None":
+        """From what it read and gave; None where that is not so (a norm over places, say)."""
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if weight is None or weight.shape != reads.shape[-1:] or gives.shape != reads.shape:
+            return None
+        reads, gives = reads.float(), gives.float()
+        shift = torch.zeros_like(weight.float()) if bias is None else bias.float()
+        mean, gain = torch.zeros_like(reads[..., :1]), weight.float()
+        if isinstance(module, nn.LayerNorm):
+            mean = reads.mean(-1, keepdim=True)
+        else:
+            gain = module.forward(torch.ones_like(weight)[None])[0].float() - shift  # weight, or 1 + weight
+        plain, given = (reads - mean) * gain, gives - shift
+        size = plain.square().sum(-1, keepdim=True) / (plain * given).sum(-1, keepdim=True).clamp_min(1e-12)
+        size = size.clamp_min(1e-12)
+        if (given - plain / size).abs().mean() > CLOSE * given.abs().mean():
+            return None
+        return cls(gain, shift, mean, size)
+
+    def before(self, target: torch.Tensor) -> torch.Tensor:
+        """What it should read to give `target`, mean and size as they are."""
+        return torch.where(self.gain == 0, 0, (target - self.bias) / self.gain) * self.size + self.mean
 
 
 class _Seen(NamedTuple):
@@ -158,15 +198,17 @@ class _Seen(NamedTuple):
         state: what should come near to the target: at the block's end, or where its FFN begins, of the same shape.
         norm: that `state` comes out of, if any.
         added: what is added to: the input of that norm, or `state`.
+        passes: module that gives `passed`.
     """
 
     reads: torch.Tensor
     gives: torch.Tensor
-    between: Any
+    between: _Norm | None
     passed: torch.Tensor
     state: torch.Tensor
-    norm: Any
+    norm: _Norm | None
     added: torch.Tensor
+    passes: nn.Module
 
 
 def _wanted(seen: _Seen, target: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,58 +216,46 @@ def _wanted(seen: _Seen, target: torch.Tensor, factor: torch.Tensor) -> tuple[to
     is heard; and what each token counts, [..., 1]."""
     change, weight = target - seen.added, 1 / mean_square(target)
     if seen.norm is not None:
-        change, weight = _before(seen.norm, target, seen.added) - seen.added, 1 / mean_square(seen.added)
+        change, weight = seen.norm.before(target) - seen.added, 1 / mean_square(seen.added)
     if seen.between is None:
         return change, weight
     passed = seen.passed + torch.where(factor == 0, 0, change / factor)
-    change = (_before(seen.between, passed, seen.gives) - seen.gives) * _gain(seen.between, factor) * factor
-    return change, weight / _mean_and_size(seen.between, seen.gives)[1].square()
+    change = (seen.between.before(passed) - seen.gives) * seen.between.gain * factor
+    return change, weight / seen.between.size.square()
 
 
-def _before(norm: Any, target: torch.Tensor, now: torch.Tensor) -> torch.Tensor:
-    """What a norm should read in place of `now` to give `target`, with the mean and size that `now` has."""
-    mean, size = _mean_and_size(norm, now)
-    bias = getattr(norm, "bias", None)
-    gain = _gain(norm, now)
-    plain = torch.where(gain == 0, 0, (target - (0 if bias is None else bias)) / gain)
-    return plain * size + mean
+@dataclass
+class _Map:
+    """What a map read and gave, the norm that reads that and its module, and what comes of it."""
 
-
-def _mean_and_size(norm: nn.Module, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a norm takes from each token and divides it by, [..., 1]."""
-    mean = states.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else torch.zeros_like(states[..., :1])
-    return mean, mean_square(states - mean).sqrt()
-
-
-def _gain(norm: nn.Module, like: torch.Tensor) -> torch.Tensor:
-    """What a norm multiplies each coordinate with, [width]."""
-    if isinstance(norm, nn.LayerNorm):
-        return norm.weight.float()
-    ones = torch.ones(1, like.shape[-1]).to(next(norm.parameters()))
-    gain: torch.Tensor = norm(ones)[0].float()  # weight, or 1 + weight
-    return gain
+    reads: torch.Tensor
+    gives: torch.Tensor
+    passed: torch.Tensor
+    passes: nn.Module
+    between: _Norm | None = None
 
 
 def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> _Seen:
     """Run one block and look at its map `name`, and at the state at its end; with `last`, at the state before what
     this map adds."""
-    maps: dict[str, tuple[torch.Tensor, torch.Tensor, Any, torch.Tensor]] = {}
-    norms: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+    maps: dict[str, _Map] = {}
+    norms: list[tuple[_Norm, torch.Tensor, torch.Tensor]] = []
 
     def watch_map(key: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            maps[key] = (args[0], output, None, output)
+            maps[key] = _Map(args[0], output, output, module)
 
         return keep
 
     def watch_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            norms.append((module, args[0].float(), output.float()))
-            for key, (reads, gives, between, _) in maps.items():
-                if between is None and same(args[0], gives):
-                    maps[key] = (reads, gives, module, output)
+        found = _Norm.of(module, args[0], output) if len(args) == 1 and isinstance(output, torch.Tensor) else None
+        if found is not None:
+            norms.append((found, args[0].float(), output.float()))
+            for one in maps.values():
+                if one.between is None and same(args[0], one.gives):
+                    one.between, one.passed, one.passes = found, output, module
 
-    def ending(state: torch.Tensor) -> tuple[Any, torch.Tensor]:
+    def ending(state: torch.Tensor) -> tuple[_Norm | None, torch.Tensor]:
         """The norm that a state comes out of, and its input; none and the state."""
         close = CLOSE * state.square().mean().sqrt()
         for norm, before, after in reversed(norms):
@@ -236,7 +266,7 @@ def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, 
     watched = model.get_submodule(block)
     wanted = {key: watched.get_submodule(key) for key in (name, *(last[:1] if last else ()))}
     handles = [module.register_forward_hook(watch_map(key)) for key, module in wanted.items()]
-    handles += [m.register_forward_hook(watch_norm) for m in watched.modules() if is_norm(m) and hasattr(m, "weight")]
+    handles += [module.register_forward_hook(watch_norm) for module in watched.modules() if is_norm(module)]
     try:
         with torch.no_grad():
             state = hidden_of(watched(*start.args, **start.kwargs)).float()
@@ -245,13 +275,14 @@ def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, 
             handle.remove()
     norm, added = ending(state)
     if last is not None:
-        state = added - last.factor * maps[last.name][3].float().reshape(added.shape)
+        state = added - last.factor * maps[last.name].passed.float().reshape(added.shape)
         norm, added = ending(state)
-    reads, gives, between, passed = maps[name]
+    one = maps[name]
+    reads, gives, passed = one.reads.float(), one.gives.float(), one.passed.float()
     if gives.numel() == added.numel():  # some flatten batch and tokens
         reads = reads.reshape(*added.shape[:-1], -1)
         gives, passed = gives.reshape(added.shape), passed.reshape(added.shape)
-    return _Seen(reads.float(), gives.float(), between, passed.float(), state, norm, added)
+    return _Seen(reads, gives, one.between, passed, state, norm, added, one.passes)
 
 
 def _factor(student: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> torch.Tensor | None:
@@ -262,8 +293,9 @@ def _factor(student: PreTrainedModel, block: str, name: str, last: _Last | None,
         return None
     step = torch.randn(seen.passed.shape, generator=torch.Generator().manual_seed(0)).to(seen.passed.device)
     step = step * seen.passed.abs().mean()
-    module = student.get_submodule(f"{block}.{name}") if seen.between is None else seen.between
-    handle = module.register_forward_hook(lambda module, args, output: output + step.reshape(output.shape).to(output))
+    handle = seen.passes.register_forward_hook(
+        lambda module, args, output: output + step.reshape(output.shape).to(output)
+    )
     try:
         moved = _watched(student, block, name, last, start).added - seen.added
     finally:
@@ -286,8 +318,8 @@ def _place(name: str, stacks: Sequence[str]) -> tuple[str, int]:
     return ".".join(parts[:at]), int(parts[at])
 
 
-def _reached(model: PreTrainedModel, block: str, batch: Batch) -> bool:
-    """Whether a batch comes by a block."""
+def _once(model: PreTrainedModel, block: str, batch: Batch) -> bool:
+    """Whether a batch comes by a block once."""
     calls: list[Any] = []
     handle = model.get_submodule(block).register_forward_hook(lambda module, args, output: calls.append(module))
     try:
@@ -295,4 +327,4 @@ def _reached(model: PreTrainedModel, block: str, batch: Batch) -> bool:
             model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
     finally:
         handle.remove()
-    return bool(calls)
+    return len(calls) == 1

@@ -132,6 +132,18 @@ def test_a_tower_that_the_data_do_not_reach_stays(tokenizer):
     assert not any("vision" in name for name in moved)
 
 
+def test_a_block_that_stands_for_many_stays(tokenizer):
+    model = small("albert", num_hidden_layers=3)
+    data = ready(Embedding(), model, tokenizer)
+    recipe = StructuredPruning(keep={"ffn": 0.5})
+    plan = recipe.plan(model, data)
+    once, found = (
+        recipe.model_copy(update={"repair": repair}).apply(model, plan, data).state_dict()
+        for repair in ("least_squares", "in_order")
+    )
+    assert all(torch.equal(once[name], weight) for name, weight in found.items())
+
+
 def before_the_ffn(model, data):
     """The state that enters each block's FFN, [tokens, width]."""
     found = []
