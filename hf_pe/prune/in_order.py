@@ -70,8 +70,8 @@ def repair_in_order_(
         data: calibration rows.
         heads: of the student, where some were cut.
 
-    Nothing changes where `data` never reach the blocks (those of another tower), or come by more than once: ALBERT's one
-    block has no one target.
+    Nothing changes where `data` never reach the blocks (those of another tower), or come by more than once: the one
+    block of ALBERT has no one target.
 
     Raises:
         UsageError: what the FFN gives is not added to the state.
