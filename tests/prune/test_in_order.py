@@ -5,8 +5,6 @@ import datasets
 import pytest
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModel,
     AutoModelForImageClassification,
     BertModel,
     Dinov2Config,
@@ -22,11 +20,11 @@ from transformers import (
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, lively, outputs_of, tiny
+from hf_pe.instance import difference, lively, outputs_of
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.in_order import maps_in_order, repair_in_order_
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, model_inputs
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, small
 
 
 def ready(task, model, tokenizer, length=32):
@@ -64,13 +62,6 @@ def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
     repair_in_order_(student, model, axis, {}, data)
     before = model.state_dict()
     assert all(torch.allclose(before[k], v, atol=1e-4) for k, v in student.state_dict().items())
-
-
-def small(kind, **changes):
-    config = tiny(AutoConfig.for_model(kind))
-    for name, value in {"vocab_size": 200, **changes}.items():
-        setattr(config, name, value)
-    return lively(AutoModel.from_config(config)).eval()
 
 
 TEXT_MODELS = {

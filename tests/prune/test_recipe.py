@@ -37,7 +37,7 @@ from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
 from hf_pe.tasks import AudioClassification, CausalLM, Embedding, Seq2Seq
-from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, taught
+from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, small, taught
 from tests.images import of_rows
 
 SKETCH = Sketch(config=bert_config(), model_class=BertModel)
@@ -239,6 +239,22 @@ def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
     sketch = Sketch(AutoConfig.for_model("ctrl", n_layer=2), CTRLModel)
     with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
         StructuredPruning(keep={"hidden": 0.5}).outline(sketch)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"keep": {"vision.ffn": 0.5}, "criterion": each} for each in ("obs", "surgeon", "activation", "taylor")),
+        *({"keep": {"vision.layers": 1}, "depth": each} for each in ("influence", "greedy")),
+        {"target": {"parameters": 0.95}, "axes": ["text.ffn", "vision.ffn"], "criterion": "magnitude_l2"},
+    ],
+    ids=str,
+)
+def test_what_the_data_do_not_reach_is_not_chosen_blindly(tokenizer, fields):
+    model = small("llava")
+    data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
+    with pytest.raises(UsageError, match=r"no calibration row goes through what 'vision\.\w+' counts"):
+        StructuredPruning(**fields).plan(model, data)
 
 
 def test_layers_that_hold_their_position_are_never_chosen():
