@@ -265,15 +265,20 @@ def test_the_answer_is_where_the_labels_point(tokenizer):
         assert text == told["answers"]["text"][0]
 
 
-def test_a_long_text_makes_rows_that_overlap_and_one_has_the_answer(tokenizer):
+def test_a_long_text_makes_rows_that_overlap_and_those_with_the_answer_point_to_it(tokenizer):
     text = " ".join(TEXTS[:12]) + " The end."
     answers = {"text": ["end"], "answer_start": [text.rindex("end")]}
     told = examples([{"text": "What?", "context": text, "answers": answers}] * 12, text_pair="context", label="answers")
     data = task_named("question_answering").prepare(told, tokenizer, bert_config())
     first = [row for row in data.train if row["example"] == 0]
     assert len(first) > 3
-    assert [row["labels"] for row in first[:-1]] == [[0, 0]] * (len(first) - 1)
-    assert first[-1]["labels"] != [0, 0]
+    for row in first:
+        start, end = row["labels"]
+        if (start, end) == (0, 0):
+            assert all(span is None or span[1] <= text.rindex("end") for span in row["offsets"])
+        else:
+            assert text[row["offsets"][start][0] : row["offsets"][end][1]] == "end"
+    assert first[0]["labels"] == [0, 0] != first[-1]["labels"]
 
 
 def test_a_model_that_knows_the_answer_scores_one(tokenizer):
