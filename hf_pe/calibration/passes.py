@@ -149,12 +149,8 @@ def comes_by(model: PreTrainedModel, modules: Mapping[str, nn.Module], batch: Ba
     """How often a batch comes by each of `modules`, by their keys."""
     calls: Counter[str] = Counter()
     hooks = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
-    try:
-        with evaluating(model):
-            model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with watching(Passes(model, model), hooks):
+        model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
     return calls
 
 

@@ -238,7 +238,7 @@ def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, 
     """Run one block and look at its map `name`, and at the state at its end; with `last`, at the state before what
     this map adds."""
     maps: dict[str, _Map] = {}
-    norms: list[tuple[_Norm, torch.Tensor, torch.Tensor]] = []
+    norms: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
     def watch_map(key: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -247,19 +247,19 @@ def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, 
         return keep
 
     def watch_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found = _Norm.of(module, args[0], output) if len(args) == 1 and isinstance(output, torch.Tensor) else None
-        if found is not None:
-            norms.append((found, args[0].float(), output.float()))
+        if len(args) == 1 and isinstance(output, torch.Tensor):
+            norms.append((module, args[0], output))
             for one in maps.values():
-                if one.between is None and same(args[0], one.gives):
+                if one.between is None and same(args[0], one.gives) and (found := _Norm.of(module, args[0], output)):
                     one.between, one.passed, one.passes = found, output, module
 
     def ending(state: torch.Tensor) -> tuple[_Norm | None, torch.Tensor]:
         """The norm that a state comes out of, and its input; none and the state."""
         close = CLOSE * state.square().mean().sqrt()
-        for norm, before, after in reversed(norms):
-            if after.shape == state.shape and (after - state).abs().max() <= close:
-                return norm, before
+        for module, before, after in reversed(norms):
+            is_it = after.shape == state.shape and (after.float() - state).abs().max() <= close
+            if is_it and (found := _Norm.of(module, before, after)):
+                return found, before.float()
         return None, state
 
     watched = model.get_submodule(block)

@@ -342,7 +342,6 @@ class StructuredPruning(Frozen):
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
         free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
         if self.depth == "greedy":
-            require_passage(reached(model, axis, data), axis)
             known = data.memory.setdefault((LEAST_MISSED, model, axis.name), [])  # one order for all sizes
             gone = least_missed(model, axis, free, axis.size - size, data, known)[: axis.size - size]
         else:

@@ -9,6 +9,7 @@ from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.progress import advance
 from hf_pe.proof import skipped
 from hf_pe.prune.budget import Setting, Tried
+from hf_pe.prune.statistics import reached, require_passage
 from hf_pe.tasks import TaskData
 
 SHARES = (0.15, 0.3, 0.5, 0.75, 1.0)
@@ -95,6 +96,8 @@ def least_missed(
     Returns:
         `gone`, at least `count` of them.
     """
+    if len(gone) < count:
+        require_passage(reached(model, axis, data), axis)
     rows = rows_within(data, TOKENS)
     wanted = answers(model, data, rows) if len(gone) < count else None
     for number in range(len(gone), count):
