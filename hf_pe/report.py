@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from hf_pe.errors import UsageError
+from hf_pe.files import write_whole
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
@@ -149,7 +150,7 @@ class Report(Frozen):
 
 def write_report(report: Report, folder: Path) -> None:
     """Write `report.json` into `folder`."""
-    (folder / "report.json").write_text(report.model_dump_json(indent=2) + "\n", "utf-8")
+    write_whole(folder / "report.json", report.model_dump_json(indent=2) + "\n")
 
 
 def read_report(folder: str | Path) -> Report:

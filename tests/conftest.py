@@ -29,6 +29,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+def pytest_runtest_setup() -> None:
+    """What a test draws does not hang on the tests before it."""
+    torch.manual_seed(0)
+
+
+def pytest_runtest_call() -> None:
+    """Nor on which fixtures were there already."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Knows the words of TEXTS, and letters. Not trained: the trainer breaks ties differently from run to run."""

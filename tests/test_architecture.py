@@ -9,7 +9,7 @@ import hf_pe
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
-    {"errors", "progress", "papers"},
+    {"errors", "files", "progress", "papers"},
     {"anatomy", "regression"},
     {"plans"},
     {"report", "plugin"},

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from hf_pe.errors import UsageError
+from hf_pe.files import write_whole
 
 T = TypeVar("T")
 
@@ -55,11 +56,9 @@ def better(one: float, other: float, *, greater_is_better: bool) -> bool:
 
 
 def remember(file: Path, **state: Any) -> None:
-    """Keep what a resumed run must know, beside and then renamed."""
+    """Keep what a resumed run must know."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(".new")
-    fresh.write_text(json.dumps(state), "utf-8")
-    fresh.replace(file)
+    write_whole(file, json.dumps(state))
 
 
 def recall(file: Path, *, resumed: bool) -> dict[str, Any]:

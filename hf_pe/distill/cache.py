@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from hf_pe.distill.losses import Signals, Top, counted, positions
 from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
+from hf_pe.files import write_whole
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
 from hf_pe.tasks import ROW, Batch, Task, TaskData
@@ -226,9 +227,7 @@ def _check(folder: Path, note: dict[str, Any]) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise UsageError(f"distil.cache: {folder} holds something else; give an empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_suffix(".new")
-        fresh.write_text(json.dumps(note, indent=2) + "\n", "utf-8")
-        fresh.replace(file)
+        write_whole(file, json.dumps(note, indent=2) + "\n")
         return
     was = json.loads(file.read_text("utf-8"))
     other = [key for key in note if was.get(key) != note[key]]

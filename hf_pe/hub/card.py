@@ -9,6 +9,7 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from hf_pe.errors import UsageError
+from hf_pe.files import write_whole
 from hf_pe.hub.merge import merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.papers import PAPERS
@@ -34,7 +35,7 @@ def write_card(report: Report, folder: Path, template: Path | None = None) -> No
     readme = folder / "README.md"
     old = readme.read_text("utf-8") if readme.is_file() else ""
     text = render_card(report, draw_pictures(report, folder), template)
-    readme.write_text(merge_card(text, old), "utf-8")
+    write_whole(readme, merge_card(text, old))
 
 
 def draw_pictures(report: Report, folder: Path) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ import numpy as np
 from scipy.stats import t
 from transformers import TrainerCallback
 
+from hf_pe.files import write_whole
 from hf_pe.provenance import machine, versions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,17 +49,10 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
     file = FOLDER / f"{name}.json"
     before = json.loads(file.read_text("utf-8")) if file.exists() else []
     merged = {each["id"]: each for each in (*before, *rows)}
-    store(file, json.dumps(list(merged.values()), indent=2) + "\n")
-    (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
+    write_whole(file, json.dumps(list(merged.values()), indent=2) + "\n")
+    write_whole(FOLDER.parent / "benchmarks.md", page())
     for each in rows:
         print(f"{each['id']}: {each['value']:.4g} {each['unit']} (goal {each['goal']}, {each['better']} is better)")
-
-
-def store(file: Path, text: str) -> None:
-    """Write beside, then rename: what lies there is whole at any time."""
-    beside = file.with_suffix(".new")
-    beside.write_text(text, "utf-8")
-    beside.replace(file)
 
 
 def met(each: dict[str, Any]) -> bool:
@@ -174,4 +168,4 @@ def share_of_loss(
 
 
 if __name__ == "__main__":
-    (FOLDER.parent / "benchmarks.md").write_text(page(), "utf-8")
+    write_whole(FOLDER.parent / "benchmarks.md", page())

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import FOLDER, bootstrap, row, store, write
+from common import FOLDER, bootstrap, row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 from peers import REPAIRED, TORCH_PRUNING, by_peers, by_recipes, torch_pruning_choices, with_gradients
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.files import write_whole
 from hf_pe.instance import example_inputs
 from hf_pe.measure import parameters
 from hf_pe.tasks import CausalLM
@@ -186,7 +187,7 @@ def main() -> None:
 def keep(found: dict[str, Found], file: Path) -> None:
     """Write what one set gave so far."""
     plain = {part: {name: values.tolist() for name, values in each.items()} for part, each in found.items()}
-    store(file, json.dumps(plain, indent=1) + "\n")
+    write_whole(file, json.dumps(plain, indent=1) + "\n")
 
 
 def kept(file: Path) -> dict[str, Found]:
