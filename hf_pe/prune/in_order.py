@@ -136,11 +136,11 @@ def _move_(
     folds = Folds()
     for number, (aim, start) in enumerate(zip(aims, door, strict=True)):
         seen = _watched(student, block, name, last, start)
-        parts = seen.reads, *_wanted(seen, aim, factor)
+        parts = seen.map.reads, *_wanted(seen, aim, factor)
         reads, change, weight = (counted_rows(part, start.batch.get("attention_mask")) for part in parts)
         folds.add(number, reads, change, weight[:, 0])
     found = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None, by_size=CHANGE)
-    heard = factor * (1 if seen.between is None else seen.between.gain)
+    heard = factor * (1 if seen.map.between is None else seen.map.between.gain)
     heard = torch.where(heard.abs() > DEAF * heard.abs().max(), heard, torch.inf)
     change = found.move / heard
     linear.weight.data = linear.weight.data + (change if slot.dim == 0 else change.T).to(linear.weight.data)
@@ -186,52 +186,52 @@ class _Norm(NamedTuple):
         return torch.where(self.gain == 0, 0, (target - self.bias) / self.gain) * self.size + self.mean
 
 
-class _Seen(NamedTuple):
-    """One map of a block at work.
-
-    Attributes:
-        reads: the map's input, [batch, tokens, inputs].
-        gives: its output, [batch, tokens, width].
-        between: norm that reads this output, if any.
-        passed: what that norm gives, or `gives`: this, times a factor, is what is added.
-        state: what should come near to the target: at the block's end, or where its FFN begins, of the same shape.
-        norm: that `state` comes out of, if any.
-        added: what is added to: the input of that norm, or `state`.
-        passes: module that gives `passed`.
-    """
-
-    reads: torch.Tensor
-    gives: torch.Tensor
-    between: _Norm | None
-    passed: torch.Tensor
-    state: torch.Tensor
-    norm: _Norm | None
-    added: torch.Tensor
-    passes: nn.Module
-
-
-def _wanted(seen: _Seen, target: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How a map's output should change for the state to become `target`, [..., width], each coordinate as large as it
-    is heard; and what each token counts, [..., 1]."""
-    change, weight = target - seen.added, 1 / mean_square(target)
-    if seen.norm is not None:
-        change, weight = seen.norm.before(target) - seen.added, 1 / mean_square(seen.added)
-    if seen.between is None:
-        return change, weight
-    passed = seen.passed + torch.where(factor == 0, 0, change / factor)
-    change = (seen.between.before(passed) - seen.gives) * seen.between.gain * factor
-    return change, weight / seen.between.size.square()
-
-
 @dataclass
 class _Map:
-    """What a map read and gave, the norm that reads that and its module, and what comes of it."""
+    """A map at work.
+
+    Attributes:
+        reads: its input, [batch, tokens, inputs].
+        gives: its output, [batch, tokens, width].
+        passed: what the norm that reads this output gives, or `gives`: this, times a factor, is what is added.
+        passes: module that gives `passed`.
+        between: that norm, if any.
+    """
 
     reads: torch.Tensor
     gives: torch.Tensor
     passed: torch.Tensor
     passes: nn.Module
     between: _Norm | None = None
+
+
+class _Seen(NamedTuple):
+    """One map of a block at work, and what comes of it.
+
+    Attributes:
+        map: with tensors in float32, of the shape of `state` where what it gives is as large.
+        state: what should come near to the target: at the block's end, or where its FFN begins, [batch, tokens, width].
+        norm: that `state` comes out of, if any.
+        added: what is added to: the input of that norm, or `state`.
+    """
+
+    map: _Map
+    state: torch.Tensor
+    norm: _Norm | None
+    added: torch.Tensor
+
+
+def _wanted(seen: _Seen, target: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """How a map's output should change for the state to become `target`, [..., width], each coordinate as large as it
+    is heard; and what each token counts, [..., 1]."""
+    change, weight, between = target - seen.added, 1 / mean_square(target), seen.map.between
+    if seen.norm is not None:
+        change, weight = seen.norm.before(target) - seen.added, 1 / mean_square(seen.added)
+    if between is None:
+        return change, weight
+    passed = seen.map.passed + torch.where(factor == 0, 0, change / factor)
+    change = (between.before(passed) - seen.map.gives) * between.gain * factor
+    return change, weight / between.size.square()
 
 
 def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> _Seen:
@@ -277,22 +277,23 @@ def _watched(model: PreTrainedModel, block: str, name: str, last: _Last | None, 
         state = added - last.factor * maps[last.name].passed.float().reshape(added.shape)
         norm, added = ending(state)
     one = maps[name]
-    reads, gives, passed = one.reads.float(), one.gives.float(), one.passed.float()
-    if gives.numel() == added.numel():  # some flatten batch and tokens
-        reads = reads.reshape(*added.shape[:-1], -1)
-        gives, passed = gives.reshape(added.shape), passed.reshape(added.shape)
-    return _Seen(reads, gives, one.between, passed, state, norm, added, one.passes)
+    one.reads, one.gives, one.passed = one.reads.float(), one.gives.float(), one.passed.float()
+    if one.gives.numel() == added.numel():  # some flatten batch and tokens
+        one.reads = one.reads.reshape(*added.shape[:-1], -1)
+        one.gives, one.passed = one.gives.reshape(added.shape), one.passed.reshape(added.shape)
+    return _Seen(one, state, norm, added)
 
 
 def _factor(student: PreTrainedModel, block: str, name: str, last: _Last | None, start: Waiting) -> torch.Tensor | None:
     """What is added for each coordinate that a map (and the norm that reads it) gives, [width]; None where that is not
     the same for every token, or something else happens to it."""
     seen = _watched(student, block, name, last, start)
-    if seen.passed.shape != seen.added.shape:
+    passed = seen.map.passed
+    if passed.shape != seen.added.shape:
         return None
-    step = torch.randn(seen.passed.shape, generator=torch.Generator().manual_seed(0)).to(seen.passed.device)
-    step = step * seen.passed.abs().mean()
-    handle = seen.passes.register_forward_hook(
+    step = torch.randn(passed.shape, generator=torch.Generator().manual_seed(0)).to(passed.device)
+    step = step * passed.abs().mean()
+    handle = seen.map.passes.register_forward_hook(
         lambda module, args, output: output + step.reshape(output.shape).to(output)
     )
     try:
