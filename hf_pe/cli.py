@@ -120,9 +120,8 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
-    from hf_pe.checkpoints import check_free
-
     with _messages():
+        from hf_pe.checkpoints import check_free
         from hf_pe.recipe_file import read_recipe
 
         recipe = read_recipe(file, set_ or [])

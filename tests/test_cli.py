@@ -187,6 +187,12 @@ def test_a_mistake_in_the_recipe_stops_before_the_output_is_touched(recipe, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_a_mistake_is_all_that_a_fresh_process_says(recipe):
+    done = subprocess.run([*HF_PE, "run", str(recipe), "--set", "seed=x"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error:")  # not what libraries say of this processor
+
+
 @pytest.mark.slow
 def test_inspect_of_a_7b_config_is_light(tmp_path):
     """The figures are measured by scripts/bench/ground_inspect.py; here only that no weights are ever made."""
