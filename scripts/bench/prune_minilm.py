@@ -155,7 +155,8 @@ def main() -> None:
 
 
 def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness: dict) -> list[dict]:
-    """Our loss over the best peer's, over calibration seeds; beside it how near the embeddings stay."""
+    """Our loss over the best peer's, over calibration seeds, and less it, which has a meaning where a loss is near 0;
+    beside them how near the embeddings stay."""
 
     def loss(name: str, rows=slice(None)) -> float:
         return float(np.mean([dev.correlation(dense, rows) - dev.correlation(c, rows) for c in cosines[name]]))
@@ -181,6 +182,15 @@ def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness
             f"{setting}; peers and ours in Spearman's correlation",
             peers=others,
             interval=bootstrap(lambda i: loss("hf_pe", i) / loss(best, i), len(dense)),
+        ),
+        row(
+            f"{label}.difference",
+            loss("hf_pe") - loss(best),
+            0.0,
+            "lower",
+            f"Spearman lost, less what {best} loses",
+            f"{setting}; an interval below 0 excludes equality",
+            interval=bootstrap(lambda i: loss("hf_pe", i) - loss(best, i), len(dense)),
         ),
         near_row(label, {name: float(np.mean(values)) for name, values in nearness.items()}, best, setting),
     ]
