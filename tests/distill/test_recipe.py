@@ -1,9 +1,12 @@
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from pydantic import ValidationError
+from torch.nn.functional import linear
 from transformers import (
     AutoModelForCausalLM,
     BertForSequenceClassification,
@@ -307,9 +310,11 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     dequantize_checkpoint(str(tmp_path / "both"), tmp_path / "plain", dtype="float32")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert plain.state_dict().keys() == student.state_dict().keys()
-    assert difference(outputs, outputs_of(plain, inputs)) < (
-        0.02 if base == "nf4" else 0.1
-    )  # the CPU kernel of NF4 rounds to bfloat16
+    for module in trained.modules():
+        if isinstance(module, Linear4bit):  # whose CPU kernel rounds to bfloat16
+            module.forward = partial(linear, weight=unpacked_weight(module))
+    close = 1e-4 if base == "nf4" else 0.1  # int8 also rounds what flows in
+    assert difference(outputs_of(trained, inputs), outputs_of(plain, inputs)) < close
 
 
 def only_base(folder):
