@@ -63,12 +63,17 @@ class DataConfig(Frozen):
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to train on and rows never trained on, with a fingerprint of both."""
+    """Rows to train on and rows never trained on, with a fingerprint of both.
+
+    Attributes:
+        warnings: sentences on what the reader of a result should know of the rows.
+    """
 
     train: datasets.Dataset
     eval: datasets.Dataset
     config: DataConfig
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
 
 def load_examples(data: DataConfig | str | Sequence[str] | datasets.Dataset) -> Examples:

@@ -189,6 +189,9 @@ def compress(
     for step in recipes:
         if isinstance(step, Distillation):
             step.check(original, ready)
+    warnings = (*examples.warnings, *ready.warnings)
+    for warning in warnings:
+        progress.warn(warning)
     with _workplace(work) as folder:
         run = _Run(folder, _identity(recipe, examples), resume, ready, evaluate)
         student, done = original, []
@@ -213,6 +216,7 @@ def compress(
         "base": provenance.base_facts(source, original, base_model, license),
         "before": before,
         "data": provenance.data_facts(examples),
+        "warnings": warnings,
         "library_name": "sentence-transformers" if checkpoints.is_sentence_transformer(source) else "transformers",
         "machine": provenance.machine(),
         "versions": provenance.versions(),

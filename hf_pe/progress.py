@@ -23,6 +23,11 @@ def say(what: str) -> None:
     advance(what, 0, 0)
 
 
+def warn(problem: str) -> None:
+    """Say before work begins that `problem` may make its result worthless; the work goes on."""
+    say(f"Warning: {problem}")
+
+
 @contextmanager
 def listen(listener: Listener) -> Iterator[None]:
     """Send every `advance` inside the block to `listener`."""

@@ -140,6 +140,7 @@ class Report(Frozen):
     changes: tuple[MetricChange, ...] = Field((), description="empty where the user's own function measured")
     variants: dict[str, Measurement] = Field(default_factory=dict, description="all results of the run, this one too")
     data: DataFacts
+    warnings: tuple[str, ...] = Field((), description="what was said before work and bears on the result: sentences")
     library_name: str = "transformers"
     machine: str
     versions: dict[str, str]

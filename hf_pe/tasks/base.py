@@ -98,6 +98,8 @@ class TaskData:
     collate: Callable[[list[dict[str, Any]]], Batch]
     examples: Examples
     teacher: PreTrainedModel | None = None
+    warnings: tuple[str, ...] = ()
+    """Sentences on what the reader of a result should know of these rows and this model."""
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 
