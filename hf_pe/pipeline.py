@@ -3,10 +3,11 @@
 import datetime
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,6 +48,8 @@ from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
 
 AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
+VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""What a variant may be called: its name becomes a folder and a branch on the Hub."""
 
 
 @dataclass(frozen=True)
@@ -291,8 +294,10 @@ def check_order(recipes: Sequence[AnyRecipe], variants: Collection[str] = ()) ->
     """Refuse an order that cannot work, before any work.
 
     Raises:
-        UsageError: no recipe at all, something after quantization or casting, or these twice.
+        UsageError: no recipe at all, something after quantization or casting, or these twice; a variant whose name
+            cannot be a folder beside the main result.
     """
+    _check_variant_names(variants)
     if not recipes:
         raise UsageError("recipes: expected at least one of prune, swap, separate, distil, quantize; got none.")
     packed = 0
@@ -327,6 +332,23 @@ def check_order(recipes: Sequence[AnyRecipe], variants: Collection[str] = ()) ->
             f"variants ({', '.join(variants)}) are packed copies of the result, and recipe step {packed} "
             f"({recipes[packed - 1].recipe}) has packed it already. Leave out one of the two."
         )
+
+
+def _check_variant_names(names: Iterable[str]) -> None:
+    """Refuse names that would write outside the result, or over another part of it."""
+    taken = {MAIN: "the main result", "before": "the original"}
+    for name in names:
+        if VARIANT_NAME.fullmatch(name) is None or ".." in name or name.endswith((".", ".lock")):
+            raise UsageError(
+                f"variants: '{name}' cannot be the name of a folder and of a branch. Expected letters, digits, '.', "
+                "'_' and '-', beginning with a letter or a digit, such as nf4 or half-precision."
+            )
+        if name.lower() in taken:
+            raise UsageError(
+                f"variants: '{name}' is the name of {taken[name.lower()]} already, upper or lower case alike. "
+                "Choose another name, such as nf4."
+            )
+        taken[name.lower()] = f"the variant '{name}'"
 
 
 def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False) -> list[AnyRecipe]:

@@ -76,14 +76,17 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     """Read a recipe file; `overrides` are "key.inner=value" with YAML values, list items by number.
 
     Raises:
-        UsageError: the file is missing or no YAML; a key is unknown, of a wrong type or out of range; the order of
-            recipes cannot work. All problems are named at once, each with what was expected.
+        UsageError: the file is missing or no YAML; a key is given twice, unknown, of a wrong type or out of range; the
+            order of recipes or the name of a variant cannot work. All problems of the values are named at once, each
+            with what was expected.
     """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"Recipe file {path} does not exist.")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = _load(path.read_text("utf-8"))
+    except DuplicateKeyError as error:
+        raise UsageError(f"{path}: {error.problem} Keep one of the two.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
@@ -95,12 +98,46 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     except ValidationError as error:
         raise UsageError("\n".join([f"{path}:", *(f"  {_explain(dict(e))}" for e in error.errors())])) from error
     check_order(fit_multiples(recipe.recipes), recipe.variants)
+    if recipe.publish and recipe.publish.branch in recipe.variants:
+        raise UsageError(
+            f"publish.branch: '{recipe.publish.branch}' is the branch of the variant with that name. Choose another "
+            "branch for the main result, or rename the variant."
+        )
     return recipe
 
 
 def json_schema() -> str:
     """The JSON schema of recipe files, for editors."""
     return json.dumps(RecipeFile.model_json_schema(), indent=2) + "\n"
+
+
+class DuplicateKeyError(yaml.MarkedYAMLError):
+    """A mapping has a key twice."""
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Read YAML as the safe loader does, but refuse a key that is given twice: the first would be lost unnoticed."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose one mapping and compare its keys as they are written, before merges (`<<`) are resolved."""
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            written, line = (key.tag, key.value), key.start_mark.line + 1
+            if written in lines:
+                raise DuplicateKeyError(problem=f"'{key.value}' is given twice (lines {lines[written]} and {line}).")
+            lines[written] = line
+        return node
+
+
+def _load(text: str) -> Any:
+    """Read YAML.
+
+    Raises:
+        DuplicateKeyError: a key is given twice.
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a safe loader
 
 
 def _override(content: dict[str, Any], text: str) -> None:
@@ -112,7 +149,11 @@ def _override(content: dict[str, Any], text: str) -> None:
     try:
         for part in parents:
             holder = holder[part] if isinstance(part, int) else holder.setdefault(part, {})
-        holder[last] = yaml.safe_load(value)
+        holder[last] = _load(value)
+    except DuplicateKeyError as error:
+        raise UsageError(f"--set {text}: {error.problem} Keep one of the two.") from error
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {text}: the value is no YAML: {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UsageError(f"--set {text}: there is no '{key}' in this recipe.") from error
 

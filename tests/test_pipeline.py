@@ -220,6 +220,18 @@ def test_orders_that_cannot_work(recipes, message):
         check_order(recipes)
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "-x", "Main", "BEFORE", "a..b", "half.", "a.lock", "a\n"])
+def test_names_of_variants_that_cannot_be_folders_are_refused(bert_folder, name):
+    with pytest.raises(UsageError, match="variants: '"):
+        compress(str(bert_folder), [PRUNE], data=TEXTS, task="embedding", variants={name: PACK})
+
+
+def test_names_of_variants_differ_by_more_than_case():
+    check_order([PRUNE], ["nf4", "half-1.5_b", "4bit"])
+    with pytest.raises(UsageError, match="'NF4' is the name of the variant 'nf4' already"):
+        check_order([PRUNE], ["nf4", "NF4"])
+
+
 def test_packed_copies_of_a_packed_result_are_refused(bert_folder):
     with pytest.raises(UsageError, match=r"variants \(small\) are packed copies .* step 2 \(quantize\) has packed it"):
         compress(str(bert_folder), [PRUNE, PACK], data=TEXTS, task="embedding", variants={"small": PACK})

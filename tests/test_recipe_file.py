@@ -6,6 +6,7 @@ import yaml
 
 from hf_pe.errors import UsageError
 from hf_pe.recipe_file import json_schema, read_recipe
+from tests.helpers import shared
 
 ROOT = Path(__file__).parents[1]
 GOOD = {
@@ -115,6 +116,33 @@ def changed(path, value):
 def test_mistakes_are_named_with_what_was_expected(tmp_path, content, message):
     with pytest.raises(UsageError, match=message):
         read_recipe(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["main", "before", "outside"])
+def test_a_variant_that_would_be_written_over_something_else_is_refused(name):
+    with pytest.raises(UsageError, match="variants: '(main|before|../../escaped)'"):
+        read_recipe(shared(f"cases/recipes/variant_{'' if name == 'outside' else 'named_'}{name}.yaml"))
+
+
+def test_a_key_that_is_given_twice_is_refused_with_its_lines(tmp_path):
+    with pytest.raises(UsageError, match=r"'recipes' is given twice \(lines 5 and 6\)"):
+        read_recipe(shared("cases/recipes/recipes_twice.yaml"))
+    path = write(tmp_path, GOOD)
+    with pytest.raises(UsageError, match=r"--set recipes\.0\.keep=.*: 'ffn' is given twice"):
+        read_recipe(path, ["recipes.0.keep={ffn: 0.5, layers: 3, ffn: 0.25}"])
+    with pytest.raises(UsageError, match=r"--set seed=\[: the value is no YAML"):
+        read_recipe(path, ["seed=["])
+
+
+def test_a_key_that_overrides_a_merged_one_is_not_given_twice(tmp_path):
+    head, recipes = "model: a/b\ndata: {train: a.csv}\nrecipes:\n", "- &one {recipe: distil, steps: 2}\n- {<<: *one, steps: 3}\n"
+    assert [step.steps for step in read_recipe(write(tmp_path, head + recipes)).recipes] == [2, 3]
+
+
+def test_the_main_result_and_a_variant_need_branches_of_their_own(tmp_path):
+    content = {**GOOD, "recipes": GOOD["recipes"][:1], "publish": {"repo": "someone/small", "branch": "nf4"}}
+    with pytest.raises(UsageError, match=r"publish\.branch: 'nf4' is the branch of the variant"):
+        read_recipe(write(tmp_path, {**content, "variants": {"nf4": {"recipe": "quantize"}}}))
 
 
 def test_all_mistakes_are_named_at_once(tmp_path):

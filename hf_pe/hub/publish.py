@@ -410,7 +410,12 @@ def _branches(folder: Path, branch: str) -> dict[str, Path]:
     places = sorted(p.parent for p in folder.glob("*/report.json"))
     if not any(p.name == MAIN for p in places):
         read_report(folder)  # says what a result looks like
-    return {p.name: p for p in places if p.name != MAIN} | {branch: folder / MAIN}
+    variants = {p.name: p for p in places if p.name != MAIN}
+    if branch in variants:
+        raise UsageError(
+            f"branch: '{branch}' is the branch of the variant with that name. Choose another for the main result."
+        )
+    return variants | {branch: folder / MAIN}
 
 
 def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:

@@ -71,6 +71,11 @@ def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, resu
     assert all(torch.equal(v, got[k]) for k, v in result[0].model.state_dict().items())
 
 
+def test_the_main_result_does_not_take_the_branch_of_a_variant(result):
+    with pytest.raises(UsageError, match="branch: 'nf4' is the branch of the variant"):
+        prepare(result[1], Publish(repo=REPO, branch="nf4"), prove=False)
+
+
 def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder, tmp_path):
     """And after a run that was resumed: both are one model for plain from_pretrained, here and there."""
     lora = {"base": "nf4", "rank": 4, "merge": False}
