@@ -137,7 +137,7 @@ def _load(text: str) -> Any:
         DuplicateKeyError: a key is given twice.
         yaml.YAMLError: it is no YAML.
     """
-    return yaml.load(text, _UniqueKeyLoader)  # noqa: S506 - a safe loader
+    return yaml.load(text, _UniqueKeyLoader)
 
 
 def _override(content: dict[str, Any], text: str) -> None:

@@ -220,7 +220,9 @@ def test_orders_that_cannot_work(recipes, message):
         check_order(recipes)
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "", ".hidden", "-x", "Main", "BEFORE", "a..b", "half.", "a.lock", "a\n"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "", ".hidden", "-x", "Main", "BEFORE", "a..b", "half.", "a.lock", "a\n"]
+)
 def test_names_of_variants_that_cannot_be_folders_are_refused(bert_folder, name):
     with pytest.raises(UsageError, match="variants: '"):
         compress(str(bert_folder), [PRUNE], data=TEXTS, task="embedding", variants={name: PACK})
