@@ -68,6 +68,19 @@ def rebuilt(
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
 
 
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return a copy of `model` in `dtype`, equal to what `from_pretrained(folder, dtype=dtype)` loads of it.
+
+    Parameters and stored buffers are cast. What a model computes when it is built (rotary frequencies) stays in
+    float32, and so do the modules that the class keeps in float32 (T5's second FFN map in float16): casting the whole
+    module by `model.to(dtype)` would give another model than the one that its saved files load as.
+    """
+    config = copy.deepcopy(model.config)
+    config.dtype = dtype
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return rebuilt(model, config, weights, dtype)
+
+
 def _attention(model: PreTrainedModel) -> dict[str, str]:
     """How attention is computed, where it is not what a new model would choose: not every part of one knows sdpa."""
     how = model.config._attn_implementation

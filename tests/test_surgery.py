@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
 
 from hf_pe.anatomy import discover
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
-from hf_pe.surgery import cut
+from hf_pe.surgery import cast, cut
 
 CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]
 
@@ -123,3 +123,31 @@ def test_units_that_are_bound_together_go_together(model_type, name, units, mess
     cut(model, axis, kept)
     with pytest.raises(ValueError, match=message):
         cut(model, axis, kept | {axis.groups[0]: list(units)})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma3_text", "gpt_neox", "bert", "modernbert", "vit", "t5", "resnet", "mixtral", "clip"]
+)
+def test_a_model_is_cast_as_loading_in_that_dtype_casts_it(model_type, dtype, tmp_path):
+    sizes = {"resnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}}
+    config = AutoConfig.for_model(model_type, **sizes.get(model_type, {}))
+    model = lively(AutoModel.from_config(config if model_type in sizes else tiny(config)))
+    model.save_pretrained(tmp_path / "plain")
+    made = cast(model, dtype)
+    made.save_pretrained(tmp_path / "cast")
+    assert made.dtype == dtype and model.dtype == torch.float32
+    loaded = [AutoModel.from_pretrained(tmp_path / "plain", dtype=dtype), AutoModel.from_pretrained(tmp_path / "cast")]
+    for other in loaded:
+        theirs = dict([*other.named_parameters(), *other.named_buffers()])
+        for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
+            assert tensor.dtype == theirs[name].dtype and torch.equal(tensor, theirs[name]), name
+    inputs = {k: v.to(dtype) if v.is_floating_point() else v for k, v in example_inputs(model).items()}
+    assert difference(outputs_of(made, inputs), outputs_of(loaded[1], inputs)) == 0
+
+
+def test_a_model_in_the_dtype_asked_for_is_copied():
+    model = lively(AutoModel.from_config(tiny(AutoConfig.for_model("t5")))).to(torch.float16)
+    made = cast(model, torch.float16)
+    places = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert not [name for name, tensor in made.state_dict().items() if tensor.data_ptr() in places]

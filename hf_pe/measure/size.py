@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
 
 from hf_pe.anatomy import skeleton
 from hf_pe.packing import plain_layout_
@@ -35,14 +36,30 @@ def sketch_size(sketch: Sketch) -> dict[str, Any]:
     """The sizes a Plan states, from the config alone."""
     model = skeleton(sketch.config, sketch.model_class)
     counted = parameters(model)
-    dtype = sketch.config.dtype or "float32"
-    bits = torch.finfo(getattr(torch, dtype) if isinstance(dtype, str) else dtype).bits
-    named = dict(model.named_parameters())
-    total = sum(p.numel() * sketch.bits.get(name, bits) for name, p in named.items())
+    plain = bits_loaded(model, sketch.config.dtype)
+    total = sum(p.numel() * sketch.bits.get(name, plain[name]) for name, p in model.named_parameters())
     return {
         "parameters": counted.total,
         "parameters_without_embeddings": counted.without_embeddings,
         "weight_bytes": round(total / 8),
+    }
+
+
+def bits_loaded(model: PreTrainedModel, dtype: torch.dtype | str | None) -> dict[str, int]:
+    """Return by name how many bits each parameter takes once `from_pretrained(dtype=dtype)` has loaded it.
+
+    Modules that the class keeps in float32 take 32.
+
+    Args:
+        model: on any device.
+        dtype: None is float32.
+    """
+    loaded: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    exceptions: dict[str, torch.dtype] = model._get_dtype_plan(loaded)
+    excepted = build_glob_alternation(list(exceptions))[0] if exceptions else None
+    return {
+        name: 32 if excepted and excepted.search(name) else torch.finfo(loaded).bits
+        for name, _ in model.named_parameters()
     }
 
 

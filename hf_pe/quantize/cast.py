@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.measure import sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.surgery import cast
 from hf_pe.tasks import TaskData
 
 
@@ -30,5 +31,7 @@ class Cast(Frozen):
         return self.outline(Sketch(config=model.config, model_class=type(model)))[0]
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """Cast a copy."""
-        return copy.deepcopy(model).to(getattr(torch, self.dtype)).eval()  # type: ignore[no-any-return]
+        """Cast a copy, as loading in that dtype would."""
+        made = cast(model, getattr(torch, self.dtype))
+        made.eval()
+        return made

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from transformers import BertModel
+from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe import Cast
+from hf_pe.instance import tiny
 from hf_pe.measure import layer_bits, weight_bytes
 from hf_pe.plans import Sketch
 
@@ -22,3 +23,13 @@ def test_the_plan_says_what_the_cast_weighs_and_the_original_stays(bert_folder, 
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
     small.save_pretrained(tmp_path)
     assert BertModel.from_pretrained(tmp_path, dtype="auto").dtype == getattr(torch, dtype)
+
+
+def test_the_plan_counts_modules_that_stay_in_float32():
+    model = AutoModel.from_config(tiny(AutoConfig.for_model("t5")))
+    for dtype in ("bfloat16", "float16"):
+        recipe = Cast(dtype=dtype)
+        plan = recipe.plan(model, None)
+        small = recipe.apply(model, plan, None)
+        assert plan.weight_bytes == weight_bytes(small)
+    assert {p.dtype for p in small.parameters()} == {torch.float16, torch.float32}
