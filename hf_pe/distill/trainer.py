@@ -16,10 +16,12 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
 from hf_pe.distill.objective import Live, Objective
+from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
@@ -113,6 +115,15 @@ class DistillationMixin:
         if self._projections():
             optimizer.add_param_group({"params": self._projections()})
         return optimizer
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; but where it sorts batches by length, they come in random order."""
+        sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
+        if not isinstance(sampler, LengthGroupedSampler):
+            return sampler
+        settings = self.args  # type: ignore[attr-defined]
+        seed = settings.seed if settings.data_seed is None else settings.data_seed
+        return SimilarLengthSampler(sampler.lengths, settings.train_batch_size * settings.world_size, seed)
 
     def _projections(self) -> list[torch.nn.Parameter]:
         return list(torch.nn.ModuleList(self.distillation.projections).parameters())
