@@ -20,7 +20,7 @@ class SimilarLengthSampler(Sampler[int]):
     with one length while it sees the other. The order of the batches is shuffled over the whole epoch instead. Rows
     that fill no batch are drawn at random and come last, so that batches begin where they should.
 
-    The order depends on `seed` and on the epoch alone: all processes draw the same one, and a resumed run goes on in it.
+    The order depends on `seed` and the epoch alone: all processes draw the same one, and a resumed run goes on in it.
 
     Args:
         lengths: of all rows.
@@ -50,7 +50,8 @@ class SimilarLengthSampler(Sampler[int]):
         batches = len(rows) // self.batch_size
         full, rest = rows[: batches * self.batch_size], rows[batches * self.batch_size :]
         group_size = self.batch_size * min(BATCHES_PER_GROUP, max(batches // LEAST_GROUPS, 1))
-        groups = [group[self.lengths[group].argsort(stable=True)] for group in full.split(group_size)]
+        drawn = [full[start : start + group_size] for start in range(0, len(full), group_size)]
+        groups = [group[self.lengths[group].argsort(stable=True)] for group in drawn]
         order = torch.randperm(batches, generator=generator)
         grouped = torch.cat(groups).view(batches, self.batch_size)[order].flatten() if batches else full
         yield from torch.cat([grouped, rest]).tolist()
