@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -426,8 +427,35 @@ def no_cache(model: PreTrainedModel) -> dict[str, bool]:
 
 
 def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Largest absolute difference over the largest magnitude, over all outputs."""
-    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-12)) for a, b in zip(one, other, strict=True))
+    """Return the largest absolute difference, relative to the largest magnitude, over all outputs.
+
+    Infinities of the same sign at the same places are equal: models mask logits with them. Whatever cannot be compared
+    gives NaN, which is neither small nor large. Callers state what they require (`not difference(...) <= tolerance`),
+    so that NaN fails.
+
+    Args:
+        one: outputs that set the scale.
+        other: outputs on the same device.
+
+    Returns:
+        0.0 for equal outputs; NaN where their number or shapes differ, there are none, or any value is not finite.
+    """
+    if not one or len(one) != len(other):
+        return math.nan
+    gaps = [_relative_gap(a, b) for a, b in zip(one, other, strict=True)]
+    return max(gaps) if all(math.isfinite(gap) for gap in gaps) else math.nan
+
+
+def _relative_gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Of one pair of tensors; not finite where they cannot be compared."""
+    if one.shape != other.shape:
+        return math.nan
+    if not one.numel():
+        return 0.0
+    a, b = one.float(), other.float()
+    masked = a.isinf() & (a == b)
+    gap, scale = (a - b).masked_fill(masked, 0).abs().max(), a.masked_fill(masked, 0).abs().max()
+    return float(gap / scale.clamp_min(1e-12))
 
 
 def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None = None) -> None:

@@ -1,10 +1,13 @@
 """What a model answers, and how far that is from what another does."""
 
+import math
+
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_pe.calibration.passes import BATCH
+from hf_pe.errors import NotFiniteError
 from hf_pe.tasks import TaskData
 
 ROWS = 64
@@ -51,10 +54,25 @@ def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_toke
 
 def distance(found: Answers, wanted: Answers, *, pairs: bool = False) -> float:
     """KL(wanted || found), 1 - cosine, or how much more the loss is; mean over rows. With `pairs`, embeddings by how
-    far the cosines between rows have moved."""
+    far the cosines between rows have moved. Infinite where `found` is not finite, so that no search prefers it.
+
+    Raises:
+        NotFiniteError: `wanted` holds NaN: the original itself fails on these rows.
+    """
+    if wanted[1].isnan().any():
+        raise NotFiniteError(
+            f"The original's {wanted[0]} on the calibration rows are no numbers (NaN), so nothing can be compared with "
+            "them. Load it in float32 or bfloat16, or look at the rows."
+        )
+    moved = _distance(found, wanted, pairs)
+    return math.inf if math.isnan(moved) else moved
+
+
+def _distance(found: Answers, wanted: Answers, pairs: bool) -> float:
     (signal, here), (_, there) = found, wanted
     if signal == "logits":
-        return float((there.exp() * (there - here)).sum(-1).mean())
+        possible = there > -torch.inf  # what the original masks takes no part: 0 times infinity
+        return float((there.exp() * (there - here)).masked_fill(~possible, 0).sum(-1).mean())
     if signal == "embeddings" and pairs:
         near, far = (functional.normalize(each) @ functional.normalize(each).T for each in (here, there))
         return float((near - far).square().mean().sqrt())

@@ -1,5 +1,6 @@
 """Stop when quality falls under a floor; the best model so far is kept."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class QualityFloor(TrainerCallback):
     ) -> TrainerControl:
         """Keep the model if it is the best, stop if it fell."""
         value = decided(metric_of(metrics or {}, self.metric))
-        if self.best is None or self._better(value, self.best):
+        if not math.isnan(value) and (self.best is None or self._better(value, self.best)):
             self.best = value
             on_first(args, lambda: self._keep(args, model, value))
         if value != self.floor and not self._better(value, self.floor):

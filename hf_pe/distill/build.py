@@ -209,7 +209,7 @@ def _require_attention(student: PreTrainedModel, teachers: Sequence[Live], task:
             with watchable(model), watched() as seen:
                 again = task.signals(model, batch)
         parts = [[s[n].float() for n in ("logits", "embeddings") if n in s] for s in (plain, again)]
-        if not seen or difference(*parts) > SAME or len({each.weights.shape[2:] for each in seen}) > 1:
+        if not seen or not difference(*parts) <= SAME or len({each.weights.shape[2:] for each in seen}) > 1:
             raise UsageError(
                 f"distil.losses: the attention of {type(model).__name__} cannot be looked at (it has an implementation "
                 "of its own, or an encoder and a decoder); leave out `attention` and `relations`."

@@ -309,4 +309,4 @@ def _packed_speed(report: Report) -> list[str]:
 
 def _worse(report: Report, one: Measurement, two: Measurement, name: str) -> bool:
     change: Any = two.quality[name] - one.quality[name]
-    return bool(change < 0 if report.higher_is_better else change > 0)
+    return not (change >= 0 if report.higher_is_better else change <= 0)  # NaN is worse

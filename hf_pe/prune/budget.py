@@ -137,7 +137,7 @@ def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried
     path = [_joined(ladders, at)]
     while True:
         steps = [
-            ((later.loss - here.loss) / max(here.cost - later.cost, 1e-12), number, index)
+            (_loss_rate(here, later), number, index)
             for number, curve in enumerate(tried)
             for here in [curve[place[number]]]
             for index, later in enumerate(curve)
@@ -149,6 +149,12 @@ def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried
         while at[number] < tried[number][place[number]].rung:
             at[number] += 1
             path.append(_joined(ladders, at))
+
+
+def _loss_rate(here: Tried, later: Tried) -> float:
+    """The loss for what is saved; infinite where the outputs behind `later` are not finite."""
+    lost = later.loss - here.loss if math.isfinite(later.loss) else math.inf
+    return lost / max(here.cost - later.cost, 1e-12)
 
 
 def first(path: Sequence[Setting], fits: Callable[[Setting], bool]) -> int | None:

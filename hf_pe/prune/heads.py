@@ -45,7 +45,7 @@ def turned(
         if group != EVERYWHERE:
             _turn_(state, axis, group, own)
     inputs = example_inputs(model)
-    if difference(outputs_of(model, inputs), outputs_of(new, inputs)) > TOLERANCE:
+    if not difference(outputs_of(model, inputs), outputs_of(new, inputs)) <= TOLERANCE:
         raise UsageError(
             f"prune.{axis.name}: the heads of {type(model).__name__} do more with queries, keys and values than to "
             "multiply them, so they cannot be made narrower. Leave this axis out."

@@ -177,7 +177,7 @@ class _Norm(NamedTuple):
         plain, given = (reads - mean) * gain, gives - shift
         size = plain.square().sum(-1, keepdim=True) / (plain * given).sum(-1, keepdim=True).clamp_min(1e-12)
         size = size.clamp_min(1e-12)
-        if (given - plain / size).abs().mean() > CLOSE * given.abs().mean():
+        if not (given - plain / size).abs().mean() <= CLOSE * given.abs().mean():
             return None
         return cls(gain, shift, mean, size)
 

@@ -60,7 +60,7 @@ def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedMod
     for norm in norms.values():
         (parameter,) = norm.parameters()
         parameter.fill_(1.0 - gain_offset(norm))
-    if difference(outputs_of(model, inputs), outputs_of(new, inputs)) > TOLERANCE:
+    if not difference(outputs_of(model, inputs), outputs_of(new, inputs)) <= TOLERANCE:
         raise UsageError(
             "prune.hidden: rotation is not exact for this model (its blocks do more with the hidden states than RMS "
             "norms and linear maps do, or it gives them out). Choose hidden: selection."

@@ -133,7 +133,7 @@ def above_floor(
 
     def too_far(setting: Setting) -> bool:
         found = seen[steps.index(setting)] = metric(setting)
-        return found < least if task.higher_is_better else found > least
+        return not (found >= least if task.higher_is_better else found <= least)  # NaN does not keep the floor
 
     at = first(steps, too_far)
     if at == 0:

@@ -1,5 +1,6 @@
 """How much of its answers a model loses when one layer alone is packed."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.calibration import answers, distance, rows_within
+from hf_pe.errors import NotFiniteError
 from hf_pe.measure import judge
 from hf_pe.packing import plain_weight, unpacked_weight
 from hf_pe.progress import advance
@@ -88,6 +90,11 @@ def _one_by_one(
     for name in names:
         with _exchanged(model, name, packed.get_submodule(name)):
             found[name] = max(lost(), 0.0)
+        if not math.isfinite(found[name]):
+            raise NotFiniteError(
+                f"With {name} alone packed the outputs on the calibration rows are not finite, so no budget can be "
+                f"shared out. Leave that layer as it is (skip: [{name}])."
+            )
         advance("sensitivity, layer by layer", len(found), len(names))
     return found
 

@@ -122,6 +122,14 @@ def test_the_floor_stops_and_gives_the_best_back(classifier_folder, tokenizer, t
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "best").config.num_labels == 2
 
 
+def test_a_metric_that_is_no_number_is_under_the_floor_and_never_the_best(classifier_folder, tokenizer, tmp_path):
+    floor = QualityFloor("accuracy", 0.5)
+    run = trainer(classifier_folder, tokenizer, tmp_path, [scripted("eval_accuracy", {2: float("nan")}), floor])
+    run.train()
+    assert run.state.global_step == 2
+    assert floor.best is None
+
+
 def test_the_floor_remembers_the_best_over_a_resume(classifier_folder, tokenizer, tmp_path):
     first = trainer(
         classifier_folder, tokenizer, tmp_path,

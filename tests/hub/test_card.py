@@ -223,3 +223,8 @@ def test_a_packed_models_card_says_what_time_it_takes():
     )
     assert "here a pass takes 2.0 times as long at batch 1, length 128" in render_card(told)
     assert "Packed weights" not in render_card(base)
+
+
+def test_a_metric_that_became_no_number_is_said_to_be_worse():
+    text = render_card(report(after=measurement(0.5, quality={"spearman": float("nan")})))
+    assert "spearman went from 0.9000 to nan." in text

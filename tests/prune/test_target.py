@@ -36,6 +36,12 @@ def test_all_bounds_hold_at_once():
     assert tight.within(SKETCH, path, costs) == {"layers": 2}
 
 
+def test_a_metric_that_is_no_number_does_not_keep_the_floor():
+    path = [{"ffn": size} for size in range(10, 0, -1)]
+    setting, _ = above_floor(0.9, CausalLM(), 20.0, path, lambda s: 20.0 if s["ffn"] > 6 else float("nan"))
+    assert setting == {"ffn": 7}
+
+
 def test_noise_does_not_push_a_measured_size_to_one_side():
     """A search takes the widest that happened to fit; the line through what it saw is off by chance only."""
     path = [{"a": size} for size in range(200, 0, -1)]
