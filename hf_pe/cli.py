@@ -104,6 +104,7 @@ def plan(file: Path, set_: Set = None) -> None:
         for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
             table.add_row(name, *_plan_cells(row))
             notes += [f"{name}: {note}" for note in row.notes]
+            notes += [f"{name}: Warning: {warning}" for warning in row.warnings]
         out.print(table)
         for note in notes:
             out.print(note, highlight=False, markup=False)

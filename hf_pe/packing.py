@@ -25,6 +25,8 @@ BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
 OUTER_BLOCK = 256
 """Scales per scale of scales (the same)."""
+OUTPUTS = 32
+"""Outputs that bitsandbytes' 4-bit kernel for CPUs with AVX-512 computes at once; it stops at any other number."""
 
 Method = Literal["nf4", "fp4", "int8"]
 
@@ -50,8 +52,8 @@ def packed_bits(method: Method, *, double: bool = True) -> float:
 def kept_modules(model: PreTrainedModel, method: Method, skip: tuple[str, ...] = ()) -> list[str]:
     """The whole skip list: transformers' own, ties, everything outside the backbone (heads), and `skip`.
 
-    And for 4 bits what bitsandbytes' CPU kernel cannot multiply: input widths that are no whole number of blocks. And
-    what transformers leaves out unasked: parts that want float32 (T5's second FFN map), what a name in the list ends.
+    And for 4 bits what bitsandbytes' CPU kernel cannot multiply (see `unfit_widths`). And what transformers leaves out
+    unasked: parts that want float32 (T5's second FFN map), what a name in the list ends.
 
     Args:
         model: on any device.
@@ -65,10 +67,23 @@ def kept_modules(model: PreTrainedModel, method: Method, skip: tuple[str, ...] =
     heads = {n for n in linear if has_backbone and not n.startswith(inside)}
     if not has_backbone:  # transformers' "last module" is a head only where there is one
         default -= linear
-    odd = {n for n in linear if method != "int8" and _inputs(model.get_submodule(n)) % BLOCK}
-    kept = (default & linear) | heads | odd | {n for n in linear if n.endswith(skip)}
+    kept = (default & linear) | heads | set(unfit_widths(model, method)) | {n for n in linear if n.endswith(skip)}
     patterns = [*kept, *(model._keep_in_fp32_modules or ())]
     return sorted(name for name in linear if not should_convert_module(name, patterns))
+
+
+def unfit_widths(model: PreTrainedModel, method: Method) -> list[str]:
+    """Return the linear layers whose widths bitsandbytes' 4-bit kernels cannot multiply on every machine.
+
+    The kernel for CPUs with AVX-512 takes inputs block by block and outputs 32 by 32. Results have to load anywhere, so
+    such layers are left out wherever they are packed.
+
+    Args:
+        model: on any device.
+        method: 8 bits fit any width.
+    """
+    shapes = {name: plain_weight(model.get_submodule(name)).shape for name in packable(model)}
+    return [n for n, (outputs, inputs) in shapes.items() if method != "int8" and (outputs % OUTPUTS or inputs % BLOCK)]
 
 
 def settings(
@@ -231,7 +246,3 @@ def plain_weight(module: Any) -> torch.Tensor:
     """Of a linear layer that is not packed, [outputs, inputs]."""
     weight: torch.Tensor = module.weight.detach()
     return weight.T if isinstance(module, Conv1D) else weight
-
-
-def _inputs(module: Any) -> int:
-    return plain_weight(module).shape[1]

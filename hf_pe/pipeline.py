@@ -60,6 +60,12 @@ class Outline:
     stages: tuple[Plan, ...]
     variants: dict[str, Plan]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the stages may be worthless for, then the variants, by name."""
+        of_variants = [f"variant {n}: {w}" for n, plan in self.variants.items() for w in plan.warnings]
+        return (*(warning for plan in self.stages for warning in plan.warnings), *of_variants)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -176,7 +182,7 @@ def compress(
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
-    outline(Sketch(config=config, model_class=model_class), recipes, variants)
+    planned = outline(Sketch(config=config, model_class=model_class), recipes, variants)
     progress.say("reading data")
     examples = load_examples(data)
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
@@ -193,7 +199,7 @@ def compress(
         if isinstance(step, Distillation):
             step.check(original, ready)
     warnings = (*examples.warnings, *ready.warnings)
-    for warning in warnings:
+    for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
     with _workplace(work) as folder:
         run = _Run(folder, _identity(recipe, examples), resume, ready, evaluate)
@@ -219,7 +225,6 @@ def compress(
         "base": provenance.base_facts(source, original, base_model, license),
         "before": before,
         "data": provenance.data_facts(examples),
-        "warnings": warnings,
         "library_name": "sentence-transformers" if checkpoints.is_sentence_transformer(source) else "transformers",
         "machine": provenance.machine(),
         "versions": provenance.versions(),
@@ -231,7 +236,8 @@ def compress(
     def result(name: str, finished: list[Finished], others: dict[str, Result]) -> Result:
         stages = tuple(f.report for f in finished)
         moved = changes(judged["before"], judged[name]) if judged else ()
-        report = Report(name=name, after=found[name], stages=stages, changes=moved, **shared)
+        said = (*warnings, *(warning for stage in stages for warning in stage.plan.warnings))
+        report = Report(name=name, after=found[name], stages=stages, changes=moved, warnings=said, **shared)
         plans = tuple(f.plan for f in finished)
         return Result(models[name], processor, report, plans, source, the_task.auto_class, recipe, others)
 

@@ -48,6 +48,7 @@ class Plan(Frozen):
     )
     form: Form | None = Field(None, description="what a stock config cannot say of the model after this stage")
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = Field((), description="sentences said before work: what may make the stage worthless")
     references: tuple[str, ...] = ()
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_serializer
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import packing
+from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen
@@ -52,8 +53,12 @@ class Teacher(Frozen):
                 "distil.teachers: an adapter on the original, or the original packed, has to be named: give `model`."
             )
         source = resolve(self.model)
-        model_class = class_for(load_config(source), data.task.auto_class)
-        packed: dict[str, Any] = {"quantization_config": packing.settings(self.quantize)} if self.quantize else {}
+        config = load_config(source)
+        model_class = class_for(config, data.task.auto_class)
+        packed: dict[str, Any] = {}
+        if self.quantize:
+            kept = packing.kept_modules(skeleton(config, model_class), self.quantize)
+            packed = {"quantization_config": packing.settings(self.quantize, kept=kept)}
         teacher: Any = load_model(source, model_class, **packed)
         require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
         if self.adapter is not None:

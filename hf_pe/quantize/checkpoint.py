@@ -49,7 +49,11 @@ def quantize_checkpoint(
     config = load_config(source)
     require_plain(config)
     model_class = class_for(config)
-    recipe.outline(Sketch(config=config, model_class=model_class))
+    plan = recipe.outline(Sketch(config=config, model_class=model_class))[0]
+    for note in plan.notes:
+        progress.say(note)
+    for warning in plan.warnings:
+        progress.warn(warning)
     kept = recipe.kept_modules(skeleton(config, model_class))
     with replaced(Path(output), overwrite=overwrite) as fresh:
         progress.say("loading and packing")

@@ -13,9 +13,10 @@ from hf_pe import packing
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
-from hf_pe.packing import Method, packable, packed_bits
+from hf_pe.packing import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import say
+from hf_pe.quantize.coverage import listed, unquantized
 from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
@@ -116,19 +117,16 @@ class BitsAndBytesQuantization(Frozen):
         Raises:
             UsageError: nothing can be packed, or the budget is below what packing everything takes.
         """
-        sketch, linear, kept = self._layers(sketch)
+        sketch, linear, _, kept_notes = self._layers(sketch)
         bits = self.bits
         if self.budgeted:
             weights = sum(linear.values())
             bits += min(self._room(sketch, linear) / weights, _own_bits(sketch) - self.bits)
         after = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
-        notes = (f"{len(linear)} linear layers packed", _kept_note(kept))
+        first = f"{len(linear)} linear layers packed"
         if self.budgeted:
-            notes = (
-                f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide",
-                notes[1],
-            )
-        return self._plan(after, notes, exact=not self.budgeted), after
+            first = f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
+        return self._plan(after, (first, *kept_notes), exact=not self.budgeted), after
 
     def plan(self, model: PreTrainedModel, data: TaskData | None) -> Plan:
         """The outline; under a budget, which layers stay: those that answers miss most when they are packed.
@@ -145,7 +143,7 @@ class BitsAndBytesQuantization(Frozen):
             return self.model_copy(update={"repair": "none"}).outline(sketch)[0]
         if not self.budgeted:
             return self.outline(sketch)[0]
-        sketch, linear, kept = self._layers(sketch)
+        sketch, linear, kept, kept_notes = self._layers(sketch)
         room, extra = self._room(sketch, linear), _own_bits(sketch) - self.bits
         all_packed = self._packed(model, kept)
         if self.repairs:
@@ -169,7 +167,7 @@ class BitsAndBytesQuantization(Frozen):
             f"{len(staying)} kept by their {self.sensitivity} sensitivity",
             *([f"{len(between)} of them in {self.between}, which is planned only"] if self.between else []),
             f"loss expected: {1 - sum(each.spared for each in taken.values()) / max(whole, 1e-30):.0%} of all packed",
-            _kept_note(kept),
+            *kept_notes,
         )
         return self._plan(
             after, notes, exact=True, unpacked=(*kept, *staying), eight_bits=tuple(between), sensitivity=lost
@@ -244,19 +242,29 @@ class BitsAndBytesQuantization(Frozen):
         dtype = self.rest_dtype(model.dtype)
         return packing.packed(model, self.settings(kept, dtype), dtype)
 
-    def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str]]:
-        """The sketch in the dtype of the rest, the layers that can be packed with their weights, and the others."""
+    def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str], tuple[str, ...]]:
+        """The sketch in the dtype of the rest, the layers that can be packed with their weights, the other layers, and
+        notes on these."""
         config = copy.deepcopy(sketch.config)
         config.dtype = self.rest_dtype(config.dtype)
         sketch = replace(sketch, config=config)
         model = skeleton(sketch.config, sketch.model_class)
         kept = self.kept_modules(model)
+        anyway = packing.kept_modules(model, "int8", self.skip)
+        unfit = [name for name in unfit_widths(model, self.method) if name not in anyway]
+        notes = [f"kept as they are: {listed(kept)}"]
+        if unfit:
+            notes.append(
+                f"kept because of their widths (4-bit kernels want inputs in multiples of {BLOCK} and outputs in "
+                f"multiples of {OUTPUTS}): {listed(unfit)}"
+            )
         linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
         if not linear:
             raise UsageError(
-                f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack."
+                f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack; "
+                f"{'; '.join(notes)}."
             )
-        return sketch, linear, kept
+        return sketch, linear, kept, tuple(notes)
 
     def _room(self, sketch: Sketch, linear: dict[str, int]) -> float:
         """Bits that the budget leaves above all of `linear` packed."""
@@ -273,12 +281,14 @@ class BitsAndBytesQuantization(Frozen):
         return 8.0 * float(room)
 
     def _plan(self, after: Sketch, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
+        rest = unquantized(after)
         return Plan(
             recipe="quantize",
             title=f"{TITLES[self.method]} quantization by bitsandbytes"
             + (", repaired by what flows in" if self.repairs else ""),
             exact=exact,
-            notes=tuple(notes),
+            notes=(*notes, rest.note),
+            warnings=rest.warnings,
             references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repairs else ())),
             **sketch_size(after),
             **more,
@@ -288,7 +298,3 @@ class BitsAndBytesQuantization(Frozen):
 def _own_bits(sketch: Sketch) -> int:
     dtype: Any = sketch.config.dtype
     return torch.finfo(dtype).bits
-
-
-def _kept_note(kept: Sequence[str]) -> str:
-    return f"kept as they are: {', '.join(kept) or 'none'}"

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import (
     BertForSequenceClassification,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     ViTConfig,
@@ -60,6 +61,20 @@ def test_a_teacher_with_an_adapter(language, llama_folder, tmp_path):
     assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) > 1e-3
     with pytest.raises(UsageError, match=r"distil\.teachers\.adapter: .* does not fit"):
         Teacher(model=str(llama_folder), adapter=str(tmp_path / "nowhere")).load(language)
+
+
+def test_a_packed_teacher_with_widths_that_the_cpu_kernel_cannot_multiply_teaches(language, tokenizer, tmp_path):
+    """It computes 32 outputs at once and stops at others, where the CPU has AVX-512."""
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=1, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    folder = saved(tmp_path / "teacher", lively(LlamaForCausalLM(config)), tokenizer)
+    found = Teacher(model=str(folder), quantize="nf4").load(language)
+    layer = found.model.layers[0]
+    assert found.is_quantized and hasattr(layer.self_attn.q_proj.weight, "quant_state")
+    assert type(layer.self_attn.k_proj) is torch.nn.Linear
+    assert all(torch.isfinite(each).all() for each in outputs_of(found, example_inputs(found)))
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])

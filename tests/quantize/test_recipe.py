@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe import compress
 from hf_pe.calibration import answers, distance
@@ -97,6 +97,25 @@ def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
     assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
     assert type(small.encoder.layer[0].output.dense) is not torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
+
+
+def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
+    """It computes 32 outputs at once and stops at others, where the CPU has AVX-512."""
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=0,
+    )  # fmt: skip
+    plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    assert "4 linear layers packed" in plan.notes
+    unfit = next(note for note in plan.notes if "widths" in note)
+    for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+        assert f"model.layers.*.{name} (2 times)" in unfit
+    assert "lm_head" not in unfit and "multiples of 32" in unfit
+    small = packed(lively(LlamaForCausalLM(config)))
+    assert type(small.model.layers[0].self_attn.k_proj) is torch.nn.Linear
+    assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
+    eight, _ = BitsAndBytesQuantization(method="int8").outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    assert "14 linear layers packed" in eight.notes and "widths" not in "".join(eight.notes)
 
 
 def test_nothing_to_pack_is_refused():

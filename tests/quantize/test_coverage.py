@@ -1,0 +1,80 @@
+"""How much of a model stays in 16 or 32 bits, and that it is said."""
+
+import pytest
+from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from typer.testing import CliRunner
+
+from hf_pe import BitsAndBytesQuantization, quantize_checkpoint
+from hf_pe.cli import app
+from hf_pe.instance import lively
+from hf_pe.measure import parameters
+from hf_pe.pipeline import outline
+from hf_pe.plans import Sketch
+from hf_pe.progress import listen
+from hf_pe.quantize.coverage import listed, unquantized
+from tests.helpers import bert_config, saved
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    """Of its parameters nearly all are in experts that are held as one tensor."""
+    config = MixtralConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=8, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    return lively(MixtralForCausalLM(config))
+
+
+def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
+    sketch = Sketch(config=mixture.config, model_class=type(mixture))
+    recipe = BitsAndBytesQuantization()
+    plan, after = recipe.outline(sketch)
+    small = recipe.apply(mixture, plan, None)
+    stays = [p for p in small.parameters() if not hasattr(p, "quant_state")]
+    found = unquantized(after)
+    assert found.parameters == pytest.approx(sum(p.numel() for p in stays) / parameters(mixture).total)
+    assert found.bytes == pytest.approx(sum(p.nbytes for p in stays) / plan.weight_bytes)
+    assert found.bits == 32 and found.parameters > 0.8
+    assert f"{found.parameters:.1%} of the parameters stay in 32 bits and take {found.bytes:.1%}" in plan.notes[-1]
+    assert "model.layers.*.mlp.experts.gate_up_proj" in plan.notes[-1]
+    assert len(plan.warnings) == 1 and plan.notes[-1] in plan.warnings[0]
+    whole = outline(sketch, [recipe], {})
+    assert whole.warnings == plan.warnings
+    assert outline(sketch, [], {"nf4": recipe}).warnings == (f"variant nf4: {plan.warnings[0]}",)
+
+
+def test_a_model_of_linear_layers_is_no_reason_to_warn(llama_folder):
+    config = AutoConfig.from_pretrained(llama_folder)
+    plan, after = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    assert next(iter(unquantized(after).largest)) == "model.embed_tokens.weight"
+    assert unquantized(after).parameters < 0.1 and plan.warnings == ()
+
+
+def test_hf_pe_quantize_says_it_before_it_loads(mixture, tokenizer, tmp_path):
+    folder, said = saved(tmp_path / "mixture", mixture, tokenizer), []
+    with listen(lambda what, done, total: said.append(what)):
+        quantize_checkpoint(str(folder), tmp_path / "small")
+    warning = next(number for number, what in enumerate(said) if what.startswith("Warning: Quantization reaches"))
+    assert warning < said.index("loading and packing")
+    assert any("of the parameters stay in 32 bits" in what for what in said[:warning])
+
+
+def test_hf_pe_plan_says_it(bert_folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model: {bert_folder}\ntask: embedding\ndata: {{train: text.txt}}\nrecipes: [{{recipe: quantize}}]\n"
+    )
+    done = CliRunner().invoke(app, ["plan", str(recipe)])
+    assert done.exit_code == 0, done.output
+    assert "of the parameters stay in 32 bits" in done.output
+
+
+def test_a_vocabulary_larger_than_the_layers_is_a_warning():
+    config = bert_config(vocab_size=5000)
+    plan, _ = BitsAndBytesQuantization(dtype="bfloat16").outline(Sketch(config=config, model_class=BertModel))
+    assert "stay in 16 bits" in plan.warnings[0] and "embeddings.word_embeddings.weight" in plan.warnings[0]
+
+
+def test_names_of_all_layers_are_listed_once():
+    assert listed(["a.0.up", "a.1.up", "head"]) == "a.*.up (2 times), head"
+    assert listed([]) == "none"
