@@ -31,6 +31,7 @@ from hf_pe.distill.cache import Cache, open_cache, with_rows
 from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
+from hf_pe.distill.precision import describe, require_loaded, restore_dtypes_, upcast_, with_float_inputs
 from hf_pe.distill.schedule import Schedule, Scheduled
 from hf_pe.distill.teacher import Teacher, frozen
 from hf_pe.distill.trainer import DistillationTrainer
@@ -39,7 +40,7 @@ from hf_pe.measure import sketch_size
 from hf_pe.packing import kept_modules, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
-from hf_pe.tasks import Batch, TaskData
+from hf_pe.tasks import Batch, TaskData, as_read_by
 
 LIVE = ("hidden_states", "attentions", "features")
 """What no cache keeps."""
@@ -129,6 +130,10 @@ class Distillation(Frozen):
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """Training changes no size, but for adapters that stay, on packed weights."""
+        return self._outlined(sketch, sketch.config.dtype or torch.float32)
+
+    def _outlined(self, sketch: Sketch, stored: torch.dtype | str) -> tuple[Plan, Sketch]:
+        """The same for weights that are stored as `stored`."""
         if self.lora is not None and self.lora.base is not None and self.ends_packed:
             model, bits = skeleton(sketch.config, sketch.model_class), packed_bits(self.lora.base)
             linear = packable(model, kept_modules(model, self.lora.base))
@@ -141,7 +146,10 @@ class Distillation(Frozen):
             f"{self.batch_size * self.accumulate}"
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
             exact=not self.ends_packed,
-            notes=("the adapters come on top",) if self.ends_packed else (),
+            notes=(
+                describe(stored, autocast=self._autocasts, adapters=self.lora is not None),
+                *(("the adapters come on top",) if self.ends_packed else ()),
+            ),
             references=(
                 *(LOSSES[name].reference for name in used if LOSSES[name].reference),
                 *(self.lora.references if self.lora else ()),
@@ -158,9 +166,10 @@ class Distillation(Frozen):
             data: as for `plan`.
 
         Raises:
-            UsageError: no training row has a target, a teacher cannot be had or does not fit, or the task does not give
-                what a loss needs.
+            UsageError: no training row has a target, a layer is not on the device that trains, a teacher cannot be had
+                or does not fit, or the task does not give what a loss needs.
         """
+        require_loaded(model)
         _require_targets(data)
         if self.augment is not None and "pixel_values" not in _batch(model, data):
             raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
@@ -180,7 +189,7 @@ class Distillation(Frozen):
         with self._teachers(data, answering=False) as teachers:
             objective = build(model, teachers, data.task, _batch(model, data), **self._settings())
         chosen = self.model_copy(update={"losses": dict(objective.weights)})
-        return chosen.outline(Sketch(config=model.config, model_class=type(model)))[0]
+        return chosen._outlined(Sketch(config=model.config, model_class=type(model)), model.dtype)[0]
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
         """Train a copy of `model`; returns it in evaluation mode."""
@@ -199,12 +208,15 @@ class Distillation(Frozen):
 
         Raises:
             NotFiniteError: a loss became infinite or no number; checkpoints stay.
+            UsageError: a layer is not on the device that trains.
         """
+        require_loaded(model)
         learner = self._learner(model)
         rows, collate = with_rows(data) if self.cache else (data.train, data.collate)
         collate = self.augment.over(collate) if self.augment else collate
+        collate = with_float_inputs(collate, learner.dtype)
         with tempfile.TemporaryDirectory() as scratch, self._teachers(data) as teachers:
-            batch = _batch(model, replace(data, train=rows, collate=collate))
+            batch = _batch(learner, replace(data, train=rows, collate=collate))
             if "features" in self.losses:
                 _reuse_head(learner, teachers, data)
             objective = build(learner, teachers, data.task, batch, **self._settings())
@@ -233,11 +245,14 @@ class Distillation(Frozen):
                 module.p = was.p
             if isinstance(module, _BatchNorm) and isinstance(was, _BatchNorm):
                 module.momentum = was.momentum
+        restore_dtypes_(student, model)
         return _trainable(student.eval()), curve
 
     def _learner(self, model: PreTrainedModel) -> Any:
-        """A copy of `model` ready to be trained, with adapters where these are asked for."""
+        """A float32 copy of `model` ready to be trained; or its weights as they are, with adapters in float32."""
         student = self.lora.base_of(model) if self.lora else copy.deepcopy(model)
+        if not self.lora:
+            upcast_(student)
         _trainable(student.train())
         for module in student.modules():
             if isinstance(module, nn.Embedding) and not self.train_embeddings:
@@ -269,6 +284,11 @@ class Distillation(Frozen):
         """For the card."""
         return " and ".join(teacher.name for teacher in self.teachers) or "the original"
 
+    @property
+    def _autocasts(self) -> bool:
+        """Whether forward passes run under bfloat16 autocast."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16())
+
     def _settings(self) -> dict[str, Any]:
         """What the objective is built from, beside models and batch."""
         return {name: getattr(self, name) for name in ("losses", "temperature", "beta", "layers", "seed")}
@@ -285,7 +305,7 @@ class Distillation(Frozen):
             warmup_steps=round(self.warmup * self.steps),
             weight_decay=self.weight_decay,
             lr_scheduler_type="cosine",
-            bf16=self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16()),
+            bf16=self._autocasts,
             train_sampling_strategy="group_by_length" if text else "random",
             save_strategy="no" if self.checkpoint_every is None else "steps",
             save_steps=self.checkpoint_every or 500,
@@ -312,7 +332,7 @@ def _batch(model: PreTrainedModel, data: TaskData) -> Batch:
     """Some calibration rows, on the model's device: heads are found out and layers compared on them."""
     rows = data.train.select(range(min(ALIKE_ROWS, len(data.train))))
     (batch,) = data.batches(rows, ALIKE_ROWS)
-    return {k: v.to(model.device) for k, v in batch.items()}
+    return {k: v.to(model.device) for k, v in batch.items()} | as_read_by(model, batch)
 
 
 def _require_targets(data: TaskData) -> None:

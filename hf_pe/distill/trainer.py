@@ -21,6 +21,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
 from hf_pe.distill.objective import Live, Objective
+from hf_pe.distill.precision import require_loaded, warn_of_half_precision
 from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_frozen
@@ -51,7 +52,8 @@ class DistillationMixin:
         kwargs: those of the Trainer.
 
     Raises:
-        UsageError: the teacher is left trainable, or losses, task and models do not fit together.
+        UsageError: the teacher is left trainable, the student's layers are not all on the device that trains, or
+            losses, task and models do not fit together.
     """
 
     distillation: Objective
@@ -70,6 +72,9 @@ class DistillationMixin:
     ) -> None:
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        require_loaded(trainer.model)
+        if not trainer.is_deepspeed_enabled:  # it keeps float32 weights of its own
+            warn_of_half_precision(trainer.model)
         if objective is None:
             if teacher is None or task is None:
                 raise TypeError("DistillationMixin needs `teacher` and `task`, or an `objective`.")
