@@ -30,13 +30,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
 from hf_pe.packing import adapters_aside, plain_layout_, remember_scales_
 from hf_pe.plans import Frozen
+from hf_pe.weight_checks import ignored_by_class, require_finite, require_present, require_shapes, unread_parts
 
 LOADERS = {
     "pixel_values": "AutoImageProcessor",
@@ -203,18 +205,38 @@ def load_model(
     dtype: torch.dtype | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load the weights, evaluation mode.
+    """Load the weights, evaluation mode; see `load_with_unread`."""
+    return load_with_unread(source, model_class, new_head=new_head, dtype=dtype, **options)[0]
+
+
+def load_with_unread(
+    source: Source,
+    model_class: type[PreTrainedModel],
+    *,
+    new_head: bool = False,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> tuple[PreTrainedModel, tuple[str, ...]]:
+    """Load the weights, evaluation mode, and list what the model leaves unread.
 
     Args:
         source: resolved.
         model_class: what to build.
         new_head: what the checkpoint lacks, or has in another shape, is random in place of refused.
         dtype: of the weights; default: as stored, float32 for GGUF.
-        options: further arguments of `from_pretrained`.
+        options: further arguments of `from_pretrained`; with a `config` of the caller's own, what it leaves out of the
+            checkpoint is left out on purpose.
+
+    Returns:
+        The model, and the parts of the checkpoint that it does not read: another task's head, or what transformers
+        leaves out.
 
     Raises:
-        UsageError: they cannot be loaded, or the class has parts the checkpoint lacks (an untrained head).
+        UsageError: they cannot be loaded, the class has parts the checkpoint lacks (an untrained head) or has in other
+            shapes, the checkpoint has more of a module than the class, or a value is NaN or infinite.
     """
+    if "quantization_config" in options:  # packing hides what is not finite
+        require_finite(_stored_tensors(source), source.name)
     safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
     loader: Any = model_class
     try:
@@ -222,27 +244,54 @@ def load_model(
             source.path,
             dtype=dtype or (torch.float32 if source.gguf_file else "auto"),
             output_loading_info=True,
-            ignore_mismatched_sizes=new_head or source.adapter is not None,
+            ignore_mismatched_sizes=True,  # refused below, with their shapes
             **source.options(),
             **safe,
             **options,
         )
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, RuntimeError) as error:
         raise UsageError(_why(source, error)) from error
-    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    unexpected = [*info["unexpected_keys"], *ignored_by_class(_stored_names(source), model)]
+    unread = unread_parts(unexpected, model, source.name, strict="config" not in options)
+    missing, mismatched = info["missing_keys"], info["mismatched_keys"]
     if source.adapter is not None:
-        model, missing = _merged(model, Path(source.adapter), missing)
-    if missing and not new_head:
-        raise UsageError(
-            f"{source.name} has no weights for {', '.join(missing[:4])} of {model_class.__name__}: "
-            "fine-tune it for this task first, or choose another task."
-        )
+        model, brought = _merged(model, Path(source.adapter))
+        missing, mismatched = missing - brought, {each for each in mismatched if each[0] not in brought}
+    if not new_head:
+        require_shapes(mismatched, model, source.name)
+        require_present(missing, model, source.name)
     if source.gguf_file:
         _forget_gguf(model.config)
         model.is_quantized = False
         model.hf_quantizer = None
+    require_finite(model.state_dict().items(), source.name)
     remember_scales_(model)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval(), unread
+
+
+def weight_files(source: Source) -> list[str]:
+    """The safetensors files that `from_pretrained` reads; none for GGUF and pickles."""
+    if source.gguf_file:
+        return []
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    whole = cached_file(source.path, SAFE_WEIGHTS_NAME, **quiet)
+    if whole is not None:
+        return [whole]
+    index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, **quiet)
+    return [] if index is None else list(get_checkpoint_shard_files(source.path, index)[0])
+
+
+def _stored_names(source: Source) -> Iterator[str]:
+    for path in weight_files(source):
+        with safe_open(path, "pt") as file:
+            yield from file.keys()
+
+
+def _stored_tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in weight_files(source):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name)
 
 
 def load_processor(source: Source, main_input: str = "input_ids") -> Any:
@@ -464,12 +513,12 @@ def _adapted(folder: Path, **flags: Any) -> Source:
     return found.model_copy(update={"adapter": str(folder), "name": _folder_name(folder), "spec": None})
 
 
-def _merged(model: Any, adapter: Path, missing: list[str]) -> tuple[Any, list[str]]:
-    """The model with an adapter merged, and what neither had."""
+def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
+    """The model with an adapter merged, and the names of what the adapter holds."""
     with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
-        brought = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118
+        brought = {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118
     whole: Any = peft.PeftModel.from_pretrained(model, str(adapter))
-    return whole.merge_and_unload(), [name for name in missing if name not in brought]
+    return whole.merge_and_unload(), brought
 
 
 def _package_path(model: str) -> Path:

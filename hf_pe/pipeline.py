@@ -45,6 +45,7 @@ from hf_pe.quantize import BitsAndBytesQuantization, Packing
 from hf_pe.report import MAIN, Measurement, Report, StageReport, write_report
 from hf_pe.results import save_result
 from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
+from hf_pe.weight_checks import require_finite
 
 AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
@@ -193,7 +194,10 @@ def compress(
 
     progress.say("loading the model")
     set_seed(seed)
-    original = (live if live is not None else checkpoints.load_model(source, model_class)).eval()
+    original, unread = (live, ()) if live is not None else checkpoints.load_with_unread(source, model_class)
+    original = original.eval()
+    if live is not None:
+        require_finite(live.state_dict().items(), source.name)
     ready = replace(ready, teacher=original)
     for step in recipes:
         if isinstance(step, Distillation):
@@ -225,6 +229,7 @@ def compress(
         "base": provenance.base_facts(source, original, base_model, license),
         "before": before,
         "data": provenance.data_facts(examples),
+        "unread_parts": unread,
         "library_name": "sentence-transformers" if checkpoints.is_sentence_transformer(source) else "transformers",
         "machine": provenance.machine(),
         "versions": provenance.versions(),

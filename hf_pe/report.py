@@ -141,6 +141,9 @@ class Report(Frozen):
     variants: dict[str, Measurement] = Field(default_factory=dict, description="all results of the run, this one too")
     data: DataFacts
     warnings: tuple[str, ...] = Field((), description="what was said before work and bears on the result: sentences")
+    unread_parts: tuple[str, ...] = Field(
+        (), description="parts of the original's files that its class does not read, such as another task's head"
+    )
     library_name: str = "transformers"
     machine: str
     versions: dict[str, str]

@@ -14,7 +14,7 @@ LEVELS = [
     {"plans"},
     {"report", "plugin"},
     {"surgery", "data", "transplant", "instance"},
-    {"proof", "packing"},
+    {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints"},
     {"measure", "provenance", "bridge", "calibration", "export"},
     {"prune", "distill", "quantize", "backbones"},

@@ -67,7 +67,7 @@ def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
 def test_plan_states_sizes_and_loads_no_weights(recipe, monkeypatch):
     from hf_pe import checkpoints
 
-    monkeypatch.setattr(checkpoints, "load_model", lambda *a: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(checkpoints, "load_with_unread", lambda *a: pytest.fail("weights were loaded"))
     found = call("plan", recipe, "--set", "recipes.0.keep.layers=3")
     assert found.exit_code == 0
     assert "ffn 128 -> 64" in found.output

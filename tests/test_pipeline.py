@@ -259,7 +259,7 @@ def test_widths_are_rounded_for_what_follows():
 def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
     from hf_pe import checkpoints
 
-    monkeypatch.setattr(checkpoints, "load_model", lambda *a: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(checkpoints, "load_with_unread", lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError, match="expected 1 to 4"):
         compress(str(bert_folder), [StructuredPruning(keep={"layers": 99})], data=TEXTS, task="embedding")
     with pytest.raises(UsageError, match="does not exist"):

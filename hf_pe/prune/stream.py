@@ -20,6 +20,7 @@ from hf_pe.proof import require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes
 from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.surgery import Kept, Narrowed, cut_config
+from hf_pe.weight_checks import require_finite
 
 ROWS = 1024
 """Units whose weights are in float32 at a time."""
@@ -58,8 +59,8 @@ def cut_checkpoint(
         The folder.
 
     Raises:
-        UsageError: no such model or axis, a cut that is not proved, files that hold what the model does not, layers by
-            number without saying which, or `output` is taken.
+        UsageError: no such model or axis, a cut that is not proved, files that do not hold what the model does or hold
+            values that are not finite, layers by number without saying which, or `output` is taken.
     """
     source = resolve(model, trust_remote_code=trust_remote_code)
     folder = _folder(source)
@@ -71,6 +72,8 @@ def cut_checkpoint(
     sizes = kept_sizes(Sketch(config, model_class), told, multiple, tensor_parallel)
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
+    progress.say("checking the weights")
+    require_finite(state.items(), source.name)
     with replaced(Path(output), overwrite=overwrite) as fresh:
         for name in sorted([*layers, *sizes], key=lambda name: name not in layers):
             axis = next(a for a in discover(config, model_class).axes if a.name == name)
