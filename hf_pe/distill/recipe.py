@@ -21,13 +21,13 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_pe.anatomy import label_head, skeleton
 from hf_pe.bridge import Seam, folded_, reuse_
 from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
+from hf_pe.distill.checkpoint import MarkWhole, last_whole_checkpoint
 from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
@@ -204,7 +204,7 @@ class Distillation(Frozen):
             model: the student before.
             data: rows, task, and the original where it teaches.
             work: folder for checkpoints, where `checkpoint_every` asks for them.
-            resume: go on from the last one in it.
+            resume: go on from the last one in it that was written to its end.
 
         Raises:
             NotFiniteError: a loss became infinite or no number; checkpoints stay.
@@ -226,13 +226,15 @@ class Distillation(Frozen):
                 args=self._arguments(place, len(rows), "input_ids" in rows.column_names),
                 train_dataset=rows,
                 data_collator=collate,
-                callbacks=[_Progress(), *([_HeadFirst(learner, self.head_first)] if self.head_first else [])],
+                callbacks=[
+                    _Progress(),
+                    MarkWhole(),
+                    *([_HeadFirst(learner, self.head_first)] if self.head_first else []),
+                ],
                 objective=objective,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
-            trainer.train(
-                resume_from_checkpoint=get_last_checkpoint(place) if resume and Path(place).is_dir() else None
-            )
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(Path(place)) if resume else None)
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         if objective.label_head is not None:

@@ -1,0 +1,46 @@
+"""Training checkpoints that a stopped run left: which of them are whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+from hf_pe.files import write_whole
+
+WHOLE = "whole.json"
+"""Written last into a checkpoint: the size in bytes of each of its files."""
+
+
+class MarkWhole(TrainerCallback):
+    """Write into each checkpoint, once the Trainer has finished it, which files it consists of."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Mark the checkpoint of the current step."""
+        folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        if state.is_world_process_zero and folder.is_dir():
+            write_whole(folder / WHOLE, json.dumps(_sizes(folder)) + "\n")
+
+
+def last_whole_checkpoint(folder: Path) -> str | None:
+    """Return the newest checkpoint in `folder` that was written to its end; None where there is none.
+
+    A checkpoint that was being written, or removed, when the run stopped is passed over.
+    """
+    checkpoints = sort_checkpoints(str(folder)) if folder.is_dir() else []
+    return next((path for path in reversed(checkpoints) if _is_whole(Path(path))), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        expected = json.loads((folder / WHOLE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(expected == _sizes(folder))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of each file of a checkpoint, by its path inside."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != WHOLE)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
