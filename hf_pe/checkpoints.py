@@ -36,7 +36,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
-from hf_pe.packing import adapters_aside, plain_layout_, remember_scales_
+from hf_pe.packing import adapters_aside, keep_savable_, plain_layout_, remember_scales_
 from hf_pe.plans import Frozen
 from hf_pe.weight_checks import ignored_by_class, require_finite, require_present, require_shapes, unread_parts
 
@@ -266,6 +266,7 @@ def load_with_unread(
         model.hf_quantizer = None
     require_finite(model.state_dict().items(), source.name)
     remember_scales_(model)
+    keep_savable_(model)
     return model.eval(), unread
 
 

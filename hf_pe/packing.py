@@ -205,6 +205,25 @@ def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
         return rebuilt(model, config, weights, dtype)
 
 
+def keep_savable_(model: Any) -> None:
+    """Let a model that was loaded from packed files be saved again.
+
+    transformers keeps how it read the files, to write them back in reverse; reading bitsandbytes' codes has no reverse.
+    None is needed, since `state_dict` gives codes and scales under the names that are saved.
+    """
+    kept = getattr(model, "_weight_conversions", None)
+    if kept is not None:
+        model._weight_conversions = [each for each in kept if _is_reversible(each)]
+
+
+def _is_reversible(conversion: Any) -> bool:
+    try:
+        conversion.reverse_transform()
+    except NotImplementedError:
+        return False
+    return True
+
+
 def remember_scales_(model: nn.Module) -> None:
     """Let `plain_layout_` bring back the scales of 4-bit weights as they are now, before the model is run."""
     for state in _states(model):

@@ -1,12 +1,10 @@
 """The story: check, outline, load, then stage by stage plan and apply, measure side by side."""
 
 import datetime
-import hashlib
 import json
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,35 +17,31 @@ from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
 from hf_pe.anatomy import form_of
-from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints import Source
-from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, push, write_card
 from hf_pe.hub.publish import Sent
+from hf_pe.identity import AnyRecipe, origin_of, stage_ids
 from hf_pe.measure import (
     Evaluate,
     changes,
     judge,
-    layer_bits,
     measure,
-    parameters,
-    quality,
     reopened,
     sketch_size,
-    weight_bytes,
 )
 from hf_pe.packing import require_plain
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Packing
-from hf_pe.report import MAIN, Measurement, Report, StageReport, write_report
+from hf_pe.report import MAIN, Measurement, Report, write_report
 from hf_pe.results import save_result
-from hf_pe.tasks import TASKS, Embedding, Task, TaskData, task_named
+from hf_pe.stages import Finished, StageFolder, require_resumable
+from hf_pe.tasks import TASKS, Embedding, Task, task_named
 from hf_pe.weight_checks import require_finite
 
-AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a variant may be called: its name becomes a folder and a branch on the Hub."""
@@ -161,12 +155,14 @@ def compress(
         task: a name of `hf_pe.tasks.TASKS` or a Task; default: by the model's class.
         variants: quantized or 16-bit copies of the final model, by name.
         processor: tokenizer of a loaded model.
-        evaluate: the user's own `model -> {metric: value}` in place of the task's metrics.
+        evaluate: the user's own `model -> {metric: value}` in place of the task's metrics. A resumed run knows it
+            by its name only: after a change of its code begin anew.
         base_model: Hub id of the original, for the card, where `model` is not one.
         license: of the original, where its card does not state it.
         seed: of everything random.
         work: folder for stage checkpoints; what is finished stays there when something stops the run.
-        resume: go on after the last finished stage in `work`.
+        resume: go on after the last stage in `work` that was made from the same: model, data, processor, seed, versions
+            of hf_pe, transformers and torch, and recipes so far.
         command: what the report says made it.
 
     Raises:
@@ -191,6 +187,10 @@ def compress(
         processor.pad_token = processor.eos_token
     ready = the_task.prepare(examples, processor, config)
     recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed)
+    origin = origin_of(source, live, processor, the_task, examples, evaluate, seed)
+    chain, branches = stage_ids(origin, recipes, variants)
+    if resume and work is not None:
+        require_resumable(Path(work), [*chain, *branches.values()], origin)
 
     progress.say("loading the model")
     set_seed(seed)
@@ -206,14 +206,15 @@ def compress(
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
     with _workplace(work) as folder:
-        run = _Run(folder, _identity(recipe, examples), resume, ready, evaluate)
+        stages = StageFolder(folder, origin, resume, ready, evaluate, seed)
         student, done = original, []
-        for number, step in enumerate(recipes, 1):
-            student, finished = run.stage(f"{number}-{step.recipe}", step, student)
+        for stage, step in zip(chain, recipes, strict=True):
+            student, finished = stages.make(stage, step, student)
             done.append(finished)
-        copies = {name: run.stage(f"variant-{name}", step, student) for name, step in variants.items()}
+        copies = {name: stages.make(branches[name], step, student) for name, step in variants.items()}
         models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
         progress.say("measuring before and after, side by side")
+        set_seed(seed)
         judged = {n: judge(m, ready) for n, m in models.items()} if evaluate is None else None
         found = measure(models, ready, judged=judged, evaluate=evaluate)
         before = _with_folder_facts(found["before"], original, processor, folder / "base", the_task.auto_class)
@@ -433,79 +434,6 @@ def recipe_of(
     return {key: value for key, value in found.items() if value not in (None, {})}
 
 
-class Finished(Frozen):
-    """A stage that is done, as its checkpoint remembers it."""
-
-    identity: str
-    plan: Plan
-    report: StageReport
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Carries out stages and remembers the finished ones in `folder`."""
-
-    folder: Path
-    identity: str
-    resume: bool
-    data: TaskData
-    evaluate: Evaluate | None
-
-    def stage(self, name: str, recipe: AnyRecipe, model: PreTrainedModel) -> tuple[PreTrainedModel, Finished]:
-        """Plan and apply one recipe, or load what an earlier run finished."""
-        place = self.folder / name
-        earlier = self._earlier(place)
-        if earlier is not None:
-            progress.say(f"stage {name}: finished before, loaded")
-            source = checkpoints.resolve(str(place), trust_remote_code=checkpoints.brings_code(type(model)))
-            kind: Any = checkpoints.class_for(checkpoints.load_config(source))
-            return kind.from_pretrained(place, dtype="auto").eval(), earlier
-        progress.say(f"stage {name}")
-        start = time.perf_counter()
-        plan = recipe.plan(model, self.data)
-        curve: list[tuple[int, float]] = []
-        if isinstance(recipe, Distillation):
-            unfinished = self.folder / f"{name}-{self.identity}"
-            model, curve = recipe.train(model, self.data, work=unfinished, resume=self.resume)
-            shutil.rmtree(unfinished, ignore_errors=True)
-        else:
-            model = recipe.apply(model, plan, self.data)
-            self.data.memory.clear()
-        report = StageReport(
-            plan=_brief(plan),
-            settings=recipe.model_dump(mode="json"),
-            seconds=time.perf_counter() - start,
-            parameters_without_embeddings=parameters(model).without_embeddings,
-            weight_bytes=weight_bytes(model),
-            layer_bits=layer_bits(model),
-            quality=quality(model, self.data, self.evaluate),
-            losses=tuple(curve),
-        )
-        finished = Finished(identity=self.identity, plan=plan, report=report)
-        with checkpoints.replaced(place, overwrite=True) as fresh:
-            checkpoints.save_model(model, None, fresh)
-            (fresh / "stage.json").write_text(finished.model_dump_json(), "utf-8")
-        return model, finished
-
-    def _earlier(self, place: Path) -> Finished | None:
-        note = place / "stage.json"
-        if not self.resume or not note.is_file():
-            return None
-        found = Finished.model_validate_json(note.read_text("utf-8"))
-        if found.identity != self.identity:
-            raise UsageError(
-                f"--resume: {place.parent} was begun with another recipe or other data. "
-                "Run without --resume to begin anew."
-            )
-        return found
-
-
-def _brief(plan: Plan) -> Plan:
-    """The plan as a report keeps it: which layers stay; the long lists of units are in plan.json."""
-    kept = {name: units for name, units in (plan.kept or {}).items() if name.endswith("layers")}
-    return plan.model_copy(update={"kept": kept or None})
-
-
 def _with_folder_facts(
     measured: Measurement, model: PreTrainedModel, processor: Any, folder: Path, auto_class: str
 ) -> Measurement:
@@ -539,11 +467,6 @@ def _source(model: str | Source | PreTrainedModel, processor: Any) -> Source:
         name=named if "/" in named and not Path(named).exists() else Path(named or type(model).__name__).name,
         path=named,
     )
-
-
-def _identity(recipe: Mapping[str, Any], examples: Examples) -> str:
-    text = json.dumps([recipe, examples.fingerprint], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _is_class(config: PretrainedConfig, task: Task, model_class: type[PreTrainedModel]) -> bool:

@@ -10,7 +10,7 @@ import hf_pe
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "files", "progress", "papers"},
-    {"anatomy", "regression"},
+    {"anatomy", "regression", "hashes"},
     {"plans"},
     {"report", "plugin"},
     {"surgery", "data", "transplant", "instance"},
@@ -19,7 +19,8 @@ LEVELS = [
     {"measure", "provenance", "bridge", "calibration", "export"},
     {"prune", "distill", "quantize", "backbones"},
     {"hub"},
-    {"results"},
+    {"results", "identity"},
+    {"stages"},
     {"pipeline", "callbacks"},
     {"recipe_file"},
     {"cli"},

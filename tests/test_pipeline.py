@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from hf_pe import (
     Distillation,
     StructuredPruning,
     UsageError,
+    checkpoints,
     compress,
     cut_checkpoint,
+    pipeline,
 )
 from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
@@ -25,7 +28,8 @@ from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
-from tests.helpers import TEXTS
+from hf_pe.recipe_file import read_recipe
+from tests.helpers import TEXTS, shared
 
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
 DISTIL = Distillation(steps=5)
@@ -133,7 +137,15 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
         patch.setattr(Distillation, "train", stop)
         with pytest.raises(KeyboardInterrupt):
             compress(str(bert_folder), steps, **call)
-    assert (tmp_path / "work" / "1-prune" / "stage.json").is_file()
+    assert len(list((tmp_path / "work").glob("1-prune-*/stage.json"))) == 1
+    other = shutil.copytree(bert_folder, tmp_path / "other")
+    BertModel(BertModel.from_pretrained(bert_folder).config).save_pretrained(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("weights were loaded"))
+        with pytest.raises(UsageError, match=r"none of this run: they were begun with another model \(its weights"):
+            compress(str(other), steps, resume=True, **call)
+        with pytest.raises(UsageError, match=r"begun with another recipe\. Undo the change"):
+            compress(str(bert_folder), [StructuredPruning(keep={"ffn": 0.25}), DISTIL], resume=True, **call)
 
     pruned = []
     monkeypatch.setattr(prune_recipe, "cut", lambda *a: pruned.append(a))
@@ -167,7 +179,8 @@ def test_a_distillation_goes_on_in_the_middle(bert_folder, tmp_path, monkeypatch
         compress(str(bert_folder), steps, **call)
     compress(str(bert_folder), steps, resume=True, **call)
     assert seen == [1, 2, 3, 4, 5, 5, 6]
-    assert [p.name for p in tmp_path.iterdir()] == ["1-distil"]
+    (stage,) = tmp_path.iterdir()
+    assert stage.name.startswith("1-distil-") and (stage / "stage.json").is_file()
 
 
 def test_a_swapped_backbone_is_another_class_from_then_on(classifier_folder, tmp_path):
@@ -189,11 +202,28 @@ def test_a_swapped_backbone_is_another_class_from_then_on(classifier_folder, tmp
     assert [type(m) for m in (resumed.model, made.model)] == [type(again)] * 2
 
 
-def test_resume_refuses_another_recipe(bert_folder, tmp_path):
-    call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
-    compress(str(bert_folder), [PRUNE], **call)
-    with pytest.raises(UsageError, match="begun with another recipe"):
-        compress(str(bert_folder), [StructuredPruning(keep={"ffn": 0.25})], resume=True, **call)
+def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, monkeypatch):
+    """Both load the weights that were finished, and nothing that a forward pass on this machine made of them."""
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+    changes = [f"model={shared('models/stories260K')}", f"data.train={tmp_path / 'text.txt'}"]
+    recipe = read_recipe(shared("cases/recipes/half_precision_llama.yaml"), changes)
+    call = {"data": recipe.data, "task": recipe.task, "variants": recipe.variants, "work": tmp_path / "work"}
+    call["evaluate"] = lambda model: {"parameters": model.num_parameters()}
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "measure", stop)
+        with pytest.raises(KeyboardInterrupt):
+            compress(recipe.source(), recipe.recipes, **call)
+    monkeypatch.setattr(pipeline, "measure", partial(pipeline.measure, batches=(1,)))
+    monkeypatch.setattr(pipeline, "_with_folder_facts", lambda measured, *_: measured)
+    monkeypatch.setattr(BitsAndBytesQuantization, "apply", lambda *_: pytest.fail("packed again"))
+    made = compress(recipe.source(), recipe.recipes, resume=True, **call).save(tmp_path / "small")
+    half, packed = made.variants["half"].report, made.variants["nf4"].report
+    assert half.after.dtype == "bfloat16"
+    assert packed.reload.max_difference == half.reload.max_difference == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.backbones.grown import grow_
-from hf_pe.backbones.target import Target, target_of
+from hf_pe.backbones.target import Target, is_known_by_name, target_of
 from hf_pe.bridge import BATCH, fitted, fold_
 from hf_pe.checkpoints import load_model, load_processor
 from hf_pe.errors import UsageError
@@ -54,6 +54,11 @@ class BackboneSwap(Frozen):
     def _nameable(self, to: str | None) -> str | None:
         """What may be printed: never a path."""
         return Path(to).name if to and Path(to).expanduser().exists() else to
+
+    @property
+    def reads_weights_of(self) -> str | None:
+        """The Hub id or folder whose weights the backbone begins with; None where it begins with none."""
+        return self.to if self.weights and not is_known_by_name(self.to) else None
 
     def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
         """The compact model's exact sizes.

@@ -131,6 +131,11 @@ def adapt_(config: PretrainedConfig, size: int, keep: Any = ()) -> list[str]:
     return [f"{field} {before} made {fitting}{how} for images of {size} pixels"]
 
 
+def is_known_by_name(to: str | None) -> bool:
+    """Return whether `to` names an architecture alone: a preset, a model type, or None for the model's own."""
+    return to is None or to in PRESETS or to in CONFIG_MAPPING
+
+
 def _wanted(
     config: PretrainedConfig, to: str | None, changes: Mapping[str, Any]
 ) -> tuple[PretrainedConfig, Source | None, tuple[str, ...]]:

@@ -65,6 +65,7 @@ class CompressionReport(TrainerCallback):
         self.seen: dict[str, dict[str, float]] = {}
         self.facts: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
+        self.state: TrainerState | None = None
 
     def on_train_begin(
         self,
@@ -76,6 +77,7 @@ class CompressionReport(TrainerCallback):
         **_: Any,
     ) -> None:
         """Prepare the reporting integrations; the Trainer's own have had their turn before a user's callback."""
+        self.state = state
         if state.is_world_process_zero:
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
         auto_class_of(model)  # says before training what could not be reported after it

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_pe.callbacks.compression_report import CompressionReport, auto_class_of, plain_copy
-from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember
+from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember, require_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
 from hf_pe.progress import say
@@ -43,12 +43,44 @@ class PublishCallback(TrainerCallback):
         self.best: float | None = None
         self.behind = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Try the token, and take up what an earlier part of this run published."""
-        if self.when == "best" and not args.metric_for_best_model:
-            raise UsageError('PublishCallback: when="best" needs TrainingArguments(metric_for_best_model=...).')
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        processing_class: Any = None,
+        **_: Any,
+    ) -> None:
+        """Try the token, and take up what an earlier part of this run published.
+
+        Raises:
+            UsageError: there would be nothing to push at these times, the report does not watch this training, the
+                Trainer has no tokenizer or other processor, or the token is refused.
+        """
+        self._require_occasions(args)
+        if self.report.state is not state:
+            raise UsageError(
+                "PublishCallback: its CompressionReport does not watch this training, so the card would have no "
+                "figures. Give both to the Trainer, the report first: callbacks=[report, PublishCallback(...)]."
+            )
+        if processing_class is None:
+            raise UsageError(
+                "PublishCallback: the Trainer has no processing_class, and what is published needs its tokenizer (or "
+                "image processor) beside it. Give Trainer(processing_class=tokenizer)."
+            )
         on_first(args, lambda: check_access(self.settings, self.api))
         self.best = decided(recall(self._note(args), resumed=state.global_step > 0).get("best"))
+
+    def _require_occasions(self, args: TrainingArguments) -> None:
+        if self.when == "best":
+            if not args.metric_for_best_model:
+                raise UsageError('PublishCallback: when="best" needs TrainingArguments(metric_for_best_model=...).')
+            require_evaluation(args, 'PublishCallback(when="best")')
+        if self.when == "save" and args.save_strategy == "no":
+            raise UsageError(
+                'PublishCallback: when="save" pushes at every save, and save_strategy is "no". '
+                'Expected TrainingArguments(save_strategy="steps"), or when="end".'
+            )
 
     def on_save(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember
+from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember, require_evaluation
 from hf_pe.checkpoints import replaced
 from hf_pe.progress import say
 
@@ -30,8 +30,13 @@ class QualityFloor(TrainerCallback):
         self.fell = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take up what an earlier part of this run kept."""
+        """Take up what an earlier part of this run kept.
+
+        Raises:
+            UsageError: nothing is evaluated while this training lasts.
+        """
         assert args.output_dir
+        require_evaluation(args, "QualityFloor")
         self.best = decided(recall(self._note(args), resumed=state.global_step > 0).get("best"))
         self.fell = False
 

@@ -50,6 +50,19 @@ def metric_of(metrics: Mapping[str, float], name: str) -> float:
     raise UsageError(f"metric: the evaluation gave no '{name}'; expected one of {', '.join(sorted(metrics))}.")
 
 
+def require_evaluation(args: TrainingArguments, who: str) -> None:
+    """Refuse a training without evaluations.
+
+    Raises:
+        UsageError: says who needs them.
+    """
+    if args.eval_strategy == "no":
+        raise UsageError(
+            f'{who} looks at evaluations, and eval_strategy is "no". Expected '
+            'TrainingArguments(eval_strategy="steps", eval_steps=...) or "epoch", and an eval_dataset.'
+        )
+
+
 def better(one: float, other: float, *, greater_is_better: bool) -> bool:
     """Whether a metric's value `one` is better than `other`."""
     return one > other if greater_is_better else one < other

@@ -1,14 +1,13 @@
 """Read what the settings name and split it into rows to train on and rows to evaluate on."""
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import datasets
 
 from hf_pe.data.config import DataConfig
+from hf_pe.data.fingerprint import fingerprint
 from hf_pe.data.select import usable
 from hf_pe.data.sources import source_rows
 from hf_pe.errors import UsageError
@@ -55,7 +54,7 @@ def load_examples(data: DataConfig | str | Sequence[str] | datasets.Dataset) -> 
         train, evaluation = rows, _read(config.eval, config, config.eval_split)
     train = train.select(range(min(len(train), config.limit or len(train))))
     evaluation = evaluation.select(range(min(len(evaluation), config.eval_limit or len(evaluation))))
-    return Examples(train=train, eval=evaluation, config=config, fingerprint=_fingerprint(train, evaluation))
+    return Examples(train=train, eval=evaluation, config=config, fingerprint=fingerprint(config, train, evaluation))
 
 
 def _read(sources: str | tuple[str, ...], config: DataConfig, split: str) -> datasets.Dataset:
@@ -64,15 +63,3 @@ def _read(sources: str | tuple[str, ...], config: DataConfig, split: str) -> dat
         raise UsageError("data.train: expected at least one source, got an empty list.")
     parts = [usable(source_rows(name, config, split), config, name) for name in names]
     return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-
-
-def _fingerprint(*parts: datasets.Dataset) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        for row in part:
-            digest.update(repr(sorted(_plain(row).items())).encode())
-    return digest.hexdigest()[:16]
-
-
-def _plain(row: Any) -> dict[str, str]:
-    return {key: str(value) for key, value in dict(row).items()}

@@ -218,6 +218,41 @@ def test_a_push_that_fails_on_the_way_is_made_up_for_at_the_end(hub, classifier_
     assert "model.safetensors" in hub.repos[REPO].commits[hub.repos[REPO].branches["main"]][1]
 
 
+@pytest.mark.parametrize(
+    ("made", "changes", "message"),
+    [
+        (lambda report: [QualityFloor("accuracy", 0.5)], {"eval_strategy": "no"}, "QualityFloor looks at evaluations"),
+        (
+            lambda report: [report, PublishCallback(REPO, report, when="best")],
+            {"eval_strategy": "no"},
+            r'PublishCallback\(when="best"\) looks at evaluations',
+        ),
+        (
+            lambda report: [report, PublishCallback(REPO, report, when="save")],
+            {"save_strategy": "no"},
+            'when="save" pushes at every save, and save_strategy is "no"',
+        ),
+        (lambda report: [PublishCallback(REPO, report)], {}, "CompressionReport does not watch this training"),
+        (lambda report: [PublishCallback(REPO, report), report], {}, "CompressionReport does not watch this training"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_said_before_training(
+    classifier_folder, tokenizer, teacher, tmp_path, made, changes, message
+):
+    run = trainer(classifier_folder, tokenizer, tmp_path / "out", made(CompressionReport(teacher)), **changes)
+    with pytest.raises(UsageError, match=message):
+        run.train()
+    assert run.state.global_step == 0
+
+
+def test_publishing_without_a_tokenizer_is_refused_before_training(classifier_folder, tokenizer, teacher, tmp_path):
+    report = CompressionReport(teacher)
+    run = trainer(classifier_folder, tokenizer, tmp_path / "out", [report, PublishCallback(REPO, report)])
+    run.callback_handler.processing_class = None
+    with pytest.raises(UsageError, match="the Trainer has no processing_class"):
+        run.train()
+
+
 def test_a_bad_token_is_told_before_training(hub, classifier_folder, tokenizer, teacher, tmp_path):
     report = CompressionReport(teacher)
     publish = PublishCallback(REPO, report, api=HfApi(endpoint=hub.url, token="hf_wrong"))

@@ -1,0 +1,87 @@
+"""SHA-256 of files and of models: what lies there now is what lay there then."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+
+from hf_pe.files import write_whole
+
+LARGE = 16 * 2**20
+"""Bytes from which on the hash of a file is remembered: 16 MB are hashed in about 10 ms."""
+REMEMBERED = 2000
+"""Most hashes that are remembered; the oldest are forgotten first."""
+SETTLED_S = 2.0
+"""Age of a file from which on its time tells whether it was changed: some file systems count whole seconds."""
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as it is now."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content; of a large one, as it was when its size and times were the same.
+
+    The hashes are kept in a small file in the user's cache folder. Where that cannot be read or written, the file is
+    hashed each time.
+    """
+    stat = path.stat()
+    if stat.st_size < LARGE:
+        return sha256(path)
+    name = str(path.resolve())
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    known = _recall().get(name)
+    if isinstance(known, list) and known[:-1] == state:
+        return str(known[-1])
+    found = sha256(path)
+    if time.time() - stat.st_mtime > SETTLED_S:
+        _remember(name, [*state, found])
+    return found
+
+
+def sha256_of(parts: Any) -> str:
+    """Return the SHA-256 of data that JSON can say."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Any]]) -> str:
+    """Return the SHA-256 of named tensors: their names, dtypes, shapes and values.
+
+    Args:
+        tensors: as the items of a state dict; may lie on any device.
+    """
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def cache_file() -> Path:
+    """Return the file that remembers hashes, beside the Hub's cache."""
+    return Path(constants.HF_HOME, "hf_pe", "hashes.json")
+
+
+def _recall() -> dict[str, Any]:
+    try:
+        known = json.loads(cache_file().read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(name: str, entry: list[Any]) -> None:
+    known = {key: value for key, value in _recall().items() if key != name} | {name: entry}
+    try:
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache_file(), json.dumps(dict(list(known.items())[-REMEMBERED:])))
+    except OSError:
+        return
