@@ -223,9 +223,7 @@ def compress(
         "task": the_task.name,
         "pipeline_tag": the_task.pipeline_tag,
         "metric": the_task.metric if evaluate is None else next(iter(before.quality), the_task.metric),
-        "metric_description": the_task.describe(examples)
-        if evaluate is None
-        else "Quality by the user's own function.",
+        "metric_description": the_task.describe(ready) if evaluate is None else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
         "base": provenance.base_facts(source, original, base_model, license),
         "before": before,

@@ -80,7 +80,7 @@ class Task(Protocol):
         `mask` (which positions count), and with `hidden` the tuple `hidden_states`.
         """
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: "TaskData") -> str:
         """One sentence for the card: what the metric is."""
 
     def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:

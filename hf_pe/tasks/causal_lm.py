@@ -10,12 +10,20 @@ from transformers import PretrainedConfig, PreTrainedModel, default_data_collato
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.blocks import token_stream
 from hf_pe.tasks.likelihood import judged_tokens, perplexity
+from hf_pe.tasks.tokens import added_tokens
 
 
 @dataclass(frozen=True)
 class CausalLM:
-    """Next-token prediction over the texts joined by line breaks and cut into blocks of `data.max_length` tokens."""
+    """Next-token prediction over texts that are packed into blocks of `data.max_length` tokens.
+
+    Each block begins with what the tokenizer puts before a text (the BOS of Llama and Gemma), because a model that was
+    trained with it predicts badly without. It is part of the length and only context: the first predicted token is the
+    one behind it. Texts are joined by line breaks; where the tokenizer ends a text with a token of its own (EOS), every
+    text ends so.
+    """
 
     name: str = "causal_lm"
     auto_class: str = "AutoModelForCausalLM"
@@ -24,20 +32,20 @@ class CausalLM:
     higher_is_better: bool = False
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Join and tokenize the texts; a rest shorter than a block is dropped."""
+        """Tokenize the texts and pack them; a rest shorter than a block is dropped."""
         length = examples.config.max_length
 
-        def blocks(rows: datasets.Dataset, what: str) -> datasets.Dataset:
-            text = "\n".join(str(t) for t in rows[examples.config.text])
-            ids = processor(text, verbose=False)["input_ids"]
-            whole = [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
-            if not whole:
+        def packed(rows: datasets.Dataset, what: str) -> datasets.Dataset:
+            stream = token_stream([str(t) for t in rows[examples.config.text]], processor)
+            blocks = [{"input_ids": ids, "labels": labels} for ids, labels in stream.blocks(length)]
+            if not blocks:
                 raise UsageError(
-                    f"Data: the {what} texts make {len(ids)} tokens, less than one block of data.max_length={length}."
+                    f"Data: the {what} texts make {len(stream.ids)} tokens, less than one block of "
+                    f"data.max_length={length}."
                 )
-            return datasets.Dataset.from_dict({"input_ids": whole, "labels": whole})
+            return datasets.Dataset.from_list(blocks)
 
-        train, evaluation = blocks(examples.train, "training"), blocks(examples.eval, "evaluation")
+        train, evaluation = packed(examples.train, "training"), packed(examples.eval, "evaluation")
         return TaskData(self, processor, train, evaluation, default_data_collator, examples)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
@@ -54,9 +62,19 @@ class CausalLM:
         mask = labels != -100
         return mask, labels[mask]
 
-    def describe(self, examples: Examples) -> str:
-        """Says how long the blocks are."""
-        return f"`perplexity` is over held-out blocks of {examples.config.max_length} tokens; lower is better."
+    def describe(self, data: TaskData) -> str:
+        """Says how long the blocks are, and what begins them."""
+        options = data.examples.config
+        added = added_tokens(data.processor, str(data.examples.train[options.text][0]))
+        begin, end = (
+            "".join(data.processor.convert_ids_to_tokens(list(part))) for part in (added.prefix, added.suffix)
+        )
+        return (
+            f"`perplexity` is over held-out blocks of {options.max_length} tokens"
+            + (f", each beginning with the tokenizer's `{begin}`, which is not predicted" if begin else "")
+            + (f"; every text ends with `{end}`" if end else "")
+            + "; lower is better."
+        )
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Negative log-likelihood of each block's tokens; perplexity is exp of the mean over all of them."""

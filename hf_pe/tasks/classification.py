@@ -23,7 +23,7 @@ class Classification:
         loss = torch.nn.functional.cross_entropy(out.logits.float(), batch["labels"])
         return {"logits": out.logits, "loss": loss} | ({"hidden_states": out.hidden_states} if hidden else {})
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says what is averaged."""
         return "`accuracy` and `f1_macro` are over the evaluation rows."
 

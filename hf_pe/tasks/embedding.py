@@ -79,9 +79,9 @@ class Embedding:
             data.memory[key] = self.embed(data.teacher, data, data.eval)
         return data.memory[key]  # type: ignore[no-any-return]
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says which of the two correlations it is."""
-        if examples.config.label:
+        if data.examples.config.label:
             return "`spearman` is the rank correlation of cosine similarities with the given scores."
         return (
             "`spearman` is the rank correlation of cosine similarities with those of the original, over pairs of "

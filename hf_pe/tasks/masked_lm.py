@@ -57,7 +57,7 @@ class MaskedLM:
         found = {"logits": out.logits, "loss": loss / mask.sum().clamp_min(1), "mask": mask}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says what was hidden."""
         return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, hidden once."
 

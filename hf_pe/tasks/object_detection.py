@@ -78,7 +78,7 @@ class ObjectDetection:
             signals["hidden_states"] = states[1:]  # DETR's queries begin as zeros
         return signals
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says how boxes are compared."""
         return (
             "`map` is the mean average precision over the labels and over overlaps from 0.5 to 0.95, `map_50` that at "

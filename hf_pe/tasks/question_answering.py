@@ -76,7 +76,7 @@ class QuestionAnswering:
         found = {"logits": logits, "loss": loss}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says how answers are compared."""
         return "`exact_match` and `f1` over words, as SQuAD counts them, are over the evaluation questions."
 

@@ -50,7 +50,7 @@ class Seq2Seq:
         found = {"logits": out.logits, "mask": labels != -100, "loss": loss}
         return found | ({"hidden_states": out.decoder_hidden_states, "tokens": labels != -100} if hidden else {})
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says what is read and counted."""
         return (
             "`perplexity` and `accuracy` are over the tokens of the held-out targets, each read after the right ones "

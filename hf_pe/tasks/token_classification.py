@@ -62,7 +62,7 @@ class TokenClassification:
         found = {"logits": out.logits, "loss": loss, "mask": labels != -100}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
-    def describe(self, examples: Examples) -> str:
+    def describe(self, data: TaskData) -> str:
         """Says what is counted."""
         return (
             "`f1` is over whole spans (conlleval) where labels begin with B- and I-, else over words; `accuracy` is of "

@@ -189,7 +189,7 @@ def test_scores_are_those_of_the_examples(kind, tokenizer):
     whole = judged.scores()
     assert data.task.metric in whole
     assert judged.scores(np.arange(12)) == pytest.approx(whole)
-    assert data.task.describe(data.examples)
+    assert data.task.describe(data)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
