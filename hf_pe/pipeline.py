@@ -26,6 +26,7 @@ from hf_pe.hub.publish import Sent
 from hf_pe.identity import AnyRecipe, origin_of, stage_ids
 from hf_pe.measure import (
     Evaluate,
+    chance_warnings,
     changes,
     judge,
     measure,
@@ -202,7 +203,10 @@ def compress(
     for step in recipes:
         if isinstance(step, Distillation):
             step.check(original, ready)
-    warnings = (*examples.warnings, *ready.warnings)
+    progress.say("evaluating the original")
+    first = judge(original, ready) if evaluate is None else None
+    below = chance_warnings(original, first.scores(), ready) if first else ()
+    warnings = (*examples.warnings, *ready.warnings, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
     with _workplace(work) as folder:
@@ -215,7 +219,7 @@ def compress(
         models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
         progress.say("measuring before and after, side by side")
         set_seed(seed)
-        judged = {n: judge(m, ready) for n, m in models.items()} if evaluate is None else None
+        judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
         found = measure(models, ready, judged=judged, evaluate=evaluate)
         before = _with_folder_facts(found["before"], original, processor, folder / "base", the_task.auto_class)
 
@@ -269,6 +273,9 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
     found = measure({"model": model}, ready)["model"]
+    if ready is not None:
+        for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
+            progress.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
         return _with_folder_facts(found, model, None, Path(folder, "model"), auto_class)
 

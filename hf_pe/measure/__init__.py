@@ -11,6 +11,7 @@ from hf_pe.measure.latency import shared_size as shared_size
 from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
+from hf_pe.measure.quality import chance_warnings as chance_warnings
 from hf_pe.measure.quality import changes as changes
 from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality

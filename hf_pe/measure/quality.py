@@ -1,6 +1,6 @@
 """Quality: the task's metric, or the user's own; and how sure a change of it is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,25 @@ def quality(model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | 
     if not isinstance(found, dict) or not all(isinstance(v, (int, float)) for v in found.values()):
         raise UsageError(f"evaluate(model): expected a dict of numbers, got {found!r:.200}.")
     return {name: float(value) for name, value in found.items()}
+
+
+def chance_warnings(model: PreTrainedModel, scores: Mapping[str, float], data: TaskData) -> tuple[str, ...]:
+    """Return a sentence where a model's metric is no better than guesses that do not look at the inputs.
+
+    Args:
+        model: the original.
+        scores: its metrics on the evaluation rows.
+        data: with the task that knows the level of chance.
+    """
+    task = data.task
+    level, value = task.chance(model, data), scores[task.metric]
+    if level is None or (value > level if task.higher_is_better else value < level):
+        return ()
+    return (
+        f"The original's {task.metric} is {value:.4g} on the evaluation rows, no better than guesses that do not look "
+        f"at the inputs ({level:.4g}). Check that the model, its tokenizer or processor, the labels and the task "
+        "belong together.",
+    )
 
 
 def changes(before: Judged, after: Judged, *, resamples: int = 500, seed: int = 0) -> tuple[MetricChange, ...]:

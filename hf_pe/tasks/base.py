@@ -83,6 +83,9 @@ class Task(Protocol):
     def describe(self, data: "TaskData") -> str:
         """One sentence for the card: what the metric is."""
 
+    def chance(self, model: PreTrainedModel, data: "TaskData") -> float | None:
+        """Return the metric of guesses that do not look at the inputs; None where there is no such level."""
+
     def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:
         """What `model` makes of `data.eval`, example by example; its `scores()` are the task's metrics."""
 

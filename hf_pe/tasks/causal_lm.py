@@ -11,8 +11,8 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 from hf_pe.tasks.blocks import token_stream
-from hf_pe.tasks.likelihood import judged_tokens, perplexity
-from hf_pe.tasks.tokens import added_tokens
+from hf_pe.tasks.likelihood import judged_tokens, perplexity, unigram_perplexity
+from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class CausalLM:
             return datasets.Dataset.from_list(blocks)
 
         train, evaluation = packed(examples.train, "training"), packed(examples.eval, "evaluation")
-        return TaskData(self, processor, train, evaluation, default_data_collator, examples)
+        warnings = unknown_token_warnings(processor, train, evaluation)
+        return TaskData(self, processor, train, evaluation, default_data_collator, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits that predict the next token [batch, tokens - 1, vocabulary], their mask, and the task loss."""
@@ -75,6 +76,10 @@ class CausalLM:
             + (f"; every text ends with `{end}`" if end else "")
             + "; lower is better."
         )
+
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return the perplexity of predictions by the frequency of tokens alone."""
+        return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Negative log-likelihood of each block's tokens; perplexity is exp of the mean over all of them."""

@@ -27,6 +27,11 @@ class Classification:
         """Says what is averaged."""
         return "`accuracy` and `f1_macro` are over the evaluation rows."
 
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:
+        """Return the accuracy of the most frequent label; None where there is only one."""
+        counts = np.unique(data.eval["labels"], return_counts=True)[1]
+        return float(counts.max() / counts.sum()) if len(counts) > 1 else None
+
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Predicted and given label of each evaluation row; a slice per label."""
         predicted: list[int] = []

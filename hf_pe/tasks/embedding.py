@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,10 @@ class Embedding:
             texts = [str(text) for name in names for text in rows[name]]
             return datasets.Dataset.from_dict(dict(processor(texts, truncation=True, max_length=options.max_length)))
 
+        train, evaluation = tokens(examples.train, columns), tokens(examples.eval, columns)
+        warnings = unknown_token_warnings(processor, train, evaluation)
         return TaskData(
-            self,
-            processor,
-            tokens(examples.train, columns),
-            tokens(examples.eval, columns),
-            DataCollatorWithPadding(processor),
-            examples,
+            self, processor, train, evaluation, DataCollatorWithPadding(processor), examples, warnings=warnings
         )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
@@ -87,6 +85,12 @@ class Embedding:
             "`spearman` is the rank correlation of cosine similarities with those of the original, over pairs of "
             "held-out sentences (the original has 1 by definition)."
         )
+
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:
+        """Return the correlation that unrelated scores of as many pairs reach in one of twenty draws; None where the
+        original is the measure."""
+        pairs = len(data.examples.eval)
+        return 1.645 / max(pairs - 1, 1) ** 0.5 if data.examples.config.label else None
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Similarities beside the given scores, one pair an example, or beside the teacher's, one sentence an example.

@@ -1,7 +1,7 @@
 """What tasks that guess tokens do alike: judge how likely the right ones were."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,23 @@ def perplexity(columns: Columns) -> dict[str, float]:
 def perplexity_and_accuracy(columns: Columns) -> dict[str, float]:
     """The same, and the share of tokens that were found likeliest."""
     return perplexity(columns) | {"accuracy": float(columns["right"].sum() / max(columns["tokens"].sum(), 1))}
+
+
+def unigram_perplexity(known: Iterable[Sequence[int]], evaluated: Iterable[Sequence[int]]) -> float:
+    """Return the perplexity of `evaluated` tokens under the token frequencies of all rows together.
+
+    A model that is no better has learned nothing of these texts but which tokens they have:
+
+        exp(-mean of log(count(token) / tokens)),  count over `known` and `evaluated`
+
+    Args:
+        known: rows of labels or token ids; negative labels are left out.
+        evaluated: rows of labels that are predicted.
+    """
+    tokens = np.asarray([label for row in evaluated for label in row if label >= 0])
+    others = np.asarray([label for row in known for label in row if label >= 0], dtype=tokens.dtype)
+    counts = np.bincount(np.concatenate([tokens, others]).astype(int))
+    return float(np.exp(-np.log(counts[tokens.astype(int)] / counts.sum()).mean()))
 
 
 def judged_tokens(

@@ -10,7 +10,8 @@ from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreT
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
-from hf_pe.tasks.likelihood import judged_tokens
+from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class MaskedLM:
                 one["labels"][-1] = row["input_ids"][-1]  # so that every row says something
             held.append(dict(row) | one)
         collate = Hiding(hide, processor)
-        return TaskData(self, processor, tokens(examples.train), datasets.Dataset.from_list(held), collate, examples)
+        train, evaluation = tokens(examples.train), datasets.Dataset.from_list(held)
+        warnings = unknown_token_warnings(processor, train, evaluation)
+        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, vocabulary], which tokens were hidden, the task loss; on request hidden states."""
@@ -60,6 +63,12 @@ class MaskedLM:
     def describe(self, data: TaskData) -> str:
         """Says what was hidden."""
         return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, hidden once."
+
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return the perplexity of guesses by the frequency of tokens alone."""
+        special = set(data.processor.all_special_ids)
+        known = [[token for token in ids if token not in special] for ids in data.calibration["input_ids"]]
+        return unigram_perplexity(known, data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Of each row negative log-likelihood, right guesses and number of the hidden tokens."""

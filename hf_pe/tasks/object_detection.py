@@ -85,6 +85,10 @@ class ObjectDetection:
             "0.5, as COCO counts them, on the evaluation images."
         )
 
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return 0: boxes without a look at the image hardly ever overlap an object enough."""
+        return 0.0
+
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Each image's boxes against those found; a slice per label."""
         wanted, found = [], []

@@ -3,6 +3,7 @@
 import re
 import string
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 NOWHERE = -1e4
 """The logit of what cannot be the place: padding and the question."""
@@ -65,7 +67,9 @@ class QuestionAnswering:
             known = dict(found) | {"labels": labels}
             return datasets.Dataset.from_dict(known | {"offsets": offsets, "example": list(sample)})
 
-        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), Places(processor), examples)
+        train, evaluation = tokens(examples.train), tokens(examples.eval)
+        warnings = unknown_token_warnings(processor, train, evaluation)
+        return TaskData(self, processor, train, evaluation, Places(processor), examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits of the first and the last token [batch, 2, tokens], the task loss and, on request, hidden states."""
@@ -80,30 +84,41 @@ class QuestionAnswering:
         """Says how answers are compared."""
         return "`exact_match` and `f1` over words, as SQuAD counts them, are over the evaluation questions."
 
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return the better F1 of two guesses: random places, and that no question has an answer."""
+        draw = torch.Generator().manual_seed(0)
+        places = (torch.randn(2, len(row), generator=draw) for row in data.eval["offsets"])
+        unanswered = [not _answers(each)[0] for each in data.examples.eval[data.examples.config.label]]
+        return max(_judged(places, data).scores()["f1"], sum(unanswered) / len(unanswered))
+
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """F1 and exact match of each question."""
-        best: dict[int, tuple[float, str]] = {}
-        options = data.examples.config
-        assert options.text_pair and options.label, "prepare refuses their absence"
-        contexts = data.examples.eval[options.text_pair]
-        seen = 0
-        with torch.no_grad():
-            for batch in data.batches(data.eval):
-                logits = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
-                for start, end in logits.float().cpu():
-                    row = data.eval[seen]
-                    score, place = _best(start, end, row["offsets"])
-                    text = contexts[row["example"]][place[0] : place[1]] if place else ""
-                    if row["example"] not in best or score > best[row["example"]][0]:
-                        best[row["example"]] = (score, text)
-                    seen += 1
-        gold = [_answers(each)[0] or [""] for each in data.examples.eval[options.label]]
-        said = [best[number][1] for number in range(len(gold))]
-        f1 = [max(_overlap(one, other) for other in some) for one, some in zip(said, gold, strict=True)]
-        exact = [
-            float(max(_plain(one) == _plain(other) for other in some)) for one, some in zip(said, gold, strict=True)
-        ]
-        return Judged({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
+
+        def logits() -> Iterator[torch.Tensor]:
+            with torch.no_grad():
+                for batch in data.batches(data.eval):
+                    found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
+                    yield from found.float().cpu()
+
+        return _judged(logits(), data)
+
+
+def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:
+    """Return F1 and exact match of each question, from the logits [2, tokens] of each evaluation row, in order."""
+    best: dict[int, tuple[float, str]] = {}
+    options = data.examples.config
+    assert options.text_pair and options.label, "prepare refuses their absence"
+    contexts = data.examples.eval[options.text_pair]
+    for row, (start, end) in zip(data.eval, logits, strict=True):
+        score, place = _best(start, end, row["offsets"])
+        text = contexts[row["example"]][place[0] : place[1]] if place else ""
+        if row["example"] not in best or score > best[row["example"]][0]:
+            best[row["example"]] = (score, text)
+    gold = [_answers(each)[0] or [""] for each in data.examples.eval[options.label]]
+    said = [best[number][1] for number in range(len(gold))]
+    f1 = [max(_overlap(one, other) for other in some) for one, some in zip(said, gold, strict=True)]
+    exact = [float(max(_plain(one) == _plain(other) for other in some)) for one, some in zip(said, gold, strict=True)]
+    return Judged({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from transformers import DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedMod
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
-from hf_pe.tasks.likelihood import judged_tokens
+from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Seq2Seq:
             closed = [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in targets]
             return datasets.Dataset.from_dict(found | {"labels": closed})
 
+        train, evaluation = tokens(examples.train), tokens(examples.eval)
+        warnings = unknown_token_warnings(processor, train, evaluation, "input_ids", "labels")
         collate = Targets(processor, config)
-        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), collate, examples)
+        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, vocabulary] of the target, their mask, the task loss; on request the decoder's hidden
@@ -56,6 +59,10 @@ class Seq2Seq:
             "`perplexity` and `accuracy` are over the tokens of the held-out targets, each read after the right ones "
             "before it."
         )
+
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return the perplexity of targets by the frequency of tokens alone."""
+        return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Of each row negative log-likelihood, right tokens and number of tokens of the target."""

@@ -9,6 +9,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig
 from hf_pe.data import Examples
 from hf_pe.tasks.base import TaskData
 from hf_pe.tasks.classification import Classification, label_column, label_numbers
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,7 @@ class TextClassification(Classification):
             found = dict(processor(*texts, truncation=True, max_length=options.max_length))
             return datasets.Dataset.from_dict(found | {"labels": label_numbers(rows[label], config)})
 
+        train, evaluation = tokens(examples.train), tokens(examples.eval)
+        warnings = unknown_token_warnings(processor, train, evaluation)
         collate = DataCollatorWithPadding(processor)
-        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), collate, examples)
+        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)

@@ -1,6 +1,6 @@
 """Token classification: one label per word, such as the names in a sentence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 from hf_pe.tasks.classification import label_column, label_numbers
+from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class TokenClassification:
             return datasets.Dataset.from_dict(dict(found) | {"labels": labels})
 
         collate = DataCollatorForTokenClassification(processor)
-        return TaskData(self, processor, tokens(examples.train), tokens(examples.eval), collate, examples)
+        train, evaluation = tokens(examples.train), tokens(examples.eval)
+        warnings = unknown_token_warnings(processor, train, evaluation)
+        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, labels], which tokens have a label, the task loss and, on request, hidden states."""
@@ -69,9 +72,21 @@ class TokenClassification:
             "words."
         )
 
+    def chance(self, model: PreTrainedModel, data: TaskData) -> float:
+        """Return the better F1 of two guesses: the most frequent label for all words, and the labels at random."""
+        rows = [[label for label in labels if label != -100] for labels in data.eval["labels"]]
+        flat = np.concatenate([np.asarray(row, int) for row in rows])
+        guesses = (np.full_like(flat, np.bincount(flat).argmax()), np.random.default_rng(0).permutation(flat))
+        ends = np.cumsum([len(row) for row in rows])[:-1]
+        names = _label_names(model.config)
+        return max(
+            _f1(_columns([_counts(*pair, names) for pair in zip(rows, np.split(guess, ends), strict=True)]))["f1"]
+            for guess in guesses
+        )
+
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Of each row: words, right words, given spans, found spans, right spans."""
-        names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+        names = _label_names(model.config)
         counts: list[list[int]] = []
         with torch.no_grad():
             for batch in data.batches(data.eval):
@@ -79,12 +94,24 @@ class TokenClassification:
                 for said, mask, gold in zip(
                     found["logits"].argmax(-1).cpu(), found["mask"].cpu(), batch["labels"], strict=True
                 ):
-                    one, other = ([names.get(int(n), str(int(n))) for n in each[mask]] for each in (gold.cpu(), said))
-                    given, made = spans(one), spans(other)
-                    right = sum(a == b for a, b in zip(one, other, strict=True))
-                    counts.append([len(one), right, len(given), len(made), len(given & made)])
-        columns = dict(zip(("words", "right", "given", "made", "both"), np.asarray(counts).T, strict=True))
-        return Judged(columns, _f1)
+                    counts.append(_counts(gold.cpu()[mask].tolist(), said[mask].tolist(), names))
+        return Judged(_columns(counts), _f1)
+
+
+def _label_names(config: PretrainedConfig) -> dict[int, str]:
+    return {int(number): str(name) for number, name in (config.id2label or {}).items()}
+
+
+def _counts(gold: Iterable[int], predicted: Iterable[int], names: dict[int, str]) -> list[int]:
+    """Return the numbers of words, right words, given spans, predicted spans and right spans of one row."""
+    one, other = ([names.get(int(n), str(int(n))) for n in each] for each in (gold, predicted))
+    given, made = spans(one), spans(other)
+    right = sum(a == b for a, b in zip(one, other, strict=True))
+    return [len(one), right, len(given), len(made), len(given & made)]
+
+
+def _columns(counts: list[list[int]]) -> dict[str, np.ndarray[Any, Any]]:
+    return dict(zip(("words", "right", "given", "made", "both"), np.asarray(counts).T, strict=True))
 
 
 def spans(labels: Sequence[str]) -> set[tuple[int, int, str]]:

@@ -1,9 +1,18 @@
-"""Special tokens: what a tokenizer puts before and behind a text."""
+"""What tasks look up about a tokenizer: the special tokens it adds, and how much of a text it does not know."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
+
 from hf_pe.errors import UsageError
+
+MOST_UNKNOWN = 0.1
+"""Fraction of unknown tokens from which on the tokenizer does not fit the texts."""
+SAMPLE = 1000
+"""Rows of each part in which unknown tokens are counted."""
 
 
 @dataclass(frozen=True)
@@ -34,4 +43,41 @@ def added_tokens(tokenizer: Any, text: str) -> AddedTokens:
     raise UsageError(
         f"{type(tokenizer).__name__} splits a text into other tokens when it adds special tokens: expected the same "
         "tokens with a prefix and a suffix. Load the tokenizer that the model was trained with."
+    )
+
+
+def unknown_fraction(tokenizer: Any, rows: Sequence[Sequence[int]]) -> float:
+    """Return the fraction of tokens, special ones left out, that `tokenizer` reads as unknown.
+
+    It is 0 where the tokenizer has no token for this: it falls back to bytes, or names its end of text as the unknown
+    token (GPT-2).
+    """
+    unknown = tokenizer.unk_token_id
+    roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "mask")}
+    if unknown is None or unknown in roles:
+        return 0.0
+    special = set(tokenizer.all_special_ids) - {unknown}
+    tokens = [token for token in itertools.chain.from_iterable(rows) if token not in special]
+    return tokens.count(unknown) / max(len(tokens), 1)
+
+
+def unknown_token_warnings(
+    tokenizer: Any, train: datasets.Dataset, evaluation: datasets.Dataset, *columns: str
+) -> tuple[str, ...]:
+    """Return a sentence where more than `MOST_UNKNOWN` of the tokens are unknown.
+
+    Args:
+        tokenizer: that made the rows.
+        train, evaluation: tokenized rows; up to `SAMPLE` of each are looked at, evenly spread.
+        columns: with token ids; default: input_ids.
+    """
+    sampled = [part.select(range(0, len(part), -(-len(part) // SAMPLE))) for part in (train, evaluation) if len(part)]
+    rows = [ids for part in sampled for column in columns or ("input_ids",) for ids in part[column]]
+    fraction = unknown_fraction(tokenizer, rows)
+    if fraction <= MOST_UNKNOWN:
+        return ()
+    return (
+        f"The tokenizer does not know {fraction:.0%} of the tokens of the data and reads them as "
+        f"`{tokenizer.unk_token}`. Check that it is this model's own tokenizer, and that the texts are in a language "
+        "and spelling that it knows.",
     )

@@ -1,9 +1,15 @@
+import json
+
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
 
-from hf_pe.measure import changes
-from hf_pe.tasks import Judged
+from hf_pe.data import DataConfig, load_examples
+from hf_pe.measure import chance_warnings, changes, quality
+from hf_pe.tasks import CausalLM, Judged
+from tests.helpers import TEXTS, taught
 
 DRAW = np.random.default_rng(3)
 RIGHT = DRAW.random(400) < 0.9
@@ -47,3 +53,32 @@ def test_a_slice_tells_where_it_got_worse():
     assert parts["hard"].high < 0
     assert (parts["easy"].low, parts["easy"].high) == (0, 0)
     assert parts["hard"].examples == 100
+
+
+def with_other_numbers(tokenizer):
+    """The same words with other numbers: the tokenizer of another model."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    words = [word for word in vocabulary if not word.startswith("[")]
+    state["model"]["vocab"] |= {word: vocabulary[other] for word, other in zip(words, words[::-1], strict=True)}
+    changed = Tokenizer.from_str(json.dumps(state))
+    return tokenizer.__class__(tokenizer_object=changed, **tokenizer.special_tokens_map)
+
+
+def test_a_model_with_the_tokenizer_of_another_is_no_better_than_chance(llama_folder, tokenizer, tmp_path):
+    model = LlamaForCausalLM.from_pretrained(llama_folder)
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    examples = load_examples(DataConfig(train=str(tmp_path / "a.txt"), max_length=16))
+    right, wrong = (
+        CausalLM().prepare(examples, each, model.config) for each in (tokenizer, with_other_numbers(tokenizer))
+    )
+    taught(model, right, steps=20)
+    assert chance_warnings(model, quality(model, right), right) == ()
+    (warning,) = chance_warnings(model, quality(model, wrong), wrong)
+    assert "no better than guesses that do not look at the inputs" in warning
+
+
+def test_a_metric_that_is_no_number_is_no_better_than_chance(llama_folder, tokenizer):
+    model = LlamaForCausalLM.from_pretrained(llama_folder)
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+    assert chance_warnings(model, {"perplexity": float("nan")}, data)

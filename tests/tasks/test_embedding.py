@@ -75,3 +75,16 @@ def test_a_score_without_a_pair_is_refused(tokenizer, model, tmp_path):
 def test_unknown_tasks_name_the_nearest():
     with pytest.raises(UsageError, match="Did you mean 'embedding'"):
         task_named("embeding")
+
+
+def test_chance_is_a_correlation_that_unrelated_scores_reach(model, tokenizer, tmp_path):
+    draw = np.random.default_rng(0)
+    lines = ["one,two,score", *(f"{a},{b},{draw.random()}" for a, b in itertools.pairwise(TEXTS))]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    path = str(tmp_path / "pairs.csv")
+    config = DataConfig(train=path, eval=path, text="one", text_pair="two", label="score")
+    data = Embedding().prepare(load_examples(config), tokenizer, model.config)
+    pairs = len(data.examples.eval)
+    reached = [np.corrcoef(draw.random(pairs), draw.random(pairs))[0, 1] for _ in range(4000)]
+    assert Embedding().chance(model, data) == pytest.approx(np.quantile(reached, 0.95), rel=0.1)
+    assert Embedding().chance(model, Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)) is None

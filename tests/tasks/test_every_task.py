@@ -192,6 +192,19 @@ def test_scores_are_those_of_the_examples(kind, tokenizer):
     assert data.task.describe(data)
 
 
+@pytest.mark.parametrize(
+    ("kind", "level"),
+    [
+        (token_classification, (0.0, 0.5)), (question_answering, (0.0, 0.3)), (masked_lm, (5, 30)), (seq2seq, (2, 12)),
+        (image_classification, (0.5, 0.5)), (audio_classification, (0.5, 0.5)), (object_detection, (0.0, 0.0)),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)  # fmt: skip
+def test_chance_is_the_level_of_guesses_without_a_look_at_the_inputs(kind, level, tokenizer):
+    data, model = ready(kind, tokenizer)
+    assert level[0] <= data.task.chance(model, data) <= level[1]
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_positions_that_do_not_count_have_no_say(kind, tokenizer):
     """A row alone and the same row beside a longer one have the same signals where it counts."""

@@ -1,0 +1,15 @@
+import math
+
+import pytest
+
+from hf_pe.tasks.likelihood import unigram_perplexity
+
+
+def test_unigram_perplexity_is_by_the_frequencies_of_all_rows():
+    known, evaluated = [[5, 5], [5, 7, -100]], [[-100, 5, 7]]
+    # 5 stands four times among six tokens, 7 twice
+    assert unigram_perplexity(known, evaluated) == pytest.approx(math.exp(-(math.log(4 / 6) + math.log(2 / 6)) / 2))
+
+
+def test_equally_frequent_tokens_have_as_much_perplexity_as_there_are_tokens():
+    assert unigram_perplexity([list(range(50))], [list(range(50))]) == pytest.approx(50)
