@@ -44,7 +44,7 @@ class MaskedLM:
             hidden = fixed([dict(row)])
             one = {key: hidden[key][0].tolist() for key in ("input_ids", "labels")}
             if all(label == -100 for label in one["labels"]):
-                one["labels"][-1] = row["input_ids"][-1]  # so that every row says something
+                _hide_one(one, processor)
             held.append(dict(row) | one)
         collate = Hiding(hide, processor)
         train, evaluation = tokens(examples.train), datasets.Dataset.from_list(held)
@@ -75,6 +75,15 @@ class MaskedLM:
         return judged_tokens(self, model, data)
 
 
+def _hide_one(row: dict[str, list[int]], tokenizer: Any) -> None:
+    """Hide the middle one of a row's tokens that are not special, if there is one, so that every row says something."""
+    special = tokenizer.get_special_tokens_mask(row["input_ids"], already_has_special_tokens=True)
+    places = [place for place, mark in enumerate(special) if not mark]
+    if places:
+        place = places[len(places) // 2]
+        row["labels"][place], row["input_ids"][place] = row["input_ids"][place], tokenizer.mask_token_id
+
+
 @dataclass(frozen=True)
 class Hiding:
     """Hides tokens of rows that have no labels yet; pads those that have."""
@@ -87,7 +96,7 @@ class Hiding:
         if "labels" not in rows[0]:
             return dict(self.hide(rows))
         plain = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
-        batch: Batch = dict(self.processor.pad(plain, return_tensors="pt"))
+        batch: Batch = dict(self.processor.pad(plain, padding_side="right", return_tensors="pt"))
         labels = torch.full_like(batch["input_ids"], -100)
         for number, row in enumerate(rows):
             labels[number, : len(row["labels"])] = torch.tensor(row["labels"])

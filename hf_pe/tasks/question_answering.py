@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
@@ -130,7 +130,7 @@ class Places:
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Model inputs, labels [batch, 2] and `possible` [batch, tokens]."""
         plain = [{k: v for k, v in row.items() if k not in ("offsets", "example")} for row in rows]
-        batch: Batch = dict(DataCollatorWithPadding(self.processor)(plain))
+        batch: Batch = dict(self.processor.pad(plain, padding_side="right", return_tensors="pt"))
         possible = torch.zeros_like(batch["input_ids"])
         for number, row in enumerate(rows):
             possible[number, : len(row["offsets"])] = torch.tensor([place[0] >= 0 for place in row["offsets"]])

@@ -1,12 +1,14 @@
 """Sequence to sequence: a text that follows from a text."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
-from transformers import DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedModel
 
+from hf_pe.anatomy import skeleton
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
@@ -25,23 +27,32 @@ class Seq2Seq:
     higher_is_better: bool = False
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize both texts."""
+        """Tokenize both texts.
+
+        Raises:
+            UsageError: no column with targets is named, the tokenizer does not know their language, or the config does
+                not say what the decoder begins with.
+        """
         options = examples.config
         if not options.label:
             raise UsageError("data.label: expected the name of the column with the target texts, got nothing.")
         label = options.label
+        _require_language(processor)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             limits = {"truncation": True, "max_length": options.max_length}
             found = dict(processor([str(t) for t in rows[options.text]], **limits))
             targets = processor(text_target=[str(t) for t in rows[label]], **limits)["input_ids"]
             end = processor.eos_token_id
-            closed = [ids if end is None or ids[-1:] == [end] else [*ids, end] for ids in targets]
-            return datasets.Dataset.from_dict(found | {"labels": closed})
+            if end is not None:  # MBart's language comes behind the end
+                targets = [ids if end in ids else [*ids[: options.max_length - 1], end] for ids in targets]
+            return datasets.Dataset.from_dict(found | {"labels": targets})
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation, "input_ids", "labels")
-        collate = Targets(processor, config)
+        warnings += _prefix_warnings(examples.train[options.text], config)
+        collate = Targets(processor, decoder_inputs(config))
+        collate([train[0]])  # refuses before any work
         return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
@@ -74,13 +85,71 @@ class Targets:
     """Makes a batch: pads both sides, and shifts the target for the decoder to read."""
 
     processor: Any
-    config: PretrainedConfig
+    shift: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
         """Model inputs with decoder_input_ids, and labels [batch, tokens]."""
         batch: Batch = dict(DataCollatorForSeq2Seq(self.processor, label_pad_token_id=-100)(rows))
-        first = self.config.decoder_start_token_id
-        first = self.config.pad_token_id if first is None else first
-        before = batch["labels"].roll(1, 1)
-        before[:, 0] = first
-        return batch | {"decoder_input_ids": before.masked_fill(before == -100, self.config.pad_token_id or 0)}
+        return batch | {"decoder_input_ids": self.shift(batch["labels"])}
+
+
+def decoder_inputs(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what turns labels [batch, tokens] into the decoder's input ids, as the model does itself.
+
+    Most models shift the labels behind `decoder_start_token_id`; MBart moves the language from the end to the front.
+    """
+    model_class: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
+    if not hasattr(model_class, "prepare_decoder_input_ids_from_labels"):
+        return lambda labels: _shifted(labels, config)
+    model: Any = skeleton(config, model_class)
+
+    def shift(labels: torch.Tensor) -> torch.Tensor:
+        try:
+            found: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+        except (ValueError, TypeError) as error:
+            raise UsageError(
+                "The model's config does not say what the decoder begins with: expected decoder_start_token_id and "
+                f"pad_token_id in config.json ({error})."
+            ) from error
+        return found
+
+    return shift
+
+
+def _shifted(labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    first = config.decoder_start_token_id
+    first = config.pad_token_id if first is None else first
+    before = labels.roll(1, 1)
+    before[:, 0] = first
+    return before.masked_fill(before == -100, config.pad_token_id or 0)
+
+
+def _require_language(tokenizer: Any) -> None:
+    """Refuse a tokenizer that marks texts with their language and does not know that of the targets: it would take the
+    source's.
+
+    Raises:
+        UsageError: `src_lang` is set, `tgt_lang` is not.
+    """
+    if getattr(tokenizer, "src_lang", None) and not getattr(tokenizer, "tgt_lang", None):
+        raise UsageError(
+            f"The tokenizer marks texts with their language and has src_lang '{tokenizer.src_lang}' but no tgt_lang, "
+            "that of the targets. Save one that has both beside the model: "
+            "AutoTokenizer.from_pretrained(MODEL, src_lang=..., tgt_lang=...).save_pretrained(MODEL)."
+        )
+
+
+def _prefix_warnings(texts: Sequence[Any], config: PretrainedConfig) -> tuple[str, ...]:
+    """Return a sentence where the model was trained with prefixes (T5: "summarize: ") that the texts do not have."""
+    tasks = getattr(config, "task_specific_params", None) or {}
+    named = [
+        getattr(config, "prefix", None),
+        *(task.get("prefix") for task in tasks.values() if isinstance(task, dict)),
+    ]
+    prefixes = [prefix for prefix in dict.fromkeys(named) if prefix and prefix.strip()]
+    if not prefixes or any(str(text).startswith(tuple(prefixes)) for text in texts[:100]):
+        return ()
+    return (
+        f"The model's config names prefixes of its tasks ({', '.join(f'`{prefix}`' for prefix in prefixes)}), and the "
+        "texts begin with none of them. Put the right one before each text, as it was in training.",
+    )

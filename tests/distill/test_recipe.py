@@ -313,7 +313,7 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     for module in trained.modules():
         if isinstance(module, Linear4bit):  # whose CPU kernel rounds to bfloat16
             module.forward = partial(linear, weight=unpacked_weight(module))
-    close = 1e-4 if base == "nf4" else 0.1  # int8 also rounds what flows in
+    close = 1e-4 if base == "nf4" else 0.2  # int8 also rounds what flows in
     assert difference(outputs_of(trained, inputs), outputs_of(plain, inputs)) < close
 
 

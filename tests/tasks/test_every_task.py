@@ -330,6 +330,29 @@ def test_evaluation_rows_are_hidden_once_and_training_rows_anew(tokenizer):
     assert not torch.equal(one, other)
 
 
+def test_evaluation_rows_always_hide_a_token_that_is_not_special(tokenizer):
+    told = examples([{"text": text} for text in ("the", "dog", "cat")] * 4)
+    data = task_named("masked_lm").prepare(told, tokenizer, bert_config())
+    special = set(tokenizer.all_special_ids)
+    for row, text in zip(data.eval, told.eval["text"], strict=True):
+        hidden = [label for label in row["labels"] if label != -100]
+        assert hidden and not special & set(hidden)
+        assert tokenizer.decode(hidden) == text
+
+
+@pytest.mark.parametrize("kind", [masked_lm, question_answering])
+def test_labels_stay_beside_their_tokens_where_a_tokenizer_pads_on_the_left(kind, tokenizer):
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    batches = []
+    for each in (tokenizer, left):
+        told, model, _ = kind()
+        data = task_named(kind.__name__).prepare(told, each, model.config)
+        batches.append(data.collate([data.eval[0], data.eval[1], data.eval[2]]))
+    one, other = batches
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_answers_of_tasks_that_change_cannot_be_kept(tokenizer, tmp_path):
     data, teacher = ready(masked_lm, tokenizer)
     with pytest.raises(UsageError, match="cannot be kept: it hides other tokens each time"):
