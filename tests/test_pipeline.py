@@ -20,6 +20,7 @@ from hf_pe import (
     compress,
     cut_checkpoint,
     pipeline,
+    progress,
 )
 from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
@@ -29,6 +30,7 @@ from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe_file import read_recipe
+from hf_pe.tasks import TextClassification
 from tests.helpers import TEXTS, shared
 
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
@@ -116,10 +118,16 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
     assert made.report.metric == "layers"
 
 
-def test_a_classifier_from_a_file(classifier_folder, tmp_path):
+def test_a_classifier_from_a_file_that_is_no_better_than_chance(classifier_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextClassification, "chance", lambda *_: 1.0)
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     data = DataConfig(train=str(tmp_path / "a.csv"), label="label")
-    made = compress(str(classifier_folder), [PRUNE, DISTIL, PACK], data=data).save(tmp_path / "small")
+    said = []
+    with progress.listen(lambda what, done, total: said.append(what)):
+        made = compress(str(classifier_folder), [PRUNE, DISTIL, PACK], data=data).save(tmp_path / "small")
+    (warning,) = [each for each in made.report.warnings if "no better than guesses" in each]
+    assert said.index(f"Warning: {warning}") < said.index("stage 1-prune"), "before any work"
+    assert warning in (tmp_path / "small" / "README.md").read_text("utf-8")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert made.report.task == "text_classification"
