@@ -290,7 +290,7 @@ def measure(
         from hf_pe.pipeline import measure_source
 
         source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
-        config = DataConfig(train=data, eval=data, text=text, text_pair=text_pair, label=label) if data else None
+        config = DataConfig(train=data, text=text, text_pair=text_pair, label=label) if data else None
         with _progress():
             found = measure_source(source, task, config)
         if as_json:

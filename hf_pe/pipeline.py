@@ -9,16 +9,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import datasets
 import yaml
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import Data, DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, push, write_card
@@ -43,7 +42,6 @@ from hf_pe.stages import Finished, StageFolder, require_resumable
 from hf_pe.tasks import TASKS, Embedding, Task, task_named
 from hf_pe.weight_checks import require_finite
 
-Data: TypeAlias = DataConfig | str | Sequence[str] | datasets.Dataset
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a variant may be called: its name becomes a folder and a branch on the Hub."""
 
@@ -152,7 +150,9 @@ def compress(
     Args:
         model: Hub id, folder, .gguf file, `package:NAME/inner/path`, or a loaded model (then give `processor`).
         recipes: what to do; the untouched model teaches a `Distillation`.
-        data: what to calibrate, train and evaluate on.
+        data: what to calibrate, train and evaluate on: a DataConfig, the name of one source, a list of texts, a data
+            set (its columns "text" and, for tasks that need one, "label" are used), or (texts or data set, DataConfig),
+            whose `train` is then the name that the card gives them.
         task: a name of `hf_pe.tasks.TASKS` or a Task; default: by the model's class.
         variants: quantized or 16-bit copies of the final model, by name.
         processor: tokenizer of a loaded model.
@@ -182,7 +182,7 @@ def compress(
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
     planned = outline(Sketch(config=config, model_class=model_class), recipes, variants)
     progress.say("reading data")
-    examples = load_examples(data)
+    examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
     if getattr(processor, "pad_token", "") is None:
         processor.pad_token = processor.eos_token
@@ -269,7 +269,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         the_task = find_task(task, source, config)
         auto_class, model_class = the_task.auto_class, checkpoints.class_for(config, the_task.auto_class)
         processor = checkpoints.load_processor(source, model_class.main_input_name) if data else None
-        ready = the_task.prepare(load_examples(data), processor, config) if data else None
+        ready = the_task.prepare(load_for_evaluation(data), processor, config) if data else None
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
     found = measure({"model": model}, ready)["model"]

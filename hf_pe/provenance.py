@@ -50,6 +50,7 @@ def data_facts(examples: Examples) -> DataFacts:
         eval_rows=len(examples.eval),
         fingerprint=examples.fingerprint,
         licenses=_data_licenses(config.train, config.eval or ()),
+        counts=examples.counts,
     )
 
 

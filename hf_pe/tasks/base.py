@@ -1,6 +1,7 @@
 """What a task must answer, and the bundle that stages work with."""
 
 import math
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -107,9 +108,18 @@ class TaskData:
     """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 
     @property
+    def calibration_rows(self) -> list[int]:
+        """Which training rows statistics are taken from: a sample of all, in random order."""
+        count, config = len(self.train), self.examples.config
+        size = min(count, config.calibration)
+        if self.examples.in_file_order:
+            return random.Random(config.seed).sample(range(count), size)
+        return list(range(size))
+
+    @property
     def calibration(self) -> datasets.Dataset:
         """The training rows that statistics are taken from."""
-        return self.train.select(range(min(len(self.train), self.examples.config.calibration)))
+        return self.train.select(self.calibration_rows)
 
     def batches(self, rows: datasets.Dataset, size: int = 32) -> Iterator[Batch]:
         """Yield `rows` in order, collated in batches."""

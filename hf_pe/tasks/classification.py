@@ -1,6 +1,5 @@
 """What tasks with labels of the model's own do alike: translate labels, judge them."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -9,13 +8,16 @@ import torch
 from sklearn.metrics import accuracy_score, f1_score
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.data import DataConfig, Examples
+from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 
 
 class Classification:
     """One label per example: what is asked of the model and how it is judged. Tasks say how examples become batches."""
+
+    needs_label = True
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, labels], the task loss and, on request, hidden states."""
@@ -45,37 +47,6 @@ class Classification:
         return Judged({"predicted": np.asarray(predicted), "gold": gold}, _accuracy, slices)
 
 
-def label_column(options: DataConfig) -> str:
-    """The column with the labels.
-
-    Raises:
-        UsageError: none is named.
-    """
-    if not options.label:
-        raise UsageError("data.label: expected the name of the column with the labels, got nothing.")
-    return options.label
-
-
-def label_numbers(labels: Iterable[Any], config: PretrainedConfig) -> list[int]:
-    """Labels by name or number, as the model numbers them.
-
-    Raises:
-        UsageError: one is none of the model's.
-    """
-    names = {str(name): number for name, number in (config.label2id or {}).items()}
-    numbers = {str(number): number for number in range(config.num_labels or 0)}
-    found: list[int] = []
-    for label in labels:
-        text = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label)
-        number = names.get(text, numbers.get(text))
-        if number is None:
-            raise UsageError(
-                f"Data: label '{text}' is none of the model's: {', '.join(names)} (or 0..{len(numbers) - 1})."
-            )
-        found.append(int(number))
-    return found
-
-
 def with_media(
     task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any
 ) -> TaskData:
@@ -85,12 +56,13 @@ def with_media(
         UsageError: no column with files or with labels is named, or a label is none of the model's.
     """
     label = label_column(examples.config)
+    require_classes(config)
     if not column:
         what = task.name.partition("_")[0]
         raise UsageError(f"data.{what}: expected the name of the column with the files, got nothing.")
 
     def rows(found: datasets.Dataset) -> datasets.Dataset:
-        numbers = label_numbers(found[label], config)
+        numbers = label_numbers(found[label], config, found.features[label])
         return found.select_columns([column]).add_column("labels", numbers)
 
     return TaskData(task, processor, rows(examples.train), rows(examples.eval), collate, examples)

@@ -15,8 +15,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
-from hf_pe.tasks.classification import label_column, label_numbers
 from hf_pe.tasks.image_classification import opened
+from hf_pe.tasks.labels import label_column, label_numbers
 
 NOTHING = -100
 """The label of rows of a batch that are no box."""
@@ -38,6 +38,7 @@ class ObjectDetection:
     pipeline_tag: str = "object-detection"
     metric: str = "map"
     higher_is_better: bool = True
+    needs_label: bool = field(default=True, repr=False)
     uncacheable: str = "what its queries find is no class of a row"
     has_places: bool = field(default=True, repr=False)
     """Its labels say where in the image: images cannot be moved without them."""
@@ -51,7 +52,7 @@ class ObjectDetection:
 
         def rows(found: datasets.Dataset) -> datasets.Dataset:
             boxes, kinds = zip(*(_objects(each) for each in found[label]), strict=True)
-            numbers = [label_numbers(some, config) for some in kinds]
+            numbers = [label_numbers(some, config, found.features[label]) for some in kinds]
             return found.select_columns([column]).add_column("boxes", list(boxes)).add_column("kinds", numbers)
 
         collate = Boxes(processor, column)

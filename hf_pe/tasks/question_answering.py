@@ -4,7 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -37,6 +37,7 @@ class QuestionAnswering:
     pipeline_tag: str = "question-answering"
     metric: str = "f1"
     higher_is_better: bool = True
+    needs_label: bool = field(default=True, repr=False)
     uncacheable: str = "its classes are the tokens of each row"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:

@@ -1,7 +1,7 @@
 """Sequence to sequence: a text that follows from a text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -25,6 +25,7 @@ class Seq2Seq:
     pipeline_tag: str = "text2text-generation"
     metric: str = "perplexity"
     higher_is_better: bool = False
+    needs_label: bool = field(default=True, repr=False)
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize both texts.

@@ -8,7 +8,8 @@ from transformers import DataCollatorWithPadding, PretrainedConfig
 
 from hf_pe.data import Examples
 from hf_pe.tasks.base import TaskData
-from hf_pe.tasks.classification import Classification, label_column, label_numbers
+from hf_pe.tasks.classification import Classification
+from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -26,11 +27,14 @@ class TextClassification(Classification):
         """Tokenize and translate the labels into the model's."""
         options = examples.config
         label = label_column(options)
+        require_classes(config)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             texts = [[str(t) for t in rows[name]] for name in (options.text, options.text_pair) if name]
             found = dict(processor(*texts, truncation=True, max_length=options.max_length))
-            return datasets.Dataset.from_dict(found | {"labels": label_numbers(rows[label], config)})
+            return datasets.Dataset.from_dict(
+                found | {"labels": label_numbers(rows[label], config, rows.features[label])}
+            )
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation)

@@ -1,7 +1,7 @@
 """Token classification: one label per word, such as the names in a sentence."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -12,7 +12,7 @@ from transformers import DataCollatorForTokenClassification, PretrainedConfig, P
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
-from hf_pe.tasks.classification import label_column, label_numbers
+from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -29,22 +29,24 @@ class TokenClassification:
     pipeline_tag: str = "token-classification"
     metric: str = "f1"
     higher_is_better: bool = True
+    needs_label: bool = field(default=True, repr=False)
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize the words and translate their labels into the model's."""
         options = examples.config
         label = label_column(options)
+        require_classes(config)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             words = [_words(text) for text in rows[options.text]]
-            tags = [list(map(str, _words(each))) for each in rows[label]]
+            tags = [_words(each) for each in rows[label]]
             for number, (some, others) in enumerate(zip(words, tags, strict=True)):
                 if len(some) != len(others):
                     raise UsageError(f"Data: row {number} has {len(some)} words and {len(others)} labels: {some[:8]}.")
             found = processor(words, is_split_into_words=True, truncation=True, max_length=options.max_length)
             labels = []
             for number, each in enumerate(tags):
-                numbers, before = label_numbers(each, config), None
+                numbers, before = label_numbers(each, config, rows.features[label]), None
                 row = []
                 for word in found.word_ids(number):
                     row.append(-100 if word is None or word == before else numbers[word])

@@ -28,7 +28,7 @@ from sentence_transformers import (
 from torch import nn
 
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import TaskData
@@ -41,7 +41,7 @@ def sentences() -> list[str]:
     """To learn on; none is in STS-B's dev split."""
     train, dev = pairs("train"), pairs("dev")
     sst2 = str(SHARED / "data" / "sst2" / "stsa.binary.train")
-    reviews = load_examples(DataConfig(train=sst2, eval=sst2, label="label", label_first=True, encoding="latin-1"))
+    reviews = load_for_evaluation(DataConfig(train=sst2, label="label", label_first=True, encoding="latin-1"))
     prose = load_examples(DataConfig(train="builtin:pydoc"))
     found = [
         *train["sentence1"],

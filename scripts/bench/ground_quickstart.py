@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from transformers import AutoModel, PreTrainedModel
 
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.hub import write_card
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import read_report
@@ -81,8 +81,8 @@ def main() -> None:
     processor = load_processor(source)
     held_out = replace(Embedding().prepare(load_examples(recipe.data), processor, config), teacher=teacher)
     dev = str(SHARED / "data" / "sts-b" / "dev.tsv")
-    pairs = DataConfig(train=dev, eval=dev, text="sentence1", text_pair="sentence2", label="score")
-    sts = Embedding().prepare(load_examples(pairs), processor, config)
+    pairs = DataConfig(train=dev, text="sentence1", text_pair="sentence2", label="score")
+    sts = Embedding().prepare(load_for_evaluation(pairs), processor, config)
     gold = np.asarray(sts.examples.eval["score"], dtype=float)
 
     random = random_student(small, held_out)

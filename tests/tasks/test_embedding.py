@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.tasks import Embedding, task_named
 from tests.helpers import TEXTS
@@ -55,8 +55,8 @@ def test_scored_pairs(model, tokenizer, tmp_path):
     ]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
     path = str(tmp_path / "pairs.csv")
-    config = DataConfig(train=path, eval=path, text="one", text_pair="two", label="score")
-    data = Embedding().prepare(load_examples(config), tokenizer, model.config)
+    config = DataConfig(train=path, text="one", text_pair="two", label="score")
+    data = Embedding().prepare(load_for_evaluation(config), tokenizer, model.config)
     embeddings = Embedding().embed(model, data, data.eval)
     half = len(embeddings) // 2
     from scipy.stats import spearmanr

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from hf_pe import BackboneSwap, Distillation, compress
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.tasks import ObjectDetection
 from hf_pe.tasks.object_detection import Precision
@@ -173,8 +173,10 @@ def test_objects_that_are_none_are_refused(objects, folder):
     (folder / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "objects": objects}) + "\n")
     (folder / "more").mkdir()
     with pytest.raises(UsageError, match="expected objects as"):
-        config = DataConfig(train=str(folder), eval=str(folder), image="image", label="objects")
-        ObjectDetection().prepare(load_examples(config), None, small_detr(id2label=LABELS, label2id=NUMBERS).config)
+        config = DataConfig(train=str(folder), image="image", label="objects")
+        ObjectDetection().prepare(
+            load_for_evaluation(config), None, small_detr(id2label=LABELS, label2id=NUMBERS).config
+        )
 
 
 def test_unknown_categories_and_moved_images_are_refused(folder):

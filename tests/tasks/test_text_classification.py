@@ -1,7 +1,7 @@
 import pytest
 from transformers import BertForSequenceClassification
 
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.tasks import TextClassification
 from tests.helpers import TEXTS
@@ -10,7 +10,7 @@ from tests.helpers import TEXTS
 def write(folder, labels):
     rows = [f"{text},{labels[i % len(labels)]}" for i, text in enumerate(TEXTS)]
     (folder / "a.csv").write_text("\n".join(["text,label", *rows]))
-    return load_examples(DataConfig(train=str(folder / "a.csv"), eval=str(folder / "a.csv"), label="label"))
+    return load_for_evaluation(DataConfig(train=str(folder / "a.csv"), label="label"))
 
 
 @pytest.mark.parametrize("labels", [("negative", "positive"), (0, 1), (0.0, 1.0)])

@@ -1,0 +1,126 @@
+"""Translate the labels of a data set into the classes of a model."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import datasets
+from transformers import PretrainedConfig
+
+from hf_pe.data import DataConfig
+from hf_pe.errors import UsageError
+
+
+def label_column(options: DataConfig) -> str:
+    """Return the name of the column with the labels.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if not options.label:
+        raise UsageError(
+            "data.label: expected the name of the column with the labels, got nothing. For rows in memory: "
+            'data=(rows, DataConfig(train="their name", label="their column")).'
+        )
+    return options.label
+
+
+def require_classes(config: PretrainedConfig) -> None:
+    """Refuse a model that predicts a number instead of classes.
+
+    Over one output every softmax is 1: the KL divergence is always 0 and the accuracy always 1.
+
+    Raises:
+        UsageError: it has one output, or its config says "regression".
+    """
+    if config.num_labels == 1 or config.problem_type == "regression":
+        outputs = f"{config.num_labels} output{'s' if config.num_labels != 1 else ''}"
+        raise UsageError(
+            f"Expected a model with two classes or more, got one with {outputs} that predicts a number: distillation "
+            "and evaluation of regression are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work."
+        )
+
+
+def label_numbers(labels: Iterable[Any], config: PretrainedConfig, feature: Any = None) -> list[int]:
+    """Return the model's class of each label.
+
+    Args:
+        labels: names or numbers.
+        config: of the model; its names are matched exactly, else without case.
+        feature: of the column they come from. Where it names its classes (`datasets.ClassLabel`), the model's are
+            matched with these names, whatever their order.
+
+    Raises:
+        UsageError: one is none of the model's.
+    """
+    names = class_names(feature)
+    class_of = _class_by_text(config) if names is None else _class_by_number(names, config)
+    return [class_of(label) for label in labels]
+
+
+def class_names(feature: Any) -> list[str] | None:
+    """Return the names of the `ClassLabel` in a feature, also inside lists and dicts; None where there is none."""
+    if isinstance(feature, datasets.ClassLabel):
+        return list(feature.names)
+    if isinstance(feature, (datasets.List, datasets.LargeList)):
+        return class_names(feature.feature)
+    parts = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ()
+    return next((names for names in map(class_names, parts) if names is not None), None)
+
+
+def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[Any], int]:
+    """Translate numbers of the data set's classes by their names."""
+    known = _ids(config)
+    classes = [_named(name, known) for name in names]
+    nameless = all(re.fullmatch(r"LABEL_\d+", name) for name in known) or all(name.isdigit() for name in names)
+    if nameless and len(names) == config.num_labels and None in classes:
+        classes = list(range(len(names)))
+    if not any(number is not None for number in classes):
+        raise UsageError(
+            f"Data: the data set's labels are {_listed(names)} and the model's are {_listed(known)}: which is which "
+            "cannot be told. Name them alike, or give the numbers of the model's classes as plain integers."
+        )
+
+    def class_of(label: int) -> int:
+        number = classes[label] if 0 <= label < len(classes) else None
+        if number is None:
+            name = f"'{names[label]}'" if 0 <= label < len(names) else f"{label} (no label)"
+            raise UsageError(f"Data: label {name} is none of the model's: {_listed(known)}.")
+        return number
+
+    return class_of
+
+
+def _class_by_text(config: PretrainedConfig) -> Callable[[Any], int]:
+    """Translate names, or the numbers of the model's classes."""
+    known, count = _ids(config), config.num_labels or 0
+
+    def class_of(label: Any) -> int:
+        number = _named(str(label), known)
+        if number is None:
+            text = str(int(label)) if isinstance(label, bool) else str(label)
+            whole = re.fullmatch(r"(0|[1-9]\d*)(\.0*)?", text)
+            number = int(whole[1]) if whole and int(whole[1]) < count else None
+        if number is None:
+            raise UsageError(f"Data: label '{label}' is none of the model's: {_listed(known)} (or 0..{count - 1}).")
+        return number
+
+    return class_of
+
+
+def _ids(config: PretrainedConfig) -> dict[str, int]:
+    stated = config.label2id or {name: number for number, name in (config.id2label or {}).items()}
+    return {str(name): int(number) for name, number in stated.items()}
+
+
+def _named(name: str, known: dict[str, int]) -> int | None:
+    """Return the class of that name, else the only one that differs from it in case alone."""
+    if name in known:
+        return known[name]
+    alike = [number for each, number in known.items() if each.casefold() == name.casefold()]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    return ", ".join(every[:12]) + (f" and {len(every) - 12:,} more" if len(every) > 12 else "")

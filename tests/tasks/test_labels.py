@@ -1,0 +1,66 @@
+import datasets
+import pytest
+from transformers import BertConfig
+
+from hf_pe.errors import UsageError
+from hf_pe.tasks.labels import label_numbers, require_classes
+
+
+def model(*names, **more):
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return BertConfig(**labels, **more)
+
+
+def test_another_order_of_the_same_names_is_translated():
+    feature = datasets.ClassLabel(names=["positive", "neutral", "negative"])
+    assert label_numbers([0, 1, 2], model("negative", "neutral", "positive"), feature) == [2, 1, 0]
+    assert label_numbers([0, 1, 2], model("NEGATIVE", "Neutral", "POSITIVE"), feature) == [2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "nested", [lambda f: datasets.List(f), lambda f: {"bbox": datasets.Value("int64"), "category": datasets.List(f)}]
+)
+def test_names_inside_lists_and_objects(nested):
+    feature = nested(datasets.ClassLabel(names=["B", "A"]))
+    assert label_numbers([0, 1], model("A", "B"), feature) == [1, 0]
+
+
+def test_names_that_say_nothing_count_by_number():
+    feature = datasets.ClassLabel(names=["World", "Sports"])
+    assert label_numbers([1, 0], BertConfig(num_labels=2), feature) == [1, 0]
+    assert label_numbers([1, 0], model("dull", "good"), datasets.ClassLabel(num_classes=2)) == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "message"),
+    [
+        (["neg", "pos"], 0, "labels are neg, pos and the model's are negative, positive: which is which"),
+        (["negative", "unknown"], 1, "label 'unknown' is none of the model's: negative, positive"),
+        (["negative", "positive"], -1, r"label -1 \(no label\) is none"),
+        (["a", "b", "c"], 0, "which is which"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(names, label, message):
+    with pytest.raises(UsageError, match=message):
+        label_numbers([label], model("negative", "positive"), datasets.ClassLabel(names=names))
+
+
+def test_another_number_of_nameless_classes_is_refused():
+    with pytest.raises(UsageError, match="which is which"):
+        label_numbers([0], BertConfig(num_labels=2), datasets.ClassLabel(names=["a", "b", "c"]))
+
+
+def test_strings_are_matched_by_name_without_case_and_numbers_by_value():
+    config = model("negative", "Positive", "mixed")
+    assert label_numbers(["positive", "NEGATIVE", "2", "1.0", 1.0, 0, True], config) == [1, 0, 2, 1, 1, 0, 1]
+    assert label_numbers([True, False], model("true", "false")) == [0, 1]
+    assert label_numbers(["b", "B"], model("B", "b")) == [1, 0]
+    for label in ("0001", "3", "1.5"):
+        with pytest.raises(UsageError, match=f"label '{label}' is none of the model's"):
+            label_numbers([label], config)
+
+
+@pytest.mark.parametrize("config", [BertConfig(num_labels=1), BertConfig(num_labels=3, problem_type="regression")])
+def test_regression_is_refused(config):
+    with pytest.raises(UsageError, match=r"evaluation of regression are not supported yet\. hf-pe cut, hf-pe quantize"):
+        require_classes(config)
