@@ -1,6 +1,5 @@
 """Loading what users name, saving, and the proof that what was saved loads again without hf_pe."""
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -85,6 +84,12 @@ class Source(Frozen):
     def folder(self) -> Path | None:
         """The local folder, or None for a Hub id or a model that was never saved."""
         return Path(self.path) if self.path and Path(self.path).is_dir() else None
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the local paths that it is read from, by what they are: no output may touch them."""
+        base = "the adapter's base" if self.adapter else "the model"
+        read = {base: Path(self.path, self.gguf_file or "")} if self.folder else {}
+        return read | ({"the adapter": Path(self.adapter)} if self.adapter else {})
 
     def beside(self) -> Path | None:
         """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None."""
@@ -471,36 +476,6 @@ def open_in_fresh_process(
     found = [outputs[str(i)] for i in range(len(outputs))]
     gap = None if expected is None else difference([e.cpu() for e in expected], found)
     return Seen(parameters=seen["parameters"], peak_memory_bytes=seen["peak_memory_bytes"], max_difference=gap)
-
-
-@contextlib.contextmanager
-def replaced(target: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Write beside `target`, then rename: the old content stays until the new is whole.
-
-    Raises:
-        UsageError: `target` is not empty and `overwrite` is False.
-    """
-    check_free(target, overwrite=overwrite)
-    fresh = target.with_name(target.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    yield fresh
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    fresh.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def check_free(target: Path, *, overwrite: bool) -> None:
-    """Refuse a target that holds something, unless told to replace it."""
-    if target.is_file():
-        raise UsageError(f"Output {target} is a file; expected a folder.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UsageError(
-            f"Output folder {target} is not empty. Give another one, or --overwrite to replace it after success."
-        )
 
 
 def _adapted(folder: Path, **flags: Any) -> Source:

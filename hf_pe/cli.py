@@ -1,11 +1,12 @@
 """The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, push, diff."""
 
 import re
-import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,11 +23,13 @@ from rich.progress import (
 from rich.table import Table
 
 from hf_pe.errors import NotFiniteError, PushError, UsageError
+from hf_pe.files import failed_write
 from hf_pe.progress import listen
 
 if TYPE_CHECKING:
     from hf_pe.hub import Publish
     from hf_pe.hub.publish import Sent
+    from hf_pe.outputs import Run
     from hf_pe.plans import Plan
     from hf_pe.recipe_file import RecipeFile
 
@@ -118,32 +121,27 @@ def run(
         Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; stages of a stopped run are removed when this one can begin.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
     with _messages():
-        from hf_pe.checkpoints import check_free
         from hf_pe.recipe_file import read_recipe
 
         recipe = read_recipe(file, set_ or [])
-        target = output or Path(recipe.output or f"build/{file.stem}")
-        check_free(target, overwrite=overwrite)
-        work = target.with_name(target.name + ".partial")
+        default = Path(recipe.output or f"build/{file.stem}")
         command = " ".join(["hf-pe run", file.name, *(f"--set {FOLDERS.sub('', s)}" for s in set_ or [])])
-        try:
-            with _progress():
-                _run(recipe, target, work, resume, overwrite, command)
-        except KeyboardInterrupt:
-            err.print(f"\nStopped. Finished stages are in {work}; go on with --resume. {_untouched(target)}")
-            raise typer.Exit(130) from None
-        except OSError as error:
-            if error.errno is None:
-                raise
-            err.print(
-                f"[red]Stopped:[/] {error}. Finished stages are in {work}; go on with --resume. {_untouched(target)}"
-            )
-            raise typer.Exit(1) from None
-        shutil.rmtree(work, ignore_errors=True)
+        with _progress(), _run_folder(recipe, file, output or default, default, resume, restart, overwrite) as begun:
+            target = output or default
+            if not begun.finished:
+                with _noting(lambda: f"{_stages(begun.folder)}; go on with --resume. {_untouched(target)}"):
+                    _compress(recipe, target, begun.folder, resume, restart, overwrite, command)
+            _show_result(target)
+            if recipe.publish:
+                with _noting(lambda: f"The result is in {target}; push it with --resume."):
+                    _publish(recipe.publish, target)
 
 
 @app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
@@ -159,7 +157,7 @@ def cut(
     trust_remote_code: Code = False,
 ) -> None:
     """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
-    with _messages():
+    with _messages(), _noting(lambda: _untouched(output)):
         from hf_pe.prune import cut_checkpoint
 
         with _progress():
@@ -186,7 +184,7 @@ def quantize(
     trust_remote_code: Code = False,
 ) -> None:
     """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
-    with _messages():
+    with _messages(), _noting(lambda: _untouched(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
 
         recipe = BitsAndBytesQuantization(method=method, dtype=dtype, skip=tuple(skip or ()))
@@ -204,7 +202,7 @@ def dequantize(
     trust_remote_code: Code = False,
 ) -> None:
     """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
-    with _messages():
+    with _messages(), _noting(lambda: _untouched(output)):
         from hf_pe.quantize import dequantize_checkpoint
 
         with _progress():
@@ -222,7 +220,7 @@ def export(
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install hf-pe[export]."""
-    with _messages():
+    with _messages(), _noting(lambda: _untouched(output)):
         from hf_pe.export import export_onnx
 
         with _progress():
@@ -393,17 +391,36 @@ def schema() -> None:
         print(json_schema(), end="")
 
 
-def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite: bool, command: str) -> None:
-    from hf_pe.hub.card import comparison
+def _run_folder(
+    recipe: "RecipeFile", file: Path, target: Path, default: Path, resume: bool, restart: bool, overwrite: bool
+) -> "AbstractContextManager[Run]":
+    """Claim the output of a run, and the folder for its stages."""
+    from hf_pe.inputs import local_inputs
+    from hf_pe.outputs import run_folder
+
+    template = recipe.publish.template if recipe.publish else None
+    inputs = local_inputs(recipe.source(), recipe.recipes, recipe.data) | {"the recipe file": file}
+    return run_folder(
+        target,
+        recipe.model_dump(mode="json", include={"model", "task", "data", "seed"}),
+        resume=resume,
+        restart=restart,
+        overwrite=overwrite,
+        inputs=inputs | ({"the card's template": Path(template)} if template else {}),
+        elsewhere=[default.parent],
+    )
+
+
+def _compress(
+    recipe: "RecipeFile", target: Path, work: Path, resume: bool, restart: bool, overwrite: bool, command: str
+) -> None:
     from hf_pe.pipeline import compress
 
     if recipe.publish:
         from hf_pe.hub import check_access
 
         check_access(recipe.publish)
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    result = compress(
+    compress(
         recipe.source(),
         recipe.recipes,
         data=recipe.data,
@@ -414,19 +431,30 @@ def _run(recipe: "RecipeFile", target: Path, work: Path, resume: bool, overwrite
         seed=recipe.seed,
         work=work,
         resume=resume,
+        restart=restart,
         command=command,
     ).save(target, overwrite=overwrite)
-    for name, each in {"main": result, **result.variants}.items():
-        table = Table("", "before", "after", "ratio", title=name if result.variants else target.name)
-        for row in comparison(each.report):
+
+
+def _show_result(target: Path) -> None:
+    """Print the figures of a result and of its variants, from their reports."""
+    from hf_pe.hub.card import comparison
+    from hf_pe.report import MAIN, read_report
+
+    variants = read_report(target / MAIN).variants if (target / MAIN).is_dir() else {}
+    for name in variants or ("",):
+        table = Table("", "before", "after", "ratio", title=name or target.name)
+        for row in comparison(read_report(target / name)):
             table.add_row(*row)
         out.print(table)
-    for name in ("main", *result.variants) if result.variants else ("",):
+    for name in variants or ("",):
         out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
-    if recipe.publish:
-        from hf_pe.hub import push as send
 
-        _show_sent(send(target, recipe.publish, prove=False), recipe.publish.repo)
+
+def _publish(settings: "Publish", target: Path) -> None:
+    from hf_pe.hub import push as send
+
+    _show_sent(send(target, settings, prove=False), settings.repo)
 
 
 def _show_outgoing(folder: Path, settings: "Publish") -> None:
@@ -489,9 +517,52 @@ def _untouched(target: Path) -> str:
     return f"{target} is as it was." if target.exists() else "Nothing was written as a result."
 
 
+def _stages(work: Path) -> str:
+    from hf_pe.outputs import holds_stages
+
+    return f"Finished stages are in {work}" if holds_stages(work) else "No stage was finished yet"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler sends before it kills; ends as Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _notes(stop: BaseException) -> list[str]:
+    return getattr(stop, "__notes__", [])
+
+
+@contextmanager
+def _noting(state: Callable[[], str]) -> Iterator[None]:
+    """Add to whatever stops the block in which state it leaves the user's files."""
+    try:
+        yield
+    except UsageError:  # before work, or with all that can be said
+        raise
+    except BaseException as stop:
+        stop.add_note(state())
+        raise
+
+
 @contextmanager
 def _messages() -> Iterator[None]:
-    """Print what users can mend without a traceback; keep libraries quiet."""
+    """Print what users can mend without a traceback, with its notes; keep libraries quiet."""
     import logging
 
     import transformers
@@ -500,14 +571,25 @@ def _messages() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        with _terminable():
+            yield
+    except KeyboardInterrupt as stop:
+        err.print("\nStopped.", *_notes(stop), markup=False, highlight=False)
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
     except UsageError as error:
         err.print("[red]Error:[/]", end=" ")
         err.print(str(error), markup=False, highlight=False)
         raise typer.Exit(2) from None
     except (PushError, NotFiniteError) as error:
         err.print("[red]Stopped:[/]", end=" ")
-        err.print(str(error), markup=False, highlight=False)
+        err.print(error, *_notes(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    except Exception as error:
+        reason = failed_write(error)
+        if reason is None:
+            raise
+        err.print("[red]Stopped:[/]", end=" ")
+        err.print(f"{reason}.", *_notes(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
 
 

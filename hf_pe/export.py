@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from hf_pe import progress
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
+from hf_pe.outputs import replaced
 from hf_pe.packing import require_plain
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -56,7 +57,7 @@ def export_onnx(
     source = resolve(model)
     config = load_config(source)
     require_plain(config)
-    with replaced(Path(output), overwrite=overwrite) as fresh:
+    with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading the model")
         net: Any = load_model(source, class_for(config), dtype=torch.float32)
         progress.say("exporting")

@@ -23,6 +23,7 @@ from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, push, write_card
 from hf_pe.hub.publish import Sent
 from hf_pe.identity import AnyRecipe, origin_of, stage_ids
+from hf_pe.inputs import local_inputs
 from hf_pe.measure import (
     Evaluate,
     chance_warnings,
@@ -31,7 +32,9 @@ from hf_pe.measure import (
     measure,
     reopened,
     sketch_size,
+    weight_bytes,
 )
+from hf_pe.outputs import check_stages_folder, replaced, require_space, run_id, stages_folder
 from hf_pe.packing import require_plain
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
@@ -73,6 +76,8 @@ class Result:
     auto_class: str
     recipe: dict[str, Any]
     variants: dict[str, "Result"] = field(default_factory=dict)
+    inputs: dict[str, Path] = field(default_factory=dict)
+    run: str = ""
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> "Result":
         """Write the model, its card and its papers; prove that it reloads. Old content stays until all is well.
@@ -80,11 +85,13 @@ class Result:
         With variants, `folder` holds one folder for each: "main" and their names.
 
         Raises:
-            UsageError: `folder` is not empty and `overwrite` is not given.
+            UsageError: `folder` is not empty and `overwrite` is not given; or it is no result, overlaps what was read,
+                is in use, cannot be written, or its disk is too small: see `outputs.check_output`.
             RuntimeError: what was written does not load or is not equal.
         """
         folder = Path(folder)
-        with checkpoints.replaced(folder, overwrite=overwrite) as fresh:
+        require_space(folder, sum(weight_bytes(r.model) for r in (self, *self.variants.values())), "the result")
+        with replaced(folder, overwrite=overwrite, inputs=self.inputs, run=self.run) as fresh:
             if not self.variants:
                 return self._write(fresh, folder.name)
             main = self._write(fresh / MAIN, folder.name)
@@ -143,6 +150,7 @@ def compress(
     seed: int = 0,
     work: str | Path | None = None,
     resume: bool = False,
+    restart: bool = False,
     command: str = "hf_pe.compress(...)",
 ) -> Result:
     """Make `model` smaller by `recipes`, in order, and measure before and after. `model` itself is not changed.
@@ -164,6 +172,7 @@ def compress(
         work: folder for stage checkpoints; what is finished stays there when something stops the run.
         resume: go on after the last stage in `work` that was made from the same: model, data, processor, seed, versions
             of hf_pe, transformers and torch, and recipes so far.
+        restart: remove finished stages of an earlier run in `work`, once this one can begin.
         command: what the report says made it.
 
     Raises:
@@ -181,6 +190,10 @@ def compress(
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
     planned = outline(Sketch(config=config, model_class=model_class), recipes, variants)
+    inputs = local_inputs(source, recipes, data)
+    if work is not None:
+        check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
+    _require_space(work, planned)
     progress.say("reading data")
     examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
@@ -209,7 +222,7 @@ def compress(
     warnings = (*examples.warnings, *ready.warnings, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
-    with _workplace(work) as folder:
+    with _workplace(work, resume=resume, restart=restart) as folder:
         stages = StageFolder(folder, origin, resume, ready, evaluate, seed)
         student, done = original, []
         for stage, step in zip(chain, recipes, strict=True):
@@ -221,7 +234,7 @@ def compress(
         set_seed(seed)
         judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
         found = measure(models, ready, judged=judged, evaluate=evaluate)
-        before = _with_folder_facts(found["before"], original, processor, folder / "base", the_task.auto_class)
+        before = _with_folder_facts(found["before"], original, processor, folder, the_task.auto_class)
 
     shared: dict[str, Any] = {
         "task": the_task.name,
@@ -247,7 +260,8 @@ def compress(
         said = (*warnings, *(warning for stage in stages for warning in stage.plan.warnings))
         report = Report(name=name, after=found[name], stages=stages, changes=moved, warnings=said, **shared)
         plans = tuple(f.plan for f in finished)
-        return Result(models[name], processor, report, plans, source, the_task.auto_class, recipe, others)
+        facts = (processor, report, plans, source, the_task.auto_class, recipe)
+        return Result(models[name], *facts, others, inputs, run_id(Path(work) if work else None))
 
     return result(MAIN, done, {name: result(name, [*done, finished], {}) for name, (_, finished) in copies.items()})
 
@@ -277,7 +291,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
             progress.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
-        return _with_folder_facts(found, model, None, Path(folder, "model"), auto_class)
+        return _with_folder_facts(found, model, None, Path(folder), auto_class)
 
 
 def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]) -> Outline:
@@ -440,9 +454,11 @@ def recipe_of(
 
 
 def _with_folder_facts(
-    measured: Measurement, model: PreTrainedModel, processor: Any, folder: Path, auto_class: str
+    measured: Measurement, model: PreTrainedModel, processor: Any, place: Path, auto_class: str
 ) -> Measurement:
-    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process."""
+    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process; saved in `place` for it."""
+    folder = place / "base"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed meanwhile
     checkpoints.save_model(model, processor, folder)
     seen, _ = reopened(folder, "base", model, auto_class, processor)
     size = checkpoints.weight_bytes_on_disk(folder)
@@ -451,13 +467,22 @@ def _with_folder_facts(
 
 
 @contextmanager
-def _workplace(work: str | Path | None) -> Iterator[Path]:
+def _workplace(work: str | Path | None, *, resume: bool, restart: bool) -> Iterator[Path]:
     if work is not None:
-        Path(work).mkdir(parents=True, exist_ok=True)
-        yield Path(work)
+        with stages_folder(Path(work), resume=resume, restart=restart) as folder:
+            yield folder
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+def _require_space(work: str | Path | None, planned: Outline) -> None:
+    """Refuse a disk that cannot hold all stages and variants, and beside them the original or the result."""
+    stages = [plan.weight_bytes for plan in (*planned.stages, *planned.variants.values())]
+    result = [planned.stages[-1].weight_bytes, *(plan.weight_bytes for plan in planned.variants.values())]
+    place = Path(work) if work is not None else Path(tempfile.gettempdir())
+    written = sum(file.stat().st_size for file in place.rglob("*.safetensors")) if work is not None else 0
+    require_space(place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "all stages")
 
 
 def _source(model: str | Source | PreTrainedModel, processor: Any) -> Source:

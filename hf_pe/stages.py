@@ -15,6 +15,7 @@ from hf_pe.errors import UsageError
 from hf_pe.hashes import sha256
 from hf_pe.identity import AnyRecipe, StageId
 from hf_pe.measure import Evaluate, layer_bits, parameters, quality, weight_bytes
+from hf_pe.outputs import replaced
 from hf_pe.plans import Frozen, Plan
 from hf_pe.report import StageReport
 from hf_pe.tasks import TaskData
@@ -71,7 +72,7 @@ class StageFolder:
         progress.say(f"stage {stage.name}")
         set_seed(self.seed)
         made, finished = self._made(stage, recipe, model)
-        with checkpoints.replaced(place, overwrite=True) as fresh:
+        with replaced(place, overwrite=True) as fresh:
             checkpoints.save_model(made, None, fresh)
             finished = finished.model_copy(update={"files": _hashes(fresh)})
             (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
@@ -115,7 +116,7 @@ def require_resumable(folder: Path, stages: Iterable[StageId], origin: Mapping[s
     least = min(differences, key=len, default=["another version of hf_pe"])
     raise UsageError(
         f"--resume: {folder} has finished stages, but none of this run: they were begun with "
-        f"{' and '.join(least) or 'another recipe'}. Undo the change, or run without --resume to begin anew."
+        f"{' and '.join(least) or 'another recipe'}. Undo the change, or give --restart to begin anew."
     )
 
 

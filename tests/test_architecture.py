@@ -10,6 +10,7 @@ import hf_pe
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "files", "progress", "papers"},
+    {"outputs"},
     {"anatomy", "regression", "hashes"},
     {"plans"},
     {"report", "plugin"},
@@ -19,7 +20,7 @@ LEVELS = [
     {"measure", "provenance", "bridge", "calibration", "export"},
     {"prune", "distill", "quantize", "backbones"},
     {"hub"},
-    {"results", "identity"},
+    {"results", "inputs", "identity"},
     {"stages"},
     {"pipeline", "callbacks"},
     {"recipe_file"},

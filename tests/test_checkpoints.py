@@ -8,12 +8,10 @@ from transformers import BertForSequenceClassification, BertModel, LlamaForCausa
 
 from hf_pe.checkpoints import (
     Source,
-    check_free,
     class_for,
     load_config,
     load_model,
     load_processor,
-    replaced,
     resolve,
     save_model,
 )
@@ -99,28 +97,6 @@ def test_an_unknown_model_type_is_named(tmp_path):
 def test_a_head_without_weights_is_refused(bert_folder):
     with pytest.raises(UsageError, match=r"no weights for classifier\.bias, classifier\.weight.*fine-tune it"):
         load_model(resolve(str(bert_folder)), BertForSequenceClassification)
-
-
-def test_an_output_that_holds_something_is_refused(tmp_path):
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"not empty.*--overwrite"):
-        check_free(tmp_path, overwrite=False)
-    check_free(tmp_path, overwrite=True)
-    check_free(tmp_path / "new", overwrite=False)
-
-
-def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "mine.txt").write_text("mine")
-    with pytest.raises(OSError, match="disk full"), replaced(target, overwrite=True) as fresh:
-        (fresh / "half.txt").write_text("half")
-        raise OSError(28, "disk full")
-    assert [p.name for p in target.iterdir()] == ["mine.txt"]
-    with replaced(target, overwrite=True) as fresh:
-        (fresh / "whole.txt").write_text("whole")
-    assert [p.name for p in target.iterdir()] == ["whole.txt"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] or not (tmp_path / "out.old").exists()
 
 
 def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -81,7 +80,7 @@ def test_run_measure_and_card(recipe, tmp_path):
     assert found.exit_code == 0, found.output
     assert "Parameters" in found.output
     assert f"Wrote {target}" in found.output
-    assert not (tmp_path / "out.partial").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.txt", "tiny.yaml"]
 
     refused = call("run", recipe, "--output", target)
     assert refused.exit_code == 2
@@ -101,7 +100,8 @@ def test_run_measure_and_card(recipe, tmp_path):
 def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_path, monkeypatch, stop):
     target = tmp_path / "out"
     target.mkdir()
-    (target / "mine.txt").write_text("mine")
+    for name in ("mine.txt", "report.json"):
+        (target / name).write_text('{"format_version": 0}')
 
     def fail(*_, **__):
         raise stop
@@ -111,7 +111,7 @@ def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_pa
         found = call("run", recipe, "--output", target, "--overwrite")
     assert found.exit_code in (1, 130)
     assert "--resume" in found.output
-    assert [p.name for p in target.iterdir()] == ["mine.txt"]
+    assert sorted(p.name for p in target.iterdir()) == ["mine.txt", "report.json"]
 
     found = call("run", recipe, "--output", target, "--overwrite", "--resume")
     assert found.exit_code == 0, found.output
@@ -125,11 +125,12 @@ def test_a_full_disk_while_saving_leaves_the_old_output(recipe, tmp_path, monkey
 
     target = tmp_path / "out"
     target.mkdir()
-    (target / "mine.txt").write_text("mine")
+    for name in ("mine.txt", "report.json"):
+        (target / name).write_text('{"format_version": 0}')
     save = checkpoints.save_model
 
     def full(model, processor, folder, source=None):
-        if folder.name == "out.new":
+        if folder.parent.name.startswith(".out.hf_pe-"):
             raise OSError(28, "No space left on device")
         save(model, processor, folder, source)
 
@@ -137,12 +138,13 @@ def test_a_full_disk_while_saving_leaves_the_old_output(recipe, tmp_path, monkey
     found = call("run", recipe, "--output", target, "--overwrite")
     assert found.exit_code == 1
     assert "No space left" in found.output
-    assert (target / "mine.txt").read_text() == "mine"
+    assert sorted(p.name for p in target.iterdir()) == ["mine.txt", "report.json"]
 
 
 @pytest.mark.slow
-def test_a_real_ctrl_c(recipe, tmp_path):
-    """The process gets the signal while it trains; the old output stays, and resume finishes."""
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_real_ctrl_c_and_what_a_scheduler_sends(recipe, tmp_path, stop, code):
+    """The process gets the signal while it trains; its stages stay, and meanwhile no other one writes there."""
     target = tmp_path / "out"
     command = [*HF_PE, "run", str(recipe), "--output", str(target)]
     process = subprocess.Popen(
@@ -154,13 +156,16 @@ def test_a_real_ctrl_c(recipe, tmp_path):
     for line in process.stderr:
         if "2-distil" in line:
             break
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    refused = call("run", recipe, "--output", target)
+    assert refused.exit_code == 2
+    assert f"is in use by process {process.pid}" in refused.output
+    process.send_signal(stop)
     rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130
-    assert "go on with --resume" in rest
+    assert process.wait(timeout=60) == code
+    assert "Finished stages are in" in rest and "go on with --resume" in rest
     assert not target.exists()
-    assert list((tmp_path / "out.partial").glob("1-prune-*/stage.json"))
+    assert len(list(tmp_path.glob(".out.hf_pe-*/1-*/stage.json"))) == 1
+    assert not (tmp_path / ".out.hf_pe.lock").exists()
 
 
 @pytest.mark.parametrize(

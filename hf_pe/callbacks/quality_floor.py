@@ -8,7 +8,7 @@ from safetensors.torch import load_model
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember, require_evaluation
-from hf_pe.checkpoints import replaced
+from hf_pe.outputs import check_output, replaced
 from hf_pe.progress import say
 
 
@@ -39,6 +39,7 @@ class QualityFloor(TrainerCallback):
         require_evaluation(args, "QualityFloor")
         self.best = decided(recall(self._note(args), resumed=state.global_step > 0).get("best"))
         self.fell = False
+        on_first(args, lambda: check_output(self._folder(args), overwrite=True))
 
     def on_evaluate(
         self,

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from hf_pe.distill.losses import Signals, Top, counted, positions
 from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
-from hf_pe.files import write_whole
+from hf_pe.files import is_unfinished, write_whole, written_beside
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
 from hf_pe.tasks import ROW, Batch, Task, TaskData
@@ -160,14 +160,12 @@ def _write(file: Path, teacher: PreTrainedModel, data: TaskData, rows: range, ke
     """One file of answers, beside and then renamed."""
     dense = kept.classes == 0 or kept.k >= kept.classes
     features = datasets.Features({"answers": datasets.Sequence(datasets.Value("float32" if dense else "uint8"))})
-    fresh = file.with_suffix(".new")
-    with ArrowWriter(path=str(fresh), features=features) as writer:
+    with written_beside(file) as fresh, ArrowWriter(path=str(fresh), features=features) as writer:
         for start in range(rows.start, rows.stop, 16):
             numbers = list(range(start, min(start + 16, rows.stop)))
             for answer in _by_row(_answers(teacher, data, numbers), kept, temperature, dense):
                 writer.write({"answers": answer})
         writer.finalize()
-    fresh.replace(file)
 
 
 @torch.no_grad()
@@ -224,7 +222,7 @@ def _check(folder: Path, note: dict[str, Any]) -> None:
     """Begin a cache, or make sure that the one in `folder` is for the same."""
     file = folder / NOTE
     if not file.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and not all(is_unfinished(path) for path in folder.iterdir()):
             raise UsageError(f"distil.cache: {folder} holds something else; give an empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(note, indent=2) + "\n")

@@ -22,15 +22,17 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError
+from hf_pe.files import is_unfinished
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
+from hf_pe.outputs import RESULT_MARKER
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN, Report, read_report
 
-NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store")
+NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store", RESULT_MARKER)
 """Names that never go out."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
@@ -442,7 +444,7 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name in NO_ENTRY:
+        if path.name in NO_ENTRY or is_unfinished(path):
             continue
         if path.is_dir() and not path.is_symlink():
             yield from _files(path)

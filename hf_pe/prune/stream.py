@@ -13,8 +13,9 @@ from transformers.core_model_loading import WeightTransform
 
 from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
-from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, replaced, resolve
+from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resolve
 from hf_pe.errors import UsageError
+from hf_pe.outputs import check_output, replaced
 from hf_pe.plans import Sketch
 from hf_pe.proof import require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes
@@ -72,9 +73,10 @@ def cut_checkpoint(
     sizes = kept_sizes(Sketch(config, model_class), told, multiple, tensor_parallel)
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
+    check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read
     progress.say("checking the weights")
     require_finite(state.items(), source.name)
-    with replaced(Path(output), overwrite=overwrite) as fresh:
+    with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         for name in sorted([*layers, *sizes], key=lambda name: name not in layers):
             axis = next(a for a in discover(config, model_class).axes if a.name == name)
             if axis.kind == "layers" and name not in layers:

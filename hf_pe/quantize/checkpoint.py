@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, replaced, resolve, save_model
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve, save_model
 from hf_pe.errors import UsageError
+from hf_pe.outputs import replaced
 from hf_pe.packing import packed_by, require_plain, unpacked
 from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
@@ -55,7 +56,7 @@ def quantize_checkpoint(
     for warning in plan.warnings:
         progress.warn(warning)
     kept = recipe.kept_modules(skeleton(config, model_class))
-    with replaced(Path(output), overwrite=overwrite) as fresh:
+    with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and packing")
         dtype = recipe.rest_dtype(config.dtype)
         options: dict[str, Any] = {"quantization_config": recipe.settings(kept, dtype)}
@@ -92,7 +93,7 @@ def dequantize_checkpoint(
     method = packed_by(config)
     if method not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
         raise UsageError(f"{source.name}: expected a model packed by bitsandbytes, got {method or 'plain weights'}.")
-    with replaced(Path(output), overwrite=overwrite) as fresh:
+    with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and unpacking")
         plain = unpacked(load_model(source, class_for(config)), getattr(torch, dtype))
         _save(plain, fresh, source.folder)

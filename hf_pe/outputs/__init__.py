@@ -1,0 +1,17 @@
+"""Where results are written: nothing that a user has is lost, and what a killed process leaves is repaired.
+
+A result is written into a hidden work folder beside its output and renamed when it is whole. Work folders and results
+carry a marker; no folder without one is ever removed.
+"""
+
+from hf_pe.outputs.lock import locked as locked
+from hf_pe.outputs.marker import RESULT_MARKER as RESULT_MARKER
+from hf_pe.outputs.marker import holds_stages as holds_stages
+from hf_pe.outputs.marker import run_id as run_id
+from hf_pe.outputs.place import check_output as check_output
+from hf_pe.outputs.place import require_space as require_space
+from hf_pe.outputs.replace import replaced as replaced
+from hf_pe.outputs.run import Run as Run
+from hf_pe.outputs.run import run_folder as run_folder
+from hf_pe.outputs.stages import check_stages_folder as check_stages_folder
+from hf_pe.outputs.stages import stages_folder as stages_folder

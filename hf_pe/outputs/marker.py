@@ -1,0 +1,146 @@
+"""Markers: small files that say of a folder that hf_pe made it, and what for."""
+
+import json
+import os
+import platform
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_pe.files import unique_sibling
+
+WORK_MARKER = "hf_pe_work.json"
+RESULT_MARKER = ".hf_pe.json"
+REPORT = "report.json"
+LOCK = "hf_pe.lock"
+NEW, WHOLE, OLD = "new", "whole", "old"
+"""Inside a work folder: a result that is being written; one that is whole; what it replaces."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What a work folder says of itself.
+
+    Attributes:
+        kind: "write": one result is written and put in place; "run": stages of a run.
+        output: absolute path of the output.
+        job: settings that make two runs the same job.
+        run: a random name, which the result repeats.
+        host, pid: who made it.
+    """
+
+    kind: Literal["write", "run"]
+    output: str
+    job: dict[str, Any] = field(default_factory=dict)
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+    host: str = field(default_factory=platform.node)
+    pid: int = field(default_factory=os.getpid)
+    format_version: int = 1
+
+
+def lock_of(output: Path) -> Path:
+    """Return the lock file of an output, beside it."""
+    return output.with_name(f".{output.name[:50]}.hf_pe.lock")
+
+
+def make_work_folder(output: Path, kind: Literal["write", "run"], job: dict[str, Any] | None = None) -> Path:
+    """Make a hidden folder with a marker beside `output`."""
+    folder = unique_sibling(output)
+    folder.mkdir(parents=True)
+    mark_work(folder, Marker(kind, str(output.absolute()), job or {}))
+    return folder
+
+
+def mark_work(folder: Path, marker: Marker) -> None:
+    """Write the marker of a work folder."""
+    (folder / WORK_MARKER).write_text(json.dumps(asdict(marker), indent=2) + "\n", "utf-8")
+
+
+def read_marker(folder: Path) -> Marker | None:
+    """Return the marker of a work folder; None where there is none that can be read."""
+    try:
+        return Marker(**json.loads((folder / WORK_MARKER).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def work_folders(parent: Path, kind: Literal["write", "run"]) -> Iterator[tuple[Path, Marker]]:
+    """Find the work folders of a kind in `parent`, by their markers."""
+    for folder in sorted(parent.glob(".*.hf_pe-*")):
+        marker = None if folder.is_symlink() else read_marker(folder)
+        if marker is not None and marker.kind == kind:
+            yield folder, marker
+
+
+def output_of(folder: Path, marker: Marker) -> Path:
+    """Return the output of a work folder: it lies beside it, also where both were moved."""
+    return folder.with_name(Path(marker.output).name)
+
+
+def is_same_place(one: Path, other: Path) -> bool:
+    """Return whether two outputs are one, whatever way they are written."""
+    return one.parent.resolve() / one.name == other.parent.resolve() / other.name
+
+
+def remove_work_folder(folder: Path) -> None:
+    """Remove a work folder, its marker last: what a kill leaves of it is still known to be one."""
+    assert (folder / WORK_MARKER).is_file(), f"{folder} has no marker"
+    for path in folder.iterdir():
+        if path.name != WORK_MARKER:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    (folder / WORK_MARKER).unlink()
+    folder.rmdir()
+
+
+def remove_unmarked(output: Path) -> None:
+    """Remove work folders of `output` that a kill left before their marker was whole: nothing else is in them."""
+    begin = unique_sibling(output).name[:-8]
+    for folder in [path for path in output.parent.iterdir() if path.name.startswith(begin)]:
+        if not folder.is_symlink() and folder.is_dir() and read_marker(folder) is None:
+            with suppress(OSError):  # something lies in it, so it is not ours
+                if [path.name for path in folder.iterdir()] == [WORK_MARKER]:
+                    (folder / WORK_MARKER).unlink()
+                folder.rmdir()
+
+
+def holds_stages(folder: Path) -> bool:
+    """Return whether work is lost with a folder: finished stages, or a training's checkpoints."""
+    return any(folder.glob("*/stage.json")) or any(folder.glob("*/checkpoint-*"))
+
+
+def mark_result(folder: Path, run: str) -> None:
+    """Write the marker of a result."""
+    (folder / RESULT_MARKER).write_text(json.dumps({"format_version": 1, "run": run}) + "\n", "utf-8")
+
+
+def run_id(folder: Path | None) -> str:
+    """Return the name of the run whose stages lie in `folder`; empty where it has no marker."""
+    marker = None if folder is None else read_marker(folder)
+    return "" if marker is None else marker.run
+
+
+def result_run(output: Path) -> str | None:
+    """Return the name of the run that made a result; None where `output` is no marked result."""
+    marker = _json(output / RESULT_MARKER)
+    return None if marker is None else str(marker.get("run", ""))
+
+
+def is_result(folder: Path) -> bool:
+    """Return whether hf_pe wrote a folder: it has the marker, or a report of any version, perhaps one a variant."""
+    reports = (_json(file) for file in (folder / REPORT, *folder.glob(f"*/{REPORT}")))
+    return result_run(folder) is not None or any(r is not None and "format_version" in r for r in reports)
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
