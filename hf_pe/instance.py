@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS, TOKENS, by_layer, keep_layers_
+from hf_pe.anatomy import by_layer, keep_layers_, names_tokens
+from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS
 
 CHARACTERS = 128
 """Tokens where a config counts none (CANINE reads characters)."""
@@ -486,9 +487,9 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
             continue  # stages
         if axis == "hidden" and any(isinstance(each, list) and each[:1] == [value] for each in told.values()):
             continue  # of the first of some stages, whose widths stay
-        ids = field.endswith(TOKENS)
-        if ids and isinstance(value, list):
-            setattr(config, field, [_token(each) for each in value])
+        ids = names_tokens(field)
+        if ids and isinstance(value, (list, dict)):
+            setattr(config, field, _token(value))
         if not isinstance(value, int) or isinstance(value, bool):
             continue
         patch = vars(config).get("patch_size")
@@ -521,6 +522,10 @@ def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None 
     keep_layers_(config, layers, [0, other])
 
 
-def _token(number: Any) -> Any:
-    """A token id within the tiny vocabulary."""
-    return number % 5 if isinstance(number, int) and number >= TINY["vocabulary"] else number
+def _token(value: Any) -> Any:
+    """A token id within the tiny vocabulary; of lists and dicts of ids all of them."""
+    if isinstance(value, dict):
+        return {_token(key): _token(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_token(each) for each in value)
+    return value % 5 if isinstance(value, int) and value >= TINY["vocabulary"] else value

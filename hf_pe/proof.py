@@ -8,8 +8,8 @@ import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,10 +18,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, EXPERT_STEP, Architecture, Axis, Layout, discover, is_norm, skeleton, tokens_named
+from hf_pe.anatomy import (
+    EVERYWHERE,
+    EXPERT_STEP,
+    Architecture,
+    Axis,
+    Layout,
+    discover,
+    is_norm,
+    rows_in_place,
+    skeleton,
+    tokens_named,
+)
 from hf_pe.errors import UsageError
+from hf_pe.generation import depth_fault, generation_fault
 from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
-from hf_pe.surgery import Kept, cut
+from hf_pe.surgery import Kept, cut, cut_config
 
 TOLERANCE = 1e-5
 """Largest relative difference, in float32, between neutralised and cut."""
@@ -45,9 +57,12 @@ class Proof:
 
 
 def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None) -> Proof:
-    """Prove the cut of `axis` on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
-    pattern = tuple((stack, tuple(units)) for stack, units in kept.items()) if kept and axis.kind == "layers" else ()
-    return _prove(Architecture.of(config, model_class), axis, pattern)
+    """Prove the cut of `axis` alone on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
+    return _prove(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=True)
+
+
+def _as_pattern(axis: Axis, kept: Kept | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((stack, tuple(units)) for stack, units in kept.items()) if kept and axis.kind == "layers" else ()
 
 
 def require_proof(
@@ -55,10 +70,13 @@ def require_proof(
 ) -> None:
     """Refuse the cut of `axis` where `prove` finds none.
 
+    Whether a model that lost layers still generates depends on all of its towers: see `require_generation`.
+
     Raises:
         UsageError: the proof does not hold.
     """
-    proof = prove(config, model_class, axis, kept)
+    pattern, generates = _as_pattern(axis, kept), axis.kind != "layers"
+    proof = _prove(Architecture.of(config, model_class), axis, pattern, generates=generates)
     if not proof.holds:
         raise UsageError(
             f"Cutting '{axis.name}' of {model_class.__name__} could not be proved and is refused: {proof.reason}. See "
@@ -66,8 +84,33 @@ def require_proof(
         )
 
 
+def require_generation(config: PretrainedConfig, model_class: type[PreTrainedModel], kept: Mapping[str, Kept]) -> None:
+    """Refuse cuts of depth after which a model that generates cannot do so, or says other tokens with its cache.
+
+    Args:
+        config: of the model before.
+        model_class: of the model.
+        kept: the kept layers of each stack, by axis.
+
+    Raises:
+        UsageError: it cannot generate any more.
+    """
+    after = config
+    for name, layers in kept.items():
+        axis = next(axis for axis in discover(after, model_class).axes if axis.name == name)
+        after = cut_config(after, axis, len(next(iter(layers.values()))), layers)
+    fault = depth_fault(config, after, model_class) if kept else ""
+    if fault:
+        raise UsageError(
+            f"Cutting {', '.join(kept)} of {model_class.__name__} like this leaves a model that cannot generate: "
+            f"{fault}. Keep other layers, or as many in each tower."
+        )
+
+
 @functools.lru_cache(maxsize=256)
-def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tuple[int, ...]], ...]) -> Proof:
+def _prove(
+    architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tuple[int, ...]], ...], *, generates: bool
+) -> Proof:
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if not axis.native:
         return Proof(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
@@ -78,19 +121,21 @@ def _prove(architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tup
         for small, again in instances(config, depth=axis.kind == "layers"):
             if again and found is not None and not math.isnan(found.effect):
                 continue
-            found = _on_instance(small, model_class, axis, kept)
+            found = _on_instance(small, model_class, axis, kept, generates)
             if found.holds or found.error > TOLERANCE:
                 return found
             first = first or found  # it could not be run, or says nothing: a larger one may
         if first is not None and first.reason == NOT_THERE and axis.kind != "layers":  # Jamba's only attention is deep
-            return _on_instance(tiny(config, depth=True), model_class, axis, kept)
+            return _on_instance(tiny(config, depth=True), model_class, axis, kept, generates)
     except Exception as error:  # a config that cannot be made smaller in this way
         first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
     assert first is not None
     return first
 
 
-def _on_instance(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept) -> Proof:
+def _on_instance(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept, generates: bool
+) -> Proof:
     try:
         if sum(p.numel() for p in skeleton(config, model_class).parameters()) > LARGEST:
             return Proof(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
@@ -98,7 +143,15 @@ def _on_instance(config: PretrainedConfig, model_class: type[PreTrainedModel], a
         found = [a for a in discover(config, model_class).axes if a.name == axis.name]
         if not found:
             return Proof(axis.name, False, NOT_THERE)
-        return _compare(model, found[0], kept or _pattern(found[0], model))
+        kept = kept or _pattern(found[0], model)
+        proof = _compare(model, found[0], kept)
+        after = cut_config(config, found[0], len(next(iter(kept.values()))), kept)
+        fault = generation_fault(config, after, model_class) if proof.holds and generates else ""
+        return (
+            replace(proof, holds=False, reason=f"cut alone, it cannot generate: {fault}", error=math.inf)
+            if fault
+            else proof
+        )
     except Exception as error:  # whatever stops the proof is the reason why the axis is refused
         return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
 
@@ -219,7 +272,8 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
     count -= count % (EXPERT_STEP if axis.in_experts else axis.heads)
     drawn = {g: axis.largest(g, torch.rand(axis.size, generator=draw), count) for g in axis.groups}
     if axis.kind == "vocabulary":
-        named = {i for part in _configs(model.config) for ids in tokens_named(part).values() for i in ids}
+        named = {i for part in _configs(model.config) for i in tokens_named(part.to_dict())}
+        named |= {*range(rows_in_place(model, {slot.name.rpartition(".")[0] for slot in axis.slots}))}
         drawn = {g: [*units, *(i for i in named if i < axis.size)] for g, units in drawn.items()}
     return {g: sorted({*units}) for g, units in drawn.items()}
 

@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Axis, Slot, renumber_, resized, skeleton
+from hf_pe.anatomy import (
+    HEADS,
+    Axis,
+    Slot,
+    change_,
+    part_of,
+    renumber_layers,
+    renumber_tokens,
+    resized,
+    rows_in_place,
+    size_in,
+    skeleton,
+)
 
 Kept = Mapping[str, Sequence[int]]
 """Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""
@@ -28,6 +40,10 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
             numbers of units per group (the stock config has one number for all).
     """
     size = _check(axis, kept)
+    if axis.kind == "vocabulary":
+        _require_in_place(model, axis, kept)
+    generation = vars(model.generation_config) if model.can_generate() else {}
+    changes = generation_changes(generation, model.config, axis, kept)
     config = cut_config(model.config, axis, size, kept)
     state = model.state_dict()
     old = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
@@ -37,9 +53,66 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
         for name, tensor in Narrowed(state, axis, kept, after).items()
     }
     new = rebuilt(model, config, weights)
-    if axis.kind == "vocabulary" and model.can_generate():
-        renumber_(new.generation_config, list(next(iter(kept.values()))))
+    require_size(new.config, axis, size)
+    if changes:
+        change_(new.generation_config, changes)
     return new
+
+
+def generation_changes(values: Mapping[str, Any], config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, Any]:
+    """Return the fields of a generation config that name what a cut moves, with their new values.
+
+    Args:
+        values: the generation config, by field.
+        config: of the model before the cut.
+        axis, kept: the cut.
+
+    Returns:
+        New values by field; None where nothing is left to say.
+
+    Raises:
+        ValueError: a token that has to be there is not kept.
+    """
+    holder = part_of(config, axis.config_field)
+    tower = config.is_encoder_decoder and axis.name.startswith("encoder.")
+    if tower or (holder is not config and holder is not config.get_text_config(decoder=True)):
+        return {}
+    units = list(next(iter(kept.values())))
+    if axis.kind == "vocabulary":
+        return renumber_tokens(values, units)
+    if axis.kind == "layers":
+        return renumber_layers(values, units)
+    heads_move = axis.kind in HEADS or axis.whole_heads
+    return {"alignment_heads": None} if heads_move and values.get("alignment_heads") else {}
+
+
+def generation_losses(values: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return sentences on what a generation config can no longer say after `changes`.
+
+    Args:
+        values: before, by field.
+        changes: see `generation_changes`.
+    """
+    heads, left = values.get("alignment_heads"), changes.get("alignment_heads")
+    if "alignment_heads" not in changes or not heads or left == heads:
+        return ()
+    if not left:
+        return (
+            "Word timestamps are refused after this cut: none of the attention heads that align words with sound "
+            f"(alignment_heads, {len(heads)} of them) is left where it was.",
+        )
+    return (f"Word timestamps come from {len(left)} of {len(heads)} attention heads (alignment_heads) after this cut.",)
+
+
+def _require_in_place(model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
+    """Refuse rows of the vocabulary of which the first do not keep their place, where the model counts on that."""
+    first = rows_in_place(model, {slot.name.rpartition(".")[0] for slot in axis.slots})
+    for units in kept.values():
+        if list(units[:first]) != [*range(first)]:
+            raise ValueError(
+                f"{type(model).__name__} counts positions from its padding token, which is row {first - 1} of the "
+                f"vocabulary and has to stay there: keep rows 0 to {first - 1}."
+            )
 
 
 def rebuilt(
@@ -98,6 +171,12 @@ def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | Non
         keep_head_size=not axis.narrows_heads,
         whole_heads=axis.whole_heads,
     )
+
+
+def require_size(config: PretrainedConfig, axis: Axis, size: int) -> None:
+    """Assert that a config says the size that its axis was cut to."""
+    built = size_in(config, axis.config_field)
+    assert built == size, f"{axis.name}: cut to {size} units, and the config of the result says {built}"
 
 
 def _check(axis: Axis, kept: Kept) -> int:

@@ -29,8 +29,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from hf_pe.anatomy import discover
-from hf_pe.anatomy.discover import AXIS_OF_FIELD, keep_layers_
+from hf_pe.anatomy import discover, keep_layers_
+from hf_pe.anatomy.discover import AXIS_OF_FIELD
 from hf_pe.proof import prove
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"

@@ -15,6 +15,7 @@ LEVELS = [
     {"plans"},
     {"report", "plugin"},
     {"surgery", "data", "transplant", "instance"},
+    {"generation"},
     {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints"},
     {"measure", "provenance", "bridge", "calibration", "export"},

@@ -11,10 +11,10 @@ from hf_pe.anatomy.discover import Architecture as Architecture
 from hf_pe.anatomy.discover import asks as asks
 from hf_pe.anatomy.discover import discover as discover
 from hf_pe.anatomy.discover import is_norm as is_norm
-from hf_pe.anatomy.discover import renumber_ as renumber_
+from hf_pe.anatomy.discover import part_of as part_of
 from hf_pe.anatomy.discover import resized as resized
+from hf_pe.anatomy.discover import size_in as size_in
 from hf_pe.anatomy.discover import skeleton as skeleton
-from hf_pe.anatomy.discover import tokens_named as tokens_named
 from hf_pe.anatomy.form import METHOD as METHOD
 from hf_pe.anatomy.form import Form as Form
 from hf_pe.anatomy.form import Separable as Separable
@@ -23,3 +23,11 @@ from hf_pe.anatomy.form import form_of as form_of
 from hf_pe.anatomy.form import reshape_ as reshape_
 from hf_pe.anatomy.form import with_form as with_form
 from hf_pe.anatomy.heads import label_head as label_head
+from hf_pe.anatomy.numbered import by_layer as by_layer
+from hf_pe.anatomy.numbered import change_ as change_
+from hf_pe.anatomy.numbered import keep_layers_ as keep_layers_
+from hf_pe.anatomy.numbered import names_tokens as names_tokens
+from hf_pe.anatomy.numbered import renumber_layers as renumber_layers
+from hf_pe.anatomy.numbered import renumber_tokens as renumber_tokens
+from hf_pe.anatomy.numbered import rows_in_place as rows_in_place
+from hf_pe.anatomy.numbered import tokens_named as tokens_named

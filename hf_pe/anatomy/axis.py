@@ -168,6 +168,7 @@ class Axis:
     def first(self, group: str, size: int) -> list[int]:
         """The first `size` units, as many in each of the group's heads or parts."""
         heads = math.lcm(self.in_group(group)[0].heads, self.alike(group))
+        assert size % heads == 0, f"{size} units of '{self.name}' do not divide among {heads} parts"
         held = self.size // heads
         return [head * held + unit for head in range(heads) for unit in range(size // heads)]
 
@@ -175,6 +176,8 @@ class Axis:
         """The `size` units of the largest `scores` [units], rising; as many in each head, whole heads, or the same
         places in all parts."""
         slot, alike = self.in_group(group)[0], self.alike(group)
+        parts = alike if alike > 1 else slot.heads * slot.block
+        assert size % parts == 0, f"{size} units of '{self.name}' do not divide among {parts} parts"
         if alike > 1:
             best = scores.reshape(alike, -1).sum(0).topk(size // alike).indices.cpu()
             return sorted((best + torch.arange(alike)[:, None] * (self.size // alike)).flatten().tolist())

@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
 from hf_pe.anatomy.form import built
+from hf_pe.anatomy.numbered import by_layer, keep_layers_, renumber_
 
 HEADS = ("heads", "kv_groups")
 """The axes whose units are heads, alone or with their key-value heads."""
@@ -109,9 +110,6 @@ SHARED = ("hidden", "vocabulary")
 UNSCALED = ("gpt_neo",)
 """Types that do not divide their scores by the root of a head's size; neither shapes nor attributes tell."""
 
-POSITIONS = ("_indexes", "_indices", "_idxs", "_layers", "_layer_ids", "_layer_indices")
-"""How fields end that name layers by their number (mllama's cross attention, SAM's global attention)."""
-
 QKVO, THREE = 4, 3
 """Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused. Some have
 three more of the first kind (Longformer's global ones)."""
@@ -121,9 +119,6 @@ ROTATIONS = ("inv_freq", "embed_positions")
 
 BY_HEAD = ("query_key_value",)
 """Maps in which query, key and value lie head by head; elsewhere they lie one after the other. Shapes can't tell."""
-
-TOKENS = ("token_id", "token_ids", "token_index", "suppress_tokens")
-"""How fields end that hold rows of the vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +243,14 @@ def resized(
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
 
 
+def size_in(config: Any, path: str) -> int | None:
+    """Return how many units the field at dotted `path` says; None where the config leaves it to the model."""
+    holder, field, entry = _place(config, path)
+    value = getattr(holder, field)
+    value = value[int(entry)] if entry else value
+    return int(_width(holder, entry) * value) if field in RATIOS else value
+
+
 def _asked(holder: Any, name: str) -> Any:
     """A field, by any of its names; None where it is not there, or differs between layers (Gemma 4)."""
     try:
@@ -274,6 +277,11 @@ def _place(config: Any, path: str) -> tuple[Any, str, str]:
     return config, field, entry if entry.isdigit() else ""
 
 
+def part_of(config: PretrainedConfig, path: str) -> Any:
+    """Return the config, or the part of it, that holds the field at dotted `path`."""
+    return _place(config, path)[0]
+
+
 def _width(holder: Any, entry: str) -> int:
     """The hidden width that a ratio multiplies, of the stage `entry` where it is one of a list."""
     told = next((width for name in WIDTHS if (width := getattr(holder, name, None))), 0)
@@ -284,65 +292,6 @@ def _ratio(holder: Any, entry: str, size: int) -> float:
     """What makes `size` units, whether models round or cut off, in later stages too; whole where it can be."""
     width = _width(holder, entry)
     return (size + 2**-6) / width if size % width else size // width
-
-
-def keep_layers_(holder: Any, count: int, kept: list[int]) -> None:
-    """Of what a config says layer by layer, keep the layers `kept`: lists of `count` entries or of numbers of layers,
-    dicts by layer."""
-    places = {old: new for new, old in enumerate(kept)}
-    for key, value in holder.to_dict().items():
-        if isinstance(value, list) and len(value) == count:
-            setattr(holder, key, [value[i] for i in kept])
-        elif key.endswith(POSITIONS) and _numbers(value, count):
-            setattr(holder, key, [places[i] for i in value if i in places])
-        elif by_layer(value):
-            known = {int(name): each for name, each in value.items()}
-            setattr(holder, key, {str(new): known[old] for new, old in enumerate(kept) if old in known})
-    if len(vars(holder).get("stage_names") or ()) == count + 1:  # of a backbone: each layer is a stage
-        ends = [sum(old < i for old in kept) for i in holder._out_indices]
-        holder._out_indices = sorted({max(end, 1) for end in ends})
-        holder.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(kept)))]
-        holder._out_features = [holder.stage_names[i] for i in holder._out_indices]
-
-
-def _numbers(value: Any, count: int) -> bool:
-    """Whether a value of a config is a list of numbers of layers."""
-    return isinstance(value, list) and all(type(i) is int and 0 <= i < count for i in value)
-
-
-def by_layer(value: Any) -> bool:
-    """Whether a value of a config is a dict from layers to settings (Gemma 4's `per_layer_config`; not `id2label`)."""
-    if not isinstance(value, dict) or not value:
-        return False
-    return all(str(key).isdigit() and isinstance(each, dict) for key, each in value.items())
-
-
-def tokens_named(holder: Any) -> dict[str, list[int]]:
-    """The token ids that a config (or generation config) names, by field."""
-    found = {}
-    for name, value in holder.to_dict().items():
-        ids = [value] if isinstance(value, int) and not isinstance(value, bool) else value
-        if name.endswith(TOKENS) and isinstance(ids, list) and all(isinstance(i, int) for i in ids):
-            found[name] = [i for i in ids if i >= 0]
-    return found
-
-
-def renumber_(holder: Any, kept: list[int]) -> None:
-    """Change the token ids that a config (or generation config) names to their places in `kept`.
-
-    Raises:
-        ValueError: one of them is not there.
-    """
-    places = {unit: place for place, unit in enumerate(kept)}
-    for name, ids in tokens_named(holder).items():
-        gone = [i for i in ids if i not in places]
-        if gone and not name.endswith("suppress_tokens"):
-            raise ValueError(f"{name} {gone[0]} is not among the {len(kept)} rows of the vocabulary that are kept")
-        new = [places[i] for i in ids if i in places]
-        if isinstance(getattr(holder, name), list):
-            setattr(holder, name, new)
-        elif new:
-            setattr(holder, name, new[0])
 
 
 def _require_routable(holder: Any, size: int) -> None:
@@ -388,7 +337,7 @@ def _groups(values: dict[str, Any], field: str) -> int | None:
 def _axis(
     config: PretrainedConfig, model_class: type[PreTrainedModel], base: PreTrainedModel, path: str, name: str
 ) -> Axis | None:
-    value = _value(config, path)
+    value = size_in(config, path)
     for size in _probes(value, name):
         try:
             other = skeleton(resized(config, path, size), model_class)
@@ -416,7 +365,7 @@ def _with_whole_heads(
 ) -> PreTrainedModel | None:
     """Where something has the size of a head that falls with the hidden width (rotations, norms or positions inside
     heads), or the config allows no such head, the model with fewer heads of the same size, if that helps; else None."""
-    width = _value(config, path)
+    width = size_in(config, path)
     if other is not None and not (_odd(base, other, width) or _rotated(base, other) or _torn(base, other)):
         return None
     try:
@@ -790,10 +739,3 @@ def _tower(name: str) -> str:
 
 def _same_tensors(one: Axis, other: Axis) -> bool:
     return bool(one.slots) and one.slots == other.slots
-
-
-def _value(config: Any, path: str) -> int | None:
-    holder, field, entry = _place(config, path)
-    value = getattr(holder, field)
-    value = value[int(entry)] if entry else value
-    return int(_width(holder, entry) * value) if field in RATIOS else value

@@ -1,11 +1,11 @@
 """From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover
+from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
 from hf_pe.errors import UsageError, nearest
 from hf_pe.plans import Sketch
 from hf_pe.proof import removable_layers
@@ -43,14 +43,18 @@ def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices
         devices: among which tensor-parallel serving divides heads and widths, each share a multiple.
 
     Raises:
-        UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have.
+        UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have
+            once the axes before it are cut (key-value groups take along the query heads that read them).
     """
-    anatomy = discover(sketch.config, sketch.model_class)
-    return {
-        axis.name: _units(sketch, axis, value, multiple, devices)
-        for name, value in keep.items()
-        for axis in axes_named(anatomy, name)
-    }
+    whole = discover(sketch.config, sketch.model_class)
+    asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(whole, name)}
+    sizes = Setting()
+    for name in sorted(asked, key=_turn):  # what a turn takes along is no longer there at the next
+        axis, value = asked[name]
+        left = next(axis for axis in discover(sketch.config, sketch.model_class).axes if axis.name == name)
+        sizes[name] = _units(sketch, left, value, multiple, devices, whole=axis.size)
+        sketch = resized_sketch(sketch, {name: sizes[name]})
+    return {name: sizes[name] for name in asked}
 
 
 def snapped(sketch: Sketch, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
@@ -175,13 +179,31 @@ def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
     return dict(sorted(less.items(), key=lambda item: _turn(item[0])))
 
 
+def sizes_in_turn(sketch: Sketch, setting: Mapping[str, int]) -> tuple[Setting, Sketch]:
+    """Return the size of each axis of `setting` right after its turn, and the model after all of them.
+
+    Key-value groups take along the query heads that read them, so their own turn may find fewer query heads than
+    `setting` asks for: then those that are there stay, the same number in each group.
+    """
+    config, sizes = sketch.config, Setting()
+    for name, size in removed(sketch, setting).items():
+        axis = next(axis for axis in discover(config, sketch.model_class).axes if axis.name == name)
+        fitting = min(size, axis.size)
+        sizes[name] = fitting - fitting % axis.heads if axis.kind in HEADS else fitting
+        config = cut_config(config, axis, sizes[name])
+    return sizes, replace(sketch, config=config)
+
+
 def resized_sketch(sketch: Sketch, setting: Mapping[str, int]) -> Sketch:
     """The model after `setting`, as far as sizes go."""
-    config = sketch.config
-    for name, size in setting.items():
-        axis = next(axis for axis in discover(config, sketch.model_class).axes if axis.name == name)
-        config = cut_config(config, axis, size)
-    return replace(sketch, config=config)
+    return sizes_in_turn(sketch, setting)[1]
+
+
+def final_sizes(before: Sketch, after: Sketch, names: Iterable[str]) -> Setting:
+    """The size that each of the named axes of `before` has in `after`, where others may have taken along some of it."""
+    axes = {axis.name: axis for axis in discover(before.config, before.model_class).axes}
+    sizes = ((name, size_in(after.config, axes[name].config_field)) for name in names)
+    return {name: size for name, size in sizes if size is not None}
 
 
 def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
@@ -209,18 +231,22 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
 
 
 def _turn(name: str) -> int:
-    return {"layers": 0, "hidden": 2}.get(name.rpartition(".")[2], 1)
+    """Query heads come after key-value groups, which take some along."""
+    return {"layers": 0, "heads": 2, "hidden": 3}.get(name.rpartition(".")[2], 1)
 
 
 def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
     return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
 
 
-def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int) -> int:
-    count = value if isinstance(value, int) else max(round(axis.size * value), 1)
+def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
+    """The allowed size nearest to `value`: units, or a share of `whole` (default: of the axis as it is)."""
+    whole = whole or axis.size
+    count = value if isinstance(value, int) else min(max(round(whole * value), 1), axis.size)
     if not 1 <= count <= axis.size:
+        gone = f", {axis.size} of {whole} once others are cut" if axis.size < whole else ""
         raise UsageError(
-            f"prune.keep.{axis.name}: the model has {axis.size} units; expected 1 to {axis.size}, got {value}."
+            f"prune.keep.{axis.name}: the model has {axis.size} units{gone}; expected 1 to {axis.size}, got {value}."
         )
     if axis.kind in ("ffn", "expert_ffn"):
         return _rounded(int(count), axis, multiple * devices)
@@ -230,7 +256,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}"
             f"{f', divided among {devices} devices' if devices > 1 else ''}."
         )
-    return min(able, key=lambda size: (abs(size - axis.size * value), -size)) if count not in able else int(count)
+    return min(able, key=lambda size: (abs(size - whole * value), -size)) if count not in able else int(count)
 
 
 def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[int]:
@@ -240,7 +266,8 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[in
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    step = math.lcm(multiple, axis.heads) if axis.kind == "hidden" else devices if axis.kind in HEADS else 1
+    own = {"hidden": multiple} | dict.fromkeys(HEADS, devices)
+    step = math.lcm(own.get(axis.kind, 1), axis.heads)
 
     def able(size: int) -> bool:
         try:

@@ -1,30 +1,33 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import psutil
 import torch
 from pydantic import BeforeValidator, Field, model_validator
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
-from hf_pe.proof import removable_layers, require_proof
+from hf_pe.proof import removable_layers, require_generation, require_proof
 from hf_pe.prune.budget import (
     Setting,
     alone,
     by_loss,
     crossed,
+    final_sizes,
     first_within,
     in_step,
     kept_sizes,
     ladder,
     removed,
     resized_sketch,
+    sizes_in_turn,
     snapped,
     widest,
 )
@@ -48,7 +51,7 @@ from hf_pe.prune.statistics import (
 )
 from hf_pe.prune.target import Target, above_floor
 from hf_pe.regression import Moments
-from hf_pe.surgery import cut
+from hf_pe.surgery import cut, generation_changes, generation_losses
 from hf_pe.tasks import TaskData
 
 
@@ -157,9 +160,11 @@ class StructuredPruning(Frozen):
             raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
         for name in dict.fromkeys((*target, *free)):
             require_proof(sketch.config, sketch.model_class, axes[name])
-        for name, size in target.items():
-            if axes[name].kind == "layers":
-                _removable(sketch, axes[name], size)
+        layers = {
+            name: _last_removed(sketch, axes[name], size) for name, size in target.items() if _has([name], "layers")
+        }
+        require_generation(sketch.config, sketch.model_class, layers)
+        for name in target:
             needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
             read = any(slot.consumes and slot.layout.share == 1 for slot in axes[name].slots)
             if needs and kind not in ("layers", "experts") and not read:
@@ -177,17 +182,21 @@ class StructuredPruning(Frozen):
                 "prune.repair: in_order moves the output of each FFN, and this model has none outside its experts. "
                 "Choose least_squares."
             )
-        after = resized_sketch(sketch, target)
+        in_turn, after = sizes_in_turn(sketch, target)
         if self.hidden == "rotation" and _has(target, "hidden"):
             after = untied_sketch(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
+        left = final_sizes(sketch, after, target)
+        for name in (name for name in target if axes[name].kind != "hidden" and left[name] < in_turn[name]):
+            others = f"{left[name]} of {axes[name].size} units are left, since more of them go with the hidden width"
+            notes = (*notes, f"{name}: {others}")
         for name in (name for name in target if axes[name].kind == "hidden"):
             notes = (*notes, f"hidden states, and embeddings made of them, are {target[name]} wide then")
         criterion = CRITERIA[self.criterion]
         plan = Plan(
             recipe="prune",
             title=f"structured pruning ({criterion.title}{REPAIRS[self.repair]})",
-            sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in target.items()),
+            sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in left.items()),
             exact=exact,
             notes=(*notes, "which units are kept is decided from weights and data"),
             references=(
@@ -208,17 +217,25 @@ class StructuredPruning(Frozen):
         """
         if self.target is not None or self.floor is not None:
             setting, notes = self._from_data(model, data)
-            fixed = self.model_copy(update={"keep": setting, "target": None, "floor": None})
-            return fixed.plan(model, data).model_copy(update={"notes": notes})
-        outline, _ = self.outline(Sketch(config=model.config, model_class=type(model)))
+            sizes, _ = sizes_in_turn(Sketch(config=model.config, model_class=type(model)), setting)
+            fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
+            plan = fixed.plan(model, data)
+            return plan.model_copy(update={"notes": (*notes, *plan.notes)})
+        sketch = Sketch(config=model.config, model_class=type(model))
+        outline, _ = self.outline(sketch)
         kept: dict[str, dict[str, list[int]]] = {}
-        for change in outline.sizes:
-            axis = _axis(model, change.axis)
+        losses: list[str] = []
+        sizes, _ = sizes_in_turn(sketch, kept_sizes(sketch, self.keep, *self._steps))
+        for name, size in sizes.items():
+            axis = _axis(model, name)
+            if size == axis.size:  # others took along what was to go
+                continue
             choose = self._choose_layers if axis.kind == "layers" else self._choose_units
-            kept[axis.name] = choose(model, axis, change.after, data)
-            if change is not outline.sizes[-1]:  # the next axis is judged once this one is cut
+            kept[axis.name] = choose(model, axis, size, data)
+            losses += _generation_losses(model, axis, kept[axis.name])
+            if name != [*sizes][-1]:  # the next axis is judged once this one is cut
                 model = cut(model, axis, kept[axis.name])
-        return outline.model_copy(update={"kept": kept, "notes": ()})
+        return outline.model_copy(update={"kept": kept, "notes": tuple(losses)})
 
     @property
     def _steps(self) -> tuple[int, int]:
@@ -293,7 +310,8 @@ class StructuredPruning(Frozen):
         return found, (note,)
 
     def _made(self, model: PreTrainedModel, setting: Setting, data: TaskData) -> PreTrainedModel:
-        fixed = self.model_copy(update={"keep": setting, "target": None, "floor": None})
+        sizes, _ = sizes_in_turn(Sketch(config=model.config, model_class=type(model)), setting)
+        fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
         return fixed.apply(model, fixed.plan(model, data), data)
 
     def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
@@ -301,6 +319,11 @@ class StructuredPruning(Frozen):
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
         original, narrower = model, False
+        counts = {name: len(next(iter(kept.values()))) for name, kept in plan.kept.items()}
+        sketch = resized_sketch(Sketch(config=model.config, model_class=type(model)), counts)
+        _require_planned(model, sketch.config, plan)
+        layers = {name: kept for name, kept in plan.kept.items() if _has([name], "layers")}
+        require_generation(model.config, type(model), layers)
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
             require_proof(model.config, type(model), axis, kept)
@@ -323,6 +346,7 @@ class StructuredPruning(Frozen):
             model = smaller
         if not narrower:
             self._repair_in_order_(model, original, plan.kept, data)
+        _require_planned(original, model.config, plan)
         return model
 
     def _repair_in_order_(
@@ -422,6 +446,30 @@ def _remembered(
     return found
 
 
+def _generation_losses(model: PreTrainedModel, axis: Axis, kept: dict[str, list[int]]) -> tuple[str, ...]:
+    """Return sentences on what the model's generation config can no longer say after a cut."""
+    if not model.can_generate():
+        return ()
+    values = vars(model.generation_config)
+    return generation_losses(values, generation_changes(values, model.config, axis, kept))
+
+
+def _require_planned(original: PreTrainedModel, config: PretrainedConfig, plan: Plan) -> None:
+    """Refuse a config that does not say the sizes of the plan.
+
+    Raises:
+        ValueError: a size differs.
+    """
+    before = Sketch(config=original.config, model_class=type(original))
+    left = final_sizes(before, replace(before, config=config), [change.axis for change in plan.sizes])
+    for change in plan.sizes:
+        if left[change.axis] != change.after:
+            raise ValueError(
+                f"The plan leaves {change.after} units of '{change.axis}', its kept units {left[change.axis]}. Make "
+                "the plan again, or let both say the same."
+            )
+
+
 def _axis(model: PreTrainedModel, name: str) -> Axis:
     return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
 
@@ -432,6 +480,13 @@ def _tied(sketch: Sketch) -> bool:
 
 def _has(target: Iterable[str], kind: str) -> bool:
     return any(name.rpartition(".")[2] == kind for name in target)
+
+
+def _last_removed(sketch: Sketch, axis: Axis, size: int) -> dict[str, list[int]]:
+    """Return kept layers as they may come out: without the last ones that can be removed."""
+    free = _removable(sketch, axis, size)
+    gone = set(free[len(free) - (axis.size - size) :])
+    return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
 
 def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
@@ -17,12 +17,13 @@ from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resol
 from hf_pe.errors import UsageError
 from hf_pe.outputs import check_output, replaced
 from hf_pe.plans import Sketch
-from hf_pe.proof import require_proof
-from hf_pe.prune.budget import axes_named, kept_sizes
+from hf_pe.proof import require_generation, require_proof
+from hf_pe.prune.budget import axes_named, kept_sizes, sizes_in_turn
 from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
-from hf_pe.surgery import Kept, Narrowed, cut_config
+from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
 from hf_pe.weight_checks import require_finite
 
+GENERATION = "generation_config.json"
 ROWS = 1024
 """Units whose weights are in float32 at a time."""
 Keep = Mapping[str, float | int | Sequence[int]]
@@ -70,14 +71,16 @@ def cut_checkpoint(
     state: Tensors
     state, used = as_in_memory(stored, skeleton(config, model_class))
     told = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
-    sizes = kept_sizes(Sketch(config, model_class), told, multiple, tensor_parallel)
+    sketch = Sketch(config, model_class)
+    sizes, _ = sizes_in_turn(sketch, kept_sizes(sketch, told, multiple, tensor_parallel))
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
     check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read
     progress.say("checking the weights")
     require_finite(state.items(), source.name)
+    generation, depths = _generation_settings(folder), dict[str, Kept]()
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
-        for name in sorted([*layers, *sizes], key=lambda name: name not in layers):
+        for name in (*layers, *sizes):
             axis = next(a for a in discover(config, model_class).axes if a.name == name)
             if axis.kind == "layers" and name not in layers:
                 raise UsageError(
@@ -86,16 +89,35 @@ def cut_checkpoint(
                 )
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
             require_proof(config, model_class, axis, named)
+            depths |= {name: named} if named else {}
+            if named and len(depths) == len(layers):
+                require_generation(sketch.config, model_class, depths)
             progress.say(f"choosing units of {name}")
             kept = named or _largest(state, axis, sizes[name], norm)
-            new = cut_config(config, axis, len(next(iter(kept.values()))), kept)
+            size = len(next(iter(kept.values())))
+            new = cut_config(config, axis, size, kept)
+            require_size(new, axis, size)
+            changes = generation_changes(generation, config, axis, kept)
+            for sentence in generation_losses(generation, changes):
+                progress.warn(sentence)
+            generation |= changes
             state = Narrowed(state, axis, kept, skeleton(new, model_class).state_dict())
             config = new
         _write(state, skeleton(config, model_class), used, fresh, shard_size)
         config.architectures = [model_class.__name__]
         config.save_pretrained(fresh)
+        if generation:
+            said = {name: value for name, value in generation.items() if value is not None}
+            (fresh / GENERATION).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
         copy_beside(folder, fresh)
     return Path(output)
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """Return the values of a folder's generation config, by field; none where it has no such file."""
+    file = folder / GENERATION
+    settings: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return settings
 
 
 def _largest(state: Mapping[str, torch.Tensor], axis: Axis, size: int, norm: int) -> Kept:

@@ -7,6 +7,8 @@ from transformers import (
     Dinov2Model,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -25,6 +27,7 @@ from hf_pe.prune.budget import (
     ladder,
     removed,
     resized_sketch,
+    sizes_in_turn,
     snapped,
     widest,
 )
@@ -75,6 +78,53 @@ def test_devices_that_share_a_layer_divide_its_heads_and_widths():
     assert snapped(llama, {"ffn": 0.5}, kept_sizes(llama, {"ffn": 0.5}, 8)) == ()
     with pytest.raises(UsageError, match="none of 1 to 6 kv_groups can be divided among 8 devices"):
         kept_sizes(llama, {"kv_groups": 0.5}, 8, 8)
+
+
+def mistral(heads: int, groups: int) -> Sketch:
+    config = MistralConfig(
+        hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=groups, head_dim=8, num_hidden_layers=2,
+        intermediate_size=64, vocab_size=99,
+    )  # fmt: skip
+    return Sketch(config=config, model_class=MistralForCausalLM)
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "sizes"),
+    [(8, 4, [8, 4]), (8, 2, [8, 6, 4, 2]), (6, 3, [6, 3]), (4, 1, [4, 3, 2, 1]), (12, 3, [12, 9, 6, 3])],
+)
+def test_each_key_value_group_keeps_as_many_query_heads(heads, groups, sizes):
+    sketch = mistral(heads, groups)
+    assert [candidate["heads"] for candidate in ladder(sketch, "heads", 8)] == sizes
+    for share in (0.1, 0.3, 0.5, 0.7, 0.9):
+        nearest = min(sizes, key=lambda size: abs(size - share * heads))
+        assert kept_sizes(sketch, {"heads": share}, 8)["heads"] == nearest
+    for size in {*range(1, heads)} - {*sizes}:
+        with pytest.raises(UsageError, match=f"does not allow {size}; it allows {', '.join(map(str, sizes[::-1]))}"):
+            kept_sizes(sketch, {"heads": size}, 8)
+
+
+def test_query_heads_divide_among_groups_and_devices():
+    sketch = mistral(12, 3)
+    assert [candidate["heads"] for candidate in ladder(sketch, "heads", 8, 2)] == [12, 6]
+    with pytest.raises(UsageError, match="none of 1 to 12 heads can be divided among 5 devices"):
+        kept_sizes(sketch, {"heads": 0.5}, 8, 5)
+
+
+def test_query_heads_that_go_with_their_group_are_counted():
+    """Two of four groups take four of eight query heads along."""
+    sketch = mistral(8, 4)
+    sizes = kept_sizes(sketch, {"heads": 0.5, "kv_groups": 0.5}, 8)
+    assert sizes_in_turn(sketch, sizes)[0] == {"kv_groups": 2, "heads": 4}
+    after = resized_sketch(sketch, sizes)
+    assert (after.config.num_attention_heads, after.config.num_key_value_heads) == (4, 2)
+    assert resized_sketch(sketch, {"heads": 8, "kv_groups": 2}).config.num_attention_heads == 4
+    assert kept_sizes(sketch, {"heads": 3, "kv_groups": 3}, 8) == {"heads": 3, "kv_groups": 3}
+    with pytest.raises(UsageError, match=r"keep\.heads: the model has 6 units, 6 of 9 once others are cut"):
+        kept_sizes(mistral(9, 3), {"heads": 9, "kv_groups": 2}, 8)
+    with pytest.raises(UsageError, match=r"keep\.heads: .* does not allow 3; it allows 2, 4, 6, 8"):
+        kept_sizes(mistral(12, 3), {"heads": 3, "kv_groups": 2}, 8)
+    shares = {"heads": 1.0, "kv_groups": 0.6}
+    assert snapped(mistral(12, 3), shares, kept_sizes(mistral(12, 3), shares, 8))[0].startswith("heads: 8 of 12 units")
 
 
 def test_a_path_only_goes_down():

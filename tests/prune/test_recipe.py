@@ -10,10 +10,14 @@ from transformers import (
     ConvNextConfig,
     ConvNextForImageClassification,
     CTRLModel,
+    Dinov2Config,
+    Dinov2Model,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Olmo2Config,
     Olmo2ForCausalLM,
     ResNetConfig,
@@ -31,7 +35,7 @@ from transformers import (
 from hf_pe.anatomy import EVERYWHERE
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, outputs_of
+from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import judge, parameters
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
@@ -105,6 +109,49 @@ def test_where_memory_is_short_blocks_go_one_by_one_to_the_same_model(causal, mo
     model, data = causal
     recipe = StructuredPruning(keep={axis: 0.5})
     assert_same_block_by_block(recipe, model, data, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "heads", "groups"),
+    [
+        ({"keep": {"heads": 0.5}}, 4, 4),
+        ({"keep": {"heads": 0.7}}, 4, 4),
+        ({"keep": {"heads": 0.5, "kv_groups": 0.5}}, 4, 2),
+        ({"target": {"parameters": 0.85}, "axes": ("heads",)}, 4, 4),
+        ({"target": {"parameters": 0.75}, "axes": ("heads", "kv_groups")}, None, None),
+    ],
+)
+def test_query_heads_of_groups_are_cut_as_planned(tokenizer, settings, heads, groups):
+    sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    config = MistralConfig(vocab_size=len(tokenizer), num_hidden_layers=2, intermediate_size=32, **sizes)
+    model = lively(MistralForCausalLM(config))
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
+    recipe = StructuredPruning(**settings, criterion="magnitude_l2", repair="none")
+    plan = recipe.plan(model, data)
+    smaller = recipe.apply(model, plan, data)
+    planned = {change.axis: change.after for change in plan.sizes}
+    built = {"heads": smaller.config.num_attention_heads, "kv_groups": smaller.config.num_key_value_heads}
+    assert planned == {name: built[name] for name in planned} and smaller.num_parameters() == plan.parameters
+    assert heads is None or (built["heads"], built["kv_groups"]) == (heads, groups)
+
+
+def test_a_plan_that_contradicts_itself_is_refused_before_work(work):
+    model, data = work
+    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
+    plan = recipe.plan(model, data)
+    more = {group: [*units, 127] for group, units in plan.kept["ffn"].items() if 127 not in units}
+    kept = {group: more.get(group, [*range(65)]) for group in plan.kept["ffn"]}
+    with pytest.raises(ValueError, match="leaves 64 units of 'ffn', its kept units 65"):
+        recipe.apply(model, plan.model_copy(update={"kept": {"ffn": kept}}), data)
+
+
+def test_what_the_hidden_width_takes_along_is_in_the_plan(tokenizer):
+    """A ratio says the width of a FFN, so that a smaller hidden width makes it smaller once more."""
+    config = Dinov2Config(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, image_size=28)
+    plan, after = StructuredPruning(keep={"ffn": 0.75, "hidden": 0.5}).outline(Sketch(config, Dinov2Model))
+    assert {change.axis: change.after for change in plan.sizes} == {"ffn": 48, "hidden": 16}
+    assert any(note.startswith("ffn: 48 of 128 units are left") for note in plan.notes)
+    assert after.config.hidden_size * after.config.mlp_ratio == 48
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

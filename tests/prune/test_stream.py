@@ -3,12 +3,21 @@
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    BertModel,
+    GenerationConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.progress import listen
 from hf_pe.prune.stored import Stored
 from hf_pe.surgery import cut
 
@@ -45,6 +54,20 @@ def test_on_disk_as_in_memory(kind, keep, tmp_path):
     assert again.generation_config.to_diff_dict() == wanted.generation_config.to_diff_dict()
 
 
+@pytest.mark.parametrize(
+    ("keep", "heads", "groups"),
+    [({"heads": 0.7}, 4, 4), ({"heads": 4}, 4, 4), ({"heads": 0.5, "kv_groups": 2}, 4, 2)],
+)
+def test_query_heads_on_disk_are_as_many_as_asked(keep, heads, groups, tmp_path):
+    config = tiny(AutoConfig.for_model("mistral"))
+    config.num_attention_heads, config.num_key_value_heads = 8, 4
+    lively(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert (again.config.num_attention_heads, again.config.num_key_value_heads) == (heads, groups)
+    assert len(again.model.layers[0].self_attn.q_proj.weight) == heads * config.head_dim
+
+
 def test_layers_that_are_named_stay(tmp_path):
     config = tiny(AutoConfig.for_model("llama", num_hidden_layers=4), depth=True)
     model = lively(AutoModelForCausalLM.from_config(config))
@@ -55,6 +78,35 @@ def test_layers_that_are_named_stay(tmp_path):
     own, old = again.state_dict(), model.state_dict()
     name = "self_attn.q_proj.weight"
     assert torch.equal(own[f"model.layers.2.{name}"], old[f"model.layers.3.{name}"])
+
+
+@pytest.mark.parametrize(("layers", "left"), [([0, 2, 3], [[1, 1]]), ([0, 1], None)])
+def test_generation_settings_that_name_layers_go_with_them(layers, left, tmp_path):
+    config = WhisperConfig(
+        vocab_size=60, d_model=16, encoder_layers=2, decoder_layers=4, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8, max_source_positions=16,
+        max_target_positions=32, pad_token_id=3, bos_token_id=3, eos_token_id=3, decoder_start_token_id=4,
+    )  # fmt: skip
+    model = lively(WhisperForConditionalGeneration(config))
+    model.generation_config = GenerationConfig(alignment_heads=[[2, 1]], lang_to_id={"<|en|>": 41})
+    model.save_pretrained(tmp_path / "model")
+    said = []
+    with listen(lambda what, *_: said.append(what)):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"decoder.layers": layers})
+    again = WhisperForConditionalGeneration.from_pretrained(tmp_path / "small")
+    assert getattr(again.generation_config, "alignment_heads", None) == left
+    assert again.generation_config.lang_to_id == {"<|en|>": 41}
+    assert any("Word timestamps are refused" in each for each in said) == (left is None)
+
+
+def test_layers_without_which_a_model_cannot_generate_stay(tmp_path):
+    config = tiny(AutoConfig.for_model("t5", num_layers=3, num_decoder_layers=3), depth=True)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(UsageError, match="cannot generate: IndexError"):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"encoder.layers": [0, 2]})
+    assert not (tmp_path / "small").exists()
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"layers": [0, 2]})
+    assert AutoConfig.from_pretrained(tmp_path / "small").num_layers == 2
 
 
 def test_only_one_shard_is_read_at_a_time(tmp_path):
