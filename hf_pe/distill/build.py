@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
+from hf_pe.distill.cache import Cached
 from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
-from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable, side_by_side
+from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable, places, side_by_side
 from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
-from hf_pe.distill.teacher import require_same_labels
+from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
 from hf_pe.tasks import Batch, Task, counted_rows
@@ -46,6 +47,7 @@ def build(
     beta: float,
     layers: Layers,
     seed: int = 0,
+    known: int | None = None,
 ) -> Objective:
     """The objective for these models, found out on one batch.
 
@@ -59,16 +61,21 @@ def build(
         beta: of the Jensen-Shannon divergence.
         layers: which of the teacher's hidden states each of the student's learns from.
         seed: of the projections' first weights.
+        known: how many rows of a vocabulary the tokenizer uses, see `known_ids`.
 
     Raises:
-        UsageError: a teacher has other labels; a loss needs what the task, a teacher or the attention does not give;
-            widths or layers do not fit.
+        UsageError: a teacher has other labels or another vocabulary; a loss needs what the task, a teacher or the
+            attention does not give; widths or layers do not fit.
     """
     live = [teacher for teacher in teachers if isinstance(teacher, Live)]
     plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
     if task.auto_class.endswith(("Classification", "Detection")):
         for each in live:
             require_same_labels(plain.config, each.model.config)
+    if hasattr(task, "predicted"):
+        sizes = [each.classes for each in teachers if isinstance(each, Cached)]
+        for size in (*sizes, *(_vocabulary_size(each.model) for each in live)):
+            require_same_vocabulary(_vocabulary_size(plain), size, known)
     training = plain.training
     plain.eval()
     for teacher in teachers:
@@ -80,14 +87,23 @@ def build(
         wanted = [t.signals(batch, task=task, hidden=hidden, attentions=False) for t in teachers]
     if "attentions" in needs:
         _require_attention(plain, live, task, batch)
-    label_head = _label_heads(plain, live) if "features" in needs else None
+    label_head, feature_scale = None, None
+    if "features" in needs:
+        label_head = _label_heads(plain, live)
+        with torch.no_grad():
+            feature_scale = _feature_scale(live[0], task, batch)
     plain.train(training)
     weights = dict(losses) or default_losses(given)
     _require_signals(weights, task, given, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         links = [
-            _link(layers, given["hidden_states"], signals["hidden_states"], batch.get("attention_mask"))
+            _link(
+                layers,
+                given["hidden_states"],
+                signals["hidden_states"],
+                given.get("tokens", batch.get("attention_mask")),
+            )
             for signals in wanted
             if hidden
         ]
@@ -101,19 +117,22 @@ def build(
         else:
             for teacher, found in zip(live, heads, strict=True):
                 teacher.head = found
+    if feature_scale is not None:
+        links = [link._replace(feature_scale=feature_scale) for link in links or [Link()]]
     return Objective(task, weights, teachers, temperature, beta, head, links, label_head)
 
 
 def _link(
     layers: Layers, student: tuple[torch.Tensor, ...], teacher: tuple[torch.Tensor, ...], mask: torch.Tensor | None
 ) -> Link:
-    """With projections where the widths differ."""
+    """With projections where the widths differ, and the mean squares of the teacher's states."""
     pairs = pair(layers, student, teacher, mask)
     both = [_at_same_places(student[here], teacher[there]) for here, there in pairs]
+    scales = [counted_rows(there.float(), mask).square().mean() for _, there in both]
     widths = [(here.shape[-1], there.shape[-1]) for here, there in both]
     if all(here == there for here, there in widths):
-        return Link(pairs)
-    return Link(pairs, [nn.Linear(*each, bias=False, device=student[0].device) for each in widths])
+        return Link(pairs, scales=scales)
+    return Link(pairs, [nn.Linear(*each, bias=False, device=student[0].device) for each in widths], scales)
 
 
 def _at_same_places(*states: torch.Tensor) -> list[torch.Tensor]:
@@ -200,6 +219,10 @@ def _require_signals(weights: Mapping[str, Any], task: Task, given: Signals, wan
                 )
 
 
+def _vocabulary_size(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
 def _require_attention(student: PreTrainedModel, teachers: Sequence[Live], task: Task, batch: Batch) -> None:
     """Try whether attention can be looked at: answers stay, and something is seen."""
     models = [student, *(teacher.model for teacher in teachers)]
@@ -235,6 +258,12 @@ def _label_heads(student: PreTrainedModel, teachers: Sequence[Live]) -> nn.Modul
         )
     teachers[0].label_head = modules[1]
     return modules[0]
+
+
+def _feature_scale(teacher: Live, task: Task, batch: Batch) -> torch.Tensor:
+    """Mean square of what the teacher's head reads where predictions count."""
+    signals = teacher.signals(batch, task=task, hidden=False, attentions=False)
+    return places(signals["features"], signals).float().square().mean()
 
 
 def _in_chunks(weights: Mapping[str, Any], task: Task, wanted: Sequence[Signals]) -> bool:

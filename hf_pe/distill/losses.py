@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_pe.distill.attention import Attention
+from hf_pe.distill.counts import Unit
 from hf_pe.distill.layer_map import Pairs, uniform
 from hf_pe.tasks import as_map
 
@@ -35,15 +36,18 @@ class Top(NamedTuple):
 
 
 Logits = torch.Tensor | Top
+NEVER = -1e4
+"""Log-probability of what does not occur, finite so that differences are."""
 Each = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Settings], torch.Tensor]
 """Logits [positions, classes] of student and teacher and labels [positions] to values, [positions]."""
 
 
 class Loss(NamedTuple):
-    """A loss with the signal it needs and what the card says about it."""
+    """A loss with the signal it needs, what it is a mean over, and what the card says about it."""
 
     compute: Callable[[Signals, Signals, Settings], torch.Tensor]
     needs: str
+    mean_over: Unit
     title: str
     reference: str
     each: Each | None = None
@@ -84,6 +88,8 @@ def dist(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> to
     """T^2 (1 - Pearson correlation) of the softened classes, of each position and, over positions, of each class.
 
     Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Logits [positions, classes] to a number.
+    Positions of other batches have no say: with gradient accumulation or several processes, the loss of a step is the
+    mean over its batches, each compared within itself.
     """
     here, there = (_softened(logits, temperature).exp() for logits in (student, teacher))
     inter = 1 - _pearson(here, there).mean()
@@ -118,6 +124,9 @@ def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean squared difference of the similarities within the batch, embeddings [batch, width].
 
+    Rows of other batches have no say: with gradient accumulation or several processes, the loss of a step is the mean
+    over its batches, each compared within itself.
+
     Tung & Mori 2019, arXiv:1907.09682, with cosines in place of normalised dot products.
     """
     one, other = (functional.normalize(e.float(), dim=-1) for e in (student, teacher))
@@ -130,6 +139,7 @@ def hidden(
     mask: torch.Tensor | None,
     pairs: Pairs | None = None,
     projections: Sequence[nn.Module] = (),
+    scales: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
     """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, mean over pairs.
 
@@ -141,6 +151,7 @@ def hidden(
         mask: tokens that count, [batch, tokens]; None: all.
         pairs: which learns from which; default `uniform`.
         projections: one for each pair, from the student's width to the teacher's; none where these are equal.
+        scales: the teacher's mean square for each pair; default: that of this batch.
 
     Raises:
         ValueError: the widths differ, and there are no projections.
@@ -155,7 +166,8 @@ def hidden(
                 f"hidden: expected equal widths, got {state.shape[-1]} (student) and {target.shape[-1]} (teacher)."
             )
         gap = (state.float() - target).square().mean(-1)
-        terms.append(_mean(gap, mask) / _mean(target.square().mean(-1), mask))
+        scale = scales[number] if scales else _mean(target.square().mean(-1), mask)
+        terms.append(_mean(gap, mask) / scale.to(gap.device).clamp_min(1e-12))
     return torch.stack(terms).mean()
 
 
@@ -170,14 +182,19 @@ def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
     return [functional.adaptive_avg_pool2d(m, grid).flatten(2).mT for m in maps]
 
 
-def features(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+def features(student: torch.Tensor, teacher: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Squared difference of what the heads read, [places, width], over the teacher's mean square.
 
     Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a bridge to the teacher's width, and the
     teacher's head is used again.
+
+    Args:
+        student, teacher: at the places that count; the loss is 0 where there are none.
+        scale: the teacher's mean square; default: that of this batch.
     """
     target = teacher.float()
-    return (student.float() - target).square().mean() / target.square().mean().clamp_min(1e-12)
+    scale = _mean_of(target.square()) if scale is None else scale.to(target.device)
+    return _mean_of((student.float() - target).square()) / scale.clamp_min(1e-12)
 
 
 def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: torch.Tensor) -> torch.Tensor:
@@ -235,6 +252,11 @@ def _divergence(wanted: torch.Tensor, logs: torch.Tensor) -> torch.Tensor:
     return (torch.xlogy(wanted, wanted) - wanted * logs.clamp_min(-1e4)).sum(-1).clamp_min(0)
 
 
+def _mean_of(values: torch.Tensor) -> torch.Tensor:
+    """Mean of all entries; 0 where there are none."""
+    return values.sum() / max(values.numel(), 1)
+
+
 def _mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is None:
         return values.mean()
@@ -255,9 +277,12 @@ def per_token(
     if not loss.sparse:
         return loss.each(student, student, labels, settings)
     if isinstance(teacher, Top):
-        here = _softened(student, settings.temperature).gather(-1, teacher.classes)
+        shared = teacher.classes < student.shape[-1]
+        classes = teacher.classes.clamp_max(student.shape[-1] - 1)
+        here = _softened(student, settings.temperature).gather(-1, classes).masked_fill(~shared, NEVER)
+        there = teacher.logs.masked_fill(~shared, NEVER)
         one = settings._replace(temperature=1.0)
-        return loss.each(_with_rest(here), _with_rest(teacher.logs), labels, one) * settings.temperature**2
+        return loss.each(_with_rest(here), _with_rest(there), labels, one) * settings.temperature**2
     both = min(student.shape[-1], teacher.shape[-1])
     return loss.each(student[..., :both], teacher[..., :both], labels, settings)
 
@@ -288,9 +313,9 @@ def counted(signals: Signals, masked: Signals) -> Any:
 def _divergence_loss(name: str, each: Each, title: str, paper: str) -> Loss:
     def compute(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
         values = per_token(name, counted(student, student), counted(teacher, student), None, settings)
-        return values.sum() / max(len(values), 1)
+        return _mean_of(values)
 
-    return Loss(compute, "logits", title, paper, each, sparse=True)
+    return Loss(compute, "logits", "predictions", title, paper, each, sparse=True)
 
 
 def _own(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None, settings: Settings) -> torch.Tensor:
@@ -301,6 +326,9 @@ def _own(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | No
 def _dist(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
     here, there = counted(student, student), counted(teacher, student)
     both = min(here.shape[-1], there.shape[-1])
+    if not len(here):
+        nothing: torch.Tensor = here.float().sum()
+        return nothing
     return dist(here[:, :both], there[:, :both], settings.temperature)
 
 
@@ -320,54 +348,67 @@ LOSSES = {
         "Jensen-Shannon divergence of the logits",
         "https://arxiv.org/abs/2306.13649",
     ),
-    "dist": Loss(_dist, "logits", "correlation of the classes (DIST)", "https://arxiv.org/abs/2205.10536"),
+    "dist": Loss(_dist, "logits", "batches", "correlation of the classes (DIST)", "https://arxiv.org/abs/2205.10536"),
     "cosine": Loss(
         lambda s, t, _: cosine(s["embeddings"], t["embeddings"]),
         "embeddings",
+        "rows",
         "cosine of the embeddings",
         "https://arxiv.org/abs/1910.01108",
     ),
     "mse": Loss(
         lambda s, t, _: mse(s["embeddings"], t["embeddings"]),
         "embeddings",
+        "rows",
         "squared distance of the embeddings",
         "https://arxiv.org/abs/2004.09813",
     ),
     "similarity": Loss(
         lambda s, t, _: similarity(s["embeddings"], t["embeddings"]),
         "embeddings",
+        "batches",
         "similarities within the batch",
         "https://arxiv.org/abs/1907.09682",
     ),
     "hidden": Loss(
         lambda s, t, _: hidden(
-            s["hidden_states"], t["hidden_states"], s["tokens"], s.get("pairs"), s.get("projections", ())
+            s["hidden_states"],
+            t["hidden_states"],
+            s["tokens"],
+            s.get("pairs"),
+            s.get("projections", ()),
+            s.get("scales", ()),
         ),
         "hidden_states",
+        "tokens",
         "hidden states",
         "https://arxiv.org/abs/1909.10351",
     ),
     "features": Loss(
-        lambda s, t, _: features(_places(s["features"], s), _places(t["features"], s)),
+        lambda s, t, _: features(places(s["features"], s), places(t["features"], s), s.get("feature_scale")),
         "features",
+        "predictions",
         "features before the head, which is reused",
         "https://arxiv.org/abs/2203.14001",
     ),
     "attention": Loss(
         lambda s, t, _: attention(*_paired(s, t), s["tokens"]),
         "attentions",
+        "tokens",
         "attention maps",
         "https://arxiv.org/abs/2002.10957",
     ),
     "relations": Loss(
         lambda s, t, _: relations(s["attentions"][-1], t["attentions"][-1], s["tokens"]),
         "attentions",
+        "tokens",
         "relations of queries, keys and values (MiniLM)",
         "https://arxiv.org/abs/2012.15828",
     ),
     "task": Loss(
         lambda s, t, _: s["loss"],
         "loss",
+        "labels",
         "task loss",
         "",
         _own,
@@ -390,7 +431,7 @@ def _paired(student: Signals, teacher: Signals) -> tuple[list[Attention], list[A
     return [here[i] for i, _ in pairs], [there[j] for _, j in pairs]
 
 
-def _places(features: torch.Tensor, signals: Signals) -> torch.Tensor:
+def places(features: torch.Tensor, signals: Signals) -> torch.Tensor:
     """Rows [places, width] where the logits count."""
     mask = positions(signals)
     return features.flatten(0, -2) if mask is None else features[mask.bool()]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_pe.bridge import bridged, read_by
 from hf_pe.distill.attention import watched
 from hf_pe.distill.chunked import Head, chunked, states
+from hf_pe.distill.counts import UNITS, Unit
 from hf_pe.distill.layer_map import Pairs
 from hf_pe.distill.losses import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
 from hf_pe.distill.schedule import Scheduled, at
@@ -65,10 +66,15 @@ class Link(NamedTuple):
     Attributes:
         pairs: which hidden state learns from which; None: evenly.
         projections: of the student's hidden states to the teacher's width, one for each pair, where it differs.
+        scales: mean square of the teacher's hidden states, one for each pair, on the rows that were looked at first;
+            they must not hang on the batch, or a step of several batches would not be one of a large batch.
+        feature_scale: the same of what the teacher's head reads, where losses look at that.
     """
 
     pairs: Pairs | None = None
     projections: Sequence[nn.Module] = ()
+    scales: Sequence[torch.Tensor] = ()
+    feature_scale: torch.Tensor | None = None
 
 
 @dataclass
@@ -166,6 +172,7 @@ class Objective:
         progress: float = 0.0,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         agreement: bool = False,
+        shares: Mapping[Unit, torch.Tensor] | None = None,
     ) -> Outcome:
         """The student's loss on `batch`.
 
@@ -175,11 +182,14 @@ class Objective:
             progress: share of the steps that are done, 0 to 1.
             autocast: makes what a teacher runs under; called for each of them.
             agreement: also say how far student and teachers agree.
+            shares: of what losses are means over, which share of a step this batch has: its losses are multiplied by
+                it, so that those of all batches add up to the step's. Default: the batch is the step.
         """
+        share_of = dict.fromkeys(UNITS, torch.ones(())) if shares is None else shares
         settings = Settings(at(self.temperature, progress), self.beta)
         weights = {name: at(weight, progress) for name, weight in self.weights.items()}
         if self.head is not None:
-            return self._in_chunks(model, batch, weights, settings, autocast, agreement)
+            return self._in_chunks(model, batch, weights, settings, autocast, agreement, share_of)
         with _watching(self.attentions) as seen, read_by(self.label_head) as read:
             student = self.task.signals(model, batch, hidden=self.hidden)
         student = self._completed(student, batch, seen)
@@ -195,9 +205,10 @@ class Objective:
             for name in weights:
                 if name != "task" or name not in terms:
                     value = LOSSES[name].compute(student, wanted, settings)
+                    value = value * share_of[LOSSES[name].mean_over].to(value.device)
                     _add(terms, name, value if name == "task" else share * value)
             if agreement and (agreed := _agreement(student, wanted)) is not None:
-                _add(terms, AGREEMENT, share * agreed)
+                _add(terms, AGREEMENT, share * agreed * share_of["predictions"].to(agreed.device))
         loss = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
         return Outcome(loss, {name: value.detach() for name, value in terms.items()}, student)
 
@@ -209,6 +220,7 @@ class Objective:
         settings: Settings,
         autocast: Callable[[], AbstractContextManager[Any]],
         agreed: bool,
+        share_of: Mapping[Unit, torch.Tensor],
     ) -> Outcome:
         """The same without whole logits; what looks at hidden states or attention comes beside."""
         assert self.head is not None
@@ -217,6 +229,7 @@ class Objective:
             hidden = states(model, batch)
         student = self._completed({"hidden_states": hidden}, batch, seen)
         count = max(len(labels), 1)
+        here_of_step = share_of["predictions"].to(labels.device)
         terms: dict[str, torch.Tensor] = {}
         losses: list[torch.Tensor] = []
         for number, (teacher, share, link) in enumerate(zip(self.teachers, self.shares, self.links, strict=True)):
@@ -233,15 +246,16 @@ class Objective:
                 found = [per_token(name, here, there, labels[place], settings).sum() for name in names]
                 return torch.stack([*found, *([agreement(here.detach(), there).sum()] if agreed else [])])
 
-            shares = {name: 1.0 if name == "task" else share for name in [*names, *([AGREEMENT] if agreed else [])]}
-            factors = [weights.get(name, 0.0) * part / count for name, part in shares.items()]
+            parts = {name: 1.0 if name == "task" else share for name in [*names, *([AGREEMENT] if agreed else [])]}
+            factors = [weights.get(name, 0.0) * part / count for name, part in parts.items()]
             loss, found = chunked(values, factors, (hidden[-1][mask], self.head), wanted.part)
-            losses.append(loss)
-            for (name, part), value in zip(shares.items(), found, strict=True):
-                _add(terms, name, part * value / count)
+            losses.append(loss * here_of_step)
+            for (name, part), value in zip(parts.items(), found, strict=True):
+                _add(terms, name, part * value / count * here_of_step)
             beside = {}
             for name in (n for n in weights if LOSSES[n].each is None):
-                beside[name] = share * LOSSES[name].compute(student, wanted.signals, settings)
+                value = LOSSES[name].compute(student, wanted.signals, settings)
+                beside[name] = share * value * share_of[LOSSES[name].mean_over].to(value.device)
                 _add(terms, name, beside[name].detach())
             losses += [weights[name] * value for name, value in beside.items()]
         return Outcome(torch.stack(losses).sum(), {n: v.detach() for n, v in terms.items()}, student)
@@ -274,7 +288,8 @@ def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None
 def _agreement(student: Signals, teacher: Signals) -> torch.Tensor | None:
     """None where embeddings have different widths, or there is nothing to compare."""
     if "logits" in student:
-        return agreement(counted(student, student), counted(teacher, student)).mean()
+        agreed = agreement(counted(student, student), counted(teacher, student))
+        return agreed.sum() / max(len(agreed), 1)
     if "embeddings" not in student:
         return None
     here, there = (signals["embeddings"].float() for signals in (student, teacher))

@@ -2,7 +2,7 @@
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
 from hf_pe.distill.precision import describe, require_loaded, restore_dtypes_, upcast_, with_float_inputs
 from hf_pe.distill.schedule import Schedule, Scheduled
-from hf_pe.distill.teacher import Teacher, frozen
+from hf_pe.distill.teacher import Teacher, frozen, known_ids
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
@@ -147,6 +147,7 @@ class Distillation(Frozen):
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
             exact=not self.ends_packed,
             notes=(
+                *self._apart(used),
                 describe(stored, autocast=self._autocasts, adapters=self.lora is not None),
                 *(("the adapters come on top",) if self.ends_packed else ()),
             ),
@@ -187,7 +188,8 @@ class Distillation(Frozen):
         """
         _require_targets(data)
         with self._teachers(data, answering=False) as teachers:
-            objective = build(model, teachers, data.task, _batch(model, data), **self._settings())
+            batch, known = _batch(model, data), known_ids(data.processor)
+            objective = build(model, teachers, data.task, batch, known=known, **self._settings())
         chosen = self.model_copy(update={"losses": dict(objective.weights)})
         return chosen._outlined(Sketch(config=model.config, model_class=type(model)), model.dtype)[0]
 
@@ -219,7 +221,8 @@ class Distillation(Frozen):
             batch = _batch(learner, replace(data, train=rows, collate=collate))
             if "features" in self.losses:
                 _reuse_head(learner, teachers, data)
-            objective = build(learner, teachers, data.task, batch, **self._settings())
+            known = known_ids(data.processor)
+            objective = build(learner, teachers, data.task, batch, known=known, **self._settings())
             place = str(work) if work is not None and self.checkpoint_every else scratch
             trainer = DistillationTrainer(
                 model=learner,
@@ -286,6 +289,14 @@ class Distillation(Frozen):
         """For the card."""
         return " and ".join(teacher.name for teacher in self.teachers) or "the original"
 
+    def _apart(self, losses: Iterable[str]) -> tuple[str, ...]:
+        """A sentence on losses that do not see a whole step, where it has several batches."""
+        names = [name for name in losses if LOSSES[name].mean_over == "batches"]
+        if self.accumulate == 1 or not names:
+            return ()
+        rows = self.batch_size * self.accumulate
+        return (f"{' and '.join(names)} within each batch of {self.batch_size}, not over the {rows} rows of a step",)
+
     @property
     def _autocasts(self) -> bool:
         """Whether forward passes run under bfloat16 autocast."""
@@ -333,7 +344,9 @@ def _trainable(model: Any) -> Any:
 def _batch(model: PreTrainedModel, data: TaskData) -> Batch:
     """Some calibration rows, on the model's device: heads are found out and layers compared on them."""
     rows = data.train.select(range(min(ALIKE_ROWS, len(data.train))))
-    (batch,) = data.batches(rows, ALIKE_ROWS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # collators that hide tokens hide the same ones in a resumed run
+        (batch,) = data.batches(rows, ALIKE_ROWS)
     return {k: v.to(model.device) for k, v in batch.items()} | as_read_by(model, batch)
 
 

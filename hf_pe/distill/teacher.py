@@ -93,6 +93,37 @@ def require_same_tokens(student: Any, teacher: Any, name: str) -> None:
         )
 
 
+def known_ids(processor: Any) -> int | None:
+    """Return how many rows of a vocabulary the tokenizer uses: rows behind them only pad it; None without one."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    words = _vocabulary(tokenizer)
+    return max(words.values()) + 1 if words else None
+
+
+def require_same_vocabulary(student: int, teacher: int, known: int | None) -> None:
+    """Refuse models whose vocabularies differ in more than rows that pad them.
+
+    Args:
+        student, teacher: rows of their vocabularies.
+        known: see `known_ids`.
+
+    Raises:
+        UsageError: they differ in rows that the tokenizer uses, or it is not known which these are.
+    """
+    if student == teacher or (known is not None and min(student, teacher) >= known):
+        return
+    sizes = f"the student's vocabulary has {student} rows, the teacher's {teacher}"
+    if known is None:
+        raise UsageError(
+            f"distil: {sizes}; without a tokenizer it is not known whether the other rows only pad it. Give the "
+            "tokenizer (processing_class of a Trainer)."
+        )
+    raise UsageError(
+        f"distil: {sizes}, and the tokenizer uses {known}: rows in use are missing, so that the same id means other "
+        "tokens to the two. Distil before the vocabulary is cut, or choose a teacher with the same vocabulary."
+    )
+
+
 def require_same_labels(student: PretrainedConfig, teacher: PretrainedConfig) -> None:
     """Refuse a teacher that tells other classes apart.
 

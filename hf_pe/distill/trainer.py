@@ -20,11 +20,12 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
+from hf_pe.distill.counts import UNITS, Unit, count
 from hf_pe.distill.objective import Live, Objective
 from hf_pe.distill.precision import require_loaded, warn_of_half_precision
 from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
-from hf_pe.distill.teacher import require_frozen
+from hf_pe.distill.teacher import known_ids, require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.packing import plain_layout_
 from hf_pe.tasks import Batch, Task, task_named
@@ -38,7 +39,9 @@ class DistillationMixin:
 
     Each log entry gets the mean of every term since the last one as `loss_NAME`, `teacher_agreement` (of the batch
     before the entry: share of positions where both find the same class likeliest; embeddings: mean cosine) and
-    `tokens_per_second` over all processes. With gradient accumulation the loss is the mean over the small batches.
+    `tokens_per_second` over all processes. With gradient accumulation and several processes, each loss is the mean over
+    all rows, tokens or labels of a step, as that of one large batch; `similarity` and `dist`, which compare the rows of
+    a batch with each other, are means over the batches.
 
     Args:
         args: those of the Trainer.
@@ -87,6 +90,7 @@ class DistillationMixin:
                 temperature=temperature,
                 beta=beta,
                 layers=layers,
+                known=known_ids(trainer.processing_class),
             )
         head = objective.label_head
         if head is not None and not is_parametrized(head, "weight"):
@@ -101,11 +105,12 @@ class DistillationMixin:
                 require_frozen(trainer.model, each.model)
                 each.model.eval()
             each.to(trainer.args.device)
-        trainer.model_accepts_loss_kwargs = False  # the loss is a mean already: let the Trainer divide it by the steps
+        trainer.model_accepts_loss_kwargs = False  # the Trainer would count labels alone: see `get_batch_samples`
         for parameter in self._projections():
             parameter.register_post_accumulate_grad_hook(_averaged)  # type: ignore[no-untyped-call]
         if self._projections():
             trainer.add_callback(_Forgetting(self._projections()))
+        self._step_counts: torch.Tensor | None = None
         self._reset()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,6 +161,24 @@ class DistillationMixin:
         with self._watchable():
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; what losses are means over is counted over all batches of the step, in all processes."""
+        batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
+        trainer: Any = self
+        counts = [count(self.distillation.task, batch) for batch in batches]
+        self._step_counts = (
+            trainer.accelerator.reduce(torch.stack(counts).sum(0).to(trainer.args.device)) if counts else None
+        )
+        return batches, items
+
+    def _shares(self, batch: Batch) -> dict[Unit, torch.Tensor] | None:
+        """Which share of a step's rows, tokens and so on `batch` has; processes are averaged afterwards."""
+        trainer: Any = self
+        if self._step_counts is None or not trainer.model.training:
+            return None
+        own = count(self.distillation.task, batch).to(self._step_counts) * trainer.accelerator.num_processes
+        return dict(zip(UNITS, own / self._step_counts.clamp_min(1), strict=True))
+
     def compute_loss(
         self,
         model: Any,
@@ -172,6 +195,7 @@ class DistillationMixin:
         if self._packed and model.training:
             plain_layout_(model)
         objective = replace(self.distillation, head=None) if return_outputs else self.distillation
+        shares = self._shares(inputs)
         state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
         found = objective(
             model,
@@ -179,13 +203,15 @@ class DistillationMixin:
             progress=state.global_step / max(state.max_steps, 1),
             autocast=trainer.accelerator.autocast,
             agreement=model.training and (state.global_step + 1) % every == 0,
+            shares=shares,
         )
         if not torch.isfinite(found.loss):
             raise NotFiniteError(self._what_failed(found.terms, inputs))
         if model.training:
             self._count(found.terms, inputs)
         if not return_outputs:
-            return found.loss
+            # the Trainer divides by the number of batches; these losses add up to the step's already
+            return found.loss if shares is None else found.loss * trainer.current_gradient_accumulation_steps
         given = {name: found.signals[name] for name in ("logits", "embeddings") if name in found.signals}
         return found.loss, given
 
@@ -197,14 +223,16 @@ class DistillationMixin:
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _reset(self) -> None:
-        self._terms: dict[str, list[torch.Tensor]] = {}
+        self._terms: dict[str, dict[int, torch.Tensor]] = {}
         self._tokens: list[torch.Tensor] = []
         self._since = time.perf_counter()
 
     def _count(self, terms: dict[str, torch.Tensor], inputs: Batch) -> None:
         """Remember, without waiting for the device."""
+        step = self.state.global_step  # type: ignore[attr-defined]
         for name, value in terms.items():
-            self._terms.setdefault(name, []).append(value.float())
+            by_step = self._terms.setdefault(name, {})
+            by_step[step] = by_step.get(step, 0) + value.float()
         first = next(iter(inputs.values()))
         mask = inputs.get("attention_mask", inputs.get("input_ids"))
         counted = torch.tensor(len(first) if mask is None else mask.numel(), device=first.device)
@@ -215,7 +243,7 @@ class DistillationMixin:
         device = self._tokens[0].device
         found = {}
         for name, values in sorted(self._terms.items()):
-            mean = float(gather(torch.stack(values).mean().to(device)).mean())
+            mean = float(gather(torch.stack(list(values.values())).mean().to(device)).mean())
             found["teacher_agreement" if name == "agreement" else f"loss_{name}"] = mean
         tokens = float(gather(torch.stack(self._tokens).sum().float()).sum())
         found["tokens_per_second"] = tokens / max(time.perf_counter() - self._since, 1e-9)

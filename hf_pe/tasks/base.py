@@ -131,6 +131,18 @@ def model_inputs(batch: Batch) -> Batch:
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
+def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean cross-entropy over the labels that count; 0, with gradients of 0, where none does.
+
+    Args:
+        logits: *Shape:* (..., classes)
+        labels: -100 where they do not count. *Shape:* (...)
+    """
+    flat = labels.flatten()
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), flat, reduction="sum")
+    return total / (flat != -100).sum().clamp_min(1)
+
+
 def as_read_by(model: PreTrainedModel, batch: Batch) -> Batch:
     """What a model reads of the batch, where it is; images and sounds in its precision."""
     return {

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, default_data_collato
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
 from hf_pe.tasks.likelihood import judged_tokens, perplexity, unigram_perplexity
 from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
@@ -53,8 +53,7 @@ class CausalLM:
         """Logits that predict the next token [batch, tokens - 1, vocabulary], their mask, and the task loss."""
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         logits, labels = out.logits[:, :-1], batch["labels"][:, 1:]
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        found = {"logits": logits, "mask": labels != -100, "loss": loss}
+        found = {"logits": logits, "mask": labels != -100, "loss": label_loss(logits, labels)}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

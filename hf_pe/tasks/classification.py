@@ -10,7 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 
 
@@ -22,7 +22,7 @@ class Classification:
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, labels], the task loss and, on request, hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
-        loss = torch.nn.functional.cross_entropy(out.logits.float(), batch["labels"])
+        loss = label_loss(out.logits, batch["labels"])
         return {"logits": out.logits, "loss": loss} | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:

@@ -9,7 +9,7 @@ from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreT
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -55,9 +55,7 @@ class MaskedLM:
         """Logits [batch, tokens, vocabulary], which tokens were hidden, the task loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
-        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
-        mask = labels != -100
-        found = {"logits": out.logits, "loss": loss / mask.sum().clamp_min(1), "mask": mask}
+        found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:

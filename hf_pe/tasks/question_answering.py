@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 NOWHERE = -1e4
@@ -77,8 +77,7 @@ class QuestionAnswering:
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         logits = torch.stack([out.start_logits, out.end_logits], 1)
         logits = logits.masked_fill(~batch[POSSIBLE].bool()[:, None], NOWHERE)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten())
-        found = {"logits": logits, "loss": loss}
+        found = {"logits": logits, "loss": label_loss(logits, batch["labels"])}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:

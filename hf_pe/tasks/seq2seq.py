@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Pretrain
 from hf_pe.anatomy import skeleton
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -61,8 +61,7 @@ class Seq2Seq:
         states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         labels = batch["labels"]
-        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
-        found = {"logits": out.logits, "mask": labels != -100, "loss": loss}
+        found = {"logits": out.logits, "mask": labels != -100, "loss": label_loss(out.logits, labels)}
         return found | ({"hidden_states": out.decoder_hidden_states, "tokens": labels != -100} if hidden else {})
 
     def describe(self, data: TaskData) -> str:

@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification, PretrainedConfig, P
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -63,8 +63,7 @@ class TokenClassification:
         """Logits [batch, tokens, labels], which tokens have a label, the task loss and, on request, hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
-        loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1).float(), labels.flatten())
-        found = {"logits": out.logits, "loss": loss, "mask": labels != -100}
+        found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:

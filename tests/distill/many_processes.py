@@ -18,9 +18,14 @@ from hf_pe.instance import lively
 
 
 def blocks():
-    """The same 48 rows everywhere."""
-    ids = torch.randint(6, 190, (48, 12), generator=torch.Generator().manual_seed(0)).tolist()
-    return datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+    """The same 48 rows everywhere, of different length and with labels on their last 1 to 11 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(6, 190, (48, 12), generator=draw)
+    labelled = torch.arange(12) >= torch.randint(1, 12, (48, 1), generator=draw)
+    mask = torch.arange(12) < torch.randint(2, 13, (48, 1), generator=draw)
+    labels = ids.masked_fill(~(labelled & mask), -100)
+    columns = {"input_ids": ids, "attention_mask": mask.long(), "labels": labels}
+    return datasets.Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
 
 
 def main(model, output, batch, losses, large):

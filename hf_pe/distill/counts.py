@@ -1,0 +1,53 @@
+"""What each loss is a mean over, and how many of these a batch has.
+
+A step may be made of several batches, one after another (gradient accumulation) and side by side (processes). The mean
+over all of them is not the mean of their means where they hold different numbers of tokens or labels.
+"""
+
+from typing import Any, Literal
+
+import torch
+
+from hf_pe.tasks import Batch
+
+Unit = Literal["rows", "predictions", "labels", "tokens", "batches"]
+"""Rows; positions that the logits predict something at; those of them that have a label; tokens whose hidden states
+count; and whole batches, for losses that compare the rows of a batch with each other."""
+UNITS: tuple[Unit, ...] = ("rows", "predictions", "labels", "tokens", "batches")
+
+
+def count(task: Any, batch: Batch) -> torch.Tensor:
+    """Return how many of each of `UNITS` a batch has.
+
+    Args:
+        task: whose collator made it.
+        batch: model inputs and labels.
+
+    Returns:
+        int64. *Shape:* (units,)
+    """
+    first = next(iter(batch.values()))
+    rows = torch.tensor(len(first), device=first.device)
+    predictions, labelled = _predictions(task, batch, rows)
+    tokens = predictions if "decoder_input_ids" in batch else _tokens(batch, rows)
+    return torch.stack([rows, predictions, labelled, tokens, torch.ones_like(rows)])
+
+
+def _predictions(task: Any, batch: Batch, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Number of predictions, and of those with a label."""
+    labels = batch.get("labels")
+    if hasattr(task, "predicted"):
+        labelled = task.predicted(batch)[0].sum()
+        return labelled, labelled
+    if labels is None or labels.ndim > 2 or labels.is_floating_point():
+        return rows, rows
+    labelled = (labels != -100).sum()
+    return (rows, labelled) if labels.ndim == 1 else (labelled, labelled)
+
+
+def _tokens(batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+    """Number of tokens that are not padding; of rows where the model reads no tokens, and all are of one size."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        return mask.sum()
+    return rows if ids is None else torch.full_like(rows, ids.numel())
