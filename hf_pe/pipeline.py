@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
@@ -24,6 +25,7 @@ from hf_pe.hub import Publish, push, write_card
 from hf_pe.hub.publish import Sent
 from hf_pe.identity import AnyRecipe, origin_of, stage_ids
 from hf_pe.inputs import local_inputs
+from hf_pe.loaded import plain_model, unchanged
 from hf_pe.measure import (
     Evaluate,
     chance_warnings,
@@ -137,7 +139,7 @@ class Result:
 
 
 def compress(
-    model: str | Source | PreTrainedModel,
+    model: str | Path | Source | nn.Module,
     recipes: Sequence[AnyRecipe],
     *,
     data: Data,
@@ -156,7 +158,8 @@ def compress(
     """Make `model` smaller by `recipes`, in order, and measure before and after. `model` itself is not changed.
 
     Args:
-        model: Hub id, folder, .gguf file, `package:NAME/inner/path`, or a loaded model (then give `processor`).
+        model: Hub id, folder, .gguf file, `package:NAME/inner/path`, or a loaded model of transformers (then give
+            `processor`), which may be wrapped by `torch.compile` or DataParallel; it comes back as it was.
         recipes: what to do; the untouched model teaches a `Distillation`.
         data: what to calibrate, train and evaluate on: a DataConfig, the name of one source, a list of texts, a data
             set (its columns "text" and, for tasks that need one, "label" are used), or (texts or data set, DataConfig),
@@ -184,8 +187,8 @@ def compress(
     for step in (*recipes, *variants.values()):
         if isinstance(step, BitsAndBytesQuantization):
             step.require_native()
-    live = model if isinstance(model, PreTrainedModel) else None
-    source = _source(model, processor)
+    live = plain_model(model) if isinstance(model, nn.Module) else None
+    source = _source(model if live is None else live, processor)
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
@@ -209,20 +212,22 @@ def compress(
     progress.say("loading the model")
     set_seed(seed)
     original, unread = (live, ()) if live is not None else checkpoints.load_with_unread(source, model_class)
-    original = original.eval()
     if live is not None:
         require_finite(live.state_dict().items(), source.name)
     ready = replace(ready, teacher=original)
-    for step in recipes:
-        if isinstance(step, Distillation):
-            step.check(original, ready)
-    progress.say("evaluating the original")
-    first = judge(original, ready) if evaluate is None else None
+    with unchanged(live):
+        original.eval()
+        for step in recipes:
+            if isinstance(step, Distillation):
+                step.check(original, ready)
+        progress.say("evaluating the original")
+        first = judge(original, ready) if evaluate is None else None
     below = chance_warnings(original, first.scores(), ready) if first else ()
     warnings = (*examples.warnings, *ready.warnings, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
-    with _workplace(work, resume=resume, restart=restart) as folder:
+    with unchanged(live), _workplace(work, resume=resume, restart=restart) as folder:
+        original.eval()
         stages = StageFolder(folder, origin, resume, ready, evaluate, seed)
         student, done = original, []
         for stage, step in zip(chain, recipes, strict=True):
@@ -485,11 +490,15 @@ def _require_space(work: str | Path | None, planned: Outline) -> None:
     require_space(place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "all stages")
 
 
-def _source(model: str | Source | PreTrainedModel, processor: Any) -> Source:
+def _source(model: Any, processor: Any) -> Source:
     if isinstance(model, Source):
         return model
-    if isinstance(model, str):
-        return checkpoints.resolve(model)
+    if isinstance(model, (str, Path)):
+        return checkpoints.resolve(str(model))
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(
+            f"model: expected a Hub id, a folder, a .gguf file or a loaded model, got {type(model).__name__}."
+        )
     if processor is None:
         raise UsageError("processor: a loaded model needs its tokenizer: compress(model, ..., processor=tokenizer).")
     named = model.config._name_or_path

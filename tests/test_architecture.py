@@ -17,7 +17,7 @@ LEVELS = [
     {"surgery", "data", "transplant", "instance"},
     {"generation"},
     {"proof", "packing", "weight_checks"},
-    {"tasks", "checkpoints"},
+    {"tasks", "checkpoints", "loaded"},
     {"measure", "provenance", "bridge", "calibration", "export"},
     {"prune", "distill", "quantize", "backbones"},
     {"hub"},
