@@ -12,9 +12,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import peft
 import torch
 import transformers
 from huggingface_hub import snapshot_download
@@ -29,14 +28,26 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.integrations.gguf.reader import GgufHeader
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
+from hf_pe.adapters import adapters_aside, fit_config_, merged, read_adapter
+from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
-from hf_pe.packing import adapters_aside, keep_savable_, plain_layout_, remember_scales_
+from hf_pe.packing import (
+    BITSANDBYTES,
+    keep_savable_,
+    packed,
+    packed_by,
+    plain_layout_,
+    remember_scales_,
+    unpacked,
+)
 from hf_pe.plans import Frozen
+from hf_pe.surgery import in_dtype
 from hf_pe.weight_checks import ignored_by_class, require_finite, require_present, require_shapes, unread_parts
 
 LOADERS = {
@@ -61,6 +72,9 @@ SIDE_FILES = (
 SIDE_FOLDERS = ("1_Pooling", "2_Normalize", "2_Dense", "3_Normalize")
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
 class Source(Frozen):
     """A model as the user named it, resolved.
 
@@ -70,6 +84,7 @@ class Source(Frozen):
         spec: what the user wrote, where that tells nothing about this machine.
         gguf_file: file inside it, or None.
         adapter: folder of a PEFT adapter that is merged into the model, or None.
+        dtype: of the weights once they are loaded; None: see `loaded_dtype`.
     """
 
     name: str
@@ -77,8 +92,26 @@ class Source(Frozen):
     spec: str | None = None
     gguf_file: str | None = None
     adapter: str | None = None
+    dtype: Dtype | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    @property
+    def loaded_dtype(self) -> torch.dtype | None:
+        """The dtype of the weights once they are loaded; None: that which the checkpoint is stored in.
+
+        A .gguf file that is quantized becomes bfloat16: float32 would take twice the bytes and hold nothing more.
+        """
+        if self.dtype is not None:
+            return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+        if self.gguf is None:
+            return None
+        return GgufHeader.from_file(str(self.gguf)).dtype or torch.bfloat16
+
+    @property
+    def gguf(self) -> Path | None:
+        """The .gguf file, where it is one."""
+        return Path(self.path, self.gguf_file) if self.gguf_file else None
 
     @property
     def folder(self) -> Path | None:
@@ -106,7 +139,9 @@ class Source(Frozen):
         return {"trust_remote_code": self.trust_remote_code, **gguf}
 
 
-def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool = False) -> Source:
+def resolve(
+    model: str, *, dtype: Dtype | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Source:
     """Find what `model` names: a folder (of a PEFT adapter perhaps), a .gguf file, `package:NAME/inner/path`, a Hub id.
 
     Raises:
@@ -115,6 +150,7 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
     path = _package_path(model) if model.startswith("package:") else Path(model).expanduser()
     spec = model if model.startswith("package:") or not path.exists() else None
     flags: dict[str, Any] = {
+        "dtype": dtype,
         "trust_remote_code": trust_remote_code,
         "allow_pickle": allow_pickle,
         "spec": spec,
@@ -128,7 +164,7 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
             raise UsageError(f"Model folder {model} does not exist. Expected a folder, a .gguf file or a Hub id.")
         return Source(name=model, path=model, **flags)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
-        return _adapted(path, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+        return _adapted(path, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
     if not source.gguf_file:
         _check_folder(path, source)
@@ -136,10 +172,11 @@ def resolve(model: str, *, trust_remote_code: bool = False, allow_pickle: bool =
 
 
 def load_config(source: Source) -> PretrainedConfig:
-    """Read the config, no weights.
+    """Read the config, no weights; of a model with an adapter that of the merged model, whose weights are plain.
 
     Raises:
-        UsageError: it cannot be had: no network, no such id, custom code, no config.
+        UsageError: it cannot be had: no network, no such id, custom code, no config; or an adapter that cannot be
+            merged.
     """
     if source.folder and not source.gguf_file and not source.trust_remote_code:
         _refuse_remote_code(source)
@@ -149,6 +186,10 @@ def load_config(source: Source) -> PretrainedConfig:
         raise UsageError(_why(source, error)) from error
     if source.gguf_file:
         _forget_gguf(config)
+    if source.loaded_dtype is not None:
+        config.dtype = source.loaded_dtype
+    if source.adapter is not None:
+        _fit_adapter_(config, source)
     return config
 
 
@@ -228,9 +269,10 @@ def load_with_unread(
         source: resolved.
         model_class: what to build.
         new_head: what the checkpoint lacks, or has in another shape, is random in place of refused.
-        dtype: of the weights; default: as stored, float32 for GGUF.
+        dtype: of the weights; default: `loaded_dtype` of the source.
         options: further arguments of `from_pretrained`; with a `config` of the caller's own, what it leaves out of the
-            checkpoint is left out on purpose.
+            checkpoint is left out on purpose. Of an adapter or a .gguf file, `quantization_config` is for the plain
+            model that comes of it, which is held whole.
 
     Returns:
         The model, and the parts of the checkpoint that it does not read: another task's head, or what transformers
@@ -244,10 +286,13 @@ def load_with_unread(
         require_finite(_stored_tensors(source), source.name)
     safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
     loader: Any = model_class
+    dtype = dtype or source.loaded_dtype
+    made_plain = source.adapter is not None or source.gguf is not None
+    packing = options.pop("quantization_config", None) if made_plain else None
     try:
         model, info = loader.from_pretrained(
             source.path,
-            dtype=dtype or (torch.float32 if source.gguf_file else "auto"),
+            dtype=torch.float32 if source.gguf else dtype or "auto",
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their shapes
             **source.options(),
@@ -259,17 +304,18 @@ def load_with_unread(
     unexpected = [*info["unexpected_keys"], *ignored_by_class(_stored_names(source), model)]
     unread = unread_parts(unexpected, model, source.name, strict="config" not in options)
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
+    if source.gguf is not None:
+        assert dtype is not None
+        model = _plain_gguf(model, dtype)
     if source.adapter is not None:
-        model, brought = _merged(model, Path(source.adapter))
+        model, brought = _merged(model, source, dtype)
         missing, mismatched = missing - brought, {each for each in mismatched if each[0] not in brought}
     if not new_head:
         require_shapes(mismatched, model, source.name)
         require_present(missing, model, source.name)
-    if source.gguf_file:
-        _forget_gguf(model.config)
-        model.is_quantized = False
-        model.hf_quantizer = None
     require_finite(model.state_dict().items(), source.name)
+    if packing is not None:
+        model = packed(model, packing, dtype)
     remember_scales_(model)
     keep_savable_(model)
     return model.eval(), unread
@@ -489,12 +535,26 @@ def _adapted(folder: Path, **flags: Any) -> Source:
     return found.model_copy(update={"adapter": str(folder), "name": _folder_name(folder), "spec": None})
 
 
-def _merged(model: Any, adapter: Path) -> tuple[Any, set[str]]:
-    """The model with an adapter merged, and the names of what the adapter holds."""
-    with safe_open(adapter / ADAPTER_WEIGHTS, "pt") as file:
-        brought = {name.removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118
-    whole: Any = peft.PeftModel.from_pretrained(model, str(adapter))
-    return whole.merge_and_unload(), brought
+def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:
+    """Change the config of an adapter's base into that of the merged model."""
+    method = packed_by(config)
+    if method is not None and method not in BITSANDBYTES:
+        raise UsageError(
+            f"{source.name} is an adapter on weights that {method} has quantized, which cannot be unpacked. Expected a "
+            "base in 16 or 32 bits, or one that bitsandbytes has quantized: name another in base_model_name_or_path."
+        )
+    if method is not None:
+        del config.quantization_config
+    fit_config_(config, skeleton(config, class_for(config)), read_adapter(str(source.adapter)))
+
+
+def _merged(model: PreTrainedModel, source: Source, dtype: torch.dtype | None) -> tuple[PreTrainedModel, set[str]]:
+    """The plain model with an adapter merged, and the names of what the adapter holds."""
+    adapter = read_adapter(str(source.adapter))
+    own = dtype or model.dtype
+    plain = unpacked(model, torch.float32) if packed_by(model.config) is not None else model
+    brought = {name.removeprefix("base_model.model.") for name in adapter.state}
+    return in_dtype(merged(plain, adapter), own), brought
 
 
 def _package_path(model: str) -> Path:
@@ -542,6 +602,14 @@ def _forget_gguf(config: PretrainedConfig) -> None:
         del config.quantization_config
     if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         config.architectures = [class_for(config, "AutoModelForCausalLM").__name__]
+
+
+def _plain_gguf(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a .gguf file as any other; it is loaded in float32 and rounded once."""
+    whole: Any = model
+    _forget_gguf(model.config)
+    whole.is_quantized, whole.hf_quantizer = False, None
+    return in_dtype(model, dtype)
 
 
 def _refuse_remote_code(source: Source) -> None:

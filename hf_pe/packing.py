@@ -3,13 +3,10 @@ for."""
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -17,9 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from hf_pe.adapters import adapters_aside, carried, merged
 from hf_pe.anatomy import form_of, skeleton
 from hf_pe.errors import UsageError
-from hf_pe.surgery import rebuilt
+from hf_pe.surgery import in_dtype, rebuilt
 
 BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
@@ -27,6 +25,9 @@ OUTER_BLOCK = 256
 """Scales per scale of scales (the same)."""
 OUTPUTS = 32
 """Outputs that bitsandbytes' 4-bit kernel for CPUs with AVX-512 computes at once; it stops at any other number."""
+
+BITSANDBYTES = ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit")
+"""What a config calls the method whose weights can be unpacked."""
 
 Method = Literal["nf4", "fp4", "int8"]
 
@@ -158,51 +159,40 @@ def require_plain(config: PretrainedConfig) -> None:
         )
 
 
-@contextmanager
-def adapters_aside(model: PreTrainedModel) -> Iterator[None]:
-    """The model without the adapters that lie in it, inside."""
-    whole: Any = model
-    found: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    if not found:
-        yield
-        return
-    read = getattr(model, "_weight_conversions", None)  # of the adapters, where they were loaded
-    for name, module in found.items():
-        model.set_submodule(name, module.get_base_layer())
-    whole._hf_peft_config_loaded, whole._weight_conversions = False, None
-    try:
-        yield
-    finally:
-        for name, module in found.items():
-            model.set_submodule(name, module)
-        whole._hf_peft_config_loaded, whole._weight_conversions = True, read
-
-
 @torch.no_grad()
 def unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The plain model that a packed one stands for, with the adapters on it merged.
+
+    What adapters learned is added in float32; the sum is rounded once, to `dtype`.
 
     Args:
         model: packed by bitsandbytes; stays as it is.
         dtype: of the weights.
     """
+    adapter = carried(model)
+    if adapter is None:
+        return _unpacked(model, dtype)
+    with adapters_aside(model):
+        plain = _unpacked(model, torch.float32)
+    return in_dtype(merged(plain, adapter), dtype)
+
+
+def _unpacked(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The plain model that one without adapters stands for."""
     plain_layout_(model)
     config = copy.deepcopy(model.config)
     del config.quantization_config
     config.dtype = dtype
     plain, weights = skeleton(config, type(model)), {}
-    adapters: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, LoraLayer)}
-    learned = {name: module.get_delta_weight("default") for name, module in adapters.items()}
-    with adapters_aside(model):
-        state = model.state_dict()
-        for name in plain.state_dict():
-            place = name.rpartition(".")[0]
-            if name.endswith(".weight") and (hasattr(model.get_submodule(place), "source_cls") or place in learned):
-                weight = unpacked_weight(model.get_submodule(place)).to(dtype) + learned.get(place, 0)
-                weights[name] = weight.T.contiguous() if isinstance(plain.get_submodule(place), Conv1D) else weight
-            else:
-                weights[name] = state[name]
-        return rebuilt(model, config, weights, dtype)
+    state = model.state_dict()
+    for name in plain.state_dict():
+        place = name.rpartition(".")[0]
+        if name.endswith(".weight") and hasattr(model.get_submodule(place), "source_cls"):
+            weight = unpacked_weight(model.get_submodule(place)).to(dtype)
+            weights[name] = weight.T.contiguous() if isinstance(plain.get_submodule(place), Conv1D) else weight
+        else:
+            weights[name] = state[name]
+    return rebuilt(model, config, weights, dtype)
 
 
 def keep_savable_(model: Any) -> None:

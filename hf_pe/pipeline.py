@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedModel, set_seed
 
 from hf_pe import checkpoints, progress, provenance
 from hf_pe.anatomy import form_of
-from hf_pe.checkpoints import Source
+from hf_pe.checkpoints import Dtype, Source
 from hf_pe.data import Data, DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
@@ -149,6 +149,7 @@ def compress(
     evaluate: Evaluate | None = None,
     base_model: str | None = None,
     license: str | None = None,
+    dtype: Dtype | None = None,
     seed: int = 0,
     work: str | Path | None = None,
     resume: bool = False,
@@ -169,8 +170,9 @@ def compress(
         processor: tokenizer of a loaded model.
         evaluate: the user's own `model -> {metric: value}` in place of the task's metrics. A resumed run knows it
             by its name only: after a change of its code begin anew.
-        base_model: Hub id of the original, for the card, where `model` is not one.
+        base_model: Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one.
         license: of the original, where its card does not state it.
+        dtype: of the weights once loaded; default: as stored, bfloat16 for a quantized .gguf file.
         seed: of everything random.
         work: folder for stage checkpoints; what is finished stays there when something stops the run.
         resume: go on after the last stage in `work` that was made from the same: model, data, processor, seed, versions
@@ -188,7 +190,7 @@ def compress(
         if isinstance(step, BitsAndBytesQuantization):
             step.require_native()
     live = plain_model(model) if isinstance(model, nn.Module) else None
-    source = _source(model if live is None else live, processor)
+    source = _source(model if live is None else live, processor, dtype)
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
@@ -239,7 +241,7 @@ def compress(
         set_seed(seed)
         judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
         found = measure(models, ready, judged=judged, evaluate=evaluate)
-        before = _with_folder_facts(found["before"], original, processor, folder, the_task.auto_class)
+        before = _with_folder_facts(found["before"], original, processor, folder, the_task.auto_class, source)
 
     shared: dict[str, Any] = {
         "task": the_task.name,
@@ -296,7 +298,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
             progress.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
-        return _with_folder_facts(found, model, None, Path(folder), auto_class)
+        return _with_folder_facts(found, model, None, Path(folder), auto_class, source)
 
 
 def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]) -> Outline:
@@ -448,6 +450,7 @@ def recipe_of(
         "base_model": base_model,
         "license": license,
         "task": task.name,
+        "dtype": source.dtype,
         "data": told,
         "recipes": [r.model_dump(mode="json", exclude_unset=True) | {"recipe": r.recipe} for r in recipes],
         "variants": {
@@ -459,14 +462,17 @@ def recipe_of(
 
 
 def _with_folder_facts(
-    measured: Measurement, model: PreTrainedModel, processor: Any, place: Path, auto_class: str
+    measured: Measurement, model: PreTrainedModel, processor: Any, place: Path, auto_class: str, source: Source
 ) -> Measurement:
-    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process; saved in `place` for it."""
+    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process; saved in `place` for it.
+
+    A model that came from a .gguf file has the bytes of that file.
+    """
     folder = place / "base"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed meanwhile
     checkpoints.save_model(model, processor, folder)
     seen, _ = reopened(folder, "base", model, auto_class, processor)
-    size = checkpoints.weight_bytes_on_disk(folder)
+    size = checkpoints.weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
     return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})
 
@@ -490,15 +496,17 @@ def _require_space(work: str | Path | None, planned: Outline) -> None:
     require_space(place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "all stages")
 
 
-def _source(model: Any, processor: Any) -> Source:
+def _source(model: Any, processor: Any, dtype: Dtype | None) -> Source:
     if isinstance(model, Source):
-        return model
+        return model if dtype is None else model.model_copy(update={"dtype": dtype})
     if isinstance(model, (str, Path)):
-        return checkpoints.resolve(str(model))
+        return checkpoints.resolve(str(model), dtype=dtype)
     if not isinstance(model, PreTrainedModel):
         raise UsageError(
             f"model: expected a Hub id, a folder, a .gguf file or a loaded model, got {type(model).__name__}."
         )
+    if dtype is not None:
+        raise UsageError(f"dtype: {dtype} is for a model that is loaded from a name; this one is in {model.dtype}.")
     if processor is None:
         raise UsageError("processor: a loaded model needs its tokenizer: compress(model, ..., processor=tokenizer).")
     named = model.config._name_or_path

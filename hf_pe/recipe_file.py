@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
-from hf_pe.checkpoints import Source, resolve
+from hf_pe.checkpoints import Dtype, Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
@@ -39,7 +39,9 @@ class RecipeFile(Frozen):
 
     format_version: Literal[1] = 1
     model: str = Field(description="Hub id, folder, .gguf file, or package:NAME/inner/path")
-    base_model: str | None = Field(None, description="Hub id of the original, for the card, where `model` is not one")
+    base_model: str | None = Field(
+        None, description="Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one"
+    )
     license: str | None = Field(None, description="of the original, where its card does not state it")
     task: (
         Literal[
@@ -64,12 +66,17 @@ class RecipeFile(Frozen):
     publish: Publish | None = Field(None, description="push the result to the Hub when it is done")
     output: str | None = Field(None, description="folder of the result; default: build/NAME of the recipe file")
     seed: int = 0
+    dtype: Dtype | None = Field(
+        None, description="of the weights once loaded; default: as stored, bfloat16 for a quantized .gguf file"
+    )
     trust_remote_code: bool = Field(False, description="run code that the model brings along")
     allow_pickle: bool = Field(False, description="load weights from pickles, which can run code")
 
     def source(self) -> Source:
         """The model, resolved; see `checkpoints.resolve`."""
-        return resolve(self.model, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle)
+        return resolve(
+            self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle
+        )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:

@@ -154,6 +154,11 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return rebuilt(model, config, weights, dtype)
 
 
+def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return `model` itself where it is in `dtype`, else a copy that is; see `cast`."""
+    return model if model.dtype == dtype else cast(model, dtype)
+
+
 def _attention(model: PreTrainedModel) -> dict[str, str]:
     """How attention is computed, where it is not what a new model would choose: not every part of one knows sdpa."""
     how = model.config._attn_implementation

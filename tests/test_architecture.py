@@ -15,7 +15,7 @@ LEVELS = [
     {"plans"},
     {"report", "plugin"},
     {"surgery", "data", "transplant", "instance"},
-    {"generation"},
+    {"generation", "adapters"},
     {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints", "loaded"},
     {"measure", "provenance", "bridge", "calibration", "export"},

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -16,6 +17,7 @@ from hf_pe.checkpoints import (
     save_model,
 )
 from hf_pe.errors import UsageError
+from hf_pe.quantize import quantize_checkpoint
 from tests.helpers import MINILM, bert_config, needs_package
 
 
@@ -51,7 +53,7 @@ def test_a_gguf_file_is_found_in_its_folder():
     assert source.gguf_file == "SmolLM2-135M-Instruct.Q4_1.gguf"
     config = load_config(source)
     assert class_for(config) is LlamaForCausalLM
-    assert not hasattr(config, "quantization_config")
+    assert not hasattr(config, "quantization_config") and config.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -151,3 +153,60 @@ def test_an_adapter_without_its_model_or_its_weights_is_refused(bert_folder, tmp
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(bert_folder)}))
     with pytest.raises(UsageError, match=r"has no adapter_model\.safetensors"):
         resolve(str(tmp_path))
+
+
+def gguf_file(path, kind):
+    """A Llama of one layer whose matrices are stored as `kind`."""
+    gguf = pytest.importorskip("gguf")
+    stored = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(96)
+    random = np.random.default_rng(0)
+    shapes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128, "ffn_up": 128}
+    matrices = {f"blk.0.{name}.weight": (rows, 64) for name, rows in shapes.items()}
+    matrices |= {"blk.0.ffn_down.weight": (64, 128), "token_embd.weight": (96, 64), "output.weight": (96, 64)}
+    for name, shape in matrices.items():
+        values = random.normal(size=shape).astype(np.float32) / 8
+        writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
+    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
+        writer.add_tensor(name, np.ones(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("Q4_0", "bfloat16"), ("Q8_0", "bfloat16"), ("F16", "float16"), ("F32", "float32")]
+)
+def test_a_quantized_gguf_file_becomes_bfloat16_and_another_what_it_is(kind, dtype, tmp_path):
+    source = resolve(gguf_file(tmp_path / "model.gguf", kind))
+    config = load_config(source)
+    model = load_model(source, class_for(config))
+    exact = load_model(source, class_for(config), dtype=torch.float32)
+    assert config.dtype == model.dtype == model.config.dtype == getattr(torch, dtype)
+    for name, parameter in exact.named_parameters():
+        assert torch.equal(parameter.to(model.dtype), model.get_parameter(name)), name
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_the_dtype_that_was_asked_for_is_that_of_config_and_weights(llama_folder, tmp_path):
+    for model in (gguf_file(tmp_path / "model.gguf", "Q4_0"), str(llama_folder)):
+        for dtype in ("float32", "float16"):
+            source = resolve(model, dtype=dtype)
+            config = load_config(source)
+            assert config.dtype == load_model(source, class_for(config)).dtype == getattr(torch, dtype)
+
+
+def test_a_gguf_file_is_packed(tmp_path):
+    quantize_checkpoint(gguf_file(tmp_path / "model.gguf", "Q8_0"), tmp_path / "small")
+    small = LlamaForCausalLM.from_pretrained(tmp_path / "small")
+    assert small.dtype == torch.bfloat16 and hasattr(small.model.layers[0].mlp.up_proj.weight, "quant_state")

@@ -19,7 +19,7 @@ from hf_pe.errors import UsageError
 from hf_pe.instance import reads
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
-from hf_pe.surgery import cast
+from hf_pe.surgery import in_dtype
 from hf_pe.tasks import TaskData, model_inputs
 from hf_pe.transplant import drawn, narrower_tables_, start_from, translated
 
@@ -119,7 +119,7 @@ class BackboneSwap(Frozen):
             new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
         if self._grows(model.config, target) and (count := grow_(model, new, data, self.seed)):
             progress.say(f"{count} linear bottlenecks fitted to the original's feature maps")
-        new = new if new.dtype == model.dtype else cast(new, model.dtype)
+        new = in_dtype(new, model.dtype)
         settle_(new, data)
         for seam in target.seams:  # one after the other: what one gives may flow into the next
             bridge = fitted(model, new, seam, data)

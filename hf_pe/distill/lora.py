@@ -132,7 +132,7 @@ class Lora(Frozen):
             if target is not None:
                 into = target.weight if isinstance(linear, Conv1D) else plain_weight(target)
                 learned: Any = module.get_delta_weight("default") if adapted else 0
-                into.copy_(unpacked_weight(linear).to(into) + learned)
+                into.copy_(unpacked_weight(linear).float() + learned)  # rounded once
         return made
 
 

@@ -11,6 +11,7 @@ from pydantic import Field, field_serializer
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import packing
+from hf_pe.adapters import merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError
@@ -63,12 +64,14 @@ class Teacher(Frozen):
         require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
         if self.adapter is not None:
             try:
-                teacher = PeftModel.from_pretrained(teacher, self.adapter)
+                if self.quantize:
+                    teacher = PeftModel.from_pretrained(teacher, self.adapter)
+                else:
+                    teacher = merged(teacher, read_adapter(self.adapter))
             except (OSError, ValueError, RuntimeError) as error:
                 raise UsageError(
                     f"distil.teachers.adapter: {self.adapter} does not fit {self.model}: {error}"
                 ) from error
-            teacher = teacher if self.quantize else teacher.merge_and_unload()
         found: PreTrainedModel = teacher.eval().requires_grad_(False)
         return found
 

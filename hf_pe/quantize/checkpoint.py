@@ -8,10 +8,10 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve, save_model
+from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, load_model, resolve, save_model
 from hf_pe.errors import UsageError
 from hf_pe.outputs import replaced
-from hf_pe.packing import packed_by, require_plain, unpacked
+from hf_pe.packing import BITSANDBYTES, packed_by, require_plain, unpacked
 from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
 
@@ -27,7 +27,8 @@ def quantize_checkpoint(
     """Pack a model while it is loaded: at no time are all of its 16- or 32-bit weights in memory.
 
     Args:
-        model: folder, Hub id, .gguf file or `package:NAME/inner/path`.
+        model: folder, Hub id, .gguf file or `package:NAME/inner/path`. A PEFT adapter is merged first, into the whole
+            model in memory: weights are rounded to 4 or 8 bits once.
         output: folder of the result, which `from_pretrained` loads; written beside, then renamed.
         recipe: default: NF4 with double quantization.
         overwrite: replace what `output` holds, after success.
@@ -61,7 +62,7 @@ def quantize_checkpoint(
         dtype = recipe.rest_dtype(config.dtype)
         options: dict[str, Any] = {"quantization_config": recipe.settings(kept, dtype)}
         small = load_model(source, model_class, dtype=dtype, **options)
-        _save(small, fresh, source.folder)
+        _save(small, fresh, source)
     return Path(output)
 
 
@@ -76,7 +77,8 @@ def dequantize_checkpoint(
     """Unpack a model: a plain one in 16 bits that answers as the packed weights do, for what cannot read them.
 
     Args:
-        model: folder or Hub id of a model that bitsandbytes has packed.
+        model: folder or Hub id of a model that bitsandbytes has packed, or folder of a PEFT adapter: the weights of its
+            base are unpacked, then it is merged in float32.
         output: folder of the result; written beside, then renamed.
         dtype: of its weights.
         overwrite: replace what `output` holds, after success.
@@ -91,16 +93,22 @@ def dequantize_checkpoint(
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     method = packed_by(config)
-    if method not in ("bitsandbytes", "bitsandbytes_4bit", "bitsandbytes_8bit"):
+    if source.adapter is None and method not in BITSANDBYTES:
         raise UsageError(f"{source.name}: expected a model packed by bitsandbytes, got {method or 'plain weights'}.")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and unpacking")
-        plain = unpacked(load_model(source, class_for(config)), getattr(torch, dtype))
-        _save(plain, fresh, source.folder)
+        wanted = getattr(torch, dtype)
+        if source.adapter is not None:
+            plain = load_model(source, class_for(config), dtype=wanted)
+        else:
+            plain = unpacked(load_model(source, class_for(config)), wanted)
+        _save(plain, fresh, source)
     return Path(output)
 
 
-def _save(model: PreTrainedModel, fresh: Path, beside: Path | None) -> None:
+def _save(model: PreTrainedModel, fresh: Path, source: Source) -> None:
+    """Write the model and what lies beside its weights; the files of an adapter come before those of its base."""
     save_model(model, None, fresh)
-    if beside is not None:
-        copy_beside(beside, fresh)
+    for beside in (source.adapter and Path(source.adapter), source.folder):
+        if beside:
+            copy_beside(beside, fresh)

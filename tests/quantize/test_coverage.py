@@ -4,15 +4,17 @@ import pytest
 from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from typer.testing import CliRunner
 
-from hf_pe import BitsAndBytesQuantization, quantize_checkpoint
+from hf_pe import BitsAndBytesQuantization, compress, quantize_checkpoint
 from hf_pe.cli import app
+from hf_pe.hub import render_card
 from hf_pe.instance import lively
 from hf_pe.measure import parameters
 from hf_pe.pipeline import outline
 from hf_pe.plans import Sketch
 from hf_pe.progress import listen
 from hf_pe.quantize.coverage import listed, unquantized
-from tests.helpers import bert_config, saved
+from hf_pe.report import Measurement
+from tests.helpers import TEXTS, bert_config, saved
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,21 @@ def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
     whole = outline(sketch, [recipe], {})
     assert whole.warnings == plan.warnings
     assert outline(sketch, [], {"nf4": recipe}).warnings == (f"variant nf4: {plan.warnings[0]}",)
+
+
+def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, monkeypatch):
+    measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
+    monkeypatch.setattr("hf_pe.pipeline.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
+    monkeypatch.setattr("hf_pe.pipeline._with_folder_facts", lambda measured, *rest: measured)
+    recipe, said = BitsAndBytesQuantization(repair="none"), []
+    with listen(lambda what, done, total: said.append(what)):
+        made = compress(
+            mixture, [recipe], data=TEXTS, task="causal_lm", processor=tokenizer, evaluate=lambda model: {"ours": 1.0}
+        )
+    (warning,) = [each for each in made.report.warnings if "Quantization reaches little" in each]
+    assert said.index(f"Warning: {warning}") < said.index("stage 1-quantize")
+    assert f"- {warning}" in render_card(made.report)
+    assert made.report.stages[0].plan.notes[-1] in render_card(made.report)
 
 
 def test_a_model_of_linear_layers_is_no_reason_to_warn(llama_folder):

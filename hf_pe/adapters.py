@@ -1,0 +1,208 @@
+"""Adapters of PEFT: what they bring along, and merging them into plain weights.
+
+PEFT adds what an adapter learned to a weight in float32 and rounds the sum once, to the dtype of the weight. Weights
+of 4 or 8 bits would be rounded to their coarse levels again, which can cost more than the adapter gained: they are
+unpacked first (`hf_pe.packing.unpacked`).
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.errors import UsageError
+from hf_pe.surgery import rebuilt
+
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of a model's tensors."""
+COPIES = (".modules_to_save.", ".original_module.")
+"""In the names of tensors that an adapter holds under other names already."""
+
+
+class Adapter(NamedTuple):
+    """An adapter as PEFT saves it.
+
+    Attributes:
+        settings: its adapter_config.json.
+        state: its tensors, by the names that PEFT gives them.
+    """
+
+    settings: PeftConfig
+    state: dict[str, torch.Tensor]
+
+
+def read_adapter(place: str) -> Adapter:
+    """Read an adapter from a folder or the Hub.
+
+    Raises:
+        UsageError: it is one that cannot become part of the weights.
+    """
+    settings: Any = PeftConfig.from_pretrained(place)
+    if settings.is_prompt_learning or getattr(settings, "layer_replication", None):
+        kind = "learned prompts" if settings.is_prompt_learning else "repeated layers"
+        raise UsageError(
+            f"The adapter is of type {settings.peft_type.value} with {kind}, which no weight of its model can hold. "
+            "Expected one that PEFT can merge, such as LoRA or DoRA."
+        )
+    state = load_peft_weights(place, device="cpu")
+    # of resized embeddings PEFT also saves copies under names that it does not read
+    return Adapter(settings, {n: t for n, t in state.items() if not any(copy in n for copy in COPIES)})
+
+
+def fit_config_(config: PretrainedConfig, model: PreTrainedModel, adapter: Adapter) -> None:
+    """Change the config of a model into that of the model with the adapter merged.
+
+    Args:
+        config: changed in place.
+        model: that the adapter is for, on any device.
+        adapter: may bring an embedding with more rows, or weights of its own for embeddings that the model ties.
+    """
+    rows = _rows(model, adapter)
+    if rows is not None:
+        config.get_text_config().vocab_size = rows
+    if _unties(model, adapter):
+        config.tie_word_embeddings = False
+
+
+def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """Return the stock model that `adapter` on top of `model` stands for.
+
+    Args:
+        model: with plain weights; used up.
+        adapter: of any kind that PEFT can merge.
+
+    Raises:
+        UsageError: the adapter does not fit the model.
+    """
+    rows = _rows(model, adapter)
+    if rows not in (None, len(model.get_input_embeddings().weight)):  # type: ignore[arg-type]
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    if _unties(model, adapter):
+        model = _untied(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT says that it transposes Conv1D
+            whole: Any = PeftModel(model, adapter.settings)
+            loaded: Any = set_peft_model_state_dict(whole, adapter.state)
+            _require_all(loaded, adapter.settings)
+            plain: PreTrainedModel = whole.merge_and_unload()
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"The adapter does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
+    return plain.requires_grad_(True)
+
+
+def _require_all(loaded: Any, settings: Any) -> None:
+    """Refuse an adapter whose tensors are not those that its settings make.
+
+    Args:
+        loaded: what `set_peft_model_state_dict` says of names.
+        settings: of the adapter.
+    """
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING[settings.peft_type]
+    absent = [name for name in loaded.missing_keys if prefix in name]
+    if absent:
+        raise ValueError(f"it has no {absent[0].removeprefix(PREFIX)}, which its settings ask for")
+    if loaded.unexpected_keys:
+        raise ValueError(f"the model has no place for {loaded.unexpected_keys[0].removeprefix(PREFIX)}")
+
+
+def carried(model: PreTrainedModel) -> Adapter | None:
+    """Return the adapter that lies in a model which transformers has loaded with it, or None.
+
+    Raises:
+        UsageError: several are active.
+    """
+    whole: Any = model
+    if not getattr(model, "_hf_peft_config_loaded", False):
+        return None
+    names = whole.active_adapters()
+    if len(names) > 1:
+        raise UsageError(f"Expected one active adapter in the model, got {', '.join(names)}. Choose one: set_adapter.")
+    state = get_peft_model_state_dict(whole, adapter_name=names[0], save_embedding_layers=False)
+    return Adapter(whole.peft_config[names[0]], {PREFIX + name: tensor for name, tensor in state.items()})
+
+
+@contextmanager
+def adapters_aside(model: PreTrainedModel) -> Iterator[None]:
+    """The model without the adapters that lie in it, inside."""
+    whole: Any = model
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    found: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, kinds)}
+    if not found:
+        yield
+        return
+    read = getattr(model, "_weight_conversions", None)  # of the adapters, where they were loaded
+    for name, module in found.items():
+        plain = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module.original_module
+        model.set_submodule(name, plain)
+    whole._hf_peft_config_loaded, whole._weight_conversions = False, None
+    try:
+        yield
+    finally:
+        for name, module in found.items():
+            model.set_submodule(name, module)
+        whole._hf_peft_config_loaded, whole._weight_conversions = True, read
+
+
+def _embeddings(model: PreTrainedModel) -> tuple[str | None, str | None]:
+    """Names of the input and the output embedding; None for one that the model lacks."""
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        tables: list[nn.Module | None] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    except NotImplementedError:  # a model of images
+        return None, None
+    first, last = (names.get(table) if table is not None else None for table in tables)
+    return first, last
+
+
+def _own_weight(name: str | None, adapter: Adapter) -> torch.Tensor | None:
+    """The whole weight that an adapter brings for a module, or None."""
+    ends = (f".{name}.weight", f".{name}.base_layer.weight")
+    return next((tensor for key, tensor in adapter.state.items() if name and key.endswith(ends)), None)
+
+
+def _rows(model: PreTrainedModel, adapter: Adapter) -> int | None:
+    """How many rows the embedding has that an adapter brings, or None."""
+    table = _own_weight(_embeddings(model)[0], adapter)
+    return None if table is None else len(table)
+
+
+def _unties(model: PreTrainedModel, adapter: Adapter) -> bool:
+    """Whether embeddings that the model ties are no longer equal with the adapter.
+
+    Raises:
+        UsageError: the adapter itself is tied, which PEFT cannot merge.
+    """
+    first, last = _embeddings(model)
+    if last is None or not model.config.tie_word_embeddings:
+        return False
+    changed = [
+        key
+        for key in adapter.state
+        if (f".{first}." in key or f".{last}." in key) and "trainable_tokens" not in key  # PEFT keeps those tied
+    ]
+    if changed and getattr(adapter.settings, "ensure_weight_tying", False):
+        raise UsageError(
+            "The adapter changes embeddings that the model ties, and ties its own changes (ensure_weight_tying). Merge "
+            "it with PEFT first, and give the folder of the merged model."
+        )
+    one, other = _own_weight(first, adapter), _own_weight(last, adapter)
+    if one is not None and other is not None and len(changed) == 2:
+        return not torch.equal(one, other)
+    return bool(changed)
+
+
+def _untied(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy whose output embedding has a weight of its own."""
+    config = type(model.config).from_dict(model.config.to_dict())
+    config.tie_word_embeddings = False
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return rebuilt(model, config, weights)
