@@ -19,13 +19,18 @@ PACKAGES = ("hf-pe", "torch", "transformers", "bitsandbytes", "datasets")
 
 
 def base_facts(source: Source, model: PreTrainedModel, base_model: str | None, license: str | None) -> BaseModelFacts:
-    """What the original says of itself; `base_model` and `license` where it does not."""
+    """What the original says of itself; `base_model` and `license` where it does not.
+
+    Where `base_model` names another model than the one that was compressed, that one may be a copy of it or a fine-tune
+    of it: both names are kept.
+    """
     card = _card(source)
     said: dict[str, Any] = card.data.to_dict() if card else {}
     language = said.get("language") or []
     text = card.text if card else ""
     return BaseModelFacts(
         id=base_model or source.name,
+        compressed=None if base_model in (None, source.name) else source.name,
         revision=getattr(model.config, "_commit_hash", None),
         license=license or said.get("license"),
         license_name=None if license else said.get("license_name"),

@@ -72,6 +72,9 @@ class BaseModelFacts(Frozen):
     """Where the compressed model comes from, and what its card says that holds for its copies too."""
 
     id: str = Field(description="Hub id or a name; never a path")
+    compressed: str | None = Field(
+        None, description="name of the model that was compressed, where it is not `id` itself but may derive from it"
+    )
     revision: str | None = None
     license: str | None = None
     license_name: str | None = None
@@ -83,6 +86,11 @@ class BaseModelFacts(Frozen):
     citation: str | None = Field(None, description="BibTeX")
     model_class: str
     model_type: str
+
+    @property
+    def descent(self) -> str:
+        """What was compressed and, where that is another model, what it derives from."""
+        return self.id if self.compressed is None else f"{self.compressed}, which derives from {self.id}"
 
 
 class StageReport(Frozen):

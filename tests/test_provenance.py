@@ -1,7 +1,10 @@
 import pytest
 from huggingface_hub import DatasetCard
+from transformers import BertModel
 
 from hf_pe import provenance
+from hf_pe.checkpoints import resolve
+from hf_pe.provenance import base_facts
 
 
 @pytest.mark.parametrize(
@@ -23,3 +26,13 @@ def test_data_sets_that_say_nothing_are_left_out(monkeypatch, tmp_path):
     assert found["builtin:pydoc"] == "PSF-2.0"
     assert "BSD" in found["builtin:docstrings:sklearn"]
     assert len(found) == 2
+
+
+def test_what_was_compressed_keeps_its_name_beside_what_it_derives_from(bert_folder):
+    """`base_model` may be what a fine-tune began as: it is not the original."""
+    source, model = resolve(str(bert_folder)), BertModel.from_pretrained(bert_folder)
+    derived = base_facts(source, model, "someone/bert", None)
+    assert (derived.id, derived.compressed) == ("someone/bert", "tiny-bert")
+    assert derived.descent == "tiny-bert, which derives from someone/bert"
+    for same in (base_facts(source, model, None, None), base_facts(source, model, "tiny-bert", None)):
+        assert (same.id, same.compressed, same.descent) == ("tiny-bert", None, "tiny-bert")

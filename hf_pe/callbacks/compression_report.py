@@ -44,7 +44,7 @@ class CompressionReport(TrainerCallback):
 
     Args:
         teacher: the model as it was before it was made smaller.
-        base_model: Hub id of the teacher; default: where it was loaded from.
+        base_model: Hub id of what the teacher is a copy or a fine-tune of; default: where it was loaded from.
         license: of the teacher, where its card does not state it.
         batches: of the evaluation data to compare on.
     """

@@ -60,6 +60,7 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
             .get_template(template.name if template else "card.md.jinja")
             .render(
                 report=report,
+                base_link=_base_link(report.base.id),
                 rows=comparison(report),
                 gains=_gains(report),
                 losses=_not_gained(report),
@@ -84,6 +85,10 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
     return with_memory(card_data(report).to_dict(), body)
 
 
+def _base_link(base: str) -> str:
+    return f"[{base}](https://huggingface.co/{base})" if "/" in base else base
+
+
 @functools.cache
 def _environment(folder: Path | None) -> jinja2.Environment:
     """Our template, and those of `folder` before it."""
@@ -102,13 +107,13 @@ def _environment(folder: Path | None) -> jinja2.Environment:
 def card_data(report: Report) -> ModelCardData:
     """The metadata that the Hub reads."""
     kinds = {stage.plan.recipe for stage in report.stages}
-    known = "/" in report.base.id
+    known, itself = "/" in report.base.id, report.base.compressed is None
     licence = report.base.license
     return ModelCardData(
         model_name=report.name,
         base_model=report.base.id if known else None,
-        base_model_relation=relation(kinds) if known else None,
-        base_model_revision=report.base.revision if known else None,
+        base_model_relation=relation(kinds, copied=itself) if known else None,
+        base_model_revision=report.base.revision if known and itself else None,
         license=licence,
         license_name=report.base.license_name if licence == "other" else None,
         license_link=report.base.license_link if licence == "other" else None,
@@ -122,9 +127,17 @@ def card_data(report: Report) -> ModelCardData:
     )
 
 
-def relation(recipes: set[str]) -> str:
-    """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune"."""
-    return "quantized" if recipes and recipes <= {"quantize", "cast"} else "finetune"
+def relation(recipes: set[str], *, copied: bool = True) -> str | None:
+    """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune".
+
+    Args:
+        recipes: that were carried out.
+        copied: whether what was compressed is the base model itself; where it may be a fine-tune of it, weights that
+            are only packed or cast have no relation that is certain.
+    """
+    if recipes and recipes <= {"quantize", "cast"}:
+        return "quantized" if copied else None
+    return "finetune"
 
 
 def _results(report: Report) -> list[EvalResult]:
@@ -163,6 +176,7 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
             "{:,}",
         ),
         _row("Weights on disk, MB", _mega(one.disk_bytes), _mega(two.disk_bytes), "{:,.1f}"),
+        _row("Bits per parameter on disk", _stored_bits(one), _stored_bits(two), "{:,.1f}"),
         _row(f"GFLOPs ({two.flops_setting})", _giga(one.flops), _giga(two.flops), "{:,.2f}"),
     ]
     for before, after in zip(one.latency, two.latency, strict=True):
@@ -262,6 +276,10 @@ def _mega(value: int | None) -> float | None:
     return None if value is None else value / 1e6
 
 
+def _stored_bits(measured: Measurement) -> float | None:
+    return None if measured.disk_bytes is None else 8 * measured.disk_bytes / measured.parameters
+
+
 def _giga(value: int | None) -> float | None:
     return None if value is None else value / 1e9
 
@@ -297,6 +315,11 @@ def _not_gained(report: Report) -> list[str]:
             found.append(
                 f"It is not faster at {_setting(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after."
             )
+    if one.disk_bytes and two.disk_bytes and two.disk_bytes >= one.disk_bytes * 0.98:
+        found.append(
+            "Its weights take no fewer bytes on disk than those of the original: "
+            f"{one.disk_bytes / 1e6:,.1f} MB before, {two.disk_bytes / 1e6:,.1f} MB after."
+        )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         found.append("Loading and one pass need no less memory than the original.")
     found += _packed_speed(report)

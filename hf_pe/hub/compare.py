@@ -45,5 +45,5 @@ def side_by_side(one: Report, other: Report) -> tuple[list[tuple[str, str, str, 
         a, b = (m.model_copy(update={"quality": {}}) for m in (a, b))
     rows = comparison(other.model_copy(update={"before": a, "after": b, "changes": ()}))
     first, second = (" + ".join(s.plan.recipe for s in r.stages) for r in (one, other))
-    facts = [("Made from", one.base.id, other.base.id, ""), ("Stages", first, second, "")]
+    facts = [("Made from", one.base.descent, other.base.descent, ""), ("Stages", first, second, "")]
     return facts + rows, notes

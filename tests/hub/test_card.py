@@ -102,6 +102,28 @@ def test_a_local_original_is_not_claimed_to_be_on_the_hub():
     assert card_data(report(base=base)).base_model is None
 
 
+def test_a_model_that_derives_from_the_base_is_not_called_it():
+    """`base_model` may be what the compressed model was fine-tuned from: the text says which is which."""
+    base = report().base.model_copy(update={"compressed": "my-sentiment", "revision": "abc123"})
+    text = render_card(report(base=base))
+    link = "[someone/large](https://huggingface.co/someone/large)"
+    assert f"A smaller version of my-sentiment, which derives from {link}, made by" in text
+    assert f"What the card of {link} says holds here too, as far as my-sentiment is still like it." in text
+    data = card_data(report(base=base))
+    assert (data.base_model, data.base_model_relation, data.base_model_revision) == ("someone/large", "finetune", None)
+    stage = report().stages[0]
+    packed = stage.model_copy(update={"plan": stage.plan.model_copy(update={"recipe": "quantize"})})
+    assert card_data(report(base=base, stages=(packed,))).base_model_relation is None  # of a copy it is "quantized"
+
+
+def test_bits_on_disk_stand_in_the_table_and_more_bytes_are_no_gain():
+    file = measurement(disk_bytes=562)  # a .gguf file of 1000 parameters
+    grown = report(before=file, after=measurement(0.5, disk_bytes=1000))
+    assert ("Bits per parameter on disk", "4.5", "16.0", "3.56x") in comparison(grown)
+    assert "take no fewer bytes on disk than those of the original: 0.0 MB before, 0.0 MB after" in render_card(grown)
+    assert "take no fewer bytes" not in render_card(report())
+
+
 def test_every_number_of_the_table_is_in_the_card():
     text = render_card(report())
     for row in comparison(report()):
