@@ -75,6 +75,7 @@ def origin_of(
     settings = examples.config.model_dump(mode="json", exclude={"train", "eval"})
     return {
         "another model (its weights or its config)": live_sha256(live) if live else sha256_of(model_files(source)),
+        "another dtype of its weights": source.dtype or "as stored",
         "another tokenizer or processor": processor_sha256(processor),
         "other data": examples.fingerprint,
         "other settings of the data": sha256_of(settings),

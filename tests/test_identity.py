@@ -122,8 +122,9 @@ def test_a_backbone_is_its_weights(folder):
 def test_whatever_stages_are_made_from_is_named(folder, tokenizer, monkeypatch):
     examples = load_examples(TEXTS)
 
-    def origin(task=None, examples=examples, evaluate=None, seed=0):
-        return origin_of(resolve(str(folder)), None, tokenizer, task or Embedding(), examples, evaluate, seed)
+    def origin(task=None, examples=examples, evaluate=None, seed=0, dtype=None):
+        source = resolve(str(folder), dtype=dtype)
+        return origin_of(source, None, tokenizer, task or Embedding(), examples, evaluate, seed)
 
     def differ(other):
         return [what for what, value in other.items() if value != before[what]]
@@ -131,6 +132,7 @@ def test_whatever_stages_are_made_from_is_named(folder, tokenizer, monkeypatch):
     before = origin()
     assert origin() == before
     assert differ(origin(seed=1)) == ["another seed"]
+    assert differ(origin(dtype="bfloat16")) == ["another dtype of its weights"]
     assert differ(origin(task=Embedding("cls"))) == ["another task"]
     assert differ(origin(examples=load_examples(TEXTS[1:]))) == ["other data"]
     shorter = examples.config.model_copy(update={"max_length": 9})
