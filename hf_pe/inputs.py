@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_pe.backbones import BackboneSwap
 from hf_pe.checkpoints import Source
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 
 
 def local_inputs(source: Source, recipes: Sequence[Any], data: Any) -> dict[str, Path]:
-    """Return the local paths of the model, the data, teachers and caches, by what they are.
+    """Return the local paths of the model, the data, teachers, backbones and caches, by what they are.
 
     Args:
         source: the model.
@@ -22,6 +23,8 @@ def local_inputs(source: Source, recipes: Sequence[Any], data: Any) -> dict[str,
         config = data if isinstance(data, DataConfig) else DataConfig(train=data)
         read |= _existing("data.train", config.train) | _existing("data.eval", config.eval)
     for step in recipes:
+        if isinstance(step, BackboneSwap):
+            read |= _existing("the backbone", step.reads_weights_of)
         if isinstance(step, Distillation):
             for teacher in step.teachers:
                 read |= _existing("the teacher", teacher.model) | _existing("the adapter", teacher.adapter)

@@ -68,24 +68,27 @@ class StageFolder:
                 progress.say(f"stage {stage.name}: finished before, loaded")
                 return _loaded(place, model), earlier
             progress.say(f"stage {stage.name}: finished before, but damaged ({', '.join(damaged)}): made again")
-            shutil.rmtree(place)
         progress.say(f"stage {stage.name}")
         set_seed(self.seed)
-        made, finished = self._made(stage, recipe, model)
+        training = self.folder / f"{stage.folder_name}.training"
+        made, finished = self._made(stage, recipe, model, training)
+        if place.exists():  # damaged, or half removed
+            shutil.rmtree(place)
         with replaced(place, overwrite=True) as fresh:
             checkpoints.save_model(made, None, fresh)
             finished = finished.model_copy(update={"files": _hashes(fresh)})
             (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
+        shutil.rmtree(training, ignore_errors=True)  # not before the stage is whole: hours may lie in it
         return made, finished
 
-    def _made(self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel) -> tuple[PreTrainedModel, Finished]:
+    def _made(
+        self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel, training: Path
+    ) -> tuple[PreTrainedModel, Finished]:
         start = time.perf_counter()
         plan = recipe.plan(model, self.data)
         curve: list[tuple[int, float]] = []
         if isinstance(recipe, Distillation):
-            training = self.folder / f"{stage.folder_name}.training"
             made, curve = recipe.train(model, self.data, work=training, resume=self.resume)
-            shutil.rmtree(training, ignore_errors=True)
         else:
             made = recipe.apply(model, plan, self.data)
             self.data.memory.clear()

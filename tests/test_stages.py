@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertModel
 
-from hf_pe import BitsAndBytesQuantization, StructuredPruning, UsageError
+from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError, checkpoints
 from hf_pe.checkpoints import save_model, weight_hashes
 from hf_pe.data import load_examples
 from hf_pe.identity import stage_ids
@@ -89,6 +89,34 @@ def test_a_damaged_stage_is_named_and_made_again(runs, damage):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
     runs.run(CAST)
     assert runs.said == ["stage 1-cast: finished before, loaded"]
+
+
+def test_what_is_left_of_a_stage_that_was_being_removed_is_in_nobodys_way(runs):
+    runs.run(CAST)
+    (stage,) = runs.folder.glob("1-cast-*")
+    for path in stage.iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    runs.run(CAST)
+    assert (stage / "stage.json").is_file()
+
+
+def test_checkpoints_of_a_training_stay_until_its_stage_is_whole(runs, monkeypatch):
+    distil = Distillation(steps=3, batch_size=4, checkpoint_every=2, losses={"cosine": 1.0})
+    trained = []
+
+    def full(student, *_):
+        trained.append(student)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(checkpoints, "save_model", full)
+        runs.run(distil)
+    (training,) = runs.folder.glob("1-distil-*.training")
+    assert (training / "checkpoint-3" / "model.safetensors").is_file()
+    again, _ = runs.run(distil)
+    assert all(torch.equal(a, b) for a, b in zip(trained[0].parameters(), again.parameters(), strict=True))
+    assert not training.exists()
 
 
 def test_a_note_that_cannot_be_read_is_no_finished_stage(runs):
