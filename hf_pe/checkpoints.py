@@ -47,6 +47,18 @@ from hf_pe.packing import (
     unpacked,
 )
 from hf_pe.plans import Frozen
+from hf_pe.sentence_files import (
+    MODULES,
+    PROMPTS,
+    TOKENIZATION,
+    SentenceModules,
+    copy_modules,
+    is_sentence_folder,
+    module_folders,
+    read_modules,
+    read_sentence_modules,
+    require_width,
+)
 from hf_pe.surgery import in_dtype
 from hf_pe.weight_checks import ignored_by_class, require_finite, require_present, require_shapes, unread_parts
 
@@ -62,14 +74,7 @@ NOT_BESIDE = ("README.md", "report.json", ADAPTER)
 """What tells of a model as it was."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-SIDE_FILES = (
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-)
-SIDE_FOLDERS = ("1_Pooling", "2_Normalize", "2_Dense", "3_Normalize")
+SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION, "LICENSE", "LICENSE.txt")
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -367,27 +372,27 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
 
 
 def is_sentence_transformer(source: Source) -> bool:
-    """Whether the source carries sentence-transformers' side files."""
-    beside = source.beside()
-    return beside is not None and (beside / "modules.json").is_file()
+    """Return whether the source carries sentence-transformers' side files."""
+    return is_sentence_folder(source.beside())
 
 
-def pooling(source: Source) -> str | None:
-    """How sentence-transformers pools this model: "mean" or "cls"; None where it is no such model.
+def sentence_modules(source: Source) -> SentenceModules:
+    """Return what sentence-transformers does behind this model; the mean over its tokens where it is no such model.
 
     Raises:
-        UsageError: it pools in another way.
+        UsageError: it pools in a way, or has a module, that is not known.
     """
     beside = source.beside()
-    if beside is None or not (beside / "modules.json").is_file():
-        return None
-    settings = beside / "1_Pooling" / "config.json"
-    found = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
-    if found.get("pooling_mode_mean_tokens") or found.get("pooling_mode") == "mean" or not found:
-        return "mean"
-    if found.get("pooling_mode_cls_token") or found.get("pooling_mode") == "cls":
-        return "cls"
-    raise UsageError(f"{source.name} pools by {found}; expected mean or CLS pooling.")
+    if beside is None or not is_sentence_folder(beside):
+        return SentenceModules()
+    return read_sentence_modules(beside, allow_pickle=source.allow_pickle)
+
+
+def require_sentence_width(source: Source, config: PretrainedConfig) -> None:
+    """Refuse a hidden width that the source's dense layer does not read; see `sentence_files.require_width`."""
+    beside = source.beside()
+    if beside is not None:
+        require_width(beside, getattr(config, "hidden_size", None))
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Source | None = None) -> None:
@@ -406,34 +411,26 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
         processor.save_pretrained(folder)
         _forget_paths(folder)
     for item in _side_files(source):
-        target = folder / item.name
-        if item.is_dir():
-            shutil.copytree(item, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(item, target)
-    if (folder / "modules.json").is_file():
-        for module in json.loads((folder / "modules.json").read_text("utf-8")):
-            (folder / module["path"]).mkdir(exist_ok=True)  # an empty folder is lost in packages and in git
-    _tell_width(folder / "1_Pooling" / "config.json", getattr(model.config, "hidden_size", None))
+        shutil.copyfile(item, folder / item.name)
+    beside = source.beside() if source else None
+    if beside is not None:
+        copy_modules(beside, folder, getattr(model.config, "hidden_size", None))
 
 
-def copy_beside(folder: Path, fresh: Path) -> None:
-    """Copy what lies beside the weights of `folder` into `fresh`, where it has no file of that name."""
+def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig) -> None:
+    """Copy what lies beside the weights of `folder` into `fresh`, where it has no file of that name.
+
+    Args:
+        folder: of the original.
+        fresh: of the result.
+        config: of the result.
+    """
     for path in folder.iterdir():
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".gguf") or path.name.endswith(".index.json")
         target = fresh / path.name
-        if path.is_dir() and path.name in SIDE_FOLDERS:
-            shutil.copytree(path, target, dirs_exist_ok=True)
-        elif path.is_file() and not weights and not target.exists() and path.name not in NOT_BESIDE:
+        if path.is_file() and not weights and not target.exists() and path.name not in NOT_BESIDE:
             shutil.copyfile(path, target)
-
-
-def _tell_width(settings: Path, width: int | None) -> None:
-    """Give sentence-transformers' pooling the width that the model has now."""
-    told = json.loads(settings.read_text("utf-8")) if settings.is_file() else {}
-    stale = {key: width for key in ("word_embedding_dimension", "embedding_dimension") if told.get(key, width) != width}
-    if width is not None and stale:
-        settings.write_text(json.dumps(told | stale, indent=2) + "\n", "utf-8")
+    copy_modules(folder, fresh, getattr(config, "hidden_size", None))
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
@@ -442,12 +439,15 @@ def weight_bytes_on_disk(folder: Path) -> int:
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of config.json and of every weight file in `folder`: what decides a model's outputs."""
+    """SHA-256 of config.json and of every weight file in `folder`, those of sentence-transformers' modules too: what
+    decides a model's outputs."""
+    names = ("config.json", "model.safetensors.index.json")
+    paths = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in names]
+    paths += [p for module in module_folders(folder) for p in (folder / module).glob("*.safetensors")]
     found = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".safetensors" or path.name in ("config.json", "model.safetensors.index.json"):
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
@@ -581,6 +581,7 @@ def _only_gguf(path: Path) -> str | None:
 
 
 def _check_folder(path: Path, source: Source) -> None:
+    read_modules(path)
     if not (path / "config.json").is_file():
         raise UsageError(
             f"Model folder {path} has no config.json; expected what save_pretrained writes, or a .gguf file."
@@ -639,16 +640,16 @@ def _why(source: Source, error: Exception) -> str:
 @functools.cache
 def _small_files(repo: str) -> Path:
     """A snapshot of what lies beside the weights of a Hub id, fetched once."""
-    wanted = [*SIDE_FILES, *(f"{name}/*" for name in SIDE_FOLDERS)]
-    return Path(snapshot_download(repo, allow_patterns=wanted))
+    place = Path(snapshot_download(repo, allow_patterns=list(SIDE_FILES)))
+    folders = module_folders(place)
+    return Path(snapshot_download(repo, allow_patterns=[f"{name}/*" for name in folders])) if folders else place
 
 
 def _side_files(source: Source | None) -> list[Path]:
     folder = source.beside() if source else None
     if folder is None:
         return []
-    named = [folder / name for name in (*SIDE_FILES, *SIDE_FOLDERS)]
-    found = [p for p in named if p.exists()]
+    found = [folder / name for name in SIDE_FILES if (folder / name).is_file()]
     if source and source.trust_remote_code:
         found += sorted(folder.glob("*.py"))
     return found

@@ -95,7 +95,7 @@ def plan(file: Path, set_: Set = None) -> None:
         config = load_config(source)
         sketch = Sketch(config=config, model_class=class_for(config, find_task(recipe.task, source, config).auto_class))
         steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
-        found = outline(sketch, steps, recipe.variants)
+        found = outline(sketch, steps, recipe.variants, source)
         table = Table(title=f"{source.name}: plan of {file.name}")
         table.add_column("stage")
         for column in ("parameters", "without\nembeddings", "weights,\nMB"):

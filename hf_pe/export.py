@@ -72,7 +72,7 @@ def export_onnx(
         net.config._name_or_path = ""
         found.save_pretrained(fresh)
         if source.folder is not None:
-            copy_beside(source.folder, fresh)
+            copy_beside(source.folder, fresh, config)
         size = sum(file.stat().st_size for file in fresh.glob("model.onnx*"))
     return Exported(Path(output), size, gap)
 

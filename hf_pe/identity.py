@@ -23,6 +23,7 @@ from hf_pe.hashes import remembered_sha256, sha256_of, tensors_sha256
 from hf_pe.measure import Evaluate
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import Packing
+from hf_pe.sentence_files import SentenceModules
 from hf_pe.tasks import Task
 
 AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
@@ -175,5 +176,8 @@ def _name_of(thing: Any) -> str:
 
 def _plain_values(task: Task) -> dict[str, Any]:
     """Return the settings of a task that JSON can say."""
-    told = getattr(task, "__dict__", {})
+    told = {
+        name: value.sha256 if isinstance(value, SentenceModules) else value
+        for name, value in getattr(task, "__dict__", {}).items()
+    }
     return {name: value for name, value in told.items() if isinstance(value, (str, int, float, bool, type(None)))}

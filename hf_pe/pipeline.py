@@ -194,7 +194,7 @@ def compress(
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
-    planned = outline(Sketch(config=config, model_class=model_class), recipes, variants)
+    planned = outline(Sketch(config=config, model_class=model_class), recipes, variants, source)
     inputs = local_inputs(source, recipes, data)
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
@@ -301,12 +301,19 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         return _with_folder_facts(found, model, None, Path(folder), auto_class, source)
 
 
-def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]) -> Outline:
+def outline(
+    sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing], source: Source | None = None
+) -> Outline:
     """The dry run: sizes after every stage, without weights.
+
+    Args:
+        sketch: of the original.
+        recipes, variants: what to do.
+        source: where the original comes from; what lies beside its weights has to fit the result.
 
     Raises:
         UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved; or
-            its form is the plug-in's and a step needs a stock one.
+            its form is the plug-in's and a step needs a stock one; or a module behind it needs another width.
     """
     require_plain(sketch.config)
     original = Plan(recipe="original", title="original", exact=True, **sketch_size(sketch))
@@ -314,6 +321,8 @@ def outline(sketch: Sketch, recipes: Sequence[AnyRecipe], variants: Mapping[str,
     for recipe in recipes:
         _require_stock(sketch, recipe)
         plan, sketch = recipe.outline(sketch)
+        if source is not None:
+            checkpoints.require_sentence_width(source, sketch.config)
         plans.append(plan)
     for variant in variants.values():
         _require_stock(sketch, variant)
@@ -406,7 +415,6 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
     Raises:
         UsageError: no task is named and none fits.
     """
-    pooling = checkpoints.pooling(source)
     if task is not None and not isinstance(task, str):
         return task
     if task is None:
@@ -423,10 +431,11 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
             "ForAudioClassification": "audio_classification",
             "ForObjectDetection": "object_detection",
         }
-        task = next((t for ending, t in endings.items() if named.endswith(ending)), "embedding" if pooling else None)
+        fallback = "embedding" if checkpoints.is_sentence_transformer(source) else None
+        task = next((t for ending, t in endings.items() if named.endswith(ending)), fallback)
         if task is None:
             raise UsageError(f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}.")
-    return Embedding(pooling or "mean") if task == "embedding" else task_named(task)
+    return Embedding(checkpoints.sentence_modules(source)) if task == "embedding" else task_named(task)
 
 
 def recipe_of(

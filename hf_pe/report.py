@@ -144,6 +144,9 @@ class Reload(Frozen):
     parameters: int
     max_difference: float = Field(description="largest relative difference of its outputs to those before saving")
     sha256: dict[str, str] = Field(default_factory=dict, description="of the weight files that were loaded")
+    sentence_difference: float | None = Field(
+        None, description="of embeddings when SentenceTransformer opens the folder; None: it was not opened so"
+    )
 
 
 class Report(Frozen):

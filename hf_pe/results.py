@@ -4,17 +4,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from hf_pe import checkpoints, progress
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
 from hf_pe.hub import write_card
-from hf_pe.measure import reopened
+from hf_pe.measure import reopened, sentence_difference
 from hf_pe.report import Reload, Report, read_report, write_report
 
 RELOAD_TOLERANCE = 1e-4
 """Largest relative difference of outputs between the model in memory and the one loaded again."""
+ROUNDED_TOLERANCE = 2e-2
+"""Largest difference of an embedding's values where weights or activations are rounded to 16 bits or fewer."""
 
 
 def save_result(
@@ -49,6 +52,11 @@ def save_result(
         raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
     if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
         raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
+    embeddings = sentence_difference(folder, model, processor) if auto_class == "AutoModel" else None
+    if embeddings is not None and not embeddings <= _closeness(model):
+        raise RuntimeError(
+            f"{name} gives other embeddings when SentenceTransformer opens it: they differ by {embeddings}."
+        )
     after = report.after.model_copy(
         update={
             "disk_bytes": checkpoints.weight_bytes_on_disk(folder),
@@ -61,6 +69,7 @@ def save_result(
         parameters=seen.parameters,
         max_difference=seen.max_difference,
         sha256=checkpoints.weight_hashes(folder),
+        sentence_difference=embeddings,
     )
     write_report(report.model_copy(update={"name": name, "after": after, "reload": reload}), folder)
     for file, text in (papers or {}).items():
@@ -68,3 +77,8 @@ def save_result(
     written = read_report(folder)
     write_card(written, folder)
     return written
+
+
+def _closeness(model: PreTrainedModel) -> float:
+    exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    return RELOAD_TOLERANCE if exact else ROUNDED_TOLERANCE

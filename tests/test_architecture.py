@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import hf_pe
 
 ROOT = Path(hf_pe.__file__).parent
@@ -14,7 +16,7 @@ LEVELS = [
     {"anatomy", "regression", "hashes"},
     {"plans"},
     {"report", "plugin"},
-    {"surgery", "data", "transplant", "instance"},
+    {"surgery", "data", "transplant", "instance", "sentence_files"},
     {"generation", "adapters"},
     {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints", "loaded"},
@@ -28,7 +30,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-ALONE = {"__init__", "fresh_process"}  # the public list; a program of its own
+ALONE = {"__init__", "fresh_process", "fresh_sentences"}  # the public list; programs of their own
 
 
 def imported(file: Path) -> set[str]:
@@ -57,8 +59,9 @@ def test_every_module_has_a_level():
     assert names - ALONE == set(LEVEL)
 
 
-def test_the_fresh_process_program_needs_nothing_of_hf_pe():
-    assert not imported(ROOT / "fresh_process.py")
+@pytest.mark.parametrize("name", ["fresh_process.py", "fresh_sentences.py"])
+def test_programs_of_fresh_processes_need_nothing_of_hf_pe(name):
+    assert not imported(ROOT / name)
 
 
 def test_import_pulls_in_no_torch():

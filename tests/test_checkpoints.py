@@ -118,6 +118,8 @@ def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):
 
 def test_pooling_is_told_the_width_that_is_left(bert_folder, tmp_path):
     source_folder = shutil.copytree(bert_folder, tmp_path / "source")
+    modules = [{"path": "", "type": "Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}]
+    (source_folder / "modules.json").write_text(json.dumps(modules))
     (source_folder / "1_Pooling").mkdir()
     settings = {"word_embedding_dimension": 1024, "pooling_mode_mean_tokens": True}
     (source_folder / "1_Pooling" / "config.json").write_text(json.dumps(settings))

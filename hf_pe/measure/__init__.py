@@ -15,6 +15,7 @@ from hf_pe.measure.quality import chance_warnings as chance_warnings
 from hf_pe.measure.quality import changes as changes
 from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality
+from hf_pe.measure.sentences import sentence_difference as sentence_difference
 from hf_pe.measure.size import Parameters as Parameters
 from hf_pe.measure.size import bits_loaded as bits_loaded
 from hf_pe.measure.size import layer_bits as layer_bits

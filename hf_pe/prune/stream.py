@@ -20,6 +20,7 @@ from hf_pe.plans import Sketch
 from hf_pe.proof import require_generation, require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes, sizes_in_turn
 from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
+from hf_pe.sentence_files import require_width
 from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
 from hf_pe.weight_checks import require_finite
 
@@ -103,13 +104,14 @@ def cut_checkpoint(
             generation |= changes
             state = Narrowed(state, axis, kept, skeleton(new, model_class).state_dict())
             config = new
+            require_width(folder, getattr(config, "hidden_size", None))
         _write(state, skeleton(config, model_class), used, fresh, shard_size)
         config.architectures = [model_class.__name__]
         config.save_pretrained(fresh)
         if generation:
             said = {name: value for name, value in generation.items() if value is not None}
             (fresh / GENERATION).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
-        copy_beside(folder, fresh)
+        copy_beside(folder, fresh, config)
     return Path(output)
 
 

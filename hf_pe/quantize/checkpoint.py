@@ -111,4 +111,4 @@ def _save(model: PreTrainedModel, fresh: Path, source: Source) -> None:
     save_model(model, None, fresh)
     for beside in (source.adapter and Path(source.adapter), source.folder):
         if beside:
-            copy_beside(beside, fresh)
+            copy_beside(beside, fresh, model.config)

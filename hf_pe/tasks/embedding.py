@@ -1,6 +1,7 @@
 """Sentence embeddings: pooled, normalised, compared by cosine."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -11,19 +12,20 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.sentence_files import SentenceModules
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Mean- or CLS-pooled embeddings.
+    """Embeddings as sentence-transformers makes them: mean or CLS pooling, then the dense layers that the model has.
 
     With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
     similarities with the teacher's, over pairs of held-out sentences: each with the next one and with four random ones.
     """
 
-    pooling: str = "mean"
+    modules: SentenceModules = field(default_factory=SentenceModules)
     name: str = "embedding"
     auto_class: str = "AutoModel"
     pipeline_tag: str = "sentence-similarity"
@@ -38,11 +40,11 @@ class Embedding:
         columns = [c for c in (options.text, options.text_pair) if c]
 
         def tokens(rows: datasets.Dataset, names: list[str]) -> datasets.Dataset:
-            texts = [str(text) for name in names for text in rows[name]]
-            return datasets.Dataset.from_dict(dict(processor(texts, truncation=True, max_length=options.max_length)))
+            texts = [text for name in names for text in rows[name]]
+            return datasets.Dataset.from_dict(self.tokenized(texts, processor, options.max_length))
 
         train, evaluation = tokens(examples.train, columns), tokens(examples.eval, columns)
-        warnings = unknown_token_warnings(processor, train, evaluation)
+        warnings = self.modules.warnings + unknown_token_warnings(processor, train, evaluation)
         return TaskData(
             self, processor, train, evaluation, DataCollatorWithPadding(processor), examples, warnings=warnings
         )
@@ -52,9 +54,24 @@ class Embedding:
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         mask = batch["attention_mask"]
         last = out.last_hidden_state
-        pooled = last[:, 0] if self.pooling == "cls" else (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        found = {"embeddings": torch.nn.functional.normalize(pooled, dim=-1), "mask": mask}
+        first = self.modules.pooling == "cls"
+        pooled = last[:, 0] if first else (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        embeddings = torch.nn.functional.normalize(self.modules.behind_pooling(pooled), dim=-1)
+        found = {"embeddings": embeddings, "mask": mask}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
+
+    def tokenized(self, texts: Sequence[Any], processor: Any, max_length: int) -> dict[str, Any]:
+        """Return what the tokenizer makes of texts with the model's prompt before them."""
+        limit = min(max_length, self.modules.max_tokens or max_length)
+        return dict(processor([self.modules.text(text) for text in texts], truncation=True, max_length=limit))
+
+    @torch.no_grad()
+    def encode(self, model: PreTrainedModel, processor: Any, texts: Sequence[str]) -> torch.Tensor:
+        """Return embeddings [texts, width] of a few short texts, on the CPU."""
+        batch = processor.pad(self.tokenized(texts, processor, 128), return_tensors="pt")
+        signals = self.signals(model, {name: value.to(model.device) for name, value in batch.items()})
+        found: torch.Tensor = signals["embeddings"].float().cpu()
+        return found
 
     def embed(self, model: PreTrainedModel, data: TaskData, rows: datasets.Dataset) -> np.ndarray[Any, Any]:
         """Embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
@@ -78,12 +95,13 @@ class Embedding:
         return data.memory[key]  # type: ignore[no-any-return]
 
     def describe(self, data: TaskData) -> str:
-        """Says which of the two correlations it is."""
+        """Says which of the two correlations it is, and what stands before each text."""
+        prompt = f" Every text begins with the model's prompt `{self.modules.prompt}`." if self.modules.prompt else ""
         if data.examples.config.label:
-            return "`spearman` is the rank correlation of cosine similarities with the given scores."
+            return f"`spearman` is the rank correlation of cosine similarities with the given scores.{prompt}"
         return (
             "`spearman` is the rank correlation of cosine similarities with those of the original, over pairs of "
-            "held-out sentences (the original has 1 by definition)."
+            f"held-out sentences (the original has 1 by definition).{prompt}"
         )
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:

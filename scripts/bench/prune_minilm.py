@@ -59,7 +59,7 @@ def tokens(processor, texts) -> datasets.Dataset:
 
 def task_data(processor, rows: datasets.Dataset) -> TaskData:
     told = Examples(rows, rows, DataConfig(train="sts-b", calibration=SENTENCES), "")
-    return TaskData(Embedding("mean"), processor, rows, rows, DataCollatorWithPadding(processor), told)
+    return TaskData(Embedding(), processor, rows, rows, DataCollatorWithPadding(processor), told)
 
 
 class Judge:
@@ -71,7 +71,7 @@ class Judge:
 
     def embed(self, model) -> np.ndarray:
         """Unit vectors of all first sentences, then of all second ones."""
-        return Embedding("mean").embed(model, self.data, self.data.eval)
+        return Embedding().embed(model, self.data, self.data.eval)
 
     def cosines(self, embeddings: np.ndarray) -> np.ndarray:
         """Of each pair."""
@@ -107,7 +107,7 @@ def near_row(label: str, nearness: dict[str, float], best: str, setting: str) ->
 
 def along_a_direction(model, batch) -> torch.Tensor:
     """There is no label: a fixed random direction of each embedding, as hf_pe's own gradients take."""
-    found = Embedding("mean").signals(model, batch)["embeddings"]
+    found = Embedding().signals(model, batch)["embeddings"]
     return (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum()
 
 

@@ -7,6 +7,7 @@ from transformers import BertModel
 
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
+from hf_pe.sentence_files import SentenceModules
 from hf_pe.tasks import Embedding, task_named
 from tests.helpers import TEXTS
 
@@ -31,7 +32,7 @@ def test_padding_does_not_change_an_embedding(model, tokenizer):
 
 def test_pooling_kinds_differ(model, tokenizer):
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
-    mean, cls = (Embedding(p).embed(model, data, data.eval) for p in ("mean", "cls"))
+    mean, cls = (Embedding(SentenceModules(p)).embed(model, data, data.eval) for p in ("mean", "cls"))
     assert not np.allclose(mean, cls)
 
 

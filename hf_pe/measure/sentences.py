@@ -1,0 +1,60 @@
+"""Whether SentenceTransformer opens a folder, and gives the embeddings that were evaluated."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from hf_pe.checkpoints import brings_code
+from hf_pe.sentence_files import is_sentence_folder, read_sentence_modules
+from hf_pe.tasks import Embedding
+
+SENTENCES = (
+    "A short one.",
+    "Where does the river that runs through the old town have its spring?",
+    "The committee met twice in March; it will publish what it agreed on, with all figures, before the summer ends.",
+)
+
+
+def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) -> float | None:
+    """Open `folder` with SentenceTransformer in a fresh process and compare it with `model` under the embedding task.
+
+    Returns:
+        The largest difference in any value of embeddings of length 1; None where `folder` is none of
+        sentence-transformers', the model has code of its own, or that package is not installed.
+
+    Raises:
+        RuntimeError: it does not open; carries the process's own last words.
+    """
+    installed = importlib.util.find_spec("sentence_transformers") is not None
+    if not installed or not is_sentence_folder(folder) or brings_code(type(model)):
+        return None
+    expected = Embedding(read_sentence_modules(folder)).encode(model, processor, SENTENCES)
+    found = torch.nn.functional.normalize(_encoded(folder, model.device.type), dim=-1)
+    if found.shape != expected.shape:
+        raise RuntimeError(f"{folder.name} opens with SentenceTransformer, but gives embeddings of another width.")
+    return float((found - expected).abs().max())
+
+
+def _encoded(folder: Path, device: str) -> torch.Tensor:
+    program = Path(__file__).parents[1] / "fresh_sentences.py"
+    with tempfile.TemporaryDirectory() as work:
+        order = {"folder": str(folder.resolve()), "device": device, "texts": SENTENCES}
+        Path(work, "texts.json").write_text(json.dumps(order), "utf-8")
+        done = subprocess.run(
+            [sys.executable, "-P", str(program), work],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        if done.returncode:
+            raise RuntimeError(f"{folder.name} does not open with SentenceTransformer:\n{done.stderr[-2000:]}")
+        return load_file(Path(work, "embeddings.safetensors"))["embeddings"]
