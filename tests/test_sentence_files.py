@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
-from hf_pe.checkpoints import load_model, load_processor, resolve, save_model, sentence_modules, weight_hashes
+from hf_pe.checkpoints import Seen, load_model, load_processor, resolve, sentence_modules, weight_hashes
 from hf_pe.data import DataConfig, load_examples
+from hf_pe.hub.card import render_card
 from hf_pe.pipeline import find_task
+from hf_pe.results import save_result
 from hf_pe.sentence_files import copy_modules, module_folders, read_sentence_modules
 from tests.helpers import TEXTS, needs_package
 
@@ -72,19 +74,23 @@ def test_embeddings_are_those_of_sentence_transformers(folder):
     assert "begins with the model's prompt `the dog `" in task.describe(data)
 
 
-def test_all_modules_come_along_and_the_result_is_opened_and_compared(folder, tmp_path):
+def test_all_modules_come_along_and_the_result_is_opened_and_compared(folder, tmp_path, result):
     needs_package("sentence_transformers")
-    made = compress(str(folder), [StructuredPruning(keep={"ffn": 0.5})], data=TEXTS).save(tmp_path / "small")
+    source = resolve(str(folder))
+    model, told = load_model(source, BertModel), result[0].report
+    after = told.after.model_copy(update={"parameters": model.num_parameters()})
+    told = told.model_copy(update={"after": after})
+    written = save_result(model, load_processor(source), tmp_path / "small", "small", told, "AutoModel", source)
     names = {str(path.relative_to(tmp_path / "small")) for path in (tmp_path / "small").rglob("*")}
     expected = {"1_Pooling/config.json", "2_Dropout/config.json", "3_Dense/config.json", "3_Dense/model.safetensors"}
     assert expected | {"4_Normalize", "modules.json", "config_sentence_transformers.json"} <= names
-    assert made.report.reload.sentence_difference < 1e-4
-    assert "3_Dense/model.safetensors" in made.report.reload.sha256
+    assert written.reload.sentence_difference < 1e-4
+    assert "3_Dense/model.safetensors" in written.reload.sha256
     card = (tmp_path / "small" / "README.md").read_text("utf-8")
     assert 'It also opens with `SentenceTransformer("small")`' in card
     tampered = load_file(tmp_path / "small" / "3_Dense" / "model.safetensors")
     save_file({name: weight + 1 for name, weight in tampered.items()}, tmp_path / "small/3_Dense/model.safetensors")
-    assert weight_hashes(tmp_path / "small") != made.report.reload.sha256
+    assert weight_hashes(tmp_path / "small") != written.reload.sha256
 
 
 def test_a_hidden_width_that_the_dense_layer_does_not_read_is_refused_before_work(folder, tmp_path, monkeypatch):
@@ -92,14 +98,14 @@ def test_a_hidden_width_that_the_dense_layer_does_not_read_is_refused_before_wor
     with pytest.raises(UsageError, match="reads embeddings of 64 values, and the model would give it 32"):
         compress(str(folder), [StructuredPruning(keep={"hidden": 0.5})], data=TEXTS)
     with pytest.raises(UsageError, match="reads embeddings of 64 values, and the model would give it 32"):
-        cut_checkpoint(str(folder), {"hidden": 0.5}, tmp_path / "cut")
+        cut_checkpoint(str(folder), tmp_path / "cut", {"hidden": 0.5})
     assert not (tmp_path / "cut").exists()
     with pytest.raises(UsageError, match="reads embeddings of 64 values"):
         read_sentence_modules(folder).behind_pooling(torch.zeros(2, 32))
 
 
 def test_modules_come_along_when_a_checkpoint_is_cut(folder, tmp_path):
-    cut_checkpoint(str(folder), {"ffn": 0.5}, tmp_path / "cut")
+    cut_checkpoint(str(folder), tmp_path / "cut", {"ffn": 0.5})
     assert (tmp_path / "cut" / "3_Dense" / "model.safetensors").is_file()
     assert read_sentence_modules(tmp_path / "cut").prompt == "the dog "
 
@@ -200,7 +206,24 @@ def test_a_dense_layer_counts_in_the_distillation(folder, tokenizer):
     assert all(parameter.grad is None for parameter in task.modules.head.parameters())
 
 
-def test_what_was_never_opened_so_does_not_say_it(folder, tmp_path):
+def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, tmp_path, result, monkeypatch):
+    monkeypatch.setattr("hf_pe.results.sentence_difference", lambda *_: 0.3)
+    monkeypatch.setattr("hf_pe.results.reopened", lambda *_: (_seen(result), ""))
     source = resolve(str(folder))
-    save_model(load_model(source, BertModel), load_processor(source), tmp_path / "out", source)
-    assert read_sentence_modules(tmp_path / "out").head is not None
+    with pytest.raises(RuntimeError, match="gives other embeddings when SentenceTransformer opens it"):
+        save_result(
+            load_model(source, BertModel), load_processor(source), tmp_path / "out", "out", result[0].report,
+            "AutoModel", source,
+        )  # fmt: skip
+
+
+def test_a_card_says_nothing_of_sentence_transformers_that_was_not_seen(result, tmp_path):
+    told = result[0].report
+    for difference, expected in ((None, False), (1e-7, True)):
+        reload = told.reload.model_copy(update={"sentence_difference": difference})
+        report = told.model_copy(update={"reload": reload, "library_name": "sentence-transformers"})
+        assert ("It also opens with `SentenceTransformer" in render_card(report)) is expected
+
+
+def _seen(result):
+    return Seen(parameters=result[0].report.after.parameters, peak_memory_bytes=None, max_difference=0.0)

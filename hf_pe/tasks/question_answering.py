@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, label_loss, model_inputs
-from hf_pe.tasks.tokens import unknown_token_warnings
+from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 NOWHERE = -1e4
 """The logit of what cannot be the place: padding and the question."""
@@ -46,6 +46,7 @@ class QuestionAnswering:
         if not options.text_pair or not options.label:
             raise UsageError("data: expected text (the question), text_pair (the text) and label (the answers).")
         context, label = options.text_pair, options.label
+        require_offsets(processor)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             answers = [_answers(each) for each in rows[label]]

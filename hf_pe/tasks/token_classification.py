@@ -13,7 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
-from hf_pe.tasks.tokens import unknown_token_warnings
+from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class TokenClassification:
         """Tokenize the words and translate their labels into the model's."""
         options = examples.config
         label = label_column(options)
+        require_offsets(processor)
         require_classes(config)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
@@ -43,16 +44,18 @@ class TokenClassification:
             for number, (some, others) in enumerate(zip(words, tags, strict=True)):
                 if len(some) != len(others):
                     raise UsageError(f"Data: row {number} has {len(some)} words and {len(others)} labels: {some[:8]}.")
-            found = processor(words, is_split_into_words=True, truncation=True, max_length=options.max_length)
+            texts = [" ".join(map(str, some)) for some in words]  # as the pipeline sends them, not word by word
+            limits = {"truncation": True, "max_length": options.max_length}
+            found = dict(processor(texts, return_offsets_mapping=True, **limits))
             labels = []
-            for number, each in enumerate(tags):
+            for some, each, offsets in zip(words, tags, found.pop("offset_mapping"), strict=True):
                 numbers, before = label_numbers(each, config, rows.features[label]), None
                 row = []
-                for word in found.word_ids(number):
+                for word in _word_of_each(offsets, some):
                     row.append(-100 if word is None or word == before else numbers[word])
                     before = word
                 labels.append(row)
-            return datasets.Dataset.from_dict(dict(found) | {"labels": labels})
+            return datasets.Dataset.from_dict(found | {"labels": labels})
 
         collate = DataCollatorForTokenClassification(processor)
         train, evaluation = tokens(examples.train), tokens(examples.eval)
@@ -142,6 +145,17 @@ def _f1(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
         "f1": 2 * total["both"] / max(total["given"] + total["made"], 1),
         "accuracy": total["right"] / max(total["words"], 1),
     }
+
+
+def _word_of_each(offsets: Iterable[tuple[int, int]], words: Sequence[Any]) -> list[int | None]:
+    """Return the number of the word that each token ends in, None for special tokens.
+
+    Args:
+        offsets: first character, and the one behind the last, of each token in the words joined by spaces.
+        words: of the row.
+    """
+    ends = np.cumsum([len(str(word)) + 1 for word in words])
+    return [int(np.searchsorted(ends, end - 1, side="right")) if end > start else None for start, end in offsets]
 
 
 def _words(text: Any) -> list[Any]:

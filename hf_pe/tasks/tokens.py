@@ -46,6 +46,19 @@ def added_tokens(tokenizer: Any, text: str) -> AddedTokens:
     )
 
 
+def require_offsets(tokenizer: Any) -> None:
+    """Refuse a tokenizer that cannot say where in a text its tokens stand.
+
+    Raises:
+        UsageError: it is a slow one.
+    """
+    if not tokenizer.is_fast:
+        raise UsageError(
+            f"{type(tokenizer).__name__} cannot say where in a text its tokens stand, which labels of words and "
+            "answers need. Expected a fast tokenizer: a tokenizer.json beside the model."
+        )
+
+
 def unknown_fraction(tokenizer: Any, rows: Sequence[Sequence[int]]) -> float:
     """Return the fraction of tokens, special ones left out, that `tokenizer` reads as unknown.
 

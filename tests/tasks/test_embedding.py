@@ -81,9 +81,10 @@ def test_unknown_tasks_name_the_nearest():
 def test_chance_is_a_correlation_that_unrelated_scores_reach(model, tokenizer, tmp_path):
     draw = np.random.default_rng(0)
     lines = ["one,two,score", *(f"{a},{b},{draw.random()}" for a, b in itertools.pairwise(TEXTS))]
-    (tmp_path / "pairs.csv").write_text("\n".join(lines))
-    path = str(tmp_path / "pairs.csv")
-    config = DataConfig(train=path, eval=path, text="one", text_pair="two", label="score")
+    for name in ("train.csv", "held.csv"):
+        (tmp_path / name).write_text("\n".join(lines))
+    files = {"train": str(tmp_path / "train.csv"), "eval": str(tmp_path / "held.csv")}
+    config = DataConfig(**files, text="one", text_pair="two", label="score")
     data = Embedding().prepare(load_examples(config), tokenizer, model.config)
     pairs = len(data.examples.eval)
     reached = [np.corrcoef(draw.random(pairs), draw.random(pairs))[0, 1] for _ in range(4000)]

@@ -4,10 +4,11 @@ import pytest
 from transformers import GPT2Tokenizer
 
 from hf_pe.data import load_examples
+from hf_pe.errors import UsageError
 from hf_pe.tasks import CausalLM, Embedding, task_named
 from hf_pe.tasks.tokens import AddedTokens, added_tokens, unknown_fraction
 from tests.helpers import TEXTS
-from tests.tasks.test_every_task import masked_lm, question_answering, seq2seq, token_classification
+from tests.tasks.test_every_task import examples, masked_lm, question_answering, seq2seq, token_classification
 
 CYRILLIC = [f"{text} Это предложение номер {number} никто не знает." for number, text in enumerate(TEXTS)]
 
@@ -50,6 +51,28 @@ def test_targets_that_the_tokenizer_does_not_know_are_said(tokenizer):
     rows = given.train.map(lambda row: {"label": "Это предложение никто не знает."})
     data = task_named("seq2seq").prepare(replace(given, train=rows, eval=rows), tokenizer, model.config)
     assert "does not know" in data.warnings[0]
+
+
+def test_words_are_tokenized_as_the_pipeline_sends_them(tokenizer):
+    """A tokenizer of bytes marks the space before a word; word by word there would be none."""
+    vocabulary = {token: number for number, token in enumerate(("<s>", "<|endoftext|>", *"ĠNewYork"))}
+    pairs = [("N", "e"), ("Ne", "w"), ("Y", "o"), ("Yo", "r"), ("Yor", "k"), ("Ġ", "York")]
+    for one, other in pairs:
+        vocabulary.setdefault(one + other, len(vocabulary))
+    marks = GPT2Tokenizer(vocab=vocabulary, merges=pairs, pad_token="<|endoftext|>")
+    rows = [{"text": ["New", "York"], "label": ["B-CAT", "I-CAT"]}] * 12
+    _, model, _ = token_classification()
+    data = task_named("token_classification").prepare(examples(rows, label="label"), marks, model.config)
+    assert data.train["input_ids"][0] == marks("New York")["input_ids"] == [vocabulary["New"], vocabulary["ĠYork"]]
+    assert data.train["labels"][0] == [2, 3]
+
+
+def test_a_tokenizer_without_places_in_the_text_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    for kind in (token_classification, question_answering):
+        given, model, _ = kind()
+        with pytest.raises(UsageError, match="cannot say where in a text its tokens stand"):
+            task_named(kind.__name__).prepare(given, tokenizer, model.config)
 
 
 def _without_words(tokenizer):
