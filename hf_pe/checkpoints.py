@@ -130,11 +130,17 @@ class Source(Frozen):
         return read | ({"the adapter": Path(self.adapter)} if self.adapter else {})
 
     def beside(self) -> Path | None:
-        """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None."""
+        """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None.
+
+        Raises:
+            UsageError: a module's folder lies outside of the model's own.
+        """
         if self.folder is not None or self.spec is None:
             return self.folder
         try:
             return _small_files(self.path)
+        except UsageError:
+            raise
         except (OSError, ValueError):  # what loads the model will say why
             return None
 

@@ -34,10 +34,11 @@ def unigram_perplexity(known: Iterable[Sequence[int]], evaluated: Iterable[Seque
         known: rows of labels or token ids; negative labels are left out.
         evaluated: rows of labels that are predicted.
     """
-    tokens = np.asarray([label for row in evaluated for label in row if label >= 0])
-    others = np.asarray([label for row in known for label in row if label >= 0], dtype=tokens.dtype)
-    counts = np.bincount(np.concatenate([tokens, others]).astype(int))
-    return float(np.exp(-np.log(counts[tokens.astype(int)] / counts.sum()).mean()))
+    tokens, others = (
+        np.asarray([label for row in rows for label in row if label >= 0], dtype=int) for rows in (evaluated, known)
+    )
+    counts = np.bincount(np.concatenate([tokens, others]))
+    return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean())) if len(tokens) else math.inf
 
 
 def judged_tokens(

@@ -80,6 +80,8 @@ class TokenClassification:
         """Return the better F1 of two guesses: the most frequent label for all words, and the labels at random."""
         rows = [[label for label in labels if label != -100] for labels in data.eval["labels"]]
         flat = np.concatenate([np.asarray(row, int) for row in rows])
+        if not len(flat):
+            return 0.0
         guesses = (np.full_like(flat, np.bincount(flat).argmax()), np.random.default_rng(0).permutation(flat))
         ends = np.cumsum([len(row) for row in rows])[:-1]
         names = _label_names(model.config)

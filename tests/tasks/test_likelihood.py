@@ -11,5 +11,9 @@ def test_unigram_perplexity_is_by_the_frequencies_of_all_rows():
     assert unigram_perplexity(known, evaluated) == pytest.approx(math.exp(-(math.log(4 / 6) + math.log(2 / 6)) / 2))
 
 
+def test_without_tokens_there_is_nothing_to_be_better_than():
+    assert unigram_perplexity([[1, 2]], [[-100]]) == math.inf
+
+
 def test_equally_frequent_tokens_have_as_much_perplexity_as_there_are_tokens():
     assert unigram_perplexity([list(range(50))], [list(range(50))]) == pytest.approx(50)
