@@ -200,7 +200,7 @@ def _other_width(layer: str, reads: int, width: int) -> str:
 def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
     """Copy the folders of the modules in `folder` into `fresh`; pooling is given the hidden width that is left.
 
-    Dense weights are written as safetensors. Folders that are empty (Normalize) are made.
+    Dense weights are written as safetensors. Folders that are empty (Normalize) are made, files that are there stay.
 
     Args:
         folder: of the original.
@@ -213,7 +213,8 @@ def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
         place = fresh / entry["path"]
         place.mkdir(parents=True, exist_ok=True)
         for file in sorted((folder / entry["path"]).glob("*")):
-            if file.suffix in (".json", ".txt", ".safetensors", ".model") and file.is_file():
+            wanted = file.suffix in (".json", ".txt", ".safetensors", ".model") and file.is_file()
+            if wanted and not (place / file.name).exists():
                 shutil.copyfile(file, place / file.name)
         pickle = folder / entry["path"] / PICKLE
         if pickle.is_file() and not (place / WEIGHTS).exists():
