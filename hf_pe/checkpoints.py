@@ -36,7 +36,7 @@ import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference
+from hf_pe.instance import difference, processor_size
 from hf_pe.packing import (
     BITSANDBYTES,
     keep_savable_,
@@ -375,6 +375,22 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = error
     raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load: {reason}")
+
+
+def pixels_from(source: Source, model_class: type[PreTrainedModel], processor: Any = None) -> int | list[int] | None:
+    """Return the size of the images that a model's processor gives it; None where it reads none, or comes with none.
+
+    Args:
+        source: resolved.
+        model_class: what reads them.
+        processor: where it is loaded already.
+    """
+    if model_class.main_input_name != "pixel_values":
+        return None
+    try:
+        return processor_size(processor if processor is not None else load_processor(source, "pixel_values"))
+    except UsageError:  # measured without one, trained never
+        return None
 
 
 def is_sentence_transformer(source: Source) -> bool:

@@ -85,7 +85,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
 def plan(file: Path, set_: Set = None) -> None:
     """Dry run: sizes after each stage, without loading weights."""
     with _messages():
-        from hf_pe.checkpoints import class_for, load_config
+        from hf_pe.checkpoints import class_for, load_config, pixels_from
         from hf_pe.pipeline import find_task, fit_multiples, outline
         from hf_pe.plans import Sketch
         from hf_pe.recipe_file import read_recipe
@@ -93,7 +93,8 @@ def plan(file: Path, set_: Set = None) -> None:
         recipe = read_recipe(file, set_ or [])
         source = recipe.source()
         config = load_config(source)
-        sketch = Sketch(config=config, model_class=class_for(config, find_task(recipe.task, source, config).auto_class))
+        model_class = class_for(config, find_task(recipe.task, source, config).auto_class)
+        sketch = Sketch(config=config, model_class=model_class, pixels=pixels_from(source, model_class))
         steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
         found = outline(sketch, steps, recipe.variants, source)
         table = Table(title=f"{source.name}: plan of {file.name}")
@@ -233,7 +234,9 @@ def export(
 def swap(
     model: Model,
     list_: Annotated[bool, typer.Option("--list", help="What this command does; may be left out.")] = True,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; default: the config's.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels a side; default: the config's, else the processor's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Examples a timed pass.")] = 1,
     trust_remote_code: Code = False,
 ) -> None:
@@ -243,13 +246,17 @@ def swap(
     """
     with _messages():
         from hf_pe.backbones import candidates
-        from hf_pe.checkpoints import class_for, load_config, resolve
+        from hf_pe.checkpoints import class_for, load_config, pixels_from, resolve
+        from hf_pe.instance import image_size as size_in_config
 
-        config = load_config(resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True))
+        source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True)
+        config = load_config(source)
+        model_class = class_for(config)
+        pixels = image_size or size_in_config(config) or pixels_from(source, model_class)
         with _progress():
-            found = candidates(config, class_for(config), image_size=image_size, batch=batch)
+            found = candidates(config, model_class, pixels=pixels, batch=batch)
         whole = next(each for each in found if not each.name)
-        table = Table(title=f"{model}: backbones that are smaller")
+        table = Table(title=f"{model}: backbones that are smaller ({whole.latency.inputs})")
         table.add_column("preset")
         for column in ("parameters", "of it", "GFLOPs", f"ms at\nbatch {batch}", "times\nas fast"):
             table.add_column(column, justify="right")
@@ -302,7 +309,7 @@ def measure(
             )
         for taken in found.latency:
             table.add_row(
-                f"latency, batch {taken.batch}, length {taken.length}, {taken.threads} threads",
+                f"latency, {taken.inputs}, {taken.threads} threads",
                 f"p50 {taken.p50_ms:.1f} ms, p90 {taken.p90_ms:.1f} ms, {taken.throughput:.0f} examples per second",
             )
         for name, score in found.quality.items() or {"quality": None}.items():

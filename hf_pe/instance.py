@@ -187,7 +187,7 @@ def example_inputs(
     """Random inputs that fit `model`, read off its config and what its forward asks for; on `device`, default its own.
 
     Both of two towers are fed; a model that can read images or sounds in a text gets a text. Images have the config's
-    size, else `pixels` a side (or [height, width]), else 224.
+    size, else `pixels` a side (or [height, width]), else `IMAGE`.
     """
     config = model.config
     if pixels is not None and image_size(config) is None:
@@ -263,6 +263,34 @@ def _first(config: Any, *names: str, default: Any = None) -> Any:
 def image_size(config: PretrainedConfig) -> Any:
     """Pixels a side, or [height, width], where the config says it: those of plain convolutional nets need not."""
     return _first(config, "image_size", "input_size")
+
+
+def processor_size(processor: Any) -> int | list[int] | None:
+    """Return the size that an image processor gives every image: pixels a side, or [height, width].
+
+    None where it makes no images, or leaves them different sizes (a detector's, between a shortest and a longest edge).
+    """
+    maker = getattr(processor, "image_processor", processor)
+    timm = getattr(maker, "data_config", None)
+    if isinstance(timm, dict) and "input_size" in timm:
+        return _one_side(*timm["input_size"][-2:])
+    if getattr(maker, "do_center_crop", None) and getattr(maker, "crop_size", None):
+        return _side(maker.crop_size)
+    return _side(getattr(maker, "size", None)) if getattr(maker, "do_resize", False) else None
+
+
+def _side(size: Any) -> int | list[int] | None:
+    """Return what a processor's size says, which is a number of pixels or a dict of heights, widths and edges."""
+    if isinstance(size, int):
+        return size
+    told = dict(size) if size is not None else {}
+    if told.get("height") and told.get("width"):
+        return _one_side(told["height"], told["width"])
+    return told.get("shortest_edge") if told.get("longest_edge") is None else None
+
+
+def _one_side(height: int, width: int) -> int | list[int]:
+    return height if height == width else [height, width]
 
 
 def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:

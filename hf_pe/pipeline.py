@@ -194,7 +194,9 @@ def compress(
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
-    planned = outline(Sketch(config=config, model_class=model_class), recipes, variants, source)
+    pixels = checkpoints.pixels_from(source, model_class, processor)
+    sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
+    planned = outline(sketch, recipes, variants, source)
     inputs = local_inputs(source, recipes, data)
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
@@ -293,12 +295,13 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         ready = the_task.prepare(load_for_evaluation(data), processor, config) if data else None
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
-    found = measure({"model": model}, ready)["model"]
+    pixels = checkpoints.pixels_from(source, model_class)
+    found = measure({"model": model}, ready, pixels=pixels)["model"]
     if ready is not None:
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
             progress.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
-        return _with_folder_facts(found, model, None, Path(folder), auto_class, source)
+        return _with_folder_facts(found, model, None, Path(folder), auto_class, source, pixels)
 
 
 def outline(
@@ -471,7 +474,13 @@ def recipe_of(
 
 
 def _with_folder_facts(
-    measured: Measurement, model: PreTrainedModel, processor: Any, place: Path, auto_class: str, source: Source
+    measured: Measurement,
+    model: PreTrainedModel,
+    processor: Any,
+    place: Path,
+    auto_class: str,
+    source: Source,
+    pixels: Any = None,
 ) -> Measurement:
     """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process; saved in `place` for it.
 
@@ -480,7 +489,7 @@ def _with_folder_facts(
     folder = place / "base"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed meanwhile
     checkpoints.save_model(model, processor, folder)
-    seen, _ = reopened(folder, "base", model, auto_class, processor)
+    seen, _ = reopened(folder, "base", model, auto_class, processor, pixels=pixels)
     size = checkpoints.weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
     return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})

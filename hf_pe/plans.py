@@ -1,7 +1,7 @@
 """Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PretrainedConfig, PreTrainedModel
@@ -60,8 +60,10 @@ class Sketch:
         config: of the model.
         model_class: what is built from it.
         bits: bits a weight takes, by parameter name, where not the dtype's.
+        pixels: a side, or [height, width], of the images that its processor gives it, where the config does not say.
     """
 
     config: PretrainedConfig
     model_class: type[PreTrainedModel]
     bits: dict[str, float] = field(default_factory=dict)
+    pixels: Any = None

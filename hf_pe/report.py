@@ -1,6 +1,7 @@
 """Reports: frozen data of what was measured before and after, where and how. The card is a pure function of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,13 @@ MAIN = "main"
 """The unquantized result where there are variants: its name among them, its folder and its branch."""
 
 
+def pixels_named(pixels: int | Sequence[int] | None) -> str:
+    """Return ", 32 pixels" or ", 224 x 160 pixels" for a setting; "" where there are no images."""
+    if pixels is None:
+        return ""
+    return f", {pixels if isinstance(pixels, int) else ' x '.join(map(str, pixels))} pixels"
+
+
 class Latency(Frozen):
     """Times of one forward pass at a stated setting, after warm-up."""
 
@@ -24,6 +32,13 @@ class Latency(Frozen):
     rounds: int
     p50_ms: float
     p90_ms: float
+    pixels: int | tuple[int, int] | None = Field(None, description="a side, or height and width; None without images")
+
+    @property
+    def inputs(self) -> str:
+        """Return the size of the pass: "batch 1, length 128" or "batch 1, 32 pixels"."""
+        length = f", length {self.length}" if self.length else ""
+        return f"batch {self.batch}{length}{pixels_named(self.pixels)}"
 
     @property
     def throughput(self) -> float:

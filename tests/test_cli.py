@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoConfig, AutoModel, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 from typer.testing import CliRunner
 
+from hf_pe.backbones import PRESETS
 from hf_pe.cli import app
 from hf_pe.distill import Distillation
 from tests.helpers import TEXTS
@@ -51,11 +60,24 @@ def test_inspect_lists_the_axes(bert_folder):
     assert "128" in rows["ffn"]
 
 
+def test_swap_lists_at_the_size_of_the_images_that_the_processor_makes(tmp_path, monkeypatch):
+    few = {name: PRESETS[name] for name in ("mobilenet_v1_0.25", "mobilenet_v2_0.35")}
+    monkeypatch.setattr("hf_pe.backbones.listing.PRESETS", few)
+    names = {0: "dot", 1: "bar"}
+    config = ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 128, 256], layer_type="basic", id2label=names)
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    found = call("swap", tmp_path)
+    assert found.exit_code == 0 and "(batch 1, 48 pixels)" in found.output
+    assert "(batch 1, 64 pixels)" in call("swap", tmp_path, "--image-size", 64).output
+
+
 def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
     config = ViTConfig(image_size=32, patch_size=8, hidden_size=144, num_hidden_layers=2, intermediate_size=512)
     ViTForImageClassification(config).save_pretrained(tmp_path)
     found = call("swap", tmp_path, "--list")
     assert found.exit_code == 0, found.output
+    assert "backbones that are smaller (batch 1, 32 pixels)" in found.output
     rows = [line for line in found.output.splitlines() if line.startswith("│")]
     assert "the model itself" in rows[0] and "mobilenet_v1_0.25" in rows[-1]
     assert not any("efficientnet_b0" in row for row in rows), "it is larger"

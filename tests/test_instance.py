@@ -1,47 +1,38 @@
-"""Outputs that cannot be compared are never called equal."""
-
-import math
+"""What a processor says of the images that it makes."""
 
 import pytest
-import torch
+from transformers import (
+    ConvNextImageProcessor,
+    DetrImageProcessor,
+    MobileNetV2ImageProcessor,
+    ViTImageProcessor,
+    WhisperFeatureExtractor,
+)
 
-from hf_pe.instance import difference
-
-ONES = torch.ones(2, 3)
-
-
-def with_value(value: float) -> torch.Tensor:
-    changed = ONES.clone()
-    changed[1, 2] = value
-    return changed
+from hf_pe.instance import processor_size
 
 
-def test_the_difference_is_the_largest_over_all_outputs():
-    assert difference([ONES, ONES], [ONES, ONES]) == 0
-    assert difference([2 * ONES, ONES], [2 * ONES, with_value(1.5)]) == pytest.approx(0.5)
-    assert difference([torch.zeros(0, 3)], [torch.zeros(0, 3)]) == 0
+class Timm:
+    data_config = {"input_size": [3, 160, 160]}  # noqa: RUF012
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, 1, 2])
-def test_what_is_not_finite_in_any_output_is_not_equal(value, place):
-    changed = [with_value(value) if number == place else ONES for number in range(3)]
-    assert math.isnan(difference([ONES] * 3, changed))
-    assert math.isnan(difference(changed, [ONES] * 3))
+@pytest.mark.parametrize(
+    ("made", "pixels"),
+    [
+        (lambda: ViTImageProcessor(size={"height": 32, "width": 32}), 32),
+        (lambda: ViTImageProcessor(size={"height": 32, "width": 48}), [32, 48]),
+        (lambda: ConvNextImageProcessor(size={"shortest_edge": 64}), 64),
+        (lambda: MobileNetV2ImageProcessor(size={"shortest_edge": 256}, crop_size={"height": 96, "width": 96}), 96),
+        (lambda: DetrImageProcessor(size={"shortest_edge": 800, "longest_edge": 1333}), None),
+        (lambda: ViTImageProcessor(do_resize=False), None),
+        (WhisperFeatureExtractor, None),
+        (Timm, 160),
+        (lambda: None, None),
+    ],
+)
+def test_images_have_the_size_that_the_processor_gives_them(made, pixels):
+    assert processor_size(made()) == pixels
 
 
-def test_nan_at_the_same_places_is_not_equal():
-    assert math.isnan(difference([ONES, with_value(math.nan)], [ONES, with_value(math.nan)]))
-
-
-def test_logits_masked_alike_are_compared_at_the_others():
-    masked = with_value(-math.inf)
-    assert difference([masked], [masked.clone()]) == 0
-    assert difference([masked], [torch.where(masked.isinf(), masked, 1.25)]) == pytest.approx(0.25)
-    assert math.isnan(difference([masked], [-masked]))
-
-
-def test_outputs_of_another_shape_or_number_are_not_equal():
-    assert math.isnan(difference([ONES], [ONES[:, :1]]))  # would broadcast
-    assert math.isnan(difference([ONES, ONES], [ONES]))
-    assert math.isnan(difference([], []))
+def test_a_tokenizer_makes_no_images(tokenizer):
+    assert processor_size(tokenizer) is None

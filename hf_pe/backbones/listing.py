@@ -2,12 +2,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.backbones.presets import PRESETS
 from hf_pe.backbones.target import Target, target_of
 from hf_pe.errors import UsageError
+from hf_pe.instance import IMAGE, image_size
 from hf_pe.measure import flops, latency, parameters
 from hf_pe.report import Latency
 
@@ -35,7 +37,7 @@ def candidates(
     config: PretrainedConfig,
     model_class: type[PreTrainedModel],
     *,
-    image_size: int | None = None,
+    pixels: Any = None,
     batch: int = 1,
     length: int = 128,
     seconds: float = 0.5,
@@ -45,7 +47,8 @@ def candidates(
     Args:
         config: of the model.
         model_class: whose head stays.
-        image_size: pixels a side, where the config does not say.
+        pixels: a side, or [height, width], of the images that all of them read; default: the config's size, else
+            `IMAGE`.
         batch: examples a timed pass.
         length: tokens, for text.
         seconds: to time each model for; all take turns.
@@ -59,31 +62,44 @@ def candidates(
             f"swap: no preset reads {model_class.main_input_name}. Make the model's own architecture smaller by "
             "`config` values, or name a folder or a Hub id."
         )
-    if image_size is not None:
-        config = copy.deepcopy(config)
-        config.image_size = image_size
+    images = model_class.main_input_name == "pixel_values"
+    size = (pixels or image_size(config) or IMAGE) if images else None
     targets = {"": Target(config, model_class, (), "", None, (), ())}
     reason = None
     for name in fitting:
         try:
-            targets[name] = target_of(config, model_class, name, {}, None, image_size)
+            targets[name] = target_of(config, model_class, name, {}, None, size)
         except UsageError as error:
             reason = error
     if len(targets) == 1 and reason is not None:
         raise reason
+    if images:
+        targets = {name: target._replace(config=_of_size(target.config, size)) for name, target in targets.items()}
     models = {name: target.model_class(target.config).eval() for name, target in targets.items()}
     sizes = {name: parameters(model).total for name, model in models.items()}
     kept = sorted((name for name in models if not name or sizes[name] < sizes[""]), key=lambda n: -sizes[n])
     taken = latency(
-        {name: models[name] for name in kept}, batch=batch, length=length, seconds=seconds * len(kept), most_rounds=30
+        {name: models[name] for name in kept},
+        batch=batch,
+        length=length,
+        seconds=seconds * len(kept),
+        most_rounds=30,
+        pixels=size,
     )
     return [
         Candidate(
             name,
             sizes[name],
-            flops(targets[name].config, targets[name].model_class, batch=1, length=length),
+            flops(targets[name].config, targets[name].model_class, batch=1, length=length, pixels=size),
             taken[name],
             targets[name].notes,
         )
         for name in kept
     ]
+
+
+def _of_size(config: PretrainedConfig, size: Any) -> PretrainedConfig:
+    """A copy of `config` that says the size of its images, so that all are measured on the same."""
+    new = copy.deepcopy(config)
+    new.image_size = size
+    return new

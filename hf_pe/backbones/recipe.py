@@ -16,7 +16,7 @@ from hf_pe.backbones.target import Target, is_known_by_name, target_of
 from hf_pe.bridge import BATCH, fitted, fold_
 from hf_pe.checkpoints import load_model, load_processor
 from hf_pe.errors import UsageError
-from hf_pe.instance import reads
+from hf_pe.instance import image_size, reads
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.surgery import in_dtype
@@ -47,7 +47,9 @@ class BackboneSwap(Frozen):
     )  # fmt: skip
     weights: bool = Field(True, description="False: random ones, also where `to` brings its own")
     fit: bool = Field(True, description="a random body's linear bottlenecks are fitted to the original's feature maps")
-    image_size: int | None = Field(None, ge=1, description="pixels a side that it will see; default: the config's")
+    image_size: int | None = Field(
+        None, ge=1, description="pixels a side that it will see; default: the config's, else the processor's"
+    )
     seed: int = 0
 
     @field_serializer("to")
@@ -66,8 +68,8 @@ class BackboneSwap(Frozen):
         Raises:
             UsageError: the backbone is not known, does not fit, or is not smaller.
         """
-        target = self._target(sketch.config, sketch.model_class)
-        after = Sketch(config=target.config, model_class=target.model_class, bits={})
+        target = self._target(sketch)
+        after = Sketch(config=target.config, model_class=target.model_class, pixels=sketch.pixels)
         before = parameters(skeleton(sketch.config, sketch.model_class)).total
         sizes = sketch_size(after)
         if sizes["parameters"] >= before:
@@ -91,8 +93,8 @@ class BackboneSwap(Frozen):
         Raises:
             UsageError: as `outline`; the two tokenizers share nothing.
         """
-        plan = self.outline(Sketch(config=model.config, model_class=type(model)))[0]
-        theirs = self._other_tokenizer(self._target(model.config, type(model)), data)
+        plan = self.outline(data.sketch(model))[0]
+        theirs = self._other_tokenizer(self._target(data.sketch(model)), data)
         if theirs is None:
             return plan
         shared = translated(torch.zeros(len(theirs), 1), theirs, data.processor)[1]
@@ -113,7 +115,7 @@ class BackboneSwap(Frozen):
         Raises:
             UsageError: the features stand at other places than the head expects.
         """
-        target = self._target(model.config, type(model))
+        target = self._target(data.sketch(model))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
@@ -129,8 +131,11 @@ class BackboneSwap(Frozen):
         new.eval()
         return new
 
-    def _target(self, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Target:
-        return target_of(config, model_class, self.to, self.config, self.part, self.image_size)
+    def _target(self, sketch: Sketch) -> Target:
+        """What the model becomes, for images as they are: the recipe's size, the config's, the processor's."""
+        given = sketch.pixels if image_size(sketch.config) is None else None
+        size = self.image_size or (given if given is None or isinstance(given, int) else min(given))
+        return target_of(sketch.config, sketch.model_class, self.to, self.config, self.part, size)
 
     def _grows(self, config: PretrainedConfig, target: Target) -> bool:
         """Whether the body is one of images, whole, and random."""

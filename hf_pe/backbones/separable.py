@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any, Literal, NamedTuple
 
@@ -56,7 +57,7 @@ class SeparableConvolutions(Frozen):
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
         """The outline, with each layer's error on calibration rows (and without those where it is too large)."""
-        sketch = Sketch(config=model.config, model_class=type(model))
+        sketch = data.sketch(model)
         lost: dict[str, float] = {}
         names = self._names(sketch)
         made = self._rewritten(model, names, data, lost)
@@ -86,7 +87,7 @@ class SeparableConvolutions(Frozen):
 
     def _planned(self, sketch: Sketch, names: Sequence[str], *, exact: bool) -> tuple[Plan, Sketch]:
         form = Form(separable=dict.fromkeys(names, self.rank))
-        after = Sketch(config=with_form(sketch.config, form), model_class=sketch.model_class)
+        after = replace(sketch, config=with_form(sketch.config, form))
         plan = Plan(
             recipe="separate",
             title=f"{len(names)} convolutions rewritten as depthwise (rank {self.rank}) and pointwise",

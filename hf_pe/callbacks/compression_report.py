@@ -17,7 +17,7 @@ from hf_pe import provenance
 from hf_pe.callbacks.ranks import on_first
 from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
-from hf_pe.instance import outputs_of
+from hf_pe.instance import outputs_of, processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
@@ -66,6 +66,7 @@ class CompressionReport(TrainerCallback):
         self.facts: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
         self.state: TrainerState | None = None
+        self.pixels: int | list[int] | None = None
 
     def on_train_begin(
         self,
@@ -74,10 +75,12 @@ class CompressionReport(TrainerCallback):
         control: TrainerControl,
         model: Any = None,
         train_dataloader: Any = None,
+        processing_class: Any = None,
         **_: Any,
     ) -> None:
         """Prepare the reporting integrations; the Trainer's own have had their turn before a user's callback."""
         self.state = state
+        self.pixels = processor_size(processing_class)
         if state.is_world_process_zero:
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
         auto_class_of(model)  # says before training what could not be reported after it
@@ -179,7 +182,7 @@ class CompressionReport(TrainerCallback):
         )
 
     def _measure(self, model: Any) -> None:
-        self.found = measure({"before": self.teacher, "after": model}, batches=(1,))
+        self.found = measure({"before": self.teacher, "after": model}, batches=(1,), pixels=self.pixels)
 
     def _logs(self, agreement: float) -> dict[str, float]:
         before, after = self.found["before"], self.found["after"]

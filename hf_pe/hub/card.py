@@ -285,8 +285,7 @@ def _giga(value: int | None) -> float | None:
 
 
 def _setting(latency: Latency) -> str:
-    length = f", length {latency.length}" if latency.length else ""
-    return f"batch {latency.batch}{length}, {latency.threads} threads"
+    return f"{latency.inputs}, {latency.threads} threads"
 
 
 def _gains(report: Report) -> str:

@@ -35,9 +35,9 @@ def side_by_side(one: Report, other: Report) -> tuple[list[tuple[str, str, str, 
     if one.machine != other.machine:
         notes.append(f"Two machines: {one.machine}; {other.machine}.")
     a, b = one.after, other.after
-    settings = {(t.batch, t.length, t.threads) for t in a.latency} & {(t.batch, t.length, t.threads) for t in b.latency}
+    settings = {(t.inputs, t.threads) for t in a.latency} & {(t.inputs, t.threads) for t in b.latency}
     a, b = (
-        m.model_copy(update={"latency": tuple(t for t in m.latency if (t.batch, t.length, t.threads) in settings)})
+        m.model_copy(update={"latency": tuple(t for t in m.latency if (t.inputs, t.threads) in settings)})
         for m in (a, b)
     )
     if one.data.fingerprint != other.data.fingerprint:

@@ -1,12 +1,15 @@
 """Measurements: size, FLOPs, latency, memory, quality."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 
+from hf_pe.instance import processor_size
 from hf_pe.measure.flops import flops as flops
 from hf_pe.measure.latency import alternating as alternating
 from hf_pe.measure.latency import latency as latency
+from hf_pe.measure.latency import pixels_of as pixels_of
 from hf_pe.measure.latency import shared_size as shared_size
 from hf_pe.measure.memory import longest as longest
 from hf_pe.measure.memory import reopened as reopened
@@ -22,7 +25,7 @@ from hf_pe.measure.size import layer_bits as layer_bits
 from hf_pe.measure.size import parameters as parameters
 from hf_pe.measure.size import sketch_size as sketch_size
 from hf_pe.measure.size import weight_bytes as weight_bytes
-from hf_pe.report import Latency, Measurement
+from hf_pe.report import Latency, Measurement, pixels_named
 from hf_pe.tasks import Judged, TaskData
 
 LENGTH = 128
@@ -37,25 +40,29 @@ def measure(
     evaluate: Evaluate | None = None,
     batches: Sequence[int] = BATCHES,
     length: int = LENGTH,
+    pixels: Any = None,
 ) -> dict[str, Measurement]:
     """Measure models side by side, on images of the same size: sizes, FLOPs, interleaved latency, quality.
 
     Quality comes from `judged` where given (see `judge`), else it is measured on `data` or by `evaluate`.
-    Bytes on disk and peak memory belong to a folder and are added when one is saved.
+    Bytes on disk and peak memory belong to a folder and are added when one is saved. Images have the size that a config
+    says, else `pixels` a side (or [height, width]; default: what the processor of `data` gives).
     """
     length = min(longest(model.config, length) for model in models.values())
-    pixels = shared_size(models.values())
+    shared = shared_size(models.values(), pixels or processor_size(data.processor if data else None))
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
-        for name, found in latency(models, batch=batch, length=length).items():
+        for name, found in latency(models, batch=batch, length=length, pixels=shared).items():
             times[name].append(found)
     return {
         name: Measurement(
             parameters=parameters(model).total,
             parameters_without_embeddings=parameters(model).without_embeddings,
             dtype=str(model.dtype).removeprefix("torch."),
-            flops=flops(model.config, type(model), length=length, pixels=pixels),
-            flops_setting=f"batch 1, length {length}" if model.main_input_name == "input_ids" else "batch 1",
+            flops=flops(model.config, type(model), length=length, pixels=shared),
+            flops_setting=f"batch 1, length {length}"
+            if model.main_input_name == "input_ids"
+            else f"batch 1{pixels_named(pixels_of(model, shared))}",
             latency=tuple(times[name]),
             quality=judged[name].scores() if judged else quality(model, data, evaluate),
         )

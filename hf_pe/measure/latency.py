@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.instance import example_inputs, image_size
+from hf_pe.instance import IMAGE, example_inputs, image_size, reads
 from hf_pe.progress import advance
 from hf_pe.report import Latency
 
@@ -25,6 +25,7 @@ def latency(
     length: int = 128,
     seconds: float = 6.0,
     most_rounds: int = 100,
+    pixels: Any = None,
 ) -> dict[str, Latency]:
     """Time one forward pass of each model, taking turns so that all see the same machine and images of the same size.
 
@@ -34,8 +35,9 @@ def latency(
         length: tokens, for text models.
         seconds: time to spend, warm-up aside; never fewer than `LEAST_ROUNDS`, or 2 of large models.
         most_rounds: upper bound of the rounds.
+        pixels: a side, or [height, width], of images where no config says a size.
     """
-    times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds)
+    times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds, pixels=pixels)
     model = next(iter(models.values()))
     text = model.main_input_name == "input_ids"
     return {
@@ -46,21 +48,42 @@ def latency(
             rounds=len(taken),
             p50_ms=statistics.median(taken),
             p90_ms=statistics.quantiles(taken, n=10)[-1],
+            pixels=pixels_of(models[name], shared_size(models.values(), pixels)),
         )
         for name, taken in times.items()
     }
 
 
-def shared_size(models: Iterable[PreTrainedModel]) -> Any:
-    """The image size that configs which say none are measured at: the first that one beside them says."""
-    return next((size for model in models if (size := image_size(model.config)) is not None), None)
+def shared_size(models: Iterable[PreTrainedModel], pixels: Any = None) -> Any:
+    """The image size that configs which say none are measured at: the first that one beside them says, else `pixels`
+    (their processor's), else `IMAGE`."""
+    return next((size for model in models if (size := image_size(model.config)) is not None), pixels or IMAGE)
+
+
+def pixels_of(model: PreTrainedModel, shared: Any) -> int | tuple[int, int] | None:
+    """Return the size of the images that a model is measured at; None where it reads none, or reads patches.
+
+    Args:
+        model: to be measured.
+        shared: see `shared_size`.
+    """
+    if reads(type(model)) != "pixel_values":
+        return None
+    size = image_size(model.config) or shared
+    return size if isinstance(size, int) else (int(size[-2]), int(size[-1]))
 
 
 def alternating(
-    models: Mapping[str, PreTrainedModel], *, batch: int, length: int, seconds: float, most_rounds: int
+    models: Mapping[str, PreTrainedModel],
+    *,
+    batch: int,
+    length: int,
+    seconds: float,
+    most_rounds: int,
+    pixels: Any = None,
 ) -> dict[str, list[float]]:
     """Milliseconds of every round by model; see `latency`."""
-    told = {"batch": batch, "length": length, "pixels": shared_size(models.values())}
+    told = {"batch": batch, "length": length, "pixels": shared_size(models.values(), pixels)}
     inputs = {name: example_inputs(model, **told) for name, model in models.items()}
     spent = each = 0.0
     for _ in range(3):

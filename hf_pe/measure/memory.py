@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Seen, brings_code, loading_snippet, open_in_fresh_process
-from hf_pe.instance import example_inputs, outputs_of
+from hf_pe.instance import example_inputs, outputs_of, processor_size
 
 
 def longest(config: PretrainedConfig, length: int) -> int:
@@ -16,7 +16,14 @@ def longest(config: PretrainedConfig, length: int) -> int:
 
 
 def reopened(
-    folder: Path, name: str, model: PreTrainedModel, auto_class: str, processor: Any, *, length: int = 128
+    folder: Path,
+    name: str,
+    model: PreTrainedModel,
+    auto_class: str,
+    processor: Any,
+    *,
+    length: int = 128,
+    pixels: Any = None,
 ) -> tuple[Seen, str]:
     """Load `folder` in a fresh process with the snippet the card prints; compare with `model`.
 
@@ -32,5 +39,5 @@ def reopened(
         plugin=form_of(model.config) is not None,
         own_code=brings_code(type(model)),
     )
-    inputs = example_inputs(model, batch=1, length=length)
+    inputs = example_inputs(model, batch=1, length=length, pixels=pixels or processor_size(processor))
     return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet

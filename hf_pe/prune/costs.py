@@ -71,7 +71,7 @@ class Costs:
         return parameters(skeleton(sketch.config, sketch.model_class)).without_embeddings
 
     def _flops(self, sketch: Sketch) -> int | None:
-        return flops(sketch.config, sketch.model_class, length=longest(sketch.config, LENGTH))
+        return flops(sketch.config, sketch.model_class, length=longest(sketch.config, LENGTH), pixels=sketch.pixels)
 
     def _bytes(self, sketch: Sketch) -> int:
         return int(sketch_size(sketch)["weight_bytes"])
@@ -79,7 +79,7 @@ class Costs:
     def _latency(self, sketch: Sketch) -> float:
         """In turns with the dense model (of a deep one, its first blocks): a machine that slows down slows both."""
         known = _blocks(self.dense)[0][1]
-        how: dict[str, Any] = {"batch": self.batch, "length": longest(sketch.config, LENGTH)}
+        how: dict[str, Any] = {"batch": self.batch, "length": longest(sketch.config, LENGTH), "pixels": sketch.pixels}
         if self._rival is None:
             self._rival = self._random(known)
             self._usual = latency({"rival": self._rival}, **how)["rival"].p50_ms
@@ -95,7 +95,9 @@ class Costs:
             folder = Path(place, "sized")
             model.save_pretrained(folder)
             kind = auto_class_of(model.config, type(model))
-            return reopened(folder, "sized", model, kind, None, length=LENGTH)[0].peak_memory_bytes
+            return reopened(folder, "sized", model, kind, None, length=LENGTH, pixels=sketch.pixels)[
+                0
+            ].peak_memory_bytes
 
     def _random(self, sketch: Sketch) -> PreTrainedModel:
         make: Any = sketch.model_class

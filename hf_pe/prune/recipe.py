@@ -217,11 +217,11 @@ class StructuredPruning(Frozen):
         """
         if self.target is not None or self.floor is not None:
             setting, notes = self._from_data(model, data)
-            sizes, _ = sizes_in_turn(Sketch(config=model.config, model_class=type(model)), setting)
+            sizes, _ = sizes_in_turn(data.sketch(model), setting)
             fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
             plan = fixed.plan(model, data)
             return plan.model_copy(update={"notes": (*notes, *plan.notes)})
-        sketch = Sketch(config=model.config, model_class=type(model))
+        sketch = data.sketch(model)
         outline, _ = self.outline(sketch)
         kept: dict[str, dict[str, list[int]]] = {}
         losses: list[str] = []
@@ -276,7 +276,7 @@ class StructuredPruning(Frozen):
 
     def _from_data(self, model: PreTrainedModel, data: TaskData) -> tuple[Setting, tuple[str, ...]]:
         """The sizes, and what is expected of them."""
-        sketch = Sketch(config=model.config, model_class=type(model))
+        sketch = data.sketch(model)
         fixed = kept_sizes(sketch, self.keep, *self._steps)
         ladders = self._ladders(sketch)
         for axis in (_axis(model, name) for rungs in ladders for name in rungs[0]):
@@ -310,7 +310,7 @@ class StructuredPruning(Frozen):
         return found, (note,)
 
     def _made(self, model: PreTrainedModel, setting: Setting, data: TaskData) -> PreTrainedModel:
-        sizes, _ = sizes_in_turn(Sketch(config=model.config, model_class=type(model)), setting)
+        sizes, _ = sizes_in_turn(data.sketch(model), setting)
         fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
         return fixed.apply(model, fixed.plan(model, data), data)
 
@@ -320,7 +320,7 @@ class StructuredPruning(Frozen):
             raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
         original, narrower = model, False
         counts = {name: len(next(iter(kept.values()))) for name, kept in plan.kept.items()}
-        sketch = resized_sketch(Sketch(config=model.config, model_class=type(model)), counts)
+        sketch = resized_sketch(data.sketch(model), counts)
         _require_planned(model, sketch.config, plan)
         layers = {name: kept for name, kept in plan.kept.items() if _has([name], "layers")}
         require_generation(model.config, type(model), layers)
@@ -364,7 +364,7 @@ class StructuredPruning(Frozen):
                 repair_in_order_(model, original, axis, layers, data, heads)
 
     def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
-        free = _removable(Sketch(config=model.config, model_class=type(model)), axis, size)
+        free = _removable(data.sketch(model), axis, size)
         if self.depth == "greedy":
             known = data.memory.setdefault((LEAST_MISSED, model, axis.name), [])  # one order for all sizes
             gone = least_missed(model, axis, free, axis.size - size, data, known)[: axis.size - size]

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
+from hf_pe.instance import processor_size
+from hf_pe.plans import Sketch
 
 Batch = dict[str, torch.Tensor]
 ROW = "teacher_row"
@@ -115,6 +117,10 @@ class TaskData:
         if self.examples.in_file_order:
             return random.Random(config.seed).sample(range(count), size)
         return list(range(size))
+
+    def sketch(self, model: PreTrainedModel) -> Sketch:
+        """Return what a dry run knows of `model`, which sees images of the processor's size."""
+        return Sketch(config=model.config, model_class=type(model), pixels=processor_size(self.processor))
 
     @property
     def calibration(self) -> datasets.Dataset:

@@ -34,6 +34,7 @@ from transformers import (
     UperNetForSemanticSegmentation,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
 )
@@ -581,3 +582,20 @@ def test_digits_from_a_resnet_onto_a_mobilenet():
     assert accuracy(teacher) > 0.85
     assert accuracy(learned) > max(0.9 * accuracy(teacher), accuracy(small))
     assert parameters(learned).total < parameters(teacher).total
+
+
+def test_a_swap_sees_images_of_the_processors_size_where_the_config_has_none(images):
+    """A ResNet's config names none: its compact body was made for the 224 pixels of the preset."""
+    config = ResNetConfig(
+        num_labels=3, hidden_sizes=[64, 128], depths=[2, 2], layer_type="basic", embedding_size=32, id2label=NAMES
+    )
+    model = ResNetForImageClassification(config).eval()
+    data = replace(images, processor=ViTImageProcessor(size={"height": 32, "width": 32}))
+    recipe = BackboneSwap(to="mobilenet_v2_0.35", config={"depth_multiplier": 0.1})
+    plan = recipe.plan(model, data)
+    assert any("for images of 32 pixels" in note for note in plan.notes)
+    small = recipe.apply(model, plan, data)
+    assert (small.config.image_size, small.config.output_stride) == (32, 8)
+    outlined, after = recipe.outline(Sketch(config, ResNetForImageClassification, pixels=32))
+    assert outlined.notes == plan.notes and after.pixels == 32
+    assert recipe.outline(Sketch(config, ResNetForImageClassification))[1].config.image_size == 224

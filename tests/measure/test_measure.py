@@ -1,14 +1,20 @@
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from transformers import BertModel, LlamaForCausalLM
+from transformers import BertModel, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
+from hf_pe.checkpoints import resolve
 from hf_pe.errors import UsageError
 from hf_pe.instance import lively
-from hf_pe.measure import latency, measure, parameters, quality, sketch_size, weight_bytes
+from hf_pe.measure import flops, latency, measure, parameters, quality, sketch_size, weight_bytes
+from hf_pe.pipeline import measure_source
 from hf_pe.plans import Sketch
+from hf_pe.tasks import ImageClassification, Judged
 from tests.helpers import bert_config
+from tests.images import of_rows
 
 
 def test_parameters_with_and_without_embeddings():
@@ -65,6 +71,37 @@ def test_measure_all_at_once():
     assert found.flops_setting == "batch 1, length 64"
     assert found.disk_bytes is None
     assert found.peak_memory_bytes is None
+
+
+RESNET = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "embedding_size": 8, "num_labels": 3}
+
+
+def test_images_without_a_size_in_the_config_have_the_processors():
+    """A ResNet for 32 pixels was counted and timed at 128, or at what the model beside it says."""
+    models = {"a": lively(ResNetForImageClassification(ResNetConfig(**RESNET)))}
+    data = replace(of_rows(ImageClassification(), {"pixel_values": [[0.0]]}), processor=ViTImageProcessor(size=32))
+    seen = []
+    models["a"].register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["pixel_values"].shape), with_kwargs=True
+    )
+    found = measure(models, data, judged={"a": Judged({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
+    assert {tuple(shape[-2:]) for shape in seen} == {(32, 32)}
+    assert found.flops == flops(models["a"].config, ResNetForImageClassification, pixels=32)
+    assert found.flops_setting == found.latency[0].inputs == "batch 1, 32 pixels"
+    plain = measure(models, batches=(1,))["a"]
+    assert plain.flops_setting == plain.latency[0].inputs == "batch 1, 128 pixels"
+    wide = measure(models, batches=(1,), pixels=[32, 48])["a"]
+    assert wide.flops_setting == wide.latency[0].inputs == "batch 1, 32 x 48 pixels"
+    assert wide.latency[0].pixels == (32, 48) and type(wide).model_validate_json(wide.model_dump_json()) == wide
+
+
+def test_a_source_is_measured_at_the_size_of_its_processor(tmp_path):
+    config = ResNetConfig(**RESNET, id2label={i: str(i) for i in range(3)})
+    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    found = measure_source(resolve(str(tmp_path)), None, None)
+    assert found.flops_setting == "batch 1, 48 pixels" and {each.pixels for each in found.latency} == {48}
+    assert found.flops == flops(config, ResNetForImageClassification, pixels=48)
 
 
 def test_a_users_evaluate_must_give_numbers():
