@@ -87,9 +87,17 @@ def _logits(model: PreTrainedModel, way: Callable[..., Any], *, use_cache: bool)
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         found = way(
-            model, **inputs, **start, max_new_tokens=TOKENS, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=0,
-            output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            model,
+            **inputs,
+            **start,
+            max_new_tokens=TOKENS,
+            do_sample=False,
+            num_beams=1,
+            use_cache=use_cache,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
     logits = getattr(found, "logits", None)
     return list(logits) if logits else [torch.as_tensor(getattr(found, "sequences", found)).float()]
 
