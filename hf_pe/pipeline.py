@@ -44,7 +44,7 @@ from hf_pe.quantize import BitsAndBytesQuantization, Packing
 from hf_pe.report import MAIN, Measurement, Report, write_report
 from hf_pe.results import save_result
 from hf_pe.stages import Finished, StageFolder, require_resumable
-from hf_pe.tasks import TASKS, Embedding, Task, task_named
+from hf_pe.tasks import TASKS, Embedding, Task, prepare, task_named
 from hf_pe.weight_checks import require_finite
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -204,9 +204,8 @@ def compress(
     progress.say("reading data")
     examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
-    if getattr(processor, "pad_token", "") is None:
-        processor.pad_token = processor.eos_token
-    ready = the_task.prepare(examples, processor, config)
+    ready = prepare(the_task, examples, processor, config)
+    examples = ready.examples
     recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed)
     origin = origin_of(source, live, processor, the_task, examples, evaluate, seed)
     chain, branches = stage_ids(origin, recipes, variants)
@@ -292,7 +291,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
         the_task = find_task(task, source, config)
         auto_class, model_class = the_task.auto_class, checkpoints.class_for(config, the_task.auto_class)
         processor = checkpoints.load_processor(source, model_class.main_input_name) if data else None
-        ready = the_task.prepare(load_for_evaluation(data), processor, config) if data else None
+        ready = prepare(the_task, load_for_evaluation(data), processor, config) if data else None
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
     pixels = checkpoints.pixels_from(source, model_class)

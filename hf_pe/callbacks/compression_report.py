@@ -21,6 +21,7 @@ from hf_pe.instance import outputs_of, processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
+from hf_pe.tasks import require_classes
 
 AGREEMENT = "teacher_agreement"
 PIPELINES = {
@@ -83,7 +84,8 @@ class CompressionReport(TrainerCallback):
         self.pixels = processor_size(processing_class)
         if state.is_world_process_zero:
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
-        auto_class_of(model)  # says before training what could not be reported after it
+        if auto_class_of(model).endswith("Classification"):  # both say before training what cannot be reported after it
+            require_classes(model.config)
         self.facts["train_rows"] = _rows(train_dataloader)
 
     def on_evaluate(

@@ -19,7 +19,7 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
-from hf_pe.tasks import Batch, Task, counted_rows
+from hf_pe.tasks import Batch, Task, counted_rows, require_classes
 
 LARGE = 4096
 """From so many words on a vocabulary's logits are never held whole."""
@@ -64,14 +64,16 @@ def build(
         known: how many rows of a vocabulary the tokenizer uses, see `known_ids`.
 
     Raises:
-        UsageError: a teacher has other labels or another vocabulary; a loss needs what the task, a teacher or the
-            attention does not give; widths or layers do not fit.
+        UsageError: a teacher has other labels or another vocabulary; a classifier has one output; a loss needs what the
+            task, a teacher or the attention does not give; widths or layers do not fit.
     """
     live = [teacher for teacher in teachers if isinstance(teacher, Live)]
     plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
     if task.auto_class.endswith(("Classification", "Detection")):
         for each in live:
             require_same_labels(plain.config, each.model.config)
+    if task.auto_class.endswith("Classification"):
+        require_classes(plain.config)
     if hasattr(task, "predicted"):
         sizes = [each.classes for each in teachers if isinstance(each, Cached)]
         for size in (*sizes, *(_vocabulary_size(each.model) for each in live)):

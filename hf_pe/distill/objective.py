@@ -286,8 +286,10 @@ def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None
 
 @torch.no_grad()
 def _agreement(student: Signals, teacher: Signals) -> torch.Tensor | None:
-    """None where embeddings have different widths, or there is nothing to compare."""
+    """None where embeddings have different widths, or there is nothing to compare: one output is always the largest."""
     if "logits" in student:
+        if student["logits"].shape[-1] == 1:
+            return None
         agreed = agreement(counted(student, student), counted(teacher, student))
         return agreed.sum() / max(len(agreed), 1)
     if "embeddings" not in student:

@@ -8,11 +8,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Seen, brings_code, loading_snippet, open_in_fresh_process
 from hf_pe.instance import example_inputs, outputs_of, processor_size
+from hf_pe.tasks import positions
 
 
 def longest(config: PretrainedConfig, length: int) -> int:
     """`length`, or fewer tokens where the model has fewer positions."""
-    return min(length, int(getattr(config.get_text_config(), "max_position_embeddings", None) or length))
+    return min(length, positions(config) or length)
 
 
 def reopened(

@@ -14,8 +14,11 @@ from hf_pe.tasks.base import model_inputs as model_inputs
 from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
 from hf_pe.tasks.image_classification import ImageClassification as ImageClassification
+from hf_pe.tasks.labels import require_classes as require_classes
 from hf_pe.tasks.masked_lm import MaskedLM as MaskedLM
 from hf_pe.tasks.object_detection import ObjectDetection as ObjectDetection
+from hf_pe.tasks.prepare import positions as positions
+from hf_pe.tasks.prepare import prepare as prepare
 from hf_pe.tasks.question_answering import QuestionAnswering as QuestionAnswering
 from hf_pe.tasks.seq2seq import Seq2Seq as Seq2Seq
 from hf_pe.tasks.text_classification import TextClassification as TextClassification

@@ -1,6 +1,7 @@
 """Audio classification: one label per recording."""
 
 import io
+import struct
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -31,7 +32,8 @@ class AudioClassification(Classification):
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Translate the labels into the model's; files are read batch by batch."""
         column = examples.config.audio
-        return with_media(self, examples, processor, config, column, Waves(processor, column or "", self.seconds))
+        waves = Waves(processor, column or "", self.seconds)
+        return with_media(self, examples, processor, config, column, waves, recording)
 
 
 @dataclass(frozen=True)
@@ -55,18 +57,7 @@ def heard(audio: Any, rate: int) -> np.ndarray[Any, Any]:
     Raises:
         UsageError: it cannot be read.
     """
-    wave: np.ndarray[Any, Any]
-    if isinstance(audio, dict) and audio.get("array") is not None:
-        found, wave = int(audio["sampling_rate"]), np.asarray(audio["array"], np.float32)
-    else:
-        source: Any = (audio.get("bytes") or audio.get("path")) if isinstance(audio, dict) else audio
-        try:
-            found, wave = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"Data: {str(source)[:80]!r} is no .wav file that can be read: {error}. Other formats: decode them "
-                'first, to rows of {"array", "sampling_rate"}.'
-            ) from error
+    found, wave = recording(audio)
     if wave.dtype == np.uint8:
         wave = (wave.astype(np.float32) - 128) / 128
     elif np.issubdtype(wave.dtype, np.integer):
@@ -76,3 +67,24 @@ def heard(audio: Any, rate: int) -> np.ndarray[Any, Any]:
         ratio = Fraction(rate, found)
         wave = resample_poly(wave, ratio.numerator, ratio.denominator)
     return np.asarray(wave, np.float32)
+
+
+def recording(audio: Any) -> tuple[int, np.ndarray[Any, Any]]:
+    """Return the samples a second of a recording, and its samples [samples] or [samples, channels].
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    wave: np.ndarray[Any, Any]
+    if isinstance(audio, dict) and audio.get("array") is not None:
+        found, wave = int(audio["sampling_rate"]), np.asarray(audio["array"], np.float32)
+    else:
+        source: Any = (audio.get("bytes") or audio.get("path")) if isinstance(audio, dict) else audio
+        try:
+            found, wave = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+        except (OSError, ValueError, TypeError, struct.error) as error:
+            raise UsageError(
+                f"Data: {str(source)[:80]!r} is no .wav file that can be read: {error}. Other formats: decode them "
+                'first, to rows of {"array", "sampling_rate"}.'
+            ) from error
+    return found, wave

@@ -106,6 +106,8 @@ class TaskData:
     teacher: PreTrainedModel | None = None
     warnings: tuple[str, ...] = ()
     """Sentences on what the reader of a result should know of these rows and this model."""
+    truncated: int = 0
+    """Rows that had more tokens than `data.max_length`."""
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 

@@ -12,6 +12,7 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
 from hf_pe.tasks.likelihood import judged_tokens, perplexity, unigram_perplexity
+from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 
 
@@ -36,7 +37,7 @@ class CausalLM:
         length = examples.config.max_length
 
         def packed(rows: datasets.Dataset, what: str) -> datasets.Dataset:
-            stream = token_stream([str(t) for t in rows[examples.config.text]], processor)
+            stream = token_stream(texts_of(rows, examples.config.text), processor)
             blocks = [{"input_ids": ids, "labels": labels} for ids, labels in stream.blocks(length)]
             if not blocks:
                 raise UsageError(

@@ -12,6 +12,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
+from hf_pe.tasks.media import require_readable
 
 
 class Classification:
@@ -48,12 +49,13 @@ class Classification:
 
 
 def with_media(
-    task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any
+    task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any, read: Any
 ) -> TaskData:
-    """Rows of files and labels; files are read batch by batch, by `collate`.
+    """Rows of files and labels; files are read batch by batch, by `collate`, and once before by `read`.
 
     Raises:
-        UsageError: no column with files or with labels is named, or a label is none of the model's.
+        UsageError: no column with files or with labels is named, a label is none of the model's, or a file cannot be
+            read.
     """
     label = label_column(examples.config)
     require_classes(config)
@@ -65,7 +67,9 @@ def with_media(
         numbers = label_numbers(found[label], config, found.features[label])
         return found.select_columns([column]).add_column("labels", numbers)
 
-    return TaskData(task, processor, rows(examples.train), rows(examples.eval), collate, examples)
+    train, evaluation = rows(examples.train), rows(examples.eval)
+    require_readable([train, evaluation], column, read)
+    return TaskData(task, processor, train, evaluation, collate, examples)
 
 
 def with_labels(batch: Batch, rows: list[dict[str, Any]]) -> Batch:

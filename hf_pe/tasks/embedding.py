@@ -14,6 +14,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.sentence_files import SentenceModules
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
+from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -38,16 +39,18 @@ class Embedding:
         if options.label and not options.text_pair:
             raise UsageError("data.label is a score for pairs: name the second text's column in data.text_pair.")
         columns = [c for c in (options.text, options.text_pair) if c]
+        if options.label:
+            _scores(examples.eval, options.label)
+        tokenize = self._truncation(processor, options.max_length)
 
         def tokens(rows: datasets.Dataset, names: list[str]) -> datasets.Dataset:
-            texts = [text for name in names for text in rows[name]]
-            return datasets.Dataset.from_dict(self.tokenized(texts, processor, options.max_length))
+            texts = [self.modules.text(text) for name in names for text in texts_of(rows, name)]
+            return datasets.Dataset.from_dict(dict(tokenize(texts)))
 
         train, evaluation = tokens(examples.train, columns), tokens(examples.eval, columns)
         warnings = self.modules.warnings + unknown_token_warnings(processor, train, evaluation)
-        return TaskData(
-            self, processor, train, evaluation, DataCollatorWithPadding(processor), examples, warnings=warnings
-        )
+        collate, cut = DataCollatorWithPadding(processor), tokenize.rows
+        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=cut)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Embeddings [batch, width] and, on request, hidden states [batch, tokens, width]."""
@@ -62,8 +65,10 @@ class Embedding:
 
     def tokenized(self, texts: Sequence[Any], processor: Any, max_length: int) -> dict[str, Any]:
         """Return what the tokenizer makes of texts with the model's prompt before them."""
-        limit = min(max_length, self.modules.max_tokens or max_length)
-        return dict(processor([self.modules.text(text) for text in texts], truncation=True, max_length=limit))
+        return dict(self._truncation(processor, max_length)([self.modules.text(text) for text in texts]))
+
+    def _truncation(self, processor: Any, max_length: int) -> Truncation:
+        return Truncation(processor, min(max_length, self.modules.max_tokens or max_length))
 
     @torch.no_grad()
     def encode(self, model: PreTrainedModel, processor: Any, texts: Sequence[str]) -> torch.Tensor:
@@ -120,7 +125,7 @@ class Embedding:
         lengths = np.asarray([len(ids) for ids in data.eval["input_ids"]])
         if options.label:
             half = len(found) // 2
-            wanted = np.asarray(data.examples.eval[options.label], dtype=float)
+            wanted = _scores(data.examples.eval, options.label)
             similar, lengths = (found[:half] * found[half:]).sum(1), lengths[:half] + lengths[half:]
         else:
             teacher = found if data.teacher in (None, model) else self._of_teacher(data)
@@ -135,6 +140,18 @@ def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:
     draw = np.random.default_rng(seed)
     here = np.arange(count)[:, None]
     return (here + np.hstack([np.ones_like(here), draw.integers(1, max(count, 2), (count, 4))])) % count
+
+
+def _scores(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
+    """Return the scores of pairs [rows].
+
+    Raises:
+        UsageError: one is no number.
+    """
+    try:
+        return np.asarray(rows[column], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"data.label: expected a score for each pair in column '{column}': {error}.") from error
 
 
 def _spearman(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:

@@ -27,7 +27,7 @@ class ImageClassification(Classification):
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Translate the labels into the model's; files are read batch by batch."""
         column = examples.config.image
-        return with_media(self, examples, processor, config, column, Pixels(processor, column or ""))
+        return with_media(self, examples, processor, config, column, Pixels(processor, column or ""), opened)
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ def opened(image: Any) -> Image.Image:
         image = image.get("bytes") or image.get("path")
     try:
         return Image.open(io.BytesIO(image) if isinstance(image, bytes) else Path(image)).convert("RGB")
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"Data: {str(image)[:80]!r} is no image that can be read: {error}") from error

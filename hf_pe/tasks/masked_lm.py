@@ -11,6 +11,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -33,9 +34,10 @@ class MaskedLM:
             raise UsageError("task: masked_lm needs a tokenizer with a mask token; this one has none.")
         options = examples.config
 
+        tokenize = Truncation(processor, options.max_length)
+
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
-            texts = [str(t) for t in rows[options.text]]
-            return datasets.Dataset.from_dict(dict(processor(texts, truncation=True, max_length=options.max_length)))
+            return datasets.Dataset.from_dict(dict(tokenize(texts_of(rows, options.text))))
 
         hide = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share)
         fixed = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share, seed=options.seed)
@@ -49,7 +51,9 @@ class MaskedLM:
         collate = Hiding(hide, processor)
         train, evaluation = tokens(examples.train), datasets.Dataset.from_list(held)
         warnings = unknown_token_warnings(processor, train, evaluation)
-        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
+        return TaskData(
+            self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
+        )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, vocabulary], which tokens were hidden, the task loss; on request hidden states."""

@@ -17,6 +17,7 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 from hf_pe.tasks.image_classification import opened
 from hf_pe.tasks.labels import label_column, label_numbers
+from hf_pe.tasks.media import require_readable
 
 NOTHING = -100
 """The label of rows of a batch that are no box."""
@@ -56,7 +57,9 @@ class ObjectDetection:
             return found.select_columns([column]).add_column("boxes", list(boxes)).add_column("kinds", numbers)
 
         collate = Boxes(processor, column)
-        return TaskData(self, processor, rows(examples.train), rows(examples.eval), collate, examples)
+        train, evaluation = rows(examples.train), rows(examples.eval)
+        require_readable([train, evaluation], column, opened)
+        return TaskData(self, processor, train, evaluation, collate, examples)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits of each query, the task loss (set prediction: Carion et al. 2020, arXiv:2005.12872, section 3.1) and,

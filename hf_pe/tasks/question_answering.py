@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 NOWHERE = -1e4
@@ -51,8 +52,8 @@ class QuestionAnswering:
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             answers = [_answers(each) for each in rows[label]]
             found = processor(
-                [str(t) for t in rows[options.text]],
-                [str(t) for t in rows[context]],
+                texts_of(rows, options.text),
+                texts_of(rows, context),
                 truncation="only_second",
                 max_length=options.max_length,
                 stride=options.max_length // 4,

@@ -13,6 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -40,10 +41,11 @@ class Seq2Seq:
         label = options.label
         _require_language(processor)
 
+        tokenize = Truncation(processor, options.max_length)
+
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
-            limits = {"truncation": True, "max_length": options.max_length}
-            found = dict(processor([str(t) for t in rows[options.text]], **limits))
-            targets = processor(text_target=[str(t) for t in rows[label]], **limits)["input_ids"]
+            found = dict(tokenize(texts_of(rows, options.text)))
+            targets = tokenize(texts_of(rows, label), target=True)["input_ids"]
             end = processor.eos_token_id
             if end is not None:  # MBart's language comes behind the end
                 targets = [ids if end in ids else [*ids[: options.max_length - 1], end] for ids in targets]
@@ -54,7 +56,9 @@ class Seq2Seq:
         warnings += _prefix_warnings(examples.train[options.text], config)
         collate = Targets(processor, decoder_inputs(config))
         collate([train[0]])  # refuses before any work
-        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
+        return TaskData(
+            self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
+        )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, vocabulary] of the target, their mask, the task loss; on request the decoder's hidden

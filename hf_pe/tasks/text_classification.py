@@ -10,6 +10,7 @@ from hf_pe.data import Examples
 from hf_pe.tasks.base import TaskData
 from hf_pe.tasks.classification import Classification
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
+from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
 
@@ -29,9 +30,10 @@ class TextClassification(Classification):
         label = label_column(options)
         require_classes(config)
 
+        tokenize = Truncation(processor, options.max_length)
+
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
-            texts = [[str(t) for t in rows[name]] for name in (options.text, options.text_pair) if name]
-            found = dict(processor(*texts, truncation=True, max_length=options.max_length))
+            found = dict(tokenize(*(texts_of(rows, name) for name in options.texts)))
             return datasets.Dataset.from_dict(
                 found | {"labels": label_numbers(rows[label], config, rows.features[label])}
             )
@@ -39,4 +41,6 @@ class TextClassification(Classification):
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation)
         collate = DataCollatorWithPadding(processor)
-        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
+        return TaskData(
+            self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
+        )

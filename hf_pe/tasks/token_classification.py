@@ -13,6 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
+from hf_pe.tasks.texts import Truncation
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 
@@ -38,6 +39,8 @@ class TokenClassification:
         require_offsets(processor)
         require_classes(config)
 
+        tokenize = Truncation(processor, options.max_length)
+
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             words = [_words(text) for text in rows[options.text]]
             tags = [_words(each) for each in rows[label]]
@@ -45,8 +48,7 @@ class TokenClassification:
                 if len(some) != len(others):
                     raise UsageError(f"Data: row {number} has {len(some)} words and {len(others)} labels: {some[:8]}.")
             texts = [" ".join(map(str, some)) for some in words]  # as the pipeline sends them, not word by word
-            limits = {"truncation": True, "max_length": options.max_length}
-            found = dict(processor(texts, return_offsets_mapping=True, **limits))
+            found = dict(tokenize(texts, return_offsets_mapping=True))
             labels = []
             for some, each, offsets in zip(words, tags, found.pop("offset_mapping"), strict=True):
                 numbers, before = label_numbers(each, config, rows.features[label]), None
@@ -60,7 +62,9 @@ class TokenClassification:
         collate = DataCollatorForTokenClassification(processor)
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation)
-        return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings)
+        return TaskData(
+            self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
+        )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, tokens, labels], which tokens have a label, the task loss and, on request, hidden states."""

@@ -18,6 +18,8 @@ from transformers import (
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.integrations import integration_utils
@@ -280,3 +282,11 @@ def test_two_processes_decide_alike_and_one_writes(hub, classifier_folder, token
     assert said[0]["step"] == 4, "the floor stopped both"
     assert hub.calls["commit"] == 1
     assert (tmp_path / "out" / "report.json").is_file()
+
+
+def test_agreement_over_one_output_is_refused_before_training(teacher):
+    teacher.config.num_labels = 1
+    with pytest.raises(UsageError, match="regression are not supported yet"):
+        CompressionReport(teacher).on_train_begin(
+            TrainingArguments(report_to="none"), TrainerState(), TrainerControl(), model=teacher
+        )

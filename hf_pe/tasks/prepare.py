@@ -1,0 +1,118 @@
+"""Prepare examples for a task, and refuse before any work what tokenizer, model and rows cannot do together."""
+
+from dataclasses import replace
+from typing import Any
+
+import datasets
+import numpy as np
+from transformers import PretrainedConfig
+
+from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.tasks.base import Task, TaskData
+
+MOST_TRUNCATED = 0.1
+"""Fraction of rows that are cut off from which on it is said before work."""
+POSITIONS_AFTER_PADDING = {
+    "altclip_text_model", "bridgetower_text_model", "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt",
+    "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
+    "xmod",
+}  # fmt: skip
+"""Model types whose first token has the position behind the id of padding: the positions before it are never used."""
+
+
+def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+    """Let the task prepare the examples; check them before and after.
+
+    A tokenizer without a padding token pads with its end of text. Where `data.max_length` was not given, it is at most
+    what the model has positions for.
+
+    Raises:
+        UsageError: `data.max_length` exceeds the model's positions, the tokenizer makes ids that the model's embedding
+            does not have, or the task refuses the examples.
+    """
+    if getattr(processor, "pad_token", "") is None:
+        processor.pad_token = processor.eos_token
+    if examples.config.media is None:
+        examples = _within_positions(examples, config)
+    data = task.prepare(examples, processor, config)
+    _require_known_ids(data, config)
+    counts = examples.counts.model_copy(update={"truncated": data.truncated})
+    return replace(
+        data,
+        examples=replace(data.examples, counts=counts),
+        warnings=(*data.warnings, *_truncation_warnings(data), *_evaluation_warnings(data, config)),
+    )
+
+
+def positions(config: PretrainedConfig) -> int | None:
+    """Return how many tokens a model has positions for; None where it does not count them."""
+    text = config.get_text_config()
+    count = int(getattr(text, "max_position_embeddings", None) or 0)
+    if text.model_type in POSITIONS_AFTER_PADDING and count > 0:
+        count -= int(text.pad_token_id or 0) + 1
+    return count if count > 0 else None
+
+
+def _within_positions(examples: Examples, config: PretrainedConfig) -> Examples:
+    most, length = positions(config), examples.config.max_length
+    if most is None or length <= most:
+        return examples
+    if "max_length" in examples.config.model_fields_set:
+        raise UsageError(
+            f"data.max_length: expected at most {most}, the positions that {config.model_type} has; got {length}."
+        )
+    return replace(examples, config=examples.config.model_copy(update={"max_length": most}))
+
+
+def _require_known_ids(data: TaskData, config: PretrainedConfig) -> None:
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if not rows or "input_ids" not in data.train.column_names:
+        return
+    way_out = (
+        "Use the tokenizer that the model was trained with, or give the model more rows "
+        "(model.resize_token_embeddings(len(tokenizer))) and train them."
+    )
+    padding = getattr(data.processor, "pad_token_id", None)
+    if padding is not None and not 0 <= padding < rows:
+        raise UsageError(
+            f"The tokenizer pads with id {padding} ({data.processor.pad_token}), and the model's embedding has ids 0 "
+            f"to {rows - 1}. Set tokenizer.pad_token to a token that it has, such as tokenizer.eos_token. {way_out}"
+        )
+    largest = max(max(ids, default=0) for part in (data.train, data.eval) for ids in part["input_ids"])
+    if largest >= rows:
+        raise UsageError(
+            f"The tokenizer makes id {largest}, and the model's embedding has ids 0 to {rows - 1}. {way_out}"
+        )
+
+
+def _truncation_warnings(data: TaskData) -> list[str]:
+    rows = len(data.train) + len(data.eval)
+    if data.truncated <= MOST_TRUNCATED * rows:
+        return []
+    return [
+        f"Data: {data.truncated:,} of {rows:,} rows are longer than data.max_length={data.examples.config.max_length} "
+        "tokens and are cut off there."
+    ]
+
+
+def _evaluation_warnings(data: TaskData, config: PretrainedConfig) -> list[str]:
+    """Return a sentence where the evaluation rows are too few or too much alike for a metric to mean anything."""
+    if min(len(data.eval), len(data.examples.eval)) == 1:
+        return ["Data: there is one evaluation row only: no metric on it says anything. Give more rows in data.eval."]
+    classes = _classes(data.eval) if data.task.auto_class.endswith("Classification") else np.empty(0)
+    if len(classes) != 1:
+        return []
+    names: dict[Any, str] = config.id2label or {}
+    name = names.get(int(classes[0]), str(classes[0]))
+    return [
+        f"Data: all {len(data.examples.eval):,} evaluation rows have one label only, '{name}': a model that always "
+        "says it has an accuracy of 1. Give rows of every label in data.eval."
+    ]
+
+
+def _classes(rows: datasets.Dataset) -> Any:
+    if "labels" not in rows.column_names:
+        return np.empty(0)
+    labels = np.unique(np.concatenate([np.atleast_1d(each) for each in rows["labels"]]))
+    return labels[labels != -100]
