@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.calibration.passes import BATCH
 from hf_pe.errors import NotFiniteError
-from hf_pe.tasks import TaskData
+from hf_pe.tasks import TaskData, label_losses, token_head
 
 ROWS = 64
 """Rows that the loss is taken on, behind those that calibrate where there are as many."""
@@ -39,8 +39,15 @@ def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_toke
     others = [row for row in range(len(data.train)) if row not in calibrated][:rows]
     given = data.train.select(others) if len(others) == rows else data.calibration
     found, signal = [], "logits"
+    head = None if by_token else token_head(data.task, model, *data.batches(given.select([0]), 1))
     for batch in data.batches(given.select(range(min(rows, len(given)))), BATCH):
-        told = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
+        batch = {k: v.to(model.device) for k, v in batch.items()}
+        if head is not None:
+            signal = "loss"
+            losses, _ = label_losses(data.task, model, batch, head)
+            found.append((losses.sum() / max(len(losses), 1)).reshape(1, 1))
+            continue
+        told = data.task.signals(model, batch)
         signal = next(name for name in ("embeddings", "loss", "logits") if name in told)
         if signal == "loss" and (by_token or told["logits"].ndim == 2):
             signal = "logits"

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.cache import Cached
-from hf_pe.distill.chunked import Head
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
 from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable, places, side_by_side
 from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
@@ -19,10 +18,21 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
-from hf_pe.tasks import Batch, Task, counted_rows, require_classes
+from hf_pe.tasks import (
+    LARGE,
+    Batch,
+    Head,
+    Task,
+    as_read_by,
+    counted_rows,
+    few_tokens,
+    keeps_logits,
+    require_classes,
+    states,
+)
 
-LARGE = 4096
-"""From so many words on a vocabulary's logits are never held whole."""
+WATCHED = 32
+"""Tokens of a language model whose attention is looked at first."""
 SAME = 1e-3
 """How far a model's answers may move when its attention is looked at; rounding moves them by 1e-6."""
 DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
@@ -85,10 +95,12 @@ def build(
     needs = {LOSSES[name].needs for name in losses}
     hidden = "hidden_states" in needs
     with torch.no_grad():
-        given = task.signals(plain, batch, hidden=True)
-        wanted = [t.signals(batch, task=task, hidden=hidden, attentions=False) for t in teachers]
+        few = few_tokens(batch)
+        given = task.signals(plain, few, hidden=True)
+        wanted = [t.signals(few, task=task, hidden=hidden, attentions=False) for t in teachers]
+        learned = [_hidden_states(model, task, batch) for model in (plain, *(t.model for t in live)) if hidden]
     if "attentions" in needs:
-        _require_attention(plain, live, task, batch)
+        _require_attention(plain, live, task, few_tokens(batch, rows=2, tokens=WATCHED))
     label_head, feature_scale = None, None
     if "features" in needs:
         label_head = _label_heads(plain, live)
@@ -99,21 +111,12 @@ def build(
     _require_signals(weights, task, given, wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        links = [
-            _link(
-                layers,
-                given["hidden_states"],
-                signals["hidden_states"],
-                given.get("tokens", batch.get("attention_mask")),
-            )
-            for signals in wanted
-            if hidden
-        ]
+        links = [_link(layers, learned[0], each, _tokens(given, batch)) for each in learned[1:]]
     head = None
     sharded = any(is_sharded(model) for model in (plain, *(teacher.model for teacher in live)))
     if not sharded and _in_chunks(weights, task, wanted):  # heads are called outside of what gathers shards
-        heads = [Head.of(teacher.model, batch) for teacher in live]
-        head = Head.of(student, batch)
+        heads = [Head.of(teacher.model, few) for teacher in live]
+        head = Head.of(student, few)
         if head is None or None in heads:
             head = None
         else:
@@ -122,6 +125,23 @@ def build(
     if feature_scale is not None:
         links = [link._replace(feature_scale=feature_scale) for link in links or [Link()]]
     return Objective(task, weights, teachers, temperature, beta, head, links, label_head)
+
+
+def _hidden_states(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[torch.Tensor, ...]:
+    """Hidden states of all rows, without their logits; where a model cannot leave these out, row by row."""
+    batch = batch | as_read_by(model, batch)
+    if few_tokens(batch) is batch:
+        return tuple(task.signals(model, batch, hidden=True)["hidden_states"])
+    if hasattr(task, "predicted") and keeps_logits(model):
+        return states(model, batch)
+    rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(len(batch["input_ids"]))]
+    found = [task.signals(model, row, hidden=True)["hidden_states"] for row in rows]
+    return tuple(torch.cat(layer) for layer in zip(*found, strict=True))
+
+
+def _tokens(given: Signals, batch: Batch) -> torch.Tensor | None:
+    """Which tokens of `batch` count, where the task's hidden states are of labels (`given` tells) or of inputs."""
+    return batch["labels"] != -100 if "tokens" in given else batch.get("attention_mask")
 
 
 def _link(

@@ -24,7 +24,7 @@ from hf_pe.errors import UsageError
 from hf_pe.files import is_unfinished, write_whole, written_beside
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
-from hf_pe.tasks import ROW, Batch, Task, TaskData
+from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, token_head
 
 BITS = 30
 """Of one kept logit, its class included: 3.75 bytes."""
@@ -32,6 +32,8 @@ FLOOR = 24.0
 """Log-probabilities below minus this are kept as minus this."""
 ROWS = 256
 """In one file; what an interrupted run has finished is not computed again."""
+BATCH = 16
+"""Rows of a forward pass."""
 NOTE = "cache.json"
 
 
@@ -128,7 +130,7 @@ def open_cache(
     if reason:
         raise UsageError(f"distil.cache: answers of task '{data.task.name}' cannot be kept: {reason}. Leave it out.")
     folder = Path(cache.folder).expanduser() / name
-    signals = _answers(teacher, data, list(range(min(2, len(data.train)))))
+    signals = _answers(teacher, data, list(range(min(2, len(data.train)))), few=True)
     classes = signals["logits"].shape[-1] if "logits" in signals else 0
     k = min(cache.k, classes)
     note = {
@@ -160,19 +162,46 @@ def _write(file: Path, teacher: PreTrainedModel, data: TaskData, rows: range, ke
     """One file of answers, beside and then renamed."""
     dense = kept.classes == 0 or kept.k >= kept.classes
     features = datasets.Features({"answers": datasets.Sequence(datasets.Value("float32" if dense else "uint8"))})
+    head = token_head(data.task, teacher, _batch(teacher, data, [rows.start])) if not dense else None
+    size = 1 if kept.classes >= LARGE and head is None else BATCH
     with written_beside(file) as fresh, ArrowWriter(path=str(fresh), features=features) as writer:
-        for start in range(rows.start, rows.stop, 16):
-            numbers = list(range(start, min(start + 16, rows.stop)))
-            for answer in _by_row(_answers(teacher, data, numbers), kept, temperature, dense):
+        for start in range(rows.start, rows.stop, size):
+            numbers = list(range(start, min(start + size, rows.stop)))
+            if head is not None:
+                top, lengths = _likeliest(teacher, head, data, numbers, kept.k, temperature)
+                answers = _split(_bytes_of(top, kept), lengths)
+            else:
+                answers = _by_row(_answers(teacher, data, numbers), kept, temperature, dense)
+            for answer in answers:
                 writer.write({"answers": answer})
         writer.finalize()
 
 
 @torch.no_grad()
-def _answers(teacher: PreTrainedModel, data: TaskData, rows: list[int]) -> Signals:
+def _answers(teacher: PreTrainedModel, data: TaskData, rows: list[int], *, few: bool = False) -> Signals:
+    batch = _batch(teacher, data, rows)
+    return data.task.signals(teacher, few_tokens(batch) if few else batch)
+
+
+def _batch(teacher: PreTrainedModel, data: TaskData, rows: list[int]) -> Batch:
     (batch,) = data.batches(data.train.select(rows), len(rows))
     device = next(teacher.parameters()).device
-    return data.task.signals(teacher, {k: v.to(device) for k, v in batch.items()})
+    return {k: v.to(device) for k, v in batch.items()}
+
+
+@torch.no_grad()
+def _likeliest(
+    teacher: PreTrainedModel, head: Head, data: TaskData, rows: list[int], k: int, temperature: float
+) -> tuple[Top, list[int]]:
+    """The likeliest classes of the positions that count, without whole logits; how many of these each row has."""
+    batch = _batch(teacher, data, rows)
+    mask, _ = data.task.predicted(batch)  # type: ignore[attr-defined]
+    parts = [
+        functional.log_softmax(logits.float() / temperature, -1).topk(k)
+        for _, logits in head.parts(head.last_state(teacher, batch)[mask])
+    ]
+    top = Top(torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts]))
+    return top, mask.sum(1).tolist()
 
 
 def _by_row(signals: Signals, kept: Cached, temperature: float, dense: bool) -> list[np.ndarray[Any, Any]]:
@@ -186,8 +215,16 @@ def _by_row(signals: Signals, kept: Cached, temperature: float, dense: bool) -> 
         flat = logits.float()
     else:
         logs = functional.log_softmax(logits.float() / temperature, -1).topk(kept.k)
-        flat = torch.from_numpy(_packed(logs.values.cpu().numpy(), logs.indices.cpu().numpy(), kept.classes))
-    return [part.reshape(-1).cpu().numpy() for part in flat.split(lengths)]
+        flat = _bytes_of(Top(logs.values, logs.indices), kept)
+    return _split(flat, lengths)
+
+
+def _bytes_of(top: Top, kept: Cached) -> torch.Tensor:
+    return torch.from_numpy(_packed(top.logs.cpu().numpy(), top.classes.cpu().numpy(), kept.classes))
+
+
+def _split(flat: torch.Tensor, lengths: list[int]) -> list[np.ndarray[Any, Any]]:
+    return [part.reshape(-1).cpu().numpy() for part in torch.tensor_split(flat, np.cumsum(lengths)[:-1].tolist())]
 
 
 def _packed(logs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:

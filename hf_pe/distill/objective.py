@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from hf_pe.bridge import bridged, read_by
 from hf_pe.distill.attention import watched
-from hf_pe.distill.chunked import Head, chunked, states
+from hf_pe.distill.chunked import chunked
 from hf_pe.distill.counts import UNITS, Unit
 from hf_pe.distill.layer_map import Pairs
 from hf_pe.distill.losses import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
 from hf_pe.distill.schedule import Scheduled, at
-from hf_pe.tasks import Batch, Task, as_read_by
+from hf_pe.tasks import Batch, Head, Task, as_read_by, states
 
 AGREEMENT = "agreement"
 """Not a loss: the share of positions where both find the same class likeliest, or the embeddings' mean cosine."""
@@ -114,8 +114,9 @@ class Live:
         assert self.head is not None
         head = self.head
         with torch.no_grad(), _watching(attentions) as seen:
-            found = states(self.model, batch)
-        rows = found[-1][mask]
+            found = states(self.model, batch) if hidden else ()
+            last = found[-1] if hidden else head.last_state(self.model, batch)
+        rows = last[mask]
         return Last(lambda place: head(rows[place]), {"hidden_states": found, "attentions": seen})
 
 
@@ -226,7 +227,8 @@ class Objective:
         assert self.head is not None
         mask, labels = self.task.predicted(batch)  # type: ignore[attr-defined]
         with _watching(self.attentions) as seen:
-            hidden = states(model, batch)
+            hidden = states(model, batch) if self.hidden else ()
+            last = hidden[-1] if self.hidden else self.head.last_state(model, batch)
         student = self._completed({"hidden_states": hidden}, batch, seen)
         count = max(len(labels), 1)
         here_of_step = share_of["predictions"].to(labels.device)
@@ -248,7 +250,7 @@ class Objective:
 
             parts = {name: 1.0 if name == "task" else share for name in [*names, *([AGREEMENT] if agreed else [])]}
             factors = [weights.get(name, 0.0) * part / count for name, part in parts.items()]
-            loss, found = chunked(values, factors, (hidden[-1][mask], self.head), wanted.part)
+            loss, found = chunked(values, factors, (last[mask], self.head), wanted.part)
             losses.append(loss * here_of_step)
             for (name, part), value in zip(parts.items(), found, strict=True):
                 _add(terms, name, part * value / count * here_of_step)

@@ -40,7 +40,7 @@ from hf_pe.measure import sketch_size
 from hf_pe.packing import kept_modules, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
-from hf_pe.tasks import Batch, TaskData, as_read_by
+from hf_pe.tasks import Batch, TaskData, as_read_by, few_tokens
 
 LIVE = ("hidden_states", "attentions", "features")
 """What no cache keeps."""
@@ -177,7 +177,8 @@ class Distillation(Frozen):
         if self.augment is not None and getattr(data.task, "has_places", False):
             raise UsageError("distil.augment: the boxes would not move with the images. Leave it out.")
         with self._teachers(data, answering=False), torch.no_grad():
-            require_given(self.losses, data.task, data.task.signals(model, _batch(model, data), hidden=True))
+            few = few_tokens(_batch(model, data))
+            require_given(self.losses, data.task, data.task.signals(model, few, hidden=True))
 
     def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
         """Choose the losses the task's signals allow; load and check the teachers.
@@ -343,7 +344,7 @@ def _trainable(model: Any) -> Any:
 
 def _batch(model: PreTrainedModel, data: TaskData) -> Batch:
     """Some calibration rows, on the model's device: heads are found out and layers compared on them."""
-    rows = data.train.select(range(min(ALIKE_ROWS, len(data.train))))
+    rows = data.calibration.select(range(min(ALIKE_ROWS, len(data.calibration))))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # collators that hide tokens hide the same ones in a resumed run
         (batch,) = data.batches(rows, ALIKE_ROWS)

@@ -13,8 +13,16 @@ from hf_pe.tasks.base import counted_rows as counted_rows
 from hf_pe.tasks.base import model_inputs as model_inputs
 from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
+from hf_pe.tasks.head import LARGE as LARGE
+from hf_pe.tasks.head import TOKENS as TOKENS
+from hf_pe.tasks.head import Head as Head
+from hf_pe.tasks.head import few_tokens as few_tokens
+from hf_pe.tasks.head import keeps_logits as keeps_logits
+from hf_pe.tasks.head import states as states
 from hf_pe.tasks.image_classification import ImageClassification as ImageClassification
 from hf_pe.tasks.labels import require_classes as require_classes
+from hf_pe.tasks.likelihood import label_losses as label_losses
+from hf_pe.tasks.likelihood import token_head as token_head
 from hf_pe.tasks.masked_lm import MaskedLM as MaskedLM
 from hf_pe.tasks.object_detection import ObjectDetection as ObjectDetection
 from hf_pe.tasks.prepare import positions as positions

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.tasks.base import Judged, TaskData
+from hf_pe.tasks.base import Batch, Judged, TaskData
+from hf_pe.tasks.head import LARGE, Head
 
 Columns = dict[str, np.ndarray[Any, Any]]
 
@@ -48,14 +49,54 @@ def judged_tokens(
     size: int = 16,
     score: Callable[[Columns], dict[str, float]] = perplexity_and_accuracy,
 ) -> Judged:
-    """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label."""
+    """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label.
+
+    Of a large vocabulary whole logits are not held: in chunks where the model's head is known, else row by row.
+    """
     rows: list[list[float]] = []
+    model.eval()
+    large = model.config.get_text_config().vocab_size >= LARGE
     with torch.no_grad():
-        for batch in data.batches(data.eval, size):
+        head = token_head(task, model, *data.batches(data.eval.select([0]), 1))
+        for batch in data.batches(data.eval, 1 if large and head is None else size):
             batch = {k: v.to(model.device) for k, v in batch.items()}
-            found = task.signals(model.eval(), batch)
-            logits, labels = found["logits"], batch["labels"][:, -found["logits"].shape[1] :]
-            each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
-            right = (logits.argmax(-1) == labels).sum(1)
-            rows += torch.stack([each.sum(1), right, found["mask"].sum(1)], 1).tolist()
+            figures = _from_logits(task, model, batch) if head is None else _from_parts(task, model, batch, head)
+            rows += figures.tolist()
     return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
+
+
+def token_head(task: Any, model: PreTrainedModel, batch: Batch) -> Head | None:
+    """Return the head by which logits of a large vocabulary can be made a few tokens at a time, where it is known."""
+    large = hasattr(task, "predicted") and model.config.get_text_config().vocab_size >= LARGE
+    return Head.of(model, {k: v.to(model.device) for k, v in batch.items()}) if large else None
+
+
+def label_losses(task: Any, model: PreTrainedModel, batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return of each label its negative log-likelihood and whether it is the likeliest token, without whole logits.
+
+    Returns:
+        Two tensors, float32, of the labels that count, in order.
+        *Shape:* (labels,)
+    """
+    mask, labels = task.predicted(batch)
+    losses, right = (torch.zeros(len(labels), device=labels.device) for _ in range(2))
+    for place, logits in head.parts(head.last_state(model, batch)[mask]):
+        losses[place] = torch.nn.functional.cross_entropy(logits.float(), labels[place], reduction="none")
+        right[place] = (logits.argmax(-1) == labels[place]).float()
+    return losses, right
+
+
+def _from_parts(task: Any, model: PreTrainedModel, batch: Batch, head: Head) -> torch.Tensor:
+    """Loss, right guesses and number of labels of each row, [rows, 3]."""
+    losses, right = label_losses(task, model, batch, head)
+    mask = task.predicted(batch)[0]
+    figures = torch.stack([losses, right, torch.ones_like(losses)], 1)
+    return figures.new_zeros(len(mask), 3).index_add_(0, mask.nonzero()[:, 0], figures)
+
+
+def _from_logits(task: Any, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """The same from whole logits."""
+    found = task.signals(model, batch)
+    logits, labels = found["logits"], batch["labels"][:, -found["logits"].shape[1] :]
+    each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    return torch.stack([each.sum(1), (logits.argmax(-1) == labels).sum(1), found["mask"].sum(1)], 1)

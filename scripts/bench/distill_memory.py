@@ -17,9 +17,10 @@ import torch
 from common import row, write
 from torch import nn
 
-from hf_pe.distill.chunked import Head, chunked
+from hf_pe.distill.chunked import chunked
 from hf_pe.distill.losses import kl
 from hf_pe.fresh_process import _anonymous, _watch
+from hf_pe.tasks import Head
 
 VOCABULARY, TOKENS, WIDTH, ROUNDS, GOAL = 128_000, 2_048, 576, 3, 0.3
 
