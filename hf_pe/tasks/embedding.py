@@ -57,8 +57,10 @@ class Embedding:
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         mask = batch["attention_mask"]
         last = out.last_hidden_state
-        first = self.modules.pooling == "cls"
-        pooled = last[:, 0] if first else (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        if self.modules.pooling == "cls":
+            pooled = last[torch.arange(len(last), device=last.device), mask.int().argmax(1)]  # padding may come first
+        else:
+            pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         embeddings = torch.nn.functional.normalize(self.modules.behind_pooling(pooled), dim=-1)
         found = {"embeddings": embeddings, "mask": mask}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -34,6 +35,20 @@ def test_pooling_kinds_differ(model, tokenizer):
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     mean, cls = (Embedding(SentenceModules(p)).embed(model, data, data.eval) for p in ("mean", "cls"))
     assert not np.allclose(mean, cls)
+
+
+def test_the_first_token_is_that_of_the_text_where_padding_comes_first(model, tokenizer):
+    left = copy.deepcopy(tokenizer)
+    left.padding_side = "left"
+    task = Embedding(SentenceModules("cls"))
+    alone = [task.encode(model, tokenizer, [text])[0] for text in (TEXTS[0], TEXTS[2])]
+    batch = left.pad(left([TEXTS[0], TEXTS[2]]), return_tensors="pt")
+    together = task.signals(model, dict(batch) | {"position_ids": _positions(batch["attention_mask"])})["embeddings"]
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+def _positions(mask):
+    return (mask.cumsum(1) - 1).clamp_min(0)
 
 
 def test_the_teacher_agrees_with_itself_and_not_with_noise(model, tokenizer):
