@@ -1,7 +1,8 @@
-"""SHA-256 of files and of models: what lies there now is what lay there then."""
+"""SHA-256 of files, of models and of what makes their inputs: what is there now is what was there then."""
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +18,9 @@ REMEMBERED = 2000
 """Most hashes that are remembered; the oldest are forgotten first."""
 SETTLED_S = 2.0
 """Age of a file from which on its time tells whether it was changed: some file systems count whole seconds."""
+
+FORGOTTEN = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "truncation", "padding")
+"""What a saved processor says of where it was loaded from, and of the last texts that it read."""
 
 
 def sha256(path: Path) -> str:
@@ -63,6 +67,19 @@ def tensors_sha256(tensors: Iterable[tuple[str, Any]]) -> str:
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def processor_sha256(processor: Any) -> str:
+    """Return a hash of what a tokenizer or another processor saves, without where it came from."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        processor.save_pretrained(folder)
+        for file in (path for path in sorted(Path(folder).rglob("*")) if path.is_file()):
+            content = file.read_bytes()
+            if file.suffix == ".json" and isinstance(told := json.loads(content), dict):
+                content = json.dumps({key: told[key] for key in sorted(told) if key not in FORGOTTEN}).encode()
+            found[file.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return sha256_of(found)
 
 
 def cache_file() -> Path:

@@ -3,9 +3,7 @@
 A stage of an earlier run is used again only where its hash is the one that this run would give it.
 """
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints import ADAPTER, PICKLES, Source, resolve
 from hf_pe.data import Examples
 from hf_pe.distill import Distillation
-from hf_pe.hashes import remembered_sha256, sha256_of, tensors_sha256
+from hf_pe.hashes import processor_sha256, remembered_sha256, sha256_of, tensors_sha256
 from hf_pe.measure import Evaluate
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import Packing
@@ -33,8 +31,6 @@ PAPERS = ("report.json", "plan.json", "stage.json", "trainer_state.json", "LICEN
 """Those of them that tell of the model only."""
 TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 """How names of pickles begin that hold no weights of the model."""
-FORGOTTEN = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "truncation", "padding")
-"""What a saved processor says of where it was loaded from, and of the last texts that it read."""
 VERSIONS = ("hf-pe", "transformers", "torch")
 
 
@@ -109,19 +105,6 @@ def live_sha256(model: PreTrainedModel) -> str:
     config = model.config.to_dict()
     told = {key: value for key, value in config.items() if key not in ("_name_or_path", "transformers_version")}
     return sha256_of([_name_of(type(model)), json.dumps(told, default=str), tensors_sha256(model.state_dict().items())])
-
-
-def processor_sha256(processor: Any) -> str:
-    """Return a hash of what a tokenizer or another processor saves, without where it came from."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        processor.save_pretrained(folder)
-        for file in (path for path in sorted(Path(folder).rglob("*")) if path.is_file()):
-            content = file.read_bytes()
-            if file.suffix == ".json" and isinstance(told := json.loads(content), dict):
-                content = json.dumps({key: told[key] for key in sorted(told) if key not in FORGOTTEN}).encode()
-            found[file.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
-    return sha256_of(found)
 
 
 def _next(identity: str, step: AnyRecipe) -> str:

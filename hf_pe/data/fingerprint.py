@@ -25,13 +25,13 @@ def fingerprint(config: DataConfig, *parts: datasets.Dataset) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for row in part:
-            values = {name: _content(value) if name in media else str(value) for name, value in dict(row).items()}
+            values = {name: content_of(value) if name in media else str(value) for name, value in dict(row).items()}
             digest.update(json.dumps(values, sort_keys=True).encode())
         digest.update(b"\0end of part")
     return digest.hexdigest()[:16]
 
 
-def _content(value: Any) -> str:
+def content_of(value: Any) -> str:
     """Return what stands for an image or a recording: the hash of its file where it is a file's name."""
     path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
     try:

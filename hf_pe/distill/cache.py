@@ -18,10 +18,12 @@ from pydantic import Field
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from hf_pe.data.fingerprint import content_of
 from hf_pe.distill.losses import Signals, Top, counted, positions
 from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
 from hf_pe.files import is_unfinished, write_whole, written_beside
+from hf_pe.hashes import processor_sha256
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
 from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, token_head
@@ -276,15 +278,18 @@ def _check(folder: Path, note: dict[str, Any]) -> None:
 
 def _data_hash(data: TaskData) -> str:
     digest = hashlib.blake2b(digest_size=8)
+    media = (data.examples.config.image, data.examples.config.audio)
     for column in data.train.column_names:
         digest.update(column.encode())
         for row in data.train[column]:
-            digest.update(np.asarray(row).tobytes())
+            digest.update(content_of(row).encode() if column in media else np.asarray(row).tobytes())
     return digest.hexdigest()
 
 
 def _tokenizer_hash(processor: Any) -> str:
-    known = processor.get_vocab() if hasattr(processor, "get_vocab") else {}
+    if processor is not None and not hasattr(processor, "get_vocab"):  # of images or sounds: size, mean, ...
+        return processor_sha256(processor)
+    known = processor.get_vocab() if processor is not None else {}
     return hashlib.blake2b(json.dumps(sorted(known.items())).encode(), digest_size=8).hexdigest()
 
 

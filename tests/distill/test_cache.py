@@ -2,20 +2,29 @@
 
 from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
-from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+from transformers import (
+    BertForSequenceClassification,
+    BertModel,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+)
 
-from hf_pe.data import DataConfig, load_examples
+from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill import cache as module
 from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
 from hf_pe.errors import UsageError
-from hf_pe.instance import lively
+from hf_pe.instance import lively, tiny
 from hf_pe.prune import StructuredPruning
-from hf_pe.tasks import CausalLM, Embedding, TextClassification
+from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
 from tests.helpers import TEXTS
 
 
@@ -127,6 +136,29 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
     (tmp_path / "b" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):
         open_cache(cache, data.teacher, data, 2.0, 1.0, "b")
+
+
+def test_exchanged_images_and_other_preprocessing_are_something_else(tmp_path):
+    """An image that lies in a file counts by what is in it; one that came as bytes is the same in each process."""
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+    config = tiny(ResNetConfig(num_labels=2, id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}))
+    teacher = ResNetForImageClassification(config).eval()
+    rows = {"image": [str(tmp_path / f"{number}.png") for number in range(4)], "label": ["a", "b"] * 2}
+    settings = DataConfig(train="x", image="image", label="label")
+    examples = Examples(*[datasets.Dataset.from_dict(rows)] * 2, settings, "")
+    small, other = (ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[mean] * 3) for mean in (0.5, 0.1))
+    cache = Cache(folder=str(tmp_path / "cache"))
+
+    def opened(processor):
+        open_cache(cache, teacher, ImageClassification().prepare(examples, processor, config), 2.0, 1.0, "a")
+
+    opened(small)
+    with pytest.raises(UsageError, match="was made for another tokenizer"):
+        opened(other)
+    Image.new("RGB", (32, 32), (0, 255, 0)).save(tmp_path / "2.png")
+    with pytest.raises(UsageError, match="was made for another data"):
+        opened(small)
 
 
 def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folder, tokenizer, tmp_path):
