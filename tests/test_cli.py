@@ -18,9 +18,10 @@ from transformers import (
 )
 from typer.testing import CliRunner
 
-from hf_pe.backbones import PRESETS
+from hf_pe.backbones.listing import Candidate
 from hf_pe.cli import app
 from hf_pe.distill import Distillation
+from hf_pe.report import Latency
 from tests.helpers import TEXTS
 
 HF_PE = [sys.executable, "-m", "hf_pe.cli"]
@@ -61,15 +62,20 @@ def test_inspect_lists_the_axes(bert_folder):
 
 
 def test_swap_lists_at_the_size_of_the_images_that_the_processor_makes(tmp_path, monkeypatch):
-    few = {name: PRESETS[name] for name in ("mobilenet_v1_0.25", "mobilenet_v2_0.35")}
-    monkeypatch.setattr("hf_pe.backbones.listing.PRESETS", few)
-    names = {0: "dot", 1: "bar"}
-    config = ResNetConfig(depths=[1, 1, 1, 1], hidden_sizes=[32, 64, 128, 256], layer_type="basic", id2label=names)
-    ResNetForImageClassification(config).save_pretrained(tmp_path)
+    sizes = []
+
+    def candidates(config, model_class, *, pixels, **told):
+        sizes.append(pixels)
+        taken = Latency(batch=1, length=None, threads=1, rounds=2, p50_ms=1.0, p90_ms=1.0, pixels=pixels)
+        return [Candidate("", 10, 10, taken, ())]
+
+    monkeypatch.setattr("hf_pe.backbones.candidates", candidates)
+    ResNetForImageClassification(ResNetConfig(depths=[1], hidden_sizes=[8], embedding_size=8)).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
     found = call("swap", tmp_path)
     assert found.exit_code == 0 and "(batch 1, 48 pixels)" in found.output
     assert "(batch 1, 64 pixels)" in call("swap", tmp_path, "--image-size", 64).output
+    assert sizes == [48, 64]
 
 
 def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):

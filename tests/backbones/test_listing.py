@@ -1,5 +1,7 @@
 """The list of presets: what is smaller, the largest first, on images of the size asked for; the config stays."""
 
+import sys
+
 import pytest
 from transformers import ResNetConfig, ResNetForImageClassification, Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
@@ -38,6 +40,8 @@ def test_all_rows_see_images_of_one_size(monkeypatch):
         return latency(models, **told)
 
     monkeypatch.setattr("hf_pe.backbones.listing.latency", looking)
+    monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "LEAST_ROUNDS", 2)
+    monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "WARM_UP_MS", 0.0)
     found = candidates(config, ResNetForImageClassification, seconds=0.01)
     assert shapes == {(1, 3, 128, 128)} and {each.latency.pixels for each in found} == {128} and len(found) == 3
 

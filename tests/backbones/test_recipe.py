@@ -594,8 +594,7 @@ def test_a_swap_sees_images_of_the_processors_size_where_the_config_has_none(ima
     recipe = BackboneSwap(to="mobilenet_v2_0.35", config={"depth_multiplier": 0.1})
     plan = recipe.plan(model, data)
     assert any("for images of 32 pixels" in note for note in plan.notes)
-    small = recipe.apply(model, plan, data)
-    assert (small.config.image_size, small.config.output_stride) == (32, 8)
-    outlined, after = recipe.outline(Sketch(config, ResNetForImageClassification, pixels=32))
+    outlined, after = recipe.outline(data.sketch(model))
     assert outlined.notes == plan.notes and after.pixels == 32
+    assert (after.config.image_size, after.config.output_stride) == (32, 8)
     assert recipe.outline(Sketch(config, ResNetForImageClassification))[1].config.image_size == 224

@@ -76,16 +76,24 @@ def test_measure_all_at_once():
 RESNET = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "embedding_size": 8, "num_labels": 3}
 
 
-def test_images_without_a_size_in_the_config_have_the_processors():
+@pytest.fixture
+def timed_at(monkeypatch):
+    """The sizes of images that latency is asked for, in place of times."""
+    sizes = []
+
+    def alternating(models, **told):
+        sizes.append(told["pixels"])
+        return {name: [1.0, 1.0] for name in models}
+
+    monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "alternating", alternating)
+    return sizes
+
+
+def test_images_without_a_size_in_the_config_have_the_processors(timed_at):
     """A ResNet for 32 pixels was counted and timed at 128, or at what the model beside it says."""
     models = {"a": lively(ResNetForImageClassification(ResNetConfig(**RESNET)))}
     data = replace(of_rows(ImageClassification(), {"pixel_values": [[0.0]]}), processor=ViTImageProcessor(size=32))
-    seen = []
-    models["a"].register_forward_pre_hook(
-        lambda _, __, given: seen.append(given["pixel_values"].shape), with_kwargs=True
-    )
     found = measure(models, data, judged={"a": Judged({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
-    assert {tuple(shape[-2:]) for shape in seen} == {(32, 32)}
     assert found.flops == flops(models["a"].config, ResNetForImageClassification, pixels=32)
     assert found.flops_setting == found.latency[0].inputs == "batch 1, 32 pixels"
     plain = measure(models, batches=(1,))["a"]
@@ -93,15 +101,26 @@ def test_images_without_a_size_in_the_config_have_the_processors():
     wide = measure(models, batches=(1,), pixels=[32, 48])["a"]
     assert wide.flops_setting == wide.latency[0].inputs == "batch 1, 32 x 48 pixels"
     assert wide.latency[0].pixels == (32, 48) and type(wide).model_validate_json(wide.model_dump_json()) == wide
+    assert timed_at == [32, 128, [32, 48]]
 
 
-def test_a_source_is_measured_at_the_size_of_its_processor(tmp_path):
+def test_a_pass_is_timed_on_images_of_the_size_that_is_stated():
+    model, shapes = lively(ResNetForImageClassification(ResNetConfig(**RESNET))), set()
+    model.register_forward_pre_hook(lambda _, __, given: shapes.add(given["pixel_values"].shape), with_kwargs=True)
+    found = latency({"a": model}, batch=2, seconds=0.0, pixels=32)["a"]
+    assert shapes == {(2, 3, 32, 32)} and found.inputs == "batch 2, 32 pixels"
+
+
+def test_a_source_is_measured_at_the_size_of_its_processor(tmp_path, monkeypatch, timed_at):
+    reopened = []
+    monkeypatch.setattr("hf_pe.pipeline._with_folder_facts", lambda found, *rest: reopened.append(rest[-1]) or found)
     config = ResNetConfig(**RESNET, id2label={i: str(i) for i in range(3)})
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
     found = measure_source(resolve(str(tmp_path)), None, None)
     assert found.flops_setting == "batch 1, 48 pixels" and {each.pixels for each in found.latency} == {48}
     assert found.flops == flops(config, ResNetForImageClassification, pixels=48)
+    assert reopened == [48] and {*timed_at} == {48}
 
 
 def test_a_users_evaluate_must_give_numbers():
