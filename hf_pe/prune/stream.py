@@ -88,6 +88,8 @@ def cut_checkpoint(
                     f"keep.{name}: which layers matter shows only on data. Say which stay (layers: [0, 1, 3]), or cut "
                     "with a recipe and calibration rows."
                 )
+            if axis.size == sizes.get(name):  # others took along what was to go
+                continue
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
             require_proof(config, model_class, axis, named)
             depths |= {name: named} if named else {}
