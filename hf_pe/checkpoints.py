@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -501,11 +502,19 @@ def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool 
 
 
 class Seen(Frozen):
-    """What a fresh process saw of a folder."""
+    """What a fresh process saw of a folder.
+
+    Attributes:
+        parameters: their number.
+        peak_memory_bytes: of loading and one forward pass, above the imports; weights that stay mapped included.
+        max_difference: largest relative difference of the outputs to those expected; None where none were.
+        hashes: SHA-256 of each tensor that the model saves, by name.
+    """
 
     parameters: int
     peak_memory_bytes: int | None
     max_difference: float | None
+    hashes: dict[str, str] = Field(default_factory=dict, repr=False)
 
 
 def open_in_fresh_process(
@@ -514,6 +523,7 @@ def open_in_fresh_process(
     name: str,
     inputs: dict[str, torch.Tensor],
     expected: list[torch.Tensor] | None,
+    device: torch.device | None = None,
 ) -> Seen:
     """Run `snippet` on `folder` in a process that never imports hf_pe, and one forward pass on `inputs`.
 
@@ -523,12 +533,14 @@ def open_in_fresh_process(
         name: what the snippet calls the model; replaced by the folder.
         inputs: keyword arguments of the model.
         expected: outputs to compare with, or None.
+        device: where the loaded model runs: the same kernels give the same outputs; default: where it was loaded.
 
     Raises:
         RuntimeError: it does not load or run; carries the process's own last words.
     """
     with tempfile.TemporaryDirectory() as work:
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
+        Path(work, "device.txt").write_text(str(device or ""), "utf-8")
         program = Path(__file__).with_name("fresh_process.py")
         Path(work, "snippet.py").write_text(snippet.replace(f'"{name}"', repr(str(folder.resolve()))), "utf-8")
         done = subprocess.run(
@@ -543,7 +555,7 @@ def open_in_fresh_process(
         outputs = load_file(Path(work, "outputs.safetensors"))
     found = [outputs[str(i)] for i in range(len(outputs))]
     gap = None if expected is None else difference([e.cpu() for e in expected], found)
-    return Seen(parameters=seen["parameters"], peak_memory_bytes=seen["peak_memory_bytes"], max_difference=gap)
+    return Seen(**seen, max_difference=gap)
 
 
 def _adapted(folder: Path, **flags: Any) -> Source:

@@ -309,7 +309,7 @@ def measure(
             )
         for taken in found.latency:
             table.add_row(
-                f"latency, {taken.inputs}, {taken.threads} threads",
+                f"latency, {taken.inputs}, {taken.threads} threads, {taken.device}, {taken.dtype}",
                 f"p50 {taken.p50_ms:.1f} ms, p90 {taken.p90_ms:.1f} ms, {taken.throughput:.0f} examples per second",
             )
         for name, score in found.quality.items() or {"quality": None}.items():

@@ -1,11 +1,13 @@
 """Run by `checkpoints.open_in_fresh_process` as a program of its own: loads a folder as any user would.
 
 It must not import hf_pe: that the folder needs none of it is what it proves, unless its form is the plug-in's and the
-snippet says so. Memory counts from after the imports:
-anonymous resident memory, sampled, files that are only mapped left out.
+snippet says so. Memory counts from after the imports: the largest anonymous resident memory, sampled, and, once each,
+the weight files that the model still maps after the pass: where weights are not copied, they are those pages.
 """
 
+import hashlib
 import json
+import re
 import sys
 import threading
 import time
@@ -15,6 +17,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+WEIGHTS = (".safetensors", ".gguf", ".bin")
+
 
 def _anonymous() -> int:
     try:
@@ -22,6 +26,32 @@ def _anonymous() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+
+
+def _mapped_weights() -> int:
+    """Resident bytes of the weight files that are mapped into memory, no file more than whole."""
+    try:
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+    except OSError:
+        return 0
+    resident: dict[str, int] = {}
+    path = ""
+    for line in lines:
+        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):  # a mapping begins: address, mode, offset, device, inode, path
+            path = line.split(maxsplit=5)[5] if line.count("/") else ""
+        elif line.startswith("Rss:") and path.endswith(WEIGHTS):
+            resident[path] = resident.get(path, 0) + int(line.split()[1]) * 1024
+    return sum(min(size, Path(path).stat().st_size) for path, size in resident.items())
+
+
+def _hashes(model: torch.nn.Module) -> dict[str, str]:
+    """SHA-256 of the values of each tensor that the model saves; its dtype and shape lead."""
+    found = {}
+    for name, tensor in model.state_dict().items():
+        digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found[name] = digest.hexdigest()
+    return found
 
 
 def _watch(peak: list[int], stop: threading.Event) -> None:
@@ -42,18 +72,23 @@ def main(work: Path) -> None:
         snippet = (work / "snippet.py").read_text("utf-8")
         exec(snippet, names)
         model = names["model"].eval()
+        hashes = _hashes(model)  # before a pass: packed weights may be laid out anew for it
+        device = (work / "device.txt").read_text("utf-8")
+        if device not in ("", str(model.device)):
+            model.to(device)
         with torch.no_grad():
-            found = model(**inputs)
+            found = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
     finally:
         stop.set()
         watcher.join()
     told = snippet.startswith("import hf_pe.plugin")
     assert told or "hf_pe" not in sys.modules, "the snippet imported hf_pe"
     tensors = [v for v in found.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    save_file({str(i): t.contiguous().clone() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
+    save_file({str(i): t.contiguous().clone().cpu() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
     seen = {
         "parameters": sum(_count(p) for p in model.parameters()),
-        "peak_memory_bytes": max(peak[0] - floor, 0) if floor else None,
+        "peak_memory_bytes": max(peak[0] - floor, 0) + _mapped_weights() if floor else None,
+        "hashes": hashes,
     }
     (work / "seen.json").write_text(json.dumps(seen), "utf-8")
 

@@ -82,6 +82,15 @@ def processor_sha256(processor: Any) -> str:
     return sha256_of(found)
 
 
+def value_sha256(tensor: Any) -> str:
+    """Return the SHA-256 of a tensor's dtype, shape and values, as `fresh_process.py` works it out by itself."""
+    import torch
+
+    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def cache_file() -> Path:
     """Return the file that remembers hashes, beside the Hub's cache."""
     return Path(constants.HF_HOME, "hf_pe", "hashes.json")

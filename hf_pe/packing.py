@@ -119,7 +119,7 @@ def settings(
 
 
 def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A packed copy, through transformers' own loading.
+    """A packed copy on the same device, through transformers' own loading.
 
     Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
 
@@ -130,7 +130,9 @@ def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtyp
     """
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
-        found = type(model).from_pretrained(work, quantization_config=wanted, dtype=dtype or model.dtype)
+        where = {"": str(model.device)}
+        kind: Any = type(model)
+        found = kind.from_pretrained(work, quantization_config=wanted, dtype=dtype or model.dtype, device_map=where)
     found.config._name_or_path = model.config._name_or_path
     remember_scales_(found)
     return found.eval()  # type: ignore[no-any-return]

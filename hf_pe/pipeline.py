@@ -32,6 +32,7 @@ from hf_pe.measure import (
     changes,
     judge,
     measure,
+    on_one_device,
     reopened,
     sketch_size,
     weight_bytes,
@@ -240,9 +241,10 @@ def compress(
         models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
         progress.say("measuring before and after, side by side")
         set_seed(seed)
-        judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
-        found = measure(models, ready, judged=judged, evaluate=evaluate)
-        before = _with_folder_facts(found["before"], original, processor, folder, the_task.auto_class, source)
+        with on_one_device(models.values()):
+            judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
+            found = measure(models, ready, judged=judged, evaluate=evaluate)
+            before = _with_folder_facts(found["before"], original, processor, folder, the_task.auto_class, source)
 
     shared: dict[str, Any] = {
         "task": the_task.name,

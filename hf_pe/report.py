@@ -29,6 +29,8 @@ class Latency(Frozen):
     batch: int
     length: int | None = Field(description="tokens; None for other inputs")
     threads: int
+    device: str | None = Field(None, description="that it was taken on; None in older reports")
+    dtype: str | None = Field(None, description="of the weights; None in older reports")
     rounds: int
     p50_ms: float
     p90_ms: float

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from hf_pe import checkpoints, progress
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
+from hf_pe.hashes import value_sha256
 from hf_pe.hub import write_card
 from hf_pe.measure import reopened, sentence_difference
 from hf_pe.report import Reload, Report, read_report, write_report
@@ -47,9 +48,12 @@ def save_result(
     """
     progress.say(f"saving {name} and loading it again in a fresh process")
     checkpoints.save_model(model, processor, folder, source)
+    saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
     seen, snippet = reopened(folder, name, model, auto_class, processor)
     if seen.parameters != report.after.parameters:
         raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
+    if not getattr(model, "is_quantized", False):  # packed tensors may be laid out in another way; outputs decide
+        _require_same_tensors(saved, seen.hashes, name)
     if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
         raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
     embeddings = sentence_difference(folder, model, processor) if auto_class == "AutoModel" else None
@@ -82,3 +86,14 @@ def save_result(
 def _closeness(model: PreTrainedModel) -> float:
     exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     return RELOAD_TOLERANCE if exact else ROUNDED_TOLERANCE
+
+
+def _require_same_tensors(saved: Mapping[str, str], loaded: Mapping[str, str], name: str) -> None:
+    """Compare by hash what was saved and what was loaded, since outputs need not show each tensor.
+
+    Raises:
+        RuntimeError: a tensor is missing, new or another one; names some.
+    """
+    wrong = sorted(tensor for tensor in saved.keys() | loaded.keys() if saved.get(tensor) != loaded.get(tensor))
+    if wrong:
+        raise RuntimeError(f"{name} reloads with other weights: {', '.join(wrong[:4])} ({len(wrong)} tensors).")

@@ -180,7 +180,7 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
         _row(f"GFLOPs ({two.flops_setting})", _giga(one.flops), _giga(two.flops), "{:,.2f}"),
     ]
     for before, after in zip(one.latency, two.latency, strict=True):
-        setting = _setting(after)
+        setting = _shared_setting(before, after)
         rows.append(_row(f"Latency p50, ms ({setting})", before.p50_ms, after.p50_ms, "{:,.1f}"))
         rows.append(_row(f"Latency p90, ms ({setting})", before.p90_ms, after.p90_ms, "{:,.1f}"))
         rows.append(_row(f"Examples per second ({setting})", before.throughput, after.throughput, "{:,.0f}"))
@@ -285,7 +285,18 @@ def _giga(value: int | None) -> float | None:
 
 
 def _setting(latency: Latency) -> str:
-    return f"{latency.inputs}, {latency.threads} threads"
+    where = "".join(f", {fact}" for fact in (latency.device, latency.dtype) if fact)
+    return f"{latency.inputs}, {latency.threads} threads{where}"
+
+
+def _shared_setting(before: Latency, after: Latency) -> str:
+    """The setting of both; device and dtype of each where they differ."""
+    told = after
+    for fact in ("device", "dtype"):
+        one, two = getattr(before, fact), getattr(after, fact)
+        if one and two and one != two:
+            told = told.model_copy(update={fact: f"{one} before and {two} after"})
+    return _setting(told)
 
 
 def _gains(report: Report) -> str:

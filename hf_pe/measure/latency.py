@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.instance import IMAGE, example_inputs, image_size, reads
+from hf_pe.measure.devices import on_one_device
 from hf_pe.progress import advance
 from hf_pe.report import Latency
 
@@ -37,21 +38,22 @@ def latency(
         most_rounds: upper bound of the rounds.
         pixels: a side, or [height, width], of images where no config says a size.
     """
-    times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds, pixels=pixels)
-    model = next(iter(models.values()))
-    text = model.main_input_name == "input_ids"
-    return {
-        name: Latency(
-            batch=batch,
-            length=length if text else None,
-            threads=torch.get_num_threads(),
-            rounds=len(taken),
-            p50_ms=statistics.median(taken),
-            p90_ms=statistics.quantiles(taken, n=10)[-1],
-            pixels=pixels_of(models[name], shared_size(models.values(), pixels)),
-        )
-        for name, taken in times.items()
-    }
+    with on_one_device(models.values()):
+        times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds, pixels=pixels)
+        return {
+            name: Latency(
+                batch=batch,
+                length=length if model.main_input_name == "input_ids" else None,
+                threads=torch.get_num_threads(),
+                device=_name_of(model.device),
+                dtype=str(model.dtype).removeprefix("torch."),
+                rounds=len(times[name]),
+                p50_ms=statistics.median(times[name]),
+                p90_ms=statistics.quantiles(times[name], n=10)[-1],
+                pixels=pixels_of(model, shared_size(models.values(), pixels)),
+            )
+            for name, model in models.items()
+        }
 
 
 def shared_size(models: Iterable[PreTrainedModel], pixels: Any = None) -> Any:
@@ -82,9 +84,20 @@ def alternating(
     most_rounds: int,
     pixels: Any = None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of every round by model; see `latency`."""
+    """Milliseconds of every round by model, all on one device; see `latency`."""
     told = {"batch": batch, "length": length, "pixels": shared_size(models.values(), pixels)}
-    inputs = {name: example_inputs(model, **told) for name, model in models.items()}
+    with on_one_device(models.values()):
+        inputs = {name: example_inputs(model, **told) for name, model in models.items()}
+        return _taking_turns(models, inputs, batch, seconds, most_rounds)
+
+
+def _taking_turns(
+    models: Mapping[str, PreTrainedModel],
+    inputs: Mapping[str, dict[str, torch.Tensor]],
+    batch: int,
+    seconds: float,
+    most_rounds: int,
+) -> dict[str, list[float]]:
     spent = each = 0.0
     for _ in range(3):
         each = sum(_once(model, inputs[name]) for name, model in models.items())
@@ -102,9 +115,21 @@ def alternating(
 
 
 def _once(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+    _wait_for(model.device)
     start = time.perf_counter()
     with torch.inference_mode():
         model(**inputs)
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+    _wait_for(model.device)
     return (time.perf_counter() - start) * 1000
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given; a CPU has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def _name_of(device: torch.device) -> str:
+    """The kind of device, and its name where it has one."""
+    name_of = getattr(torch.get_device_module(device), "get_device_name", None)
+    return device.type if device.type == "cpu" or name_of is None else f"{device.type} ({name_of(device)})"

@@ -41,4 +41,4 @@ def reopened(
         own_code=brings_code(type(model)),
     )
     inputs = example_inputs(model, batch=1, length=length, pixels=pixels or processor_size(processor))
-    return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs)), snippet
+    return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs), model.device), snippet

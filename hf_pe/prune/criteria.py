@@ -91,8 +91,8 @@ def obs(evidence: Evidence) -> torch.Tensor:
     weight = evidence.consumer.double().reshape(outputs, -1).clone()
     gram = evidence.gram.double()
     inverse = torch.linalg.inv(gram + RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram)).to(gram))
-    left = torch.arange(units)
-    scores = torch.zeros(units, dtype=torch.float64)
+    left = torch.arange(units, device=gram.device)
+    scores = torch.zeros(units, dtype=torch.float64, device=gram.device)
     turn = 0
     while True:
         cost = _costs(weight, inverse, places)
@@ -102,7 +102,7 @@ def obs(evidence: Evidence) -> torch.Tensor:
             return scores.float()
         cheapest = cost.argsort()[:count]
         scores[left[cheapest]] = turn + 0.5 * cost[cheapest] / cost[cheapest].max().clamp_min(1e-30)
-        stays = torch.ones(len(left), dtype=torch.bool)
+        stays = torch.ones(len(left), dtype=torch.bool, device=gram.device)
         stays[cheapest] = False
         rows = stays.repeat_interleave(places)
         cross = inverse[rows][:, ~rows] @ torch.linalg.inv(inverse[~rows][:, ~rows])

@@ -261,3 +261,15 @@ def test_rows_that_were_left_out_or_cut_are_counted():
         "- Of 1,200 rows: 3 left out as empty, 2 left out as equal to another one, 1,000 left out by the limits, 4 cut off "
         "at `max_length` tokens, 1 evaluated on although they are training rows." in render_card(report(data=data))
     )
+
+
+def test_the_card_names_device_and_dtype_of_every_latency():
+    def taken(device, dtype):
+        times = Latency(batch=1, length=128, threads=2, device=device, dtype=dtype, rounds=9, p50_ms=10, p90_ms=12)
+        return measurement(latency=(times,))
+
+    alike = render_card(report(before=taken("cpu", "float32"), after=taken("cpu", "float32")))
+    assert "| Latency p50, ms (batch 1, length 128, 2 threads, cpu, float32) |" in alike
+    other = render_card(report(before=taken("cpu", "float32"), after=taken("cpu", "bfloat16")))
+    assert "2 threads, cpu, float32 before and bfloat16 after) |" in other
+    assert "| Latency p50, ms (batch 1, length 128, 2 threads) |" in render_card(report())

@@ -49,6 +49,7 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
     assert turns[-6:] == ["one", "two"] * 3
     assert found["one"].rounds >= 5
     assert (found["one"].batch, found["one"].length, found["one"].threads) == (2, 16, torch.get_num_threads())
+    assert (found["one"].device, found["one"].dtype) == ("cpu", "float32")
     assert 0 < found["one"].p50_ms <= found["one"].p90_ms
     assert found["one"].throughput == pytest.approx(2000 / found["one"].p50_ms)
 

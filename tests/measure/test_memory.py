@@ -1,19 +1,23 @@
 import pytest
 from transformers import BertModel
 
-from hf_pe.checkpoints import open_in_fresh_process, save_model
+from hf_pe.checkpoints import open_in_fresh_process, save_model, weight_bytes_on_disk
+from hf_pe.hashes import value_sha256
 from hf_pe.instance import example_inputs, lively, outputs_of
 from hf_pe.measure import reopened
 from tests.helpers import bert_config
 
 
 def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
-    model = lively(BertModel(bert_config()))
+    model = lively(BertModel(bert_config(vocab_size=400_000)))
     save_model(model, tokenizer, tmp_path / "small")
+    weights = weight_bytes_on_disk(tmp_path / "small")
     seen, snippet = reopened(tmp_path / "small", "me/small", model, "AutoModel", tokenizer)
     assert seen.parameters == model.num_parameters()
     assert seen.max_difference <= 1e-6
-    assert seen.peak_memory_bytes > 0
+    assert seen.hashes == {name: value_sha256(tensor) for name, tensor in model.state_dict().items()}
+    beside = seen.peak_memory_bytes - weights  # 120 MB without any weights; they are 103 MB, and only mapped
+    assert 60e6 < beside < 200e6, "mapped weights count once"
     assert 'AutoModel.from_pretrained("me/small")' in snippet
     assert 'AutoTokenizer.from_pretrained("me/small")' in snippet
     assert str(tmp_path) not in snippet
