@@ -40,6 +40,7 @@ def environment(tmp_path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_every_recipe_runs_on_an_accelerator(environment):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "on_device.py")],
