@@ -512,7 +512,9 @@ def _require_space(work: str | Path | None, planned: Outline) -> None:
     result = [planned.stages[-1].weight_bytes, *(plan.weight_bytes for plan in planned.variants.values())]
     place = Path(work) if work is not None else Path(tempfile.gettempdir())
     written = sum(file.stat().st_size for file in place.rglob("*.safetensors")) if work is not None else 0
-    require_space(place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "all stages")
+    require_space(
+        place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "what the stages write"
+    )
 
 
 def _source(model: Any, processor: Any, dtype: Dtype | None) -> Source:

@@ -39,6 +39,14 @@ def pytest_runtest_call() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """What hf_pe remembers of this machine (hashes, work folders) is not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Knows the words of TEXTS, and letters. Not trained: the trainer breaks ties differently from run to run."""

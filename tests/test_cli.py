@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -124,7 +126,7 @@ def test_run_measure_and_card(recipe, tmp_path):
     assert json.loads(measured.stdout)["parameters"] == AutoModel.from_pretrained(target).num_parameters()
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SafetensorError("No space left on device (os error 28)")])
 def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_path, monkeypatch, stop):
     target = tmp_path / "out"
     target.mkdir()
@@ -194,6 +196,99 @@ def test_a_real_ctrl_c_and_what_a_scheduler_sends(recipe, tmp_path, stop, code):
     assert not target.exists()
     assert len(list(tmp_path.glob(".out.hf_pe-*/1-*/stage.json"))) == 1
     assert not (tmp_path / ".out.hf_pe.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device"), 1),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), 1),
+        (Exception("No space left on device (os error 28)"), 1),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), 1),
+    ],
+)
+def test_every_command_says_that_it_was_stopped(tmp_path, monkeypatch, stop, code):
+    def fail(*_, **__):
+        raise stop
+
+    for command, function in (
+        ("cut", "hf_pe.prune.cut_checkpoint"),
+        ("quantize", "hf_pe.quantize.quantize_checkpoint"),
+        ("dequantize", "hf_pe.quantize.dequantize_checkpoint"),
+        ("export", "hf_pe.export.export_onnx"),
+    ):
+        monkeypatch.setattr(function, fail)
+        keep = ["--keep", "ffn=0.5"] if command == "cut" else []
+        found = call(command, "model", "--output", tmp_path / "out", *keep)
+        assert found.exit_code == code
+        assert "Stopped" in found.output and "Nothing was written as a result" in found.output
+        assert isinstance(found.exception, SystemExit)  # no traceback
+
+
+def stopped(recipe, target, monkeypatch):
+    """A run that was stopped after its first stage, without having done it."""
+
+    def stop(*_, work, **__):
+        (work / "1-prune-12345678").mkdir()
+        (work / "1-prune-12345678" / "stage.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hf_pe.pipeline.compress", stop)
+        assert call("run", recipe, "--output", target).exit_code == 130
+    (folder,) = target.parent.glob(f".{target.name}.hf_pe-*")
+    return folder
+
+
+def test_a_run_that_cannot_begin_removes_no_finished_stage(recipe, tmp_path, monkeypatch):
+    folder = stopped(recipe, tmp_path / "out", monkeypatch)
+    refused = call("run", recipe, "--output", tmp_path / "out")
+    assert refused.exit_code == 2
+    assert "--resume" in refused.output and "--restart" in refused.output
+    (tmp_path / "text.txt").rename(tmp_path / "elsewhere.txt")
+    for flags in (["--restart"], ["--restart", "--set", "recipes.0.keep.layers=99"], ["--set", "data.train=typo.txt"]):
+        failed = call("run", recipe, "--output", tmp_path / "out", *flags)
+        assert failed.exit_code == 2, failed.output
+        assert (folder / "1-prune-12345678" / "stage.json").is_file()
+    (tmp_path / "elsewhere.txt").rename(tmp_path / "text.txt")
+
+    def begin(*_):
+        assert not (folder / "1-prune-12345678").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_pe.stages.StageFolder.make", begin)
+    assert call("run", recipe, "--output", tmp_path / "out", "--restart").exit_code == 130
+
+
+def test_an_output_that_overlaps_what_is_read_is_refused_before_work(recipe, bert_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_pe.pipeline.compress", lambda *_, **__: pytest.fail("work began"))
+    for output, message in (
+        (bert_folder, "is the model"),
+        (bert_folder / "small", "lies inside the model"),
+        (tmp_path, "holds data.train text.txt"),
+    ):
+        found = call("run", recipe, "--output", output, "--overwrite")
+        assert found.exit_code == 2
+        assert message in found.output
+    (tmp_path / "teacher").mkdir()
+    settings = [
+        f"recipes.1.teachers=[{{model: {tmp_path / 'teacher'}}}]",
+        f"recipes.1.cache={{folder: {tmp_path / 'a'}}}",
+    ]
+    for output, message in (("teacher", "is the teacher"), ("a/small", "lies inside distil.cache")):
+        flags = [part for each in settings for part in ("--set", each)]
+        found = call("run", recipe, "--output", tmp_path / output, "--overwrite", *flags)
+        assert found.exit_code == 2
+        assert message in found.output
+
+
+def test_a_source_with_the_name_of_a_work_folder_is_read(bert_folder, tmp_path):
+    shutil.copytree(bert_folder, tmp_path / "small.new")
+    found = call("cut", tmp_path / "small.new", "--keep", "layers=0,1", "--output", tmp_path / "small")
+    assert found.exit_code == 0, found.output
+    assert AutoConfig.from_pretrained(tmp_path / "small").num_hidden_layers == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.new"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_pe.errors import UsageError
+from hf_pe.outputs.known import known_parents, remember_run
 from hf_pe.outputs.lock import is_locked, locked
 from hf_pe.outputs.marker import (
     LOCK,
@@ -61,7 +62,7 @@ def run_folder(
         restart: stages of an earlier run may go; who carries out the run removes them when it can begin.
         overwrite: a result that lies in `output` may be replaced.
         inputs: local paths that are read, by what they are.
-        elsewhere: more folders in which to look for stages, for `resume`.
+        elsewhere: more folders in which to look for stages, for `resume`, beside those of earlier runs on this machine.
 
     Raises:
         UsageError: see `check_output`; another process writes there; finished stages of this job lie there and neither
@@ -72,12 +73,14 @@ def run_folder(
     job = json.loads(json.dumps(job))
     with claimed(output, inputs):
         _remove_what_is_worth_nothing(output, resume=resume)
-        known = _runs(output, elsewhere)
+        known = _runs(output, (*elsewhere, *known_parents()) if resume else ())
         folder = _choose(output, job, known, resume=resume, restart=restart)
         finished = folder is not None and resume and _is_finished(folder, output, known)
         if not finished:
             check_replaceable(output, overwrite=overwrite)
-        folder = folder or make_work_folder(output, "run", dict(job))
+        if folder is None:
+            folder = make_work_folder(output, "run", dict(job))
+            remember_run(folder)
         try:
             with locked(folder / LOCK, f"Work folder {folder}"):
                 yield Run(folder, finished)

@@ -32,9 +32,9 @@ def kill() -> list[dict]:
     survived = [each for each in tried if not each[2]]
     counts = Counter(HOW[how] for _, how, _ in survived)
     setting = (
-        f"{len(tried)} points: prune, distil with checkpoints, NF4 variant, over an earlier result; killed, then --resume; "
-        "survived: same weights, plan and report as without a kill (times left out), the earlier result whole until the "
-        "new one is, folders beside it untouched, nothing left over"
+        f"{len(tried)} points: prune, distil with checkpoints, NF4 variant, over an earlier result; killed, then "
+        "--resume; survived: same weights, plan and report as without a kill (times left out), the earlier result "
+        "whole until the new one is, folders beside it untouched, nothing left over"
     )
     return [
         row("faults.kill", len(survived), len(tried), "higher", "kill points survived", setting, peers=dict(counts))

@@ -290,3 +290,11 @@ def test_agreement_over_one_output_is_refused_before_training(teacher):
         CompressionReport(teacher).on_train_begin(
             TrainingArguments(report_to="none"), TrainerState(), TrainerControl(), model=teacher
         )
+
+
+def test_a_folder_of_the_users_is_no_place_for_the_best_model(classifier_folder, tokenizer, tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"not written by hf-pe \(it has mine\.txt\)"):
+        trainer(classifier_folder, tokenizer, tmp_path, [QualityFloor("accuracy", 0.5)]).train()
+    assert not list(tmp_path.glob("checkpoint-*"))

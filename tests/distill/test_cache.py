@@ -132,6 +132,8 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
             open_cache(cache, teacher, rows, temperature, 1.0, "a")
     with pytest.raises(UsageError, match="k "):
         open_cache(Cache(folder=str(tmp_path), k=9), data.teacher, data, 2.0, 1.0, "a")
+    (tmp_path / "killed" / ".cache.json.hf_pe-0123abcd").mkdir(parents=True)  # killed before anything was in it
+    open_cache(Cache(folder=str(tmp_path), k=8), data.teacher, data, 2.0, 1.0, "killed")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):

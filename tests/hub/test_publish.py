@@ -361,3 +361,10 @@ def test_the_command_line(hub, api, result, monkeypatch):
     shown = CliRunner().invoke(app, ["diff", f"{where}/main", f"{where}/nf4"])
     assert shown.exit_code == 0
     assert "Weights on disk, MB" in shown.output
+
+
+def test_what_hf_pe_notes_for_itself_stays_here(folder):
+    for name in (".hf_pe.json", ".README.md.hf_pe-0123abcd"):
+        (folder / name).write_text("{}")
+    (outgoing,) = prepare(folder, Publish(repo=REPO))
+    assert not [name for name in outgoing.files if "hf_pe" in name]

@@ -8,6 +8,12 @@ from hf_pe.outputs import check_stages_folder, replaced, run_folder, run_id, sta
 from hf_pe.outputs.marker import make_work_folder
 from hf_pe.progress import listen
 
+
+@pytest.fixture(autouse=True)
+def other_runs_are_not_known(monkeypatch, tmp_path_factory):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 JOB = {"model": "tiny", "data": {"train": "a.txt"}, "seed": 0}
 
 
@@ -90,18 +96,25 @@ def test_resume_finds_the_stages_of_another_output(tmp_path):
     heard = []
     with (
         listen(lambda what, *_: heard.append(what)),
-        begin(large_disk / "small", resume=True, elsewhere=[full_disk, tmp_path / "none"]) as run,
+        begin(large_disk / "small", resume=True) as run,
     ):
         assert run.folder == folder
     assert f"made for {full_disk / 'out'}" in heard[-1]
     assert not folder.exists()
 
     one, two = stopped(full_disk / "out"), stopped(full_disk / "other")
-    with pytest.raises(UsageError) as refused, begin(large_disk / "small", resume=True, elsewhere=[full_disk]):
+    with pytest.raises(UsageError) as refused, begin(large_disk / "small", resume=True):
         pass
     assert str(one) in str(refused.value) and str(two) in str(refused.value)
     with begin(full_disk / "other", resume=True) as run:
         assert run.folder == two
+
+
+def test_resume_looks_in_given_folders_where_nothing_could_be_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "/proc/none")
+    folder = stopped(tmp_path / "build" / "out")
+    with begin(tmp_path / "out", resume=True, elsewhere=[tmp_path / "none", tmp_path / "build"]) as run:
+        assert run.folder == folder
 
 
 def test_resume_without_stages_begins(tmp_path):
