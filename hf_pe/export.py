@@ -12,7 +12,7 @@ from hf_pe import progress
 from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
-from hf_pe.outputs import replaced
+from hf_pe.outputs import replaced, require_space
 from hf_pe.packing import require_plain
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -60,6 +60,8 @@ def export_onnx(
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading the model")
         net: Any = load_model(source, class_for(config), dtype=torch.float32)
+        size = sum(parameter.nbytes for parameter in net.parameters())
+        require_space(fresh, size if weights == "float32" else size // 4, "the result")
         progress.say("exporting")
         found = _exported(net, weights)
         gap = _gap(net, found)

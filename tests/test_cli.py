@@ -344,3 +344,21 @@ def test_a_result_is_a_folder_beside_which_nothing_is_left(recipe, tmp_path):
     target = tmp_path / "results" / "out"
     assert call("run", recipe, "--output", target).exit_code == 0
     assert [p.name for p in Path(tmp_path / "results").iterdir()] == ["out"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_a_result_is_written(bert_folder, tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    packed = tmp_path / "packed"
+    assert call("quantize", bert_folder, "--output", packed).exit_code == 0
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    for command in (
+        ["cut", bert_folder, "--keep", "layers=0,1"],
+        ["quantize", bert_folder],
+        ["dequantize", packed],
+    ):
+        found = call(*command, "--output", tmp_path / "out")
+        assert found.exit_code == 2
+        assert "the result takes about 0.2 MB" in found.output or "the result takes about 0.1 MB" in found.output, (
+            found.output
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["packed"]

@@ -15,7 +15,7 @@ from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
 from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resolve
 from hf_pe.errors import UsageError
-from hf_pe.outputs import check_output, replaced
+from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.plans import Sketch
 from hf_pe.proof import require_generation, require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes, sizes_in_turn
@@ -141,6 +141,7 @@ def _write(state: Tensors, model: PreTrainedModel, used: list[WeightTransform], 
     wanted = {n: _cast(t, model.config) for n, t in model.state_dict().items() if n in state}
     found = as_on_disk(state, wanted, model, used)
     plan = split_torch_state_dict_into_shards(found.shapes, max_shard_size=shard_size)
+    require_space(folder, plan.metadata["total_size"], "the result")
     files = {name: file for file, names in plan.filename_to_tensors.items() for name in names}
     shards: dict[str, dict[str, torch.Tensor]] = {}
     for name in found:

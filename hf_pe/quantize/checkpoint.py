@@ -10,7 +10,7 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, load_model, resolve, save_model
 from hf_pe.errors import UsageError
-from hf_pe.outputs import replaced
+from hf_pe.outputs import replaced, require_space
 from hf_pe.packing import BITSANDBYTES, packed_by, require_plain, unpacked
 from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
@@ -57,6 +57,7 @@ def quantize_checkpoint(
     for warning in plan.warnings:
         progress.warn(warning)
     kept = recipe.kept_modules(skeleton(config, model_class))
+    require_space(Path(output), plan.weight_bytes, "the result")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and packing")
         dtype = recipe.rest_dtype(config.dtype)
@@ -102,6 +103,7 @@ def dequantize_checkpoint(
             plain = load_model(source, class_for(config), dtype=wanted)
         else:
             plain = unpacked(load_model(source, class_for(config)), wanted)
+        require_space(fresh, sum(parameter.nbytes for parameter in plain.parameters()), "the result")
         _save(plain, fresh, source)
     return Path(output)
 
