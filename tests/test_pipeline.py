@@ -118,6 +118,28 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
     assert made.report.metric == "layers"
 
 
+def test_a_result_is_not_saved_over_what_was_read_or_is_in_use(result, bert_folder, tmp_path, monkeypatch):
+    made, folder = result
+    with pytest.raises(UsageError, match="is the model"):
+        made.save(bert_folder, overwrite=True)
+    with pytest.raises(UsageError, match="not empty"):
+        made.save(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not written by hf-pe"):
+        made.save(tmp_path / "mine", overwrite=True)
+    (tmp_path / ".out.hf_pe.lock").write_text(json.dumps({"pid": 1, "host": "elsewhere", "started": 0}))
+    with pytest.raises(UsageError, match="in use by process 1 on elsewhere"):
+        made.save(tmp_path / "out")
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: full)
+    with pytest.raises(UsageError, match=r"the result takes about .* MB, and that disk has 0\.0 MB free"):
+        made.save(tmp_path / "small")
+    with pytest.raises(UsageError, match=r"what the stages write takes about .* free"):
+        compress(str(bert_folder), [PRUNE], data=TEXTS, task="embedding", work=tmp_path / "work")
+    assert not (tmp_path / "small").exists() and not (tmp_path / "work").exists()
+
+
 def test_a_classifier_from_a_file_that_is_no_better_than_chance(classifier_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(TextClassification, "chance", lambda *_: 1.0)
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
