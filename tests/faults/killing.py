@@ -242,7 +242,7 @@ def _measure_quickly() -> None:
     import hf_pe.pipeline
     from hf_pe.report import Latency
 
-    def latency(models: dict[str, Any], *, batch: int, length: int) -> dict[str, Latency]:
+    def latency(models: dict[str, Any], *, batch: int, length: int, **_: Any) -> dict[str, Latency]:
         taken = Latency(batch=batch, length=length, threads=1, rounds=1, p50_ms=1.0, p90_ms=1.0)
         return dict.fromkeys(models, taken)
 
