@@ -72,12 +72,12 @@ def main(work: Path) -> None:
         snippet = (work / "snippet.py").read_text("utf-8")
         exec(snippet, names)
         model = names["model"].eval()
-        hashes = _hashes(model)  # before a pass: packed weights may be laid out anew for it
         device = (work / "device.txt").read_text("utf-8")
         if device not in ("", str(model.device)):
             model.to(device)
         with torch.no_grad():
             found = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+        mapped = _mapped_weights()
     finally:
         stop.set()
         watcher.join()
@@ -87,8 +87,8 @@ def main(work: Path) -> None:
     save_file({str(i): t.contiguous().clone().cpu() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
     seen = {
         "parameters": sum(_count(p) for p in model.parameters()),
-        "peak_memory_bytes": max(peak[0] - floor, 0) + _mapped_weights() if floor else None,
-        "hashes": hashes,
+        "peak_memory_bytes": max(peak[0] - floor, 0) + mapped if floor else None,
+        "hashes": _hashes(model),
     }
     (work / "seen.json").write_text(json.dumps(seen), "utf-8")
 

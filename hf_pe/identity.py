@@ -96,8 +96,8 @@ def stage_ids(
 
 def model_files(source: Source) -> list[Any]:
     """Return what decides a model on disk or on the Hub: hashes by file name, or the id and the commit."""
-    names = [source.path] if source.adapter is None else [source.path, source.adapter]
-    return [_files(name, gguf_file=source.gguf_file, own_code=source.trust_remote_code) for name in names]
+    own = _files(source.path, gguf_file=source.gguf_file, own_code=source.trust_remote_code)
+    return [own] if source.adapter is None else [own, _files(source.adapter)]
 
 
 def live_sha256(model: PreTrainedModel) -> str:

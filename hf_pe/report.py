@@ -9,11 +9,10 @@ from pydantic import Field, ValidationError
 
 from hf_pe.errors import UsageError
 from hf_pe.files import write_whole
+from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
-MAIN = "main"
-"""The unquantized result where there are variants: its name among them, its folder and its branch."""
 
 
 def pixels_named(pixels: int | Sequence[int] | None) -> str:

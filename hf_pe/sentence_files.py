@@ -261,7 +261,7 @@ def _pooling(settings: dict[str, Any], folder: Path) -> str:
     modes = [given] if isinstance(given, str) else list(given) or ["mean"]
     if len(modes) > 1 or modes[0] not in ("mean", "cls"):
         raise UsageError(f"{folder.name} pools by {' and '.join(modes)}; expected mean or CLS pooling, one of them.")
-    if settings.get("include_prompt") is False and any(_prompts(folder)[0].values()):
+    if settings.get("include_prompt") is False and _prompt(folder)[0]:
         raise UsageError(
             f"{folder.name} leaves its prompts out of pooling (include_prompt: false); expected that all tokens are "
             "pooled."

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
@@ -72,8 +73,8 @@ def require_shapes(mismatched: Iterable[tuple[str, Any, Any]], model: PreTrained
 def require_present(missing: Collection[str], model: PreTrainedModel, source: str) -> None:
     """Refuse a model of which the checkpoint lacks tensors, since they would be random.
 
-    Only the pooler of a bare model may be missing: nothing reads it but `pooler_output`, and checkpoints of language
-    models come without one.
+    Only the pooler of a bare model may be missing (nothing reads it but `pooler_output`, and checkpoints of language
+    models come without one), and the vector that masks recordings in training (wav2vec 2.0).
 
     Args:
         missing: names in the model of what the checkpoint lacks, tied tensors left out.
@@ -84,7 +85,8 @@ def require_present(missing: Collection[str], model: PreTrainedModel, source: st
         UsageError: something else is missing.
     """
     bare = model.base_model is model and hasattr(model, "pooler")
-    names = sorted(name for name in missing if not (bare and name.startswith("pooler.")))
+    unread = ("masked_spec_embed", *(["pooler."] if bare else []))
+    names = sorted(n for n in missing if not n.removeprefix(f"{model.base_model_prefix}.").startswith(tuple(unread)))
     if names:
         raise UsageError(
             f"{source} has no weights for {_some(names)} of {type(model).__name__}: "
@@ -115,10 +117,11 @@ def unread_parts(
     inside = []
     for name in unexpected:
         owner, part = _owner(name, modules)
-        if not strict or isinstance(modules[owner], PreTrainedModel) or _known_unused(name, model, modules):
-            parts[part] += 1
-        else:
+        computed = strict and _is_computed_with(name, owner, modules)
+        if computed and not _known_unused(name, model, modules):
             inside.append(name)
+        else:
+            parts[part] += 1
     if inside:
         raise UsageError(
             f"{source} holds {_some(sorted(inside))}, but {type(model).__name__} as its config says has no such "
@@ -148,6 +151,22 @@ def _owner(name: str, modules: dict[str, Any]) -> tuple[str, str]:
     parts = name.split(".")
     depth = next(n for n in range(len(parts) - 1, -1, -1) if ".".join(parts[:n]) in modules)
     return ".".join(parts[:depth]), ".".join(parts[: depth + 1])
+
+
+def _is_computed_with(name: str, owner: str, modules: dict[str, Any]) -> bool:
+    """Whether a module that the model has, or a list of layers, would compute with this tensor if it were read.
+
+    It is the bias of a module that has a weight, or a weight somewhere inside a list of layers: a layer more, or a map
+    more in each of them. Other tensors belong to another head, or are constants.
+    """
+    rest = name.removeprefix(f"{owner}.").split(".")
+    if rest[-1] not in ("weight", "bias"):
+        return False
+    if len(rest) == 1:
+        return "weight" in modules[owner]._parameters and rest[0] == "bias"
+    steps = owner.split(".")
+    around = [modules[".".join(steps[:depth])] for depth in range(1, len(steps) + 1)]
+    return any(isinstance(module, nn.ModuleList) for module in around)
 
 
 def _known_unused(name: str, model: PreTrainedModel, modules: dict[str, Any]) -> bool:

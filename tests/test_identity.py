@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertModel
 
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning, identity
-from hf_pe.checkpoints import resolve
+from hf_pe.checkpoints import Source, resolve
 from hf_pe.data import load_examples
 from hf_pe.identity import live_sha256, model_files, origin_of, processor_sha256, stage_ids
 from hf_pe.tasks import Embedding
@@ -55,6 +55,18 @@ def test_an_adapter_is_what_it_says_and_its_base(folder, tmp_path):
         add(changed, 1.0)
         found.append(model_files(resolve(str(tmp_path / "adapter"))))
     assert len({json.dumps(each) for each in found}) == 3
+
+
+def test_an_adapter_over_a_gguf_file_is_both_files(folder, tmp_path):
+    get_peft_model(BertModel.from_pretrained(folder), LoraConfig(r=2, target_modules=["query"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.gguf").write_bytes(b"weights")
+    source = Source(name="a", path=str(base), gguf_file="model.gguf", adapter=str(tmp_path / "adapter"))
+    files, adapter = model_files(source)
+    assert [*files] == ["model.gguf"] and "adapter_model.safetensors" in adapter
 
 
 def test_a_hub_id_is_its_commit(monkeypatch, tmp_path):

@@ -11,6 +11,7 @@ from transformers import BertModel
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
 from hf_pe.checkpoints import Seen, load_model, load_processor, resolve, sentence_modules, weight_hashes
 from hf_pe.data import DataConfig, load_examples
+from hf_pe.hashes import value_sha256
 from hf_pe.hub.card import render_card
 from hf_pe.pipeline import find_task
 from hf_pe.results import save_result
@@ -146,6 +147,14 @@ def test_what_is_not_known_is_refused(folder, file, settings, message):
         sentence_modules(resolve(str(folder)))
 
 
+def test_prompts_that_are_not_used_may_be_left_out_of_pooling(folder):
+    """A prompt without being the default one is never put before a text."""
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}', "utf-8")
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text(json.dumps(json.loads(pooling.read_text("utf-8")) | {"include_prompt": False}), "utf-8")
+    assert read_sentence_modules(folder).pooling == "mean"
+
+
 def test_other_modules_are_refused_for_embeddings_only(folder):
     modules = json.loads((folder / "modules.json").read_text())
     (folder / "modules.json").write_text(json.dumps([*modules, module(5, "LSTM", "5_LSTM")]))
@@ -208,7 +217,7 @@ def test_a_dense_layer_counts_in_the_distillation(folder, tokenizer):
 
 def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, tmp_path, result, monkeypatch):
     monkeypatch.setattr("hf_pe.results.sentence_difference", lambda *_: 0.3)
-    monkeypatch.setattr("hf_pe.results.reopened", lambda *_: (_seen(result), ""))
+    monkeypatch.setattr("hf_pe.results.reopened", lambda folder, name, model, *_: (_seen(model, result), ""))
     source = resolve(str(folder))
     with pytest.raises(RuntimeError, match="gives other embeddings when SentenceTransformer opens it"):
         save_result(
@@ -225,5 +234,8 @@ def test_a_card_says_nothing_of_sentence_transformers_that_was_not_seen(result, 
         assert ("It also opens with `SentenceTransformer" in render_card(report)) is expected
 
 
-def _seen(result):
-    return Seen(parameters=result[0].report.after.parameters, peak_memory_bytes=None, max_difference=0.0)
+def _seen(model, result):
+    """What a fresh process would see of a folder that holds `model`."""
+    hashes = {name: value_sha256(value) for name, value in model.state_dict().items()}
+    parameters = result[0].report.after.parameters
+    return Seen(parameters=parameters, peak_memory_bytes=None, max_difference=0.0, hashes=hashes)

@@ -10,12 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
+    GPTJConfig,
+    GPTJModel,
     LlamaForCausalLM,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
 )
 
 from hf_pe import StructuredPruning, compress, cut_checkpoint, quantize_checkpoint
@@ -24,7 +29,7 @@ from hf_pe.errors import UsageError
 from hf_pe.hub import render_card
 from hf_pe.instance import lively
 from hf_pe.measure import measure
-from hf_pe.weight_checks import require_finite
+from hf_pe.weight_checks import require_finite, require_present, unread_parts
 from tests.helpers import TEXTS, bert_config
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -143,3 +148,42 @@ def test_report_and_card_list_what_was_not_read(tmp_path, tokenizer, monkeypatch
     )  # fmt: skip
     assert made.report.unread_parts == ("cls (5 tensors)",)
     assert "since `BertModel` does not read them: `cls (5 tensors)`." in render_card(made.report)
+
+
+def test_a_head_beside_the_one_that_is_read_and_constants_of_layers_are_listed(tmp_path):
+    """bert-base-uncased has a head for pairs of sentences; GPT-J's files have the masks of their attention."""
+    BertForPreTraining(bert_config()).save_pretrained(tmp_path)
+    _, parts = load_with_unread(resolve(str(tmp_path)), BertForMaskedLM)
+    assert "cls.seq_relationship (2 tensors)" in parts
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("h.0.attn.bias", False),
+        ("h.0.attn.causal_mask", False),
+        ("h.0.attn.out_proj.bias", True),
+        ("h.0.attn.extra.weight", True),
+        ("h.2.ln_1.weight", True),
+        ("score.weight", False),
+    ],
+)
+def test_what_a_layer_would_compute_with_is_refused(name, refused):
+    model = GPTJModel(GPTJConfig(vocab_size=20, n_embd=16, n_layer=2, n_head=2, rotary_dim=4))
+    if refused:
+        with pytest.raises(UsageError, match=name):
+            unread_parts([name], model, "a model")
+    else:
+        assert unread_parts([name], model, "a model")
+
+
+def test_what_masks_recordings_in_training_alone_may_be_missing():
+    model = Wav2Vec2ForCTC(
+        Wav2Vec2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_feat_extract_layers=1,
+            conv_dim=(8,), conv_kernel=(3,), conv_stride=(2,), num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2,
+        )
+    )  # fmt: skip
+    require_present({"wav2vec2.masked_spec_embed"}, model, "a model")
+    with pytest.raises(UsageError, match=r"no weights for lm_head\.bias"):
+        require_present({"wav2vec2.masked_spec_embed", "lm_head.bias"}, model, "a model")

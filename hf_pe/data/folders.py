@@ -82,7 +82,8 @@ def _grouped(folder: Path, config: DataConfig) -> tuple[str, dict[str | None, li
     by_split: dict[str | None, list[Path]] = {}
     for path in data:
         by_split.setdefault(_split_of(path.relative_to(folder).parts, kind), []).append(path)
-    return kind, by_split, [path for path in every if path not in set(data)] if kind != "metadata" else []
+    used = set(data)
+    return kind, by_split, [path for path in every if path not in used] if kind != "metadata" else []
 
 
 def split_named(word: str) -> str:

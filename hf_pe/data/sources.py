@@ -9,8 +9,8 @@ import datasets
 
 from hf_pe.data.builtin import builtin_rows
 from hf_pe.data.config import DataConfig
-from hf_pe.data.files import formats, read_file, require_columns
-from hf_pe.data.folders import Chosen, choose, has_split
+from hf_pe.data.files import format_of, formats, read_file, require_columns
+from hf_pe.data.folders import MEDIA, TABLES, Chosen, choose, has_split
 from hf_pe.errors import UsageError
 
 
@@ -48,10 +48,15 @@ def read_source(name: str, config: DataConfig, split: str) -> SourceRows:
         if path.stat().st_size == 0:
             raise UsageError(f"Data: {name} is empty. Expected rows in {formats()}.")
         return SourceRows(read_file(path, config, config.columns), frozenset([str(path.resolve())]))
-    if path.suffix or name.count("/") > 1 or name.startswith((".", "~", "/")):
+    if _looks_like_file(path) or name.count("/") > 1 or name.startswith((".", "~", "/")):
         raise UsageError(f"Data: {name} does not exist. Expected {formats()}, or the id of a Hub data set.")
     key = f"{name}:{config.config_name}:{config.revision}:{split}"
     return SourceRows(_used(_from_hub(name, config, split), config, name), frozenset([key]))
+
+
+def _looks_like_file(path: Path) -> bool:
+    """Return whether a name ends as data files do; ids of data sets may have dots too (OpenHermes-2.5)."""
+    return format_of(path) in (*TABLES, *MEDIA) or path.suffix.lower() == ".gz"
 
 
 def has_validation(name: str, config: DataConfig) -> bool:

@@ -26,7 +26,7 @@ from hf_pe.files import is_unfinished, write_whole, written_beside
 from hf_pe.hashes import processor_sha256
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
-from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, token_head
+from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, rows_within, token_head
 
 BITS = 30
 """Of one kept logit, its class included: 3.75 bytes."""
@@ -165,7 +165,8 @@ def _write(file: Path, teacher: PreTrainedModel, data: TaskData, rows: range, ke
     dense = kept.classes == 0 or kept.k >= kept.classes
     features = datasets.Features({"answers": datasets.Sequence(datasets.Value("float32" if dense else "uint8"))})
     head = token_head(data.task, teacher, _batch(teacher, data, [rows.start])) if not dense else None
-    size = 1 if kept.classes >= LARGE and head is None else BATCH
+    known = head is not None or kept.classes < LARGE
+    size = BATCH if known else rows_within(data, teacher.config, BATCH)
     with written_beside(file) as fresh, ArrowWriter(path=str(fresh), features=features) as writer:
         for start in range(rows.start, rows.stop, size):
             numbers = list(range(start, min(start + size, rows.stop)))

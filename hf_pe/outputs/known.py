@@ -24,7 +24,7 @@ def known_parents() -> set[Path]:
             folder = Path(note.read_text("utf-8"))
             if run_id(folder) == note.name:
                 parents.add(folder.parent)
-            else:
+            elif folder.parent.is_dir():  # else its disk may not be there at the moment
                 note.unlink(missing_ok=True)
     return parents
 

@@ -16,6 +16,8 @@ from hf_pe.files import unique_sibling
 WORK_MARKER = "hf_pe_work.json"
 RESULT_MARKER = ".hf_pe.json"
 REPORT = "report.json"
+MAIN = "main"
+"""The unquantized result where there are variants: its name among them, its folder and its branch."""
 LOCK = "hf_pe.lock"
 NEW, WHOLE, OLD = "new", "whole", "old"
 """Inside a work folder: a result that is being written; one that is whole; what it replaces."""
@@ -133,9 +135,16 @@ def result_run(output: Path) -> str | None:
 
 
 def is_result(folder: Path) -> bool:
-    """Return whether hf_pe wrote a folder: it has the marker, or a report of any version, perhaps one a variant."""
-    reports = (_json(file) for file in (folder / REPORT, *folder.glob(f"*/{REPORT}")))
-    return result_run(folder) is not None or any(r is not None and "format_version" in r for r in reports)
+    """Return whether hf_pe wrote a folder: it has the marker or a report of any version, or holds the folders of a
+    main result and its variants and nothing else. A user's folder of several results is none."""
+    if result_run(folder) is not None or _has_report(folder):
+        return True
+    return _has_report(folder / MAIN) and all(_has_report(place) for place in folder.iterdir())
+
+
+def _has_report(folder: Path) -> bool:
+    report = _json(folder / REPORT)
+    return report is not None and "format_version" in report
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.tasks.base import Batch, Judged, TaskData
 from hf_pe.tasks.head import LARGE, Head
 
+LOGITS_BYTES = 2**28
+"""Most bytes that whole logits in float32 may take where they cannot be made a few tokens at a time."""
 Columns = dict[str, np.ndarray[Any, Any]]
 
 
@@ -51,18 +53,24 @@ def judged_tokens(
 ) -> Judged:
     """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label.
 
-    Of a large vocabulary whole logits are not held: in chunks where the model's head is known, else row by row.
+    Of a large vocabulary whole logits are not held: in chunks where the model's head is known, else a few rows at once.
     """
     rows: list[list[float]] = []
     model.eval()
-    large = model.config.get_text_config().vocab_size >= LARGE
     with torch.no_grad():
         head = token_head(task, model, *data.batches(data.eval.select([0]), 1))
-        for batch in data.batches(data.eval, 1 if large and head is None else size):
+        rows_at_once = size if head is not None else rows_within(data, model.config, size)
+        for batch in data.batches(data.eval, rows_at_once):
             batch = {k: v.to(model.device) for k, v in batch.items()}
             figures = _from_logits(task, model, batch) if head is None else _from_parts(task, model, batch, head)
             rows += figures.tolist()
     return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
+
+
+def rows_within(data: TaskData, config: PretrainedConfig, most: int) -> int:
+    """Return how many rows, at most `most`, have whole logits of at most `LOGITS_BYTES` in float32."""
+    row_bytes: int = 4 * data.examples.config.max_length * config.get_text_config().vocab_size
+    return max(min(most, LOGITS_BYTES // row_bytes), 1)
 
 
 def token_head(task: Any, model: PreTrainedModel, batch: Batch) -> Head | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
@@ -14,9 +15,9 @@ from hf_pe.tasks.base import Task, TaskData
 MOST_TRUNCATED = 0.1
 """Fraction of rows that are cut off from which on it is said before work."""
 POSITIONS_AFTER_PADDING = {
-    "altclip_text_model", "bridgetower_text_model", "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt",
-    "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl",
-    "xmod",
+    "altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "esm", "ibert",
+    "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
+    "xlm-roberta-xl", "xmod",
 }  # fmt: skip
 """Model types whose first token has the position behind the id of padding: the positions before it are never used."""
 
@@ -48,6 +49,8 @@ def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedCo
 def positions(config: PretrainedConfig) -> int | None:
     """Return how many tokens a model has positions for; None where it does not count them."""
     text = config.get_text_config()
+    if getattr(text, "position_biased_input", True) is False:  # DeBERTa v2 and v3: relative positions alone
+        return None
     count = int(getattr(text, "max_position_embeddings", None) or 0)
     if text.model_type in POSITIONS_AFTER_PADDING and count > 0:
         count -= int(text.pad_token_id or 0) + 1
@@ -79,11 +82,16 @@ def _require_known_ids(data: TaskData, config: PretrainedConfig) -> None:
             f"The tokenizer pads with id {padding} ({data.processor.pad_token}), and the model's embedding has ids 0 "
             f"to {rows - 1}. Set tokenizer.pad_token to a token that it has, such as tokenizer.eos_token. {way_out}"
         )
-    largest = max(max(ids, default=0) for part in (data.train, data.eval) for ids in part["input_ids"])
+    largest = max(_largest_id(part) for part in (data.train, data.eval))
     if largest >= rows:
         raise UsageError(
             f"The tokenizer makes id {largest}, and the model's embedding has ids 0 to {rows - 1}. {way_out}"
         )
+
+
+def _largest_id(rows: datasets.Dataset) -> int:
+    tables = rows.select_columns(["input_ids"]).with_format("arrow").iter(1000)
+    return max((pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0 for table in tables), default=0)
 
 
 def _truncation_warnings(data: TaskData) -> list[str]:

@@ -155,6 +155,11 @@ def test_missing_sources(config, message):
         load_examples(DataConfig(**config))
 
 
+def test_ids_of_data_sets_may_have_dots():
+    with pytest.raises(UsageError, match=r"someone/rows-2\.5 is no local file or folder, and as a Hub data set"):
+        load_examples(DataConfig(train="someone/rows-2.5"))
+
+
 def test_a_column_that_is_not_there_names_those_that_are(tmp_path):
     path = write(tmp_path / "a.csv", "sentence,score\nThe dog runs.,1\n")
     with pytest.raises(UsageError, match=r"no column 'sentense'; it has sentence, score. Did you mean 'sentence'\?"):

@@ -76,6 +76,20 @@ def test_a_report_of_any_version_marks_a_result(tmp_path, place, report, ours):
     assert content(tmp_path / "out") == "result"
 
 
+def test_a_folder_that_holds_results_is_no_result(tmp_path):
+    for name in ("main", "nf4"):
+        put(tmp_path / "all" / name, "earlier")
+        (tmp_path / "all" / name / "report.json").write_text('{"format_version": 1}')
+    check_output(tmp_path / "all", overwrite=True)
+    (tmp_path / "all" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not written by hf-pe"):
+        check_output(tmp_path / "all", overwrite=True)
+    (tmp_path / "all" / "notes.txt").unlink()
+    (tmp_path / "all" / "main").rename(tmp_path / "all" / "one")
+    with pytest.raises(UsageError, match="not written by hf-pe"):
+        check_output(tmp_path / "all", overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [

@@ -6,6 +6,7 @@ from PIL import Image
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    DebertaV2Config,
     PreTrainedTokenizerFast,
     RobertaConfig,
     T5Config,
@@ -66,6 +67,7 @@ def test_more_tokens_than_positions_are_refused(tokenizer):
         (BertConfig(), 512),
         (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 512),
         (T5Config(), None),
+        (DebertaV2Config(position_biased_input=False), None),
         (XLNetConfig(), None),
     ],
 )
