@@ -1,4 +1,4 @@
-"""SHA-256 of files, of models and of what makes their inputs: what is there now is what was there then."""
+"""SHA-256 of files, models and processors, by which a resumed run recognises that nothing has changed."""
 
 import hashlib
 import json

@@ -27,7 +27,7 @@ from hf_pe.tasks import Task
 AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 DECIDING = (".json", ".safetensors", ".model", ".txt", ".tiktoken")
 """Endings of the files in a model's folder that decide what it computes: weights, configs, vocabularies."""
-PAPERS = ("report.json", "plan.json", "stage.json", "trainer_state.json", "LICENSE.txt")
+METADATA_FILES = ("report.json", "plan.json", "stage.json", "trainer_state.json", "LICENSE.txt")
 """Those of them that tell of the model only."""
 TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 """How names of pickles begin that hold no weights of the model."""
@@ -132,7 +132,7 @@ def _files(name: str, *, gguf_file: str | None = None, own_code: bool = False) -
     endings = (*DECIDING, ".py") if own_code else DECIDING
     if not any(path.suffix == ".safetensors" for path in files):
         endings = (*endings, *PICKLES)
-    decide = [path for path in files if path.suffix in endings and path.name not in PAPERS]
+    decide = [path for path in files if path.suffix in endings and path.name not in METADATA_FILES]
     return {path.name: remembered_sha256(path) for path in decide if not path.name.startswith(TRAINING)}
 
 

@@ -61,7 +61,7 @@ class SentenceModules:
         whole = f"{self.prompt}{text}"
         return whole.lower() if self.lowercase else whole
 
-    def behind_pooling(self, pooled: torch.Tensor) -> torch.Tensor:
+    def apply_head(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return what the dense layers make of pooled embeddings [batch, width].
 
         Raises:
@@ -220,7 +220,7 @@ def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
         if pickle.is_file() and not (place / WEIGHTS).exists():
             save_file(torch.load(pickle, map_location="cpu", weights_only=True), place / WEIGHTS)
         if entry["type"].endswith("Pooling"):
-            _tell_width(place / "config.json", width)
+            _set_embedding_width(place / "config.json", width)
 
 
 def _sha256(folder: Path) -> str:
@@ -233,7 +233,7 @@ def _sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _tell_width(settings: Path, width: int | None) -> None:
+def _set_embedding_width(settings: Path, width: int | None) -> None:
     known = _settings(settings.parent)
     stale = {key: width for key in WIDTHS if known.get(key, width) != width}
     if width is not None and stale:

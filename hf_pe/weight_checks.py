@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
 
-LEFTOVERS = re.compile(
+COMPUTED_CONSTANTS = re.compile(
     r"(^|\.)(masked_bias|position_ids|token_type_ids|inv_freq|relative_position_index|num_batches_tracked|version)$"
 )
 """Last parts of the names of constants that earlier versions of transformers stored and that models now compute."""
@@ -172,7 +172,7 @@ def _is_computed_with(name: str, owner: str, modules: dict[str, Any]) -> bool:
 def _known_unused(name: str, model: PreTrainedModel, modules: dict[str, Any]) -> bool:
     """Whether it is a constant that the model works out itself, or its class says that it needs none of it."""
     place, _, last = name.rpartition(".")
-    computed = bool(LEFTOVERS.search(name)) or (place in modules and last in modules[place]._buffers)
+    computed = bool(COMPUTED_CONSTANTS.search(name)) or (place in modules and last in modules[place]._buffers)
     return computed or any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ())
 
 

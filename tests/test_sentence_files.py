@@ -102,7 +102,7 @@ def test_a_hidden_width_that_the_dense_layer_does_not_read_is_refused_before_wor
         cut_checkpoint(str(folder), tmp_path / "cut", {"hidden": 0.5})
     assert not (tmp_path / "cut").exists()
     with pytest.raises(UsageError, match="reads embeddings of 64 values"):
-        read_sentence_modules(folder).behind_pooling(torch.zeros(2, 32))
+        read_sentence_modules(folder).apply_head(torch.zeros(2, 32))
 
 
 def test_modules_come_along_when_a_checkpoint_is_cut(folder, tmp_path):

@@ -212,8 +212,8 @@ def change_(generation_config: GenerationConfig, changes: Mapping[str, Any]) -> 
 def rows_in_place(model: PreTrainedModel, tables: set[str]) -> int:
     """Return how many of the first rows of the vocabulary have to keep their place.
 
-    RoBERTa and its kin count positions from the id of the padding token, M2M-100 leaves it out of its waves: such a
-    module knows the id itself, beside the table of tokens.
+    RoBERTa and its relatives count positions from the id of the padding token, and M2M-100 gives padding no sinusoidal
+    position: a module other than the table of tokens then holds `padding_idx` itself.
 
     Args:
         model: on the meta device is enough.

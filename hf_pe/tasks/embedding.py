@@ -61,7 +61,7 @@ class Embedding:
             pooled = last[torch.arange(len(last), device=last.device), mask.int().argmax(1)]  # padding may come first
         else:
             pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        embeddings = torch.nn.functional.normalize(self.modules.behind_pooling(pooled), dim=-1)
+        embeddings = torch.nn.functional.normalize(self.modules.apply_head(pooled), dim=-1)
         found = {"embeddings": embeddings, "mask": mask}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
