@@ -56,4 +56,5 @@ def opened(image: Any) -> Image.Image:
     try:
         return Image.open(io.BytesIO(image) if isinstance(image, bytes) else Path(image)).convert("RGB")
     except (OSError, TypeError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"Data: {str(image)[:80]!r} is no image that can be read: {error}") from error
+        what = f"an image of {len(image):,} bytes" if isinstance(image, bytes) else repr(str(image))
+        raise UsageError(f"Data: {what} cannot be read: {error}") from error

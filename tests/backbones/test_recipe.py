@@ -492,7 +492,7 @@ def test_a_convolutional_student_learns_from_the_maps_of_a_convolutional_teacher
     small = SMALL_RESNET if isinstance(layers, tuple) else None  # as many maps as the teacher's
     recipe = BackboneSwap(config=small) if small else BackboneSwap(image_size=32, **SMALL)
     new = swapped(recipe, model, data)
-    learns = Distillation(losses={"hidden": 1.0}, layers=layers, steps=20, batch_size=16, learning_rate=4e-3)
+    learns = Distillation(losses={"hidden": 1.0}, layers=layers, steps=40, batch_size=16, learning_rate=4e-3)
     learns.plan(new, data)
     trained, curve = learns.train(new, data)
     assert curve[-1][1] < 0.9 * curve[0][1]

@@ -101,9 +101,15 @@ def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder,
     assert torch.equal(load_file(tmp_path / "got.safetensors")["found"], wanted.float())
 
 
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+]
+
+
 def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_path):
     """Its licence and how it pools, which transformers does not fetch."""
-    (folder / "modules.json").write_text(json.dumps([{"path": "1_Pooling"}]), "utf-8")
+    (folder / "modules.json").write_text(json.dumps(MODULES), "utf-8")
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', "utf-8")
     (folder / "LICENSE").write_text("MIT", "utf-8")
@@ -111,11 +117,11 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from hf_pe.checkpoints import class_for, load_config, load_model, pooling, resolve, save_model\n"
+        "from hf_pe.checkpoints import class_for, load_config, load_model, resolve, save_model, sentence_modules\n"
         f"source = resolve({REPO!r})\n"
         "model = load_model(source, class_for(load_config(source)))\n"
         "save_model(model, None, Path(sys.argv[1]), source)\n"
-        "print(pooling(source))\n"
+        "print(sentence_modules(source).pooling)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, tmp_path / "got"],

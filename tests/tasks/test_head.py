@@ -72,7 +72,10 @@ def test_evaluation_and_calibration_have_the_same_figures_in_parts(language, mon
     assert max(sizes) <= CHUNK
 
 
-def test_a_head_that_is_not_known_is_evaluated_row_by_row(tokenizer, large):
+def test_where_the_head_is_not_known_as_many_rows_are_evaluated_at_once_as_their_logits_fit(
+    tokenizer, large, monkeypatch
+):
+    monkeypatch.setattr("hf_pe.tasks.likelihood.LOGITS_BYTES", 4 * 128 * 200)  # one row of 200 words
     model = lively(BertForMaskedLM(bert_config(num_hidden_layers=1))).eval()
     data = MaskedLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     sizes = watched(model)
