@@ -541,21 +541,29 @@ def open_in_fresh_process(
     with tempfile.TemporaryDirectory() as work:
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
         Path(work, "device.txt").write_text(str(device or ""), "utf-8")
-        program = Path(__file__).with_name("fresh_process.py")
         Path(work, "snippet.py").write_text(snippet.replace(f'"{name}"', repr(str(folder.resolve()))), "utf-8")
-        done = subprocess.run(
-            [sys.executable, "-P", str(program), work],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode:
-            raise RuntimeError(f"{folder.name} does not load in a fresh process:\n{done.stderr[-2000:]}")
+        run_fresh("fresh_process.py", work, f"{folder.name} does not load in a fresh process")
         seen = json.loads(Path(work, "seen.json").read_text("utf-8"))
         outputs = load_file(Path(work, "outputs.safetensors"))
     found = [outputs[str(i)] for i in range(len(outputs))]
     gap = None if expected is None else difference([e.cpu() for e in expected], found)
     return Seen(**seen, max_difference=gap)
+
+
+def run_fresh(program: str, work: str, failure: str) -> None:
+    """Run a program of this package, offline and in a process of its own, on the files in the folder `work`.
+
+    Raises:
+        RuntimeError: it fails; `failure` and the process's own last words.
+    """
+    done = subprocess.run(
+        [sys.executable, "-P", str(Path(__file__).with_name(program)), work],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{failure}:\n{done.stderr[-2000:]}")
 
 
 def _adapted(folder: Path, **flags: Any) -> Source:

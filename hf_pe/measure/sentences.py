@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from hf_pe.checkpoints import brings_code
+from hf_pe.checkpoints import brings_code, run_fresh
 from hf_pe.sentence_files import is_sentence_folder, read_sentence_modules
 from hf_pe.tasks import Embedding
 
@@ -45,16 +42,8 @@ def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) ->
 
 
 def _encoded(folder: Path, device: str) -> torch.Tensor:
-    program = Path(__file__).parents[1] / "fresh_sentences.py"
     with tempfile.TemporaryDirectory() as work:
         order = {"folder": str(folder.resolve()), "device": device, "texts": SENTENCES}
         Path(work, "texts.json").write_text(json.dumps(order), "utf-8")
-        done = subprocess.run(
-            [sys.executable, "-P", str(program), work],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        if done.returncode:
-            raise RuntimeError(f"{folder.name} does not open with SentenceTransformer:\n{done.stderr[-2000:]}")
+        run_fresh("fresh_sentences.py", work, f"{folder.name} does not open with SentenceTransformer")
         return load_file(Path(work, "embeddings.safetensors"))["embeddings"]
