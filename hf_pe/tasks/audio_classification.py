@@ -83,8 +83,9 @@ def recording(audio: Any) -> tuple[int, np.ndarray[Any, Any]]:
         try:
             found, wave = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
         except (OSError, ValueError, TypeError, struct.error) as error:
+            what = f"a recording of {len(source):,} bytes" if isinstance(source, bytes) else repr(str(source))
             raise UsageError(
-                f"Data: {str(source)[:80]!r} is no .wav file that can be read: {error}. Other formats: decode them "
-                'first, to rows of {"array", "sampling_rate"}.'
+                f"Data: {what} cannot be read as a .wav file: {error}. Decode other formats first, to rows of "
+                '{"array", "sampling_rate"}.'
             ) from error
     return found, wave

@@ -374,9 +374,9 @@ def test_a_file_that_is_no_image_or_recording_is_named(tmp_path):
     (tmp_path / "a.wav").write_text("text")
     from hf_pe.tasks.image_classification import opened
 
-    with pytest.raises(UsageError, match=r"a\.png.* is no image"):
+    with pytest.raises(UsageError, match=r"a\.png.* cannot be read: cannot identify image"):
         opened(str(tmp_path / "a.png"))
-    with pytest.raises(UsageError, match=r"a\.wav.* is no \.wav file"):
+    with pytest.raises(UsageError, match=r"a\.wav.* cannot be read as a \.wav file"):
         heard(str(tmp_path / "a.wav"), 16000)
 
 
