@@ -84,10 +84,15 @@ def origin_of(
 
 
 def stage_ids(
-    origin: Mapping[str, str], recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]
+    origin: Mapping[str, str] | None, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]
 ) -> tuple[list[StageId], dict[str, StageId]]:
-    """Return the chain of stages, and the variants, each of which hangs on the last of them."""
-    identity, chain = sha256_of(dict(origin)), []
+    """Return the chain of stages, and the variants, each of which hangs on the last of them.
+
+    Args:
+        origin: of the run; None where no stage is kept: then nothing is hashed and the identities are empty.
+        recipes, variants: of the run.
+    """
+    identity, chain = "" if origin is None else sha256_of(dict(origin)), []
     for number, step in enumerate(recipes, 1):
         identity = _next(identity, step)
         chain.append(StageId(f"{number}-{step.recipe}", identity))
@@ -108,8 +113,8 @@ def live_sha256(model: PreTrainedModel) -> str:
 
 
 def _next(identity: str, step: AnyRecipe) -> str:
-    """Return the identity of a stage that follows on another one, or on the original."""
-    return sha256_of([identity, step.recipe, step.model_dump(mode="json"), _models_read_by(step)])
+    """Return the identity of a stage that follows on another one, or on the original; "" where that has none."""
+    return identity and sha256_of([identity, step.recipe, step.model_dump(mode="json"), _models_read_by(step)])
 
 
 def _models_read_by(step: AnyRecipe) -> list[Any]:

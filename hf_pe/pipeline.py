@@ -208,10 +208,11 @@ def compress(
     ready = prepare(the_task, examples, processor, config)
     examples = ready.examples
     recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed)
-    origin = origin_of(source, live, processor, the_task, examples, evaluate, seed)
+    kept = work is not None  # without a folder of the user's, no stage can be resumed
+    origin = origin_of(source, live, processor, the_task, examples, evaluate, seed) if kept else None
     chain, branches = stage_ids(origin, recipes, variants)
-    if resume and work is not None:
-        require_resumable(Path(work), [*chain, *branches.values()], origin)
+    if resume and origin is not None:
+        require_resumable(Path(str(work)), [*chain, *branches.values()], origin)
 
     progress.say("loading the model")
     set_seed(seed)
@@ -508,13 +509,13 @@ def _workplace(work: str | Path | None, *, resume: bool, restart: bool) -> Itera
 
 def _require_space(work: str | Path | None, planned: Outline) -> None:
     """Refuse a disk that cannot hold all stages and variants, and beside them the original or the result."""
+    original = planned.original.weight_bytes
+    if work is None:
+        return require_space(Path(tempfile.gettempdir()), original, "the original, to measure it")
     stages = [plan.weight_bytes for plan in (*planned.stages, *planned.variants.values())]
     result = [planned.stages[-1].weight_bytes, *(plan.weight_bytes for plan in planned.variants.values())]
-    place = Path(work) if work is not None else Path(tempfile.gettempdir())
-    written = sum(file.stat().st_size for file in place.rglob("*.safetensors")) if work is not None else 0
-    require_space(
-        place, sum(stages) + max(planned.original.weight_bytes, sum(result)) - written, "what the stages write"
-    )
+    written = sum(file.stat().st_size for file in Path(work).rglob("*.safetensors"))
+    return require_space(Path(work), sum(stages) + max(original, sum(result)) - written, "what the stages write")
 
 
 def _source(model: Any, processor: Any, dtype: Dtype | None) -> Source:

@@ -45,14 +45,14 @@ class StageFolder:
 
     Attributes:
         folder: where each stage has a folder of its own.
-        origin: what they are all made from.
+        origin: what they are all made from; None: stages are not kept.
         resume: finished stages of an earlier run are loaded.
         data, evaluate: what stages look at, and are measured by.
         seed: everything random in a stage begins with it, whether the stages before were made or loaded.
     """
 
     folder: Path
-    origin: dict[str, str]
+    origin: dict[str, str] | None
     resume: bool
     data: TaskData
     evaluate: Evaluate | None
@@ -72,12 +72,8 @@ class StageFolder:
         set_seed(self.seed)
         training = self.folder / f"{stage.folder_name}.training"
         made, finished = self._made(stage, recipe, model, training)
-        if place.exists():  # damaged, or half removed
-            shutil.rmtree(place)
-        with replaced(place, overwrite=True) as fresh:
-            checkpoints.save_model(made, None, fresh)
-            finished = finished.model_copy(update={"files": _hashes(fresh)})
-            (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
+        if self.origin is not None:
+            finished = _kept(place, made, finished)
         shutil.rmtree(training, ignore_errors=True)  # not before the stage is whole: hours may lie in it
         return made, finished
 
@@ -102,7 +98,7 @@ class StageFolder:
             quality=quality(made, self.data, self.evaluate),
             losses=tuple(curve),
         )
-        return made, Finished(identity=stage.identity, origin=self.origin, plan=plan, report=report)
+        return made, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
 
 
 def require_resumable(folder: Path, stages: Iterable[StageId], origin: Mapping[str, str]) -> None:
@@ -136,6 +132,16 @@ def damaged_files(place: Path, finished: Finished) -> list[str]:
         for name, written in finished.files.items()
         if not (place / name).is_file() or sha256(place / name) != written
     ]
+
+
+def _kept(place: Path, model: PreTrainedModel, finished: Finished) -> Finished:
+    if place.exists():  # damaged, or half removed
+        shutil.rmtree(place)
+    with replaced(place, overwrite=True) as fresh:
+        checkpoints.save_model(model, None, fresh)
+        finished = finished.model_copy(update={"files": _hashes(fresh)})
+        (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
+    return finished
 
 
 def _read(note: Path) -> Finished | None:

@@ -159,3 +159,12 @@ def test_where_no_stage_fits_it_is_said_why(runs):
     (note,) = runs.folder.glob("*/stage.json")
     note.write_text(json.dumps({"identity": "of an older version"}))
     assert "begun with another version of hf_pe. " in refusal(CAST, ORIGIN)
+
+
+def test_without_a_folder_of_the_users_nothing_is_hashed_or_kept(runs):
+
+    chain, _ = stage_ids(None, [CAST], {})
+    stages = StageFolder(runs.folder, None, False, runs.data, None, seed=0)
+    made, finished = stages.make(chain[0], CAST, runs.model)
+    assert chain[0].identity == "" and made is not runs.model and finished.plan.recipe == "cast"
+    assert not runs.folder.exists() or not list(runs.folder.iterdir())

@@ -35,6 +35,9 @@ class DataConfig(Frozen):
     )
     image: str | None = Field(None, description="column with images: file names or bytes; in the place of text")
     audio: str | None = Field(None, description="column with recordings: .wav files, bytes or arrays; in that of text")
+    label_names: dict[str, str] | None = Field(
+        None, description="what the model calls the data's labels where the names differ, such as {neg: NEGATIVE}"
+    )
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
     encoding: str = "utf-8"
     limit: int | None = Field(None, gt=0, description="most training rows, sampled with `seed`")

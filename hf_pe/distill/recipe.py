@@ -167,11 +167,12 @@ class Distillation(Frozen):
             data: as for `plan`.
 
         Raises:
-            UsageError: no training row has a target, a layer is not on the device that trains, a teacher cannot be had
-                or does not fit, or the task does not give what a loss needs.
+            UsageError: no training row has a target or one cannot be read, a layer is not on the device that trains,
+                a teacher cannot be had or does not fit, or the task does not give what a loss needs.
         """
         require_loaded(model)
         _require_targets(data)
+        data.check_training_rows()
         if self.augment is not None and "pixel_values" not in _batch(model, data):
             raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
         if self.augment is not None and getattr(data.task, "has_places", False):

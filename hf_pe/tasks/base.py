@@ -108,6 +108,8 @@ class TaskData:
     """Sentences on what the reader of a result should know of these rows and this model."""
     truncated: int = 0
     """Rows that had more tokens than `data.max_length`."""
+    check_training_rows: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+    """Reads what only a training reads, the images or recordings of all rows; raises UsageError at a broken one."""
     memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 

@@ -12,7 +12,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, label_loss, model_inputs
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
-from hf_pe.tasks.media import require_readable
+from hf_pe.tasks.media import with_readable_media
 
 
 class Classification:
@@ -51,7 +51,7 @@ class Classification:
 def with_media(
     task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any, read: Any
 ) -> TaskData:
-    """Rows of files and labels; files are read batch by batch, by `collate`, and once before by `read`.
+    """Rows of files and labels; files are read batch by batch, by `collate`, and checked before by `read`.
 
     Raises:
         UsageError: no column with files or with labels is named, a label is none of the model's, or a file cannot be
@@ -64,12 +64,11 @@ def with_media(
         raise UsageError(f"data.{what}: expected the name of the column with the files, got nothing.")
 
     def rows(found: datasets.Dataset) -> datasets.Dataset:
-        numbers = label_numbers(found[label], config, found.features[label])
+        numbers = label_numbers(found[label], config, found.features[label], examples.config.label_names)
         return found.select_columns([column]).add_column("labels", numbers)
 
     train, evaluation = rows(examples.train), rows(examples.eval)
-    require_readable([train, evaluation], column, read)
-    return TaskData(task, processor, train, evaluation, collate, examples)
+    return with_readable_media(TaskData(task, processor, train, evaluation, collate, examples), column, read)
 
 
 def with_labels(batch: Batch, rows: list[dict[str, Any]]) -> Batch:

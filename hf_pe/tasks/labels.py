@@ -1,7 +1,7 @@
 """Translate the labels of a data set into the classes of a model."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import datasets
@@ -41,7 +41,9 @@ def require_classes(config: PretrainedConfig) -> None:
         )
 
 
-def label_numbers(labels: Iterable[Any], config: PretrainedConfig, feature: Any = None) -> list[int]:
+def label_numbers(
+    labels: Iterable[Any], config: PretrainedConfig, feature: Any = None, renamed: Mapping[str, str] | None = None
+) -> list[int]:
     """Return the model's class of each label.
 
     Args:
@@ -49,12 +51,16 @@ def label_numbers(labels: Iterable[Any], config: PretrainedConfig, feature: Any 
         config: of the model; its names are matched exactly, else without case.
         feature: of the column they come from. Where it names its classes (`datasets.ClassLabel`), the model's are
             matched with these names, whatever their order.
+        renamed: the model's name of a label, by the name in the data, where the two differ (`data.label_names`).
 
     Raises:
-        UsageError: one is none of the model's.
+        UsageError: one is none of the model's, or `renamed` names one that the data set or the model does not have.
     """
-    names = class_names(feature)
-    class_of = _class_by_text(config) if names is None else _class_by_number(names, config)
+    names, renamed = class_names(feature), renamed or {}
+    _require_known_names(renamed, names, config)
+    class_of = _class_by_text(config) if names is None else _class_by_number([renamed.get(n, n) for n in names], config)
+    if names is None:
+        labels = [renamed.get(str(label), label) for label in labels]
     return [class_of(label) for label in labels]
 
 
@@ -68,6 +74,16 @@ def class_names(feature: Any) -> list[str] | None:
     return next((names for names in map(class_names, parts) if names is not None), None)
 
 
+def _require_known_names(renamed: Mapping[str, str], names: list[str] | None, config: PretrainedConfig) -> None:
+    known = _ids(config)
+    wrong = [name for name in renamed.values() if _named(name, known) is None]
+    if wrong:
+        raise UsageError(f"data.label_names: {_listed(wrong)} is none of the model's labels: {_listed(known)}.")
+    absent = [name for name in renamed if names is not None and name not in names]
+    if absent:
+        raise UsageError(f"data.label_names: {_listed(absent)} is none of the data's labels: {_listed(names or [])}.")
+
+
 def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[Any], int]:
     """Translate numbers of the data set's classes by their names."""
     known = _ids(config)
@@ -78,7 +94,8 @@ def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[An
     if not any(number is not None for number in classes):
         raise UsageError(
             f"Data: the data set's labels are {_listed(names)} and the model's are {_listed(known)}: which is which "
-            "cannot be told. Name them alike, or give the numbers of the model's classes as plain integers."
+            f"cannot be told. Say it in data.label_names, such as {{{names[0]}: {next(iter(known), '')}}}, or give the "
+            "numbers of the model's classes as plain integers."
         )
 
     def class_of(label: int) -> int:

@@ -1,22 +1,44 @@
 """Check that images and recordings can be read before work begins."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import datasets
 
 from hf_pe import progress
 from hf_pe.errors import UsageError
+from hf_pe.tasks.base import TaskData
 
 NAMED = 3
 """Files that an error names."""
 
 
-def require_readable(parts: list[datasets.Dataset], column: str, read: Callable[[Any], Any]) -> None:
-    """Read every image or recording once: one that is broken would stop a training half-way.
+def with_readable_media(data: TaskData, column: str, read: Callable[[Any], Any]) -> TaskData:
+    """Read what is evaluated and calibrated on once; return data whose `check_training_rows` reads all the rest.
+
+    One that is broken would stop a training half-way, but reading a million images takes an hour: only what trains
+    asks for it.
 
     Args:
-        parts: the rows to train on, the rows to evaluate on.
+        data: with columns of images or recordings.
+        column: with the images or recordings.
+        read: raises UsageError at one that it cannot read.
+
+    Raises:
+        UsageError: names the first `NAMED` that cannot be read, and how many there are.
+    """
+    require_readable([data.eval, data.calibration], column, read)
+    calibrated = set(data.calibration_rows)
+    others = data.train.select([number for number in range(len(data.train)) if number not in calibrated])
+    return replace(data, check_training_rows=lambda: require_readable([others], column, read))
+
+
+def require_readable(parts: list[datasets.Dataset], column: str, read: Callable[[Any], Any]) -> None:
+    """Read every image or recording of `parts` once.
+
+    Args:
+        parts: rows.
         column: with the images or recordings.
         read: raises UsageError at one that it cannot read.
 

@@ -17,7 +17,7 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
 from hf_pe.tasks.image_classification import opened
 from hf_pe.tasks.labels import label_column, label_numbers
-from hf_pe.tasks.media import require_readable
+from hf_pe.tasks.media import with_readable_media
 
 NOTHING = -100
 """The label of rows of a batch that are no box."""
@@ -48,18 +48,18 @@ class ObjectDetection:
         """Check the boxes and translate the categories into the model's; files are read batch by batch."""
         _coco()
         column, label = examples.config.image, label_column(examples.config)
+        names = examples.config.label_names
         if not column:
             raise UsageError("data.image: expected the name of the column with the images, got nothing.")
 
         def rows(found: datasets.Dataset) -> datasets.Dataset:
             boxes, kinds = zip(*(_objects(each) for each in found[label]), strict=True)
-            numbers = [label_numbers(some, config, found.features[label]) for some in kinds]
+            numbers = [label_numbers(some, config, found.features[label], names) for some in kinds]
             return found.select_columns([column]).add_column("boxes", list(boxes)).add_column("kinds", numbers)
 
         collate = Boxes(processor, column)
         train, evaluation = rows(examples.train), rows(examples.eval)
-        require_readable([train, evaluation], column, opened)
-        return TaskData(self, processor, train, evaluation, collate, examples)
+        return with_readable_media(TaskData(self, processor, train, evaluation, collate, examples), column, opened)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits of each query, the task loss (set prediction: Carion et al. 2020, arXiv:2005.12872, section 3.1) and,

@@ -99,8 +99,8 @@ def _truncation_warnings(data: TaskData) -> list[str]:
     if data.truncated <= MOST_TRUNCATED * rows:
         return []
     return [
-        f"Data: {data.truncated:,} of {rows:,} rows are longer than data.max_length={data.examples.config.max_length} "
-        "tokens and are cut off there."
+        f"Data: {data.truncated:,} of {rows:,} rows have more tokens than data.max_length="
+        f"{data.examples.config.max_length} or the model's own max_seq_length keeps, and are cut off there."
     ]
 
 

@@ -34,9 +34,8 @@ class TextClassification(Classification):
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             found = dict(tokenize(*(texts_of(rows, name) for name in options.texts)))
-            return datasets.Dataset.from_dict(
-                found | {"labels": label_numbers(rows[label], config, rows.features[label])}
-            )
+            numbers = label_numbers(rows[label], config, rows.features[label], options.label_names)
+            return datasets.Dataset.from_dict(found | {"labels": numbers})
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation)

@@ -51,7 +51,7 @@ class TokenClassification:
             found = dict(tokenize(texts, return_offsets_mapping=True))
             labels = []
             for some, each, offsets in zip(words, tags, found.pop("offset_mapping"), strict=True):
-                numbers, before = label_numbers(each, config, rows.features[label]), None
+                numbers, before = label_numbers(each, config, rows.features[label], options.label_names), None
                 row = []
                 for word in _word_of_each(offsets, some):
                     row.append(-100 if word is None or word == before else numbers[word])

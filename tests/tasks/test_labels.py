@@ -45,6 +45,24 @@ def test_names_that_do_not_fit_are_refused(names, label, message):
         label_numbers([label], model("negative", "positive"), datasets.ClassLabel(names=names))
 
 
+def test_names_that_differ_are_translated_as_the_user_says():
+    config, renamed = model("NEGATIVE", "POSITIVE"), {"neg": "NEGATIVE", "pos": "positive"}
+    assert label_numbers([0, 1], config, datasets.ClassLabel(names=["pos", "neg"]), renamed) == [1, 0]
+    assert label_numbers(["pos", "neg", "POSITIVE"], config, renamed=renamed) == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        ({"pos": "good"}, "data.label_names: good is none of the model's labels: negative, positive"),
+        ({"po": "positive"}, "data.label_names: po is none of the data's labels: pos, neg"),
+    ],
+)
+def test_a_mistyped_name_is_refused(renamed, message):
+    with pytest.raises(UsageError, match=message):
+        label_numbers([0], model("negative", "positive"), datasets.ClassLabel(names=["pos", "neg"]), renamed)
+
+
 def test_another_number_of_nameless_classes_is_refused():
     with pytest.raises(UsageError, match="which is which"):
         label_numbers([0], BertConfig(num_labels=2), datasets.ClassLabel(names=["a", "b", "c"]))

@@ -1,4 +1,6 @@
 import copy
+from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import pytest
@@ -36,7 +38,7 @@ def test_rows_that_are_cut_off_are_counted(tokenizer):
     data = prepare(Embedding(), examples, tokenizer, bert_config())
     assert data.truncated == data.examples.counts.truncated == longer
     assert data_facts(data.examples).counts.truncated == longer
-    assert f"{longer} of {len(TEXTS)} rows are longer than data.max_length=10 tokens" in data.warnings[-1]
+    assert f"{longer} of {len(TEXTS)} rows have more tokens than data.max_length=10" in data.warnings[-1]
     assert prepare(Embedding(), load_examples(TEXTS), tokenizer, bert_config()).truncated == 0
 
 
@@ -142,6 +144,23 @@ def test_images_that_cannot_be_read_are_named_before_work(tmp_path):
     examples = load_for_evaluation(DataConfig(train=str(tmp_path), image="image", label="label"))
     with pytest.raises(UsageError, match=r"(?s)4 of 18 rows of column 'image' cannot be read.*broken.jpg.*2.jpg"):
         prepare(task_named("image_classification"), examples, None, ViTConfig())
+
+
+def test_rows_that_only_a_training_reads_are_checked_where_something_trains(tmp_path):
+    names = [str(tmp_path / f"{number}.png") for number in range(12)]
+    for number, name in enumerate(names):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(name)
+    config = DataConfig(train="x", eval="x", image="image", label="label", calibration=2)
+    made = datasets.Dataset.from_dict({"image": names, "label": [0, 1] * 6})
+    examples = load_examples((datasets.DatasetDict(train=made, validation=made), config))
+    where = set(prepare(task_named("image_classification"), examples, None, ViTConfig()).calibration_rows)
+    assert len(where) == 2
+    broken = examples.train["image"][next(number for number in range(12) if number not in where)]
+    Path(broken).write_text("<html>")
+    evaluation = examples.eval.filter(lambda row: row["image"] != broken)
+    data = prepare(task_named("image_classification"), replace(examples, eval=evaluation), None, ViTConfig())
+    with pytest.raises(UsageError, match=r"1 of 10 rows of column 'image' cannot be read.*\n.*cannot identify image"):
+        data.check_training_rows()
 
 
 def test_recordings_that_cannot_be_read_are_named_before_work():
