@@ -199,7 +199,7 @@ def run(place: Path, *flags: str, at: Callable[[Point, Path], None] | None = Non
 
     def work() -> None:
         os.chdir(place)
-        _measure_quickly()
+        measure_quickly()
         if at is not None:
             watch(place, at)
         from hf_pe.cli import app
@@ -233,7 +233,7 @@ def forked(work: Callable[[], None], log: Path | None = None) -> int:
         os._exit(status)
 
 
-def _measure_quickly() -> None:
+def measure_quickly() -> None:
     """Leave out what takes time and changes no weights: times, many resamples, the drawing of pictures, new processes."""
     import matplotlib.figure
 
