@@ -111,6 +111,7 @@ class DistillationMixin:
         if self._projections():
             trainer.add_callback(_Forgetting(self._projections()))
         self._step_counts: torch.Tensor | None = None
+        self._loss_only = False
         self._reset()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -161,6 +162,14 @@ class DistillationMixin:
         with self._watchable():
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
+    def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer's; where the loss alone is asked for, whole logits are not made."""
+        self._loss_only = prediction_loss_only
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._loss_only = False
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """As the Trainer's; what losses are means over is counted over all batches of the step, in all processes."""
         batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
@@ -194,7 +203,8 @@ class DistillationMixin:
         trainer: Any = self
         if self._packed and model.training:
             plain_layout_(model)
-        objective = replace(self.distillation, head=None) if return_outputs else self.distillation
+        whole = return_outputs and not self._loss_only
+        objective = replace(self.distillation, head=None) if whole else self.distillation
         shares = self._shares(inputs)
         state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
         found = objective(

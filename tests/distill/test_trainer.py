@@ -154,6 +154,18 @@ def test_evaluation_gives_the_same_loss_and_the_logits(language, tmp_path):
     assert found.metrics["test_loss"] > 0
 
 
+def test_an_evaluation_of_the_loss_alone_makes_no_whole_logits(language, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", 1)
+    student, data = language
+    trainer = made(DistillationTrainer, student, data, tmp_path)
+    expected = trainer.predict(data.eval).metrics["test_loss"]
+    shapes = []
+    for model in (student, data.teacher):
+        model.lm_head.register_forward_hook(lambda module, args, logits: shapes.append(tuple(logits.shape[:-1])))
+    assert trainer.evaluate(data.eval)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert all(len(shape) == 1 or shape[1] == 1 for shape in shapes)
+
+
 @pytest.mark.parametrize(
     "losses", [{"attention": 1.0}, {"relations": 1.0}, {"kl": 1.0, "attention": 0.5, "hidden": 0.1}]
 )
