@@ -34,7 +34,9 @@ from hf_pe.tasks import (
 WATCHED = 32
 """Tokens of a language model whose attention is looked at first."""
 SAME = 1e-3
-"""How far a model's answers may move when its attention is looked at; rounding moves them by 1e-6."""
+"""How far a float32 model's answers may move when its attention is looked at; rounding moves them by 1e-6."""
+ROUNDINGS = 16
+"""How far those of a 16-bit model may, in units of its dtype's rounding (eps): 12 layers of a Llama move them by 8."""
 DEFAULTS = {"logits": {"kl": 1.0}, "embeddings": {"cosine": 1.0, "similarity": 10.0}}
 """Weights where the recipe gives none, by what the task's model gives."""
 Layers = Literal["uniform", "last", "similar"] | tuple[int, ...]
@@ -253,8 +255,9 @@ def _require_attention(student: PreTrainedModel, teachers: Sequence[Live], task:
             plain = task.signals(model, batch)
             with watchable(model), watched() as seen:
                 again = task.signals(model, batch)
+        tolerance = max(SAME, ROUNDINGS * torch.finfo(model.dtype).eps) if model.dtype.itemsize == 2 else SAME
         parts = [[s[n].float() for n in ("logits", "embeddings") if n in s] for s in (plain, again)]
-        if not seen or not difference(*parts) <= SAME or len({each.weights.shape[2:] for each in seen}) > 1:
+        if not seen or not difference(*parts) <= tolerance or len({each.weights.shape[2:] for each in seen}) > 1:
             raise UsageError(
                 f"distil.losses: the attention of {type(model).__name__} cannot be looked at (it has an implementation "
                 "of its own, or an encoder and a decoder); leave out `attention` and `relations`."

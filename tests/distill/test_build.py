@@ -1,11 +1,14 @@
+import copy
+
 import pytest
 import torch
-from transformers import BertForSequenceClassification
+from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live, _agreement
 from hf_pe.errors import UsageError
-from hf_pe.tasks import TextClassification
+from hf_pe.instance import lively
+from hf_pe.tasks import CausalLM, TextClassification
 from tests.helpers import bert_config
 
 
@@ -15,6 +18,19 @@ def test_a_model_with_one_output_is_not_distilled():
     batch = {"input_ids": torch.tensor([[2, 5, 3]]), "labels": torch.tensor([0])}
     with pytest.raises(UsageError, match="got one with 1 output that predicts a number"):
         build(model, [Live(model)], TextClassification(), batch, losses={}, temperature=1.0, beta=0.5, layers="uniform")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_attention_of_models_in_16_bits_can_be_looked_at(dtype):
+    """Another kernel rounds elsewhere, which moves 16-bit answers by more than a thousandth."""
+    config = LlamaConfig(
+        vocab_size=200, hidden_size=64, intermediate_size=192, num_hidden_layers=12, num_attention_heads=4
+    )
+    model = lively(LlamaForCausalLM(config)).to(dtype)
+    ids = torch.arange(6, 166).reshape(5, 32)
+    settings = {"temperature": 1.0, "beta": 0.5, "layers": "uniform", "losses": {"attention": 1.0}}
+    batch = {"input_ids": ids, "labels": ids}
+    assert build(model, [Live(copy.deepcopy(model))], CausalLM(), batch, **settings).weights == {"attention": 1.0}
 
 
 def test_one_output_has_no_agreement():
