@@ -1,7 +1,4 @@
-"""Run by torch.distributed.run: MODEL OUTPUT BATCH LOSSES LARGE. The first process writes down the loss curve.
-
-LARGE: from so many words on the losses of logits go in chunks.
-"""
+"""Run by torch.distributed.run: MODEL OUTPUT. Trains with each of `SETTINGS`, then a student that is sharded."""
 
 import json
 import os
@@ -15,6 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, defau
 
 from hf_pe.distill import DistillationTrainer, build
 from hf_pe.instance import lively
+from tests.distill import sharded
+
+SETTINGS = {"kl": ("kl,task", 4096), "hidden": ("hidden", 4096), "chunks": ("kl,hidden", 1)}
+"""Losses, and from how many words on those of logits go in chunks."""
 
 
 def blocks():
@@ -28,8 +29,8 @@ def blocks():
     return datasets.Dataset.from_dict({name: column.tolist() for name, column in columns.items()})
 
 
-def main(model, output, batch, losses, large):
-    build.LARGE = int(large)
+def train(model, output, batch, losses):
+    """Train on all processes that there are; the first one writes down the loss curve."""
     teacher = LlamaForCausalLM.from_pretrained(model).requires_grad_(False)
     config = LlamaConfig.from_pretrained(model)
     if "hidden" in losses:
@@ -38,7 +39,7 @@ def main(model, output, batch, losses, large):
     trainer = DistillationTrainer(
         model=student,
         args=TrainingArguments(
-            output_dir=output, max_steps=6, per_device_train_batch_size=int(batch), logging_steps=1, use_cpu=True,
+            output_dir=output, max_steps=6, per_device_train_batch_size=batch, logging_steps=1, use_cpu=True,
             learning_rate=1e-3, save_steps=3, report_to="none", disable_tqdm=True, seed=0,
         ),
         train_dataset=blocks(),
@@ -51,6 +52,12 @@ def main(model, output, batch, losses, large):
     if trainer.args.process_index == 0:
         curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         Path(output, "curve.json").write_text(json.dumps(curve))
+
+
+def main(model, output):
+    for name, (losses, build.LARGE) in SETTINGS.items():
+        train(model, Path(output, name), 8 // int(os.environ["WORLD_SIZE"]), losses)
+    sharded.main(model, Path(output, "sharded.json"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The mixin over any Trainer: same loss as by hand, logs, accumulation, resuming, stopping, many processes."""
 
-import itertools
 import json
 import os
 import subprocess
@@ -32,6 +31,7 @@ from hf_pe.distill.objective import Live
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.instance import lively
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
+from tests.distill import many_processes
 from tests.helpers import TEXTS, bert_config
 
 
@@ -301,39 +301,42 @@ def test_features_without_a_bridge_are_refused(classifier_folder, tokenizer, tmp
         )
 
 
-def run_processes(count, program, *told):
+@pytest.fixture(scope="module")
+def two_processes(llama_folder, tmp_path_factory):
+    """What two processes wrote down: starting them takes longer than all their trainings."""
+    output = tmp_path_factory.mktemp("two_processes")
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    script = Path(__file__).with_name(program)
+    script = Path(__file__).with_name("many_processes.py")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={count}", "--master_port=0",
-         "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, *map(str, told)],
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+         "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", script, llama_folder, output],
         env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    return output
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("losses", "large"), [("kl,task", 4096), ("hidden", 4096), ("kl,hidden", 1)])
-def test_two_processes_have_the_loss_curve_of_one(llama_folder, tmp_path, losses, large):
-    for count in (1, 2):
-        run_processes(count, "many_processes.py", llama_folder, tmp_path / str(count), 8 // count, losses, large)
-    one, two = (json.loads((tmp_path / str(count) / "curve.json").read_text()) for count in (1, 2))
+@pytest.mark.xdist_group("two processes")
+@pytest.mark.parametrize("name", many_processes.SETTINGS)
+def test_two_processes_have_the_loss_curve_of_one(name, two_processes, llama_folder, tmp_path, monkeypatch):
+    losses, large = many_processes.SETTINGS[name]
+    monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
+    many_processes.train(llama_folder, tmp_path, 8, losses)
+    folders = tmp_path, two_processes / name
+    one, two = (json.loads((folder / "curve.json").read_text()) for folder in folders)
     assert len(one) == 6
     assert two == pytest.approx(one, rel=1e-3)
-    checkpoints = [sorted(p.name for p in (tmp_path / str(c)).glob("checkpoint-*")) for c in (1, 2)]
-    assert checkpoints == [["checkpoint-3", "checkpoint-6"]] * 2
-    weights = [
-        list(itertools.chain(LlamaForCausalLM.from_pretrained(tmp_path / str(c) / "checkpoint-6").parameters()))
-        for c in (1, 2)
-    ]
+    assert [sorted(p.name for p in f.glob("checkpoint-*")) for f in folders] == [["checkpoint-3", "checkpoint-6"]] * 2
+    weights = [list(LlamaForCausalLM.from_pretrained(folder / "checkpoint-6").parameters()) for folder in folders]
     for a, b in zip(*weights, strict=True):
         assert (a - b).norm() < 3e-3 * a.norm()  # Adam makes much of gradients near nothing
 
 
 @pytest.mark.slow
-def test_sharded_student_and_teacher_learn_as_whole_ones_do(llama_folder, tmp_path):
-    run_processes(2, "sharded.py", llama_folder, tmp_path / "found.json")
-    found = json.loads((tmp_path / "found.json").read_text())
+@pytest.mark.xdist_group("two processes")
+def test_sharded_student_and_teacher_learn_as_whole_ones_do(two_processes):
+    found = json.loads((two_processes / "sharded.json").read_text())
     assert found["sharded"] == [True, True]
     assert found["curve"] == pytest.approx(found["whole"], rel=1e-3)
     assert found["curve"][-1] < found["curve"][0]
