@@ -96,14 +96,13 @@ def test_results_in_every_precision_are_saved_and_proved_equal(llama_folder, tok
     assert model.device.type == "fake"
 
 
-def test_before_and_after_are_measured_on_one_device(llama_folder, tokenizer, tmp_path):
+def test_before_and_after_are_measured_on_one_device(llama_folder, tokenizer):
     """A named teacher goes to the accelerator with the student; the original stays where it was."""
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
     recipe = Distillation(steps=1, teachers=(Teacher(model=str(llama_folder)),))
-    made = compress(model, [recipe], data=TEXTS, processor=tokenizer, task="causal_lm", variants={"half": Cast()})
+    made = compress(model, [recipe], data=TEXTS, processor=tokenizer, task="causal_lm")
     assert made.model.device.type == "fake" and model.device.type == "cpu"
     assert devices(made) == {"fake"}
-    made.save(tmp_path / "small")
 
 
 def devices(result):
