@@ -34,7 +34,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
-from hf_pe.adapters import adapters_aside, fit_config_, merged, read_adapter
+from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, processor_size
@@ -75,6 +75,8 @@ NOT_BESIDE = ("README.md", "report.json", ADAPTER)
 """What tells of a model as it was."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+"""How names of pickles begin that hold no weights of the model."""
 SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION, "LICENSE", "LICENSE.txt")
 
 
@@ -595,7 +597,7 @@ def _merged(model: PreTrainedModel, source: Source, dtype: torch.dtype | None) -
     adapter = read_adapter(str(source.adapter))
     own = dtype or model.dtype
     plain = unpacked(model, torch.float32) if packed_by(model.config) is not None else model
-    brought = {name.removeprefix("base_model.model.") for name in adapter.state}
+    brought = {name.removeprefix(PREFIX) for name in adapter.state}
     return in_dtype(merged(plain, adapter), own), brought
 
 
@@ -629,9 +631,7 @@ def _check_folder(path: Path, source: Source) -> None:
             f"Model folder {path} has no config.json; expected what save_pretrained writes, or a .gguf file."
         )
     names = [p.name for p in path.iterdir()]
-    pickled = [
-        n for n in names if n.endswith(PICKLES) and not n.startswith(("training_args", "optimizer", "scheduler"))
-    ]
+    pickled = [n for n in names if n.endswith(PICKLES) and not n.startswith(TRAINING_PICKLES)]
     if pickled and not any(n.endswith(WEIGHT_FILES) for n in names) and not source.allow_pickle:
         raise UsageError(
             f"{path} has its weights as pickle ({pickled[0]}), which can run code when loaded. Convert them to "

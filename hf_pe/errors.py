@@ -17,6 +17,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def listed(names: Iterable[str]) -> str:
+    """Return the first eight names, and how many there are besides: ``a, b, ... and 3 more``."""
+    every = list(names)
+    return ", ".join(every[:8]) + (f" and {len(every) - 8:,} more" if len(every) > 8 else "")
+
+
 class PushError(RuntimeError):
     """A push that ended early; says what the remote holds now."""
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_pe import provenance
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
-from hf_pe.checkpoints import ADAPTER, PICKLES, Source, resolve
+from hf_pe.checkpoints import ADAPTER, PICKLES, TRAINING_PICKLES, Source, resolve
 from hf_pe.data import Examples
 from hf_pe.distill import Distillation
 from hf_pe.hashes import processor_sha256, remembered_sha256, sha256_of, tensors_sha256
@@ -29,8 +29,6 @@ DECIDING = (".json", ".safetensors", ".model", ".txt", ".tiktoken")
 """Endings of the files in a model's folder that decide what it computes: weights, configs, vocabularies."""
 METADATA_FILES = ("report.json", "plan.json", "stage.json", "trainer_state.json", "LICENSE.txt")
 """Those of them that tell of the model only."""
-TRAINING = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
-"""How names of pickles begin that hold no weights of the model."""
 VERSIONS = ("hf-pe", "transformers", "torch")
 
 
@@ -138,7 +136,7 @@ def _files(name: str, *, gguf_file: str | None = None, own_code: bool = False) -
     if not any(path.suffix == ".safetensors" for path in files):
         endings = (*endings, *PICKLES)
     decide = [path for path in files if path.suffix in endings and path.name not in METADATA_FILES]
-    return {path.name: remembered_sha256(path) for path in decide if not path.name.startswith(TRAINING)}
+    return {path.name: remembered_sha256(path) for path in decide if not path.name.startswith(TRAINING_PICKLES)}
 
 
 def _commit(repo: str) -> str | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.checkpoints import Source
 from hf_pe.data import Examples
+from hf_pe.data.config import names_of
 from hf_pe.report import BaseModelFacts, DataFacts
 
 PACKAGES = ("hf-pe", "torch", "transformers", "bitsandbytes", "datasets")
@@ -61,7 +62,7 @@ def data_facts(examples: Examples) -> DataFacts:
 
 def _data_licenses(*sources: str | tuple[str, ...]) -> dict[str, str]:
     """What each source says of its licence; one that says nothing, such as a local file, is left out."""
-    names = [name for group in sources for name in _listed(group)]
+    names = [name for group in sources for name in names_of(group)]
     said = {name: _data_license(name) for name in names if not Path(name).expanduser().exists()}
     return {name: license for name, license in said.items() if license}
 
@@ -83,11 +84,7 @@ def _data_license(name: str) -> str | None:
 
 def public_names(sources: str | tuple[str, ...]) -> tuple[str, ...]:
     """Sources as they may be published: of a local path only the last part."""
-    return tuple(Path(s).name if Path(s).exists() else s for s in _listed(sources))
-
-
-def _listed(sources: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (sources,) if isinstance(sources, str) else sources
+    return tuple(Path(s).name if Path(s).exists() else s for s in names_of(sources))
 
 
 def machine() -> str:

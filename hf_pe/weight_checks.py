@@ -13,14 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 
 COMPUTED_CONSTANTS = re.compile(
     r"(^|\.)(masked_bias|position_ids|token_type_ids|inv_freq|relative_position_index|num_batches_tracked|version)$"
 )
 """Last parts of the names of constants that earlier versions of transformers stored and that models now compute."""
-NAMED = 4
-"""Names that an error lists."""
 
 
 def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
@@ -66,7 +64,7 @@ def require_shapes(mismatched: Iterable[tuple[str, Any, Any]], model: PreTrained
     if texts:
         raise UsageError(
             f"{source}: the weights do not have the shapes that the config gives {type(model).__name__}: "
-            f"{_some(texts)}. Correct the config, or fine-tune the model for this task first."
+            f"{listed(texts)}. Correct the config, or fine-tune the model for this task first."
         )
 
 
@@ -89,7 +87,7 @@ def require_present(missing: Collection[str], model: PreTrainedModel, source: st
     names = sorted(n for n in missing if not n.removeprefix(f"{model.base_model_prefix}.").startswith(tuple(unread)))
     if names:
         raise UsageError(
-            f"{source} has no weights for {_some(names)} of {type(model).__name__}: "
+            f"{source} has no weights for {listed(names)} of {type(model).__name__}: "
             "fine-tune it for this task first, or choose another task."
         )
 
@@ -124,7 +122,7 @@ def unread_parts(
             parts[part] += 1
     if inside:
         raise UsageError(
-            f"{source} holds {_some(sorted(inside))}, but {type(model).__name__} as its config says has no such "
+            f"{source} holds {listed(sorted(inside))}, but {type(model).__name__} as its config says has no such "
             "weights and would compute something else without them. Correct the config (a bias that it denies, a "
             "number of layers that is too small), or choose the class that the checkpoint was saved from."
         )
@@ -174,8 +172,3 @@ def _known_unused(name: str, model: PreTrainedModel, modules: dict[str, Any]) ->
     place, _, last = name.rpartition(".")
     computed = bool(COMPUTED_CONSTANTS.search(name)) or (place in modules and last in modules[place]._buffers)
     return computed or any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ())
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

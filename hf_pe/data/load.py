@@ -11,7 +11,7 @@ from hf_pe.data.files import require_columns
 from hf_pe.data.fingerprint import fingerprint
 from hf_pe.data.select import hold_out, overlap, sample, usable
 from hf_pe.data.sources import has_validation, joined, read_source
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 from hf_pe.report import RowCounts
 
 Rows: TypeAlias = Sequence[str] | datasets.Dataset | datasets.DatasetDict
@@ -108,7 +108,7 @@ def _read(names: Sequence[str], config: DataConfig, split: str) -> _Part:
         parts.append(rows)
         counts, read = counts.plus(found), read | source.parts
         if source.unused:
-            warnings.append(f"Data: files of the folder that are not used: {_listed(source.unused)}.")
+            warnings.append(f"Data: files of the folder that are not used: {listed(source.unused)}.")
     rows = joined([part for part in parts if len(part)] or parts)
     return _Part(rows, counts, read, tuple(warnings))
 
@@ -150,7 +150,7 @@ def _refuse_same(train: _Part, evaluation: _Part) -> None:
     same = sorted(part.rpartition("/")[2] for part in train.parts & evaluation.parts)
     if same:
         raise UsageError(
-            f"data.eval: {_listed(same)} is in data.train too: what a model was trained on says nothing about it. "
+            f"data.eval: {listed(same)} is in data.train too: what a model was trained on says nothing about it. "
             "Leave data.eval out to hold a part of the training rows out."
         )
 
@@ -184,7 +184,3 @@ def _said(counts: RowCounts, evaluated: int) -> list[str]:
             "measured on them says little about other data."
         )
     return found
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")

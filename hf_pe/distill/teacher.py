@@ -14,7 +14,7 @@ from hf_pe import packing
 from hf_pe.adapters import merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 from hf_pe.plans import Frozen
 from hf_pe.tasks import TaskData
 
@@ -142,8 +142,7 @@ def require_same_labels(student: PretrainedConfig, teacher: PretrainedConfig) ->
 
 
 def _short(labels: dict[Any, Any]) -> str:
-    names = [str(labels[number]) for number in sorted(labels)]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return listed(str(labels[number]) for number in sorted(labels))
 
 
 def _vocabulary(processor: Any) -> dict[str, int] | None:

@@ -8,7 +8,7 @@ import datasets
 from transformers import PretrainedConfig
 
 from hf_pe.data import DataConfig
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 
 
 def label_column(options: DataConfig) -> str:
@@ -78,10 +78,10 @@ def _require_known_names(renamed: Mapping[str, str], names: list[str] | None, co
     known = _ids(config)
     wrong = [name for name in renamed.values() if _named(name, known) is None]
     if wrong:
-        raise UsageError(f"data.label_names: {_listed(wrong)} is none of the model's labels: {_listed(known)}.")
+        raise UsageError(f"data.label_names: {listed(wrong)} is none of the model's labels: {listed(known)}.")
     absent = [name for name in renamed if names is not None and name not in names]
     if absent:
-        raise UsageError(f"data.label_names: {_listed(absent)} is none of the data's labels: {_listed(names or [])}.")
+        raise UsageError(f"data.label_names: {listed(absent)} is none of the data's labels: {listed(names or [])}.")
 
 
 def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[Any], int]:
@@ -93,7 +93,7 @@ def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[An
         classes = list(range(len(names)))
     if not any(number is not None for number in classes):
         raise UsageError(
-            f"Data: the data set's labels are {_listed(names)} and the model's are {_listed(known)}: which is which "
+            f"Data: the data set's labels are {listed(names)} and the model's are {listed(known)}: which is which "
             f"cannot be told. Say it in data.label_names, such as {{{names[0]}: {next(iter(known), '')}}}, or give the "
             "numbers of the model's classes as plain integers."
         )
@@ -102,7 +102,7 @@ def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[An
         number = classes[label] if 0 <= label < len(classes) else None
         if number is None:
             name = f"'{names[label]}'" if 0 <= label < len(names) else f"{label} (no label)"
-            raise UsageError(f"Data: label {name} is none of the model's: {_listed(known)}.")
+            raise UsageError(f"Data: label {name} is none of the model's: {listed(known)}.")
         return number
 
     return class_of
@@ -119,7 +119,7 @@ def _class_by_text(config: PretrainedConfig) -> Callable[[Any], int]:
             whole = re.fullmatch(r"(0|[1-9]\d*)(\.0*)?", text)
             number = int(whole[1]) if whole and int(whole[1]) < count else None
         if number is None:
-            raise UsageError(f"Data: label '{label}' is none of the model's: {_listed(known)} (or 0..{count - 1}).")
+            raise UsageError(f"Data: label '{label}' is none of the model's: {listed(known)} (or 0..{count - 1}).")
         return number
 
     return class_of
@@ -136,8 +136,3 @@ def _named(name: str, known: dict[str, int]) -> int | None:
         return known[name]
     alike = [number for each, number in known.items() if each.casefold() == name.casefold()]
     return alike[0] if len(alike) == 1 else None
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    return ", ".join(every[:12]) + (f" and {len(every) - 12:,} more" if len(every) > 12 else "")
