@@ -8,6 +8,7 @@ unpacked first (`hf_pe.packing.unpacked`).
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -114,6 +115,15 @@ def _require_all(loaded: Any, settings: Any) -> None:
         raise ValueError(f"the model has no place for {loaded.unexpected_keys[0].removeprefix(PREFIX)}")
 
 
+def prompt_learning(model: Any) -> str | None:
+    """Return the kind of learned prompts (PROMPT_TUNING, PREFIX_TUNING, ...) in front of a model; None without any.
+
+    They lengthen what the model reads, and are no part of any weight: PEFT cannot merge them.
+    """
+    kinds = [c for c in getattr(model, "peft_config", {}).values() if c.is_prompt_learning or c.is_adaption_prompt]
+    return str(kinds[0].peft_type.value) if kinds else None
+
+
 def carried(model: PreTrainedModel) -> Adapter | None:
     """Return the adapter that lies in a model which transformers has loaded with it, or None.
 
@@ -128,6 +138,25 @@ def carried(model: PreTrainedModel) -> Adapter | None:
         raise UsageError(f"Expected one active adapter in the model, got {', '.join(names)}. Choose one: set_adapter.")
     state = get_peft_model_state_dict(whole, adapter_name=names[0], save_embedding_layers=False)
     return Adapter(whole.peft_config[names[0]], {PREFIX + name: tensor for name, tensor in state.items()})
+
+
+def load_adapters_(model: Any, folder: Path) -> None:
+    """Load the adapters that `save_pretrained` wrote back into a model, which has them already.
+
+    Args:
+        model: a `PeftModel`, or a model of transformers to which adapters were added; another one is left alone.
+        folder: that it was saved in. Of several adapters in a `PeftModel` each but "default" lies in one of its own; of
+            others the first active one was saved.
+    """
+    wrapped = isinstance(model, PeftModel)
+    if not wrapped and not getattr(model, "_hf_peft_config_loaded", False):
+        return
+    for name in [*model.peft_config] if wrapped else model.active_adapters()[:1]:
+        place = folder if name == "default" or not wrapped else folder / name
+        state = load_peft_weights(str(place), device="cpu")
+        if not wrapped:
+            state = {key.removeprefix(PREFIX): tensor for key, tensor in state.items()}
+        set_peft_model_state_dict(model, state, adapter_name=name)
 
 
 @contextmanager

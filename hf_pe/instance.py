@@ -436,9 +436,14 @@ BESIDE = {"past_time_features": ("future_values", "future_time_features")}
 
 def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """All floating-point tensors of the model's output, in order; what it draws at random is always the same."""
+    return tensors_of(result_of(model, inputs))
+
+
+def result_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
+    """Return the output of a model without gradients; what it draws at random is always the same."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tensors_of(model(**inputs, **no_cache(model)))
+        return model(**inputs, **no_cache(model))
 
 
 def tensors_of(result: Any) -> list[torch.Tensor]:

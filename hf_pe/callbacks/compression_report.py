@@ -3,38 +3,35 @@
 import copy
 import datetime
 import hashlib
-import itertools
+import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from hf_pe import provenance
+from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
 from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
-from hf_pe.instance import outputs_of, processor_size
+from hf_pe.instance import processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
-from hf_pe.tasks import require_classes
+from hf_pe.tasks import TASKS, require_classes
 
 AGREEMENT = "teacher_agreement"
 PIPELINES = {
-    "AutoModelForSequenceClassification": "text-classification",
-    "AutoModelForTokenClassification": "token-classification",
-    "AutoModelForQuestionAnswering": "question-answering",
-    "AutoModelForCausalLM": "text-generation",
-    "AutoModelForMaskedLM": "fill-mask",
-    "AutoModelForImageClassification": "image-classification",
+    "AutoModelForSeq2SeqLM": "text2text-generation",  # first: BART's class also loads as a masked language model
+    **{kind().auto_class: kind().pipeline_tag for kind in TASKS.values()},
     "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
-    "AutoModelForSeq2SeqLM": "translation",
     "AutoModel": "feature-extraction",
 }
+"""The Hub's word for what the models of an AutoModel class do."""
+TASK_NAMES = {kind().auto_class: name for name, kind in TASKS.items()}
+"""The name in `TASKS` of what the models of an AutoModel class do, where it is one."""
 
 
 class CompressionReport(TrainerCallback):
@@ -64,6 +61,8 @@ class CompressionReport(TrainerCallback):
         self.base_model, self.license, self.batches = base_model, license, batches
         self.reporters: list[TrainerCallback] = []
         self.seen: dict[str, dict[str, float]] = {}
+        self.agreements: dict[str, list[float]] = {}
+        self.eval_rows: dict[tuple[str, ...], int] = {}
         self.facts: dict[str, Any] = {}
         self.found: dict[str, Measurement] = {}
         self.state: TrainerState | None = None
@@ -86,6 +85,7 @@ class CompressionReport(TrainerCallback):
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
         if auto_class_of(model).endswith("Classification"):  # both say before training what cannot be reported after it
             require_classes(model.config)
+        require_comparable(model, self.teacher)
         self.facts["train_rows"] = _rows(train_dataloader)
 
     def on_evaluate(
@@ -98,14 +98,17 @@ class CompressionReport(TrainerCallback):
         eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Compare with the teacher, measure, and log."""
+        """Compare with the teacher, measure, and log; of several evaluation sets the agreement is the mean."""
         training = model.training
         agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
-        self.facts["eval_rows"] = _rows(eval_dataloader)
         given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         timed = ("runtime", "per_second", "epoch", "preparation_time")
         kept = {k: float(v) for k, v in given.items() if not k.endswith(timed)}
-        self.seen[_fingerprint(model)] = {AGREEMENT: agreement, **kept}
+        weights = _fingerprint(model)
+        over_sets = self.agreements.setdefault(weights, [])
+        over_sets.append(agreement)
+        self.seen[weights] = self.seen.get(weights, {}) | kept | {AGREEMENT: statistics.fmean(over_sets)}
+        self.eval_rows[tuple(sorted(kept))] = _rows(eval_dataloader)
         on_first(args, lambda: self._measure(model))
         model.train(training)
         logs = {f"compression/{k}": v for k, v in self._logs(agreement).items()} if state.is_world_process_zero else {}
@@ -133,6 +136,7 @@ class CompressionReport(TrainerCallback):
 
         Weights that no evaluation has seen (training went on after it) have no quality: "not measured".
         """
+        auto_class = auto_class_of(model)
         quality = self.seen.get(_fingerprint(model), {})
         metric = (args.metric_for_best_model or AGREEMENT).removeprefix("eval_")
         if metric not in quality:
@@ -159,8 +163,8 @@ class CompressionReport(TrainerCallback):
         )
         return Report(
             name=Path(str(args.output_dir)).name,
-            task=PIPELINES[auto_class_of(model)].replace("-", "_"),
-            pipeline_tag=PIPELINES[auto_class_of(model)],
+            task=TASK_NAMES.get(auto_class, PIPELINES[auto_class].replace("-", "_")),
+            pipeline_tag=PIPELINES[auto_class],
             metric=metric,
             metric_description=f"`{AGREEMENT}`: how often (for embeddings: how closely, as cosine) it answers as the "
             "original. The other metrics are those of the Trainer's evaluation; the original's were not measured.",
@@ -173,7 +177,7 @@ class CompressionReport(TrainerCallback):
                 train=("(data of the Trainer)",),
                 eval=("(evaluation data of the Trainer)",),
                 train_rows=self.facts.get("train_rows", 0),
-                eval_rows=self.facts.get("eval_rows", 0),
+                eval_rows=sum(self.eval_rows.values()),
                 fingerprint="not measured",
             ),
             machine=provenance.machine(),
@@ -195,33 +199,6 @@ class CompressionReport(TrainerCallback):
             "latency_ms": after.latency[0].p50_ms,
             "latency_ratio": after.latency[0].p50_ms / before.latency[0].p50_ms,
         }
-
-
-def teacher_agreement(model: PreTrainedModel, teacher: PreTrainedModel, loader: Any, batches: int) -> float:
-    """How alike two models answer: share of equal top answers where they give logits, else mean cosine of their states.
-
-    Padding and positions without a label are left out. Over all processes where there are several.
-    """
-    if loader is None:
-        raise UsageError("CompressionReport: the Trainer has no evaluation data; give it an eval_dataset.")
-    total = torch.zeros(2, dtype=torch.float64)
-    for batch in itertools.islice(iter(loader), batches):
-        inputs = {k: v.to(model.device) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-        labels = inputs.pop("labels", None)
-        one, other = outputs_of(model.eval(), inputs)[0], outputs_of(teacher, inputs)[0]
-        if hasattr(model, "get_output_embeddings") and one.shape[-1] != getattr(model.config, "hidden_size", 0):
-            alike = (one.argmax(-1) == other.argmax(-1)).double()
-            counts = torch.ones_like(alike) if labels is None or labels.shape != alike.shape else (labels != -100)
-        else:
-            alike = torch.cosine_similarity(one.double(), other.double(), dim=-1)
-            mask = inputs.get("attention_mask")
-            counts = mask if mask is not None and mask.shape == alike.shape else torch.ones_like(alike)
-        total += torch.stack([(alike * counts).sum(), counts.sum()]).double().cpu()
-    if dist.is_available() and dist.is_initialized():
-        shared = total.to(model.device) if dist.get_backend() == "nccl" else total
-        dist.all_reduce(shared)
-        total = shared.cpu()
-    return float(total[0] / total[1])
 
 
 def auto_class_of(model: Any) -> str:

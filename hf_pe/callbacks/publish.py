@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_pe.callbacks.compression_report import CompressionReport, auto_class_of, plain_copy
-from hf_pe.callbacks.ranks import better, decided, metric_of, on_first, recall, remember, require_evaluation
+from hf_pe.callbacks.ranks import MetricReader, better, decided, on_first, recall, remember, require_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
 from hf_pe.progress import say
@@ -42,6 +42,7 @@ class PublishCallback(TrainerCallback):
         self.report, self.when, self.api = report, when, api
         self.best: float | None = None
         self.behind = False
+        self.reader: MetricReader | None = None
 
     def on_train_begin(
         self,
@@ -108,12 +109,20 @@ class PublishCallback(TrainerCallback):
         """Push a new best."""
         if self.when != "best":
             return
-        value = decided(metric_of(metrics or {}, str(args.metric_for_best_model)))
+        self.reader = self.reader or MetricReader(str(args.metric_for_best_model))
+        value = decided(self.reader.read(metrics or {}))
+        if value is None:
+            return
         if self.best is None or better(value, self.best, greater_is_better=bool(args.greater_is_better)):
             self.best = value
             self._push(args, state, model, processing_class)
             if state.is_world_process_zero:
                 remember(self._note(args), best=value)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Refuse a metric that no evaluation set has."""
+        if self.reader is not None:
+            self.reader.require()
 
     def on_train_end(
         self,
@@ -125,6 +134,8 @@ class PublishCallback(TrainerCallback):
         **_: Any,
     ) -> None:
         """Push the end, or what an earlier push left behind."""
+        if self.reader is not None:
+            self.reader.require()
         if self.when == "end" or (self.behind and self.when == "save"):
             self._push(args, state, model, processing_class, last=True)
 

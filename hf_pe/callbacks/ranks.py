@@ -38,16 +38,42 @@ def on_first(args: TrainingArguments, work: Callable[[], T]) -> T:
     return value  # type: ignore[no-any-return]
 
 
-def metric_of(metrics: Mapping[str, float], name: str) -> float:
-    """The metric `name`, with or without "eval_".
+class MetricReader:
+    """Finds one metric among the evaluations of a Trainer, which may have several evaluation sets.
 
-    Raises:
-        UsageError: there is none; says which there are.
+    A Trainer with a dict of sets evaluates one after the other, and calls its callbacks after each: the metrics of the
+    set "dev" are called eval_dev_accuracy and so on. Those of the other sets say nothing of the metric.
+
+    Args:
+        name: of the metric, with or without "eval_" ("dev_accuracy").
     """
-    for key in (name, f"eval_{name}"):
-        if key in metrics:
-            return float(metrics[key])
-    raise UsageError(f"metric: the evaluation gave no '{name}'; expected one of {', '.join(sorted(metrics))}.")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._others: set[str] = set()
+        self._read = False
+
+    def read(self, metrics: Mapping[str, float]) -> float | None:
+        """Return the metric; None where this evaluation is of another set."""
+        for key in (self.name, f"eval_{self.name}"):
+            if key in metrics:
+                self._read = True
+                return float(metrics[key])
+        self._others.update(metrics)
+        return None
+
+    def require(self) -> None:
+        """Refuse a metric that none of the sets has, once all of them were evaluated; then begin anew.
+
+        Raises:
+            UsageError: there were evaluations since the last call, and none had it; says what they had.
+        """
+        others, read = self._others, self._read
+        self._others, self._read = set(), False
+        if others and not read:
+            raise UsageError(
+                f"metric: the evaluation gave no '{self.name}'; expected one of {', '.join(sorted(others))}."
+            )
 
 
 def require_evaluation(args: TrainingArguments, who: str) -> None:

@@ -28,6 +28,7 @@ from hf_pe.tasks.masked_lm import MaskedLM as MaskedLM
 from hf_pe.tasks.object_detection import ObjectDetection as ObjectDetection
 from hf_pe.tasks.prepare import positions as positions
 from hf_pe.tasks.prepare import prepare as prepare
+from hf_pe.tasks.question_answering import NOWHERE as NOWHERE
 from hf_pe.tasks.question_answering import QuestionAnswering as QuestionAnswering
 from hf_pe.tasks.seq2seq import Seq2Seq as Seq2Seq
 from hf_pe.tasks.text_classification import TextClassification as TextClassification

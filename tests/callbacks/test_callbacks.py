@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import peft
 import pytest
 import torch
 from huggingface_hub import HfApi
@@ -124,6 +125,77 @@ def test_the_floor_stops_and_gives_the_best_back(classifier_folder, tokenizer, t
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "best").config.num_labels == 2
 
 
+def with_lora(model):
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+def with_prompts(model):
+    return peft.get_peft_model(model, peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+
+
+def with_added_lora(model):
+    model.add_adapter(peft.LoraConfig(target_modules=["query"], init_lora_weights=False))
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT and its Trainer, about names
+@pytest.mark.parametrize("wrapped", [with_lora, with_prompts, with_added_lora])
+def test_the_floor_gives_the_best_adapters_back(classifier_folder, tokenizer, tmp_path, wrapped):
+    values = {2: 0.9, 4: 0.3}
+    seen = {}
+
+    class Watch(TrainerCallback):
+        def on_evaluate(self, args, state, control, model=None, **_):
+            seen[state.global_step] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+    floor = QualityFloor("accuracy", 0.5)
+    callbacks = [scripted("eval_accuracy", values), Watch(), floor]
+    run = trainer(classifier_folder, tokenizer, tmp_path, callbacks, learning_rate=0.1, save_strategy="no")
+    run.model = run.model_wrapped = wrapped(run.model)
+    run.train()
+    assert run.state.global_step == 4
+    now = dict(run.model.named_parameters())
+    assert any(not torch.equal(seen[2][name], seen[4][name]) for name in seen[2])
+    assert all(torch.equal(value, now[name]) for name, value in seen[2].items())
+
+
+def several_sets(run):
+    run.eval_dataset = {"dev": run.eval_dataset, "hard": run.eval_dataset}
+    run.args.metric_for_best_model = "eval_dev_accuracy"
+    return run
+
+
+class ByName(TrainerCallback):
+    """Gives the set "dev" the values of a test, and leaves the others."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def on_evaluate(self, args, state, control, metrics=None, **_):
+        if "eval_dev_accuracy" in metrics:
+            metrics["eval_dev_accuracy"] = self.values[state.global_step]
+
+
+@pytest.mark.parametrize("name", ["dev_accuracy", "eval_dev_accuracy"])
+def test_the_floor_looks_at_one_of_several_evaluation_sets(classifier_folder, tokenizer, tmp_path, name):
+    floor = QualityFloor(name, 0.5)
+    callbacks = [ByName({2: 0.9, 4: 0.3}), floor]
+    run = several_sets(trainer(classifier_folder, tokenizer, tmp_path, callbacks, save_strategy="no"))
+    run.train()
+    assert run.state.global_step == 4
+    assert floor.best == 0.9
+
+
+def test_a_metric_that_none_of_several_sets_has_is_named_with_theirs(classifier_folder, tokenizer, tmp_path):
+    run = several_sets(
+        trainer(classifier_folder, tokenizer, tmp_path, [QualityFloor("accuracy", 0.5)], save_strategy="no")
+    )
+    with pytest.raises(UsageError, match=r"gave no 'accuracy'; expected one of .*dev_accuracy.*hard_accuracy"):
+        run.train()
+    assert run.state.global_step == 2
+
+
 def test_a_metric_that_is_no_number_is_under_the_floor_and_never_the_best(classifier_folder, tokenizer, tmp_path):
     floor = QualityFloor("accuracy", 0.5)
     run = trainer(classifier_folder, tokenizer, tmp_path, [scripted("eval_accuracy", {2: float("nan")}), floor])
@@ -177,6 +249,20 @@ def test_a_metric_that_is_not_there_is_named(classifier_folder, tokenizer, tmp_p
     run = trainer(classifier_folder, tokenizer, tmp_path, [QualityFloor("f1", 0.5)], metric_for_best_model=None)
     with pytest.raises(UsageError, match=r"gave no 'f1'; expected one of .*eval_accuracy"):
         run.train()
+
+
+def test_the_best_on_one_of_several_sets_is_published(teacher, tmp_path, monkeypatch):
+    pushed, args = [], TrainingArguments(str(tmp_path), metric_for_best_model="dev_loss", report_to="none")
+    publish = PublishCallback(REPO, CompressionReport(teacher), when="best")
+    monkeypatch.setattr(publish, "_push", lambda args, state, *_: pushed.append(state.global_step))
+    for step, loss in enumerate((0.5, 0.4, 0.6)):
+        for metrics in ({"eval_hard_loss": 0.1}, {"eval_dev_loss": loss}):
+            publish.on_evaluate(args, TrainerState(global_step=step), TrainerControl(), metrics)
+        publish.on_step_begin(args, TrainerState(), TrainerControl())
+    assert pushed == [0, 1]
+    publish.on_evaluate(args, TrainerState(), TrainerControl(), {"eval_hard_loss": 0.1})
+    with pytest.raises(UsageError, match=r"gave no 'dev_loss'; expected one of eval_hard_loss"):
+        publish.on_step_begin(args, TrainerState(), TrainerControl())
 
 
 @pytest.mark.parametrize(("when", "commits"), [("end", 1), ("best", 2), ("save", 3)])
