@@ -38,6 +38,7 @@ from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_ada
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, processor_size
+from hf_pe.loading import Loading, ProcessorClass
 from hf_pe.packing import (
     BITSANDBYTES,
     keep_savable_,
@@ -198,6 +199,8 @@ def load_config(source: Source) -> PretrainedConfig:
         config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **source.options())
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(_why(source, error)) from error
+    if not source.trust_remote_code:
+        _refuse_kernels(config, source.name)
     if source.gguf_file:
         _forget_gguf(config)
     if source.loaded_dtype is not None:
@@ -219,8 +222,9 @@ def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[P
     named = (config.architectures or [""])[0]
     if auto_class is None:
         auto_class = next((auto for auto, place in own.items() if place.rpartition(".")[2] == named), None)
-        if auto_class is None and hasattr(transformers, named):
-            return getattr(transformers, named)  # type: ignore[no-any-return]
+        stock = getattr(transformers, named, None)
+        if auto_class is None and isinstance(stock, type) and issubclass(stock, PreTrainedModel):
+            return stock
         auto_class = auto_class or "AutoModel"
     if auto_class in own:
         found: Any = get_class_from_dynamic_module(
@@ -476,31 +480,23 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def loading_snippet(auto_class: str, name: str, processor: Any, *, plugin: bool = False, own_code: bool = False) -> str:
-    """The lines that load a result; the card prints them, the reload proof runs them.
+def loading_for(auto_class: str, processor: Any, *, plugin: bool = False, own_code: bool = False) -> Loading:
+    """Return how a result is loaded; the card prints it as lines, the reload check calls the same classes.
 
     Args:
         auto_class: that makes the model.
-        name: of the result.
         processor: its tokenizer or the like, or None.
         plugin: it has the plug-in form.
         own_code: it has code of its own, which has to be allowed.
     """
-    leave = ", trust_remote_code=True" if own_code else ""
-    kinds = {
+    kinds: dict[ProcessorClass, type] = {
         "AutoTokenizer": PreTrainedTokenizerBase,
         "AutoImageProcessor": ImageProcessingMixin,
         "AutoFeatureExtractor": FeatureExtractionMixin,
     }
-    loader = next((loader for loader, kind in kinds.items() if isinstance(processor, kind)), "AutoProcessor")
-    lines = [f"from transformers import {auto_class}" + (f", {loader}" if processor is not None else ""), ""]
-    if plugin:
-        lines = ["import hf_pe.plugin", *lines]
-    lines += [f'model = {auto_class}.from_pretrained("{name}"{leave})']
-    if processor is not None:
-        what = "tokenizer" if loader == "AutoTokenizer" else "processor"
-        lines += [f'{what} = {loader}.from_pretrained("{name}"{leave})']
-    return "\n".join(lines)
+    known = next((loader for loader, kind in kinds.items() if isinstance(processor, kind)), "AutoProcessor")
+    loader: Any = None if processor is None else known
+    return Loading(auto_class=auto_class, processor_class=loader, plugin=plugin, trust_remote_code=own_code)
 
 
 class Seen(Frozen):
@@ -521,18 +517,16 @@ class Seen(Frozen):
 
 def open_in_fresh_process(
     folder: Path,
-    snippet: str,
-    name: str,
+    loading: Loading,
     inputs: dict[str, torch.Tensor],
     expected: list[torch.Tensor] | None,
     device: torch.device | None = None,
 ) -> Seen:
-    """Run `snippet` on `folder` in a process that never imports hf_pe, and one forward pass on `inputs`.
+    """Load `folder` in a process that imports hf_pe only for the plug-in form, and run one forward pass on `inputs`.
 
     Args:
         folder: what to load.
-        snippet: Python that defines `model`, loading it by `name`.
-        name: what the snippet calls the model; replaced by the folder.
+        loading: by which classes.
         inputs: keyword arguments of the model.
         expected: outputs to compare with, or None.
         device: where the loaded model runs: the same kernels give the same outputs; default: where it was loaded.
@@ -542,8 +536,8 @@ def open_in_fresh_process(
     """
     with tempfile.TemporaryDirectory() as work:
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
-        Path(work, "device.txt").write_text(str(device or ""), "utf-8")
-        Path(work, "snippet.py").write_text(snippet.replace(f'"{name}"', repr(str(folder.resolve()))), "utf-8")
+        order = {**loading.model_dump(), "folder": str(folder.resolve()), "device": str(device or "")}
+        Path(work, "order.json").write_text(json.dumps(order), "utf-8")
         run_fresh("fresh_process.py", work, f"{folder.name} does not load in a fresh process")
         seen = json.loads(Path(work, "seen.json").read_text("utf-8"))
         outputs = load_file(Path(work, "outputs.safetensors"))
@@ -575,7 +569,12 @@ def _adapted(folder: Path, **flags: Any) -> Source:
         raise UsageError(f"{folder} is an adapter that does not say of which model; load both and merge them first.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UsageError(f"{folder} has no {ADAPTER_WEIGHTS}; expected what PEFT's save_pretrained writes.")
-    found = resolve(base, **flags)
+    if str(base).startswith("package:"):
+        raise UsageError(
+            f"{folder.name}/{ADAPTER} names {base} as its base model; expected a folder or a Hub id. Set "
+            "base_model_name_or_path to where the base model lies."
+        )
+    found = resolve(str(base), **flags)
     return found.model_copy(update={"adapter": str(folder), "name": _folder_name(folder), "spec": None})
 
 
@@ -603,7 +602,7 @@ def _merged(model: PreTrainedModel, source: Source, dtype: torch.dtype | None) -
 
 def _package_path(model: str) -> Path:
     package, _, inner = model.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # of a dotted name it imports a part
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"Model {model}: no Python package '{package}' is installed here; install it with pip.")
     return Path(next(iter(spec.submodule_search_locations))) / inner
@@ -667,6 +666,18 @@ def _refuse_remote_code(source: Source) -> None:
         raise UsageError(
             f"{source.name}: config.json has model_type '{found.get('model_type')}', which transformers does not know."
         )
+
+
+def _refuse_kernels(config: PretrainedConfig, name: str) -> None:
+    """Refuse a config that names attention kernels of the Hub: transformers would fetch them and run their code."""
+    parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
+    for part in (config, *parts):
+        asked = getattr(part, "_attn_implementation", None)
+        if "/" in str(asked or ""):
+            raise UsageError(
+                f"{name}: config.json asks for the attention kernels {asked} of the Hub, which are code. Remove "
+                "attn_implementation there, or allow it with trust_remote_code: true (--trust-remote-code)."
+            )
 
 
 def _why(source: Source, error: Exception) -> str:

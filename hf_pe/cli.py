@@ -142,7 +142,7 @@ def run(
             _show_result(target)
             if recipe.publish:
                 with _noting(lambda: f"The result is in {target}; push it with --resume."):
-                    _publish(recipe.publish, target)
+                    _publish(recipe, target)
 
 
 @app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
@@ -219,13 +219,16 @@ def export(
         Literal["float32", "int8"], typer.Option(help="int8: by ONNX Runtime's dynamic quantization.")
     ] = "float32",
     overwrite: Overwrite = False,
+    trust_remote_code: Code = False,
 ) -> None:
     """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install hf-pe[export]."""
     with _messages(), _noting(lambda: _untouched(output)):
         from hf_pe.export import export_onnx
 
         with _progress():
-            found = export_onnx(model, output, weights=weights, overwrite=overwrite)
+            found = export_onnx(
+                model, output, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code
+            )
         size, gap = f"{found.bytes / 1e6:.1f} MB", f"{found.difference:.1e}"
         out.print(f"Wrote {output}: {size}; outputs within {gap} (relative) of the model's in ONNX Runtime")
 
@@ -345,6 +348,7 @@ def push(
     template: Annotated[Path | None, typer.Option(help="Jinja file for the card.")] = None,
     allow: Annotated[list[str] | None, typer.Option(help="A text that the scan shall let pass.")] = None,
     load_back: Annotated[bool, typer.Option("--load-back", help="Download it afterwards and load it.")] = False,
+    trust_remote_code: Code = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would go out, and the card; no network.")
     ] = False,
@@ -364,6 +368,7 @@ def push(
             template=str(template) if template else None,
             allow=tuple(allow or ()),
             load_back=load_back,
+            trust_remote_code=trust_remote_code,
         )
         if dry_run:
             _show_outgoing(folder, settings)
@@ -458,9 +463,12 @@ def _show_result(target: Path) -> None:
         out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
 
 
-def _publish(settings: "Publish", target: Path) -> None:
+def _publish(recipe: "RecipeFile", target: Path) -> None:
     from hf_pe.hub import push as send
 
+    assert recipe.publish
+    own_code = recipe.trust_remote_code or recipe.publish.trust_remote_code
+    settings = recipe.publish.model_copy(update={"trust_remote_code": own_code})
     _show_sent(send(target, settings, prove=False), settings.repo)
 
 

@@ -37,7 +37,12 @@ class Exported(NamedTuple):
 
 
 def export_onnx(
-    model: str, output: str | Path, *, weights: Literal["float32", "int8"] = "float32", overwrite: bool = False
+    model: str,
+    output: str | Path,
+    *,
+    weights: Literal["float32", "int8"] = "float32",
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Exported:
     """Write a model as ONNX: any batch size and length, outputs compared in ONNX Runtime before it is called written.
 
@@ -46,6 +51,7 @@ def export_onnx(
         output: folder of the result; written beside, then renamed.
         weights: int8 is ONNX Runtime's dynamic quantization: weights in 8 bits, activations as they come.
         overwrite: replace what `output` holds, after success.
+        trust_remote_code: run code that the model brings along.
 
     Raises:
         UsageError: the extra `export` is not installed, the weights are packed (ONNX has no such types), the exporter
@@ -54,7 +60,7 @@ def export_onnx(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise UsageError(f'export needs {", ".join(missing)}: pip install "hf-pe[export]".')
-    source = resolve(model)
+    source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     require_plain(config)
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:

@@ -1,17 +1,20 @@
 """Run by `checkpoints.open_in_fresh_process` as a program of its own: loads a folder as any user would.
 
 It must not import hf_pe: that the folder needs none of it is what it proves, unless its form is the plug-in's and the
-snippet says so. Memory counts from after the imports: the largest anonymous resident memory, sampled, and, once each,
-the weight files that the model still maps after the pass: where weights are not copied, they are those pages.
+order says so. It runs no text: the order names auto classes of transformers, which `loading.Loading` has checked.
+Memory counts from after the imports: the largest anonymous resident memory, sampled, and, once each, the weight files
+that the model still maps after the pass: where weights are not copied, they are those pages.
 """
 
 import hashlib
+import importlib
 import json
 import re
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -61,28 +64,28 @@ def _watch(peak: list[int], stop: threading.Event) -> None:
 
 
 def main(work: Path) -> None:
-    """Run the snippet, one forward pass, and write down what was seen."""
+    """Load what the order names, run one forward pass, and write down what was seen."""
+    order = json.loads((work / "order.json").read_text("utf-8"))
     transformers.logging.disable_progress_bar()
     inputs = load_file(work / "inputs.safetensors")
     floor, peak, stop = _anonymous(), [0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(peak, stop))
     watcher.start()
     try:
-        names: dict[str, transformers.PreTrainedModel] = {}
-        snippet = (work / "snippet.py").read_text("utf-8")
-        exec(snippet, names)
-        model = names["model"].eval()
-        device = (work / "device.txt").read_text("utf-8")
-        if device not in ("", str(model.device)):
-            model.to(device)
+        if order["plugin"]:
+            importlib.import_module("hf_pe.plugin")
+        model = _loaded(order["auto_class"], order).eval()
+        if order["processor_class"]:
+            _loaded(order["processor_class"], order)
+        if order["device"] not in ("", str(model.device)):
+            model.to(order["device"])
         with torch.no_grad():
             found = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
         mapped = _mapped_weights()
     finally:
         stop.set()
         watcher.join()
-    told = snippet.startswith("import hf_pe.plugin")
-    assert told or "hf_pe" not in sys.modules, "the snippet imported hf_pe"
+    assert order["plugin"] or "hf_pe" not in sys.modules, "loading it imported hf_pe"
     tensors = [v for v in found.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     save_file({str(i): t.contiguous().clone().cpu() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
     seen = {
@@ -91,6 +94,12 @@ def main(work: Path) -> None:
         "hashes": _hashes(model),
     }
     (work / "seen.json").write_text(json.dumps(seen), "utf-8")
+
+
+def _loaded(auto_class: str, order: dict[str, Any]) -> Any:
+    """Load the folder by an auto class; code of its own runs only where the order allows it."""
+    loader = getattr(transformers, auto_class)
+    return loader.from_pretrained(order["folder"], trust_remote_code=order["trust_remote_code"])
 
 
 def _count(parameter: torch.nn.Parameter) -> int:

@@ -113,7 +113,8 @@ class Result:
         Raises:
             UsageError, PushError: see `hf_pe.hub.push`.
         """
-        wanted = Publish(repo=repo, **settings)
+        own_code = checkpoints.brings_code(type(self.model))  # it runs already: the user has allowed it
+        wanted = Publish(repo=repo, **{"trust_remote_code": own_code, **settings})
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, repo.rpartition("/")[2])
             self.save(folder)

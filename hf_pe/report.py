@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from hf_pe.errors import UsageError
 from hf_pe.files import write_whole
+from hf_pe.loading import Loading, loading_of_task
 from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
 
@@ -156,13 +157,19 @@ class Reload(Frozen):
 
     status: Literal["native", "plug-in", "no"]
     reason: str = ""
-    snippet: str
+    loading: Loading | None = Field(None, description="the classes that loaded it; None in older reports")
     parameters: int
     max_difference: float = Field(description="largest relative difference of its outputs to those before saving")
     sha256: dict[str, str] = Field(default_factory=dict, description="of the weight files that were loaded")
     sentence_difference: float | None = Field(
         None, description="of embeddings when SentenceTransformer opens the folder; None: it was not opened so"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_snippet(cls, values: Any) -> Any:
+        """Leave out the Python lines of older reports: text of a file is never run, nor repeated as ours."""
+        return {key: value for key, value in values.items() if key != "snippet"} if isinstance(values, dict) else values
 
 
 class Report(Frozen):
@@ -193,6 +200,18 @@ class Report(Frozen):
     seed: int
     command: str
     date: str
+
+    @property
+    def loading(self) -> Loading:
+        """How the result is loaded: as its reload check states, in older reports by its task."""
+        stated = self.reload.loading if self.reload else None
+        plugin = self.reload is not None and self.reload.status == "plug-in"
+        return stated or loading_of_task(self.pipeline_tag, plugin=plugin)
+
+    @property
+    def loading_lines(self) -> str:
+        """The Python lines that load the result, for its card."""
+        return self.loading.lines(self.name)
 
 
 def write_report(report: Report, folder: Path) -> None:

@@ -49,7 +49,7 @@ def save_result(
     progress.say(f"saving {name} and loading it again in a fresh process")
     checkpoints.save_model(model, processor, folder, source)
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
-    seen, snippet = reopened(folder, name, model, auto_class, processor)
+    seen, loading = reopened(folder, name, model, auto_class, processor)
     if seen.parameters != report.after.parameters:
         raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
     if not getattr(model, "is_quantized", False):  # packed tensors may be laid out in another way; outputs decide
@@ -69,7 +69,7 @@ def save_result(
     )
     reload = Reload(
         status="native" if form_of(model.config) is None else "plug-in",
-        snippet=snippet,
+        loading=loading,
         parameters=seen.parameters,
         max_difference=seen.max_difference,
         sha256=checkpoints.weight_hashes(folder),

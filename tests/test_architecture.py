@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import hf_pe
+import hf_pe.recipe_file
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
@@ -15,6 +17,7 @@ LEVELS = [
     {"outputs"},
     {"anatomy", "regression", "hashes"},
     {"plans"},
+    {"loading"},
     {"report", "plugin"},
     {"surgery", "data", "transplant", "instance", "sentence_files"},
     {"generation", "adapters"},
@@ -77,3 +80,33 @@ def test_every_public_name_resolves():
 def test_no_public_name_is_hidden_by_a_module():
     modules = {p.relative_to(ROOT).parts[0].removesuffix(".py") for p in ROOT.rglob("*.py")}
     assert not modules & set(hf_pe.__all__)
+
+
+UNSAFE = {
+    "exec", "eval", "compile", "__import__", "pickle.load", "pickle.loads", "torch.load", "np.load", "numpy.load",
+    "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen", "import_module", "subprocess.run",
+    "subprocess.Popen", "subprocess.check_output", "importlib.import_module",
+}  # fmt: skip
+"""Calls that run, import or unpickle what a text or a file says."""
+ALLOWED = {
+    "__init__.py": {"import_module"},  # names of the public list
+    "checkpoints.py": {"subprocess.run"},  # programs of this package
+    "fresh_process.py": {"importlib.import_module"},  # hf_pe.plugin, by name
+    "recipe_file.py": {"yaml.load"},  # by a safe loader
+}
+
+
+def calls(file: Path) -> set[str]:
+    """The unsafe calls of a module; torch.load is safe where it reads tensors only."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in UNSAFE:
+            tensors = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            found |= set() if name == "torch.load" and tensors else {name}
+    return found
+
+
+def test_no_module_runs_text_of_a_file():
+    wrong = {file.name: calls(file) - ALLOWED.get(file.name, set()) for file in ROOT.rglob("*.py")}
+    assert not {name: found for name, found in wrong.items() if found}
+    assert issubclass(hf_pe.recipe_file._UniqueKeyLoader, yaml.SafeLoader)

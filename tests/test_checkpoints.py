@@ -5,7 +5,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import BertForSequenceClassification, BertModel, LlamaForCausalLM
+from transformers import AutoModel, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.checkpoints import (
     Source,
@@ -16,7 +16,9 @@ from hf_pe.checkpoints import (
     resolve,
     save_model,
 )
+from hf_pe.data.builtin import builtin_rows
 from hf_pe.errors import UsageError
+from hf_pe.measure import sentence_difference
 from hf_pe.quantize import quantize_checkpoint
 from tests.helpers import MINILM, bert_config, needs_package
 
@@ -212,3 +214,56 @@ def test_a_gguf_file_is_packed(tmp_path):
     quantize_checkpoint(gguf_file(tmp_path / "model.gguf", "Q8_0"), tmp_path / "small")
     small = LlamaForCausalLM.from_pretrained(tmp_path / "small")
     assert small.dtype == torch.bfloat16 and hasattr(small.model.layers[0].mlp.up_proj.weight, "quant_state")
+
+
+def planted_module(folder, monkeypatch):
+    """A package whose import leaves a trace; returns (its name, the trace)."""
+    (folder / "planted" / "inner").mkdir(parents=True)
+    (folder / "planted" / "__init__.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n", "utf-8")
+    (folder / "planted" / "inner" / "__init__.py").write_text("class Pooling: pass\n", "utf-8")
+    monkeypatch.syspath_prepend(folder)
+    return "planted.inner", folder / "ran"
+
+
+def test_names_of_packages_import_nothing(tmp_path, monkeypatch):
+    name, trace = planted_module(tmp_path, monkeypatch)
+    with pytest.raises(UsageError, match=f"no Python package '{name}'"):
+        resolve(f"package:{name}/model")
+    with pytest.raises(UsageError, match=f"no package '{name}'"):
+        builtin_rows(f"builtin:docstrings:{name}")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": f"package:{name}/model"}))
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"names package:planted\.inner/model as its base model"):
+        resolve(str(adapter))
+    assert not trace.exists()
+
+
+def test_modules_that_are_not_of_sentence_transformers_are_not_imported(tmp_path, monkeypatch, bert_folder, tokenizer):
+    name, trace = planted_module(tmp_path, monkeypatch)
+    folder = shutil.copytree(bert_folder, tmp_path / "model")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{name}.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), "utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert sentence_difference(folder, AutoModel.from_pretrained(folder), tokenizer) is None
+    assert not trace.exists()
+
+
+def test_attention_kernels_of_the_hub_are_refused(bert_folder, tmp_path):
+    folder = shutil.copytree(bert_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/kernel"}), "utf-8")
+    with pytest.raises(UsageError, match="asks for the attention kernels someone/kernel"):
+        load_config(resolve(str(folder)))
+    assert load_config(resolve(str(folder), trust_remote_code=True))
+
+
+@pytest.mark.parametrize("named", ["pipeline", "logging", "BertConfig"])
+def test_an_architecture_is_a_model_class(named):
+    config = bert_config()
+    config.architectures = [named]
+    assert class_for(config) is BertModel

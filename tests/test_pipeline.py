@@ -379,5 +379,7 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
         assert (model.config.num_hidden_layers, model.config.intermediate_size) == (2, 64)
         inputs = example_inputs(model)
         assert difference(outputs_of(each.model, inputs), outputs_of(model, inputs)) == 0
-        assert each.report.reload.snippet.count("trust_remote_code=True") == 2
-        prepare(folder, Publish(repo="someone/novel"))
+        assert each.report.loading_lines.count("trust_remote_code=True") == 2
+        with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
+            prepare(folder, Publish(repo="someone/novel"))
+        prepare(folder, Publish(repo="someone/novel", trust_remote_code=True))

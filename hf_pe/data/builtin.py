@@ -43,7 +43,7 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def _docstrings(package: str) -> Iterator[str]:
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # of a dotted name it imports a part
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"Data: builtin:docstrings:{package}: no package '{package}' is installed here.")
     for path in sorted(Path(next(iter(spec.submodule_search_locations))).rglob("*.py")):

@@ -55,6 +55,7 @@ class Publish(Frozen):
     template: str | None = Field(None, description="the user's own Jinja file for the card")
     allow: tuple[str, ...] = Field((), description="texts that the scan for secrets shall let pass")
     load_back: bool = Field(False, description="afterwards download it and load it in a fresh process")
+    trust_remote_code: bool = Field(False, description="run code that the result brings along, to see that it loads")
 
 
 class Sent(Frozen):
@@ -107,6 +108,8 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     _check_name(settings)
     outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
     for each in outgoing:
+        if prove or settings.load_back:
+            require_code_allowed(each.report, settings)
         check_licence(each.report)
         if not any(name.endswith(".safetensors") for name in each.files):
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
@@ -137,6 +140,19 @@ def check_licence(report: Report) -> None:
         raise UsageError(
             f"The licence of {report.base.id} ({report.base.license_name or report.base.license}) forbids derivatives: "
             "a compressed copy may not be published. Ask its authors for leave, or begin with another model."
+        )
+
+
+def require_code_allowed(report: Report, settings: Publish) -> None:
+    """Stop where a check would run the result's own code, and the user has not allowed it: a report cannot.
+
+    Raises:
+        UsageError: it would.
+    """
+    if report.loading.trust_remote_code and not settings.trust_remote_code:
+        raise UsageError(
+            f"{report.name} brings code of its own, and loading it runs that code. Read the .py files in its folder, "
+            "then allow it with --trust-remote-code (publish.trust_remote_code)."
         )
 
 
@@ -421,7 +437,7 @@ def _branches(folder: Path, branch: str) -> dict[str, Path]:
 
 
 def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
-    report = _renamed(read_report(folder), settings.repo, branch)
+    report = _renamed(read_report(folder), settings, branch)
     files: dict[str, Path | bytes] = {}
     for path in sorted(_files(folder)):
         name = path.relative_to(folder).as_posix()
@@ -452,13 +468,19 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _renamed(report: Report, repo: str, branch: str) -> Report:
-    """The report with the name that people will load it by."""
+def _renamed(report: Report, settings: Publish, branch: str) -> Report:
+    """The report with the name that people will load it by.
+
+    An older report does not state whether the result needs code of its own: the user's word stands for it.
+    """
     if report.reload is None:
         raise UsageError(f"{report.name}: report.json tells of no reload proof. Make the result again with hf-pe run.")
-    name = f'"{repo}"' + ("" if branch == MAIN else f', revision="{branch}"')
-    snippet = report.reload.snippet.replace(f'"{report.name}"', name)
-    return report.model_copy(update={"name": repo, "reload": report.reload.model_copy(update={"snippet": snippet})})
+    changes: dict[str, Any] = {"revision": None if branch == MAIN else branch}
+    if report.reload.loading is None:
+        changes["trust_remote_code"] = settings.trust_remote_code
+    loading = report.loading.model_copy(update=changes)
+    reload = report.reload.model_copy(update={"loading": loading})
+    return report.model_copy(update={"name": settings.repo, "reload": reload})
 
 
 def _check_weights(outgoing: Outgoing) -> None:
@@ -477,10 +499,9 @@ def _check_weights(outgoing: Outgoing) -> None:
 
 def _prove(folder: Path, report: Report) -> None:
     assert report.reload
-    allowed = "trust_remote_code=True" in report.reload.snippet  # by whoever made the result
-    config = load_config(resolve(str(folder), trust_remote_code=allowed))
+    config = load_config(resolve(str(folder), trust_remote_code=report.loading.trust_remote_code))
     inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
-    seen = open_in_fresh_process(folder, report.reload.snippet, report.name, inputs, None)
+    seen = open_in_fresh_process(folder, report.loading, inputs, None)
     if seen.parameters != report.after.parameters:
         raise RuntimeError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
 

@@ -6,8 +6,9 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import form_of
-from hf_pe.checkpoints import Seen, brings_code, loading_snippet, open_in_fresh_process
+from hf_pe.checkpoints import Seen, brings_code, loading_for, open_in_fresh_process
 from hf_pe.instance import example_inputs, outputs_of, processor_size
+from hf_pe.loading import Loading
 from hf_pe.tasks import positions
 
 
@@ -25,20 +26,19 @@ def reopened(
     *,
     length: int = 128,
     pixels: Any = None,
-) -> tuple[Seen, str]:
-    """Load `folder` in a fresh process with the snippet the card prints; compare with `model`.
+) -> tuple[Seen, Loading]:
+    """Load `folder` in a fresh process with the classes that the card names; compare with `model`.
 
     Returns:
         What was seen (parameters, peak memory of loading and one forward pass, largest relative difference of the
-        outputs) and the snippet, which calls it `name`.
+        outputs) and how it was loaded.
     """
     length = longest(model.config, length)
-    snippet = loading_snippet(
+    loading = loading_for(
         auto_class,
-        name,
         processor,
         plugin=form_of(model.config) is not None,
         own_code=brings_code(type(model)),
     )
     inputs = example_inputs(model, batch=1, length=length, pixels=pixels or processor_size(processor))
-    return open_in_fresh_process(folder, snippet, name, inputs, outputs_of(model, inputs), model.device), snippet
+    return open_in_fresh_process(folder, loading, inputs, outputs_of(model, inputs), model.device), loading

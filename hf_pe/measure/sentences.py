@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from hf_pe.checkpoints import brings_code, run_fresh
-from hf_pe.sentence_files import is_sentence_folder, read_sentence_modules
+from hf_pe.sentence_files import is_sentence_folder, read_modules, read_sentence_modules
 from hf_pe.tasks import Embedding
 
 SENTENCES = (
@@ -26,19 +26,24 @@ def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) ->
 
     Returns:
         The largest difference in any value of embeddings of length 1; None where `folder` is none of
-        sentence-transformers', the model has code of its own, or that package is not installed.
+        sentence-transformers', the model or a module has code of its own, or that package is not installed.
 
     Raises:
         RuntimeError: it does not open; carries the process's own last words.
     """
     installed = importlib.util.find_spec("sentence_transformers") is not None
-    if not installed or not is_sentence_folder(folder) or brings_code(type(model)):
+    if not installed or not is_sentence_folder(folder) or brings_code(type(model)) or not _has_stock_modules(folder):
         return None
     expected = Embedding(read_sentence_modules(folder)).encode(model, processor, SENTENCES)
     found = torch.nn.functional.normalize(_encoded(folder, model.device.type), dim=-1)
     if found.shape != expected.shape:
         raise RuntimeError(f"{folder.name} opens with SentenceTransformer, but gives embeddings of another width.")
     return float((found - expected).abs().max())
+
+
+def _has_stock_modules(folder: Path) -> bool:
+    """Return whether all modules are classes of sentence-transformers, which imports whatever modules.json names."""
+    return all(entry["type"].startswith("sentence_transformers.") for entry in read_modules(folder))
 
 
 def _encoded(folder: Path, device: str) -> torch.Tensor:

@@ -65,7 +65,7 @@ def report(**changes):
         "stages": (stage,),
         "before": measurement(),
         "after": measurement(0.5, quality={"spearman": 0.85}),
-        "reload": Reload(status="native", snippet='model = load("small")', parameters=500, max_difference=0.0),
+        "reload": Reload(status="native", parameters=500, max_difference=0.0),
         "data": DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc"),
         "machine": "a machine",
         "versions": {"Python": "3"},
@@ -129,7 +129,7 @@ def test_every_number_of_the_table_is_in_the_card():
     for row in comparison(report()):
         assert f"| {row[0]} | {row[1]} | {row[2]} | {row[3]} |" in text
     assert ("Parameters", "1,000", "500", "0.50x") in comparison(report())
-    assert 'model = load("small")' in text
+    assert 'model = AutoModel.from_pretrained("small")' in text
     assert "spearman went from 0.9000 to 0.8500" in text
     assert "https://arxiv.org/abs/2306.11695" in text
 

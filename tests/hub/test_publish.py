@@ -270,6 +270,30 @@ def test_nothing_wrong_is_sent(folder, monkeypatch, spoil, message):
         push(folder, Publish(repo=REPO))
 
 
+def test_no_text_of_a_report_is_run(folder, tmp_path):
+    """Neither Python lines of an older report, nor a name that ends its string."""
+    marker = tmp_path / "ran"
+    payload = f"open({str(marker)!r}, 'w').close()"
+    content = json.loads((folder / "report.json").read_text("utf-8"))
+    content["name"] = f'small"); {payload} #'
+    content["reload"] |= {"snippet": f"{payload}\n{payload}", "loading": None}
+    (folder / "report.json").write_text(json.dumps(content), "utf-8")
+    done = CliRunner().invoke(app, ["push", str(folder), REPO, "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert f'model = AutoModel.from_pretrained("{REPO}")' in done.output
+    assert not marker.exists()
+
+
+def test_a_report_cannot_allow_code(folder):
+    report = read_report(folder)
+    loading = report.loading.model_copy(update={"trust_remote_code": True})
+    write_report(report.model_copy(update={"reload": report.reload.model_copy(update={"loading": loading})}), folder)
+    with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
+        prepare(folder, Publish(repo=REPO))
+    with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
+        prepare(folder, Publish(repo=REPO, load_back=True), prove=False)
+
+
 def test_a_text_that_is_no_secret_can_be_let_pass(folder):
     (folder / "note.txt").write_text("made in /home/anna/models")
     assert prepare(folder, Publish(repo=REPO, allow=("/home/anna",)), prove=False)
