@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,6 +78,9 @@ WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 """How names of pickles begin that hold no weights of the model."""
+NO_ACCELERATOR = {"CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+"""Variables under which a process has the CPU alone: packed weights go to an accelerator by themselves, where there is
+one, and not every one lets them go back."""
 SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION, "LICENSE", "LICENSE.txt")
 
 
@@ -538,7 +541,8 @@ def open_in_fresh_process(
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
         order = {**loading.model_dump(), "folder": str(folder.resolve()), "device": str(device or "")}
         Path(work, "order.json").write_text(json.dumps(order), "utf-8")
-        run_fresh("fresh_process.py", work, f"{folder.name} does not load in a fresh process")
+        hidden = NO_ACCELERATOR if device is not None and device.type == "cpu" else {}
+        run_fresh("fresh_process.py", work, f"{folder.name} does not load in a fresh process", hidden)
         seen = json.loads(Path(work, "seen.json").read_text("utf-8"))
         outputs = load_file(Path(work, "outputs.safetensors"))
     found = [outputs[str(i)] for i in range(len(outputs))]
@@ -546,8 +550,14 @@ def open_in_fresh_process(
     return Seen(**seen, max_difference=gap)
 
 
-def run_fresh(program: str, work: str, failure: str) -> None:
+def run_fresh(program: str, work: str, failure: str, variables: Mapping[str, str] | None = None) -> None:
     """Run a program of this package, offline and in a process of its own, on the files in the folder `work`.
+
+    Args:
+        program: name of the file beside this one.
+        work: its argument.
+        failure: how the message begins where it fails.
+        variables: of the environment, besides those of this process.
 
     Raises:
         RuntimeError: it fails; `failure` and the process's own last words.
@@ -556,7 +566,7 @@ def run_fresh(program: str, work: str, failure: str) -> None:
         [sys.executable, "-P", str(Path(__file__).with_name(program)), work],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})},
     )
     if done.returncode:
         raise RuntimeError(f"{failure}:\n{done.stderr[-2000:]}")

@@ -16,7 +16,7 @@ from hf_pe import (
 )
 from hf_pe.data import load_examples
 from hf_pe.instance import example_inputs, lively, outputs_of
-from hf_pe.measure import measure, on_one_device
+from hf_pe.measure import measure, on_one_device, reopened
 from hf_pe.measure.latency import latency
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS, bert_config
@@ -94,6 +94,16 @@ def test_results_in_every_precision_are_saved_and_proved_equal(llama_folder, tok
         assert each.report.reload.max_difference < 1e-4
         assert devices(each) == {"fake"}
     assert model.device.type == "fake"
+
+
+def test_a_packed_model_on_the_cpu_is_proved_equal_there(llama_folder, tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(llama_folder)
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+    recipe = BitsAndBytesQuantization(repair="none")
+    packed = recipe.apply(model, recipe.plan(model, data), data)
+    packed.save_pretrained(tmp_path)
+    checked, _ = reopened(tmp_path, "packed", packed, "AutoModelForCausalLM", None)
+    assert packed.device.type == "cpu" and checked.max_difference < 1e-4
 
 
 def test_before_and_after_are_measured_on_one_device(llama_folder, tokenizer):
