@@ -7,10 +7,8 @@ import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +35,7 @@ import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError
+from hf_pe.fresh import run_fresh
 from hf_pe.instance import difference, processor_size
 from hf_pe.loading import Loading, ProcessorClass
 from hf_pe.packing import (
@@ -541,35 +540,14 @@ def open_in_fresh_process(
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
         order = {**loading.model_dump(), "folder": str(folder.resolve()), "device": str(device or "")}
         Path(work, "order.json").write_text(json.dumps(order), "utf-8")
-        hidden = NO_ACCELERATOR if device is not None and device.type == "cpu" else {}
+        on_cpu = device is not None and device.type == "cpu"
+        hidden = NO_ACCELERATOR if on_cpu and torch.accelerator.is_available() else {}
         run_fresh("fresh_process.py", work, f"{folder.name} does not load in a fresh process", hidden)
         seen = json.loads(Path(work, "seen.json").read_text("utf-8"))
         outputs = load_file(Path(work, "outputs.safetensors"))
     found = [outputs[str(i)] for i in range(len(outputs))]
     gap = None if expected is None else difference([e.cpu() for e in expected], found)
     return Seen(**seen, max_difference=gap)
-
-
-def run_fresh(program: str, work: str, failure: str, variables: Mapping[str, str] | None = None) -> None:
-    """Run a program of this package, offline and in a process of its own, on the files in the folder `work`.
-
-    Args:
-        program: name of the file beside this one.
-        work: its argument.
-        failure: how the message begins where it fails.
-        variables: of the environment, besides those of this process.
-
-    Raises:
-        RuntimeError: it fails; `failure` and the process's own last words.
-    """
-    done = subprocess.run(
-        [sys.executable, "-P", str(Path(__file__).with_name(program)), work],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})},
-    )
-    if done.returncode:
-        raise RuntimeError(f"{failure}:\n{done.stderr[-2000:]}")
 
 
 def _adapted(folder: Path, **flags: Any) -> Source:

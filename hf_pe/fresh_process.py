@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+import transformers.modeling_utils  # what every model imports is no part of what its model takes
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = (".safetensors", ".gguf", ".bin")

@@ -13,7 +13,7 @@ import hf_pe.recipe_file
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
-    {"errors", "files", "progress", "papers"},
+    {"errors", "files", "fresh", "progress", "papers"},
     {"outputs"},
     {"anatomy", "regression", "hashes"},
     {"plans"},
@@ -33,7 +33,7 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-ALONE = {"__init__", "fresh_process", "fresh_sentences"}  # the public list; programs of their own
+ALONE = {"__init__", "fresh_process", "fresh_sentences", "fresh_server"}  # the public list; programs of their own
 
 
 def imported(file: Path) -> set[str]:
@@ -62,7 +62,7 @@ def test_every_module_has_a_level():
     assert names - ALONE == set(LEVEL)
 
 
-@pytest.mark.parametrize("name", ["fresh_process.py", "fresh_sentences.py"])
+@pytest.mark.parametrize("name", ["fresh_process.py", "fresh_sentences.py", "fresh_server.py"])
 def test_programs_of_fresh_processes_need_nothing_of_hf_pe(name):
     assert not imported(ROOT / name)
 

@@ -18,7 +18,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -237,7 +236,7 @@ def measure_quickly() -> None:
     """Leave out what takes time and changes no weights: times, many resamples, the drawing of pictures, new processes."""
     import matplotlib.figure
 
-    import hf_pe.checkpoints
+    import hf_pe.fresh
     import hf_pe.measure
     import hf_pe.pipeline
     from hf_pe.report import Latency
@@ -253,23 +252,19 @@ def measure_quickly() -> None:
     hf_pe.measure.flops = lambda *_, **__: 1  # type: ignore[assignment]
     hf_pe.pipeline.changes = functools.partial(hf_pe.pipeline.changes, resamples=4)  # type: ignore[assignment]
     matplotlib.figure.Figure.savefig = savefig  # type: ignore[assignment,method-assign]
-    hf_pe.checkpoints.subprocess = _Forking  # type: ignore[assignment]
+    hf_pe.fresh._by_server = _forked_program  # type: ignore[assignment]
 
 
-class _Forking:
-    """Of `subprocess` what the reload check needs."""
+def _forked_program(program: str, argument: str, log: str, _: dict[str, str]) -> int:
+    """Run a Python program as its own process does, with what is imported already."""
 
-    @staticmethod
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        """Run a Python program as its own process does, with what is imported already."""
+    def work() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "hf_pe"]:
+            del sys.modules[name]
+        sys.argv = [program, argument]
+        runpy.run_path(program, run_name="__main__")
 
-        def program() -> None:
-            for name in [name for name in sys.modules if name.partition(".")[0] == "hf_pe"]:
-                del sys.modules[name]
-            sys.argv = command[command.index("-P") + 1 :]
-            runpy.run_path(sys.argv[0], run_name="__main__")
-
-        return subprocess.CompletedProcess(command, forked(program), "", "see the log")
+    return forked(work, Path(log))
 
 
 def outcome(place: Path) -> dict[str, Any]:

@@ -17,8 +17,7 @@ def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
     assert seen.parameters == model.num_parameters()
     assert seen.max_difference <= 1e-6
     assert seen.hashes == {name: value_sha256(tensor) for name, tensor in model.state_dict().items()}
-    beside = seen.peak_memory_bytes - weights  # 120 MB without any weights; they are 103 MB, and only mapped
-    assert 60e6 < beside < 200e6, "mapped weights count once"
+    assert 0.5 * weights < seen.peak_memory_bytes < 1.5 * weights, "mapped weights count once, imports not at all"
     assert loading == Loading(auto_class="AutoModel", processor_class="AutoTokenizer")
 
 

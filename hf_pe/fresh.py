@@ -1,0 +1,113 @@
+"""Run programs of this package in processes that have never imported it: what they show holds without it.
+
+Where a process can fork and there is no accelerator, one server imports the libraries once and forks for each program;
+elsewhere each program is started by itself.
+"""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+SERVER = "fresh_server.py"
+READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
+"""How the variables begin that libraries read once, when they are imported."""
+
+
+class _Server:
+    """One process that runs programs for this one.
+
+    Attributes:
+        owner: id of the process that started it: a fork of that one starts its own.
+        environment: it was started in.
+    """
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.owner, self.environment = os.getpid(), environment
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).parent / SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+
+    def run(self, **order: Any) -> int | None:
+        """Return the exit status of a program, see `fresh_server.run`; None where the server itself has ended."""
+        questions, answers = _pipes(self.process)
+        try:
+            print(json.dumps(order), file=questions, flush=True)
+            answer = answers.readline()
+        except (BrokenPipeError, ValueError):
+            return None
+        return int(answer) if answer else None
+
+    def serves(self, environment: dict[str, str]) -> bool:
+        """Return whether it can run a program of this process in that environment."""
+        same = _read_at_import(self.environment) == _read_at_import(environment)
+        return same and self.owner == os.getpid() and self.process.poll() is None
+
+    def end(self) -> None:
+        """End it, if it is this process's."""
+        if self.owner == os.getpid():
+            for pipe in _pipes(self.process):
+                pipe.close()
+            self.process.wait()
+
+
+_server: _Server | None = None
+
+
+def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str, str] | None = None) -> None:
+    """Run a program of this package, offline and in a process that has never imported the package.
+
+    Args:
+        program: name of the file beside this one.
+        argument: a folder, which the program reads and writes; "log.txt" in it takes what the program prints.
+        failure: how the message begins where it fails.
+        variables: of the environment, besides those of this process.
+
+    Raises:
+        RuntimeError: it fails; `failure` and the program's own last words.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
+    file, log = str(Path(__file__).parent / program), Path(argument, "log.txt")
+    status = _by_server(file, argument, str(log), environment) if _can_fork() else None
+    if status is None:
+        with log.open("w") as output:
+            status = subprocess.run(
+                [sys.executable, "-P", file, argument], stdout=output, stderr=output, env=environment
+            ).returncode
+    if status:
+        raise RuntimeError(f"{failure}:\n{log.read_text('utf-8', 'replace')[-2000:]}")
+
+
+def _can_fork() -> bool:
+    """Return whether a forked process can compute: not where the libraries may have opened an accelerator before."""
+    return hasattr(os, "fork") and sys.platform != "darwin" and not torch.accelerator.is_available()
+
+
+def _by_server(program: str, argument: str, log: str, environment: dict[str, str]) -> int | None:
+    global _server
+    if _server is None or not _server.serves(environment):
+        if _server is not None:
+            _server.end()
+        _server = _Server(environment)
+        atexit.register(_server.end)
+    return _server.run(program=program, argument=argument, log=log, environment=environment)
+
+
+def _read_at_import(environment: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(READ_AT_IMPORT)}
+
+
+def _pipes(process: "subprocess.Popen[str]") -> tuple[IO[str], IO[str]]:
+    assert process.stdin is not None and process.stdout is not None
+    return process.stdin, process.stdout

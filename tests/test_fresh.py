@@ -1,0 +1,77 @@
+"""Programs run in processes that are fresh, whoever forks them."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from hf_pe import fresh
+from hf_pe.fresh import run_fresh
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+Path(sys.argv[1], "seen.json").write_text(json.dumps([os.getpid(), os.getppid(), "hf_pe" in sys.modules, os.environ.get("MINE")]))
+if Path(sys.argv[1], "wrong").exists():
+    print("the first words")
+    raise ValueError("the last words")
+"""
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """Runs a program; the server has imported nothing, which would take seconds."""
+    text = Path(fresh.__file__).with_name(fresh.SERVER).read_text()
+    server = tmp_path / "server.py"
+    server.write_text(re.sub(r"(?m)^import (torch|transformers).*$", "", text))
+    monkeypatch.setattr(fresh, "SERVER", str(server))
+    monkeypatch.setattr(fresh, "_server", None)
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+
+    def run(**variables):
+        run_fresh(str(file), str(tmp_path), "it does not run", variables)
+        return json.loads((tmp_path / "seen.json").read_text())
+
+    return run
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_each_program_has_a_process_of_its_own_that_never_imported_the_package(program):
+    (one, server, *seen), (other, again, *_) = program(), program()
+    assert seen == [False, None]
+    assert len({one, other, server, os.getpid()}) == 4 and server == again
+
+
+def test_where_no_process_can_fork_each_program_is_started_by_itself(program, monkeypatch):
+    monkeypatch.setattr(fresh, "_can_fork", lambda: False)
+    _, parent, *seen = program(MINE="here")
+    assert parent == os.getpid() and seen == [False, "here"]
+
+
+@pytest.mark.parametrize("forks", [True, False])
+def test_a_failure_has_the_programs_last_words(forks, program, tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh, "_can_fork", lambda: forks and hasattr(os, "fork"))
+    (tmp_path / "wrong").touch()
+    with pytest.raises(RuntimeError, match=r"(?s)it does not run:\nthe first words.*ValueError: the last words"):
+        program()
+
+
+def test_another_environment_is_what_the_program_has(program):
+    (_, server, *_), (_, same, *_), (_, other, *_) = program(), program(MINE="there"), program(OMP_NUM_THREADS="3")
+    assert server == same != other, "what libraries read when they are imported needs another server"
+    assert program(MINE="there")[-1] == "there"
+    assert program()[-1] is None
+
+
+def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
+    program()
+    fresh._server.process.kill()
+    fresh._server.process.wait()
+    assert program()[2] is False
+    monkeypatch.setattr(fresh, "SERVER", "no_such_program.py")
+    fresh._server.process.kill()
+    fresh._server.process.wait()
+    assert program()[1] == os.getpid(), "none can be started: the program is"
