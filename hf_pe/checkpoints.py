@@ -34,7 +34,7 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 from hf_pe.fresh import run_fresh
 from hf_pe.instance import difference, processor_size
 from hf_pe.loading import Loading, ProcessorClass
@@ -47,6 +47,7 @@ from hf_pe.packing import (
     remember_scales_,
     unpacked,
 )
+from hf_pe.padding import classifies_rows_alone, name_padding_, padding_id
 from hf_pe.plans import Frozen
 from hf_pe.sentence_files import (
     MODULES,
@@ -60,8 +61,15 @@ from hf_pe.sentence_files import (
     read_sentence_modules,
     require_width,
 )
-from hf_pe.surgery import in_dtype
-from hf_pe.weight_checks import ignored_by_class, require_finite, require_present, require_shapes, unread_parts
+from hf_pe.surgery import in_dtype, main_dtype
+from hf_pe.weight_checks import (
+    ignored_by_class,
+    kept_in_float32,
+    require_finite,
+    require_present,
+    require_shapes,
+    unread_parts,
+)
 
 LOADERS = {
     "pixel_values": "AutoImageProcessor",
@@ -237,7 +245,10 @@ def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[P
         return found  # type: ignore[no-any-return]
     mapping = getattr(transformers, auto_class)._model_mapping
     if type(config) not in mapping:
-        raise UsageError(f"A '{config.model_type}' model has no {auto_class}: choose another task.")
+        raise UsageError(
+            f"A '{config.model_type}' model has no {auto_class}: choose another task. Without data, hf-pe cut, hf-pe "
+            "quantize and hf-pe export keep its own class."
+        )
     known = mapping[type(config)]
     return known[0] if isinstance(known, tuple) else known  # type: ignore[no-any-return]
 
@@ -284,6 +295,8 @@ def load_with_unread(
     **options: Any,
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """Load the weights, evaluation mode, and list what the model leaves unread.
+
+    Of a decoder that classifies texts the config names a padding token afterwards, so that it takes several rows.
 
     Args:
         source: resolved.
@@ -336,6 +349,8 @@ def load_with_unread(
     require_finite(model.state_dict().items(), source.name)
     if packing is not None:
         model = packed(model, packing, dtype)
+    if classifies_rows_alone(model.config, model_class):
+        name_padding_(model.config, padding_id(model.config, _tokenizer_of(source)))
     remember_scales_(model)
     keep_savable_(model)
     return model.eval(), unread
@@ -366,6 +381,37 @@ def _stored_tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
+def rounding_warnings(source: Source, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> tuple[str, ...]:
+    """Return a sentence where a few tensors are stored in float32 and the others, and the loaded model, in 16 bits.
+
+    transformers loads a checkpoint in one dtype, but for what the class keeps in float32.
+    """
+    loaded: Any = source.loaded_dtype or config.dtype
+    loaded = getattr(torch, loaded) if isinstance(loaded, str) else loaded
+    if loaded not in (torch.bfloat16, torch.float16) or packed_by(config) is not None or source.adapter is not None:
+        return ()
+    stored = _stored_dtypes(source)
+    keeps = kept_in_float32(skeleton(config, model_class), loaded)
+    rounded = sorted(name for name, dtype in stored.items() if dtype == "F32" and not keeps(name))
+    if not rounded or source.dtype is not None or len(rounded) == len(stored):
+        return ()
+    short = str(loaded).removeprefix("torch.")
+    return (
+        f"{len(rounded)} of {len(stored)} tensors ({listed(rounded)}) are "
+        f"stored in float32 and become {short}, the config's dtype, as transformers loads them. `dtype: float32` keeps "
+        "them and makes all others as large.",
+    )
+
+
+def _stored_dtypes(source: Source) -> dict[str, str]:
+    """Return the dtype of each tensor in the files, as safetensors calls it."""
+    found: dict[str, str] = {}
+    for path in weight_files(source):
+        with safe_open(path, "pt") as file:
+            found |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return found
+
+
 def load_processor(source: Source, main_input: str = "input_ids") -> Any:
     """Load what makes the model's inputs: its tokenizer, image processor or feature extractor, else its processor.
 
@@ -384,6 +430,14 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
         except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
             reason = error
     raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load: {reason}")
+
+
+def _tokenizer_of(source: Source) -> Any:
+    """Return the tokenizer, None where there is none."""
+    try:
+        return load_processor(source)
+    except UsageError:
+        return None
 
 
 def pixels_from(source: Source, model_class: type[PreTrainedModel], processor: Any = None) -> int | list[int] | None:
@@ -582,7 +636,7 @@ def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:
 def _merged(model: PreTrainedModel, source: Source, dtype: torch.dtype | None) -> tuple[PreTrainedModel, set[str]]:
     """The plain model with an adapter merged, and the names of what the adapter holds."""
     adapter = read_adapter(str(source.adapter))
-    own = dtype or model.dtype
+    own = dtype or main_dtype(model)
     plain = unpacked(model, torch.float32) if packed_by(model.config) is not None else model
     brought = {name.removeprefix(PREFIX) for name in adapter.state}
     return in_dtype(merged(plain, adapter), own), brought

@@ -17,7 +17,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from hf_pe.adapters import adapters_aside, carried, merged
 from hf_pe.anatomy import form_of, skeleton
 from hf_pe.errors import UsageError
-from hf_pe.surgery import in_dtype, rebuilt
+from hf_pe.surgery import in_dtype, main_dtype, rebuilt
 
 BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
@@ -126,13 +126,15 @@ def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtyp
     Args:
         model: stays as it is.
         wanted: as `settings` gives it.
-        dtype: of all that is not packed; default: the model's.
+        dtype: of all that is not packed; default: that of most of the model's weights.
     """
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
         where = {"": str(model.device)}
         kind: Any = type(model)
-        found = kind.from_pretrained(work, quantization_config=wanted, dtype=dtype or model.dtype, device_map=where)
+        found = kind.from_pretrained(
+            work, quantization_config=wanted, dtype=dtype or main_dtype(model), device_map=where
+        )
     found.config._name_or_path = model.config._name_or_path
     remember_scales_(found)
     return found.eval()  # type: ignore[no-any-return]

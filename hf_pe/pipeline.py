@@ -13,7 +13,13 @@ from typing import Any
 
 import yaml
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
 from hf_pe import checkpoints, progress, provenance
 from hf_pe.anatomy import form_of
@@ -38,15 +44,16 @@ from hf_pe.measure import (
     weight_bytes,
 )
 from hf_pe.outputs import check_stages_folder, replaced, require_space, run_id, stages_folder
-from hf_pe.packing import require_plain
+from hf_pe.packing import packed_by, require_plain
+from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Packing
 from hf_pe.report import MAIN, Measurement, Report, write_report
 from hf_pe.results import save_result
 from hf_pe.stages import Finished, StageFolder, require_resumable
-from hf_pe.tasks import TASKS, Embedding, Task, prepare, task_named
-from hf_pe.weight_checks import require_finite
+from hf_pe.tasks import TASKS, Embedding, Task, prepare, require_classes, task_named
+from hf_pe.weight_checks import require_finite, require_loadable_dtypes
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a variant may be called: its name becomes a folder and a branch on the Hub."""
@@ -192,6 +199,8 @@ def compress(
         if isinstance(step, BitsAndBytesQuantization):
             step.require_native()
     live = plain_model(model) if isinstance(model, nn.Module) else None
+    if live is not None and packed_by(live.config) is None:
+        require_loadable_dtypes(live)
     source = _source(model if live is None else live, processor, dtype)
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
@@ -221,7 +230,8 @@ def compress(
     if live is not None:
         require_finite(live.state_dict().items(), source.name)
     ready = replace(ready, teacher=original)
-    with unchanged(live):
+    padding = padding_id(config, processor) if classifies_rows_alone(config, model_class) else None
+    with unchanged(live), padding_named(original, padding):
         original.eval()
         for step in recipes:
             if isinstance(step, Distillation):
@@ -229,10 +239,11 @@ def compress(
         progress.say("evaluating the original")
         first = judge(original, ready) if evaluate is None else None
     below = chance_warnings(original, first.scores(), ready) if first else ()
-    warnings = (*examples.warnings, *ready.warnings, *below)
+    rounded = checkpoints.rounding_warnings(source, config, model_class) if live is None else ()
+    warnings = (*examples.warnings, *ready.warnings, *rounded, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
-    with unchanged(live), _workplace(work, resume=resume, restart=restart) as folder:
+    with unchanged(live), padding_named(original, padding), _workplace(work, resume=resume, restart=restart) as folder:
         original.eval()
         stages = StageFolder(folder, origin, resume, ready, evaluate, seed)
         student, done = original, []
@@ -415,33 +426,58 @@ def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False
     return found
 
 
+ENDINGS = {
+    "ForCausalLM": "causal_lm",
+    "LMHeadModel": "causal_lm",
+    "ForSequenceClassification": "text_classification",
+    "ForTokenClassification": "token_classification",
+    "ForQuestionAnswering": "question_answering",
+    "ForMaskedLM": "masked_lm",
+    "ForConditionalGeneration": "seq2seq",
+    "ForImageClassification": "image_classification",
+    "ForAudioClassification": "audio_classification",
+    "ForObjectDetection": "object_detection",
+}
+"""How the classes of each task's models end."""
+
+
 def find_task(task: str | Task | None, source: Source, config: PretrainedConfig) -> Task:
-    """The named task, else the one whose class the checkpoint names.
+    """Return the named task, else the one whose class the checkpoint names.
 
     Raises:
-        UsageError: no task is named and none fits.
+        UsageError: no task is named and none fits, or the model does something that no task here does: it writes what
+            it hears or sees (Whisper), or predicts a number (a reranker).
     """
     if task is not None and not isinstance(task, str):
         return task
     if task is None:
         named = (config.architectures or [""])[0]
-        endings = {
-            "ForCausalLM": "causal_lm",
-            "LMHeadModel": "causal_lm",
-            "ForSequenceClassification": "text_classification",
-            "ForTokenClassification": "token_classification",
-            "ForQuestionAnswering": "question_answering",
-            "ForMaskedLM": "masked_lm",
-            "ForConditionalGeneration": "seq2seq",
-            "ForImageClassification": "image_classification",
-            "ForAudioClassification": "audio_classification",
-            "ForObjectDetection": "object_detection",
-        }
         fallback = "embedding" if checkpoints.is_sentence_transformer(source) else None
-        task = next((t for ending, t in endings.items() if named.endswith(ending)), fallback)
+        task = next((t for ending, t in ENDINGS.items() if named.endswith(ending)), fallback)
         if task is None:
-            raise UsageError(f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}.")
-    return Embedding(checkpoints.sentence_modules(source)) if task == "embedding" else task_named(task)
+            raise UsageError(
+                f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}. Where none is "
+                "what the model does, hf-pe cut, hf-pe quantize and hf-pe export work without data."
+            )
+        if task == "seq2seq":
+            _require_text_to_text(named, config)
+    found = Embedding(checkpoints.sentence_modules(source)) if task == "embedding" else task_named(task)
+    if found.auto_class.endswith("Classification"):
+        require_classes(config)
+    return found
+
+
+def _require_text_to_text(named: str, config: PretrainedConfig) -> None:
+    """Refuse a model that reads sound or images, or that has no decoder of its own, and writes text."""
+    kind: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
+    if kind is not None and config.is_encoder_decoder and kind.main_input_name == "input_ids":
+        return
+    own = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    text = " For its text model alone: task: causal_lm." if own is not None and own.__name__ == named else ""
+    raise UsageError(
+        f"{named} does not turn a text into a text: training and evaluation of models that read sound or images and "
+        f"write text are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work.{text}"
+    )
 
 
 def recipe_of(

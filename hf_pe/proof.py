@@ -33,6 +33,7 @@ from hf_pe.anatomy import (
 from hf_pe.errors import UsageError
 from hf_pe.generation import depth_fault, generation_fault
 from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
+from hf_pe.padding import classifies_rows_alone, name_padding_
 from hf_pe.surgery import Kept, cut, cut_config
 
 TOLERANCE = 1e-5
@@ -139,6 +140,8 @@ def _on_instance(
     try:
         if sum(p.numel() for p in skeleton(config, model_class).parameters()) > LARGEST:
             return Proof(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
+        if classifies_rows_alone(config, model_class):
+            name_padding_(config, 0)  # no input has it
         model = lively(model_class(copy.deepcopy(config)))
         found = [a for a in discover(config, model_class).axes if a.name == axis.name]
         if not found:

@@ -121,24 +121,51 @@ def rebuilt(
     weights: Mapping[str, torch.Tensor],
     dtype: torch.dtype | None = None,
 ) -> PreTrainedModel:
-    """A model of the same class, dtype (by default), device and mode from `config`, filled with `weights` only."""
+    """Return a model of the same class, device and mode from `config`, filled with `weights` only.
+
+    Args:
+        model: as it was.
+        config: of the new one.
+        weights: by name.
+        dtype: of all weights but those that the class keeps in float32; default: each in its own, where transformers
+            would make another one of it than that of most weights.
+    """
     loader: Any = type(model)
     new, info = loader.from_pretrained(
         None,
         config=config,
         state_dict=dict(weights),
-        dtype=dtype or model.dtype,
+        dtype=dtype or main_dtype(model),
         output_loading_info=True,
         **_attention(model),
     )
     problems = {k: v for k, v in info.items() if v and k.endswith("keys")}
     assert not problems, f"building {type(model).__name__} anew left {problems}"
+    if dtype is None:
+        _keep_dtypes_(new, weights)
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path
     packed = getattr(model, "hf_quantizer", None) is not None  # what made it so cannot be taken back
     new._weight_conversions = None if packed else getattr(model, "_weight_conversions", None)  # files as the original's
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
+
+
+def main_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Return the dtype of most floating-point values of a model: `model.dtype` is that of the first parameter alone."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return max(counts, key=lambda each: counts[each]) if counts else model.dtype
+
+
+def _keep_dtypes_(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give parameters that were in another dtype than most (a head in float32) their own values back."""
+    for name, parameter in model.named_parameters():
+        given = weights.get(name)
+        if given is not None and given.is_floating_point() and given.dtype != parameter.dtype:
+            parameter.data = given.detach().to(parameter.device)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -156,7 +183,7 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Return `model` itself where it is in `dtype`, else a copy that is; see `cast`."""
-    return model if model.dtype == dtype else cast(model, dtype)
+    return model if main_dtype(model) == dtype else cast(model, dtype)
 
 
 def _attention(model: PreTrainedModel) -> dict[str, str]:

@@ -19,7 +19,7 @@ LEVELS = [
     {"plans"},
     {"loading"},
     {"report", "plugin"},
-    {"surgery", "data", "transplant", "instance", "sentence_files"},
+    {"surgery", "data", "transplant", "instance", "sentence_files", "padding"},
     {"generation", "adapters"},
     {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints", "loaded"},

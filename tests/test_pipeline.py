@@ -7,7 +7,15 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, BertModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertForSequenceClassification,
+    BertModel,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 import hf_pe
 from hf_pe import (
@@ -26,15 +34,16 @@ from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
 from hf_pe.hub import Publish, prepare
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
-from hf_pe.pipeline import check_order, fit_multiples
+from hf_pe.pipeline import check_order, find_task, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe_file import read_recipe
 from hf_pe.tasks import TextClassification
-from tests.helpers import TEXTS, shared
+from tests.helpers import TEXTS, bert_config, shared
 
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
 DISTIL = Distillation(steps=5)
+NOWHERE = checkpoints.Source(name="some", path="")
 PACK = BitsAndBytesQuantization()
 
 
@@ -383,3 +392,57 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
         with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
             prepare(folder, Publish(repo="someone/novel"))
         prepare(folder, Publish(repo="someone/novel", trust_remote_code=True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "message"),
+    [
+        (
+            "whisper",
+            "WhisperForConditionalGeneration",
+            r"does not turn a text into a text.*hf-pe cut, hf-pe quantize and",
+        ),
+        ("llava", "LlavaForConditionalGeneration", r"models that read sound or images.*are not supported yet"),
+        ("gemma3", "Gemma3ForConditionalGeneration", r"For its text model alone: task: causal_lm"),
+        (
+            "wav2vec2",
+            "Wav2Vec2ForCTC",
+            r"cannot be told from Wav2Vec2ForCTC.*hf-pe cut, hf-pe quantize and hf-pe export",
+        ),
+    ],
+)
+def test_what_no_task_does_is_refused_with_what_works(kind, named, message):
+    config = AutoConfig.for_model(kind, architectures=[named])
+    with pytest.raises(UsageError, match=message):
+        find_task(None, NOWHERE, config)
+
+
+def test_a_rerankers_score_is_refused_before_data_are_read(bert_folder):
+    config = bert_config(num_labels=1, architectures=["BertForSequenceClassification"])
+    for task in (None, "text_classification"):
+        with pytest.raises(UsageError, match=r"a reranker's score.*hf-pe cut, hf-pe quantize and hf-pe export work"):
+            find_task(task, NOWHERE, config)
+    model = BertForSequenceClassification(config)
+    with pytest.raises(UsageError, match="a reranker's score"):
+        compress(model, [PRUNE], data="does/not/exist.csv", processor=object())
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"), [("t5", "T5ForConditionalGeneration"), ("bart", "BartForConditionalGeneration")]
+)
+def test_text_to_text_models_are_known(kind, named):
+    assert find_task(None, NOWHERE, AutoConfig.for_model(kind, architectures=[named])).name == "seq2seq"
+
+
+def test_what_no_task_does_is_quantized_and_cut_nonetheless(tmp_path):
+    sizes = {"d_model": 64, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 8, "vocab_size": 60}
+    ids = {"pad_token_id": 3, "bos_token_id": 3, "eos_token_id": 3, "decoder_start_token_id": 4}
+    config = WhisperConfig(**sizes, **heads, **ids, max_source_positions=16, max_target_positions=32)
+    lively(WhisperForConditionalGeneration(config)).save_pretrained(tmp_path / "whisper")
+    quantize_checkpoint(str(tmp_path / "whisper"), tmp_path / "nf4")
+    cut_checkpoint(str(tmp_path / "whisper"), tmp_path / "cut", {"ffn": 0.5})
+    for name in ("nf4", "cut"):
+        assert json.loads((tmp_path / name / "config.json").read_text())["architectures"] == [
+            "WhisperForConditionalGeneration"
+        ]

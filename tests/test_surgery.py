@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
 
 from hf_pe.anatomy import discover
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
-from hf_pe.surgery import cast, cut
+from hf_pe.surgery import cast, cut, main_dtype
 
 CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]
 
@@ -151,3 +151,41 @@ def test_a_model_in_the_dtype_asked_for_is_copied():
     made = cast(model, torch.float16)
     places = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert not [name for name, tensor in made.state_dict().items() if tensor.data_ptr() in places]
+
+
+def mixed(parts, dtype=torch.bfloat16):
+    """A language model of which some parts are in float32, and what it is in each."""
+    config = tiny(AutoConfig.for_model("llama", tie_word_embeddings=False))
+    model = lively(AutoModelForCausalLM.from_config(config)).to(dtype)
+    for part in parts:
+        model.get_submodule(part).float().weight.data.normal_()  # what 16 bits cannot hold
+    return model, {name: parameter.dtype for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "parts", [["lm_head"], ["model.embed_tokens"], ["model.norm", "model.layers.0.input_layernorm"]]
+)
+@pytest.mark.parametrize("name", ["ffn", "layers"])
+def test_what_is_in_float32_in_a_model_of_16_bits_stays_so(parts, name):
+    model, dtypes = mixed(parts)
+    assert main_dtype(model) == torch.bfloat16
+    axis = discover(model.config, type(model)).named(name)[0]
+    kept = every_other(axis) if name == "ffn" else {group: [0] for group in axis.groups}
+    smaller = cut(model, axis, kept)
+    assert all(parameter.dtype == dtypes[each] for each, parameter in smaller.named_parameters())
+    for part in parts:
+        assert torch.equal(smaller.get_submodule(part).weight, model.get_submodule(part).weight)
+
+
+def test_what_a_class_keeps_in_float32_stays_so_when_it_is_cut_and_loaded_again(tmp_path):
+    config = tiny(AutoConfig.for_model("ernie4_5_moe"))
+    lively(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    assert {*dtypes.values()} == {torch.bfloat16, torch.float32}
+    axis = discover(model.config, type(model)).named("ffn")[0]
+    smaller = cut(model, axis, every_other(axis))
+    assert {name: parameter.dtype for name, parameter in smaller.named_parameters()} == dtypes
+    smaller.save_pretrained(tmp_path / "small")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert all(torch.equal(one, two) for one, two in zip(smaller.parameters(), again.parameters(), strict=True))

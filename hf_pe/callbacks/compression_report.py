@@ -20,6 +20,7 @@ from hf_pe.instance import processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
+from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TASKS, require_classes
 
 AGREEMENT = "teacher_agreement"
@@ -221,7 +222,7 @@ def plain_copy(model: Any) -> PreTrainedModel:
     """The same weights in a stock model of its own: what mixed precision hung on the Trainer's model is gone."""
     loader: Any = type(model)
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    made = loader.from_pretrained(None, config=copy.deepcopy(model.config), state_dict=state, dtype=model.dtype)
+    made = loader.from_pretrained(None, config=copy.deepcopy(model.config), state_dict=state, dtype=main_dtype(model))
     return made.eval()  # type: ignore[no-any-return]
 
 

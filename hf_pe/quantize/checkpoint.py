@@ -8,7 +8,16 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, load_model, resolve, save_model
+from hf_pe.checkpoints import (
+    Source,
+    class_for,
+    copy_beside,
+    load_config,
+    load_model,
+    resolve,
+    rounding_warnings,
+    save_model,
+)
 from hf_pe.errors import UsageError
 from hf_pe.outputs import replaced, require_space
 from hf_pe.packing import BITSANDBYTES, packed_by, require_plain, unpacked
@@ -54,7 +63,7 @@ def quantize_checkpoint(
     plan = recipe.outline(Sketch(config=config, model_class=model_class))[0]
     for note in plan.notes:
         progress.say(note)
-    for warning in plan.warnings:
+    for warning in (*plan.warnings, *rounding_warnings(source, config, model_class)):
         progress.warn(warning)
     kept = recipe.kept_modules(skeleton(config, model_class))
     require_space(Path(output), plan.weight_bytes, "the result")

@@ -20,6 +20,7 @@ from hf_pe.quantize.coverage import listed, unquantized
 from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
+from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -239,7 +240,7 @@ class BitsAndBytesQuantization(Frozen):
         )
 
     def _packed(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
-        dtype = self.rest_dtype(model.dtype)
+        dtype = self.rest_dtype(main_dtype(model))
         return packing.packed(model, self.settings(kept, dtype), dtype)
 
     def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str], tuple[str, ...]]:

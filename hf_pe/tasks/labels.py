@@ -36,8 +36,9 @@ def require_classes(config: PretrainedConfig) -> None:
     if config.num_labels == 1 or config.problem_type == "regression":
         outputs = f"{config.num_labels} output{'s' if config.num_labels != 1 else ''}"
         raise UsageError(
-            f"Expected a model with two classes or more, got one with {outputs} that predicts a number: distillation "
-            "and evaluation of regression are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work."
+            f"Expected a model with two classes or more, got one with {outputs} that predicts a number (a reranker's "
+            "score, a regression): distillation and evaluation of regression are not supported yet. hf-pe cut, hf-pe "
+            "quantize and hf-pe export work."
         )
 
 

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.padding import padding_token
 from hf_pe.tasks.base import Task, TaskData
 
 MOST_TRUNCATED = 0.1
@@ -25,15 +26,15 @@ POSITIONS_AFTER_PADDING = {
 def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
     """Let the task prepare the examples; check them before and after.
 
-    A tokenizer without a padding token pads with its end of text. Where `data.max_length` was not given, it is at most
-    what the model has positions for.
+    A tokenizer without a padding token pads with the config's, else with its end of text. Where `data.max_length` was
+    not given, it is at most what the model has positions for.
 
     Raises:
         UsageError: `data.max_length` exceeds the model's positions, the tokenizer makes ids that the model's embedding
             does not have, or the task refuses the examples.
     """
     if getattr(processor, "pad_token", "") is None:
-        processor.pad_token = processor.eos_token
+        processor.pad_token = padding_token(processor, config)
     if examples.config.media is None:
         examples = _within_positions(examples, config)
     data = task.prepare(examples, processor, config)

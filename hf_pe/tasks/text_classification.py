@@ -7,6 +7,8 @@ import datasets
 from transformers import DataCollatorWithPadding, PretrainedConfig
 
 from hf_pe.data import Examples
+from hf_pe.errors import UsageError
+from hf_pe.padding import lacks_padding
 from hf_pe.tasks.base import TaskData
 from hf_pe.tasks.classification import Classification
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
@@ -25,7 +27,11 @@ class TextClassification(Classification):
     higher_is_better: bool = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize and translate the labels into the model's."""
+        """Tokenize and translate the labels into the model's.
+
+        Raises:
+            UsageError: no column with labels is named, a label is none of the model's, or nothing can pad rows.
+        """
         options = examples.config
         label = label_column(options)
         require_classes(config)
@@ -38,8 +44,28 @@ class TextClassification(Classification):
             return datasets.Dataset.from_dict(found | {"labels": numbers})
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
-        warnings = unknown_token_warnings(processor, train, evaluation)
+        warnings = (*_padding_warnings(processor, config), *unknown_token_warnings(processor, train, evaluation))
         collate = DataCollatorWithPadding(processor)
         return TaskData(
             self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
         )
+
+
+def _padding_warnings(tokenizer: Any, config: PretrainedConfig) -> tuple[str, ...]:
+    """Return a sentence where the model's config names no padding token, and the tokenizer's is taken.
+
+    Raises:
+        UsageError: the tokenizer has none either, and no end of text.
+    """
+    if tokenizer.pad_token is None:
+        raise UsageError(
+            "The tokenizer has neither a padding token nor an end of text, so that rows of different lengths make no "
+            "batch. Set tokenizer.pad_token to a token that stands in no text."
+        )
+    if not lacks_padding(config):
+        return ()
+    return (
+        "The model's config names no padding token, without which a decoder classifies one row at a time only: "
+        f"`{tokenizer.pad_token}` (id {tokenizer.pad_token_id}) of the tokenizer is taken, and the result's config "
+        "names it.",
+    )

@@ -1,0 +1,60 @@
+"""The padding token of models that read a text's class off its last token.
+
+A decoder with a classification head (GPT-2, Llama, Qwen) looks for the last token that is no padding. Where its config
+names no padding token, transformers refuses batches of more than one row; where the config names another one than the
+tokenizer pads with, the class of shorter rows is read off padding.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+def lacks_padding(config: PretrainedConfig) -> bool:
+    """Return whether the config of a model of texts names no padding token."""
+    return getattr(config.get_text_config(), "pad_token_id", 0) is None
+
+
+def classifies_rows_alone(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> bool:
+    """Return whether a model may classify one row at a time only."""
+    return model_class.__name__.endswith("ForSequenceClassification") and lacks_padding(config)
+
+
+def padding_token(tokenizer: Any, config: PretrainedConfig) -> str | None:
+    """Return the token that a tokenizer without a padding token pads with: the config's, else its end of text."""
+    stated = getattr(config.get_text_config(), "pad_token_id", None)
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    if stated in special:  # another one would be found in texts as well
+        token: str = tokenizer.convert_ids_to_tokens(stated)
+        return token
+    end: str | None = tokenizer.eos_token
+    return end
+
+
+def padding_id(config: PretrainedConfig, tokenizer: Any = None) -> int | None:
+    """Return the id of what rows are padded with: the tokenizer's padding or end of text, else the config's end."""
+    text = config.get_text_config()
+    ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
+    return next((each for each in (*named, *ends) if isinstance(each, int)), None)
+
+
+def name_padding_(config: PretrainedConfig, token: int | None) -> None:
+    """Write a padding token into a config of texts."""
+    config.get_text_config().pad_token_id = token
+
+
+@contextmanager
+def padding_named(model: PreTrainedModel, token: int | None) -> Iterator[None]:
+    """Let the model's config name a padding token inside the block; None changes nothing."""
+    text = model.config.get_text_config()
+    before = getattr(text, "pad_token_id", None)
+    if token is not None:
+        text.pad_token_id = token
+    try:
+        yield
+    finally:
+        if token is not None:
+            text.pad_token_id = before
