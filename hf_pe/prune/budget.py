@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
 from hf_pe.errors import UsageError, nearest
@@ -29,8 +29,23 @@ class Tried(NamedTuple):
     cost: float
 
 
+WIDTHS = ("ffn", "expert_ffn", "hidden", "vocabulary")
+"""The axes of which nobody wants a single unit, so that a whole number of 1 is asked back."""
 CROSSED = 8
 """Rungs of the shortest ladder that are each combined with the others."""
+
+
+def one_or_all(keep: Mapping[str, Any]) -> str:
+    """Return why a whole number of 1 for a width is asked back: it is one unit, and looks like all; "" if none is 1."""
+    name = next(
+        (n for n, value in keep.items() if n.rpartition(".")[2] in WIDTHS and type(value) is int and value == 1), None
+    )
+    if name is None:
+        return ""
+    return (
+        f"{name}: 1 can be read as one unit or as all of them. Write 1.0 to keep all, a share such as 0.5, or a number "
+        "of units from 2 on"
+    )
 
 
 def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:

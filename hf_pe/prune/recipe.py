@@ -25,6 +25,7 @@ from hf_pe.prune.budget import (
     in_step,
     kept_sizes,
     ladder,
+    one_or_all,
     removed,
     resized_sketch,
     sizes_in_turn,
@@ -37,6 +38,7 @@ from hf_pe.prune.evidence import evidence
 from hf_pe.prune.experts import correct_, expert_moments, expert_moments_by_block, routed
 from hf_pe.prune.heads import turned
 from hf_pe.prune.in_order import maps_in_order, repair_in_order_
+from hf_pe.prune.norms import rescaling_warnings
 from hf_pe.prune.repair import refit_
 from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
 from hf_pe.prune.sensitivity import least_loss, least_missed, tried
@@ -89,7 +91,7 @@ class StructuredPruning(Frozen):
 
     recipe: Literal["prune"] = "prune"
     keep: dict[str, Amount] = Field(
-        default_factory=dict, description="axis to what remains: a number of units (int) or a share (float)"
+        default_factory=dict, description="axis to what remains: a number of units (int) or a share (float, 1.0 is all)"
     )
     target: Target | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
     floor: float | None = Field(
@@ -145,6 +147,9 @@ class StructuredPruning(Frozen):
             raise ValueError(
                 "prune needs 'keep' (such as keep: {ffn: 0.5}), 'target' (such as target: {parameters: 0.5}) or 'floor'"
             )
+        unclear = one_or_all(self.keep)
+        if unclear:
+            raise ValueError(f"keep.{unclear}")
         if self.target is not None and self.floor is not None:
             raise ValueError("prune takes either 'target' or 'floor': one of the two decides how much goes")
         return self
@@ -192,6 +197,7 @@ class StructuredPruning(Frozen):
             notes = (*notes, f"{name}: {others}")
         for name in (name for name in target if axes[name].kind == "hidden"):
             notes = (*notes, f"hidden states, and embeddings made of them, are {target[name]} wide then")
+        unscaled = [w for name in target if self.repair == "none" for w in rescaling_warnings(sketch, axes[name])]
         criterion = CRITERIA[self.criterion]
         plan = Plan(
             recipe="prune",
@@ -199,6 +205,7 @@ class StructuredPruning(Frozen):
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in left.items()),
             exact=exact,
             notes=(*notes, "which units are kept is decided from weights and data"),
+            warnings=tuple(unscaled),
             references=(
                 *([criterion.reference] if criterion.reference else []),
                 *([DEPTH_PAPERS[self.depth]] if _has(target, "layers") else []),

@@ -25,8 +25,9 @@ from transformers.core_model_loading import (
 )
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from hf_pe import progress
 from hf_pe.errors import UsageError
-from hf_pe.weight_checks import require_present, require_shapes
+from hf_pe.weight_checks import require_present, require_shapes, unread_parts
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -141,7 +142,8 @@ def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, lis
     """The tensors as `model` (on the meta device) holds them, and the conversions that were used.
 
     Raises:
-        UsageError: some are none of its tensors or have other shapes, or some of its tensors are not there.
+        UsageError: some belong to its modules but not to it (see `unread_parts`) or have other shapes, or some of its
+            tensors are not there.
     """
     state = model.state_dict()
     transforms: list[WeightTransform] = get_model_conversion_mapping(model)
@@ -158,11 +160,10 @@ def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, lis
     missing = state.keys() - {*found} - model.all_tied_weights_keys.keys()
     info = LoadStateDictInfo(missing, {*found} - state.keys(), set(), [], {}, set())
     model._adjust_missing_and_unexpected_keys(info)  # some are known to be left over from older files
-    if info.unexpected_keys:
-        raise UsageError(
-            f"{stored.folder.name}: {min(info.unexpected_keys)} is no tensor of {type(model).__name__} as transformers "
-            "builds it now. Cut it with a recipe."
-        )
+    unread = unread_parts(info.unexpected_keys, model, stored.folder.name)
+    if unread:
+        progress.warn(f"{stored.folder.name} holds what {type(model).__name__} does not read: {', '.join(unread)}. The "
+                      "result is without it.")  # fmt: skip
     require_present(info.missing_keys, model, stored.folder.name)
     pairs = ((name, tensor.shape, state[name].shape) for name, tensor in found.shapes.items() if name in state)
     require_shapes([each for each in pairs if each[1] != each[2]], model, stored.folder.name)

@@ -18,7 +18,8 @@ from hf_pe.errors import UsageError
 from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.plans import Sketch
 from hf_pe.proof import require_generation, require_proof
-from hf_pe.prune.budget import axes_named, kept_sizes, sizes_in_turn
+from hf_pe.prune.budget import axes_named, kept_sizes, one_or_all, sizes_in_turn
+from hf_pe.prune.norms import rescaling_warnings
 from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.sentence_files import require_width
 from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
@@ -50,7 +51,7 @@ def cut_checkpoint(
     Args:
         model: folder of safetensors or Hub id that is here already.
         output: folder of the result; written beside, then renamed.
-        keep: axis to a share (0.7), a number of units, or (layers) the layers that stay.
+        keep: axis to a share (0.7; 1.0 is all), a number of units, or (layers) the layers that stay.
         norm: L1 or L2 (Li et al. 2017, arXiv:1608.08710).
         multiple: widths are rounded up to it.
         tensor_parallel: devices that will share each layer: heads, and multiples of widths, divide evenly.
@@ -65,6 +66,9 @@ def cut_checkpoint(
         UsageError: no such model or axis, a cut that is not proved, files that do not hold what the model does or hold
             values that are not finite, layers by number without saying which, or `output` is taken.
     """
+    unclear = one_or_all(keep)
+    if unclear:
+        raise UsageError(f"keep.{unclear}.")
     source = resolve(model, trust_remote_code=trust_remote_code)
     folder = _folder(source)
     config, stored = load_config(source), Stored(folder)
@@ -92,6 +96,8 @@ def cut_checkpoint(
                 continue
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
             require_proof(config, model_class, axis, named)
+            for sentence in rescaling_warnings(Sketch(config, model_class), axis):
+                progress.warn(sentence)
             depths |= {name: named} if named else {}
             if named and len(depths) == len(layers):
                 require_generation(sketch.config, model_class, depths)

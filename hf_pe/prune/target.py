@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen, Sketch
@@ -15,6 +15,15 @@ from hf_pe.tasks import Task
 
 TRIALS = 32
 """A floor is sought among so many steps of the path: five or six models are cut and measured."""
+
+
+def _milliseconds(value: Any) -> Any:
+    if type(value) is int and value == 1:
+        raise ValueError(
+            "1 can be read as one millisecond or as all of the original's latency; write 1.01 for the first, 1.0 for "
+            "the second"
+        )
+    return value
 
 
 NEAR = 0.25
@@ -27,7 +36,9 @@ class Target(Frozen):
     parameters: float | None = Field(None, gt=0, description="outside embeddings")
     flops: float | None = Field(None, gt=0, description="of one forward pass at batch 1, length 128")
     bytes: float | None = Field(None, gt=0, description="of all weights in the model's own dtype")
-    latency: float | None = Field(None, gt=0, description="milliseconds (median), measured on this machine")
+    latency: Annotated[float | None, BeforeValidator(_milliseconds)] = Field(
+        None, gt=0, description="milliseconds (median), measured on this machine"
+    )
     memory: float | None = Field(None, gt=0, description="bytes at most in use when loading and running it, measured")
     batch: Literal[1, 32] = Field(1, description="of the pass whose latency counts; its length is 128")
 

@@ -1,4 +1,5 @@
 import itertools
+from contextlib import nullcontext
 
 import pytest
 from transformers import (
@@ -13,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hf_pe import StructuredPruning
 from hf_pe.errors import UsageError
 from hf_pe.plans import Sketch
 from hf_pe.prune.budget import (
@@ -25,6 +27,7 @@ from hf_pe.prune.budget import (
     in_step,
     kept_sizes,
     ladder,
+    one_or_all,
     removed,
     resized_sketch,
     sizes_in_turn,
@@ -51,6 +54,13 @@ def test_a_width_that_a_whole_ratio_says_is_snapped_to_it():
     sketch = Sketch(config=config, model_class=Dinov2Model)
     assert [rung["ffn"] for rung in ladder(sketch, "ffn", 8)] == [96, 72, 48, 24]
     assert kept_sizes(sketch, {"ffn": 0.6}, 8) == {"ffn": 72}
+
+
+@pytest.mark.parametrize(("keep", "asked"), [({"ffn": 1}, True), ({"encoder.hidden": 1}, True), ({"ffn": 1.0}, False), ({"layers": 1, "kv_groups": 1}, False), ({"ffn": 2}, False)])  # fmt: skip
+def test_one_unit_or_all_of_a_width_is_asked_back(keep, asked):
+    assert ("Write 1.0 to keep all" in one_or_all(keep)) == asked
+    with pytest.raises(ValueError, match="one unit or as all") if asked else nullcontext():
+        StructuredPruning(keep=keep)
 
 
 def test_towers_keep_the_same_share():

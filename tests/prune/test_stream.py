@@ -124,6 +124,7 @@ def test_only_one_shard_is_read_at_a_time(tmp_path):
         ({"fnn": 0.5}, "Did you mean 'ffn'"),
         ({"vocabulary": 0.5}, "only with a tokenizer"),
         ({"layers": [0, 5]}, "must rise"),
+        ({"ffn": 1}, r"keep\.ffn: 1 can be read as one unit or as all.*Write 1\.0"),
     ],
 )
 def test_what_cannot_be_cut_on_disk_is_refused_and_nothing_is_left(keep, message, tmp_path):
@@ -150,17 +151,21 @@ def test_experts_that_lie_apart_in_files_do_so_afterwards(kind, keep, tmp_path):
     assert Stored(tmp_path / "small").place.keys() == Stored(tmp_path / "wanted").place.keys()
 
 
-def test_what_is_no_tensor_of_the_model_is_refused_and_what_it_ignores_is_left_out(tmp_path):
+def test_what_a_module_of_the_model_lacks_is_refused_and_another_head_is_left_out_and_said(tmp_path):
     model = small()
     model.save_pretrained(tmp_path / "model")
     held = load_file(tmp_path / "model" / "model.safetensors")
     frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}  # as older files have them
+    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
     strange = {"model.layers.0.adapter.weight": torch.ones(4)}
     save_file(held | strange, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match=r"adapter\.weight is no tensor of LlamaForCausalLM"):
+    with pytest.raises(UsageError, match=r"model holds model\.layers\.0\.adapter\.weight, but LlamaForCausalLM"):
         cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 0.5})
-    save_file(held | frequencies, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
+    save_file(held | frequencies | head, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    said = []
+    with listen(lambda what, *_: said.append(what)):
+        cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
+    assert any("model holds what LlamaForCausalLM does not read: v_head (2 tensors)." in each for each in said)
     assert Stored(tmp_path / "small").place.keys() == held.keys()
 
 
@@ -169,3 +174,13 @@ def test_a_taken_folder_is_refused(tmp_path):
     BertModel(tiny(AutoConfig.for_model("bert"))).save_pretrained(tmp_path / "taken")
     with pytest.raises(UsageError, match="not empty"):
         cut_checkpoint(str(tmp_path / "taken"), tmp_path / "model", {"ffn": 0.5})
+
+
+def test_what_is_stored_in_float32_stays_so_in_the_files(tmp_path):
+    model = small(tie_word_embeddings=False).to(torch.bfloat16)
+    model.lm_head.float().weight.data.normal_()
+    model.save_pretrained(tmp_path / "model")
+    cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
+    held = load_file(tmp_path / "small" / "model.safetensors")
+    assert torch.equal(held["lm_head.weight"], model.lm_head.weight)
+    assert {tensor.dtype for name, tensor in held.items() if name != "lm_head.weight"} == {torch.bfloat16}

@@ -29,6 +29,12 @@ def test_shares_and_numbers_mean_the_same(name):
     )
 
 
+def test_one_millisecond_or_all_of_the_latency_is_asked_back():
+    with pytest.raises(ValueError, match=r"one millisecond or as all.*1\.01 for the first, 1\.0 for"):
+        Target(latency=1)
+    assert Target(latency=1.0).latency == 1.0 and Target(parameters=1).parameters == 1.0
+
+
 def test_all_bounds_hold_at_once():
     costs, path = Costs(SKETCH), ladder(SKETCH, "layers", 8)
     loose, tight = Target(parameters=0.9), Target(parameters=0.9, flops=0.55)
