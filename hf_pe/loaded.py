@@ -12,6 +12,7 @@ from torch._dynamo import OptimizedModule
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from hf_pe.adapters import prompt_learning
 from hf_pe.errors import UsageError
 
 
@@ -40,6 +41,12 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
 
 
 def _require_no_adapters(model: Any) -> None:
+    prompts = prompt_learning(model)
+    if prompts is not None:
+        raise UsageError(
+            f"model: learned prompts ({prompts}) stand before its inputs, which no weight can hold: they cannot be "
+            "merged. Give the model without them (model.get_base_model()), and learn prompts for the result anew."
+        )
     if isinstance(model, (PeftModel, PeftMixedModel)):
         raise UsageError(
             f"model: a {type(model).__name__} is a base with adapters beside its weights. Merge them first: "

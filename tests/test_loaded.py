@@ -79,6 +79,11 @@ def with_adapters(model):
     return peft.get_peft_model(model, peft.LoraConfig(target_modules=["query"]))
 
 
+def with_prompts(model):
+    config = peft.PromptTuningConfig(peft.TaskType.FEATURE_EXTRACTION, num_virtual_tokens=2)
+    return peft.get_peft_model(model, config)
+
+
 def added(model):
     model.add_adapter(peft.LoraConfig(target_modules=["query"]))
     return model
@@ -97,6 +102,7 @@ def regional(model):
 @pytest.mark.parametrize(
     ("wrapped", "message"),
     [
+        (with_prompts, r"learned prompts \(PROMPT_TUNING\).*get_base_model\(\)"),
         (with_adapters, r"PeftModel.*merge_and_unload\(\)"),
         (lambda model: with_adapters(model).get_base_model(), r"adapters were added.*give DIR"),
         (added, r"adapters were added.*give DIR"),

@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from hf_pe.adapters import prompt_learning
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
 from hf_pe.distill.counts import UNITS, Unit, count
@@ -28,6 +29,7 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import known_ids, require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.packing import plain_layout_
+from hf_pe.surgery import main_dtype
 from hf_pe.tasks import Batch, Task, task_named
 
 PROJECTIONS = "hidden_projections.safetensors"
@@ -55,8 +57,8 @@ class DistillationMixin:
         kwargs: those of the Trainer.
 
     Raises:
-        UsageError: the teacher is left trainable, the student's layers are not all on the device that trains, or
-            losses, task and models do not fit together.
+        UsageError: the teacher is left trainable, the student's layers are not all on the device that trains, a model
+            reads learned prompts (PEFT), or losses, task and models do not fit together.
     """
 
     distillation: Objective
@@ -76,6 +78,8 @@ class DistillationMixin:
         super().__init__(*args, **kwargs)
         trainer: Any = self
         require_loaded(trainer.model)
+        _require_no_prompts("student", trainer.model)
+        _require_no_prompts("teacher", teacher)
         if not trainer.is_deepspeed_enabled:  # it keeps float32 weights of its own
             warn_of_half_precision(trainer.model)
         if objective is None:
@@ -298,6 +302,17 @@ class _Forgetting(TrainerCallback):
             parameter.grad = None
 
 
+def _require_no_prompts(role: str, model: Any) -> None:
+    """Refuse learned prompts: tokens that they add are no tokens of the batch, which the losses compare."""
+    kind = prompt_learning(model)
+    if kind is not None:
+        raise UsageError(
+            f"DistillationMixin: the {role} reads learned prompts ({kind} of PEFT) before each row, so that its tokens "
+            "are not those of the batch. Expected adapters inside the model, such as LoRA, or a model without any "
+            f"({role}.get_base_model())."
+        )
+
+
 def _averaged(parameter: torch.Tensor) -> None:
     """Make a gradient the mean over processes, as DDP does for what is inside the model."""
     if dist.is_available() and dist.is_initialized() and parameter.grad is not None:
@@ -314,7 +329,7 @@ def _load_renamed(model: PreTrainedModel, folder: Path) -> None:
     own = model.state_dict()
     if not stored.keys() - own.keys():
         return
-    understood = type(model).from_pretrained(folder, config=model.config, dtype=model.dtype).state_dict()
+    understood = type(model).from_pretrained(folder, config=model.config, dtype=main_dtype(model)).state_dict()
     model.load_state_dict(understood | stored, strict=False)
 
 

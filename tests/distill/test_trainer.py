@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import peft
 import pytest
 import torch
 from transformers import (
@@ -194,6 +195,16 @@ def test_a_teacher_that_is_the_student_is_refused(language, tmp_path):
     student.model.layers[0] = data.teacher.model.layers[0]
     with pytest.raises(UsageError, match="share parameters"):
         made(DistillationTrainer, student, data, tmp_path)
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_learned_prompts_are_refused_before_training(language, tmp_path, kind):
+    student, data = language
+    wrapped = peft.get_peft_model(student, kind(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(UsageError, match=r"student reads learned prompts \(P.*_TUNING of PEFT\).*such as LoRA"):
+        made(DistillationTrainer, wrapped, data, tmp_path)
+    with pytest.raises(UsageError, match="teacher reads learned prompts"):
+        made(DistillationTrainer, LlamaForCausalLM(student.config), replace(data, teacher=wrapped), tmp_path)
 
 
 class Poison(TrainerCallback):
