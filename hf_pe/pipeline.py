@@ -472,7 +472,7 @@ def _require_text_to_text(named: str, config: PretrainedConfig) -> None:
     kind: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
     if kind is not None and config.is_encoder_decoder and kind.main_input_name == "input_ids":
         return
-    own = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    own: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
     text = " For its text model alone: task: causal_lm." if own is not None and own.__name__ == named else ""
     raise UsageError(
         f"{named} does not turn a text into a text: training and evaluation of models that read sound or images and "
