@@ -340,7 +340,9 @@ def card(
 def push(
     folder: Path,
     repo: Annotated[str, typer.Argument(help="NAME or USER/NAME.")],
-    public: Annotated[bool, typer.Option("--public", help="Make a new repo public; default: private.")] = False,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repo public, or push to one that is; default: private.")
+    ] = False,
     branch: Annotated[str, typer.Option(help="Branch of the main result; variants have their own.")] = "main",
     tag: Annotated[str | None, typer.Option(help="Set on what was pushed.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request in place of a commit.")] = False,

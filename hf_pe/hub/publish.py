@@ -22,18 +22,16 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError
-from hf_pe.files import is_unfinished
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
-from hf_pe.outputs import RESULT_MARKER
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN, Report, read_report
 
-NO_ENTRY = (".git", ".cache", "__pycache__", ".ipynb_checkpoints", ".DS_Store", RESULT_MARKER)
-"""Names that never go out."""
+HIDDEN_THAT_GO = (".gitattributes",)
+"""Of hidden files and folders (.env, .git, .netrc, .DS_Store, our own marks) these alone go out."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
 """Remote files that a stale copy of would be loaded in place of what is pushed."""
@@ -47,7 +45,9 @@ class Publish(Frozen):
     """Where a result goes on the Hub, and how."""
 
     repo: str = Field(description="NAME or USER/NAME")
-    private: bool = Field(True, description="of a repo that is made; one that exists stays as it is")
+    private: bool = Field(
+        True, description="of a repo that is made; False is also needed for one that is public already"
+    )
     branch: str = MAIN
     tag: str | None = Field(None, description="set on what was pushed")
     create_pr: bool = Field(False, description="open a pull request in place of a commit")
@@ -231,12 +231,18 @@ class _Remote:
             raise UsageError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.") from error
 
     def open(self) -> None:
-        """Find out whether the token is good, make the repository, look at the tag."""
+        """Find out whether the token is good, make the repository, see who can read it, look at the tag."""
         self.user()
         self._patiently(
             "create repo",
             lambda: self.api.create_repo(self.repo, private=self.settings.private, exist_ok=True),
         )
+        info = self._patiently("look at the repository", lambda: self.api.model_info(self.repo))
+        if self.settings.private and info.private is False:
+            raise UsageError(
+                f"{self.repo} is public: anyone can read what is pushed there. Nothing was sent. If that is what you "
+                "mean, say so: --public (publish.private: false). Otherwise choose another name, or make it private."
+            )
         tag = self.settings.tag
         if tag and not self.settings.create_pr and self._tag(tag):
             raise UsageError(f"The tag {tag} is taken in {self.repo}. Choose another: a tag is a promise.")
@@ -460,7 +466,7 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
-        if path.name in NO_ENTRY or is_unfinished(path):
+        if path.name == "__pycache__" or (path.name.startswith(".") and path.name not in HIDDEN_THAT_GO):
             continue
         if path.is_dir() and not path.is_symlink():
             yield from _files(path)

@@ -1,233 +1,315 @@
-"""Before anything goes out: secrets and private facts in the files, by name and place."""
+"""Before anything goes out: secrets and private facts in the files, by name and place.
 
-import getpass
-import json
-import os
+A file is read in blocks that overlap, so that memory is bounded, and each block is searched as it is written, with its
+escapes undone (`\\u0068f_...`, `\\/home\\/anna`), and what stands in it in Base64.
+"""
+
+import binascii
+import io
 import re
-import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from huggingface_hub import get_token
-
 from hf_pe.errors import UsageError
+from hf_pe.hub.private_facts import EMAIL, FACTS, names_here, secrets_here
+from hf_pe.hub.secret_forms import CONTEXT, SECRETS, is_secret_value
 from hf_pe.plans import Frozen
 
-_WORD, _ENDS = r"(?<![A-Za-z0-9_-])", r"(?![A-Za-z0-9_-])"
-SECRETS: dict[str, str] = {
-    "Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
-    "Hugging Face organization token": r"api_org_[A-Za-z0-9]{30,}",
-    "OpenAI key": r"sk-(?:proj-|svcacct-|admin-)?[A-Za-z0-9_-]{20,}T3BlbkFJ[A-Za-z0-9_-]{20,}",
-    "Anthropic key": r"sk-ant-[a-z0-9]+-[A-Za-z0-9_-]{32,}",
-    "OpenRouter key": r"sk-or-v1-[0-9a-f]{64}",
-    "Groq key": r"gsk_[A-Za-z0-9]{48,}",
-    "xAI key": r"xai-[A-Za-z0-9]{60,}",
-    "Perplexity key": r"pplx-[A-Za-z0-9]{40,}",
-    "Replicate token": r"r8_[A-Za-z0-9]{37,}",
-    "RunPod key": r"rpa_[A-Z0-9]{30,}[A-Za-z0-9]*",
-    "Weights & Biases key": r"wandb_v1_[A-Za-z0-9_]{40,}",
-    "Pinecone key": r"pcsk_[A-Za-z0-9_]{40,}",
-    "AWS access key id": r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}",
-    "Google API key": r"AIza[A-Za-z0-9_-]{35}",
-    "Google OAuth client secret": r"GOCSPX-[A-Za-z0-9_-]{28}",
-    "Google OAuth access token": r"ya29\.[A-Za-z0-9_-]{30,}",
-    "GitHub personal token": r"ghp_[A-Za-z0-9]{36}",
-    "GitHub fine-grained token": r"github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}",
-    "GitHub app or OAuth token": r"gh[ousr]_[A-Za-z0-9]{36,}",
-    "GitLab token": r"gl(?:pat|dt|rt|ptt|ft|imt|agent|soat)-[A-Za-z0-9_-]{20,}",
-    "Bitbucket app password": r"ATBB[A-Za-z0-9]{32}",
-    "Atlassian token": r"ATATT3[A-Za-z0-9_=-]{50,}",
-    "npm token": r"npm_[A-Za-z0-9]{36}",
-    "PyPI token": r"pypi-AgEI[A-Za-z0-9_-]{50,}",
-    "RubyGems key": r"rubygems_[0-9a-f]{48}",
-    "Docker Hub token": r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{27,}",
-    "Slack token": r"xox[abeoprs]-[A-Za-z0-9-]{20,}",
-    "Slack webhook": r"https://hooks\.slack\.com/services/T[A-Za-z0-9]+/B[A-Za-z0-9]+/[A-Za-z0-9]+",
-    "Discord webhook": r"https://(?:\w+\.)?discord(?:app)?\.com/api/webhooks/\d+/[A-Za-z0-9_-]{60,}",
-    "Discord bot token": r"[MNO][A-Za-z0-9_-]{23,25}\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27,}",
-    "Telegram bot token": r"\d{8,10}:AA[A-Za-z0-9_-]{33}",
-    "Stripe key": r"(?:sk|rk)_(?:live|test)_[A-Za-z0-9]{20,}",
-    "Stripe webhook secret": r"whsec_[A-Za-z0-9]{32,}",
-    "Square token": r"(?:sq0(?:atp|csp)-[A-Za-z0-9_-]{22,}|EAAA[A-Za-z0-9_-]{60})",
-    "Shopify token": r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}",
-    "Twilio key": r"SK[0-9a-f]{32}",
-    "SendGrid key": r"SG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}",
-    "Mailgun key": r"key-[0-9a-f]{32}",
-    "Mailchimp key": r"[0-9a-f]{32}-us\d{1,2}",
-    "DigitalOcean token": r"do[opr]_v1_[0-9a-f]{64}",
-    "Databricks token": r"dapi[0-9a-f]{32}(?:-\d)?",
-    "Azure storage key": r"AccountKey=[A-Za-z0-9+/]{86}==",
-    "Azure client secret": r"[A-Za-z0-9_~.]{3}\dQ~[A-Za-z0-9_~.-]{31,34}",
-    "HashiCorp Vault token": r"hv[sbr]\.[A-Za-z0-9_-]{24,}",
-    "Terraform Cloud token": r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_-]{60,}",
-    "Pulumi token": r"pul-[0-9a-f]{40}",
-    "Doppler token": r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{40,}",
-    "Grafana token": r"gl(?:sa_[A-Za-z0-9]{32}_[0-9a-f]{8}|c_[A-Za-z0-9+/=]{32,})",
-    "Sentry token": r"sntry[su]_[A-Za-z0-9+/=_]{40,}",
-    "New Relic key": r"NRAK-[A-Z0-9]{27}",
-    "Postman key": r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}",
-    "Linear key": r"lin_api_[A-Za-z0-9]{40}",
-    "Notion token": r"(?:ntn_[A-Za-z0-9]{40,}|secret_[A-Za-z0-9]{43})",
-    "Airtable token": r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}",
-    "Figma token": r"fig[dou]_[A-Za-z0-9_-]{40,}",
-    "Supabase token": r"sb(?:p_[0-9a-f]{40}|_secret_[A-Za-z0-9_-]{30,})",
-    "PlanetScale token": r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{32,}",
-    "Fly.io token": r"(?:FlyV1 )?fm[12][ar]?_[A-Za-z0-9+/=]{60,}",
-    "Heroku key": r"HRKU-[A-Za-z0-9_-]{36,}",
-    "Dropbox token": r"sl\.(?:u\.)?[A-Za-z0-9_-]{100,}",
-    "Facebook token": r"EAA[A-Z][A-Za-z0-9]{80,}",
-    "age secret key": r"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}",
-    "JSON web token": r"eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}",
-}
-"""Kinds whose own form tells them, by the issuers' published prefixes."""
-CONTEXT: dict[str, str] = {
-    "private key": r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----",
-    "AWS secret key": r"(?i)aws[\w.-]*secret[\w.-]*[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
-    "Azure shared access signature": r"[?&]sig=[A-Za-z0-9%+/]{40,}",
-    "password in an address": r"[a-z][a-z0-9+.-]*://[^\s/:@\"'<>]+:[^\s/@\"'<>]{3,}@[\w.-]+",
-    "bearer token": r"(?i)authorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)\s+[A-Za-z0-9._~+/-]{16,}",
-    "login in netrc": r"machine\s+\S+\s+login\s+\S+\s+password\s+\S+",
-    "Kaggle key": r"\"username\"\s*:\s*\"[^\"]+\"\s*,\s*\"key\"\s*:\s*\"[0-9a-f]{32}\"",
-    "key of a tracker": r"(?i)(?:wandb|comet|neptune|mlflow|clearml|cohere|mistral|datadog|dd)[\w.-]*(?:key|token)"
-    r"[\"']?\s*[:=]\s*[\"']?[A-Za-z0-9_=-]{20,}",
-    "password or key in a setting": r"(?i)(?:api[_-]?key|secret(?:[_-]?key)?|passw(?:or)?d|passphrase|"
-    r"(?:access|auth|refresh|bearer)[_-]?token)[\"']?\s*[:=]\s*[\"'](?!<)[^\s\"'{}$<>]{10,}[\"']",
-}
-"""Kinds that only the words around them tell."""
-_SECRETS = {k: re.compile(_WORD + f"(?:{p})" + _ENDS) for k, p in SECRETS.items()}
-_CONTEXT = {k: re.compile(p) for k, p in CONTEXT.items()}
-_LONG_WORD = re.compile(r"[^\s\"]{20,}")
-"""No secret that its form tells is shorter, or has spaces or quotes in it; of a vocabulary little else is that long."""
-
-_FACTS: dict[str, re.Pattern[str]] = {
-    "absolute path": re.compile(
-        r"(?<![\w.:/\\-])(?:file://)?/(?:home|Users|root|mnt|media|data|var|tmp|opt|srv|scratch|work|workspace|private|"
-        r"content|kaggle|gpfs|lustre|nfs|dbfs|Volumes|usr|etc)/[\w.@-]+|(?<![\w])[A-Za-z]:\\\\?(?:Users|home|data)\\\\?\w+"
-        r"|(?<![\w/])/root\b"
-    ),
-    "private address": re.compile(
-        r"(?<![\d.])(?:10\.\d{1,3}|192\.168|172\.(?:1[6-9]|2\d|3[01]))\.\d{1,3}\.\d{1,3}(?![\d.])"
-    ),
-}
-_EMAIL = re.compile(r"(?<![\w.+/-])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
-GENERIC = {
-    "root", "user", "users", "admin", "ubuntu", "debian", "runner", "jovyan", "vscode", "docker",
-    "nobody", "home", "main", "test", "app", "data", "work",
-    "localhost", "localdomain", "local", "host", "server", "node",
-    "master", "default", "model", "models", "build", "python", "container",
-}  # fmt: skip
-"""Names of users and hosts that tell nothing."""
 VOCABULARY = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json", "special_tokens_map.json"}
 """Files whose content is words of the language: any path or name may be one of them."""
-PUBLIC_PEOPLE = {"README.md", "LICENSE", "LICENSE.txt", "NOTICE", "CITATION.cff"}
+VOCABULARY_SUFFIXES = (".model", ".spm", ".tiktoken")
+PUBLIC_PEOPLE = {
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "CITATION.cff", "AUTHORS", "COPYING", "CONTRIBUTORS",
+}  # fmt: skip
 """Files in which addresses of people are meant to be read."""
-
-
 LONGEST_HEADER = 100_000_000
 """Bytes; the limit that safetensors itself sets."""
+BLOCK = 1 << 20
+"""Bytes that are searched at a time."""
+LONGEST_MATCH = 4096
+"""Bytes: no pattern matches more. A block is searched with that much of what follows."""
+LEFT = 128
+"""Bytes before a block that patterns may look back on."""
 
 
 class Finding(Frozen):
-    """Something that must not go out."""
+    """Something that must not go out.
+
+    Attributes:
+        file: path in the repository.
+        place: where in it: "line 3", or "its name".
+        kind: what it is.
+        text: all of it.
+    """
 
     file: str
-    line: int
+    place: str
     kind: str
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file}, line {self.line}: {self.kind}: {self.shown}"
+        return f"{self.file}, {self.place}: {self.kind}: {self.shown}"
 
     @property
     def shown(self) -> str:
-        """Enough of the text to find it; of a secret only the beginning."""
-        facts = {*_FACTS, "e-mail address", "name of the user", "name of the host"}
+        """Return enough of the text to find it; of a secret only the beginning."""
+        facts = {*FACTS, "e-mail address", "name of the user", "name of the host"}
         return self.text[:80] if self.kind in facts else f"{self.text[:6]}... ({len(self.text)} characters)"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of finding: a block that has none of `literals` has none of it.
+
+    Attributes:
+        name: as findings say it.
+        literals: bytes of which one is in each finding.
+        pattern: matches a finding.
+        lower: literals and pattern are looked for in the text in lower case.
+        accepts: whether a match counts.
+        fact: a private fact, no secret; it may be part of a secret, and is not named then.
+    """
+
+    name: str
+    literals: tuple[bytes, ...]
+    pattern: re.Pattern[bytes]
+    lower: bool = False
+    accepts: Callable[[re.Match[bytes]], bool] = lambda _: True
+    fact: bool = False
+
+    def matches(self, text: bytes, lowered: bytes) -> Iterator[re.Match[bytes]]:
+        """Find it in a text."""
+        where = lowered if self.lower else text
+        if any(literal in where for literal in self.literals):
+            yield from filter(self.accepts, self.pattern.finditer(where))
+
+
+def _secret(name: str, literals: str, pattern: str, lower: bool = False) -> Kind:
+    return Kind(name, tuple(literals.encode().split()), re.compile(pattern.encode()), lower, is_secret_value)
+
+
+def _fact(name: str, literals: str, pattern: str) -> Kind:
+    return Kind(name, tuple(literals.encode().split()), re.compile(pattern.encode()), fact=True)
+
+
+_SECRETS = tuple(_secret(name, *form) for name, form in SECRETS.items())
+_CONTEXT = tuple(_secret(name, *form, lower=True) for name, form in CONTEXT.items())
+_FACTS = tuple(_fact(name, *form) for name, form in FACTS.items())
+_PATHS = tuple(kind for kind in _FACTS if kind.name not in ("home path", "private address"))
+"""Facts that random bytes do not spell by chance."""
+_EMAIL = _fact("e-mail address", *EMAIL)
 
 
 def scan(files: Mapping[str, Path | bytes], allow: Iterable[str] = ()) -> list[Finding]:
     """Look for secrets and private facts in `files`, the path in the repository to the content.
 
-    Secrets are looked for in everything; of safetensors only the header is read. Private facts (absolute paths, e-mail
-    addresses, names of this user and host, private network addresses) are looked for where a program or a person wrote
-    text: not in vocabularies, and addresses of people not in README and LICENSE.
+    Secrets are looked for in everything, the names of files included; of safetensors in the header, which has the names
+    of the tensors and the metadata; of other binary files (ONNX, GGUF, pictures) in whatever can be read. Archives are
+    not opened. Private facts (paths, e-mail addresses, names of this user and host, private network addresses) are
+    looked for where a program or a person wrote text: not in vocabularies; e-mail addresses neither in README and
+    LICENSE nor in binary files.
 
     Args:
         files: what would go out.
         allow: texts that are no finding.
+
+    Raises:
+        UsageError: a safetensors file whose header cannot be read.
     """
-    names, known = _names_here(), _known_secrets()
-    allowed = set(allow)
-    found = [f for name, content in files.items() for f in _findings(name, _text(name, content), names, known)]
-    return [f for f in found if f.text not in allowed]
+    here, allowed = _kinds_of_this_machine(), set(allow)
+    found = (finding for name, content in files.items() for finding in _in_file(name, content, *here))
+    return [finding for finding in found if finding.text not in allowed]
 
 
-def _findings(
-    name: str, text: str, names: Mapping[str, re.Pattern[str]], known: Mapping[str, re.Pattern[str]]
-) -> Iterator[Finding]:
+def _in_file(name: str, content: Path | bytes, secrets: tuple[Kind, ...], names: tuple[Kind, ...]) -> Iterator[Finding]:
+    """Search one file, and its name."""
+    yield from _in_text(
+        name,
+        [name.encode("utf-8", "surrogateescape")],
+        (*secrets, *_SECRETS, *_CONTEXT, *_FACTS, *names, _EMAIL),
+        "its name",
+    )
+    blocks, binary = _blocks(name, content)
     place = PurePosixPath(name)
-    words = place.name in VOCABULARY or place.suffix in (".model", ".spm", ".tiktoken")
-    facts = {} if words or place.suffix in (".png", ".jpg") else {**_FACTS, **names}
-    if facts and place.name not in PUBLIC_PEOPLE:
-        facts["e-mail address"] = _EMAIL
-    long_words = "\n".join(_LONG_WORD.findall(text))
-    secrets = {kind: pattern for kind, pattern in _SECRETS.items() if pattern.search(long_words)}
-    kinds = {**known, **({} if words else _CONTEXT), **secrets}
-    taken: list[tuple[int, int]] = []
-
-    def found(kind: str, match: re.Match[str]) -> Finding:
-        return Finding(file=name, line=text.count("\n", 0, match.start()) + 1, kind=kind, text=match[0])
-
-    for kind, pattern in kinds.items():
-        for match in pattern.finditer(text):
-            taken.append(match.span())
-            yield found(kind, match)
-    for kind, pattern in facts.items():
-        for match in pattern.finditer(text):
-            if not any(start < match.end() and match.start() < end for start, end in taken):
-                yield found(kind, match)
+    kinds = secrets + _SECRETS
+    if place.name not in VOCABULARY and place.suffix not in VOCABULARY_SUFFIXES:
+        kinds += _CONTEXT + (_PATHS if binary else _FACTS) + names
+        kinds += () if binary or place.name in PUBLIC_PEOPLE else (_EMAIL,)
+    yield from _in_text(name, blocks, kinds, "its readable bytes" if binary else None)
 
 
-def _text(name: str, content: Path | bytes) -> str:
+def _in_text(file: str, blocks: Iterable[bytes], kinds: tuple[Kind, ...], place: str | None) -> Iterator[Finding]:
+    """Search a text that comes in blocks; what two views of a line show is named once."""
+    named: set[tuple[str, int, bytes]] = set()
+    for line, parts in _windows(blocks):
+        for view in _views(parts):
+            for kind, number, text in _in_view(view, kinds):
+                if (kind, line + number, text) not in named:
+                    named |= {(kind, line + number, text), (kind, line + number, _unescaped(text))}
+                    shown = text.decode("utf-8", "replace")
+                    yield Finding(file=file, place=place or f"line {line + number}", kind=kind, text=shown)
+
+
+Parts = tuple[bytes, bytes, bytes]
+"""What comes before a block, the block, and what follows. Findings begin in the block."""
+
+
+def _in_view(view: Parts, kinds: Iterable[Kind]) -> Iterator[tuple[str, int, bytes]]:
+    """Find what begins in the middle part: its kind, its line from the beginning of that part on, and its text.
+
+    Kinds of secrets come first: a fact that is part of one is not named beside it.
+    """
+    text = b"".join(view)
+    lowered = text.lower()
+    start, end = len(view[0]), len(view[0]) + len(view[1])
+    secrets: list[tuple[int, int]] = []
+    for kind in kinds:
+        for match in kind.matches(text, lowered):
+            if not kind.fact:
+                secrets.append(match.span())
+            elif _overlaps(match.span(), secrets):
+                continue
+            if start <= match.start() < end:
+                yield kind.name, text.count(b"\n", start, match.start()), text[match.start() : match.end()]
+
+
+def _overlaps(span: tuple[int, int], taken: Iterable[tuple[int, int]]) -> bool:
+    return any(start < span[1] and span[0] < end for start, end in taken)
+
+
+def _windows(blocks: Iterable[bytes]) -> Iterator[tuple[int, Parts]]:
+    """Yield the text in parts of BLOCK bytes with what is around them, and the line that each begins in."""
+    before, text, line = b"", b"", 1
+    for block in blocks:
+        text += block
+        while len(text) >= BLOCK + LONGEST_MATCH:
+            yield line, (before, text[:BLOCK], text[BLOCK : BLOCK + LONGEST_MATCH])
+            line += text.count(b"\n", 0, BLOCK)
+            before, text = text[BLOCK - LEFT : BLOCK], text[BLOCK:]
+    yield line, (before, text, b"")
+
+
+def _views(parts: Parts) -> Iterator[Parts]:
+    """Yield a text as it is, with its escapes undone, and what it says in Base64."""
+    yield parts
+    if any(b"\\" in part for part in parts):
+        before, block, after = (_unescaped(part) for part in parts)
+        yield before, block, after
+    said = _said_in_base64(parts[1] + parts[2])
+    if said:
+        yield b"", said, b""
+
+
+_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+_CONTROLS = {b"n": b" ", b"r": b" ", b"t": b" ", b"b": b" ", b"f": b" ", b"\n": b"\\\n"}
+
+
+def _unescaped(text: bytes) -> bytes:
+    """Undo the escapes of JSON, Python and JavaScript; lines stay as they are, so that they can be counted."""
+    return _ESCAPE.sub(_character, text)
+
+
+def _character(match: re.Match[bytes]) -> bytes:
+    number = match[1] or match[2]
+    if number is None:
+        return _CONTROLS.get(match[3], match[3])
+    character = chr(int(number, 16))
+    return b" " if character < " " else character.encode("utf-8", "replace")
+
+
+_BASE64 = re.compile(rb"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{27,}")
+"""No secret that its form tells is shorter."""
+
+
+def _said_in_base64(text: bytes) -> bytes:
+    """Return the texts that words of `text` say in Base64, in their lines; empty where none says one."""
+    said, end = [], 0
+    for word in _BASE64.finditer(text):
+        decoded = _from_base64(word[0])
+        if decoded is not None:
+            said += [b"\n" * text.count(b"\n", end, word.start()), decoded.replace(b"\n", b" "), b" "]
+            end = word.start()
+    return b"".join(said)
+
+
+def _from_base64(word: bytes) -> bytes | None:
+    word = word[:-1] if len(word) % 4 == 1 else word + b"=" * (-len(word) % 4)
+    said = binascii.a2b_base64(word.replace(b"-", b"+").replace(b"_", b"/"))
+    return said if said.isascii() and not said.translate(None, _PRINTABLE) else None
+
+
+_PRINTABLE = bytes([*range(32, 127), 9, 10, 13])
+_READABLE = re.compile(rb"[ -~]{8,}")
+"""No path or secret is shorter; of random bytes few runs are that long."""
+_LENGTH = re.compile(rb"^.(?=[/\\]|[A-Za-z]:[/\\])", re.MULTILINE)
+"""Before a path: the byte that says how long it is, where that is a character."""
+
+
+def _blocks(name: str, content: Path | bytes) -> tuple[Iterator[bytes], bool]:
+    """Return what there is to read in a file, and whether it is a binary file."""
     if name.endswith(".safetensors"):
-        return _header(name, content)
-    raw = content if isinstance(content, bytes) else content.read_bytes()
-    return raw.decode("utf-8", "replace")
+        return iter([_header(name, content)]), False
+    with _opened(content) as file:
+        head = file.read(8192)
+    if _is_utf16(head):  # each character of the texts that are looked for has a byte of zeros
+        return (block.replace(b"\0", b"") for block in _read(content)), False
+    if b"\0" in head:
+        return _readable(_read(content)), True
+    return _read(content), False
 
 
-def _header(name: str, content: Path | bytes) -> str:
-    """The metadata of a safetensors file; its tensors cannot hold a text that anyone put there by mistake."""
-    try:
-        if isinstance(content, bytes):
-            size, rest = int.from_bytes(content[:8], "little"), content[8:]
-            raw = rest[:size]
-        else:
-            with content.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                raw = file.read(min(size, LONGEST_HEADER))
-        return json.dumps(json.loads(raw).get("__metadata__", {}), ensure_ascii=False)
-    except ValueError as error:
-        raise UsageError(f"{name} is no safetensors file: its header cannot be read.") from error
+def _readable(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield what can be read in binary blocks, a run of characters a line."""
+    cut = b""  # a run that may go on in the next block
+    for block in blocks:
+        text = cut + block
+        cut = text[len(text.rstrip(_PRINTABLE)) :][-BLOCK:]
+        runs = b"\n".join([*_READABLE.findall(text[: len(text) - len(cut)]), b""])
+        yield _LENGTH.sub(rb"\g<0>\n", runs)
+    yield cut
 
 
-def _known_secrets() -> dict[str, re.Pattern[str]]:
-    """Secrets of this very machine: the Hub token in use, and what the environment names as one."""
-    named = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)$")
-    values = {v for k, v in os.environ.items() if named.search(k.upper()) and len(v) >= 12} | {get_token() or ""}
-    texts = sorted(re.escape(v) for v in values if len(v) >= 12)
-    return {"secret of this machine's environment": re.compile("|".join(texts))} if texts else {}
+def _is_utf16(head: bytes) -> bool:
+    few, many = sorted(head[parity::2].count(0) / max(len(head) // 2, 1) for parity in (0, 1))
+    return head.startswith((b"\xff\xfe", b"\xfe\xff")) or (many > 0.7 and few < 0.05)
 
 
-def _names_here() -> dict[str, re.Pattern[str]]:
-    """Patterns for who and where this is, unless the name tells nothing."""
-    try:
-        users = {getpass.getuser(), Path.home().name}
-    except (OSError, KeyError, RuntimeError):
-        users = set()
-    hosts = {socket.gethostname(), socket.gethostname().partition(".")[0]}
-    found = {}
-    for kind, names in (("name of the user", users), ("name of the host", hosts)):
-        telling = sorted(re.escape(n) for n in names if len(n) > 3 and n.lower() not in GENERIC)
-        if telling:
-            found[kind] = re.compile(rf"(?<![\w-])(?:{'|'.join(telling)})(?![\w-])")
-    return found
+def _opened(content: Path | bytes) -> io.BufferedIOBase:
+    return io.BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+
+
+def _read(content: Path | bytes) -> Iterator[bytes]:
+    with _opened(content) as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _header(name: str, content: Path | bytes) -> bytes:
+    """Return the header of a safetensors file; its tensors cannot hold a text that anyone put there by mistake."""
+    with _opened(content) as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, LONGEST_HEADER))
+    if not header.lstrip().startswith(b"{") or len(header) < size:
+        raise UsageError(
+            f"{name} is no safetensors file: its header cannot be read. It may be cut off: make or download it again."
+        )
+    return header
+
+
+def _kinds_of_this_machine() -> tuple[tuple[Kind, ...], tuple[Kind, ...]]:
+    """Return the kinds that are known by their value only here: secrets, and names."""
+    values = secrets_here()
+    secrets = [
+        Kind("secret of this machine's environment", tuple(values), re.compile(b"|".join(map(re.escape, values))))
+    ]
+    names = [
+        Kind(
+            kind,
+            tuple(every),
+            re.compile(rb"(?<![\w-])(?:" + b"|".join(map(re.escape, every)) + rb")(?![\w-])"),
+            fact=True,
+        )
+        for kind, every in names_here().items()
+    ]
+    return tuple(secrets if values else ()), tuple(names)

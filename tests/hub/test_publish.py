@@ -393,6 +393,32 @@ def test_the_command_line(hub, api, result, monkeypatch):
     assert "Weights on disk, MB" in shown.output
 
 
+def test_hidden_files_never_go_out(folder):
+    for name in (
+        ".env",
+        ".netrc",
+        ".DS_Store",
+        ".gitattributes",
+        "1_Pooling/.env",
+        ".git/config",
+        ".cache/x",
+        ".ssh/id_rsa",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("PASSWORD=hunter2" if name != ".gitattributes" else "*.safetensors filter=lfs")
+    (outgoing,) = prepare(folder, Publish(repo=REPO), prove=False)
+    assert [name for name in outgoing.files if "." in (name[0], name.split("/")[-1][0])] == [".gitattributes"]
+
+
+def test_a_repository_that_is_public_already_is_pushed_to_by_the_users_word_only(hub, api, folder):
+    api.create_repo(REPO, private=False)
+    before = hub.snapshot()
+    with pytest.raises(UsageError, match=r"someone/small is public.*--public"):
+        push(folder, Publish(repo=REPO), api=api, prove=False)
+    assert hub.snapshot() == before
+    assert push(folder, Publish(repo=REPO, private=False), api=api, prove=False)[0].changed
+
+
 def test_what_hf_pe_notes_for_itself_stays_here(folder):
     for name in (".hf_pe.json", ".README.md.hf_pe-0123abcd"):
         (folder / name).write_text("{}")

@@ -1,14 +1,18 @@
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save
 from torch import ones
 
-from hf_pe.hub import scan as scan_module
-from hf_pe.hub.scan import CONTEXT, SECRETS, scan
-from tests.helpers import MINILM, needs_package
-from tests.hub.planted import PLANTED, WRAPPED
+from hf_pe.hub import private_facts
+from hf_pe.hub.private_facts import FACTS
+from hf_pe.hub.scan import BLOCK, LONGEST_MATCH, scan
+from hf_pe.hub.secret_forms import CONTEXT, SECRETS
+from tests.helpers import MINILM, needs_package, shared
+from tests.hub.planted import ADVERSARIAL, PLACES, PLANTED, WHOLE, WRAPPED, onnx_like, safetensors
+from tests.hub.planted import FACTS as FACTS_PLANTED
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +30,7 @@ def test_every_kind_has_a_planted_secret():
 def test_a_planted_secret_is_found_by_its_kind_wherever_it_lies(kind):
     for file, frame in WRAPPED.items():
         text = frame.format(PLANTED[kind])
-        if kind in ("Kaggle key", "password or key in a setting", "login in netrc"):
+        if kind in WHOLE:
             text = PLANTED[kind]
         found = scan({file: text.encode()})
         assert kind in kinds(found), (file, text)
@@ -35,9 +39,89 @@ def test_a_planted_secret_is_found_by_its_kind_wherever_it_lies(kind):
         )
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_a_secret_is_found_in_whatever_goes_out(place):
+    """Glued to words, escaped, in Base64, in names of tensors and in metadata."""
+    missed = []
+    for kind in SECRETS:
+        name, content = PLACES[place](PLANTED[kind])
+        if kind not in kinds(scan({name: content})):
+            missed.append(kind)
+    assert missed == []
+
+
+def test_secrets_and_facts_are_found_in_the_names_of_files():
+    for kind in SECRETS:
+        assert kind in kinds(scan({f"runs/my_{PLANTED[kind]}/log.txt": b""})), kind
+    (finding,) = scan({"mail_to_anna@example.org.txt": b""})
+    assert str(finding) == "mail_to_anna@example.org.txt, its name: e-mail address: mail_to_anna@example.org.txt"
+
+
+def test_every_kind_of_fact_is_found():
+    assert set(FACTS_PLANTED) == {*FACTS, "e-mail address"}
+    for kind, text in FACTS_PLANTED.items():
+        for file, content in {
+            "a.txt": f"see {text} there",
+            "a.json": json.dumps({"a": text}),
+            "b.md": f"`{text}`",
+        }.items():
+            assert kinds(scan({file: content.encode()})) == {kind}, (file, content)
+        if kind not in ("home path", "private address", "e-mail address"):
+            assert kinds(scan({"a.onnx": onnx_like(text)})) == {kind}
+            assert kinds(scan({"a.safetensors": safetensors(metadata={"from": text})})) == {kind}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "password=hunter2",
+        "export DB_PASSWORD=correcthorse",
+        "SMTP_PASSWORD=hunter",
+        "password: hunter2",
+        "passwd = s3cr3t-w0rd  # of the cluster",
+        "Server=db.example.org;User Id=sa;Password=Tr0ub4dor;Encrypt=yes",
+        "mysql --user=me --password=hunter2 data",
+        "https://api.example.org/v1?user=me&password=hunter2&x=1",
+        "redis://:hunter2@cache.example.org:6379/0",
+        "api_key=9f8d7a6b5c4e",
+        "client_secret: 9f8d7a6b5c4e",
+        """login(password="hunter2")""",
+        r'{"note": "a\nDB_PASSWORD=hunter2\n"}',
+    ],
+)
+def test_passwords_without_quotes(text):
+    assert scan({"notes.txt": f"first\n{text}\nlast".encode()}) != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Password: required. The password is asked for; a secret: none of them is kept.",
+        "login(user=user, password=password, token=token)",
+        "password = getpass()",
+        "    api_key = os.environ['KEY']",
+        "api_key=config.api_key",
+        "export HF_TOKEN=<your token>",
+        "OPENAI_API_KEY=your-api-key-here",
+        'client = OpenAI(api_key="YOUR_API_KEY")',
+        "postgresql://user:password@host/db",
+        "pad_token=[PAD] eos_token=</s> bos_token: <s>",
+        '{"pad_token": "<|endoftext|>", "additional_special_tokens": ["<|im_start|>"]}',
+        "max_new_tokens=1024, secret_size=256",
+        "password=********",
+        "the key: attention keys are cached as key_cache=DynamicCache",
+        "hf_hub_download, tf_hf_convert_checkpoint_to_safetensors, sk-learn",
+    ],
+)
+def test_prose_and_programs_are_no_passwords(text):
+    assert scan({"README.md": text.encode(), "config.json": text.encode()}) == []
+
+
 def test_the_shipped_cards_and_recipes_raise_no_alarm():
-    for folder in ("model_cards", "recipes", "docs"):
-        files = {str(p.relative_to(ROOT)): p for p in (ROOT / folder).rglob("*") if p.is_file()}
+    places = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "model_cards", "recipes", "docs"]
+    for place in places:
+        every = [ROOT / place, *(ROOT / place).rglob("*")]
+        files = {str(path.relative_to(ROOT)): path for path in every if path.is_file()}
         assert files
         assert scan(files) == []
 
@@ -55,7 +139,20 @@ def test_a_real_models_files_raise_no_alarm():
     [
         ("loaded from /home/anna/models/x", "absolute path"),
         ("file:///Users/anna/x", "absolute path"),
-        (r"C:\Users\anna\x", "absolute path"),
+        ("cc -I/home/anna/include", "absolute path"),
+        ("scp host:/home/anna/x .", "absolute path"),
+        (r'{"a": "from:\n/home/anna/x"}', "absolute path"),
+        (r'{"a": "\/home\/anna\/x"}', "absolute path"),
+        (r"C:\Users\anna\x", "path of a drive"),
+        (r'{"a": "C:\\Users\\anna\\x"}', "path of a drive"),
+        ("file:///C:/Users/anna/x", "path of a drive"),
+        ("cd ~/acme/models", "home path"),
+        ("cd ~anna/acme/models", "home path"),
+        (r"copy \\server\share\x", "network path"),
+        (r'{"a": "\\\\server\\share"}', "network path"),
+        ("mount smb://server/share", "address of a shared folder"),
+        ("file://server/share/x", "address of a shared folder"),
+        ("[mail](mailto:anna@example.org)", "e-mail address"),
         ('"name_or_path": "/mnt/disk1/run"', "absolute path"),
         ("mail anna.b@example.org", "e-mail address"),
         ("connect to 192.168.1.20", "private address"),
@@ -74,6 +171,12 @@ def test_private_facts(text, kind):
         '"eos_token": "<|endoftext|>", "pad_token_id": 0, "tokenizer_class": "BertTokenizer"',
         "sha256 " + "a" * 64,
         '"transformers_version": "5.23.0", "hidden_act": "gelu_pytorch_tanh"',
+        "~/.cache/huggingface, ~5 GB, a/b ~ c/d, about ~20/30",
+        "nvidia-curand-cu12==10.3.2.106, v10.1.2.3",
+        r"\begin{tabular} a & b \\ \hline \\[2pt] \mathbf{x} \\ \alpha",
+        r'"pattern": "\\s+(?!\\S)|\\p{L}+\\p{N}"',
+        "git clone git@github.com:a/b.git; see ../data/x, ./tmp/y, s3://bucket/data/z",
+        "file://../crates, and/or, w/o, /usr/bin/env, https://example.org:8080/home/x",
     ],
 )
 def test_what_is_no_private_fact(text):
@@ -94,12 +197,43 @@ def test_the_header_of_safetensors_is_read():
     assert kinds(scan({"model.safetensors": content})) == {"Hugging Face token"}
 
 
+def test_real_tokenizers_raise_no_alarm():
+    folder = shared("models/stories260K")
+    assert scan({path.name: path for path in folder.iterdir()}) == []
+
+
+@pytest.mark.timeout(150)
+def test_ten_megabytes_of_what_is_hard_to_search_take_no_time():
+    """It takes seconds; one megabyte took patterns without bounds hours."""
+    size = 10_000_000 // len(ADVERSARIAL)
+    scan({"a.txt": b"\n".join((text * (size // len(text))).encode() for text in ADVERSARIAL)})
+
+
+def test_a_finding_at_the_border_of_two_blocks_is_whole_and_found_once():
+    secret = PLANTED["GitLab token"]
+    for before in (BLOCK - 10, BLOCK, BLOCK + LONGEST_MATCH - 10):
+        text = (b"a line of it\n" * 100_000)[: before - 1] + b" " + secret.encode() + b"\n" + b"x " * 50_000
+        (finding,) = scan({"a.txt": text})
+        assert (finding.text, finding.place) == (secret, f"line {text[:before].count(10) + 1}")
+
+
+def test_a_large_file_is_not_held_in_memory(tmp_path):
+    file = tmp_path / "log.txt"
+    file.write_bytes(b"a line of it\n" * 1_000_000 + "\n".join(PLANTED.values()).encode())
+    tracemalloc.start()
+    try:
+        assert kinds(scan({"log.txt": file})) >= set(SECRETS)
+        assert tracemalloc.get_traced_memory()[1] < file.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
 def test_names_of_this_user_and_host(monkeypatch):
-    monkeypatch.setattr(scan_module.getpass, "getuser", lambda: "annabella")
-    monkeypatch.setattr(scan_module.socket, "gethostname", lambda: "wolfram7.lab.example")
+    monkeypatch.setattr(private_facts.getpass, "getuser", lambda: "annabella")
+    monkeypatch.setattr(private_facts.socket, "gethostname", lambda: "wolfram7.lab.example")
     found = scan({"report.json": json.dumps({"command": "annabella ran it on wolfram7"}).encode()})
     assert kinds(found) == {"name of the user", "name of the host"}
-    monkeypatch.setattr(scan_module.getpass, "getuser", lambda: "ubuntu")
+    monkeypatch.setattr(private_facts.getpass, "getuser", lambda: "ubuntu")
     assert "name of the user" not in kinds(scan({"a.txt": b"ubuntu 24.04"}))
 
 
