@@ -212,7 +212,23 @@ def example_inputs(
         inputs["input_features_mask"] = torch.ones(batch, inputs["input_features"].shape[-1], dtype=torch.long)
     if config.is_encoder_decoder and hasattr(config.get_text_config(), "vocab_size"):  # a detector decodes boxes
         inputs["decoder_input_ids"] = _tokens(config, batch, min(length, 8), draw)
+        inputs = ended(inputs, type(model), config)
     return {name: tensor.to(device or model.device) for name, tensor in inputs.items()}
+
+
+def ended(
+    inputs: dict[str, torch.Tensor], model_class: type[PreTrainedModel], config: PretrainedConfig
+) -> dict[str, torch.Tensor]:
+    """Return inputs in which each text has one end, its last token, where a decoder reads the text too and its state at
+    the end is classified (BART, T5); others as they are."""
+    end = config.get_text_config().eos_token_id
+    classifies = config.is_encoder_decoder and model_class.__name__.endswith("ForSequenceClassification")
+    if not classifies or "input_ids" not in inputs or not isinstance(end, int):
+        return inputs
+    tokens = inputs["input_ids"]
+    tokens = tokens.masked_fill(tokens == end, end - 1 if end else 1)
+    tokens[:, -1] = end
+    return {name: tensor for name, tensor in inputs.items() if name != "decoder_input_ids"} | {"input_ids": tokens}
 
 
 def reads(model_class: type[PreTrainedModel]) -> str:

@@ -32,7 +32,7 @@ from hf_pe.anatomy import (
 )
 from hf_pe.errors import UsageError
 from hf_pe.generation import depth_fault, generation_fault
-from hf_pe.instance import LARGEST, difference, instances, lively, outputs_of, possible_inputs, tiny
+from hf_pe.instance import LARGEST, difference, ended, instances, lively, outputs_of, possible_inputs, tiny
 from hf_pe.padding import classifies_rows_alone, name_padding_
 from hf_pe.surgery import Kept, cut, cut_config
 
@@ -57,9 +57,23 @@ class Proof:
     sabotage: float = float("nan")
 
 
-def prove(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None) -> Proof:
-    """Prove the cut of `axis` alone on a tiny instance of `config`; for depth with the pattern `kept`, if given."""
-    return _prove(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=True)
+def prove(
+    config: PretrainedConfig,
+    model_class: type[PreTrainedModel],
+    axis: Axis,
+    kept: Kept | None = None,
+    *,
+    generates: bool = True,
+) -> Proof:
+    """Prove the cut of `axis` alone on a tiny instance of `config`.
+
+    Args:
+        config, model_class: of the model.
+        axis: that is cut.
+        kept: of depth, the pattern; default: without a layer in the middle.
+        generates: the model still has to generate; of several towers that may need a cut of the others as well.
+    """
+    return _prove(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=generates)
 
 
 def _as_pattern(axis: Axis, kept: Kept | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -232,8 +246,13 @@ def _compare_tokens(case: _Case, inputs: dict[str, torch.Tensor]) -> Proof:
     """Rows of the vocabulary: on texts of kept tokens only, by their old and by their new numbers."""
     units = torch.as_tensor(case.kept[EVERYWHERE])
     ids = [name for name in inputs if name.endswith("input_ids")]
-    new = inputs | {name: inputs[name] % len(units) for name in ids}
-    other = inputs | {name: (inputs[name] + 1) % len(units) for name in ids}
+    part: Any = case.smaller.get_submodule(case.place)
+
+    def renumbered(more: int) -> dict[str, torch.Tensor]:
+        found = inputs | {name: (inputs[name] + more) % len(units) for name in ids}
+        return ended(found, type(part), case.smaller.config)
+
+    new, other = renumbered(0), renumbered(1)
     found = case.run(case.smaller, new)
     reference = case.run(case.model, inputs | {name: units[new[name]] for name in ids})
     reference = [_narrow(one, narrow, case.axis, case.kept) for one, narrow in zip(reference, found, strict=True)]

@@ -1,8 +1,12 @@
 """Which axes of which architectures are proved: every model type that AutoModel knows, shrunk, cut and compared.
 
-Writes docs/architectures.json (rows {model_type, axis, status, reason, native}) and docs/architectures.md.
+Of each type the bare model and, unless --bare is given, its class for each task: a head can do more with the hidden
+states than read them (T5's divides them by the root of their width). A row is proved where it is for all of them.
 
-    python scripts/coverage.py [--processes 2] [--seconds 120] [--update] [TYPE ...]
+Writes docs/architectures.json (rows {model_type, axis, status, reason, native}, and with heads the classes) and
+docs/architectures.md.
+
+    python scripts/coverage.py [--processes 2] [--seconds 300] [--update] [--bare] [TYPE ...]
 
 With types, prints their rows, and with --update puts them in the place of those that are there.
 """
@@ -32,6 +36,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from hf_pe.anatomy import discover, keep_layers_
 from hf_pe.anatomy.discover import AXIS_OF_FIELD
 from hf_pe.proof import prove
+from hf_pe.tasks import TASKS
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 AXES = ("ffn", "heads", "kv_groups", "layers", "hidden", "vocabulary", "experts", "expert_ffn")
@@ -51,6 +56,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "hunyuan_vl_text": {"head_dim": 128},
     "aya_vision": {"vision_config": {"model_type": "siglip_vision_model"}},
     "diffusion_gemma": {"text_config": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 704}},
+    "t5": {"decoder_start_token_id": 0},
     "esm": {"vocab_size": 33, "mask_token_id": 32, "pad_token_id": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "nemotron": {"num_key_value_heads": 8},
@@ -77,7 +83,37 @@ def within(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
+def head_classes(config: PretrainedConfig) -> list[Any]:
+    """The classes of a type for the tasks of hf_pe, each once, without the bare model's."""
+    mappings = [getattr(transformers, task().auto_class)._model_mapping for task in TASKS.values()]
+    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    bare = AutoModel._model_mapping[type(config)]
+    return [*dict.fromkeys(each for each in found if each != bare and not isinstance(each, tuple))]
+
+
+def with_heads(config: PretrainedConfig, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a bare model, refused where the same cut of a class with a head is; each names the classes.
+
+    Whether a model still generates with fewer layers in one tower depends on the other: recipes look at both.
+    """
+    classes = []
+    for model_class in head_classes(config):
+        try:
+            axes = {axis.name: axis for axis in discover(config, model_class).axes}
+        except Exception:  # a class that asks the config for more: it is not among those that are named
+            continue
+        classes.append(model_class)
+        for each in found:
+            if each["status"] == "proved" and each["axis"] in axes:
+                axis = axes[each["axis"]]
+                proof = prove(config, model_class, axis, generates=axis.kind != "layers")
+                if not proof.holds:
+                    reason = f"{model_class.__name__}: {proof.reason}"
+                    each |= row(each["model_type"], each["axis"], "refused", reason, each["native"])
+    return [each | {"classes": [model_class.__name__ for model_class in classes]} for each in found]
+
+
+def rows(model_type: str, seconds: int, *, heads: bool = True) -> list[dict[str, Any]]:
     """Of each axis of a type whether its cut is proved; one row without an axis where no model comes of it."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
@@ -95,6 +131,7 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
                 proof = prove(config, model_class, axis)
                 status = "proved" if proof.holds else "refused"
                 found.append(row(model_type, axis.name, status, proof.reason, axis.native))
+            found = with_heads(config, found) if heads else found
     except (Exception, TooLong) as error:
         reason = f"{type(error).__name__}: {error}"
         if not found:
@@ -103,13 +140,15 @@ def rows(model_type: str, seconds: int) -> list[dict[str, Any]]:
     return found or [row(model_type, None, "refused", "no field of its config is known to size an axis", False)]
 
 
-def timed(model_type: str, seconds: int) -> tuple[list[dict[str, Any]], float]:
+def timed(model_type: str, seconds: int, heads: bool) -> tuple[list[dict[str, Any]], float]:
     """The rows of a type, and the seconds that they took."""
     start = time.perf_counter()
-    return rows(model_type, seconds), time.perf_counter() - start
+    return rows(model_type, seconds, heads=heads), time.perf_counter() - start
 
 
-def each(types: list[str], seconds: int, processes: int) -> Iterator[tuple[str, list[dict[str, Any]], float]]:
+def each(
+    types: list[str], seconds: int, processes: int, heads: bool
+) -> Iterator[tuple[str, list[dict[str, Any]], float]]:
     """Every type with its rows and the seconds that they took, as they come.
 
     A process is renewed after `AT_ONCE` types, so that what models leave behind goes, and where one died.
@@ -122,7 +161,7 @@ def each(types: list[str], seconds: int, processes: int) -> Iterator[tuple[str, 
         pool = concurrent.futures.ProcessPoolExecutor(1, context)
         for number, name in enumerate(waiting, 1):
             try:
-                new, took = pool.submit(timed, name, seconds).result()
+                new, took = pool.submit(timed, name, seconds, heads).result()
             except Exception as error:
                 new, took = [row(name, None, "cannot_build", f"{type(error).__name__}: {error}", False)], 0.0
             done.put((name, new, took))
@@ -187,7 +226,7 @@ def page(found: list[dict[str, Any]], run: str) -> str:
         "them is enough here; [architectures.json](architectures.json) has all rows, with the reason where a cut is "
         "refused.",
         "",
-        f"Made by `python scripts/coverage.py` ({run}).",
+        f"Made by `python scripts/coverage.py` ({run}).{headed(found)}",
         "",
         "| axis | types proved | goal |",
         "| --- | --- | --- |",
@@ -212,16 +251,29 @@ def page(found: list[dict[str, Any]], run: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def headed(found: list[dict[str, Any]]) -> str:
+    """Which types were looked at with their heads too, where that is not all of them."""
+    with_classes = sorted({each["model_type"] for each in found if "classes" in each})
+    if len(with_classes) == len({each["model_type"] for each in found}):
+        return " A row holds for the bare model and for each class of the type that a task of hf_pe loads."
+    names = ", ".join(f"`{name}`" for name in with_classes) or "none"
+    return (
+        " A row is of the bare model, as `AutoModel` builds it. Made later, and with every class that a task of hf_pe "
+        f"loads: {names}."
+    )
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("types", nargs="*")
     arguments.add_argument("--processes", type=int, default=2)
-    arguments.add_argument("--seconds", type=int, default=120, help="that one type may take")
+    arguments.add_argument("--seconds", type=int, default=300, help="that one type may take")
+    arguments.add_argument("--bare", action="store_true", help="without the classes of tasks")
     arguments.add_argument("--update", action="store_true")
     told = arguments.parse_args()
     types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
     start, found = time.perf_counter(), list[dict[str, Any]]()
-    for name, new, seconds in each(types, told.seconds, told.processes):
+    for name, new, seconds in each(types, told.seconds, told.processes, not told.bare):
         found += new
         print(f"{time.perf_counter() - start:.0f} s {name} ({seconds:.1f} s)", flush=True)
         for line in new if told.types else []:

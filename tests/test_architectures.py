@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    T5ForConditionalGeneration,
+)
 
 from hf_pe.anatomy import discover
 from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tiny
-from hf_pe.proof import _pattern, prove
+from hf_pe.proof import Proof, _pattern, prove
 from hf_pe.surgery import cut
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +70,20 @@ def built(model_type):
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_the_table_says_what_is_so(model_type):
-    found = {each["axis"]: each["status"] for each in coverage.rows(model_type, 300)}
+    found = {each["axis"]: each["status"] for each in coverage.rows(model_type, 300, heads=False)}
     assert found == {each["axis"]: each["status"] for each in ROWS if each["model_type"] == model_type}
+
+
+def test_a_row_is_refused_where_a_head_is(monkeypatch):
+    config = AutoConfig.for_model("t5", decoder_start_token_id=0)
+    bare = [coverage.row("t5", "hidden", "proved", "", True)]
+    monkeypatch.setattr(coverage, "head_classes", lambda config: [T5ForConditionalGeneration])
+    (each,) = coverage.with_heads(config, copy.deepcopy(bare))
+    assert (each["status"], each["classes"]) == ("proved", ["T5ForConditionalGeneration"])
+    monkeypatch.setattr(coverage, "prove", lambda *_, **__: Proof("hidden", False, "they differ"))
+    (each,) = coverage.with_heads(config, bare)
+    assert (each["status"], each["reason"]) == ("refused", "T5ForConditionalGeneration: they differ")
+    assert all("T5ForConditionalGeneration" in row["classes"] for row in ROWS if row["model_type"] == "t5")
 
 
 def test_the_table_has_every_type_and_gives_reasons():

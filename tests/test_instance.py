@@ -1,7 +1,9 @@
-"""What a processor says of the images that it makes."""
+"""Inputs that fit a model, and what a processor says of the images that it makes."""
 
 import pytest
 from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
     ConvNextImageProcessor,
     DetrImageProcessor,
     MobileNetV2ImageProcessor,
@@ -9,7 +11,9 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from hf_pe.instance import processor_size
+from hf_pe.anatomy import discover
+from hf_pe.instance import example_inputs, lively, outputs_of, processor_size, tiny
+from hf_pe.proof import prove
 
 
 class Timm:
@@ -36,3 +40,19 @@ def test_images_have_the_size_that_the_processor_gives_them(made, pixels):
 
 def test_a_tokenizer_makes_no_images(tokenizer):
     assert processor_size(tokenizer) is None
+
+
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_a_decoder_that_classifies_the_end_of_a_text_gets_texts_with_an_end(kind):
+    model = lively(
+        AutoModelForSequenceClassification.from_config(
+            tiny(AutoConfig.for_model(kind, num_labels=3, decoder_start_token_id=0))
+        )
+    )
+    inputs = example_inputs(model, batch=4)
+    ends = inputs["input_ids"] == model.config.eos_token_id
+    assert "decoder_input_ids" not in inputs and ends.sum(1).tolist() == [1] * 4
+    assert outputs_of(model, inputs)[0].shape == (4, 3)
+    for name in ("hidden", "vocabulary"):
+        (axis,) = discover(model.config, type(model)).named(name)
+        assert prove(model.config, type(model), axis).holds

@@ -11,10 +11,12 @@ from transformers import (
     Gemma3ForCausalLM,
     GemmaForCausalLM,
     LlamaForCausalLM,
+    T5ForConditionalGeneration,
 )
 
 from hf_pe import proof as proof_module
 from hf_pe.anatomy import EVERYWHERE, Layout, discover, resized
+from hf_pe.checkpoints import class_for
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.proof import EFFECT, norms_along, prove, removable_layers
 from hf_pe.surgery import cut, cut_config
@@ -153,6 +155,23 @@ def test_heads_that_share_a_table_of_biases_go_together(model_type, groups):
     (axis,) = discover(config, model_class).named("heads")
     assert len(axis.groups) == groups
     assert prove(config, model_class, axis).holds
+
+
+@pytest.mark.parametrize(("kind", "divides"), [("t5", True), ("umt5", True), ("mt5", False)])
+def test_a_head_that_divides_by_the_root_of_the_width_is_cut_with_it(kind, divides):
+    config = tiny(AutoConfig.for_model(kind))
+    model_class = class_for(config, "AutoModelForSeq2SeqLM")
+    (axis,) = discover(config, model_class).named("hidden")
+    assert [slot.name for slot in axis.slots if slot.power] == ["decoder.final_layer_norm.weight"] * divides
+    assert prove(config, model_class, axis).holds
+
+
+def test_a_t5_that_does_not_scale_its_states_has_nothing_taken_back():
+    config = tiny(AutoConfig.for_model("t5", tie_word_embeddings=False))
+    assert not config.scale_decoder_outputs
+    (axis,) = discover(config, T5ForConditionalGeneration).named("hidden")
+    assert not any(slot.power for slot in axis.slots)
+    assert prove(config, T5ForConditionalGeneration, axis).holds
 
 
 def test_a_wrong_layout_is_refused():

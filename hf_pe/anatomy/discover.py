@@ -110,6 +110,16 @@ SHARED = ("hidden", "vocabulary")
 UNSCALED = ("gpt_neo",)
 """Types that do not divide their scores by the root of a head's size; neither shapes nor attributes tell."""
 
+HEADS_BY_ROOT = {
+    "longt5": "scale_decoder_outputs",
+    "switch_transformers": "tie_word_embeddings",
+    "t5": "scale_decoder_outputs",
+    "udop": "tie_word_embeddings",
+    "umt5": "tie_word_embeddings",
+}
+"""Types whose language models divide what their output head reads by the root of the width, as long as this field of
+the config is true; the division stands in their forward, where shapes do not tell."""
+
 QKVO, THREE = 4, 3
 """Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused. Some have
 three more of the first kind (Longformer's global ones)."""
@@ -631,7 +641,8 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
     """Tell what the model multiplies by the root of its width, embeddings (Gemma, M2M-100, BioGPT), or divides by it.
 
     Their rows grow where the width falls, so that the stream stays as it was. Where the output head is the same matrix,
-    the last norm takes that back. `other` is the model with the width `size`.
+    the last norm takes that back; also where the head itself divides what it reads by the root of the width (T5).
+    `other` is the model with the width `size`.
     """
     others, root, scaled, shrunk = dict(other.named_modules()), (axis.size / size) ** 0.5, set[int](), set[int]()
     for name, module in base.named_modules():
@@ -643,12 +654,13 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
             read = getattr(module, key.removesuffix("_scale"), None)  # per_layer_model_projection(_scale) of Gemma 4
             if isinstance(read, nn.Linear) and abs(root * value - after.get(key, 0.0)) < 1e-6 * value:
                 shrunk.add(id(read.weight))
-    if not scaled and not shrunk:
+    by_root = _divides_by_root(base)
+    if not scaled and not shrunk and not by_root:
         return axis
     tensors = dict(base.named_parameters(remove_duplicate=False))
     powers = {slot.name: -0.5 for slot in axis.slots if id(tensors.get(slot.name)) in scaled}
     norms = [slot for slot in axis.slots if is_norm(_owner(base, slot.name))]
-    if norms and any(not isinstance(_owner(base, name), nn.Embedding) for name in powers):
+    if norms and (by_root or any(not isinstance(_owner(base, name), nn.Embedding) for name in powers)):
         last = norms[-1].name.rpartition(".")[0]
         powers |= {slot.name: 0.5 for slot in norms if slot.name.rpartition(".")[0] == last}
     powers |= {slot.name: 0.5 for slot in axis.slots if id(tensors.get(slot.name)) in shrunk}
@@ -656,6 +668,12 @@ def _with_scales(axis: Axis, base: PreTrainedModel, other: PreTrainedModel, size
     slots = (replace(slot, power=powers[slot.name], offset=offsets.get(slot.name, 0.0))
              if slot.name in powers else slot for slot in axis.slots)  # fmt: skip
     return replace(axis, slots=tuple(slots))
+
+
+def _divides_by_root(model: PreTrainedModel) -> bool:
+    """Whether the output head reads the last state over the root of its width."""
+    field = HEADS_BY_ROOT.get(model.config.model_type)
+    return field is not None and hasattr(model, "lm_head") and bool(getattr(model.config, field))
 
 
 def _offset(norm: Any) -> float:
