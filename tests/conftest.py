@@ -2,6 +2,7 @@
 
 import os
 import string
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -44,6 +45,16 @@ def own_cache(tmp_path_factory):
     """What hf_pe remembers of this machine (hashes, work folders) is not the user's."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_timing():
+    """Times in reports are real, but of few passes: most of a test's own time went there."""
+    with pytest.MonkeyPatch.context() as patch:
+        module = sys.modules["hf_pe.measure.latency"]
+        patch.setattr(module, "SECONDS", 0.05)
+        patch.setattr(module, "WARM_UP_MS", 0.0)
         yield
 
 

