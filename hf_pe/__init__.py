@@ -8,6 +8,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from hf_pe.quiet import silence
+
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover
     from hf_pe.backbones import BackboneSwap as BackboneSwap
@@ -89,6 +91,7 @@ _HOME = {
 
 __all__ = [*_HOME]
 __version__ = version("hf-pe")
+silence()
 
 
 def __getattr__(name: str) -> Any:

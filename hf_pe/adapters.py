@@ -19,7 +19,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.surgery import rebuilt
 
 PREFIX = "base_model.model."
@@ -46,16 +46,37 @@ def read_adapter(place: str) -> Adapter:
     Raises:
         UsageError: it is one that cannot become part of the weights.
     """
-    settings: Any = PeftConfig.from_pretrained(place)
+    with _reading(place):
+        settings: Any = PeftConfig.from_pretrained(place)
+        if settings.peft_type is None:
+            raise ValueError("its adapter_config.json names no peft_type")
     if settings.is_prompt_learning or getattr(settings, "layer_replication", None):
         kind = "learned prompts" if settings.is_prompt_learning else "repeated layers"
         raise UsageError(
             f"The adapter is of type {settings.peft_type.value} with {kind}, which no weight of its model can hold. "
             "Expected one that PEFT can merge, such as LoRA or DoRA."
         )
-    state = load_peft_weights(place, device="cpu")
+    with _reading(place):
+        state = load_peft_weights(place, device="cpu")
     # of resized embeddings PEFT also saves copies under names that it does not read
     return Adapter(settings, {n: t for n, t in state.items() if not any(copy in n for copy in COPIES)})
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turn whatever PEFT raises while it reads an adapter into a message.
+
+    Raises:
+        UsageError: the adapter cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # damaged files may raise anything
+        pass_on_memory_errors(error)
+        raise UsageError(
+            f"The adapter {place} cannot be read ({' '.join(str(error).split())[:300]}). Expected adapter_config.json "
+            "and adapter_model.safetensors as PEFT writes them: download them again, or save the adapter again."
+        ) from error
 
 
 def fit_config_(config: PretrainedConfig, model: PreTrainedModel, adapter: Adapter) -> None:
@@ -95,7 +116,8 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             loaded: Any = set_peft_model_state_dict(whole, adapter.state)
             _require_all(loaded, adapter.settings)
             plain: PreTrainedModel = whole.merge_and_unload()
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        pass_on_memory_errors(error)
         raise UsageError(f"The adapter does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
     return plain.requires_grad_(True)
 

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,6 @@ import torch
 import transformers
 from huggingface_hub import snapshot_download
 from pydantic import Field
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -34,9 +34,12 @@ from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
-from hf_pe.errors import UsageError, listed
+from hf_pe.config_checks import require_buildable, require_memory, require_possible_sizes
+from hf_pe.errors import UsageError, listed, pass_on_memory_errors
 from hf_pe.fresh import run_fresh
+from hf_pe.hub_errors import hub_reason
 from hf_pe.instance import difference, processor_size
+from hf_pe.json_files import AGAIN, read_object
 from hf_pe.loading import Loading, ProcessorClass
 from hf_pe.packing import (
     BITSANDBYTES,
@@ -61,6 +64,7 @@ from hf_pe.sentence_files import (
     read_sentence_modules,
     require_width,
 )
+from hf_pe.shards import open_shard, require_whole
 from hf_pe.surgery import in_dtype, main_dtype
 from hf_pe.weight_checks import (
     ignored_by_class,
@@ -181,7 +185,7 @@ def resolve(
         "spec": spec,
     }
     if path.suffix == ".gguf" and path.is_file():
-        return Source(name=path.stem, path=str(path.parent), gguf_file=path.name, **flags)
+        return _checked_gguf(Source(name=path.stem, path=str(path.parent), gguf_file=path.name, **flags))
     if not path.is_dir():
         if path.exists():
             raise UsageError(f"Model {model} is a file; expected a folder, a .gguf file or a Hub id.")
@@ -191,8 +195,9 @@ def resolve(
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         return _adapted(path, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
-    if not source.gguf_file:
-        _check_folder(path, source)
+    if source.gguf_file:
+        return _checked_gguf(source)
+    _check_folder(path, source)
     return source
 
 
@@ -205,10 +210,14 @@ def load_config(source: Source) -> PretrainedConfig:
     """
     if source.folder and not source.gguf_file and not source.trust_remote_code:
         _refuse_remote_code(source)
-    try:
+    with _reading(source):
         config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **source.options())
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(_why(source, error)) from error
+    named = config.architectures or []
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise UsageError(
+            f"{source.name}: config.json has architectures: {named!r:.80}; expected a list of names. {AGAIN}"
+        )
+    require_possible_sizes(config, source.name)
     if not source.trust_remote_code:
         _refuse_kernels(config, source.name)
     if source.gguf_file:
@@ -226,8 +235,15 @@ def class_for(config: PretrainedConfig, auto_class: str | None = None) -> type[P
     A config that came with code of its own, which was allowed when it was loaded, has its class there.
 
     Raises:
-        UsageError: transformers has no such model.
+        UsageError: transformers has no such model, or the values of the config do not fit together.
     """
+    found = _class_named(config, auto_class)
+    if not brings_code(found):
+        require_buildable(config, found)
+    return found
+
+
+def _class_named(config: PretrainedConfig, auto_class: str | None) -> type[PreTrainedModel]:
     own: dict[str, str] = config.auto_map if brings_code(type(config)) else {}
     named = (config.architectures or [""])[0]
     if auto_class is None:
@@ -315,6 +331,7 @@ def load_with_unread(
         UsageError: they cannot be loaded, the class has parts the checkpoint lacks (an untrained head) or has in other
             shapes, the checkpoint has more of a module than the class, or a value is NaN or infinite.
     """
+    _require_loadable(source, model_class, dtype or source.loaded_dtype, options)
     if "quantization_config" in options:  # packing hides what is not finite
         require_finite(_stored_tensors(source), source.name)
     safe = {} if source.gguf_file else {"use_safetensors": None if source.allow_pickle else True}
@@ -322,7 +339,7 @@ def load_with_unread(
     dtype = dtype or source.loaded_dtype
     made_plain = source.adapter is not None or source.gguf is not None
     packing = options.pop("quantization_config", None) if made_plain else None
-    try:
+    with _reading(source):
         model, info = loader.from_pretrained(
             source.path,
             dtype=torch.float32 if source.gguf else dtype or "auto",
@@ -332,8 +349,6 @@ def load_with_unread(
             **safe,
             **options,
         )
-    except (OSError, ImportError, RuntimeError) as error:
-        raise UsageError(_why(source, error)) from error
     unexpected = [*info["unexpected_keys"], *ignored_by_class(_stored_names(source), model)]
     unread = unread_parts(unexpected, model, source.name, strict="config" not in options)
     missing, mismatched = info["missing_keys"], info["mismatched_keys"]
@@ -356,6 +371,25 @@ def load_with_unread(
     return model.eval(), unread
 
 
+def _require_loadable(
+    source: Source, model_class: type[PreTrainedModel], dtype: torch.dtype | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse damaged weight files, and a model that this machine cannot hold, before memory is asked for.
+
+    Raises:
+        UsageError: for these reasons.
+    """
+    if source.folder is not None and not source.gguf_file:
+        require_whole(source.folder)
+    if brings_code(model_class) or "device_map" in options:
+        return
+    config = options.get("config") or load_config(source)
+    packs = "quantization_config" in options or packed_by(config) is not None
+    rounded = torch.float32 if source.gguf is not None else dtype
+    bits = 4 if packs else None if rounded is None else torch.finfo(rounded).bits
+    require_memory(config, model_class, source.name, bits=bits)
+
+
 def weight_files(source: Source) -> list[str]:
     """The safetensors files that `from_pretrained` reads; none for GGUF and pickles."""
     if source.gguf_file:
@@ -370,13 +404,13 @@ def weight_files(source: Source) -> list[str]:
 
 def _stored_names(source: Source) -> Iterator[str]:
     for path in weight_files(source):
-        with safe_open(path, "pt") as file:
+        with open_shard(path) as file:
             yield from file.keys()
 
 
 def _stored_tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
     for path in weight_files(source):
-        with safe_open(path, "pt") as file:
+        with open_shard(path) as file:
             for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name)
 
@@ -407,7 +441,7 @@ def _stored_dtypes(source: Source) -> dict[str, str]:
     """Return the dtype of each tensor in the files, as safetensors calls it."""
     found: dict[str, str] = {}
     for path in weight_files(source):
-        with safe_open(path, "pt") as file:
+        with open_shard(path) as file:
             found |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     return found
 
@@ -424,12 +458,54 @@ def load_processor(source: Source, main_input: str = "input_ids") -> Any:
     """
     first = LOADERS.get(main_input, "AutoTokenizer")
     places = [source.path] if source.adapter is None else [source.adapter, source.path]
+    reasons: list[Exception] = []
     for name, place in itertools.product(dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")), places):
         try:
-            return getattr(transformers, name).from_pretrained(place, **source.options())
-        except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-            reason = error
-    raise UsageError(f"{source.name} has no tokenizer or processor that transformers can load: {reason}")
+            found = getattr(transformers, name).from_pretrained(place, **source.options())
+            if not _knows_no_word(found):
+                return found
+            reasons.append(OSError("its tokenizer knows no word but the special tokens: its files are not there"))
+        except Exception as error:  # a damaged file may raise anything
+            pass_on_memory_errors(error)
+            reasons.append(error)
+    raise UsageError(
+        f"{source.name} has no tokenizer or processor that transformers can load: {_brief(reasons[0])}. Put its files "
+        "beside the weights (tokenizer.json, preprocessor_config.json and the like), or name another one's."
+    )
+
+
+def _knows_no_word(processor: Any) -> bool:
+    """Return whether a tokenizer was made from nothing: transformers makes one where a folder has no files for it."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return False
+    try:
+        words = processor.get_vocab().keys()
+    except NotImplementedError:
+        return False
+    return not words - set(processor.all_special_tokens)
+
+
+def load_named_processor(name: str, main_input: str = "input_ids", *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer or processor of another folder or id than the model's.
+
+    Args:
+        name: folder, Hub id or `package:NAME/inner/path`.
+        main_input: `main_input_name` of the model's class.
+        trust_remote_code: run code that it brings along.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = _package_path(name) if name.startswith("package:") else Path(name).expanduser()
+    local = path.is_dir()
+    if not local and (path.exists() or name.startswith(("package:", ".", "/", "~")) or name.count("/") > 1):
+        raise UsageError(f"processor: the folder {name} does not exist. Expected a folder or a Hub id.")
+    source = Source(
+        name=_folder_name(path) if local else name,
+        path=str(path) if local else name,
+        trust_remote_code=trust_remote_code,
+    )
+    return load_processor(source, main_input)
 
 
 def _tokenizer_of(source: Source) -> Any:
@@ -606,8 +682,8 @@ def open_in_fresh_process(
 
 def _adapted(folder: Path, **flags: Any) -> Source:
     """The base that an adapter names, with it."""
-    base = json.loads((folder / ADAPTER).read_text("utf-8")).get("base_model_name_or_path")
-    if not base:
+    base = read_object(folder / ADAPTER).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
         raise UsageError(f"{folder} is an adapter that does not say of which model; load both and merge them first.")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UsageError(f"{folder} has no {ADAPTER_WEIGHTS}; expected what PEFT's save_pretrained writes.")
@@ -615,6 +691,11 @@ def _adapted(folder: Path, **flags: Any) -> Source:
         raise UsageError(
             f"{folder.name}/{ADAPTER} names {base} as its base model; expected a folder or a Hub id. Set "
             "base_model_name_or_path to where the base model lies."
+        )
+    if (Path(base) / ADAPTER).is_file() and not (Path(base) / "config.json").is_file():
+        raise UsageError(
+            f"{folder.name}/{ADAPTER} names another adapter ({base}) as its base model; expected a whole model. Merge "
+            "that one into its own base first."
         )
     found = resolve(str(base), **flags)
     return found.model_copy(update={"adapter": str(folder), "name": _folder_name(folder), "spec": None})
@@ -680,6 +761,17 @@ def _check_folder(path: Path, source: Source) -> None:
         )
 
 
+def _checked_gguf(source: Source) -> Source:
+    """Return the source of a .gguf file whose header can be read.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    with _reading(source):
+        GgufHeader.from_file(str(source.gguf))
+    return source
+
+
 def _forget_gguf(config: PretrainedConfig) -> None:
     """GGUF says it is quantized, but the weights are dequantized while loading; and it names no class."""
     if hasattr(config, "quantization_config"):
@@ -697,17 +789,32 @@ def _plain_gguf(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _refuse_remote_code(source: Source) -> None:
-    found = json.loads((Path(source.path) / "config.json").read_text("utf-8"))
-    known = found.get("model_type") in transformers.CONFIG_MAPPING
-    if "auto_map" in found and not known:
+    found = read_object(Path(source.path) / "config.json")
+    kind, code = found.get("model_type"), found.get("auto_map")
+    known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
+    if isinstance(code, dict) and not known:
         raise UsageError(
-            f"{source.name} needs its own code ({', '.join(sorted(found['auto_map']))}), which is off. Read that code, "
+            f"{source.name} needs its own code ({', '.join(sorted(code))}), which is off. Read that code, "
             "then allow it with trust_remote_code: true (--trust-remote-code)."
         )
     if not known:
-        raise UsageError(
-            f"{source.name}: config.json has model_type '{found.get('model_type')}', which transformers does not know."
-        )
+        raise UsageError(f"{source.name}: config.json has model_type {kind!r}, which transformers does not know.")
+
+
+@contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Turn whatever a library raises while it reads a model's files into a message.
+
+    Raises:
+        UsageError: the model cannot be read.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:  # damaged files may raise anything
+        pass_on_memory_errors(error)
+        raise UsageError(_why(source, error)) from error
 
 
 def _refuse_kernels(config: PretrainedConfig, name: str) -> None:
@@ -723,13 +830,21 @@ def _refuse_kernels(config: PretrainedConfig, name: str) -> None:
 
 
 def _why(source: Source, error: Exception) -> str:
-    text = " ".join(str(error).split())
     if source.folder is None:
         return (
-            f"Model {source.path} is no folder here, and could not be had from the Hub: {text[:300]} "
-            "Check the spelling, the network, and `hf auth login` for private models."
+            f"Model {source.path} could not be had from the Hub, and is no folder here: {hub_reason(error)}. Check the "
+            "spelling, the network, and `hf auth login` for private models."
         )
-    return f"{source.name} cannot be loaded: {text[:600]}"
+    return (
+        f"{source.name} cannot be loaded: {_brief(error)}. Its files are damaged, or not all of them are there: "
+        "download the folder again, or save it again with save_pretrained."
+    )
+
+
+def _brief(error: BaseException) -> str:
+    """Return what an error says in one line; its type where it says little by itself."""
+    text = " ".join(str(error).split())[:400].rstrip(". ")
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or len(text) < 20 else text
 
 
 @functools.cache

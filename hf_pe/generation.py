@@ -14,6 +14,7 @@ import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Architecture, skeleton
+from hf_pe.errors import pass_on_memory_errors
 from hf_pe.instance import SECTIONS, difference, example_inputs, lively, tiny
 
 TOKENS = 4
@@ -37,19 +38,24 @@ def generation_fault(before: PretrainedConfig, after: PretrainedConfig, model_cl
     return fault if fault and not _fault(Architecture.of(before, model_class)) else ""
 
 
-def depth_fault(before: PretrainedConfig, after: PretrainedConfig, model_class: type[PreTrainedModel]) -> str:
-    """Return why a model cannot generate after a cut of depth, checked on tiny models of the same depths."""
+def depth_fault(before: PretrainedConfig, after: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:
+    """Return why a model cannot generate after a cut of depth, checked on tiny models of the same depths.
+
+    Returns:
+        "" where it can; None where it could not be checked: no tiny model of the original generates.
+    """
     if not model_class.can_generate():
         return ""
     for sections in ((), *SECTIONS):
         try:
             small = tiny(before, depth=True, sections=sections)
             shallow = tiny(after, depth=True, sections=sections)
-        except Exception:  # a config may refuse with anything
+        except Exception as error:  # a config may refuse with anything
+            pass_on_memory_errors(error)
             continue
         if not _fault(Architecture.of(small, model_class)):
             return generation_fault(small, shallow, model_class)
-    return ""
+    return None
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,6 +69,7 @@ def _fault(architecture: Architecture) -> str:
             return f"a tiny model has more than {LARGEST:,} parameters"
         model = lively(model_class(copy.deepcopy(config)))
     except Exception as error:
+        pass_on_memory_errors(error)
         return _as_reason(error)
     faults = (_fault_of(model, way) for way in dict.fromkeys(ways))
     first = next(faults)
@@ -75,6 +82,7 @@ def _fault_of(model: PreTrainedModel, way: Callable[..., Any]) -> str:
         cached, plain = (_logits(model, way, use_cache=each) for each in (True, False))
         gap = difference(plain, cached)
     except Exception as error:  # whatever stops it is the reason
+        pass_on_memory_errors(error)
         return _as_reason(error)
     return "" if gap <= TOLERANCE else f"with its cache it gives other tokens than without (logits differ by {gap:.1e})"
 

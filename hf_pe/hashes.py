@@ -99,7 +99,7 @@ def cache_file() -> Path:
 def _recall() -> dict[str, Any]:
     try:
         known = json.loads(cache_file().read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

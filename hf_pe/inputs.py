@@ -10,15 +10,18 @@ from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 
 
-def local_inputs(source: Source, recipes: Sequence[Any], data: Any) -> dict[str, Path]:
+def local_inputs(source: Source, recipes: Sequence[Any], data: Any, processor: Any = None) -> dict[str, Path]:
     """Return the local paths of the model, the data, teachers, backbones and caches, by what they are.
 
     Args:
         source: the model.
         recipes: of the run.
         data: as `compress` takes it; only names of files are of interest.
+        processor: of the run; only a name is of interest.
     """
     read = source.inputs()
+    if isinstance(processor, (str, Path)):
+        read |= _existing("the processor", str(processor))
     if isinstance(data, (str, DataConfig)):
         config = data if isinstance(data, DataConfig) else DataConfig(train=data)
         read |= _existing("data.train", config.train) | _existing("data.eval", config.eval)

@@ -36,6 +36,7 @@ from hf_pe.measure import (
     Evaluate,
     chance_warnings,
     changes,
+    first_answers,
     judge,
     measure,
     on_one_device,
@@ -104,8 +105,10 @@ class Result:
         with replaced(folder, overwrite=overwrite, inputs=self.inputs, run=self.run) as fresh:
             if not self.variants:
                 return self._write(fresh, folder.name)
-            main = self._write(fresh / MAIN, folder.name)
-            variants = {n: r._write(fresh / n, f"{folder.name}-{n}") for n, r in self.variants.items()}
+            main = self._write(fresh / MAIN, folder.name, f"{folder.name}/{MAIN}")
+            variants = {
+                n: r._write(fresh / n, f"{folder.name}-{n}", f"{folder.name}/{n}") for n, r in self.variants.items()
+            }
             table = {name: each.report.after for name, each in {MAIN: main, **variants}.items()}
             variants = {n: r._with_table(fresh / n, table) for n, r in variants.items()}
             return replace(main._with_table(fresh / MAIN, table), variants=variants)
@@ -127,7 +130,7 @@ class Result:
             self.save(folder)
             return push(folder, wanted, prove=False)  # saving has just proved it
 
-    def _write(self, folder: Path, name: str) -> "Result":
+    def _write(self, folder: Path, name: str, place: str = "") -> "Result":
         papers = {
             "plan.json": json.dumps(
                 {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
@@ -135,7 +138,15 @@ class Result:
             "recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
         }
         report = save_result(
-            self.model, self.processor, folder, name, self.report, self.auto_class, self.source, papers=papers
+            self.model,
+            self.processor,
+            folder,
+            name,
+            self.report,
+            self.auto_class,
+            self.source,
+            papers=papers,
+            place=place,
         )
         return replace(self, report=report)
 
@@ -176,7 +187,8 @@ def compress(
             whose `train` is then the name that the card gives them.
         task: a name of `hf_pe.tasks.TASKS` or a Task; default: by the model's class.
         variants: quantized or 16-bit copies of the final model, by name.
-        processor: tokenizer of a loaded model.
+        processor: tokenizer or processor of a loaded model; or the folder, Hub id or `package:NAME/inner/path` that it
+            is loaded from, where it is not the model's own.
         evaluate: the user's own `model -> {metric: value}` in place of the task's metrics. A resumed run knows it
             by its name only: after a change of its code begin anew.
         base_model: Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one.
@@ -205,10 +217,15 @@ def compress(
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
     model_class = type(live) if live is not None else checkpoints.class_for(config, the_task.auto_class)
+    inputs = local_inputs(source, recipes, data, processor)
+    named = str(processor) if isinstance(processor, (str, Path)) else None
+    if named is not None:
+        processor = checkpoints.load_named_processor(
+            named, model_class.main_input_name, trust_remote_code=source.trust_remote_code
+        )
     pixels = checkpoints.pixels_from(source, model_class, processor)
     sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
     planned = outline(sketch, recipes, variants, source)
-    inputs = local_inputs(source, recipes, data)
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
     _require_space(work, planned)
@@ -217,7 +234,7 @@ def compress(
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
     ready = prepare(the_task, examples, processor, config)
     examples = ready.examples
-    recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed)
+    recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed, named)
     kept = work is not None  # without a folder of the user's, no stage can be resumed
     origin = origin_of(source, live, processor, the_task, examples, evaluate, seed) if kept else None
     chain, branches = stage_ids(origin, recipes, variants)
@@ -233,6 +250,7 @@ def compress(
     padding = padding_id(config, processor) if classifies_rows_alone(config, model_class) else None
     with unchanged(live), padding_named(original, padding):
         original.eval()
+        first_answers(original, ready)
         for step in recipes:
             if isinstance(step, Distillation):
                 step.check(original, ready)
@@ -310,6 +328,8 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     progress.say("loading the model")
     model = checkpoints.load_model(source, model_class)
     pixels = checkpoints.pixels_from(source, model_class)
+    if ready is not None:
+        first_answers(model, ready)
     found = measure({"model": model}, ready, pixels=pixels)["model"]
     if ready is not None:
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
@@ -489,6 +509,7 @@ def recipe_of(
     base_model: str | None,
     license: str | None,
     seed: int,
+    processor: str | None = None,
 ) -> dict[str, Any]:
     """The run as a recipe file's content; local folders are left out of it."""
     told = data.model_dump(mode="json", exclude_defaults=True)
@@ -498,6 +519,7 @@ def recipe_of(
     found = {
         "format_version": 1,
         "model": source.spec or source.name,
+        "processor": processor and provenance.public_names(processor)[0],
         "base_model": base_model,
         "license": license,
         "task": task.name,

@@ -30,7 +30,7 @@ from hf_pe.anatomy import (
     skeleton,
     tokens_named,
 )
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.generation import depth_fault, generation_fault
 from hf_pe.instance import LARGEST, difference, ended, instances, lively, outputs_of, possible_inputs, tiny
 from hf_pe.padding import classifies_rows_alone, name_padding_
@@ -99,13 +99,18 @@ def require_proof(
         )
 
 
-def require_generation(config: PretrainedConfig, model_class: type[PreTrainedModel], kept: Mapping[str, Kept]) -> None:
+def require_generation(
+    config: PretrainedConfig, model_class: type[PreTrainedModel], kept: Mapping[str, Kept]
+) -> tuple[str, ...]:
     """Refuse cuts of depth after which a model that generates cannot do so, or says other tokens with its cache.
 
     Args:
         config: of the model before.
         model_class: of the model.
         kept: the kept layers of each stack, by axis.
+
+    Returns:
+        A sentence where it could not be checked, else nothing.
 
     Raises:
         UsageError: it cannot generate any more.
@@ -120,6 +125,11 @@ def require_generation(config: PretrainedConfig, model_class: type[PreTrainedMod
             f"Cutting {', '.join(kept)} of {model_class.__name__} like this leaves a model that cannot generate: "
             f"{fault}. Keep other layers, or as many in each tower."
         )
+    if fault is not None:
+        return ()
+    return (
+        f"whether {model_class.__name__} still generates could not be checked: no tiny model of this kind generates",
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -143,6 +153,7 @@ def _prove(
         if first is not None and first.reason == NOT_THERE and axis.kind != "layers":  # Jamba's only attention is deep
             return _on_instance(tiny(config, depth=True), model_class, axis, kept, generates)
     except Exception as error:  # a config that cannot be made smaller in this way
+        pass_on_memory_errors(error)
         first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
     assert first is not None
     return first
@@ -170,6 +181,7 @@ def _on_instance(
             else proof
         )
     except Exception as error:  # whatever stops the proof is the reason why the axis is refused
+        pass_on_memory_errors(error)
         return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
 
 
@@ -212,6 +224,7 @@ def _compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
             try:
                 plain = case.run(model, inputs)
             except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
+                pass_on_memory_errors(error)
                 first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
                 continue
             found = _compare_tokens(case, inputs) if axis.kind == "vocabulary" else _compare_at(case, inputs, plain)
@@ -235,6 +248,7 @@ def _compare_at(case: _Case, inputs: dict[str, torch.Tensor], plain: list[torch.
     try:
         found = case.run(case.smaller, inputs)
     except Exception as error:  # the original ran: a larger instance would end in the same way
+        pass_on_memory_errors(error)
         return Proof(case.axis.name, False, f"what is cut cannot be run: {type(error).__name__}: {error}", math.inf)
     effect = difference(plain, reference)
     if case.axis.kind in ("hidden", "layers"):

@@ -18,6 +18,7 @@ from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.plans import Frozen
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
+from hf_pe.yaml_files import DuplicateKeyError, load_yaml
 
 Step = Annotated[
     StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | BitsAndBytesQuantization | Cast,
@@ -39,6 +40,10 @@ class RecipeFile(Frozen):
 
     format_version: Literal[1] = 1
     model: str = Field(description="Hub id, folder, .gguf file, or package:NAME/inner/path")
+    processor: str | None = Field(
+        None,
+        description="where the tokenizer or processor is, if not beside `model`: folder, Hub id, package:NAME",
+    )
     base_model: str | None = Field(
         None, description="Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one"
     )
@@ -91,11 +96,13 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     if not path.is_file():
         raise UsageError(f"Recipe file {path} does not exist.")
     try:
-        content = _load(path.read_text("utf-8"))
+        content = load_yaml(path.read_text("utf-8-sig"))
     except DuplicateKeyError as error:
         raise UsageError(f"{path}: {error.problem} Keep one of the two.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML: {error}") from error
+        raise UsageError(f"{path} is no YAML: {error}. Compare it with one of the files in recipes/.") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror or error}).") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path}: expected keys such as model, data and recipes; got {type(content).__name__}.")
     for override in overrides:
@@ -118,35 +125,6 @@ def json_schema() -> str:
     return json.dumps(RecipeFile.model_json_schema(), indent=2) + "\n"
 
 
-class DuplicateKeyError(yaml.MarkedYAMLError):
-    """A mapping has a key twice."""
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Read YAML as the safe loader does, but refuse a key that is given twice: the first would be lost unnoticed."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose one mapping and compare its keys as they are written, before merges (`<<`) are resolved."""
-        node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            written, line = (key.tag, key.value), key.start_mark.line + 1
-            if written in lines:
-                raise DuplicateKeyError(problem=f"'{key.value}' is given twice (lines {lines[written]} and {line}).")
-            lines[written] = line
-        return node
-
-
-def _load(text: str) -> Any:
-    """Read YAML.
-
-    Raises:
-        DuplicateKeyError: a key is given twice.
-        yaml.YAMLError: it is no YAML.
-    """
-    return yaml.load(text, _UniqueKeyLoader)
-
-
 def _override(content: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals:
@@ -156,7 +134,7 @@ def _override(content: dict[str, Any], text: str) -> None:
     try:
         for part in parents:
             holder = holder[part] if isinstance(part, int) else holder.setdefault(part, {})
-        holder[last] = _load(value)
+        holder[last] = load_yaml(value)
     except DuplicateKeyError as error:
         raise UsageError(f"--set {text}: {error.problem} Keep one of the two.") from error
     except yaml.YAMLError as error:

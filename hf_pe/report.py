@@ -1,6 +1,5 @@
 """Reports: frozen data of what was measured before and after, where and how. The card is a pure function of it."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +8,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from hf_pe.errors import UsageError
 from hf_pe.files import write_whole
+from hf_pe.json_files import read_object
 from hf_pe.loading import Loading, loading_of_task
 from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
+WRITE_AGAIN = "Take back the file as hf-pe wrote it, or make the result again."
+PROBLEMS = 3
+"""Values that a message names."""
 
 
 def pixels_named(pixels: int | Sequence[int] | None) -> str:
@@ -21,6 +24,11 @@ def pixels_named(pixels: int | Sequence[int] | None) -> str:
     if pixels is None:
         return ""
     return f", {pixels if isinstance(pixels, int) else ' x '.join(map(str, pixels))} pixels"
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction in whole percent: "12%"; "below 1%" rather than "0%" for what is there."""
+    return "below 1%" if 0 < fraction < 0.01 else f"{fraction:.0%}"
 
 
 class Latency(Frozen):
@@ -41,6 +49,11 @@ class Latency(Frozen):
         """Return the size of the pass: "batch 1, length 128" or "batch 1, 32 pixels"."""
         length = f", length {self.length}" if self.length else ""
         return f"batch {self.batch}{length}{pixels_named(self.pixels)}"
+
+    @property
+    def threads_named(self) -> str:
+        """Return "1 thread" or "2 threads"."""
+        return f"{self.threads} thread{'s' * (self.threads != 1)}"
 
     @property
     def throughput(self) -> float:
@@ -228,10 +241,17 @@ def read_report(folder: str | Path) -> Report:
     path = Path(folder) / "report.json"
     if not path.is_file():
         raise UsageError(f"{folder} has no report.json: expected a folder that hf-pe wrote.")
+    found = read_object(path, WRITE_AGAIN)
+    if found.get("format_version") != REPORT_FORMAT:
+        raise UsageError(f"{path}: expected format_version {REPORT_FORMAT}, got {found.get('format_version')!r:.80}.")
     try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict) and found.get("format_version") != REPORT_FORMAT:
-            raise UsageError(f"{path}: expected format_version {REPORT_FORMAT}, got {found.get('format_version')}.")
         return Report.model_validate(found)
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise UsageError(f"{path} is not a report: {error}") from error
+    except ValidationError as error:
+        raise UsageError(f"{path} is not a report: {first_problems(error)}. {WRITE_AGAIN}") from error
+
+
+def first_problems(error: ValidationError) -> str:
+    """Return in one line what is wrong with the first values that do not fit: where, and what was expected."""
+    problems = [f"{'.'.join(map(str, each['loc'])) or 'all'}: {each['msg']}" for each in error.errors()]
+    more = f" and {len(problems) - PROBLEMS} more" if len(problems) > PROBLEMS else ""
+    return "; ".join(problems[:PROBLEMS]) + more

@@ -10,9 +10,12 @@ from transformers import PreTrainedModel
 from hf_pe import checkpoints, progress
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
+from hf_pe.errors import NotFiniteError
 from hf_pe.hashes import value_sha256
 from hf_pe.hub import write_card
+from hf_pe.instance import example_inputs, outputs_of
 from hf_pe.measure import reopened, sentence_difference
+from hf_pe.overflow import overflow_of
 from hf_pe.report import Reload, Report, read_report, write_report
 
 RELOAD_TOLERANCE = 1e-4
@@ -31,6 +34,7 @@ def save_result(
     source: Source | None = None,
     *,
     papers: Mapping[str, str] | None = None,
+    place: str = "",
 ) -> Report:
     """Write everything into `folder`, load it in a fresh process and compare; returns the report with what was seen.
 
@@ -42,11 +46,13 @@ def save_result(
         auto_class: that loads it.
         source: whose side files (pooling, licence) come along.
         papers: more text files by name.
+        place: what to call the folder while it is written; default: `name`.
 
     Raises:
         RuntimeError: what was written does not load, or gives other outputs.
+        NotFiniteError: the model is in float16 and overflows.
     """
-    progress.say(f"saving {name} and loading it again in a fresh process")
+    progress.say(f"saving {place or name} and loading it again in a fresh process")
     checkpoints.save_model(model, processor, folder, source)
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
     seen, loading = reopened(folder, name, model, auto_class, processor)
@@ -54,6 +60,9 @@ def save_result(
         raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
     if not getattr(model, "is_quantized", False):  # packed tensors may be laid out in another way; outputs decide
         _require_same_tensors(saved, seen.hashes, name)
+    overflow = overflow_of(model, lambda: outputs_of(model, example_inputs(model, batch=1)))
+    if overflow is not None:
+        raise NotFiniteError(f"{name}: {overflow}")
     if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
         raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
     embeddings = sentence_difference(folder, model, processor) if auto_class == "AutoModel" else None

@@ -6,16 +6,18 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from hf_pe.errors import UsageError
+from hf_pe.json_files import AGAIN, kind_of, read_json, read_object
+from hf_pe.shards import open_shard
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
@@ -119,10 +121,10 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
     """
     if not is_sentence_folder(folder):
         return []
+    modules = read_json(folder / MODULES)
     try:
-        modules = json.loads((folder / MODULES).read_text("utf-8"))
         entries = [{**module, "path": str(module["path"]), "type": str(module.get("type", ""))} for module in modules]
-    except (ValueError, TypeError, KeyError) as error:
+    except (AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{folder.name}/{MODULES} cannot be read: expected a list of modules with a path.") from error
     for entry in entries:
         path = PurePosixPath(entry["path"].replace("\\", "/"))
@@ -246,27 +248,22 @@ def _settings(place: Path) -> dict[str, Any]:
 
 def _json(path: Path) -> dict[str, Any]:
     """Return the settings in a file; none where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path.parent.name}/{path.name} cannot be read: {error}") from error
+    return read_object(path) if path.is_file() else {}
 
 
 def _pooling(settings: dict[str, Any], folder: Path) -> str:
-    given: str | Sequence[str] = settings.get("pooling_mode") or [
-        mode for key, mode in MODES.items() if settings.get(key)
-    ]
-    modes = [given] if isinstance(given, str) else list(given) or ["mean"]
+    given: Any = settings.get("pooling_mode") or [mode for key, mode in MODES.items() if settings.get(key)]
+    modes = list(given) or ["mean"] if isinstance(given, list) else [str(given)]
     if len(modes) > 1 or modes[0] not in ("mean", "cls"):
-        raise UsageError(f"{folder.name} pools by {' and '.join(modes)}; expected mean or CLS pooling, one of them.")
+        raise UsageError(
+            f"{folder.name} pools by {' and '.join(map(str, modes))}; expected mean or CLS pooling, one of them."
+        )
     if settings.get("include_prompt") is False and _prompt(folder)[0]:
         raise UsageError(
             f"{folder.name} leaves its prompts out of pooling (include_prompt: false); expected that all tokens are "
             "pooled."
         )
-    return modes[0]
+    return str(modes[0])
 
 
 def _dense(place: Path, *, allow_pickle: bool) -> Dense:
@@ -274,7 +271,8 @@ def _dense(place: Path, *, allow_pickle: bool) -> Dense:
     if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
         raise UsageError(f"{name} reads {settings['module_input_name']}; expected dense layers behind pooling.")
     if (place / WEIGHTS).is_file():
-        weights = load_file(place / WEIGHTS)
+        with open_shard(place / WEIGHTS) as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     elif (place / PICKLE).is_file() and allow_pickle:
         weights = torch.load(place / PICKLE, map_location="cpu", weights_only=True)
     else:
@@ -282,9 +280,14 @@ def _dense(place: Path, *, allow_pickle: bool) -> Dense:
             f"{name} has no {WEIGHTS}. Convert its weights to safetensors, or allow pickled ones with "
             "allow_pickle: true (--allow-pickle) if you trust where they come from."
         )
+    sizes = [settings.get(key) for key in ("out_features", "in_features")]
+    if "linear.weight" not in weights or list(weights["linear.weight"].shape) != sizes:
+        raise UsageError(
+            f"{name} cannot be built: its weights have another size than config.json says ({sizes}). {AGAIN}"
+        )
     try:
         return Dense(settings, {name: weight.float() for name, weight in weights.items()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{name} cannot be built from its config.json and weights: {error}") from error
 
 
@@ -300,7 +303,10 @@ def _activation(path: str | None) -> nn.Module:
 
 def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     settings = _json(folder / PROMPTS)
-    prompts = {str(name): str(text or "") for name, text in (settings.get("prompts") or {}).items()}
+    named = settings.get("prompts") or {}
+    if not isinstance(named, dict):
+        raise UsageError(f"{folder / PROMPTS}: expected prompts by name, got {kind_of(named)}. {AGAIN}")
+    prompts = {str(name): str(text or "") for name, text in named.items()}
     return prompts, settings.get("default_prompt_name")
 
 

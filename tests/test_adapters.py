@@ -163,6 +163,24 @@ def test_an_adapter_on_weights_that_cannot_be_unpacked_is_refused(bases, tmp_pat
         load_config(resolve(str(tmp_path / "adapter")))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("adapter_config.json", "null", "expected an object"),
+        ("adapter_config.json", "[" * 100_000, "not JSON that can be read"),
+        ("adapter_config.json", '{"base_model_name_or_path": "BASE"}', "cannot be read"),
+        ("adapter_config.json", '{"base_model_name_or_path": "SELF"}', "names another adapter"),
+        ("adapter_model.safetensors", "<!doctype html>", "cannot be read"),
+    ],
+)
+def test_a_damaged_adapter_is_a_message(bases, tmp_path, file, content, message):
+    with_adapter(bases / "plain", tmp_path)
+    content = content.replace("BASE", str(bases / "plain")).replace("SELF", str(tmp_path))
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load_config(resolve(str(tmp_path)))
+
+
 def test_an_adapter_that_does_not_fit_is_refused(bases, tmp_path):
     with_adapter(bases / "plain", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(bases / "plain")

@@ -32,6 +32,22 @@ def test_a_folder_gives_config_class_weights_and_tokenizer(bert_folder):
     assert load_processor(source)("the dog")["input_ids"]
 
 
+@pytest.mark.parametrize("content", [b"GGUF", b"GGUF" + b"\xff" * 60, b"<!doctype html>", b""])
+def test_a_damaged_gguf_file_is_a_message(content, tmp_path):
+    (tmp_path / "model.gguf").write_bytes(content)
+    for name in (tmp_path / "model.gguf", tmp_path):
+        with pytest.raises(UsageError, match=r"model cannot be loaded|cannot be loaded: .*download the folder again"):
+            resolve(str(name))
+
+
+@pytest.mark.parametrize("content", ['{"model": []}', "12", "[" * 100_000, '{"version": "99"}'])
+def test_a_damaged_tokenizer_is_a_message(content, bert_folder, tmp_path):
+    shutil.copytree(bert_folder, tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text(content)
+    with pytest.raises(UsageError, match=r"has no tokenizer or processor that transformers can load.*Put its files"):
+        load_processor(resolve(str(tmp_path / "model")))
+
+
 def test_a_model_that_was_never_saved_has_nothing_beside_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "LICENSE").write_text("of something else", "utf-8")

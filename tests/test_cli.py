@@ -265,7 +265,7 @@ def test_a_run_that_cannot_begin_removes_no_finished_stage(recipe, tmp_path, mon
 def test_an_output_that_overlaps_what_is_read_is_refused_before_work(recipe, bert_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_pe.pipeline.compress", lambda *_, **__: pytest.fail("work began"))
     for output, message in (
-        (bert_folder, "is the model"),
+        (bert_folder, "is the model's own folder"),
         (bert_folder / "small", "lies inside the model"),
         (tmp_path, "holds data.train text.txt"),
     ):
@@ -277,7 +277,10 @@ def test_an_output_that_overlaps_what_is_read_is_refused_before_work(recipe, ber
         f"recipes.1.teachers=[{{model: {tmp_path / 'teacher'}}}]",
         f"recipes.1.cache={{folder: {tmp_path / 'a'}}}",
     ]
-    for output, message in (("teacher", "is the teacher"), ("a/small", "lies inside distil.cache")):
+    for output, message in (
+        ("teacher", "is the teacher teacher's own folder"),
+        ("a/small", "lies inside distil.cache"),
+    ):
         flags = [part for each in settings for part in ("--set", each)]
         found = call("run", recipe, "--output", tmp_path / output, "--overwrite", *flags)
         assert found.exit_code == 2

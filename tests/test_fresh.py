@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_pe import fresh
+from hf_pe.errors import OutOfMemory, out_of_memory
 from hf_pe.fresh import run_fresh
 
 PROGRAM = """
@@ -75,3 +76,25 @@ def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
     fresh._server.process.kill()
     fresh._server.process.wait()
     assert program()[1] == os.getpid(), "none can be started: the program is"
+
+
+@pytest.mark.parametrize(
+    ("status", "words", "kind"),
+    [
+        (-9, "", OutOfMemory),
+        (1, "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", OutOfMemory),
+        (1, "Traceback ...\nKeyError: 'weight'", RuntimeError),
+    ],
+)
+def test_a_process_that_lacks_memory_is_no_failed_check(status, words, kind, program, tmp_path, monkeypatch):
+    def run(*_):
+        (tmp_path / "log.txt").write_text(words)
+        return status
+
+    monkeypatch.setattr(fresh, "_can_fork", lambda: True)
+    monkeypatch.setattr(fresh, "_by_server", run)
+    with pytest.raises(RuntimeError) as failed:
+        program()
+    assert type(failed.value) is kind
+    assert ("it does not run" in str(failed.value)) == (kind is RuntimeError)
+    assert (out_of_memory(failed.value) is None) == (kind is RuntimeError)

@@ -1,6 +1,7 @@
 """What can generate before a cut can do so afterwards, and says the same with its cache and without."""
 
 import pytest
+import torch
 from transformers import (
     AutoConfig,
     BertModel,
@@ -16,7 +17,9 @@ from hf_pe.anatomy import discover, resized
 from hf_pe.errors import UsageError
 from hf_pe.generation import depth_fault, generation_fault
 from hf_pe.instance import tiny
+from hf_pe.plans import Sketch
 from hf_pe.proof import prove, require_generation
+from hf_pe.prune import StructuredPruning
 from tests.helpers import bert_config
 
 T5 = T5Config(num_layers=4, num_decoder_layers=4)
@@ -63,6 +66,37 @@ def test_a_cache_that_is_wrong_is_noticed(monkeypatch):
 
     monkeypatch.setattr(model.model.layers[0].self_attn, "forward", forgetful)
     assert generation._fault_of(model, LlamaForCausalLM.generate)
+
+
+def test_what_cannot_be_checked_is_said(monkeypatch):
+    config = AutoConfig.for_model("llama", num_hidden_layers=4)
+    (axis,) = discover(config, LlamaForCausalLM).named("layers")
+    kept = {axis.name: {axis.groups[0]: [0, 1]}}
+    assert require_generation(config, LlamaForCausalLM, kept) == ()
+
+    def refuse(*_, **__):
+        raise ValueError("no smaller one")
+
+    monkeypatch.setattr(generation, "tiny", refuse)
+    assert depth_fault(config, config, LlamaForCausalLM) is None
+    (note,) = require_generation(config, LlamaForCausalLM, kept)
+    assert "whether LlamaForCausalLM still generates could not be checked" in note
+    plan, _ = StructuredPruning(keep={"layers": 2}).outline(Sketch(config, LlamaForCausalLM))
+    assert note in plan.notes
+
+
+def test_a_want_of_memory_is_no_fault_of_a_model(monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    config = tiny(AutoConfig.for_model("llama", num_hidden_layers=3, vocab_size=77))
+    monkeypatch.setattr(generation, "lively", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        generation._fault(generation.Architecture.of(config, LlamaForCausalLM))
+    monkeypatch.setattr("hf_pe.proof.lively", full)
+    (axis,) = discover(config, LlamaForCausalLM).named("ffn")
+    with pytest.raises(torch.OutOfMemoryError):
+        prove(config, LlamaForCausalLM, axis)
 
 
 def test_what_never_generated_is_not_held_against_a_cut():

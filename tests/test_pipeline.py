@@ -33,6 +33,7 @@ from hf_pe import (
 from hf_pe.checkpoints import resolve
 from hf_pe.data import DataConfig
 from hf_pe.hub import Publish, prepare
+from hf_pe.inputs import local_inputs
 from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.pipeline import check_order, find_task, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
@@ -129,7 +130,7 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
 
 def test_a_result_is_not_saved_over_what_was_read_or_is_in_use(result, bert_folder, tmp_path, monkeypatch):
     made, folder = result
-    with pytest.raises(UsageError, match="is the model"):
+    with pytest.raises(UsageError, match="is the model's own folder"):
         made.save(bert_folder, overwrite=True)
     with pytest.raises(UsageError, match="not empty"):
         made.save(folder)
@@ -345,6 +346,40 @@ def test_the_task_is_told_from_the_model(bert_folder):
 def test_a_loaded_model_needs_its_tokenizer(bert_folder):
     with pytest.raises(UsageError, match="processor"):
         compress(BertModel.from_pretrained(bert_folder), [PRUNE], data=TEXTS, task="embedding")
+
+
+class Reached(Exception):
+    """Carries what `prepare` was given."""
+
+
+def test_a_processor_may_lie_elsewhere(bert_folder, tokenizer, tmp_path, monkeypatch):
+    def prepared(task, examples, processor, config):
+        raise Reached(processor)
+
+    monkeypatch.setattr(pipeline, "prepare", prepared)
+    model, words = tmp_path / "model", tmp_path / "words"
+    BertModel.from_pretrained(bert_folder).save_pretrained(model)
+    tokenizer.save_pretrained(words)
+    (tmp_path / "text.txt").write_text("\n".join(TEXTS))
+    told = {
+        "model": str(model),
+        "processor": str(words),
+        "task": "embedding",
+        "data": {"train": str(tmp_path / "text.txt")},
+    }
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump(told | {"recipes": [{"recipe": "prune", "keep": {"ffn": 0.5}}]})
+    )
+    recipe = read_recipe(tmp_path / "recipe.yaml")
+    settings = {"data": recipe.data, "task": recipe.task}
+    with pytest.raises(Reached) as reached:
+        compress(recipe.source(), recipe.recipes, processor=recipe.processor, **settings)
+    assert reached.value.args[0].get_vocab() == tokenizer.get_vocab()
+    with pytest.raises(UsageError, match="has no tokenizer or processor"):
+        compress(recipe.source(), recipe.recipes, **settings)
+    with pytest.raises(UsageError, match=r"processor: the folder .* does not exist"):
+        compress(recipe.source(), recipe.recipes, processor=str(tmp_path / "none"), **settings)
+    assert local_inputs(recipe.source(), recipe.recipes, recipe.data, recipe.processor)["the processor words"] == words
 
 
 def test_the_version_is_told():

@@ -5,6 +5,8 @@ from hf_pe.anatomy.axis import Anatomy as Anatomy
 from hf_pe.anatomy.axis import Axis as Axis
 from hf_pe.anatomy.axis import Layout as Layout
 from hf_pe.anatomy.axis import Slot as Slot
+from hf_pe.anatomy.discover import AXIS_OF_FIELD as AXIS_OF_FIELD
+from hf_pe.anatomy.discover import DEPTHS as DEPTHS
 from hf_pe.anatomy.discover import EVERYWHERE as EVERYWHERE
 from hf_pe.anatomy.discover import HEADS as HEADS
 from hf_pe.anatomy.discover import Architecture as Architecture

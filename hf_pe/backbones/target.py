@@ -14,7 +14,7 @@ from hf_pe.anatomy import label_head, skeleton
 from hf_pe.backbones.presets import PRESETS
 from hf_pe.bridge import Seam, foldable
 from hf_pe.checkpoints import Source, auto_class_of, class_for, load_config, resolve
-from hf_pe.errors import UsageError, nearest
+from hf_pe.errors import UsageError, nearest, pass_on_memory_errors
 from hf_pe.instance import reads
 
 CARRIED = (
@@ -185,6 +185,7 @@ def _built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreT
     try:
         return skeleton(config, model_class)
     except Exception as error:  # values that do not fit together may raise anything
+        pass_on_memory_errors(error)
         raise UsageError(f"swap.config: {model_class.__name__} cannot be built: {error}") from error
 
 

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from hf_pe.errors import UsageError
 from hf_pe.files import write_whole
+from hf_pe.json_files import read_object
 
 T = TypeVar("T")
 
@@ -102,4 +103,4 @@ def remember(file: Path, **state: Any) -> None:
 
 def recall(file: Path, *, resumed: bool) -> dict[str, Any]:
     """What was remembered, where this run goes on from a checkpoint."""
-    return dict(json.loads(file.read_text("utf-8"))) if resumed and file.is_file() else {}
+    return read_object(file, "Delete it: this run then begins without it.") if resumed and file.is_file() else {}

@@ -19,7 +19,7 @@ from hf_pe.errors import UsageError, nearest
 
 Columns = dict[str, list[Any]]
 SCALARS = (str, int, float)
-UNREADABLE = (OSError, EOFError, LookupError, ValueError, zlib.error)
+UNREADABLE = (OSError, EOFError, LookupError, ValueError, RecursionError, zlib.error)
 """What decoding, unpacking and parsing raise where a file is not what its name says."""
 
 
@@ -79,6 +79,11 @@ def _dataset(path: Path, content: Columns, config: DataConfig) -> datasets.Datas
             raise UsageError(
                 f"Data: {path}: the values of column '{name}' are not all of one kind ({str(error)[:120]}). "
                 "Write them alike."
+            ) from error
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"Data: {path}: a text of column '{name}' has half a character (a lone surrogate), which no encoding "
+                "can hold. Write the text again, whole."
             ) from error
     return datasets.Dataset.from_dict(content)
 
@@ -145,7 +150,7 @@ def _json_lines(path: Path, config: DataConfig) -> Columns:
             if line.strip():
                 try:
                     rows.append(_object(json.loads(line)))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"line {number}: {error}") from error
     return _by_column(rows)
 

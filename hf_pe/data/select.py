@@ -12,6 +12,9 @@ from hf_pe.data.config import DataConfig
 from hf_pe.errors import UsageError
 from hf_pe.report import RowCounts
 
+SHOWN = 80
+"""Characters of a value that a message shows."""
+
 
 def usable(
     rows: datasets.Dataset, config: DataConfig, name: str, known: set[bytes]
@@ -117,7 +120,13 @@ def _refuse_chat(row: dict[str, Any], config: DataConfig, name: str) -> None:
         value = row[column]
         if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(each, dict) for each in value)):
             raise UsageError(
-                f"Data: {name}: expected texts in column '{column}', got {str(value)[:80]}: chat data are not "
-                "supported yet. Write the finished text of each conversation into a column, for example what "
+                f"Data: {name}: expected texts in column '{column}', got {_shortened(value)}. Chat data are not "
+                "supported yet: write the finished text of each conversation into a column, for example what "
                 "tokenizer.apply_chat_template(messages, tokenize=False) returns."
             )
+
+
+def _shortened(value: Any) -> str:
+    """Return how a message shows a value: its first characters, with dots where the rest is left out."""
+    text = str(value)
+    return f"`{text}`" if len(text) <= SHOWN else f"`{text[: SHOWN - 4]} ...`"

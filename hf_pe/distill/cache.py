@@ -24,6 +24,7 @@ from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
 from hf_pe.files import is_unfinished, write_whole, written_beside
 from hf_pe.hashes import processor_sha256
+from hf_pe.json_files import read_object
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
 from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, rows_within, token_head
@@ -267,7 +268,7 @@ def _check(folder: Path, note: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(note, indent=2) + "\n")
         return
-    was = json.loads(file.read_text("utf-8"))
+    was = read_object(file, "Delete the folder, or give another one: the answers in it cannot be told apart.")
     other = [key for key in note if was.get(key) != note[key]]
     if other:
         what = ", ".join(f"{key} ({was.get(key)} there, {note[key]} now)" for key in other)

@@ -35,7 +35,7 @@ def last_whole_checkpoint(folder: Path) -> str | None:
 def _is_whole(folder: Path) -> bool:
     try:
         expected = json.loads((folder / WHOLE).read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return bool(expected == _sizes(folder))
 

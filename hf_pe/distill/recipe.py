@@ -225,10 +225,11 @@ class Distillation(Frozen):
                 _reuse_head(learner, teachers, data)
             known = known_ids(data.processor)
             objective = build(learner, teachers, data.task, batch, known=known, **self._settings())
-            place = str(work) if work is not None and self.checkpoint_every else scratch
+            keeps = work is not None and self.checkpoint_every is not None
+            place = str(work) if keeps else scratch
             trainer = DistillationTrainer(
                 model=learner,
-                args=self._arguments(place, len(rows), "input_ids" in rows.column_names),
+                args=self._arguments(place, len(rows), "input_ids" in rows.column_names, keeps=keeps),
                 train_dataset=rows,
                 data_collator=collate,
                 callbacks=[
@@ -308,7 +309,7 @@ class Distillation(Frozen):
         """What the objective is built from, beside models and batch."""
         return {name: getattr(self, name) for name in ("losses", "temperature", "beta", "layers", "seed")}
 
-    def _arguments(self, work: str, rows: int, text: bool) -> TrainingArguments:
+    def _arguments(self, work: str, rows: int, text: bool, *, keeps: bool) -> TrainingArguments:
         size = min(self.batch_size, rows)
         return TrainingArguments(
             output_dir=work,
@@ -322,7 +323,7 @@ class Distillation(Frozen):
             lr_scheduler_type="cosine",
             bf16=self._autocasts,
             train_sampling_strategy="group_by_length" if text else "random",
-            save_strategy="no" if self.checkpoint_every is None else "steps",
+            save_strategy="steps" if keeps else "no",
             save_steps=self.checkpoint_every or 500,
             save_total_limit=2,
             logging_steps=max(self.steps // 50, 1),
@@ -407,5 +408,8 @@ class _HeadFirst(TrainerCallback):
 
 
 class _Progress(TrainerCallback):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        advance("distillation", state.global_step, state.max_steps)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         advance("distillation", state.global_step, state.max_steps)

@@ -14,7 +14,7 @@ from hf_pe import packing
 from hf_pe.adapters import merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.errors import UsageError, listed
+from hf_pe.errors import UsageError, listed, pass_on_memory_errors
 from hf_pe.plans import Frozen
 from hf_pe.tasks import TaskData
 
@@ -68,7 +68,8 @@ class Teacher(Frozen):
                     teacher = PeftModel.from_pretrained(teacher, self.adapter)
                 else:
                     teacher = merged(teacher, read_adapter(self.adapter))
-            except (OSError, ValueError, RuntimeError) as error:
+            except Exception as error:  # damaged files may raise anything
+                pass_on_memory_errors(error)
                 raise UsageError(
                     f"distil.teachers.adapter: {self.adapter} does not fit {self.model}: {error}"
                 ) from error

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     TrainerCallback,
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import sort_checkpoints
 
 from hf_pe.adapters import prompt_learning
 from hf_pe.distill.attention import watchable
@@ -28,6 +30,7 @@ from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import known_ids, require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
+from hf_pe.overflow import overflow_of
 from hf_pe.packing import plain_layout_
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import Batch, Task, task_named
@@ -269,11 +272,27 @@ class DistillationMixin:
         rows = _rows_of(inputs, trainer.train_dataset)
         first = next(iter(inputs.values()))
         where = f"training rows {rows}" if rows else f"a batch of {tuple(first.shape)}"
+        checkpoints = sort_checkpoints(trainer.args.output_dir) if trainer.args.save_strategy != "no" else []
+        kept = f"; checkpoints in {trainer.args.output_dir} are as they were" if checkpoints else ""
         return (
             f"Step {trainer.state.global_step + 1}: {', '.join(wrong) or 'the sum of all terms'} is not finite in "
-            f"{where}. The run stopped before these weights changed; checkpoints in {trainer.args.output_dir} are as "
-            "they were. Look at these rows, or lower learning_rate, or train in float32."
+            f"{where}. The run stopped before these weights changed{kept}. "
+            + (self._what_teacher_failed(inputs) or "Look at these rows, lower learning_rate, or train in float32.")
         )
+
+    def _what_teacher_failed(self, inputs: Batch) -> str:
+        """Return whether a teacher's own answers on a batch are not finite, in sentences; "" where all are."""
+        objective = self.distillation
+        for number, teacher in enumerate(objective.teachers, 1):
+            ask = partial(teacher.signals, inputs, task=objective.task, hidden=False, attentions=False)
+            wrong = [name for name, value in ask().items() if not _is_finite(value)]
+            if not wrong:
+                continue
+            which = f"teacher {number}" if len(objective.teachers) > 1 else "the teacher"
+            overflow = overflow_of(teacher.model, ask) if isinstance(teacher, Live) else None
+            way_out = overflow or "Load it in float32 or bfloat16, look at these rows, or take another teacher."
+            return f"The cause is {which}: its {' and '.join(wrong)} on these rows are no numbers. {way_out}"
+        return ""
 
     @contextmanager
     def _watchable(self) -> Iterator[None]:
@@ -318,6 +337,13 @@ def _averaged(parameter: torch.Tensor) -> None:
     if dist.is_available() and dist.is_initialized() and parameter.grad is not None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
+
+
+def _is_finite(signal: Any) -> bool:
+    """Return whether no part of a signal is NaN or plus infinity; what is masked may be minus infinity."""
+    if isinstance(signal, torch.Tensor):
+        return not signal.is_floating_point() or not bool((signal.isnan() | (signal == torch.inf)).any())
+    return all(_is_finite(each) for each in signal) if isinstance(signal, list | tuple) else True
 
 
 def _load_renamed(model: PreTrainedModel, folder: Path) -> None:

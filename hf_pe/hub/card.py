@@ -13,7 +13,7 @@ from hf_pe.files import write_whole
 from hf_pe.hub.merge import merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.papers import PAPERS
-from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report
+from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report, percent
 
 NOT_MEASURED = "not measured"
 MOST_SENSITIVE = 10
@@ -286,7 +286,7 @@ def _giga(value: int | None) -> float | None:
 
 def _setting(latency: Latency) -> str:
     where = "".join(f", {fact}" for fact in (latency.device, latency.dtype) if fact)
-    return f"{latency.inputs}, {latency.threads} threads{where}"
+    return f"{latency.inputs}, {latency.threads_named}{where}"
 
 
 def _shared_setting(before: Latency, after: Latency) -> str:
@@ -303,12 +303,12 @@ def _gains(report: Report) -> str:
     """One sentence with the numbers that matter."""
     one, two = report.before, report.after
     if one.disk_bytes and two.disk_bytes:
-        parts = [f"{two.disk_bytes / one.disk_bytes:.0%} of the bytes on disk"]
+        parts = [f"{percent(two.disk_bytes / one.disk_bytes)} of the bytes on disk"]
     else:
-        parts = [f"{two.parameters / one.parameters:.0%} of the parameters"]
+        parts = [f"{percent(two.parameters / one.parameters)} of the parameters"]
     if one.latency and two.latency:
         a, b = one.latency[0], two.latency[0]
-        parts.append(f"{b.p50_ms / a.p50_ms:.0%} of the latency at batch {b.batch}")
+        parts.append(f"{percent(b.p50_ms / a.p50_ms)} of the latency at batch {b.batch}")
     sentence = "With " + " and ".join(parts)
     before, after = one.quality.get(report.metric), two.quality.get(report.metric)
     if before is None or after is None:

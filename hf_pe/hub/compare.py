@@ -7,6 +7,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_pe.errors import UsageError
 from hf_pe.hub.card import comparison
+from hf_pe.hub_errors import hub_reason
 from hf_pe.report import Report, read_report
 
 
@@ -20,10 +21,13 @@ def report_of(result: str) -> Report:
         return read_report(result)
     repo, _, revision = result.partition("@")
     try:
-        return read_report(Path(hf_hub_download(repo, "report.json", revision=revision or None)).parent)
+        file = hf_hub_download(repo, "report.json", revision=revision or None)
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
-        text = " ".join(str(error).split())
-        raise UsageError(f"{result} is no folder here, and the Hub gives no report.json of it: {text[:200]}") from error
+        raise UsageError(
+            f"{result} is no folder here, and the Hub gives no report.json of it: {hub_reason(error)}. Check the "
+            "spelling, the network, and `hf auth login` for private models."
+        ) from error
+    return read_report(Path(file).parent)
 
 
 def side_by_side(one: Report, other: Report) -> tuple[list[tuple[str, str, str, str]], list[str]]:

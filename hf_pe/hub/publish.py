@@ -27,6 +27,7 @@ from hf_pe.hub.merge import merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
+from hf_pe.json_files import read_object
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN, Report, read_report
 
@@ -453,7 +454,7 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
             raise UsageError(f"{path} may run code when loaded: only safetensors goes out. Convert it or delete it.")
         files[name] = path
     if ADAPTER in files:  # from the Hub it is looked up where the model lies
-        told = json.loads((folder / ADAPTER).read_text("utf-8")) | {"base_model_name_or_path": settings.repo}
+        told = read_object(folder / ADAPTER) | {"base_model_name_or_path": settings.repo}
         files[ADAPTER] = (json.dumps(told, indent=2) + "\n").encode()
     template = Path(settings.template) if settings.template else None
     pictures = [(file, title) for file, (title, _) in PICTURES.items() if file in files]

@@ -17,6 +17,7 @@ from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
 from hf_pe.measure.quality import chance_warnings as chance_warnings
 from hf_pe.measure.quality import changes as changes
+from hf_pe.measure.quality import first_answers as first_answers
 from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality
 from hf_pe.measure.sentences import sentence_difference as sentence_difference

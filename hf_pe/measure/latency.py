@@ -17,8 +17,9 @@ SECONDS = 6.0
 """Time that one batch size is measured for where nothing else is asked for."""
 LEAST_ROUNDS, LONG_MS = 5, 60_000.0
 """Rounds at least; 2 are enough where so many take longer than that."""
+WARM_UP_PASSES = 3
 WARM_UP_MS = 2000.0
-"""Warm-up ends after three passes, or sooner once it took this long."""
+"""Warm-up ends after so many passes, or sooner once it took this long."""
 
 
 def latency(
@@ -102,18 +103,21 @@ def _taking_turns(
     most_rounds: int,
 ) -> dict[str, list[float]]:
     spent = each = 0.0
-    for _ in range(3):
+    for done in range(WARM_UP_PASSES):
+        advance(f"warming up for latency at batch {batch}", done, WARM_UP_PASSES)
         each = sum(_once(model, inputs[name]) for name, model in models.items())
         spent += each
         if spent > WARM_UP_MS:
             break
+    advance(f"warming up for latency at batch {batch}", WARM_UP_PASSES, WARM_UP_PASSES)
     least = min(max(int(LONG_MS / each), 2), LEAST_ROUNDS)
     rounds = min(max(round(seconds * 1000 / each), least), most_rounds)
     times: dict[str, list[float]] = {name: [] for name in models}
     for done in range(rounds):
+        advance(f"latency at batch {batch}", done, rounds)
         for name, model in models.items():
             times[name].append(_once(model, inputs[name]))
-        advance(f"latency at batch {batch}", done + 1, rounds)
+    advance(f"latency at batch {batch}", rounds, rounds)
     return times
 
 

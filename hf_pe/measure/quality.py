@@ -4,21 +4,56 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
-from hf_pe.errors import UsageError
+from hf_pe.errors import NotFiniteError, UsageError, pass_on_memory_errors
+from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
-from hf_pe.tasks import Judged, TaskData
+from hf_pe.tasks import Judged, TaskData, as_read_by
 
+FIRST_ROWS = 4
+"""Rows on which it is seen whether a model can answer at all."""
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 
 
 def judge(model: PreTrainedModel, data: TaskData) -> Judged:
-    """What the task sees of every held-out example."""
+    """Return what the task sees of every held-out example.
+
+    Raises:
+        NotFiniteError: `model` is in float16 and overflows on the first rows.
+    """
     training = model.training
-    found = data.task.judge(model.eval(), data)
+    model.eval()
+    overflow = overflow_of(model, lambda: first_answers(model, data))
+    if overflow is not None:
+        raise NotFiniteError(overflow)
+    found = data.task.judge(model, data)
     model.train(training)
     return found
+
+
+def first_answers(model: PreTrainedModel, data: TaskData) -> None:
+    """Pass the first evaluation rows through `model`.
+
+    Raises:
+        UsageError: it cannot read what its processor makes of them.
+    """
+    rows = data.eval.select(range(min(FIRST_ROWS, len(data.eval))))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for batch in data.batches(rows, FIRST_ROWS):
+                placed = {name: value.to(model.device) for name, value in batch.items()}
+                data.task.signals(model, placed | as_read_by(model, batch))
+    except UsageError:
+        raise
+    except Exception as error:  # sizes that do not fit may raise anything
+        pass_on_memory_errors(error)
+        raise UsageError(
+            f"{type(model).__name__} cannot read what its tokenizer or processor makes of the data: "
+            f"{' '.join(str(error).split())[:300]}. Check that the two belong together, and the settings of the "
+            "processor (preprocessor_config.json)."
+        ) from error
 
 
 def quality(model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | None = None) -> dict[str, float]:

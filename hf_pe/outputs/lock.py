@@ -103,7 +103,7 @@ def _owner(file: Path) -> Owner | None:
         return owner if isinstance(owner, dict) and {"pid", "host", "started"} <= owner.keys() else {}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -16,6 +16,10 @@ from hf_pe.files import unique_sibling
 WORK_MARKER = "hf_pe_work.json"
 RESULT_MARKER = ".hf_pe.json"
 REPORT = "report.json"
+LEFT_BEHIND = (RESULT_MARKER, ".DS_Store", "Thumbs.db", ".cache", "hf_pe.lock")
+"""No files of anybody's: our marker and lock, what systems write when a folder is looked at, and `hf download`."""
+KINDS = (".safetensors", ".json", ".yaml", ".md", ".txt", ".png", ".model", ".jinja", ".py", ".onnx", ".data", "")
+"""Endings of the files of results."""
 MAIN = "main"
 """The unquantized result where there are variants: its name among them, its folder and its branch."""
 LOCK = "hf_pe.lock"
@@ -64,10 +68,14 @@ def mark_work(folder: Path, marker: Marker) -> None:
 
 def read_marker(folder: Path) -> Marker | None:
     """Return the marker of a work folder; None where there is none that can be read."""
+    content = _json(folder / WORK_MARKER)
     try:
-        return Marker(**json.loads((folder / WORK_MARKER).read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        marker = None if content is None else Marker(**content)
+    except TypeError:
         return None
+    if marker is None or not isinstance(marker.job, dict):
+        return None
+    return marker if all(isinstance(text, str) for text in (marker.kind, marker.output, marker.run)) else None
 
 
 def work_folders(parent: Path, kind: Literal["write", "run"]) -> Iterator[tuple[Path, Marker]]:
@@ -118,8 +126,27 @@ def holds_stages(folder: Path) -> bool:
 
 
 def mark_result(folder: Path, run: str) -> None:
-    """Write the marker of a result."""
-    (folder / RESULT_MARKER).write_text(json.dumps({"format_version": 1, "run": run}) + "\n", "utf-8")
+    """Write the marker of a result: the run that made it, and its files."""
+    content = {"format_version": 1, "run": run, "files": _files(folder)}
+    (folder / RESULT_MARKER).write_text(json.dumps(content) + "\n", "utf-8")
+
+
+def strange_files(output: Path) -> list[str]:
+    """Return the files in a result that hf_pe did not write, by their paths inside.
+
+    Its marker lists those that it wrote. Results of earlier versions have no list: files of kinds that are part of no
+    result are strange there.
+    """
+    written = (_json(output / RESULT_MARKER) or {}).get("files")
+    if isinstance(written, list):
+        return sorted(set(_files(output)) - set(map(str, written)))
+    return [name for name in _files(output) if Path(name).suffix not in KINDS]
+
+
+def _files(folder: Path) -> list[str]:
+    """Return the files below `folder` by their paths inside; what systems and downloads leave behind is left out."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
+    return [path.as_posix() for path in paths if path.name not in LEFT_BEHIND and path.parts[0] not in LEFT_BEHIND]
 
 
 def run_id(folder: Path | None) -> str:
@@ -150,6 +177,6 @@ def _has_report(folder: Path) -> bool:
 def _json(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from hf_pe.errors import UsageError
-from hf_pe.outputs.marker import is_result
+from hf_pe.errors import UsageError, listed
+from hf_pe.outputs.marker import is_result, strange_files
 
 Inputs = Mapping[str, Path]
 """Local paths that are read, by what they are: "the model"."""
@@ -51,7 +51,7 @@ def check_place(folder: Path, what: str, inputs: Inputs | None = None) -> None:
     for name, path in (inputs or {}).items():
         relation = _overlap(folder, path)
         if relation:
-            raise UsageError(f"{what} {relation} {name} ({path}), which must stay as it is. Give another folder.")
+            raise UsageError(f"{what} {relation.format(name)} ({path}), which must stay as it is. Give another folder.")
 
 
 def check_replaceable(output: Path, *, overwrite: bool) -> None:
@@ -67,10 +67,16 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
             f"Output folder {output} is not empty. Give another one, or --overwrite to replace it after success."
         )
     if not is_result(output):
-        names = ", ".join(sorted(path.name for path in output.iterdir())[:4])
+        names = listed(sorted(path.name for path in output.iterdir()))
         raise UsageError(
             f"Output folder {output} was not written by hf-pe (it has {names}), so --overwrite does not replace it. "
             "Give another folder, or remove this one yourself."
+        )
+    strange = strange_files(output)
+    if strange:
+        raise UsageError(
+            f"Output folder {output} holds files that hf-pe did not write ({listed(strange)}), and --overwrite would "
+            "remove them. Move them away, or give another folder."
         )
 
 
@@ -95,11 +101,11 @@ def require_space(place: Path, needed: int, what: str) -> None:
 
 
 def _overlap(folder: Path, path: Path) -> str | None:
-    """Say how `folder` overlaps `path`: None where it does not."""
+    """Return how `folder` overlaps `path`, a sentence with a place for its name: None where it does not."""
     inside, around = _contains(path, folder), _contains(folder, path)
     if inside and around:
-        return "is"
-    return "holds" if around else "lies inside" if inside else None
+        return "is {}'s own folder"
+    return "holds {}" if around else "lies inside {}" if inside else None
 
 
 def _contains(folder: Path, path: Path) -> bool:

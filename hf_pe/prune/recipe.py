@@ -168,7 +168,7 @@ class StructuredPruning(Frozen):
         layers = {
             name: _last_removed(sketch, axes[name], size) for name, size in target.items() if _has([name], "layers")
         }
-        require_generation(sketch.config, sketch.model_class, layers)
+        notes = (*notes, *require_generation(sketch.config, sketch.model_class, layers))
         for name in target:
             needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
             read = any(slot.consumes and slot.layout.share == 1 for slot in axes[name].slots)

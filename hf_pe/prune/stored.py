@@ -6,12 +6,10 @@ group of tensors at a time.
 """
 
 import copy
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -27,10 +25,9 @@ from transformers.utils.loading_report import LoadStateDictInfo
 
 from hf_pe import progress
 from hf_pe.errors import UsageError
+from hf_pe.shards import INDEX, WHOLE, open_shard, read_index, require_whole
 from hf_pe.weight_checks import require_present, require_shapes, unread_parts
 
-INDEX = "model.safetensors.index.json"
-WHOLE = "model.safetensors"
 Tensors = Mapping[str, torch.Tensor]
 Renamed = tuple[str, str | None]
 """What a tensor becomes (a part of), and the pattern of the conversion that makes it, if one does."""
@@ -55,17 +52,18 @@ class Stored(Lazy):
     """The tensors of a folder of safetensors, read when they are asked for."""
 
     def __init__(self, folder: Path) -> None:
+        require_whole(folder)
         if (folder / INDEX).is_file():
-            self.place = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+            self.place = read_index(folder)
         elif (folder / WHOLE).is_file():
-            with safe_open(folder / WHOLE, "pt") as file:
+            with open_shard(folder / WHOLE) as file:
                 self.place = dict.fromkeys(file.keys(), WHOLE)
         else:
             raise UsageError(f"{folder.name} has no {WHOLE} and no {INDEX}: only safetensors can be cut on disk.")
         self.folder = folder
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self.folder / self.place[name], "pt") as file:
+        with open_shard(self.folder / self.place[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
@@ -73,7 +71,7 @@ class Stored(Lazy):
         """All of them on the meta device."""
         found: dict[str, torch.Tensor] = {}
         for each in sorted({*self.place.values()}):
-            with safe_open(self.folder / each, "pt") as file:
+            with open_shard(self.folder / each) as file:
                 for name in (name for name, holder in self.place.items() if holder == each):
                     found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
         return found

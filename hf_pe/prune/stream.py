@@ -15,13 +15,15 @@ from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
 from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resolve
 from hf_pe.errors import UsageError
+from hf_pe.json_files import read_object
 from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.plans import Sketch
 from hf_pe.proof import require_generation, require_proof
 from hf_pe.prune.budget import axes_named, kept_sizes, one_or_all, sizes_in_turn
 from hf_pe.prune.norms import rescaling_warnings
-from hf_pe.prune.stored import INDEX, Stored, Tensors, as_in_memory, as_on_disk
+from hf_pe.prune.stored import Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.sentence_files import require_width
+from hf_pe.shards import INDEX
 from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
 from hf_pe.weight_checks import require_finite
 
@@ -100,7 +102,8 @@ def cut_checkpoint(
                 progress.warn(sentence)
             depths |= {name: named} if named else {}
             if named and len(depths) == len(layers):
-                require_generation(sketch.config, model_class, depths)
+                for sentence in require_generation(sketch.config, model_class, depths):
+                    progress.warn(sentence)
             progress.say(f"choosing units of {name}")
             kept = named or _largest(state, axis, sizes[name], norm)
             size = len(next(iter(kept.values())))
@@ -126,7 +129,7 @@ def cut_checkpoint(
 def _generation_settings(folder: Path) -> dict[str, Any]:
     """Return the values of a folder's generation config, by field; none where it has no such file."""
     file = folder / GENERATION
-    settings: dict[str, Any] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    settings: dict[str, Any] = read_object(file) if file.is_file() else {}
     return settings
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hf_pe.anatomy import skeleton
 from hf_pe.measure import bits_loaded
 from hf_pe.plans import Sketch
+from hf_pe.report import percent
 
 LARGE = 1 / 3
 """Share of the parameters from which on it is worth a warning that they are not quantized."""
@@ -36,7 +37,7 @@ class Unquantized:
         """The shares as a sentence for plans and cards."""
         if not self.parameters:
             return "all parameters are quantized"
-        groups = ", ".join(f"{name} {share:.0%}" for name, share in self.largest.items())
+        groups = ", ".join(f"{name} {percent(share)}" for name, share in self.largest.items())
         return (
             f"{self.parameters:.1%} of the parameters stay in {self.bits} bits and take {self.bytes:.1%} of the bytes "
             f"(of all parameters: {groups})"

@@ -20,6 +20,7 @@ from hf_pe.quantize.coverage import listed, unquantized
 from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
+from hf_pe.report import percent
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TaskData
 
@@ -124,7 +125,7 @@ class BitsAndBytesQuantization(Frozen):
             weights = sum(linear.values())
             bits += min(self._room(sketch, linear) / weights, _own_bits(sketch) - self.bits)
         after = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
-        first = f"{len(linear)} linear layers packed"
+        first = f"{len(linear)} linear layers in {TITLES[self.method]}"
         if self.budgeted:
             first = f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
         return self._plan(after, (first, *kept_notes), exact=not self.budgeted), after
@@ -162,12 +163,13 @@ class BitsAndBytesQuantization(Frozen):
         bits = {name: taken[name].bits if name in taken else self.bits for name in linear}
         after = replace(sketch, bits=sketch.bits | {f"{n}.weight": b for n, b in bits.items() if n not in staying})
         took = sum(linear[name] * bits[name] for name in linear) / sum(linear.values())
-        whole = sum(lost.values())
+        whole, spared = sum(lost.values()), sum(each.spared for each in taken.values())
         notes = (
-            f"{len(linear) - len(staying)} of {len(linear)} linear layers packed: {took:.3g} bits a weight in the mean",
+            f"{len(linear) - len(staying)} of {len(linear)} linear layers in {TITLES[self.method]}: "
+            f"{took:.3g} bits a weight in the mean",
             f"{len(staying)} kept by their {self.sensitivity} sensitivity",
             *([f"{len(between)} of them in {self.between}, which is planned only"] if self.between else []),
-            f"loss expected: {1 - sum(each.spared for each in taken.values()) / max(whole, 1e-30):.0%} of all packed",
+            f"loss expected: {percent(1 - spared / max(whole, 1e-30))} of all packed",
             *kept_notes,
         )
         return self._plan(
@@ -253,7 +255,8 @@ class BitsAndBytesQuantization(Frozen):
         kept = self.kept_modules(model)
         anyway = packing.kept_modules(model, "int8", self.skip)
         unfit = [name for name in unfit_widths(model, self.method) if name not in anyway]
-        notes = [f"kept as they are: {listed(kept)}"]
+        others = [name for name in kept if name not in unfit]
+        notes = [f"kept as they are: {listed(others)}"] if others else []
         if unfit:
             notes.append(
                 f"kept because of their widths (4-bit kernels want inputs in multiples of {BLOCK} and outputs in "

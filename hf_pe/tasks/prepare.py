@@ -6,10 +6,11 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow.compute as pc
+import torch
 from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.padding import padding_token
 from hf_pe.tasks.base import Task, TaskData
 
@@ -37,7 +38,7 @@ def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedCo
         processor.pad_token = padding_token(processor, config)
     if examples.config.media is None:
         examples = _within_positions(examples, config)
-    data = task.prepare(examples, processor, config)
+    data = _prepared(task, examples, processor, config)
     _require_known_ids(data, config)
     counts = examples.counts.model_copy(update={"truncated": data.truncated})
     return replace(
@@ -45,6 +46,29 @@ def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedCo
         examples=replace(data.examples, counts=counts),
         warnings=(*data.warnings, *_truncation_warnings(data), *_evaluation_warnings(data, config)),
     )
+
+
+def _prepared(task: Task, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
+    """Let the task prepare the examples, and the first of them become a batch.
+
+    Raises:
+        UsageError: the tokenizer or processor cannot do it; what its files say may be anything.
+    """
+    try:
+        data = task.prepare(examples, processor, config)
+        if processor is not None:
+            with torch.random.fork_rng(devices=[]):  # collators that hide tokens draw
+                data.collate([data.train[data.calibration_rows[0]]])
+        return data
+    except UsageError:
+        raise
+    except Exception as error:
+        pass_on_memory_errors(error)
+        raise UsageError(
+            f"{type(processor).__name__} cannot prepare the data: {' '.join(str(error).split())[:300]}. Its files "
+            "(tokenizer_config.json, preprocessor_config.json and the like) are damaged or are another model's: "
+            "download them again, or give the processor that belongs to the model."
+        ) from error
 
 
 def positions(config: PretrainedConfig) -> int | None:

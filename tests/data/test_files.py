@@ -132,3 +132,12 @@ def test_parquet_keeps_names_of_labels_and_leaves_other_columns_alone(tmp_path):
     (tmp_path / "b.parquet").write_text(json.dumps({}))
     with pytest.raises(UsageError, match=r"cannot be read as \.parquet"):
         rows(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_what_no_reader_can_hold_is_a_message(name, tmp_path):
+    deep = '{"text": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    with pytest.raises(UsageError, match=r"cannot be read as \.jsonl? in utf-8.*recursion"):
+        rows(write(tmp_path / name, deep + "\n" if name == "a.jsonl" else f"[{deep}]"))
+    with pytest.raises(UsageError, match=r"column 'text' has half a character .*Write the text again"):
+        rows(write(tmp_path / name, '{"text": "\\ud800"}\n'))

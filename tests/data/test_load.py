@@ -124,8 +124,14 @@ def test_given_rows_with_settings():
 
 def test_chat_is_refused_with_the_reason():
     path = str(shared("cases/data/chat.jsonl"))
-    with pytest.raises(UsageError, match=r"chat data are not supported yet.*apply_chat_template"):
+    with pytest.raises(UsageError, match=r"Chat data are not supported yet.*apply_chat_template"):
         load_examples(DataConfig(train=path, text="messages"))
+
+
+def test_a_value_that_is_cut_short_in_a_message_ends_before_the_next_word():
+    rows = datasets.Dataset.from_dict({"text": [[{"role": "user", "content": "x" * 200}]] * 3})
+    with pytest.raises(UsageError, match=r"got `\[\{.*x \.\.\.`\. Chat data are not"):
+        load_examples(rows)
 
 
 def test_builtin_prose_is_prose():

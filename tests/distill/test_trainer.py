@@ -219,11 +219,40 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_rows(languag
     student, data = language
     trainer = made(DistillationTrainer, student, data, tmp_path, save_strategy="steps", save_steps=2, max_steps=8)
     trainer.add_callback(Poison())
-    with pytest.raises(NotFiniteError, match=r"Step 4: .*kl \(nan\).* in training rows \[\d+"):
+    with pytest.raises(NotFiniteError, match=r"Step 4: .*kl \(nan\).* in training rows \[\d+.*checkpoints in"):
         trainer.train()
     kept = LlamaForCausalLM.from_pretrained(tmp_path / "checkpoint-2")
     assert all(torch.isfinite(p).all() for p in kept.parameters())
     assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_a_teacher_that_answers_with_nan_is_named_as_the_cause_and_no_folder_that_is_gone(language):
+    student, data = language
+    with torch.no_grad():
+        data.teacher.model.norm.weight[0] = torch.nan
+    recipe = Distillation(steps=2, batch_size=4, losses={"kl": 1.0}, checkpoint_every=1)
+    with pytest.raises(NotFiniteError, match=r"The cause is the teacher: its .*logits.* are no numbers") as stopped:
+        recipe.train(student, data)
+    assert "/tmp" not in str(stopped.value) and "checkpoints in" not in str(stopped.value)
+    assert "take another teacher" in str(stopped.value)
+
+
+def test_a_float16_teacher_that_overflows_is_told_so(language):
+    student, data = language
+    with torch.no_grad():
+        data.teacher.model.layers[0].mlp.down_proj.weight.mul_(1e4)
+    data.teacher.to(torch.float16)
+    recipe = Distillation(steps=2, batch_size=4, losses={"kl": 1.0})
+    with pytest.raises(NotFiniteError, match=r"the teacher: .* float16, which overflows in model\.layers\.0\."):
+        recipe.train(student, data)
+
+
+def test_a_student_that_diverges_is_not_blamed_on_the_teacher(language, tmp_path):
+    student, data = language
+    with torch.no_grad():
+        student.model.norm.weight[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"before these weights changed\. Look at these rows"):
+        made(DistillationTrainer, student, data, tmp_path, save_strategy="steps", save_steps=2).train()
 
 
 def test_a_resumed_run_is_the_run(bert_folder, tokenizer, tmp_path):

@@ -2,12 +2,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import bootstrap
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.measure import chance_warnings, changes, quality
+from hf_pe.errors import NotFiniteError, UsageError
+from hf_pe.measure import chance_warnings, changes, first_answers, judge, quality
 from hf_pe.tasks import CausalLM, Judged
 from tests.helpers import TEXTS, taught
 
@@ -53,6 +55,25 @@ def test_a_slice_tells_where_it_got_worse():
     assert parts["hard"].high < 0
     assert (parts["easy"].low, parts["easy"].high) == (0, 0)
     assert parts["hard"].examples == 100
+
+
+def test_a_model_that_cannot_read_its_batches_is_named_before_work(tokenizer, llama_folder):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+    first_answers(model, data)
+    model.model.embed_tokens = torch.nn.Embedding(200, 32)
+    with pytest.raises(UsageError, match=r"LlamaForCausalLM cannot read what its tokenizer or processor makes"):
+        first_answers(model, data)
+
+
+def test_a_float16_model_that_overflows_is_named_before_it_is_scored(tokenizer, llama_folder):
+    model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.mul_(1e4)
+    judge(model, data)
+    with pytest.raises(NotFiniteError, match=r"float16, which overflows in model\.layers\.1\..*bfloat16"):
+        judge(model.to(torch.float16), data)
 
 
 def with_other_numbers(tokenizer):

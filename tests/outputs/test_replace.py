@@ -90,16 +90,42 @@ def test_a_folder_that_holds_results_is_no_result(tmp_path):
         check_output(tmp_path / "all", overwrite=True)
 
 
+def test_files_that_someone_put_into_a_result_are_named_and_stay(tmp_path):
+    write(tmp_path / "out", "result")
+    write(tmp_path / "out", "next", overwrite=True)
+    (tmp_path / "out" / ".DS_Store").write_text("")
+    (tmp_path / "out" / "plots").mkdir()
+    for name in ("notes.txt", "plots/one.png"):
+        (tmp_path / "out" / name).write_text("mine")
+    for act in (check_output, write):
+        with pytest.raises(UsageError, match=r"did not write \(notes\.txt, plots/one\.png\).*Move them away"):
+            act(tmp_path / "out", **({"overwrite": True} | ({"content": "lost"} if act is write else {})))
+    assert (tmp_path / "out" / "plots" / "one.png").read_text() == "mine" and content(tmp_path / "out") == "next"
+    (tmp_path / "out" / "notes.txt").unlink()
+    shutil.rmtree(tmp_path / "out" / "plots")
+    write(tmp_path / "out", "last", overwrite=True)
+    assert content(tmp_path / "out") == "last"
+
+
+def test_a_result_of_an_earlier_version_is_known_by_the_kinds_of_its_files(tmp_path):
+    write(tmp_path / "out", "result")
+    (tmp_path / "out" / ".hf_pe.json").write_text('{"format_version": 1, "run": ""}')
+    check_output(tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "thesis.pdf").write_text("mine")
+    with pytest.raises(UsageError, match=r"did not write \(thesis\.pdf\)"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("model", r"is the model \("),
-        ("linked/model", r"is the model \("),
+        ("model", r"is the model's own folder \("),
+        ("linked/model", r"is the model's own folder \("),
         ("model/small", r"lies inside the model \("),
         ("linked/model/small", r"lies inside the model \("),
         ("rows", r"holds data\.train \("),
         ("cache/small", r"lies inside distil\.cache \("),
-        ("cache", r"is distil\.cache \("),
+        ("cache", r"is distil\.cache's own folder \("),
     ],
 )
 def test_an_output_is_clear_of_what_is_read(tmp_path, output, message):
@@ -228,4 +254,5 @@ def test_a_failed_rename_puts_the_old_content_back(tmp_path, monkeypatch):
 
 def test_a_result_says_which_run_made_it(tmp_path):
     write(tmp_path / "out", "result", run="abc")
-    assert json.loads((tmp_path / "out" / ".hf_pe.json").read_text()) == {"format_version": 1, "run": "abc"}
+    marker = json.loads((tmp_path / "out" / ".hf_pe.json").read_text())
+    assert marker == {"format_version": 1, "run": "abc", "files": ["file.txt"]}

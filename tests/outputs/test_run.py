@@ -5,7 +5,7 @@ import pytest
 
 from hf_pe.errors import UsageError
 from hf_pe.outputs import check_stages_folder, replaced, run_folder, run_id, stages_folder
-from hf_pe.outputs.marker import make_work_folder
+from hf_pe.outputs.marker import make_work_folder, read_marker
 from hf_pe.progress import listen
 
 
@@ -57,6 +57,22 @@ def test_finished_stages_are_refused_resumed_or_begun_anew(tmp_path):
             assert run == (folder, False)
             assert (folder / "0-prune" / "stage.json").is_file()
             raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"kind": "run", "output": "x", "job": null}',
+        '{"kind": 3, "output": []}',
+        "[" * 100_000,
+        "null",
+        "[1]",
+        "\ud800",
+    ],
+)
+def test_a_damaged_marker_marks_nothing(content, tmp_path):
+    (tmp_path / "hf_pe_work.json").write_text(content, "utf-8", "surrogatepass")
+    assert read_marker(tmp_path) is None
 
 
 def test_a_training_that_was_stopped_half_way_counts_as_work(tmp_path):

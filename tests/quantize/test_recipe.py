@@ -69,7 +69,7 @@ def test_the_outline_states_the_bytes_that_come(settings, bits):
     plan, _ = recipe.outline(Sketch(config=config, model_class=BertModel))
     small = packed(lively(BertModel(config)), **settings)
     assert plan.weight_bytes == pytest.approx(weight_bytes(small), rel=0.02)
-    assert "25 linear layers packed" in plan.notes
+    assert f"25 linear layers in {'int8' if bits == 8 else 'NF4'}" in plan.notes
 
 
 def test_the_given_model_is_left_alone():
@@ -92,7 +92,7 @@ def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
     """Its 4-bit CPU kernel needs input widths in whole blocks of 64."""
     config = bert_config(hidden_size=96, intermediate_size=128)
     plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=BertModel))
-    assert "4 linear layers packed" in plan.notes
+    assert "4 linear layers in NF4" in plan.notes
     small = packed(lively(BertModel(config)))
     assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
     assert type(small.encoder.layer[0].output.dense) is not torch.nn.Linear
@@ -106,16 +106,18 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
         num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=0,
     )  # fmt: skip
     plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=LlamaForCausalLM))
-    assert "4 linear layers packed" in plan.notes
+    assert "4 linear layers in NF4" in plan.notes
     unfit = next(note for note in plan.notes if "widths" in note)
     for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
         assert f"model.layers.*.{name} (2 times)" in unfit
+    (kept,) = [note for note in plan.notes if note.startswith("kept as they are")]
+    assert "self_attn.k_proj" not in kept, "said once, with the reason"
     assert "lm_head" not in unfit and "multiples of 32" in unfit
     small = packed(lively(LlamaForCausalLM(config)))
     assert type(small.model.layers[0].self_attn.k_proj) is torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
     eight, _ = BitsAndBytesQuantization(method="int8").outline(Sketch(config=config, model_class=LlamaForCausalLM))
-    assert "14 linear layers packed" in eight.notes and "widths" not in "".join(eight.notes)
+    assert "14 linear layers in int8" in eight.notes and "widths" not in "".join(eight.notes)
 
 
 def test_nothing_to_pack_is_refused():

@@ -13,6 +13,7 @@ from transformers import (
     RobertaConfig,
     T5Config,
     ViTConfig,
+    ViTImageProcessor,
     Wav2Vec2Config,
     XLNetConfig,
 )
@@ -161,6 +162,17 @@ def test_rows_that_only_a_training_reads_are_checked_where_something_trains(tmp_
     data = prepare(task_named("image_classification"), replace(examples, eval=evaluation), None, ViTConfig())
     with pytest.raises(UsageError, match=r"1 of 10 rows of column 'image' cannot be read.*\n.*cannot identify image"):
         data.check_training_rows()
+
+
+@pytest.mark.parametrize("settings", [{"image_mean": [0.5]}, {"resample": -1}, {"image_std": "x"}])
+def test_a_processor_with_broken_settings_is_named_before_work(settings):
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    for name, value in settings.items():
+        setattr(processor, name, value)
+    rows = datasets.Dataset.from_dict({"image": [Image.new("RGB", (9, 9))] * 4, "label": ["negative", "positive"] * 2})
+    examples = load_examples((rows, DataConfig(train="rows", image="image", label="label")))
+    with pytest.raises(UsageError, match=r"ViTImageProcessor\w* cannot prepare the data: .*preprocessor_config"):
+        prepare(task_named("image_classification"), examples, processor, ViTConfig(image_size=16, **LABELS))
 
 
 def test_recordings_that_cannot_be_read_are_named_before_work():

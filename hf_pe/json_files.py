@@ -1,0 +1,59 @@
+"""Reads JSON that hf_pe did not write, or that may have been damaged since: a message in place of a traceback."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hf_pe.errors import UsageError
+
+LARGEST_BYTES = 256_000_000
+"""Of a file that is read; the index of a model with a million tensors has a third of it."""
+AGAIN = "Take a whole copy of it: download the folder again, or save it again with save_pretrained."
+
+
+def read_object(file: Path, way_out: str = AGAIN) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object: `{"key": value, ...}`.
+
+    Args:
+        file: what is read.
+        way_out: what the user can do where it is damaged; a sentence.
+
+    Raises:
+        UsageError: it cannot be read, is no UTF-8, no JSON or no object; names the file, the place in it and the way
+            out.
+    """
+    content = read_json(file, way_out)
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: expected an object ({{...}}), got {kind_of(content)}. {way_out}")
+    return content
+
+
+def read_json(file: Path, way_out: str = AGAIN) -> Any:
+    """Return the content of a JSON file; see `read_object`."""
+    try:
+        if file.stat().st_size > LARGEST_BYTES:
+            raise UsageError(f"{file} is larger than {LARGEST_BYTES / 1e6:.0f} MB, too large to be read. {way_out}")
+        text = file.read_text("utf-8-sig")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # half a character, which could not be written again
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UsageError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror or error}). {way_out}") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{file} has a text with half a character (a lone surrogate). {way_out}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text (byte {error.start + 1}). {way_out}") from error
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UsageError(f"{file} is not valid JSON ({place}). {way_out}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise UsageError(f"{file} is not JSON that can be read ({error}). {way_out}") from error
+
+
+def kind_of(value: Any) -> str:
+    """Return how messages call the type of a JSON value."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,62 @@
+"""Names where float16 overflows: its largest value is 65,504, and models trained in bfloat16 or float32 exceed it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+WAY_OUT = "Use bfloat16, which has the range of float32, or float32 itself (dtype)"
+
+
+def in_float16(model: PreTrainedModel) -> bool:
+    """Return whether any weight of `model` is in float16."""
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
+
+
+def overflow_of(model: PreTrainedModel, run: Callable[[], Any]) -> str | None:
+    """Return a sentence that names the first module of a float16 model whose output is not finite.
+
+    Args:
+        model: in any dtype.
+        run: passes some inputs through `model`.
+
+    Returns:
+        None where every module's output is finite, or no weight is in float16.
+    """
+    if not in_float16(model):
+        return None
+    with _first_not_finite(model) as place, torch.no_grad():
+        run()
+    if not place:
+        return None
+    return f"The model's weights are in float16, which overflows in {place[0]}: its outputs are no numbers. {WAY_OUT}."
+
+
+@contextmanager
+def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that gets the name of the first module to return NaN or infinity; masks may be minus infinity."""
+    place: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        if not any(module.children()):
+
+            def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+                tensors = output if isinstance(output, tuple | list) else (output,)
+                if not place and any(_overflows(each) for each in tensors):
+                    place.append(name)
+
+            handles.append(module.register_forward_hook(look))
+    try:
+        yield place
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _overflows(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return False
+    return bool((value.isnan() | (value == torch.inf)).any())
