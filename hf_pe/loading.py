@@ -61,14 +61,17 @@ class Loading(Frozen):
             name: of the result: a folder or an id on the Hub. Whatever it holds, it stays one string.
         """
         loaders = [self.auto_class, *([self.processor_class] if self.processor_class else [])]
-        arguments = [_quoted(name)]
-        arguments += [f"revision={_quoted(self.revision)}"] if self.revision is not None else []
-        arguments += ["trust_remote_code=True"] if self.trust_remote_code else []
         variables = ["model", "tokenizer" if self.processor_class == "AutoTokenizer" else "processor"]
-        calls = [f"{variable} = {loader}.from_pretrained({', '.join(arguments)})"
+        calls = [f"{variable} = {loader}.from_pretrained({self.arguments(name)})"
                  for variable, loader in zip(variables, loaders, strict=False)]  # fmt: skip
         first = ["import hf_pe.plugin"] if self.plugin else []
         return "\n".join([*first, f"from transformers import {', '.join(loaders)}", "", *calls])
+
+    def arguments(self, name: str) -> str:
+        """Return what stands in the brackets of each call that loads the result `name`."""
+        arguments = [_quoted(name)]
+        arguments += [f"revision={_quoted(self.revision)}"] if self.revision is not None else []
+        return ", ".join([*arguments, *(["trust_remote_code=True"] if self.trust_remote_code else [])])
 
 
 def loading_of_task(pipeline_tag: str, *, plugin: bool) -> Loading:

@@ -23,6 +23,7 @@ from transformers import (
 
 from hf_pe import checkpoints, progress, provenance
 from hf_pe.anatomy import form_of
+from hf_pe.cards import model_card
 from hf_pe.checkpoints import Dtype, Source
 from hf_pe.data import Data, DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
@@ -137,12 +138,13 @@ class Result:
             ),
             "recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
         }
+        report = self.report.model_copy(update={"folder": place or None})
         report = save_result(
             self.model,
             self.processor,
             folder,
             name,
-            self.report,
+            report,
             self.auto_class,
             self.source,
             papers=papers,
@@ -229,6 +231,7 @@ def compress(
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
     _require_space(work, planned)
+    card = model_card(source.folder, source.path)
     progress.say("reading data")
     examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
     processor = processor if processor is not None else checkpoints.load_processor(source, model_class.main_input_name)
@@ -258,7 +261,7 @@ def compress(
         first = judge(original, ready) if evaluate is None else None
     below = chance_warnings(original, first.scores(), ready) if first else ()
     rounded = checkpoints.rounding_warnings(source, config, model_class) if live is None else ()
-    warnings = (*examples.warnings, *ready.warnings, *rounded, *below)
+    warnings = (*card.warnings, *examples.warnings, *ready.warnings, *rounded, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)
     with unchanged(live), padding_named(original, padding), _workplace(work, resume=resume, restart=restart) as folder:
@@ -283,7 +286,7 @@ def compress(
         "metric": the_task.metric if evaluate is None else next(iter(before.quality), the_task.metric),
         "metric_description": the_task.describe(ready) if evaluate is None else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
-        "base": provenance.base_facts(source, original, base_model, license),
+        "base": provenance.base_facts(source, original, base_model, license, card),
         "before": before,
         "data": provenance.data_facts(examples),
         "unread_parts": unread,

@@ -3,14 +3,12 @@
 import importlib.metadata
 import os
 import platform
-import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import DatasetCard, ModelCard
 from transformers import PreTrainedModel
 
+from hf_pe.cards import Card, dataset_card
 from hf_pe.checkpoints import Source
 from hf_pe.data import Examples
 from hf_pe.data.config import names_of
@@ -19,28 +17,26 @@ from hf_pe.report import BaseModelFacts, DataFacts
 PACKAGES = ("hf-pe", "torch", "transformers", "bitsandbytes", "datasets")
 
 
-def base_facts(source: Source, model: PreTrainedModel, base_model: str | None, license: str | None) -> BaseModelFacts:
+def base_facts(
+    source: Source, model: PreTrainedModel, base_model: str | None, license: str | None, card: Card
+) -> BaseModelFacts:
     """What the original says of itself; `base_model` and `license` where it does not.
 
     Where `base_model` names another model than the one that was compressed, that one may be a copy of it or a fine-tune
     of it: both names are kept.
     """
-    card = _card(source)
-    said: dict[str, Any] = card.data.to_dict() if card else {}
-    language = said.get("language") or []
-    text = card.text if card else ""
     return BaseModelFacts(
         id=base_model or source.name,
         compressed=None if base_model in (None, source.name) else source.name,
         revision=getattr(model.config, "_commit_hash", None),
-        license=license or said.get("license"),
-        license_name=None if license else said.get("license_name"),
-        license_link=None if license else said.get("license_link"),
-        language=tuple([language] if isinstance(language, str) else language),
-        tags=tuple(said.get("tags") or ()),
-        intended_use=_sections(text, r"\buses?\b"),
-        limits=_sections(text, r"limit|\bbias|risk|out.of.scope|caveat|warning"),
-        citation="\n\n".join(re.findall(r"@\w+\{.*?\n\s*\}", text, re.DOTALL)) or None,
+        license=license or card.string("license"),
+        license_name=None if license else card.string("license_name"),
+        license_link=None if license else card.string("license_link"),
+        language=card.strings("language"),
+        tags=card.strings("tags"),
+        intended_use=card.sections(r"\buses?\b"),
+        limits=card.sections(r"limit|\bbias|risk|out.of.scope|caveat|warning"),
+        citation=card.citation(),
         model_class=type(model).__name__,
         model_type=model.config.model_type,
     )
@@ -75,11 +71,7 @@ def _data_license(name: str) -> str | None:
         about = importlib.metadata.metadata(owners[0]).json if owners else {}
         stated = str(about.get("license_expression") or about.get("license") or "")
         return stated.strip().partition("\n")[0][:60] or None
-    try:
-        license = DatasetCard.load(name).data.to_dict().get("license")
-    except (OSError, ValueError):  # no card, or no network any more: it stays unstated
-        return None
-    return ", ".join(license) if isinstance(license, list) else license
+    return dataset_card(name).string("license")
 
 
 def public_names(sources: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -96,32 +88,6 @@ def machine() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def _card(source: Source) -> ModelCard | None:
-    folder = source.folder
-    if folder is None:
-        try:
-            found: ModelCard = ModelCard.load(source.path)
-            return found
-        except (OSError, ValueError):  # no card, or no network any more: the facts stay unstated
-            return None
-    card = folder / "README.md"
-    return ModelCard(card.read_text("utf-8")) if card.is_file() else None
-
-
-def _sections(card: str, title: str, longest: int = 3000) -> str | None:
-    """The sections of a card whose heading matches `title`, without headings; None where there is none."""
-    card = re.sub(r"<!--.*?-->\n?", "", card, flags=re.DOTALL)
-    outside = re.split(r"(```.*?```)", card, flags=re.DOTALL)
-    for part in range(1, len(outside), 2):
-        outside[part] = outside[part].replace("\n#", "\n\0#")  # a comment in code is no heading
-    parts = re.split(r"^(#+ .*)$", "".join(outside), flags=re.MULTILINE)
-    found = [body.strip() for head, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(title, head, re.I)]
-    text = "\n\n".join(filter(None, found)).replace("\0", "")
-    if len(text) > longest:
-        text = text[:longest].rpartition("\n")[0] + "\n\n(shortened)"
-    return text or None
 
 
 def _processor() -> str:

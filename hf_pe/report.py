@@ -190,6 +190,9 @@ class Report(Frozen):
 
     format_version: Literal[1] = REPORT_FORMAT
     name: str
+    folder: str | None = Field(
+        None, description="where the result lies, such as small/main, if not in a folder of its name; None on the Hub"
+    )
     task: str
     pipeline_tag: str
     metric: str
@@ -224,7 +227,12 @@ class Report(Frozen):
     @property
     def loading_lines(self) -> str:
         """The Python lines that load the result, for its card."""
-        return self.loading.lines(self.name)
+        return self.loading.lines(self.folder or self.name)
+
+    @property
+    def sentence_call(self) -> str:
+        """The call that opens the result with sentence-transformers, for its card."""
+        return f"SentenceTransformer({self.loading.arguments(self.folder or self.name)})"
 
 
 def write_report(report: Report, folder: Path) -> None:

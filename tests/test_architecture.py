@@ -9,13 +9,14 @@ import pytest
 import yaml
 
 import hf_pe
+import hf_pe.front_matter
 import hf_pe.yaml_files
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "files", "progress", "papers", "quiet"},
-    {"outputs", "terminal", "json_files", "yaml_files", "hub_errors", "fresh"},
-    {"anatomy", "regression", "hashes", "shards"},
+    {"outputs", "terminal", "json_files", "yaml_files", "hub_errors", "fresh", "front_matter"},
+    {"anatomy", "regression", "hashes", "shards", "cards"},
     {"plans"},
     {"loading"},
     {"report", "plugin"},
@@ -92,6 +93,7 @@ ALLOWED = {
     "__init__.py": {"import_module"},  # names of the public list
     "fresh.py": {"subprocess.run", "subprocess.Popen"},  # programs of this package
     "fresh_server.py": {"runpy.run_path"},  # these
+    "front_matter.py": {"yaml.load"},  # by a safe loader, which makes strings alone
     "fresh_process.py": {"importlib.import_module"},  # hf_pe.plugin, by name
 }
 
@@ -110,3 +112,4 @@ def test_no_module_runs_text_of_a_file():
     wrong = {file.name: calls(file) - ALLOWED.get(file.name, set()) for file in ROOT.rglob("*.py")}
     assert not {name: found for name, found in wrong.items() if found}
     assert issubclass(hf_pe.yaml_files._Loader, yaml.SafeLoader)
+    assert issubclass(hf_pe.front_matter._Loader, yaml.BaseLoader)

@@ -39,6 +39,7 @@ from hf_pe.pipeline import check_order, find_task, fit_multiples
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe_file import read_recipe
+from hf_pe.report import Measurement
 from hf_pe.tasks import TextClassification
 from tests.helpers import TEXTS, bert_config, shared
 
@@ -55,10 +56,12 @@ def result(bert_folder, tmp_path_factory):
     return made.save(folder), folder
 
 
-def test_every_folder_loads_with_stock_classes_and_is_what_was_reported(result):
+def test_every_folder_loads_with_stock_classes_and_is_what_was_reported(result, monkeypatch):
     made, folder = result
+    monkeypatch.chdir(folder.parent)
     for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():
-        model = AutoModel.from_pretrained(folder / name).eval()
+        assert f'from_pretrained("{folder.name}/{name}")' in (folder / name / "README.md").read_text("utf-8")
+        model = AutoModel.from_pretrained(f"{folder.name}/{name}").eval()
         inputs = example_inputs(model)
         assert difference(outputs_of(each.model, inputs), outputs_of(model, inputs)) == 0
         assert each.report.reload.status == "native"
@@ -126,6 +129,26 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
     assert made.report.before.quality == {"layers": 4.0}
     assert made.report.after.quality == {"layers": 3.0}
     assert made.report.metric == "layers"
+
+
+def test_a_broken_card_of_the_original_is_no_card_and_is_read_before_work(bert_folder, tmp_path, monkeypatch):
+    measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
+    monkeypatch.setattr("hf_pe.pipeline.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
+    monkeypatch.setattr("hf_pe.pipeline._with_folder_facts", lambda measured, *rest: measured)
+    original = shutil.copytree(bert_folder, tmp_path / "original")
+    (original / "README.md").write_bytes("---\nlanguage: fr\n---\n# modèle\n".encode("latin-1"))
+
+    def layers(model):
+        (original / "README.md").write_text("---\nlicense: mit\n---\n")
+        return {"layers": len(model.encoder.layer)}
+
+    recipe, said = BitsAndBytesQuantization(repair="none"), []
+    with progress.listen(lambda what, done, total: said.append(what)):
+        made = compress(str(original), [recipe], data=TEXTS, task="embedding", evaluate=layers)
+    (warning,) = [each for each in made.report.warnings if "card of the original" in each]
+    assert "it is not in UTF-8. It counts as no card" in warning
+    assert made.report.base.license is None and made.report.base.language == ()
+    assert said.index(f"Warning: {warning}") < said.index("stage 1-quantize")
 
 
 def test_a_result_is_not_saved_over_what_was_read_or_is_in_use(result, bert_folder, tmp_path, monkeypatch):

@@ -11,9 +11,10 @@ import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from hf_pe import provenance
+from hf_pe import progress, provenance
 from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
+from hf_pe.cards import model_card
 from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
 from hf_pe.instance import processor_size
@@ -60,6 +61,7 @@ class CompressionReport(TrainerCallback):
         named = str(teacher.config._name_or_path or type(teacher).__name__)
         self.source = Source(name=Path(named).name if Path(named).exists() else named, path=named)
         self.base_model, self.license, self.batches = base_model, license, batches
+        self.card = model_card(self.source.folder, self.source.path)
         self.reporters: list[TrainerCallback] = []
         self.seen: dict[str, dict[str, float]] = {}
         self.agreements: dict[str, list[float]] = {}
@@ -84,6 +86,8 @@ class CompressionReport(TrainerCallback):
         self.pixels = processor_size(processing_class)
         if state.is_world_process_zero:
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
+            for warning in self.card.warnings:
+                progress.warn(warning)
         if auto_class_of(model).endswith("Classification"):  # both say before training what cannot be reported after it
             require_classes(model.config)
         require_comparable(model, self.teacher)
@@ -170,7 +174,7 @@ class CompressionReport(TrainerCallback):
             metric_description=f"`{AGREEMENT}`: how often (for embeddings: how closely, as cosine) it answers as the "
             "original. The other metrics are those of the Trainer's evaluation; the original's were not measured.",
             higher_is_better=True if metric == AGREEMENT else bool(args.greater_is_better),
-            base=provenance.base_facts(self.source, self.teacher, self.base_model, self.license),
+            base=provenance.base_facts(self.source, self.teacher, self.base_model, self.license, self.card),
             stages=(stage,),
             before=self.found["before"].model_copy(update={"quality": {AGREEMENT: 1.0}}),
             after=self.found["after"].model_copy(update={"quality": quality}),
@@ -181,6 +185,7 @@ class CompressionReport(TrainerCallback):
                 eval_rows=sum(self.eval_rows.values()),
                 fingerprint="not measured",
             ),
+            warnings=self.card.warnings,
             machine=provenance.machine(),
             versions=provenance.versions(),
             seed=args.seed,

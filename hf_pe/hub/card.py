@@ -1,25 +1,29 @@
 """The model card: a pure function of a report. It can be made again at any time, without the model."""
 
-import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCardData
+from markupsafe import Markup
 
-from hf_pe.errors import UsageError
 from hf_pe.files import write_whole
-from hf_pe.hub.merge import merge_card, with_memory
+from hf_pe.hub.markdown import code, escape, link
+from hf_pe.hub.merge import card_text, merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
+from hf_pe.hub.template import render
 from hf_pe.papers import PAPERS
-from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report, percent
+from hf_pe.report import MAIN, BaseModelFacts, Latency, Measurement, MetricChange, Report, percent
 
 NOT_MEASURED = "not measured"
 MOST_SENSITIVE = 10
 """Layers that are listed; the picture shows all."""
 METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
 """Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
+FEWEST_ROWS = 20
+"""Evaluation rows without which a metric says too little for the Hub's metadata, where no interval stands beside it."""
+_HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 _TAGS = {
     "prune": "pruned",
     "swap": "backbone-swap",
@@ -33,9 +37,10 @@ _TAGS = {
 def write_card(report: Report, folder: Path, template: Path | None = None) -> None:
     """Write README.md and its pictures into `folder`; what people wrote into an old README.md stays."""
     readme = folder / "README.md"
-    old = readme.read_text("utf-8") if readme.is_file() else ""
+    old = card_text(readme.read_bytes(), str(readme)) if readme.is_file() else ""
+    merge_card(render_card(report, (), template), old, str(readme))  # what cannot be merged is refused unchanged
     text = render_card(report, draw_pictures(report, folder), template)
-    write_whole(readme, merge_card(text, old))
+    write_whole(readme, merge_card(text, old, str(readme)))
 
 
 def draw_pictures(report: Report, folder: Path) -> list[tuple[str, str]]:
@@ -52,69 +57,60 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
         template: the user's own Jinja file; with `{% extends "card.md.jinja" %}` it replaces single blocks.
 
     Raises:
-        UsageError: the template is missing or wrong.
+        UsageError: the template is missing or broken, or does what its sandbox forbids.
     """
-    try:
-        body = (
-            _environment(template.parent if template else None)
-            .get_template(template.name if template else "card.md.jinja")
-            .render(
-                report=report,
-                base_link=_base_link(report.base.id),
-                rows=comparison(report),
-                gains=_gains(report),
-                losses=_not_gained(report),
-                worse=_worse_slices(report),
-                slices=sum(len(change.slices) for change in _main_change(report)),
-                variants=_variant_rows(report),
-                latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})"
-                if report.after.latency
-                else "latency",
-                pictures=pictures,
-                sensitivity=_sensitivity_rows(report),
-                papers=PAPERS,
-                citations=_citations(report),
-                row_counts=_row_counts(report),
-            )
-        )
-    except jinja2.TemplateNotFound as error:
-        raise UsageError(f"Card template {template}: there is no file '{error}'.") from error
-    except jinja2.TemplateError as error:
-        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UsageError(f"Card template {template}{line}: {error}") from error
+    body = render(
+        template,
+        report=report,
+        original=_original(report.base),
+        base=_base(report.base),
+        on_hub=_on_hub(report.base),
+        rows=comparison(report),
+        gains=_gains(report),
+        losses=_not_gained(report),
+        worse=_worse_slices(report),
+        slices=sum(len(change.slices) for change in _main_change(report)),
+        variants=_variant_rows(report),
+        latency_setting=f"p50, ms ({_setting(report.after.latency[-1])})" if report.after.latency else "latency",
+        pictures=pictures,
+        sensitivity=_sensitivity_rows(report),
+        papers=PAPERS,
+        citations=_citations(report),
+        row_counts=_row_counts(report),
+    )
     return with_memory(card_data(report).to_dict(), body)
 
 
-def _base_link(base: str) -> str:
-    return f"[{base}](https://huggingface.co/{base})" if "/" in base else base
+def _on_hub(base: BaseModelFacts) -> bool:
+    """Whether `base.id` is an id of the Hub: one without a user only where a revision was loaded from there."""
+    return bool(_HUB_ID.fullmatch(base.id)) and ("/" in base.id or base.revision is not None)
 
 
-@functools.cache
-def _environment(folder: Path | None) -> jinja2.Environment:
-    """Our template, and those of `folder` before it."""
-    ours = jinja2.PackageLoader("hf_pe.hub", ".")
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder), ours]) if folder else ours,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quoted"] = lambda text: "\n".join(f"> {line}".rstrip() for line in text.splitlines())
-    return environment
+def _base(base: BaseModelFacts) -> str:
+    """The base model with its address; the name of a folder says nothing to others."""
+    return link(base.id, f"https://huggingface.co/{base.id}") if _on_hub(base) else "a local model"
+
+
+def _original(base: BaseModelFacts) -> Markup:
+    """What was compressed and, where that is another model, what it derives from."""
+    if base.compressed is None:
+        return escape(_base(base))
+    named = base.compressed if _HUB_ID.fullmatch(base.compressed) and "/" in base.compressed else None
+    compressed = f"{named}, which derives" if named else "a model that derives"
+    return escape(compressed) + " from " + escape(_base(base))
 
 
 def card_data(report: Report) -> ModelCardData:
     """The metadata that the Hub reads."""
     kinds = {stage.plan.recipe for stage in report.stages}
-    known, itself = "/" in report.base.id, report.base.compressed is None
-    licence = report.base.license
+    known, itself = _on_hub(report.base), report.base.compressed is None
+    licence, results = report.base.license, _results(report) or None
     return ModelCardData(
-        model_name=report.name,
+        model_name=report.name if results else None,
         base_model=report.base.id if known else None,
         base_model_relation=relation(kinds, copied=itself) if known else None,
         base_model_revision=report.base.revision if known and itself else None,
-        license=licence,
+        license=_licences(licence),
         license_name=report.base.license_name if licence == "other" else None,
         license_link=report.base.license_link if licence == "other" else None,
         language=list(report.base.language) or None,
@@ -122,8 +118,8 @@ def card_data(report: Report) -> ModelCardData:
         pipeline_tag=report.pipeline_tag,
         datasets=_hub_datasets(report) or None,
         metrics=[METRICS.get(name, name) for name in report.after.quality] or None,
-        tags=["hf_pe", "compressed", *sorted(_TAGS[kind] for kind in kinds)],
-        eval_results=_results(report) or None,
+        tags=["hf_pe", "compressed", *sorted(_TAGS[kind] for kind in kinds & _TAGS.keys())],
+        eval_results=results,
     )
 
 
@@ -141,8 +137,10 @@ def relation(recipes: set[str], *, copied: bool = True) -> str | None:
 
 
 def _results(report: Report) -> list[EvalResult]:
-    """Every metric after and before; results of their own, since they are of two models."""
+    """Every metric after and before, if the rows are enough; results of their own, since they are of two models."""
     names = report.data.eval or report.data.train
+    if not names or report.data.eval_rows < FEWEST_ROWS:
+        return []
     return [
         EvalResult(
             task_type=report.pipeline_tag,
@@ -161,7 +159,13 @@ def _results(report: Report) -> list[EvalResult]:
 def _hub_datasets(report: Report) -> list[str]:
     """Sources that are ids on the Hub: not builtin texts, not files."""
     found = [*report.data.train, *(report.data.eval or ())]
-    return sorted({name for name in found if "/" in name and ":" not in name})
+    return sorted({name for name in found if "/" in name and _HUB_ID.fullmatch(name)})
+
+
+def _licences(stated: str | None) -> Any:
+    """The licence's id, or a list of several."""
+    several = (stated or "").split(", ")
+    return several if len(several) > 1 and all(re.fullmatch(r"[\w.-]+", each) for each in several) else stated
 
 
 def comparison(report: Report) -> list[tuple[str, str, str, str]]:
@@ -195,7 +199,7 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
     moved = {change.metric: _interval(change) for change in report.changes}
     for name in two.quality or one.quality:
         row = _row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}")
-        rows.append((*row[:3], f"{row[3]} {moved.get(name, '')}".strip()))
+        rows.append((*row[:3], Markup(f"{row[3]} {moved.get(name, '')}".strip())))
     if not (two.quality or one.quality):
         rows.append(_row(report.metric, None, None, "{}"))
     return rows
@@ -219,7 +223,7 @@ def _sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
     lost = plans[-1].sensitivity if plans else {}
     most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
     return [
-        (f"`{name}`", f"{lost[name]:.2e}", "kept" if name in (plans[-1].unpacked or ()) else "packed") for name in most
+        (code(name), f"{lost[name]:.2e}", "kept" if name in (plans[-1].unpacked or ()) else "packed") for name in most
     ]
 
 
@@ -231,7 +235,7 @@ def _variant_rows(report: Report) -> list[list[str]]:
         quality = one.quality.get(report.metric)
         return [name, f"{one.parameters:,}", *texts, NOT_MEASURED if quality is None else f"{quality:,.4f}"]
 
-    return [cells("original", report.before), *(cells(f"`{name}`", one) for name, one in report.variants.items())]
+    return [cells("original", report.before), *(cells(code(name), one) for name, one in report.variants.items())]
 
 
 def _worse_slices(report: Report) -> list[list[str]]:
@@ -242,7 +246,7 @@ def _worse_slices(report: Report) -> list[list[str]]:
             f"{part.examples:,}",
             f"{part.before:,.4f}",
             f"{part.after:,.4f}",
-            f"{part.after - part.before:+.4f} [{part.low:+.4f}, {part.high:+.4f}]",
+            Markup(f"{part.after - part.before:+.4f} [{part.low:+.4f}, {part.high:+.4f}]"),
         ]
         for change in _main_change(report)
         for part in change.slices
@@ -333,6 +337,10 @@ def _not_gained(report: Report) -> list[str]:
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         found.append("Loading and one pass need no less memory than the original.")
     found += _packed_speed(report)
+    if two.quality and report.data.eval_rows < FEWEST_ROWS:
+        found.append(
+            f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
+        )
     shared = sorted(one.quality.keys() & two.quality.keys())
     worse = [name for name in shared if _worse(report, one, two, name)]
     return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]

@@ -2,39 +2,100 @@
 
 import json
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
+
+from hf_pe.errors import UsageError
+from hf_pe.front_matter import lines_by_key, read_front_matter, split_front_matter, write_front_matter
 
 BLOCK = re.compile(r"<!-- hf_pe:begin (\w+) -->\n.*?<!-- hf_pe:end \1 -->\n?", re.DOTALL)
 OFF = re.compile(r"<!-- hf_pe:off (\w+) -->")
 FRONT = re.compile(r"<!-- hf_pe:front (\{.*?\}) -->\n?")
-HEAD = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
-def with_memory(generated: dict[str, Any], body: str, front: dict[str, Any] | None = None) -> str:
-    """A card's text with `front` (default: the generated one) as its front matter.
+def with_memory(generated: dict[str, Any], body: str, front: str | None = None) -> str:
+    """A card's text with `front` (default: the generated one) as the lines of its front matter.
 
     A comment at its end remembers the front matter as it was generated, to tell later what a user set.
     """
     kept = json.dumps(generated, ensure_ascii=False).replace("--", "-\\u002d")
-    shown = yaml.safe_dump(front or generated, sort_keys=False, allow_unicode=True)
-    return f"---\n{shown}---\n\n{body}<!-- hf_pe:front {kept} -->\n"
+    return f"---\n{_lines(generated) if front is None else front}---\n\n{body}<!-- hf_pe:front {kept} -->\n"
 
 
-def merge_card(new: str, old: str) -> str:
+def card_text(content: bytes, where: str) -> str:
+    """Return the text of a card that stands somewhere already.
+
+    Raises:
+        UsageError: it is not in UTF-8.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise _unreadable(where, "it is not in UTF-8") from error
+
+
+def merge_card(new: str, old: str, where: str = "README.md") -> str:
     """Exchange the marked blocks of `old` for those of `new`; keep everything else of `old`.
 
     A block that `old` lacks follows the block it follows in `new`; "<!-- hf_pe:off NAME -->" anywhere in `old` keeps a
     block out. An `old` without any marks is kept whole, and all blocks follow it. Front matter is merged against what
-    was generated last time (three-way): values that a user changed or added stay, lists item by item.
+    was generated last time (three-way): values that a user changed or added stay, lists item by item. The lines of
+    keys whose value stays are kept as they are, comments included.
+
+    Args:
+        new, old: cards.
+        where: `old` stands, for the message.
+
+    Raises:
+        UsageError: the front matter of `old` cannot be read.
     """
     if not old.strip():
         return new
-    new_front, new_body, _ = split(new)
-    old_front, old_body, generated = split(old)
-    blocks = {match[1]: _ended(match[0]) for match in BLOCK.finditer(new_body)}
-    off = set(OFF.findall(old_body))
+    windows = old.count("\r\n") == old.count("\n") > 0
+    new_front, new_body, fresh = split(new)
+    try:
+        old_front, old_body, generated = split(old)
+        front = _merged_front(new_front, old_front, _lines(generated))
+    except UsageError as error:
+        raise _unreadable(where, str(error)) from error
+    merged = with_memory(fresh, _merged_body(new_body, old_body), front)
+    return merged.replace("\n", "\r\n") if windows else merged
+
+
+def split(card: str) -> tuple[str, str, dict[str, Any]]:
+    """Lines of the front matter, body, and the front matter that was generated when the card was last made.
+
+    Raises:
+        UsageError: what the card's last comment remembers is damaged.
+    """
+    front, body = split_front_matter(card.removeprefix("\ufeff").replace("\r\n", "\n"))
+    body = body.lstrip("\n") if front else body
+    found = FRONT.search(body)
+    try:
+        generated = json.loads(found[1]) if found else {}
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            "its comment hf_pe:front is damaged (without the comment, what it had counts as yours)"
+        ) from error
+    return front, FRONT.sub("", body), generated
+
+
+def _unreadable(where: str, problem: str) -> UsageError:
+    return UsageError(
+        f"{where} is a card that cannot be merged with: {problem}. Nothing was changed. Correct the card, or remove "
+        "it, then try again."
+    )
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """Return the lines of values with types, as YAML has to have them."""
+    return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True)) if values else ""
+
+
+def _merged_body(new: str, old: str) -> str:
+    blocks = {match[1]: _ended(match[0]) for match in BLOCK.finditer(new)}
+    off = set(OFF.findall(old))
     seen: set[str] = set()
 
     def exchange(match: re.Match[str]) -> str:
@@ -42,7 +103,7 @@ def merge_card(new: str, old: str) -> str:
         seen.add(match[1])
         return blocks.get(match[1], "") if first and match[1] not in off else ""
 
-    body = BLOCK.sub(exchange, old_body)
+    body = BLOCK.sub(exchange, old)
     before = None
     for name, text in blocks.items():
         if name not in seen and name not in off:
@@ -53,25 +114,39 @@ def merge_card(new: str, old: str) -> str:
                 body = body.replace(mark, f"{mark}\n{text}", 1)
         if name not in off:
             before = name
-    return with_memory(new_front, body, _merged(new_front, old_front, generated))
+    return body
 
 
-def split(card: str) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Front matter, body, and the front matter that was generated when the card was last made."""
-    card = card.replace("\r\n", "\n")
-    head = HEAD.match(card)
-    front = (yaml.safe_load(head[1]) or {}) if head else {}
-    body = card[head.end() :].lstrip("\n") if head else card
-    found = FRONT.search(body)
-    generated = json.loads(found[1]) if found else {}
-    return front, FRONT.sub("", body), generated
+def _merged_front(new: str, old: str, generated: str) -> str:
+    """Merge the lines of front matter; those of keys whose value stays are kept to the byte."""
+    fresh, current, made = (read_front_matter(front) for front in (new, old, generated))
+    merged, new_lines, old_lines = _merged(fresh, current, made), lines_by_key(new), lines_by_key(old)
+    parts = [old_lines.pop("")]
+    for key, lines in (old_lines | {k: "" for k in merged if k not in old_lines}).items():
+        value = merged.get(key)
+        if key in current and (value is current[key] or value == current[key]):
+            parts.append(lines)
+        elif value is not None:
+            own = new_lines[key] if value is fresh.get(key) else write_front_matter({key: value})
+            parts += [own, _comments_below(lines)]
+        else:
+            parts.append(_comments_below(lines))
+    front = "".join(parts)
+    read_front_matter(front)  # an anchor may have gone with a value
+    return front
+
+
+def _comments_below(lines: str) -> str:
+    """Return the comments and empty lines that stand between a key's lines and the next key."""
+    found = re.search(r"(?:^(?:#.*)?\n)*\Z", lines, re.MULTILINE)
+    return found[0] if found else ""
 
 
 def _merged(new: dict[str, Any], old: dict[str, Any], generated: dict[str, Any]) -> dict[str, Any]:
     merged = {}
     for key in [*new, *(k for k in old if k not in new)]:
         fresh, current, made = new.get(key), old.get(key), generated.get(key)
-        if key == "model-index" and fresh and current:
+        if key == "model-index" and _is_index(fresh) and _is_index(current):
             value: Any = _results(fresh, current, made)
         elif current == made:
             value = fresh
@@ -87,10 +162,16 @@ def _merged(new: dict[str, Any], old: dict[str, Any], generated: dict[str, Any])
     return merged
 
 
-def _results(new: list[Any], old: list[Any], generated: list[Any] | None) -> list[Any]:
+def _is_index(value: Any) -> TypeGuard[list[Any]]:
+    """Return whether a model-index has the form of one, so that results can be added."""
+    entries = value if isinstance(value, list) else []
+    return bool(entries) and all(isinstance(e, dict) and isinstance(e.get("results"), list) for e in entries)
+
+
+def _results(new: list[Any], old: list[Any], generated: Any) -> list[Any]:
     """Our results anew, those that others added kept."""
-    made = [r for entry in generated or [] for r in entry.get("results", [])]
-    others = [r for entry in old for r in entry.get("results", []) if r not in made]
+    made = [r for entry in generated if _is_index([entry]) for r in entry["results"]] if generated else []
+    others = [r for entry in old for r in entry["results"] if r not in made]
     fresh = new[0]["results"]
     return [{**new[0], "results": fresh + [r for r in others if r not in fresh]}, *new[1:]]
 

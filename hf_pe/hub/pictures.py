@@ -6,12 +6,14 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hf_pe.report import Report
 
 matplotlib.use("Agg")
 
 KEPT, REMOVED, ACCENT = "#3b6ea8", "#d9dee5", "#c2562d"
+LONGEST_LABEL = 100
 
 
 def draw_kept_units(report: Report, path: Path) -> bool:
@@ -121,9 +123,24 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
 
 
 def _saved(figure: Figure, path: Path) -> bool:
+    for text in _labels(figure):
+        text.set_parse_math(False)  # names are no formulas
+        text.set_text(_shown(text.get_text()))
     figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     plt.close(figure)
     return True
+
+
+def _labels(figure: Figure) -> list[Text]:
+    """Return the texts that may hold names of metrics, axes and recipes."""
+    panels = figure.axes
+    legends = [legend for panel in panels if (legend := panel.get_legend())]
+    own = [text for panel in panels for text in (panel.title, panel.xaxis.label, panel.yaxis.label, *panel.texts)]
+    return own + [text for legend in legends for text in legend.get_texts()]
+
+
+def _shown(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:LONGEST_LABEL]
 
 
 PICTURES: dict[str, tuple[str, Callable[[Report, Path], bool]]] = {

@@ -23,7 +23,7 @@ from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.card import render_card
-from hf_pe.hub.merge import merge_card
+from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
@@ -179,6 +179,8 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         settings = remote.settings = settings.model_copy(update={"repo": f"{remote.user()}/{settings.repo}"})
     outgoing = prepare(folder, settings, prove=prove)
     remote.open()
+    for each in outgoing:
+        remote.check_card(each)
     sent: list[Sent] = []
     try:
         sent += (remote.send(each) for each in outgoing)
@@ -273,13 +275,30 @@ class _Remote:
         readme = files["README.md"]
         assert isinstance(readme, bytes)
         if "README.md" in there:
-            files["README.md"] = merge_card(readme.decode(), self._read("README.md", head)).encode()
+            files["README.md"] = self._merged_card(readme, branch, head)
         adds = {name: CommitOperationAdd(name, content) for name, content in files.items()}
         changed = tuple(name for name, add in adds.items() if not _same(there.get(name), add))
         removed = tuple(name for name in there if name not in files and WEIGHTS.fullmatch(name))
         if not changed and not removed:
             return Sent(branch=branch, commit=head, changed=())
         return self._commit(branch, head, adds, changed, removed)
+
+    def check_card(self, outgoing: Outgoing) -> None:
+        """See that the card that is on the Hub can be merged with, before anything is sent.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        head = next((ref.target_commit for ref in refs.branches if ref.name == outgoing.branch), None)
+        readme = outgoing.files["README.md"]
+        assert isinstance(readme, bytes)
+        if head is not None and "README.md" in self._tree(head):
+            self._merged_card(readme, outgoing.branch, head)
+
+    def _merged_card(self, card: bytes, branch: str, head: str) -> bytes:
+        where = f"README.md of {self.repo}, branch {branch},"
+        return merge_card(card.decode(), card_text(self._read("README.md", head), where), where).encode()
 
     def _commit(
         self,
@@ -370,13 +389,13 @@ class _Remote:
         refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
         return next((ref.target_commit for ref in refs.tags if ref.name == name), None)
 
-    def _read(self, name: str, revision: str) -> str:
+    def _read(self, name: str, revision: str) -> bytes:
         url = f"{self.api.endpoint}/{self.repo}/resolve/{revision}/{name}"
 
-        def read() -> str:
+        def read() -> bytes:
             answer = get_session().get(url, headers=self.api._build_hf_headers())
             answer.raise_for_status()
-            return str(answer.text)
+            return bytes(answer.content)
 
         return self._patiently("read the card", read)
 
@@ -459,7 +478,8 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
     template = Path(settings.template) if settings.template else None
     pictures = [(file, title) for file, (title, _) in PICTURES.items() if file in files]
     local = folder / "README.md"
-    card = merge_card(render_card(report, pictures, template), local.read_text("utf-8") if local.is_file() else "")
+    old = card_text(local.read_bytes(), str(local)) if local.is_file() else ""
+    card = merge_card(render_card(report, pictures, template), old, str(local))
     files["README.md"] = card.encode()
     files["report.json"] = (report.model_dump_json(indent=2) + "\n").encode()
     return Outgoing(branch, report, files)
@@ -487,7 +507,7 @@ def _renamed(report: Report, settings: Publish, branch: str) -> Report:
         changes["trust_remote_code"] = settings.trust_remote_code
     loading = report.loading.model_copy(update=changes)
     reload = report.reload.model_copy(update={"loading": loading})
-    return report.model_copy(update={"name": settings.repo, "reload": reload})
+    return report.model_copy(update={"name": settings.repo, "folder": None, "reload": reload})
 
 
 def _check_weights(outgoing: Outgoing) -> None:

@@ -66,7 +66,7 @@ def report(**changes):
         "before": measurement(),
         "after": measurement(0.5, quality={"spearman": 0.85}),
         "reload": Reload(status="native", parameters=500, max_difference=0.0),
-        "data": DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc"),
+        "data": DataFacts(train=("a.csv",), eval=None, train_rows=100, eval_rows=20, fingerprint="abc"),
         "machine": "a machine",
         "versions": {"Python": "3"},
         "seed": 0,
@@ -100,6 +100,45 @@ def test_quantization_alone_is_a_quantized_relation():
 def test_a_local_original_is_not_claimed_to_be_on_the_hub():
     base = report().base.model_copy(update={"id": "my-model"})
     assert card_data(report(base=base)).base_model is None
+    text = render_card(report(base=base))
+    assert "A smaller version of a local model, made by" in text
+    assert "my-model" not in text and "huggingface.co" not in text
+
+
+def test_an_old_id_of_the_hub_has_no_user():
+    """`gpt2` is one where a revision of it was loaded, else a folder."""
+    base = report().base.model_copy(update={"id": "gpt2", "revision": "abc"})
+    assert card_data(report(base=base)).base_model == "gpt2"
+    assert "A smaller version of [gpt2](https://huggingface.co/gpt2), made by" in render_card(report(base=base))
+
+
+def test_a_figure_of_few_rows_is_no_metadata():
+    few = report(data=report().data.model_copy(update={"eval_rows": 19}))
+    assert card_data(few).eval_results is None and "model_name" not in card_data(few).to_dict()
+    assert "- Quality was measured on 19 rows only: too few for figures that others can rely on." in render_card(few)
+    assert len(card_data(report()).eval_results) == 2
+    assert "rows only" not in render_card(report())
+
+
+def test_a_card_names_the_folder_that_the_result_lies_in():
+    """With variants each result lies in a folder of its own inside that of the run."""
+    reload = report().reload.model_copy(update={"sentence_difference": 0.0})
+    text = render_card(report(folder="small/main", reload=reload))
+    assert 'AutoModel.from_pretrained("small/main")' in text and '`SentenceTransformer("small/main")`' in text
+    loading = report().loading.model_copy(update={"revision": "nf4"})
+    pushed = report(name="me/small", reload=reload.model_copy(update={"loading": loading}))
+    assert '`SentenceTransformer("me/small", revision="nf4")`' in render_card(pushed)
+
+
+def test_several_licences_are_a_list():
+    base = report().base.model_copy(update={"license": "mit, apache-2.0"})
+    assert yaml.safe_load(render_card(report(base=base)).split("---")[1])["license"] == ["mit", "apache-2.0"]
+    assert "- Licence of the original: mit, apache-2.0." in render_card(report(base=base))
+
+
+def test_a_language_that_looks_like_a_truth_value_stays_a_language():
+    base = report().base.model_copy(update={"language": ("no", "en")})
+    assert yaml.safe_load(render_card(report(base=base)).split("---")[1])["language"] == ["no", "en"]
 
 
 def test_a_model_that_derives_from_the_base_is_not_called_it():
@@ -107,8 +146,11 @@ def test_a_model_that_derives_from_the_base_is_not_called_it():
     base = report().base.model_copy(update={"compressed": "my-sentiment", "revision": "abc123"})
     text = render_card(report(base=base))
     link = "[someone/large](https://huggingface.co/someone/large)"
-    assert f"A smaller version of my-sentiment, which derives from {link}, made by" in text
-    assert f"What the card of {link} says holds here too, as far as my-sentiment is still like it." in text
+    assert f"A smaller version of a model that derives from {link}, made by" in text
+    assert f"What the card of {link} says holds here too, as far as the model that was compressed is still like" in text
+    assert "my-sentiment" not in text, "the name of a folder tells others nothing"
+    fine_tune = base.model_copy(update={"compressed": "someone/sentiment"})
+    assert f"version of someone/sentiment, which derives from {link}, made" in render_card(report(base=fine_tune))
     data = card_data(report(base=base))
     assert (data.base_model, data.base_model_relation, data.base_model_revision) == ("someone/large", "finetune", None)
     stage = report().stages[0]

@@ -1,7 +1,10 @@
+import pytest
 import yaml
 
-from hf_pe.hub.card import render_card
+from hf_pe.errors import UsageError
+from hf_pe.hub.card import render_card, write_card
 from hf_pe.hub.merge import merge_card, split
+from tests.helpers import shared
 from tests.hub.test_card import measurement, report
 
 
@@ -41,11 +44,11 @@ def test_a_card_that_was_all_by_hand_is_kept_whole():
 
 
 def front_of(card):
-    return split(card)[0]
+    return yaml.safe_load(split(card)[0])
 
 
 def changed_front(card, **changes):
-    front, body, _ = split(card)
+    front, body = front_of(card), split(card)[1]
     memory = card[card.rindex("<!-- hf_pe:front") :]
     return f"---\n{yaml.safe_dump({**front, **changes}, sort_keys=False)}---\n\n{body}{memory}"
 
@@ -83,3 +86,72 @@ def test_results_that_others_added_stay():
     results = front_of(merge_card(new, edited))["model-index"][0]["results"]
     assert other in results
     assert len(results) == len(index[0]["results"]) + 1
+
+
+def remote(case):
+    return shared(f"cases/remote_cards/{case}.md").read_bytes().decode("utf-8")
+
+
+def test_keys_of_others_keep_their_lines():
+    old = remote("yaml_scalars")
+    merged = merge_card(render_card(report()), old)
+    lines = old.partition("tags:")[0].removeprefix("---\n")
+    assert merged.startswith(f"---\n{lines}"), "comments, and words that YAML would read as values, stay"
+    assert "\n- on\n" in split(merged)[0], "beside our tags"
+    assert {"hf_pe", "pruned"} < set(yaml.load(split(merged)[0], yaml.BaseLoader)["tags"])
+    assert merged.count("\n---\n") == 1
+    assert "My own words." in merged
+    assert merge_card(render_card(report()), merged) == merged
+
+
+@pytest.mark.parametrize("case", ["bom", "dots_end"])
+def test_a_byte_order_mark_and_another_end_mark_are_front_matter(case):
+    merged = merge_card(render_card(report()), remote(case))
+    assert merged.startswith("---\nlicense: mit\n")
+    assert merged.count("license: mit") == 1 and "\n...\n" not in merged and "\ufeff" not in merged
+    assert "\n\nMy own words.\n" in merged
+
+
+def test_comments_and_lines_stay_where_a_value_of_ours_changes():
+    mine = "# about all\nfirst: 1.10\nmetrics:\n- spearmanr # gone\n# about last\n\nlast: >\n  a\n   b\n"
+    old = render_card(report()).replace("---\n", f"---\n{mine}", 1).replace("\nmetrics:\n- spearmanr\npipe", "\npipe")
+    new = report(after=measurement(0.4, quality={"accuracy": 0.7}))
+    front = split(merge_card(render_card(new), old))[0]
+    assert front.startswith(mine.replace("- spearmanr # gone", "- accuracy"))
+
+
+def test_results_of_others_keep_their_numbers_as_written():
+    old = render_card(report())
+    added = (
+        "  - task:\n      type: retrieval\n    dataset:\n      name: x\n      type: x\n    metrics:\n    - type: ndcg\n"
+        "      value: 1.10\n---\n"
+    )
+    new = report(after=measurement(0.4, quality={"spearman": 0.7}))
+    assert "      value: 1.10\n" in merge_card(render_card(new), old.replace("\n---\n", f"\n{added}", 1))
+
+
+def test_windows_lines_stay():
+    old = "---\r\nlicense: mit # mine\r\n---\r\nMy own words.\r\n"
+    merged = merge_card(render_card(report()), old)
+    assert merged.startswith("---\r\nlicense: mit # mine\r\n") and merged.count("\n") == merged.count("\r\n")
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        "---\ntitle: a: b\n---\n", "---\n- a\n---\n", "---\n{license: mit}\n---\n", "---\na: 1\na: 2\n---\n",
+        "---\ntags: &x [a]\nmine: *x\n---\n", "---\na: 1\n---\n<!-- hf_pe:front {broken} -->\n",
+    ],
+)  # fmt: skip
+def test_a_card_that_cannot_be_read_is_refused(old):
+    with pytest.raises(UsageError, match=r"the card there is a card that cannot be merged with: .* Correct the card"):
+        merge_card(render_card(report()), old, "the card there")
+
+
+def test_a_local_card_that_cannot_be_read_is_left_alone(tmp_path):
+    for content in (b"---\ntitle: a: b\n---\n", "é".encode("latin-1")):
+        (tmp_path / "README.md").write_bytes(content)
+        with pytest.raises(UsageError, match=r"README.md is a card that cannot be merged with"):
+            write_card(report(), tmp_path)
+        assert (tmp_path / "README.md").read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"], "no picture is drawn"

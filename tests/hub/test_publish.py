@@ -17,7 +17,7 @@ from hf_pe.cli import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, prepare, push
 from hf_pe.report import read_report, write_report
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, shared
 from tests.hub.faults import REPO, impatient
 from tests.hub.server import TOKEN, Hub
 
@@ -165,6 +165,7 @@ def test_only_what_changed_is_sent_and_stale_shards_go(hub, api, folder):
 
 
 def test_variants_are_branches_of_one_repository(hub, api, result):
+    assert all(each.report.folder is None for each in prepare(result[1], Publish(repo=REPO), prove=False))
     sent = push(result[1], Publish(repo=REPO, tag="v1"), api=api, prove=False)
     assert [s.branch for s in sent] == ["nf4", "main"]
     assert hub.repos[REPO].tags["v1"] == hub.repos[REPO].branches["main"]
@@ -198,6 +199,22 @@ def test_what_people_wrote_on_the_hub_survives(hub, api, folder):
     assert "By hand." in now
     assert "new_version: someone/next" in now
     assert "2031-01-01" in now
+
+
+@pytest.mark.parametrize("case", ["not_yaml", "latin1"])
+def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push_before_anything_is_sent(hub, api, result, case):
+    """Of all branches: the card of the main one is read before a variant is sent."""
+    push(result[1], Publish(repo=REPO), api=api, prove=False)
+    repo = hub.repos[REPO]
+    card = shared(f"cases/{'remote' if case == 'not_yaml' else 'base'}_cards/{case}.md").read_bytes()
+    repo.branches["main"] = repo.commit(repo.branches["main"], {**files(hub), "README.md": card})
+    repo.branches["nf4"] = repo.commit(repo.branches["nf4"], {**files(hub, "nf4"), "README.md": b"# mine"})
+    before = hub.snapshot()
+    with pytest.raises(
+        UsageError, match=r"README.md of someone/small, branch main, is a card that cannot be merged with"
+    ):
+        push(result[1], Publish(repo=REPO), api=api, prove=False)
+    assert hub.snapshot() == before
 
 
 def test_two_pushes_at_once_end_whole(hub, api, folder, tmp_path):
@@ -366,7 +383,7 @@ def test_a_recipe_file_may_publish(hub, api, bert_folder, tmp_path, monkeypatch)
     assert read_report(tmp_path / "out").command == "hf-pe run recipe.yaml --set data.train=texts.txt"
     assert hub.repos[REPO].tags["v1"]
     assert b"half-precision" in files(hub)["README.md"]
-    assert b"tiny-bert, which derives from [someone/tiny-bert]" in files(hub)["README.md"]
+    assert b"a model that derives from [someone/tiny-bert]" in files(hub)["README.md"]
     assert b"base_model_relation" not in files(hub)["README.md"], "whether it is a copy or a fine-tune is not known"
     monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: HfApi(endpoint=hub.url, token="hf_wrong"))
     refused = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "other")])

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from hf_pe import BitsAndBytesQuantization, compress, quantize_checkpoint
 from hf_pe.cli import app
 from hf_pe.hub import render_card
+from hf_pe.hub.markdown import escape
 from hf_pe.instance import lively
 from hf_pe.measure import parameters
 from hf_pe.pipeline import outline
@@ -56,8 +57,8 @@ def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, m
         )
     (warning,) = [each for each in made.report.warnings if "Quantization reaches little" in each]
     assert said.index(f"Warning: {warning}") < said.index("stage 1-quantize")
-    assert f"- {warning}" in render_card(made.report)
-    assert made.report.stages[0].plan.notes[-1] in render_card(made.report)
+    assert f"- {escape(warning)}" in render_card(made.report)
+    assert escape(made.report.stages[0].plan.notes[-1]) in render_card(made.report)
 
 
 def test_a_model_of_linear_layers_is_no_reason_to_warn(llama_folder):

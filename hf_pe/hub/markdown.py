@@ -1,0 +1,86 @@
+"""Markdown from values: what others wrote is shown as it is, and cannot end its place or begin anything of its own.
+
+Model ids, labels, column names, licences and parts of other cards are text. `escape` shows them as text wherever they
+stand: in a heading, a table cell, a list or a paragraph. The card's template prints every value through it (see
+`template.py`), and a value of type `Markup` is Markdown already.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of reading, and halves of surrogate pairs."""
+_CODE = re.compile(r"(?<!`)(`(?:(?!<!--)[^`|])+`)(?!`)")
+"""A code span. A bar in it would end a table's cell, and a comment might be a mark of the card's blocks."""
+_SPECIAL = re.compile(r"[\\`*\[\]|~$<]|(?<![^\W_])_|_(?![^\W_])|&(?=#?\w+;)|(?<!\S)#")
+"""Characters with a meaning: an underscore only at the edge of a word, a number sign only at the beginning of one."""
+_START = re.compile(r"( ?)(?:([-+](?=[ -]|$)|=|>|:(?=-))|(\d{1,9})([.)](?= |$)))")
+"""What begins a list, a quote or the line under a heading, where it begins a line."""
+_ENTITIES = {"<": "&lt;", "&": "&amp;"}
+_ITEM = re.compile(r"( *)([-*+]|\d{1,3}[.)]) +(?=\S)")
+_BOLD = re.compile(r"(\*\*|__)(?=\S)([^*_]+)(?<=\S)\1")
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\(([^()\s]*)\)")
+
+
+def escape(value: Any) -> Markup:
+    """Return Markdown that shows `value` on one line, code spans (`` `like this` ``) as such and all else as text.
+
+    Example:
+        >>> print(escape("label_2 <b>"))
+        label_2 &lt;b>
+    """
+    if hasattr(value, "__html__"):
+        return Markup(value)
+    parts = _CODE.split(_one_line(value))
+    parts[::2] = [_SPECIAL.sub(lambda found: _ENTITIES.get(found[0], "\\" + found[0]), part) for part in parts[::2]]
+    parts[0] = _START.sub(r"\1\3\\\2\4", parts[0], count=1) if _START.match(parts[0]) else parts[0]
+    return Markup("".join(parts))
+
+
+def code(value: Any) -> Markup:
+    """Return a code span of `value`; text where it holds what a code span cannot in a table."""
+    span = f"`{_one_line(value)}`"
+    return Markup(span) if _CODE.fullmatch(span) else escape(value)
+
+
+def fenced(value: Any, language: str = "") -> Markup:
+    """Return a block of code, which nothing in `value` ends."""
+    lines = _printable(str(value).rstrip("\n"), but="\n\t").replace("<!--", "<! --")  # it could be a mark of the card's
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", lines)), default=0))
+    return Markup(f"{fence}{language}\n{lines}\n{fence}")
+
+
+def quoted(value: Any) -> Markup:
+    """Return a quotation of Markdown that others wrote: its paragraphs, lists and code spans, and all else as text."""
+    return Markup("\n".join(f"> {_quoted_line(line)}".rstrip() for line in str(value).splitlines()))
+
+
+def table_row(cells: Iterable[Any]) -> Markup:
+    """Return one row of a table."""
+    return Markup("| " + " | ".join(map(escape, cells)) + " |")
+
+
+def link(label: Any, address: str) -> Markup:
+    """Return a link, or the label alone where the address is none of the web."""
+    if not re.match(r"https?://\w", address):
+        return escape(label)
+    return Markup(f"[{escape(label)}]({quote(address, safe='%/:=&?~#+!$,;@')})")
+
+
+def _quoted_line(line: str) -> str:
+    item = _ITEM.match(line)
+    rest = line[item.end() :] if item else line.strip()
+    rest = _LINK.sub(r"\1 (\2)", _BOLD.sub(r"\2", rest))
+    return (f"{item[1][:3]}{item[2]} " if item else "") + escape(rest)
+
+
+def _one_line(value: Any) -> str:
+    return _printable(re.sub(r"\s+", " ", str(value)))
+
+
+def _printable(text: str, but: str = "") -> str:
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in but else "\ufffd", text)
