@@ -46,6 +46,19 @@ def read_adapter(place: str) -> Adapter:
     Raises:
         UsageError: it is one that cannot become part of the weights.
     """
+    settings = adapter_settings(place)
+    with _reading(place):
+        state = load_peft_weights(place, device="cpu")
+    # of resized embeddings PEFT also saves copies under names that it does not read
+    return Adapter(settings, {n: t for n, t in state.items() if not any(copy in n for copy in COPIES)})
+
+
+def adapter_settings(place: str) -> Any:
+    """Return what the adapter_config.json of a folder or a Hub id says.
+
+    Raises:
+        UsageError: it cannot be read, or the adapter is one that cannot become part of the weights.
+    """
     with _reading(place):
         settings: Any = PeftConfig.from_pretrained(place)
         if settings.peft_type is None:
@@ -54,12 +67,9 @@ def read_adapter(place: str) -> Adapter:
         kind = "learned prompts" if settings.is_prompt_learning else "repeated layers"
         raise UsageError(
             f"The adapter is of type {settings.peft_type.value} with {kind}, which no weight of its model can hold. "
-            "Expected one that PEFT can merge, such as LoRA or DoRA."
+            "Expected one that PEFT can merge, such as LoRA or DoRA, or the model without an adapter."
         )
-    with _reading(place):
-        state = load_peft_weights(place, device="cpu")
-    # of resized embeddings PEFT also saves copies under names that it does not read
-    return Adapter(settings, {n: t for n, t in state.items() if not any(copy in n for copy in COPIES)})
+    return settings
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
-from hf_pe.adapters import PREFIX, adapters_aside, fit_config_, merged, read_adapter
+from hf_pe.adapters import PREFIX, adapter_settings, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.config_checks import require_buildable, require_memory, require_possible_sizes
 from hf_pe.errors import UsageError, listed, pass_on_memory_errors
@@ -331,6 +331,8 @@ def load_with_unread(
         UsageError: they cannot be loaded, the class has parts the checkpoint lacks (an untrained head) or has in other
             shapes, the checkpoint has more of a module than the class, or a value is NaN or infinite.
     """
+    if source.folder is not None and (source.folder / ADAPTER).is_file():
+        adapter_settings(source.path)  # of one beside the model's own weights, which transformers loads unasked
     _require_loadable(source, model_class, dtype or source.loaded_dtype, options)
     if "quantization_config" in options:  # packing hides what is not finite
         require_finite(_stored_tensors(source), source.name)

@@ -191,3 +191,12 @@ def test_an_adapter_that_does_not_fit_is_refused(bases, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(bases / "plain")
     with pytest.raises(UsageError, match=r"the model has no place for model\.other"):
         merged(model, adapter._replace(state=adapter.state | {"base_model.model.model.other.weight": torch.ones(2)}))
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_learned_prompts_beside_a_models_own_weights_are_refused(llama_folder, tmp_path, kind):
+    model = LlamaForCausalLM.from_pretrained(llama_folder)
+    model.save_pretrained(tmp_path)
+    peft.get_peft_model(model, kind(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"_TUNING with learned prompts.*or the model without an adapter"):
+        load_model(resolve(str(tmp_path)), LlamaForCausalLM)
