@@ -5,7 +5,9 @@ escapes undone (`\\u0068f_...`, `\\/home\\/anna`), and what stands in it in Base
 """
 
 import binascii
+import bisect
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -164,18 +166,35 @@ def _in_view(view: Parts, kinds: Iterable[Kind]) -> Iterator[tuple[str, int, byt
     lowered = text.lower()
     start, end = len(view[0]), len(view[0]) + len(view[1])
     secrets: list[tuple[int, int]] = []
-    for kind in kinds:
-        for match in kind.matches(text, lowered):
-            if not kind.fact:
-                secrets.append(match.span())
-            elif _overlaps(match.span(), secrets):
-                continue
-            if start <= match.start() < end:
-                yield kind.name, text.count(b"\n", start, match.start()), text[match.start() : match.end()]
+    for is_fact, group in itertools.groupby(kinds, lambda kind: kind.fact):
+        taken = _merged(secrets)
+        for kind in group:
+            line, counted = 0, start
+            for match in kind.matches(text, lowered):
+                if is_fact and _overlaps(match.span(), taken):
+                    continue
+                if not is_fact:
+                    secrets.append(match.span())
+                if start <= match.start() < end:
+                    line, counted = line + text.count(b"\n", counted, match.start()), match.start()
+                    yield kind.name, line, text[match.start() : match.end()]
 
 
-def _overlaps(span: tuple[int, int], taken: Iterable[tuple[int, int]]) -> bool:
-    return any(start < span[1] and span[0] < end for start, end in taken)
+def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return what spans cover as spans that are apart, in order."""
+    apart: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if apart and start <= apart[-1][1]:
+            apart[-1] = (apart[-1][0], max(apart[-1][1], end))
+        else:
+            apart.append((start, end))
+    return apart
+
+
+def _overlaps(span: tuple[int, int], apart: list[tuple[int, int]]) -> bool:
+    """Return whether a span shares a place with one of `apart`, as `_merged` returns them."""
+    nearest = bisect.bisect_left(apart, (span[1],)) - 1
+    return nearest >= 0 and apart[nearest][1] > span[0]
 
 
 def _windows(blocks: Iterable[bytes]) -> Iterator[tuple[int, Parts]]:

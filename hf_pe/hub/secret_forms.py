@@ -193,7 +193,8 @@ def _is_sure(match: re.Match[bytes], where: str) -> bool:
         return False  # an attribute of something
     if where == "quoted":
         return len(match[where]) >= 10
-    line = match.string[match.string.rfind(b"\n", 0, match.start()) + 1 : match.start()]
+    before = match.string[max(match.start() - 90, 0) : match.start()]
     after = match.string[match.end() : match.end() + 1]
-    begins = re.fullmatch(rb"\s*(?:export |set |ENV )?\w{0,60}", line[:90]) is not None and len(line) < 90
+    line = before.rpartition(b"\n")[2]
+    begins = len(line) < 90 and re.fullmatch(rb"\s*(?:export |set |env )?\w{0,60}", line) is not None
     return begins and after in (b"", b"\n", b"\r") and re.search(rb"\s", match[0]) is None

@@ -209,6 +209,14 @@ def test_ten_megabytes_of_what_is_hard_to_search_take_no_time():
     scan({"a.txt": b"\n".join((text * (size // len(text))).encode() for text in ADVERSARIAL)})
 
 
+@pytest.mark.timeout(60)
+def test_many_findings_take_no_time():
+    """Each is compared with few others, and lines are counted once."""
+    line = f"{PLANTED['npm token']} anna@example.org PASSWORD=hunter2x {PLANTED['Twilio key']} /home/anna\n"
+    found = scan({"a.txt": line.encode() * 10_000})
+    assert len(found) == 50_000 and {f.place for f in found} == {f"line {n}" for n in range(1, 10_001)}
+
+
 def test_a_finding_at_the_border_of_two_blocks_is_whole_and_found_once():
     secret = PLANTED["GitLab token"]
     for before in (BLOCK - 10, BLOCK, BLOCK + LONGEST_MATCH - 10):
