@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.errors import UsageError, pass_on_memory_errors
+from hf_pe.own_files import require_own_files
 from hf_pe.surgery import rebuilt
 
 PREFIX = "base_model.model."
@@ -44,7 +45,7 @@ def read_adapter(place: str) -> Adapter:
     """Read an adapter from a folder or the Hub.
 
     Raises:
-        UsageError: it is one that cannot become part of the weights.
+        UsageError: it is one that cannot become part of the weights, or a link leads out of its folder.
     """
     settings = adapter_settings(place)
     with _reading(place):
@@ -59,6 +60,8 @@ def adapter_settings(place: str) -> Any:
     Raises:
         UsageError: it cannot be read, or the adapter is one that cannot become part of the weights.
     """
+    if Path(place).is_dir():
+        require_own_files(Path(place))
     with _reading(place):
         settings: Any = PeftConfig.from_pretrained(place)
         if settings.peft_type is None:

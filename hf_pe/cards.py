@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 
 from hf_pe.errors import UsageError
 from hf_pe.front_matter import Written, read_front_matter, split_front_matter
+from hf_pe.own_files import is_own
 
 LARGEST = 2_000_000
 """Bytes of a card that is read."""
@@ -62,7 +63,7 @@ def dataset_card(name: str) -> Card:
 def _file_of(folder: Path | None, name: str, kind: str) -> Path | None:
     if folder is not None:
         path = folder / "README.md"
-        return path if path.is_file() else None
+        return path if path.is_file() and is_own(folder, path) else None
     try:
         return Path(hf_hub_download(name, "README.md", repo_type=kind))
     except (OSError, ValueError):  # no card, no id, or no network any more: what it says stays unstated

@@ -32,6 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
+from hf_pe import progress
 from hf_pe.adapters import PREFIX, adapter_settings, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.config_checks import require_buildable, require_memory, require_possible_sizes
@@ -41,6 +42,16 @@ from hf_pe.hub_errors import hub_reason
 from hf_pe.instance import difference, processor_size
 from hf_pe.json_files import AGAIN, read_object
 from hf_pe.loading import Loading, ProcessorClass
+from hf_pe.own_files import (
+    LICENCES,
+    carried_files,
+    code_files,
+    is_licence,
+    left_behind_sentence,
+    require_own,
+    require_own_files,
+    require_own_shards,
+)
 from hf_pe.packing import (
     BITSANDBYTES,
     keep_savable_,
@@ -83,8 +94,6 @@ LOADERS = {
 """What makes a model's inputs, by the name of its main one; else a tokenizer."""
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 """What PEFT writes."""
-NOT_BESIDE = ("README.md", "report.json", ADAPTER)
-"""What tells of a model as it was."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
@@ -92,7 +101,8 @@ TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "sca
 NO_ACCELERATOR = {"CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 """Variables under which a process has the CPU alone: packed weights go to an accelerator by themselves, where there is
 one, and not every one lets them go back."""
-SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION, "LICENSE", "LICENSE.txt")
+SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION)
+"""What lies beside a model, its licence besides, and no tokenizer or model writes."""
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -174,7 +184,8 @@ def resolve(
     """Find what `model` names: a folder (of a PEFT adapter perhaps), a .gguf file, `package:NAME/inner/path`, a Hub id.
 
     Raises:
-        UsageError: nothing there, no config in it, pickled weights or custom code without leave.
+        UsageError: nothing there, no config in it, pickled weights or custom code without leave; or a link or a name in
+            its files leads out of its folder.
     """
     path = _package_path(model) if model.startswith("package:") else Path(model).expanduser()
     spec = model if model.startswith("package:") or not path.exists() else None
@@ -192,6 +203,8 @@ def resolve(
         if model.startswith(("package:", ".", "/", "~")) or model.count("/") > 1:
             raise UsageError(f"Model folder {model} does not exist. Expected a folder, a .gguf file or a Hub id.")
         return Source(name=model, path=model, **flags)
+    if not model.startswith("package:"):  # an installer may have put links there
+        require_own_files(path)
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         return _adapted(path, dtype=dtype, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
     source = Source(name=_folder_name(path), path=str(path), gguf_file=_only_gguf(path), **flags)
@@ -401,6 +414,8 @@ def weight_files(source: Source) -> list[str]:
     if whole is not None:
         return [whole]
     index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, **quiet)
+    if index is not None:
+        require_own_shards(Path(index).parent, Path(index))
     return [] if index is None else list(get_checkpoint_shard_files(source.path, index)[0])
 
 
@@ -580,20 +595,37 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
         copy_modules(beside, folder, getattr(model.config, "hidden_size", None))
 
 
-def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig) -> None:
-    """Copy what lies beside the weights of `folder` into `fresh`, where it has no file of that name.
+def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig, *, own_code: bool = False) -> None:
+    """Copy what a model has beside the weights in `folder` into `fresh`, where it has no file of that name.
+
+    See `own_files.carried_files` for what that is, and `say_left_behind`.
 
     Args:
         folder: of the original.
         fresh: of the result.
         config: of the result.
+        own_code: the user allows the code that the original brings along.
+
+    Raises:
+        UsageError: a link leads out of the folder.
     """
-    for path in folder.iterdir():
-        weights = path.suffix in (".safetensors", ".bin", ".pt", ".gguf") or path.name.endswith(".index.json")
-        target = fresh / path.name
-        if path.is_file() and not weights and not target.exists() and path.name not in NOT_BESIDE:
+    for path in carried_files(folder, own_code=own_code):
+        target = fresh / path.relative_to(folder)
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
     copy_modules(folder, fresh, getattr(config, "hidden_size", None))
+
+
+def say_left_behind(source: Source) -> None:
+    """Name to the user what lies in the original's folder and is no part of a model: it is not taken along.
+
+    Of a .gguf file nothing is said: it is the model, whatever lies beside it.
+    """
+    folders = [source.folder, Path(source.adapter) if source.adapter else None]
+    for folder in folders if source.gguf_file is None else ():
+        if folder is not None and (sentence := left_behind_sentence(folder, own_code=source.trust_remote_code)):
+            progress.say(sentence)
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
@@ -852,7 +884,7 @@ def _brief(error: BaseException) -> str:
 @functools.cache
 def _small_files(repo: str) -> Path:
     """A snapshot of what lies beside the weights of a Hub id, fetched once."""
-    place = Path(snapshot_download(repo, allow_patterns=list(SIDE_FILES)))
+    place = Path(snapshot_download(repo, allow_patterns=[*SIDE_FILES, *LICENCES]))
     folders = module_folders(place)
     return Path(snapshot_download(repo, allow_patterns=[f"{name}/*" for name in folders])) if folders else place
 
@@ -861,10 +893,9 @@ def _side_files(source: Source | None) -> list[Path]:
     folder = source.beside() if source else None
     if folder is None:
         return []
-    found = [folder / name for name in SIDE_FILES if (folder / name).is_file()]
-    if source and source.trust_remote_code:
-        found += sorted(folder.glob("*.py"))
-    return found
+    named = [path for path in sorted(folder.iterdir()) if path.name in SIDE_FILES or is_licence(path.name)]
+    found = [require_own(folder, path) for path in named if path.is_file()]
+    return found + (code_files(folder) if source and source.trust_remote_code else [])
 
 
 def _forget_paths(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, push, diff."""
+"""The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, seal, push, diff."""
 
 import re
 from contextlib import AbstractContextManager
@@ -143,7 +143,7 @@ def run(
             _show_result(target)
             if recipe.publish:
                 with noting(lambda: f"The result is in {target}; push it with --resume."):
-                    _publish(recipe, target)
+                    _publish(recipe, target, prove=begun.finished)
 
 
 @app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
@@ -331,11 +331,24 @@ def card(
 ) -> None:
     """Make the card of a result again, from its report.json. What you wrote into it yourself stays."""
     with messages("The card is whole, the old one or the new one; give the same command again."):
-        from hf_pe.hub import write_card
-        from hf_pe.report import read_report
+        from hf_pe.results import remake_card
 
-        write_card(read_report(folder), folder, template)
+        with progress():
+            remake_card(folder, template)
         out.print(f"Wrote {folder / 'README.md'}")
+
+
+@app.command(epilog="Example: hf-pe seal build/quickstart/main")
+def seal(folder: Path) -> None:
+    """Take over files that you changed in a result on purpose, so that a push lets them pass. Weights stay measured."""
+    with messages("The report is whole, the old one or the new one; give the same command again."):
+        from hf_pe.errors import listed
+        from hf_pe.results import seal_result
+
+        found = seal_result(folder)
+        taken = [*(["report.json"] if found.report else []), *found.changed, *found.extra, *found.missing]
+        what = listed(taken) if taken else "nothing had changed"
+        out.print(f"Sealed {folder}: {what}")
 
 
 @app.command(epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
@@ -469,13 +482,14 @@ def _show_result(target: Path) -> None:
         out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
 
 
-def _publish(recipe: "RecipeFile", target: Path) -> None:
+def _publish(recipe: "RecipeFile", target: Path, *, prove: bool) -> None:
+    """Push a result; `prove` where an earlier process saved it, since when it may have been changed."""
     from hf_pe.hub import push as send
 
     assert recipe.publish
     own_code = recipe.trust_remote_code or recipe.publish.trust_remote_code
     settings = recipe.publish.model_copy(update={"trust_remote_code": own_code})
-    _show_sent(send(target, settings, prove=False), settings.repo)
+    _show_sent(send(target, settings, prove=prove), settings.repo)
 
 
 def _show_outgoing(folder: Path, settings: "Publish") -> None:

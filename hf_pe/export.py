@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from hf_pe import progress
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve
+from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve, say_left_behind
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
 from hf_pe.outputs import replaced, require_space
@@ -80,7 +80,8 @@ def export_onnx(
         net.config._name_or_path = ""
         found.save_pretrained(fresh)
         if source.folder is not None:
-            copy_beside(source.folder, fresh, config)
+            copy_beside(source.folder, fresh, config, own_code=trust_remote_code)
+        say_left_behind(source)
         size = sum(file.stat().st_size for file in fresh.glob("model.onnx*"))
     return Exported(Path(output), size, gap)
 

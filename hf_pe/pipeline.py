@@ -28,7 +28,7 @@ from hf_pe.checkpoints import Dtype, Source
 from hf_pe.data import Data, DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
-from hf_pe.hub import Publish, push, write_card
+from hf_pe.hub import Publish, push
 from hf_pe.hub.publish import Sent
 from hf_pe.identity import AnyRecipe, origin_of, stage_ids
 from hf_pe.inputs import local_inputs
@@ -46,13 +46,14 @@ from hf_pe.measure import (
     weight_bytes,
 )
 from hf_pe.outputs import check_stages_folder, replaced, require_space, run_id, stages_folder
+from hf_pe.own_files import require_own_files
 from hf_pe.packing import packed_by, require_plain
 from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Packing
-from hf_pe.report import MAIN, Measurement, Report, write_report
-from hf_pe.results import save_result
+from hf_pe.report import MAIN, Measurement, Report
+from hf_pe.results import finish_result, save_result
 from hf_pe.stages import Finished, StageFolder, require_resumable
 from hf_pe.tasks import TASKS, Embedding, Task, prepare, require_classes, task_named
 from hf_pe.weight_checks import require_finite, require_loadable_dtypes
@@ -103,6 +104,7 @@ class Result:
         """
         folder = Path(folder)
         require_space(folder, sum(weight_bytes(r.model) for r in (self, *self.variants.values())), "the result")
+        checkpoints.say_left_behind(self.source)
         with replaced(folder, overwrite=overwrite, inputs=self.inputs, run=self.run) as fresh:
             if not self.variants:
                 return self._write(fresh, folder.name)
@@ -155,9 +157,7 @@ class Result:
     def _with_table(self, folder: Path, table: dict[str, Measurement]) -> "Result":
         """Add the table over all variants, known once each is on disk."""
         report = self.report.model_copy(update={"variants": table})
-        write_report(report, folder)
-        write_card(report, folder)
-        return replace(self, report=report)
+        return replace(self, report=finish_result(report, folder))
 
 
 def compress(
@@ -594,10 +594,13 @@ def _source(model: Any, processor: Any, dtype: Dtype | None) -> Source:
     if processor is None:
         raise UsageError("processor: a loaded model needs its tokenizer: compress(model, ..., processor=tokenizer).")
     named = model.config._name_or_path
-    return Source(
+    source = Source(
         name=named if "/" in named and not Path(named).exists() else Path(named or type(model).__name__).name,
         path=named,
     )
+    if source.folder is not None:
+        require_own_files(source.folder)  # its licence and the like come along
+    return source
 
 
 def _is_class(config: PretrainedConfig, task: Task, model_class: type[PreTrainedModel]) -> bool:

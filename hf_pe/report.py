@@ -11,6 +11,7 @@ from hf_pe.files import write_whole
 from hf_pe.json_files import read_object
 from hf_pe.loading import Loading, loading_of_task
 from hf_pe.outputs import MAIN as MAIN
+from hf_pe.own_files import require_own
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
@@ -216,6 +217,10 @@ class Report(Frozen):
     seed: int
     command: str
     date: str
+    files: dict[str, str] = Field(
+        default_factory=dict, description="SHA-256 of every file of the result but report.json; none in older reports"
+    )
+    seal: str | None = Field(None, description="SHA-256 of all other fields, see `hf_pe.seal`; None in older reports")
 
     @property
     def loading(self) -> Loading:
@@ -244,9 +249,9 @@ def read_report(folder: str | Path) -> Report:
     """Read `report.json` of a result folder.
 
     Raises:
-        UsageError: there is none, or it has another format.
+        UsageError: there is none, it has another format, or is a link out of the folder.
     """
-    path = Path(folder) / "report.json"
+    path = require_own(Path(folder), Path(folder) / "report.json")
     if not path.is_file():
         raise UsageError(f"{folder} has no report.json: expected a folder that hf-pe wrote.")
     found = read_object(path, WRITE_AGAIN)

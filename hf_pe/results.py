@@ -12,11 +12,13 @@ from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
 from hf_pe.errors import NotFiniteError
 from hf_pe.hashes import value_sha256
-from hf_pe.hub import write_card
+from hf_pe.hub import require_measured, write_card
+from hf_pe.hub.pictures import PICTURES
 from hf_pe.instance import example_inputs, outputs_of
 from hf_pe.measure import reopened, sentence_difference
 from hf_pe.overflow import overflow_of
 from hf_pe.report import Reload, Report, read_report, write_report
+from hf_pe.seal import CARD, Changes, changes_since_sealed, reseal, result_files, write_sealed
 
 RELOAD_TOLERANCE = 1e-4
 """Largest relative difference of outputs between the model in memory and the one loaded again."""
@@ -87,9 +89,41 @@ def save_result(
     write_report(report.model_copy(update={"name": name, "after": after, "reload": reload}), folder)
     for file, text in (papers or {}).items():
         (folder / file).write_text(text.rstrip("\n") + "\n", "utf-8")
-    written = read_report(folder)
-    write_card(written, folder)
-    return written
+    return finish_result(read_report(folder), folder)
+
+
+def finish_result(report: Report, folder: Path) -> Report:
+    """Write the card of a result, then seal all of it in its report; returns the report as it is written."""
+    write_card(report, folder)
+    write_sealed(report, folder, known=report.reload.sha256 if report.reload else None)
+    return read_report(folder)
+
+
+def remake_card(folder: Path, template: Path | None = None) -> None:
+    """Make the card of a result again from its report. A result that was sealed is sealed with it; others stay so."""
+    report = read_report(folder)
+    write_card(report, folder, template)
+    if not reseal(folder, [CARD, *PICTURES]) and report.seal:
+        progress.say(
+            f"report.json in {folder} was changed after it was sealed, so hf-pe push will refuse it. Where the change "
+            f"is yours and meant: hf-pe seal {folder}"
+        )
+
+
+def seal_result(folder: Path) -> Changes:
+    """Take over what was changed in a result on purpose: seal its report and its files as they are now.
+
+    Returns:
+        What was taken over.
+
+    Raises:
+        UsageError: there is no result, or its weights or its config are not those that the report's figures are of.
+    """
+    report = read_report(folder)
+    require_measured(report, folder)
+    found = changes_since_sealed(folder, result_files(folder))
+    write_sealed(report, folder)
+    return found
 
 
 def _closeness(model: PreTrainedModel) -> float:

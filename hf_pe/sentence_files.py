@@ -5,10 +5,12 @@
 
 import hashlib
 import json
+import pickle
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +19,15 @@ from torch import nn
 
 from hf_pe.errors import UsageError
 from hf_pe.json_files import AGAIN, kind_of, read_json, read_object
+from hf_pe.own_files import TOKENIZER_FILES, own_file, require_own
 from hf_pe.shards import open_shard
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
 TOKENIZATION = "sentence_bert_config.json"
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
+MODULE_FILES = (*TOKENIZER_FILES, "config.json", "[a-z]*_config.json", WEIGHTS)
+"""What the folder of a module may hold; anything else is not taken along."""
 MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -127,13 +132,8 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
     except (AttributeError, TypeError, KeyError) as error:
         raise UsageError(f"{folder.name}/{MODULES} cannot be read: expected a list of modules with a path.") from error
     for entry in entries:
-        path = PurePosixPath(entry["path"].replace("\\", "/"))
-        inside = (folder / path).resolve().is_relative_to(folder.resolve())
-        if path.is_absolute() or ".." in path.parts or ":" in entry["path"] or not inside:
-            raise UsageError(
-                f"{folder.name}/{MODULES} names the folder '{entry['path']}', which lies outside of the model's own. "
-                "Expected folders such as 1_Pooling beside the weights."
-            )
+        if entry["path"] not in ("", "."):
+            own_file(folder, entry["path"], MODULES)
     return entries
 
 
@@ -215,12 +215,12 @@ def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
         place = fresh / entry["path"]
         place.mkdir(parents=True, exist_ok=True)
         for file in sorted((folder / entry["path"]).glob("*")):
-            wanted = file.suffix in (".json", ".txt", ".safetensors", ".model") and file.is_file()
-            if wanted and not (place / file.name).exists():
-                shutil.copyfile(file, place / file.name)
-        pickle = folder / entry["path"] / PICKLE
-        if pickle.is_file() and not (place / WEIGHTS).exists():
-            save_file(torch.load(pickle, map_location="cpu", weights_only=True), place / WEIGHTS)
+            carried = any(fnmatchcase(file.name, pattern) for pattern in MODULE_FILES) and file.is_file()
+            if carried and not (place / file.name).exists():
+                shutil.copyfile(require_own(folder, file), place / file.name)
+        pickled = folder / entry["path"] / PICKLE
+        if pickled.is_file() and not (place / WEIGHTS).exists():
+            save_file(_tensors_of_pickle(require_own(folder, pickled)), place / WEIGHTS)
         if entry["type"].endswith("Pooling"):
             _set_embedding_width(place / "config.json", width)
 
@@ -274,7 +274,7 @@ def _dense(place: Path, *, allow_pickle: bool) -> Dense:
         with open_shard(place / WEIGHTS) as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     elif (place / PICKLE).is_file() and allow_pickle:
-        weights = torch.load(place / PICKLE, map_location="cpu", weights_only=True)
+        weights = _tensors_of_pickle(place / PICKLE)
     else:
         raise UsageError(
             f"{name} has no {WEIGHTS}. Convert its weights to safetensors, or allow pickled ones with "
@@ -289,6 +289,22 @@ def _dense(place: Path, *, allow_pickle: bool) -> Dense:
         return Dense(settings, {name: weight.float() for name, weight in weights.items()})
     except (KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{name} cannot be built from its config.json and weights: {error}") from error
+
+
+def _tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of a pickle, which may hold nothing else: no code of it runs.
+
+    Raises:
+        UsageError: it is no pickle of tensors.
+    """
+    try:
+        found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UsageError(
+            f"{path.parent.name}/{path.name} is no pickle of tensors alone: it is damaged, or would run code. Convert "
+            f"its weights to {WEIGHTS}."
+        ) from error
+    return found
 
 
 def _activation(path: str | None) -> nn.Module:

@@ -15,12 +15,13 @@ import hf_pe.yaml_files
 ROOT = Path(hf_pe.__file__).parent
 LEVELS = [
     {"errors", "files", "progress", "papers", "quiet"},
+    {"own_files"},
     {"outputs", "terminal", "json_files", "yaml_files", "hub_errors", "fresh", "front_matter"},
     {"anatomy", "regression", "hashes", "shards", "cards"},
     {"plans"},
     {"loading"},
     {"report", "plugin"},
-    {"surgery", "data", "transplant", "instance", "sentence_files", "padding"},
+    {"surgery", "data", "transplant", "instance", "sentence_files", "padding", "seal"},
     {"generation", "adapters", "config_checks", "overflow"},
     {"proof", "packing", "weight_checks"},
     {"tasks", "checkpoints", "loaded"},

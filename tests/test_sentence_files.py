@@ -1,6 +1,7 @@
 """sentence-transformers' files: what is read of them, what is refused, and what comes along."""
 
 import json
+import pickle
 import shutil
 
 import pytest
@@ -53,6 +54,16 @@ def folder(bert_folder, tmp_path):
     prompts = {"prompts": {"query": "the dog ", "passage": ""}, "default_prompt_name": "query"}
     (place / "config_sentence_transformers.json").write_text(json.dumps(prompts))
     return place
+
+
+class Payload:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def change(path, **settings):
@@ -123,7 +134,7 @@ def test_a_path_that_leaves_the_folder_is_refused(folder, path):
 def test_a_folder_that_is_a_link_elsewhere_is_refused(folder, tmp_path):
     shutil.move(folder / "3_Dense", tmp_path / "elsewhere")
     (folder / "3_Dense").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="lies outside"):
+    with pytest.raises(UsageError, match=r"3_Dense is a link that leads out of the folder sentences"):
         module_folders(folder)
 
 
@@ -199,6 +210,17 @@ def test_pickled_weights_of_a_dense_layer_need_leave_and_are_written_as_safetens
     assert sentence_modules(source).head is not None
     copy_modules(folder, tmp_path / "out", 64)
     assert {path.name for path in (tmp_path / "out" / "3_Dense").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_a_planted_pickle_of_a_dense_layer_does_not_run(folder, tmp_path):
+    (folder / "3_Dense" / "model.safetensors").unlink()
+    marker = tmp_path / "ran"
+    (folder / "3_Dense" / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(str(marker)), protocol=2))
+    with pytest.raises(UsageError, match=r"3_Dense/pytorch_model.bin is no pickle of tensors alone"):
+        cut_checkpoint(str(folder), tmp_path / "cut", {"ffn": 0.5})
+    with pytest.raises(UsageError, match=r"3_Dense/pytorch_model.bin is no pickle of tensors alone"):
+        sentence_modules(resolve(str(folder), allow_pickle=True))
+    assert not marker.exists() and not (tmp_path / "cut").exists()
 
 
 def test_a_dense_layer_counts_in_the_distillation(folder, tokenizer):

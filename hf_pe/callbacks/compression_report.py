@@ -19,6 +19,7 @@ from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
 from hf_pe.instance import processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
+from hf_pe.own_files import require_own_files
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
 from hf_pe.surgery import main_dtype
@@ -60,6 +61,8 @@ class CompressionReport(TrainerCallback):
         self.teacher = teacher.eval()
         named = str(teacher.config._name_or_path or type(teacher).__name__)
         self.source = Source(name=Path(named).name if Path(named).exists() else named, path=named)
+        if self.source.folder is not None:
+            require_own_files(self.source.folder)  # its licence and the like come along
         self.base_model, self.license, self.batches = base_model, license, batches
         self.card = model_card(self.source.folder, self.source.path)
         self.reporters: list[TrainerCallback] = []

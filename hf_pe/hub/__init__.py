@@ -9,3 +9,4 @@ from hf_pe.hub.publish import Publish as Publish
 from hf_pe.hub.publish import check_access as check_access
 from hf_pe.hub.publish import prepare as prepare
 from hf_pe.hub.publish import push as push
+from hf_pe.hub.publish import require_measured as require_measured

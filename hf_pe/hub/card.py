@@ -13,6 +13,7 @@ from hf_pe.hub.markdown import code, escape, link
 from hf_pe.hub.merge import card_text, merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.template import render
+from hf_pe.own_files import require_own
 from hf_pe.papers import PAPERS
 from hf_pe.report import MAIN, BaseModelFacts, Latency, Measurement, MetricChange, Report, percent
 
@@ -36,7 +37,7 @@ _TAGS = {
 
 def write_card(report: Report, folder: Path, template: Path | None = None) -> None:
     """Write README.md and its pictures into `folder`; what people wrote into an old README.md stays."""
-    readme = folder / "README.md"
+    readme = require_own(folder, folder / "README.md")
     old = card_text(readme.read_bytes(), str(readme)) if readme.is_file() else ""
     merge_card(render_card(report, (), template), old, str(readme))  # what cannot be merged is refused unchanged
     text = render_card(report, draw_pictures(report, folder), template)

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from hf_pe.files import written_beside
 from hf_pe.report import Report
 
 matplotlib.use("Agg")
@@ -126,7 +127,10 @@ def _saved(figure: Figure, path: Path) -> bool:
     for text in _labels(figure):
         text.set_parse_math(False)  # names are no formulas
         text.set_text(_shown(text.get_text()))
-    figure.savefig(path, dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None})
+    with written_beside(path) as fresh:
+        figure.savefig(
+            fresh, format="png", dpi=120, bbox_inches="tight", facecolor="white", metadata={"Software": None}
+        )
     plt.close(figure)
     return True
 

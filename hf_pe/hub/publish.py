@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,15 +21,18 @@ from pydantic import Field
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
-from hf_pe.errors import PushError, UsageError
+from hf_pe.errors import PushError, UsageError, listed
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
 from hf_pe.json_files import read_object
+from hf_pe.outputs import REPORT
+from hf_pe.own_files import require_own
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN, Report, read_report
+from hf_pe.seal import changes_since_sealed, sealed
 
 HIDDEN_THAT_GO = (".gitattributes",)
 """Of hidden files and folders (.env, .git, .netrc, .DS_Store, our own marks) these alone go out."""
@@ -115,7 +118,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
         if not any(name.endswith(".safetensors") for name in each.files):
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
         if prove:
-            _check_weights(each)
+            require_measured(each.report, each.folder)
     problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, settings.allow)]
     if problems:
         raise UsageError(
@@ -124,6 +127,8 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
             + "\nRemove them, or let a text pass that is none: --allow TEXT (publish.allow)."
         )
     if prove:
+        for each in outgoing:
+            require_sealed(each.folder, each.files)
         for each in outgoing:
             progress.say(f"loading {each.branch} in a fresh process")
             _prove(each.folder, each.report)
@@ -277,6 +282,9 @@ class _Remote:
         if "README.md" in there:
             files["README.md"] = self._merged_card(readme, branch, head)
         adds = {name: CommitOperationAdd(name, content) for name, content in files.items()}
+        hashes = {name: add.upload_info.sha256.hex() for name, add in adds.items() if name != REPORT}
+        report = sealed(outgoing.report, hashes).model_dump_json(indent=2) + "\n"
+        adds[REPORT] = CommitOperationAdd(REPORT, report.encode())
         changed = tuple(name for name, add in adds.items() if not _same(there.get(name), add))
         removed = tuple(name for name in there if name not in files and WEIGHTS.fullmatch(name))
         if not changed and not removed:
@@ -451,7 +459,7 @@ class _Remote:
 def _branches(folder: Path, branch: str) -> dict[str, Path]:
     if (folder / "report.json").is_file() or not folder.is_dir():
         return {branch: folder}
-    places = sorted(p.parent for p in folder.glob("*/report.json"))
+    places = [require_own(folder, path).parent for path in sorted(folder.glob("*/report.json"))]
     if not any(p.name == MAIN for p in places):
         read_report(folder)  # says what a result looks like
     variants = {p.name: p for p in places if p.name != MAIN}
@@ -510,17 +518,47 @@ def _renamed(report: Report, settings: Publish, branch: str) -> Report:
     return report.model_copy(update={"name": settings.repo, "folder": None, "reload": reload})
 
 
-def _check_weights(outgoing: Outgoing) -> None:
-    """The weights are those that were measured."""
-    folder = outgoing.folder
-    reload = outgoing.report.reload
-    assert reload
+def require_measured(report: Report, folder: Path) -> None:
+    """Refuse a result whose config or weights are not those that were measured.
+
+    Raises:
+        UsageError: they are others.
+    """
+    stated = report.reload.sha256 if report.reload else {}
     seen = weight_hashes(folder)
-    differing = sorted(n for n in seen.keys() | reload.sha256.keys() if seen.get(n) != reload.sha256.get(n))
+    differing = sorted(n for n in seen.keys() | stated.keys() if seen.get(n) != stated.get(n))
     if differing:
         raise UsageError(
             f"{folder}: {', '.join(differing)} changed since the card's numbers were measured. A card must tell the "
             "truth: make the result again with hf-pe run."
+        )
+
+
+def require_sealed(folder: Path, names: Iterable[str]) -> None:
+    """Refuse a result that is not as it was made; an edited card is said, and goes along.
+
+    Args:
+        folder: of the result.
+        names: files that would go out.
+
+    Raises:
+        UsageError: the report or a file was changed, a file is missing, or one is there that was not made.
+    """
+    found = changes_since_sealed(folder, names)
+    if not found.sealed:
+        progress.say(f"{folder.name}: an older report, without hashes of all files; config and weights were compared")
+    if found.card:
+        progress.say(
+            f"{folder.name}: README.md was edited since it was made: what you wrote goes along, and the blocks between "
+            "its marks are made anew from report.json"
+        )
+    kinds = {"changed": found.changed, "missing": found.missing, "not made with it": found.extra}
+    wrong = ["report.json was changed"] if found.report else []
+    wrong += [f"{kind}: {listed(files)}" for kind, files in kinds.items() if files]
+    if wrong:
+        raise UsageError(
+            f"{folder} is not as it was made: {'; '.join(wrong)}. Undo that, or make the result again with hf-pe run. "
+            f"Where the changes are yours and shall go out: hf-pe seal {folder}"
         )
 
 

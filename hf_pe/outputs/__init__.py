@@ -6,6 +6,7 @@ carry a marker; no folder without one is ever removed.
 
 from hf_pe.outputs.lock import locked as locked
 from hf_pe.outputs.marker import MAIN as MAIN
+from hf_pe.outputs.marker import REPORT as REPORT
 from hf_pe.outputs.marker import RESULT_MARKER as RESULT_MARKER
 from hf_pe.outputs.marker import holds_stages as holds_stages
 from hf_pe.outputs.marker import run_id as run_id

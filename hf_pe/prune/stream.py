@@ -13,7 +13,7 @@ from transformers.core_model_loading import WeightTransform
 
 from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
-from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resolve
+from hf_pe.checkpoints import Source, class_for, copy_beside, load_config, resolve, say_left_behind
 from hf_pe.errors import UsageError
 from hf_pe.json_files import read_object
 from hf_pe.outputs import check_output, replaced, require_space
@@ -122,7 +122,8 @@ def cut_checkpoint(
         if generation:
             said = {name: value for name, value in generation.items() if value is not None}
             (fresh / GENERATION).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
-        copy_beside(folder, fresh, config)
+        copy_beside(folder, fresh, config, own_code=trust_remote_code)
+        say_left_behind(source)
     return Path(output)
 
 

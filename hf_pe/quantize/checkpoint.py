@@ -17,6 +17,7 @@ from hf_pe.checkpoints import (
     resolve,
     rounding_warnings,
     save_model,
+    say_left_behind,
 )
 from hf_pe.errors import UsageError
 from hf_pe.outputs import replaced, require_space
@@ -122,4 +123,5 @@ def _save(model: PreTrainedModel, fresh: Path, source: Source) -> None:
     save_model(model, None, fresh)
     for beside in (source.adapter and Path(source.adapter), source.folder):
         if beside:
-            copy_beside(beside, fresh, model.config)
+            copy_beside(beside, fresh, model.config, own_code=source.trust_remote_code)
+    say_left_behind(source)

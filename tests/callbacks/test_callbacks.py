@@ -239,8 +239,7 @@ def test_the_readmes_lines_run(hub, classifier_folder, tokenizer, teacher, tmp_p
     names["trainer"].callback_handler.callbacks.insert(0, scripted("eval_accuracy", {1: 0.9, 2: 0.7}))
     names["trainer"].train()
     assert names["trainer"].state.global_step == 2
-    repo = hub.repos[REPO]
-    sent = json.loads(repo.commits[repo.branches["main"]][1]["report.json"])
+    sent = json.loads(hub.contents(REPO)["report.json"])
     assert sent["after"]["quality"]["accuracy"] == 0.9, "the floor gave the best back, and the report is of that one"
 
 
@@ -276,7 +275,7 @@ def test_publishing_at_the_end_the_best_and_every_save(
     run.train()
     repo = hub.repos[REPO]
     assert len(repo.commits) - 1 == commits
-    files = repo.commits[repo.branches["main"]][1]
+    files = hub.contents(REPO)
     sent = json.loads(files["report.json"])
     assert sent["after"]["quality"]["accuracy"] == (0.9 if when == "best" else 0.7)
     assert b"someone/tiny" in files["README.md"]

@@ -65,6 +65,12 @@ class Hub:
         self.hang = 1.2  # seconds of a timeout: longer than the client waits in these tests
         self.faults, self.calls, self.sent, self.barrier = [], Counter(), Counter(), None
 
+    def contents(self, name, branch="main"):
+        """What the files of a branch hold, those that went by LFS too."""
+        repo = self.repos[name]
+        files = repo.commits[repo.branches[branch]][1]
+        return {file: self.objects[held[1]] if isinstance(held, tuple) else held for file, held in files.items()}
+
     def snapshot(self):
         """Files and refs of all repositories: what a failed push must leave alone."""
         return {

@@ -16,7 +16,10 @@ from hf_pe import Distillation, compress
 from hf_pe.cli import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, prepare, push
+from hf_pe.progress import listen
 from hf_pe.report import read_report, write_report
+from hf_pe.results import seal_result
+from hf_pe.seal import changes_since_sealed, result_files
 from tests.helpers import TEXTS, shared
 from tests.hub.faults import REPO, impatient
 from tests.hub.server import TOKEN, Hub
@@ -113,6 +116,7 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}', "utf-8")
     (folder / "LICENSE").write_text("MIT", "utf-8")
+    seal_result(folder)
     push(folder, Publish(repo=REPO), api=api)
     program = (
         "import sys\n"
@@ -138,7 +142,7 @@ def test_the_card_on_the_hub_names_the_repository(hub, api, folder):
     card = files(hub)["README.md"].decode()
     assert f'AutoModel.from_pretrained("{REPO}")' in card
     assert read_report(folder).name == "small", "the folder itself is not changed"
-    assert json.loads(files(hub)["report.json"])["name"] == REPO
+    assert json.loads(hub.contents(REPO)["report.json"])["name"] == REPO
 
 
 def test_a_second_push_sends_nothing_and_makes_no_commit(hub, api, folder):
@@ -158,10 +162,10 @@ def test_only_what_changed_is_sent_and_stale_shards_go(hub, api, folder):
     hub.reset()
     (folder / "extra.txt").write_text("new")
     sent = push(folder, Publish(repo=REPO), api=api, prove=False)
-    assert sent[0].changed == ("extra.txt",)
+    assert sent[0].changed == ("extra.txt", "report.json"), "the report states the hash of every file"
     assert sent[0].removed == ("model-00001-of-00002.safetensors",)
     assert "notes.md" in files(hub)
-    assert not [oid for oid in hub.sent if oid != "in commits"]
+    assert not hub.sent.keys() & {*read_report(folder).reload.sha256.values()}, "no weights are sent again"
 
 
 def test_variants_are_branches_of_one_repository(hub, api, result):
@@ -294,11 +298,73 @@ def test_no_text_of_a_report_is_run(folder, tmp_path):
     content = json.loads((folder / "report.json").read_text("utf-8"))
     content["name"] = f'small"); {payload} #'
     content["reload"] |= {"snippet": f"{payload}\n{payload}", "loading": None}
+    content |= {"files": {}, "seal": None}
     (folder / "report.json").write_text(json.dumps(content), "utf-8")
     done = CliRunner().invoke(app, ["push", str(folder), REPO, "--dry-run"])
     assert done.exit_code == 0, done.output
     assert f'model = AutoModel.from_pretrained("{REPO}")' in done.output
     assert not marker.exists()
+
+
+def changed_report(folder):
+    content = json.loads((folder / "report.json").read_text("utf-8"))
+    content["after"]["quality"]["spearman"] = 0.99
+    (folder / "report.json").write_text(json.dumps(content), "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (changed_report, r"report\.json was changed"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), r"changed: tokenizer\.json"),
+        (lambda f: (f / "plan.json").unlink(), r"missing: plan\.json"),
+        (lambda f: (f / "extra.txt").write_text("new"), r"not made with it: extra\.txt"),
+    ],
+)
+def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(folder, monkeypatch, spoil, message):
+    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    assert prepare(folder, Publish(repo=REPO))
+    spoil(folder)
+    with pytest.raises(UsageError, match=rf"not as it was made: {message}\. Undo that.*hf-pe seal"):
+        prepare(folder, Publish(repo=REPO))
+    done = CliRunner().invoke(app, ["seal", str(folder)])
+    assert done.exit_code == 0, done.output
+    assert prepare(folder, Publish(repo=REPO))
+
+
+def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    card = (folder / "README.md").read_text("utf-8")
+    (folder / "README.md").write_text(f"{card}\nBy hand.\n", "utf-8")
+    told = []
+    with listen(lambda what, *_: told.append(what)):
+        (outgoing,) = prepare(folder, Publish(repo=REPO))
+    assert b"By hand." in outgoing.files["README.md"]
+    assert [each for each in told if "README.md was edited" in each]
+
+
+def test_an_older_report_is_not_refused(folder, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    write_report(read_report(folder).model_copy(update={"files": {}, "seal": None}), folder)
+    told = []
+    with listen(lambda what, *_: told.append(what)):
+        assert prepare(folder, Publish(repo=REPO))
+    assert [each for each in told if "without hashes of all files" in each]
+
+
+def test_weights_are_never_sealed_anew(folder):
+    (folder / "config.json").write_text("{}", "utf-8")
+    done = CliRunner().invoke(app, ["seal", str(folder)])
+    assert done.exit_code == 2 and "config.json changed since the card's numbers were measured" in done.output
+
+
+def test_what_was_pushed_is_sealed(hub, api, folder, tmp_path):
+    push(folder, Publish(repo=REPO), api=api, prove=False)
+    there = tmp_path / "there"
+    for name, content in hub.contents(REPO).items():
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).write_bytes(content)
+    assert changes_since_sealed(there, result_files(there)) == (True, False, (), (), (), False)
 
 
 def test_a_report_cannot_allow_code(folder):
@@ -323,6 +389,7 @@ def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
     report = read_report(folder)
     reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
     write_report(report.model_copy(update={"reload": reload}), folder)
+    seal_result(folder)
     monkeypatch.setattr(HfApi, "whoami", no_network)
     with pytest.raises((RuntimeError, UsageError)):
         push(folder, Publish(repo=REPO))
@@ -331,6 +398,7 @@ def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
 def test_the_proof_finds_the_model_beside_folders_of_modules(folder):
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    seal_result(folder)
     assert prepare(folder, Publish(repo=REPO))[0].folder == folder
 
 
