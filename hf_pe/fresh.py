@@ -5,11 +5,13 @@ elsewhere each program is started by itself.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -40,6 +42,7 @@ class _Server:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            start_new_session=True,  # so that it ends with the program that it runs, and not before this process
         )
 
     def run(self, **order: Any) -> int | None:
@@ -50,6 +53,9 @@ class _Server:
             answer = answers.readline()
         except (BrokenPipeError, ValueError):
             return None
+        except BaseException:  # such as Ctrl-C: an answer that comes later would be taken for the next one
+            self.end()
+            raise
         return int(answer) if answer else None
 
     def serves(self, environment: dict[str, str]) -> bool:
@@ -58,14 +64,16 @@ class _Server:
         return same and self.owner == os.getpid() and self.process.poll() is None
 
     def end(self) -> None:
-        """End it, if it is this process's."""
-        if self.owner == os.getpid():
-            for pipe in _pipes(self.process):
-                pipe.close()
-            self.process.wait()
+        """End it with what it runs, if it is this process's."""
+        if self.owner != os.getpid() or self.process.poll() is not None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 _server: _Server | None = None
+_one_at_a_time = threading.Lock()
 
 
 def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str, str] | None = None) -> None:
@@ -108,12 +116,13 @@ def _can_fork() -> bool:
 
 def _by_server(program: str, argument: str, log: str, environment: dict[str, str]) -> int | None:
     global _server
-    if _server is None or not _server.serves(environment):
-        if _server is not None:
-            _server.end()
-        _server = _Server(environment)
-        atexit.register(_server.end)
-    return _server.run(program=program, argument=argument, log=log, environment=environment)
+    with _one_at_a_time:
+        if _server is None or not _server.serves(environment):
+            if _server is not None:
+                _server.end()
+            _server = _Server(environment)
+            atexit.register(_server.end)
+        return _server.run(program=program, argument=argument, log=log, environment=environment)
 
 
 def _read_at_import(environment: dict[str, str]) -> dict[str, str]:

@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import signal
+import threading
 from pathlib import Path
 
+import psutil
 import pytest
 
 from hf_pe import fresh
@@ -65,6 +68,21 @@ def test_another_environment_is_what_the_program_has(program):
     assert server == same != other, "what libraries read when they are imported needs another server"
     assert program(MINE="there")[-1] == "there"
     assert program()[-1] is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(program, tmp_path, monkeypatch):
+    program()
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    )
+    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_fresh(str(slow), str(tmp_path), "it does not run")
+    number = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    assert program()[2] is False
 
 
 def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
