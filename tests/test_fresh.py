@@ -1,10 +1,12 @@
 """Programs run in processes that are fresh, whoever forks them."""
 
+import contextlib
 import json
 import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -77,11 +79,17 @@ def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(prog
     slow.write_text(
         "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
     )
-    threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def interrupt():
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_fresh(str(slow), str(tmp_path), "it does not run")
-    number = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(number) or psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int((tmp_path / "pid").read_text())).wait(10)
     assert program()[2] is False
 
 
