@@ -77,7 +77,7 @@ def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(prog
     program()
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+        "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(3000)"
     )
 
     def interrupt():
@@ -89,7 +89,9 @@ def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(prog
     with pytest.raises(KeyboardInterrupt):
         run_fresh(str(slow), str(tmp_path), "it does not run")
     with contextlib.suppress(psutil.NoSuchProcess):
-        psutil.Process(int((tmp_path / "pid").read_text())).wait(10)
+        slept = psutil.Process(int((tmp_path / "pid").read_text()))
+        while slept.status() != psutil.STATUS_ZOMBIE:  # until the test times out
+            time.sleep(0.01)
     assert program()[2] is False
 
 
