@@ -85,8 +85,8 @@ KINDS_OF_PLACE = (
     (r"\.out\.hf_pe-#/\.STAGE\.hf_pe-#|\.out\.hf_pe-#", "WORK"),
     (r"(WORK/)?\.(out|STAGE)\.hf_pe\.lock", "OUTPUT.hf_pe.lock"),
     (r"/(main|nf4)/", "/RESULT/"),
-    (r"/\.[A-Za-z]+\.[a-z]+\.hf_pe-#", "/FILE.hf_pe-#"),
-    (r"(report|README|whole)\.(json|md)$", "FILE"),
+    (r"/\.[A-Za-z_]+\.[a-z]+\.hf_pe-#", "/FILE.hf_pe-#"),
+    (r"[A-Za-z_]+\.png$|(report|README|whole)\.(json|md)$", "FILE"),
     (r"(WORK/new/RESULT|WORK/TRAINING)/FILE", "FOLDER/FILE"),
     (r"-> (out|WORK/STAGE)$", "-> OUTPUT"),
 )
