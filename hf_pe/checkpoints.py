@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.gguf.reader import GgufHeader
+from transformers.models.auto import modeling_auto
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME, cached_file, get_checkpoint_shard_files
 
@@ -295,7 +296,7 @@ def auto_class_of(config: PretrainedConfig, model_class: type[PreTrainedModel]) 
     """
     if brings_code(model_class):
         return str(model_class._auto_class)
-    named = [name for name in dir(transformers) if name.startswith("AutoModelFor")] + ["AutoModel"]
+    named = [name for name in modeling_auto.__all__ if name.startswith("AutoModelFor")] + ["AutoModel"]
     for name in named:
         found = getattr(getattr(transformers, name), "_model_mapping", {}).get(type(config), ())
         if model_class in (found if isinstance(found, tuple) else (found,)):

@@ -50,7 +50,7 @@ class Loading(Frozen):
     @field_validator("auto_class")
     @classmethod
     def _require_known_class(cls, name: str) -> str:
-        if re.fullmatch(r"AutoModel[A-Za-z0-9]*", name) is None or name not in dir(transformers):
+        if re.fullmatch(r"AutoModel[A-Za-z0-9]*", name) is None or not hasattr(transformers, name):
             raise ValueError("expected the name of an AutoModel class of transformers, such as AutoModelForCausalLM")
         return name
 
