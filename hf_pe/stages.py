@@ -84,7 +84,8 @@ class StageFolder:
         plan = recipe.plan(model, self.data)
         curve: list[tuple[int, float]] = []
         if isinstance(recipe, Distillation):
-            made, curve = recipe.train(model, self.data, work=training, resume=self.resume)
+            work = None if self.origin is None else training  # checkpoints in a folder that goes help nobody
+            made, curve = recipe.train(model, self.data, work=work, resume=self.resume)
         else:
             made = recipe.apply(model, plan, self.data)
             self.data.memory.clear()

@@ -168,3 +168,17 @@ def test_without_a_folder_of_the_users_nothing_is_hashed_or_kept(runs):
     made, finished = stages.make(chain[0], CAST, runs.model)
     assert chain[0].identity == "" and made is not runs.model and finished.plan.recipe == "cast"
     assert not runs.folder.exists() or not list(runs.folder.iterdir())
+
+
+def test_a_training_that_nobody_can_resume_keeps_no_checkpoints(runs, monkeypatch):
+    """Else the message of a run that diverges would name a folder that is gone."""
+    works = []
+    monkeypatch.setattr(
+        Distillation, "train", lambda self, model, data, *, work, resume: works.append(work) or (model, [])
+    )
+    recipe = Distillation(steps=2, checkpoint_every=1)
+    for origin in (None, ORIGIN):
+        stages = StageFolder(runs.folder, origin, False, runs.data, lambda model: {"layers": 4.0}, seed=0)
+        monkeypatch.setattr(Distillation, "plan", lambda self, model, data: CAST.plan(model, data))
+        stages.make(stage_ids(origin, [recipe], {})[0][0], recipe, runs.model)
+    assert works[0] is None and works[1].name.endswith(".training")

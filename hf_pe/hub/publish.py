@@ -119,7 +119,8 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
         if prove:
             require_measured(each.report, each.folder)
-    problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, settings.allow)]
+    allowed = (*settings.allow, settings.repo.partition("/")[0])  # whose repository it is, everyone can read
+    problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, allowed)]
     if problems:
         raise UsageError(
             "Nothing was sent: what would go out holds secrets or private facts.\n  "

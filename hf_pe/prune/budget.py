@@ -35,6 +35,18 @@ CROSSED = 8
 """Rungs of the shortest ladder that are each combined with the others."""
 
 
+def amount(value: Any) -> Any:
+    """Return a share or a number of units as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value > 0 or (isinstance(value, float) and not value <= 1):  # NaN is neither
+        raise ValueError(f"expected a share above 0 and up to 1.0, or a whole number of units from 1; got {value!r}")
+    return value
+
+
 def one_or_all(keep: Mapping[str, Any]) -> str:
     """Return why a whole number of 1 for a width is asked back: it is one unit, and looks like all; "" if none is 1."""
     name = next(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import psutil
 import torch
@@ -18,6 +18,7 @@ from hf_pe.proof import removable_layers, require_generation, require_proof
 from hf_pe.prune.budget import (
     Setting,
     alone,
+    amount,
     by_loss,
     crossed,
     final_sizes,
@@ -56,15 +57,7 @@ from hf_pe.regression import Moments
 from hf_pe.surgery import cut, generation_changes, generation_losses
 from hf_pe.tasks import TaskData
 
-
-def _amount(value: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or value <= 0 or (isinstance(value, float) and value > 1):
-        raise ValueError(f"expected a share above 0 and up to 1.0, or a whole number of units from 1; got {value!r}")
-    return value
-
-
-Amount = Annotated[int | float, BeforeValidator(_amount)]
+Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 

@@ -19,7 +19,7 @@ from hf_pe.json_files import read_object
 from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.plans import Sketch
 from hf_pe.proof import require_generation, require_proof
-from hf_pe.prune.budget import axes_named, kept_sizes, one_or_all, sizes_in_turn
+from hf_pe.prune.budget import amount, axes_named, kept_sizes, one_or_all, sizes_in_turn
 from hf_pe.prune.norms import rescaling_warnings
 from hf_pe.prune.stored import Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.sentence_files import require_width
@@ -71,6 +71,13 @@ def cut_checkpoint(
     unclear = one_or_all(keep)
     if unclear:
         raise UsageError(f"keep.{unclear}.")
+    for name, value in keep.items():
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            continue
+        try:
+            amount(value)
+        except ValueError as error:
+            raise UsageError(f"keep.{name}: {error}.") from error
     source = resolve(model, trust_remote_code=trust_remote_code)
     folder = _folder(source)
     config, stored = load_config(source), Stored(folder)

@@ -382,6 +382,14 @@ def test_a_text_that_is_no_secret_can_be_let_pass(folder):
     assert prepare(folder, Publish(repo=REPO, allow=("/home/anna",)), prove=False)
 
 
+def test_a_user_may_be_called_here_as_on_the_hub(folder, monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.private_facts.getpass.getuser", lambda: REPO.partition("/")[0])
+    assert prepare(folder, Publish(repo=REPO), prove=False)
+    (folder / "note.txt").write_text("someone made it")
+    with pytest.raises(UsageError, match="name of the user: someone"):
+        prepare(folder, Publish(repo="another/small"), prove=False)
+
+
 def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
     from hf_pe.checkpoints import weight_hashes
 

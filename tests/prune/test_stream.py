@@ -13,7 +13,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from hf_pe import cut_checkpoint
+from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
@@ -184,3 +184,11 @@ def test_what_is_stored_in_float32_stays_so_in_the_files(tmp_path):
     held = load_file(tmp_path / "small" / "model.safetensors")
     assert torch.equal(held["lm_head.weight"], model.lm_head.weight)
     assert {tensor.dtype for name, tensor in held.items() if name != "lm_head.weight"} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("value", [-1.0, 0, 2.5, float("nan"), float("inf"), True, "half"])
+def test_what_is_neither_a_share_nor_a_number_of_units_is_refused(value, tmp_path):
+    with pytest.raises(UsageError, match=r"keep.ffn: expected a share above 0 and up to 1\.0"):
+        cut_checkpoint(str(tmp_path), tmp_path / "out", {"ffn": value})
+    with pytest.raises(ValueError, match="expected a share above 0"):
+        StructuredPruning(keep={"ffn": value})
