@@ -52,6 +52,7 @@ from hf_pe.own_files import (
     require_own,
     require_own_files,
     require_own_shards,
+    without_missing_code_,
 )
 from hf_pe.packing import (
     BITSANDBYTES,
@@ -615,6 +616,8 @@ def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig, *, own_code
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    if not own_code:
+        without_missing_code_(fresh)
     copy_modules(folder, fresh, getattr(config, "hidden_size", None))
 
 

@@ -5,7 +5,6 @@ links out of it are refused, and a result takes along what a list names: never h
 """
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_pe.errors import UsageError, listed
+from hf_pe.files import write_whole
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json",
@@ -20,7 +20,7 @@ TOKENIZER_FILES = (
     "tokenizer.model.v*", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model",
     "sentencepiece.bpe.model", "source.spm", "target.spm", "target_vocab.json", "entity_vocab.json", "bpe.codes",
     "dict.txt", "emoji.json", "byte_maps.json", "normalizer.json", "prophetnet.tokenizer", "word_shape.json",
-    "word_pronunciation.json", "*.tiktoken", "chat_template.jinja", "chat_template.json",
+    "word_pronunciation.json", "alphabet.json", "*.model", "*.tiktoken", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 """What the tokenizers of transformers read."""
 PROCESSOR_FILES = (
@@ -34,7 +34,10 @@ CARRIED = (*TOKENIZER_FILES, *PROCESSOR_FILES, *SENTENCE_FILES, "generation_conf
 """Names of the files that a result takes along from the original, licences besides."""
 TEMPLATES = "additional_chat_templates"
 """The folder in which a tokenizer keeps more chat templates."""
-_LICENCE = re.compile(r"(?:licen[cs]e|copying|notice|use[_-]policy)(?:[_-]\w+)*(?:\.(?:txt|md|rst))?", re.IGNORECASE)
+_LICENCE = re.compile(
+    r"(?:\w+[_-])?(?:licen[cs]e|copying|notices?|use[_-]policy)(?:[_-](?!key)\w+)*(?:\.(?:txt|md|rst|pdf))?",
+    re.IGNORECASE,
+)
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
 """Patterns by which the Hub is asked for them."""
 _REWRITTEN = re.compile(
@@ -95,16 +98,16 @@ def own_file(folder: Path, name: str, named_by: str) -> Path:
 def require_own_files(folder: Path) -> None:
     """Refuse the folder of a model out of which a link leads, or one of its files names another.
 
-    Hidden files and folders are not looked at: nothing reads them.
+    Looked at are the folder itself and the folders of its tokenizers, templates and modules; nothing reads others, nor
+    hidden files.
 
     Raises:
         UsageError: says which.
     """
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in (*folders, *sorted(files)):
-            path = Path(place, name)
-            if path.is_symlink() and not name.startswith("."):
+    modules = [folder / str(entry.get("path") or ".") for entry in _modules(folder)]
+    for place in dict.fromkeys([folder, folder / TEMPLATES, *_tokenizer_folders(folder), *modules]):
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if path.is_symlink() and not path.name.startswith("."):
                 require_own(folder, path)
     for index in sorted(folder.glob("*.index.json")):
         require_own_shards(folder, index)
@@ -141,6 +144,9 @@ def carried_files(folder: Path, *, own_code: bool = False) -> list[Path]:
     """
     found = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
     found += sorted((folder / TEMPLATES).glob("[!.]*.jinja"))
+    found += [
+        path for place in _tokenizer_folders(folder) for path in sorted(place.iterdir()) if _is_carried(path.name)
+    ]
     found = [require_own(folder, path) for path in found if path.is_file()]
     return found + (code_files(folder) if own_code else [])
 
@@ -170,7 +176,22 @@ def left_behind(folder: Path, *, own_code: bool = False) -> list[str]:
 def left_behind_sentence(folder: Path, *, own_code: bool = False) -> str:
     """Return a sentence that names what a result does not take along; empty where there is nothing."""
     names = left_behind(folder, own_code=own_code)
-    return f"not taken along from {folder.name}, since no part of a model: {listed(names)}" if names else ""
+    return f"not taken along from {folder.name}, since not known as part of a model: {listed(names)}" if names else ""
+
+
+def without_missing_code_(folder: Path) -> None:
+    """Let the settings in the folder of a result name no class of its own code that did not come along."""
+    for name in ("config.json", "tokenizer_config.json", *PROCESSOR_FILES):
+        settings = _json(folder / name)
+        modules = {_module_of(each) for each in _named_classes(settings)} - {None}
+        if modules and not all((folder / f"{module}.py").is_file() for module in modules):
+            del settings["auto_map"]
+            write_whole(folder / name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def _tokenizer_folders(folder: Path) -> list[Path]:
+    """Return the folders in which a processor keeps tokenizers beside its own, such as qformer_tokenizer."""
+    return sorted(path for path in folder.glob("*_tokenizer") if path.is_dir())
 
 
 def _is_carried(name: str) -> bool:
@@ -180,10 +201,14 @@ def _is_carried(name: str) -> bool:
 def _references(folder: Path) -> Iterator[str]:
     """Find the classes of a model's own code that its settings name, as MODULE.CLASS."""
     for name in ("config.json", "tokenizer_config.json", *PROCESSOR_FILES):
-        places = _json(folder / name).get("auto_map")
-        for place in places.values() if isinstance(places, dict) else (places,):
-            yield from (str(each) for each in (place if isinstance(place, list) else [place]) if each)
+        yield from _named_classes(_json(folder / name))
     yield from (str(entry.get("type")) for entry in _modules(folder))
+
+
+def _named_classes(settings: dict[str, Any]) -> Iterator[str]:
+    places = settings.get("auto_map")
+    for place in places.values() if isinstance(places, dict) else (places,):
+        yield from (str(each) for each in (place if isinstance(place, list) else [place]) if each)
 
 
 def _module_of(reference: str) -> str | None:

@@ -112,10 +112,10 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_broken(folder: Path) -> bool | None:
-    """Return whether a report is not as it was sealed; None where it has no seal."""
+    """Return whether a report is not as it was sealed; None where it is of a version that sealed none."""
     content = json.loads((folder / REPORT).read_text("utf-8"))
     seal, files = content.get("seal"), content.get("files")
-    if not seal and not files:
+    if not seal and not files and not (content.get("reload") or {}).get("loading"):
         return None
     return bool(seal != _digest(content))
 

@@ -14,7 +14,15 @@ from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, prepare, write_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.instance import lively
-from hf_pe.own_files import carried_files, code_files, is_licence, is_own, left_behind
+from hf_pe.own_files import (
+    carried_files,
+    code_files,
+    is_licence,
+    is_own,
+    left_behind,
+    require_own_files,
+    without_missing_code_,
+)
 from hf_pe.progress import listen
 from hf_pe.report import read_report, write_report
 from tests.helpers import bert_config
@@ -229,3 +237,30 @@ def test_a_variant_that_is_a_link_elsewhere_does_not_go_out(tmp_path):
 def test_a_path_with_links_on_both_sides_is_own(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     assert is_own(tmp_path / "link", tmp_path / "link" / "config.json")
+
+
+def test_licences_notices_and_tokenizers_of_processors_come_along(tmp_path):
+    carried = ("MODEL_LICENSE", "LICENSE.pdf", "THIRD_PARTY_NOTICES.txt", "tiktoken.model", "ice_text.model")
+    for name in (*carried, "license_key.txt", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "qformer_tokenizer").mkdir()
+    for name in ("vocab.txt", "secret.txt"):
+        (tmp_path / "qformer_tokenizer" / name).write_text("x")
+    assert {path.name for path in carried_files(tmp_path)} == {*carried, "vocab.txt"}
+
+
+def test_settings_name_no_code_that_stayed_behind(tmp_path):
+    settings = {"model_type": "bert", "auto_map": {"AutoConfig": "configuration_x.XConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    without_missing_code_(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "bert"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "configuration_x.py").write_text("")
+    without_missing_code_(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == settings
+
+
+def test_links_in_folders_that_nothing_reads_are_no_matter(tmp_path):
+    (tmp_path / "model" / "venv").mkdir(parents=True)
+    (tmp_path / "model" / "venv" / "python").symlink_to("/usr/bin/env")
+    require_own_files(tmp_path / "model")

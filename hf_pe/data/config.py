@@ -1,6 +1,8 @@
 """The settings that say which rows a run uses."""
 
-from pydantic import Field
+from typing import Any
+
+from pydantic import Field, field_validator
 
 from hf_pe.plans import Frozen
 
@@ -45,6 +47,12 @@ class DataConfig(Frozen):
     calibration: int = Field(256, gt=0, description="training rows that statistics are taken from, sampled with `seed`")
     max_length: int = Field(128, gt=1, description="tokens per example")
     seed: int = 0
+
+    @field_validator("label_names", mode="before")
+    @classmethod
+    def _as_text(cls, names: Any) -> Any:
+        """YAML reads 0 and yes as no text."""
+        return {str(name): str(own) for name, own in names.items()} if isinstance(names, dict) else names
 
     @property
     def media(self) -> str | None:

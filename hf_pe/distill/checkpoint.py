@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hf_pe.files import write_whole
@@ -30,6 +31,23 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     """
     checkpoints = sort_checkpoints(str(folder)) if folder.is_dir() else []
     return next((path for path in reversed(checkpoints) if _is_whole(Path(path))), None)
+
+
+def ended_at(checkpoint: str) -> bool:
+    """Return whether a checkpoint is of the last step: the Trainer would resume it with one step more."""
+    state = _state_of(checkpoint)
+    return state.global_step >= state.max_steps
+
+
+def load_ended_(trainer: Trainer, checkpoint: str) -> None:
+    """Bring a trainer to where it was when it had trained to the end: weights and loss curve."""
+    trainer._load_from_checkpoint(checkpoint)
+    trainer.state = _state_of(checkpoint)
+
+
+def _state_of(checkpoint: str) -> TrainerState:
+    state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    return state
 
 
 def _is_whole(folder: Path) -> bool:

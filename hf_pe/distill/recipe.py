@@ -27,7 +27,7 @@ from hf_pe.bridge import Seam, folded_, reuse_
 from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
-from hf_pe.distill.checkpoint import MarkWhole, last_whole_checkpoint
+from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
 from hf_pe.distill.lora import Lora
 from hf_pe.distill.losses import LOSSES
 from hf_pe.distill.objective import Answers, Live
@@ -240,7 +240,11 @@ class Distillation(Frozen):
                 objective=objective,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(Path(place)) if resume else None)
+            checkpoint = last_whole_checkpoint(Path(place)) if resume else None
+            if checkpoint is not None and ended_at(checkpoint):
+                load_ended_(trainer, checkpoint)
+            else:
+                trainer.train(resume_from_checkpoint=checkpoint)
             # under bfloat16 the Trainer leaves its autocast on the model's forward
             learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         if objective.label_head is not None:

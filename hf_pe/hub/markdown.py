@@ -22,6 +22,7 @@ _START = re.compile(r"( ?)(?:([-+](?=[ -]|$)|=|>|:(?=-))|(\d{1,9})([.)](?= |$)))
 """What begins a list, a quote or the line under a heading, where it begins a line."""
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 _ITEM = re.compile(r"( *)([-*+]|\d{1,3}[.)]) +(?=\S)")
+_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _BOLD = re.compile(r"(\*\*|__)(?=\S)([^*_]+)(?<=\S)\1")
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\(([^()\s]*)\)")
 
@@ -55,8 +56,21 @@ def fenced(value: Any, language: str = "") -> Markup:
 
 
 def quoted(value: Any) -> Markup:
-    """Return a quotation of Markdown that others wrote: its paragraphs, lists and code spans, and all else as text."""
-    return Markup("\n".join(f"> {_quoted_line(line)}".rstrip() for line in str(value).splitlines()))
+    """Return a quotation of Markdown that others wrote: its paragraphs, lists and code, and all else as text."""
+    lines: list[str] = []
+    block: list[str] | None = None
+    fence = ""
+    for line in str(value).splitlines():
+        if block is not None and re.fullmatch(rf"{fence}+", line.strip()):
+            lines, block = [*lines, *fenced("\n".join(block)).split("\n")], None
+        elif block is not None:
+            block.append(line)
+        elif begins := _FENCE.match(line):
+            fence, block = begins[1], []
+        else:
+            lines.append(_quoted_line(line))
+    lines += fenced("\n".join(block)).split("\n") if block else []
+    return Markup("\n".join(f"> {line}".rstrip() for line in lines))
 
 
 def table_row(cells: Iterable[Any]) -> Markup:

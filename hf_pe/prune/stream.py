@@ -72,7 +72,7 @@ def cut_checkpoint(
     if unclear:
         raise UsageError(f"keep.{unclear}.")
     for name, value in keep.items():
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        if isinstance(value, Sequence):
             continue
         try:
             amount(value)

@@ -120,7 +120,10 @@ def _class_by_text(config: PretrainedConfig) -> Callable[[Any], int]:
             whole = re.fullmatch(r"(0|[1-9]\d*)(\.0*)?", text)
             number = int(whole[1]) if whole and int(whole[1]) < count else None
         if number is None:
-            raise UsageError(f"Data: label '{label}' is none of the model's: {listed(known)} (or 0..{count - 1}).")
+            raise UsageError(
+                f"Data: label '{label}' is none of the model's: {listed(known)} (or 0..{count - 1}). "
+                "Say what the model calls it in data.label_names."
+            )
         return number
 
     return class_of

@@ -56,6 +56,14 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before_it(run
     assert last_whole_checkpoint(work) is None
 
 
+def test_a_training_that_had_ended_is_not_gone_on_with(run, tmp_path):
+    """The Trainer would take one step more."""
+    train, folder, (student, curve) = run
+    resumed, again = train(shutil.copytree(folder, tmp_path / "work"), resume=True)
+    assert again == curve and [step for step, _ in curve] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.equal(a, b) for a, b in zip(student.parameters(), resumed.parameters(), strict=True))
+
+
 def test_a_training_that_was_stopped_while_it_wrote_a_checkpoint_goes_on_to_the_same_student(run, tmp_path):
     train, folder, (student, curve) = run
     work = shutil.copytree(folder, tmp_path / "work")

@@ -30,12 +30,14 @@ KINDS = ("heading_open", "tr_open", "td_open", "th_open", "fence", "code_block",
 
 
 def structure(card):
-    """What a renderer would make of a card: headings, tables, blocks of code, HTML, and how many links and images."""
+    """What a renderer would make of a card: headings, tables, blocks of code, HTML, and how many links and images.
+
+    Code inside a quotation is what others wrote: it may have any number of blocks, and ends with the quotation."""
     front, body, _ = split(card)
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
     inner = [child.type for token in tokens for child in token.children or ()]
     return {
-        "blocks": [(t.type, t.tag) for t in tokens if t.type in KINDS],
+        "blocks": [(t.type, t.tag) for t in tokens if t.type in KINDS and not (t.type == "fence" and t.level)],
         "marks": [match[1] for match in BLOCK.finditer(body)],
         "counts": {kind: inner.count(kind) for kind in ("link_open", "image", "html_inline")},
         "keys": sorted(read_front_matter(front)),
@@ -196,6 +198,14 @@ def test_a_quotation_keeps_paragraphs_and_lists():
     assert quoted(text).splitlines() == [
         "> Bias: see here (https://a.example).", ">", "> - one_two `x`", ">   - two", "> 1. three", r"> \# no heading",
         r"> \---", "> &lt;b>",
+    ]  # fmt: skip
+
+
+def test_a_quotation_keeps_blocks_of_code():
+    text = "Use it so:\n```python\n# a comment\nx = a[0] * 2\n```\nand no more.\n~~~\nnever closed <b>"
+    assert quoted(text).splitlines() == [
+        "> Use it so:", "> ```", "> # a comment", "> x = a[0] * 2", "> ```", "> and no more.", "> ```",
+        "> never closed <b>", "> ```",
     ]  # fmt: skip
 
 

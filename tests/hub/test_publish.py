@@ -345,11 +345,18 @@ def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
 
 def test_an_older_report_is_not_refused(folder, monkeypatch):
     monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
-    write_report(read_report(folder).model_copy(update={"files": {}, "seal": None}), folder)
+    report = read_report(folder)
+    reload = report.reload.model_copy(update={"loading": None})
+    write_report(report.model_copy(update={"files": {}, "seal": None, "reload": reload}), folder)
     told = []
     with listen(lambda what, *_: told.append(what)):
         assert prepare(folder, Publish(repo=REPO))
     assert [each for each in told if "without hashes of all files" in each]
+
+
+def test_a_seal_that_was_taken_off_is_missed(folder):
+    write_report(read_report(folder).model_copy(update={"files": {}, "seal": None}), folder)
+    assert changes_since_sealed(folder, []).report is True
 
 
 def test_weights_are_never_sealed_anew(folder):
