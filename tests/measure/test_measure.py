@@ -12,6 +12,7 @@ from hf_pe.instance import lively
 from hf_pe.measure import flops, latency, measure, parameters, quality, sketch_size, weight_bytes
 from hf_pe.pipeline import measure_source
 from hf_pe.plans import Sketch
+from hf_pe.progress import listen
 from hf_pe.tasks import ImageClassification, Judged
 from tests.helpers import bert_config
 from tests.images import of_rows
@@ -52,6 +53,14 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
     assert (found["one"].device, found["one"].dtype) == ("cpu", "float32")
     assert 0 < found["one"].p50_ms <= found["one"].p90_ms
     assert found["one"].throughput == pytest.approx(2000 / found["one"].p50_ms)
+
+
+def test_warming_up_is_said_before_the_first_pass():
+    model, said = lively(BertModel(bert_config())), []
+    model.register_forward_hook(lambda *_: said.append("pass"))
+    with listen(lambda what, done, total: said.append((what, done, total))):
+        latency({"one": model}, batch=2, length=8, seconds=0.0)
+    assert said[0] == ("warming up for latency at batch 2", 0, 3) and said[1] == "pass"
 
 
 def test_large_models_are_run_twice_only(monkeypatch):
