@@ -71,8 +71,9 @@ def cut_checkpoint(
     unclear = one_or_all(keep)
     if unclear:
         raise UsageError(f"keep.{unclear}.")
-    for name, value in keep.items():
-        if isinstance(value, Sequence):
+    asked: dict[str, Any] = dict(keep)
+    for name, value in asked.items():
+        if isinstance(value, Sequence) and not isinstance(value, str):
             continue
         try:
             amount(value)
