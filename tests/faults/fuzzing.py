@@ -45,7 +45,8 @@ def changed(before: dict[str, str], after: dict[str, str], command: tuple[str, .
     """Return the user's files that a command changed or left behind, other than what it was asked to make."""
     differing = [name for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
     if result == "passed":  # what was asked for was made
-        asked = {"card": ("result/README.md",), "run": (".stopped.", "stopped/", "out/")}.get(command[0], ("out/",))
+        written = ("result/README.md", "result/report.json")  # the card, and its seal
+        asked = {"card": written, "run": (".stopped.", "stopped/", "out/")}.get(command[0], ("out/",))
         return sorted(name for name in differing if not name.startswith(asked))
     locks = [name for name in differing if name.endswith(".hf_pe.lock")]
     stages = [name for name in differing if name.startswith(".") and ".hf_pe-" in name]  # work of a stopped run
