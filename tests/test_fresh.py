@@ -77,17 +77,19 @@ def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(prog
     program()
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(3000)"
+        "import os, time, sys, pathlib\npathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
     )
 
     def interrupt():
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGUSR1)  # processes of pytest-xdist ignore SIGINT
 
+    before = signal.signal(signal.SIGUSR1, signal.default_int_handler)
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
         run_fresh(str(slow), str(tmp_path), "it does not run")
+    signal.signal(signal.SIGUSR1, before)
     with contextlib.suppress(psutil.NoSuchProcess):
         slept = psutil.Process(int((tmp_path / "pid").read_text()))
         while slept.status() != psutil.STATUS_ZOMBIE:  # until the test times out
