@@ -26,7 +26,7 @@ from hf_pe.fresh_process import _anonymous, _watch
 from hf_pe.instance import lively
 from hf_pe.tasks import CausalLM, TaskData
 
-VOCABULARY, TOKENS, WIDTH, LAYERS, ROWS, STEPS, ROUNDS, GOAL = 128_000, 2_048, 576, 2, 16, 3, 3, 0.3
+VOCABULARY, TOKENS, WIDTH, LAYERS, ROWS, STEPS, ROUNDS, GOAL = 128_000, 2_048, 576, 2, 16, 3, 1, 0.3
 
 
 def models() -> tuple[LlamaForCausalLM, TaskData]:
@@ -67,7 +67,7 @@ def once(way: str) -> None:
     stop.set()
     watcher.join()
     moved = (trained.lm_head.weight - student.lm_head.weight).norm()
-    print(peak[0] - floor, clock.times[0] - start, clock.step(), curve[-1][1], float(moved))
+    print(peak[0] - floor, clock.times[0] - start, clock.step(), curve[-1][1], float(moved.detach()))
 
 
 def main() -> None:
