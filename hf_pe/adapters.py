@@ -7,7 +7,7 @@ unpacked first (`hf_pe.packing.unpacked`).
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.errors import UsageError, pass_on_memory_errors
+from hf_pe.errors import UsageError, explained, one_line, pass_on_memory_errors
 from hf_pe.own_files import require_own_files
 from hf_pe.surgery import rebuilt
 
@@ -75,21 +75,14 @@ def adapter_settings(place: str) -> Any:
     return settings
 
 
-@contextmanager
-def _reading(place: str) -> Iterator[None]:
-    """Turn whatever PEFT raises while it reads an adapter into a message.
-
-    Raises:
-        UsageError: the adapter cannot be read.
-    """
-    try:
-        yield
-    except Exception as error:  # damaged files may raise anything
-        pass_on_memory_errors(error)
-        raise UsageError(
-            f"The adapter {place} cannot be read ({' '.join(str(error).split())[:300]}). Expected adapter_config.json "
+def _reading(place: str) -> AbstractContextManager[None]:
+    """Turn whatever PEFT raises while it reads an adapter into a message; see `errors.explained`."""
+    return explained(
+        lambda error: (
+            f"The adapter {place} cannot be read ({one_line(error, 300)}). Expected adapter_config.json "
             "and adapter_model.safetensors as PEFT writes them: download them again, or save the adapter again."
-        ) from error
+        )
+    )
 
 
 def fit_config_(config: PretrainedConfig, model: PreTrainedModel, adapter: Adapter) -> None:
@@ -131,7 +124,7 @@ def merged(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             plain: PreTrainedModel = whole.merge_and_unload()
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         pass_on_memory_errors(error)
-        raise UsageError(f"The adapter does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"The adapter does not fit {type(model).__name__}: {one_line(error)}") from error
     return plain.requires_grad_(True)
 
 

@@ -98,8 +98,8 @@ def _sections(card: str, title: str) -> str | None:
     for part in range(1, len(outside), 2):
         outside[part] = outside[part].replace("\n#", "\n\0#")  # a comment in code is no heading
     parts = re.split(r"^(#+ .*)$", "".join(outside), flags=re.MULTILINE)
-    found = [body.strip() for head, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(title, head, re.I)]
-    text = "\n\n".join(filter(None, found)).replace("\0", "")
+    bodies = [body.strip() for head, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(title, head, re.I)]
+    text = "\n\n".join(filter(None, bodies)).replace("\0", "")
     if len(text) > _LONGEST_SECTION:
         text = text[:_LONGEST_SECTION].rpartition("\n")[0] + "\n\n(shortened)"
     return text or None

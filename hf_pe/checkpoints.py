@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from hf_pe import progress
 from hf_pe.adapters import PREFIX, adapter_settings, adapters_aside, fit_config_, merged, read_adapter
 from hf_pe.anatomy import skeleton
 from hf_pe.config_checks import require_buildable, require_memory, require_possible_sizes
-from hf_pe.errors import UsageError, listed, pass_on_memory_errors
+from hf_pe.errors import UsageError, explained, listed, one_line, pass_on_memory_errors
 from hf_pe.fresh import run_fresh
 from hf_pe.hub_errors import hub_reason
 from hf_pe.instance import difference, processor_size
@@ -78,7 +78,7 @@ from hf_pe.sentence_files import (
     require_width,
 )
 from hf_pe.shards import open_shard, require_whole
-from hf_pe.surgery import in_dtype, main_dtype
+from hf_pe.surgery import dtype_name, in_dtype, main_dtype
 from hf_pe.weight_checks import (
     ignored_by_class,
     kept_in_float32,
@@ -448,7 +448,7 @@ def rounding_warnings(source: Source, config: PretrainedConfig, model_class: typ
     rounded = sorted(name for name, dtype in stored.items() if dtype == "F32" and not keeps(name))
     if not rounded or source.dtype is not None or len(rounded) == len(stored):
         return ()
-    short = str(loaded).removeprefix("torch.")
+    short = dtype_name(loaded)
     return (
         f"{len(rounded)} of {len(stored)} tensors ({listed(rounded)}) are "
         f"stored in float32 and become {short}, the config's dtype, as transformers loads them. `dtype: float32` keeps "
@@ -640,7 +640,7 @@ def weight_bytes_on_disk(folder: Path) -> int:
 def weight_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of config.json and of every weight file in `folder`, those of sentence-transformers' modules too: what
     decides a model's outputs."""
-    names = ("config.json", "model.safetensors.index.json")
+    names = ("config.json", SAFE_WEIGHTS_INDEX_NAME)
     paths = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in names]
     paths += [p for module in module_folders(folder) for p in (folder / module).glob("*.safetensors")]
     found = {}
@@ -839,20 +839,9 @@ def _refuse_remote_code(source: Source) -> None:
         raise UsageError(f"{source.name}: config.json has model_type {kind!r}, which transformers does not know.")
 
 
-@contextmanager
-def _reading(source: Source) -> Iterator[None]:
-    """Turn whatever a library raises while it reads a model's files into a message.
-
-    Raises:
-        UsageError: the model cannot be read.
-    """
-    try:
-        yield
-    except UsageError:
-        raise
-    except Exception as error:  # damaged files may raise anything
-        pass_on_memory_errors(error)
-        raise UsageError(_why(source, error)) from error
+def _reading(source: Source) -> AbstractContextManager[None]:
+    """Turn whatever a library raises while it reads a model's files into a message; see `errors.explained`."""
+    return explained(lambda error: _why(source, error))
 
 
 def _refuse_kernels(config: PretrainedConfig, name: str) -> None:
@@ -881,7 +870,7 @@ def _why(source: Source, error: Exception) -> str:
 
 def _brief(error: BaseException) -> str:
     """Return what an error says in one line; its type where it says little by itself."""
-    text = " ".join(str(error).split())[:400].rstrip(". ")
+    text = one_line(error, 400).rstrip(". ")
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or len(text) < 20 else text
 
 

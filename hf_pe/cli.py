@@ -33,8 +33,8 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         out.print(f"hf-pe {version('hf-pe')}")
         raise typer.Exit
 
@@ -345,8 +345,8 @@ def seal(folder: Path) -> None:
         from hf_pe.errors import listed
         from hf_pe.results import seal_result
 
-        found = seal_result(folder)
-        taken = [*(["report.json"] if found.report else []), *found.changed, *found.extra, *found.missing]
+        changes = seal_result(folder)
+        taken = [*(["report.json"] if changes.report else []), *changes.changed, *changes.extra, *changes.missing]
         what = listed(taken) if taken else "nothing had changed"
         out.print(f"Sealed {folder}: {what}")
 

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import AXIS_OF_FIELD, DEPTHS, Architecture, names_tokens, skeleton
-from hf_pe.errors import UsageError, pass_on_memory_errors
+from hf_pe.errors import UsageError, one_line, pass_on_memory_errors
 
 MOST_LAYERS = 10_000
 MOST_UNITS = 100_000_000
@@ -84,7 +84,7 @@ def _parameters(architecture: Architecture) -> int:
     except Exception as error:  # values that do not fit together may raise anything
         pass_on_memory_errors(error)
         raise UsageError(
-            f"{model_class.__name__} cannot be built from its config.json ({' '.join(str(error).split())[:200]}). "
+            f"{model_class.__name__} cannot be built from its config.json ({one_line(error, 200)}). "
             "Download the file again, or correct it."
         ) from error
 

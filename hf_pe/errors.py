@@ -3,7 +3,8 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 _NO_MEMORY = re.compile(
     r"\b(OutOfMemoryError|MemoryError|std::bad_alloc)\b|not enough memory|out of memory|cannot allocate memory", re.I
@@ -40,6 +41,30 @@ class NotFiniteError(ArithmeticError):
 
 class OutOfMemory(RuntimeError):
     """A process of ours had not enough memory; nothing is said about what it was to check."""
+
+
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Return what an error says on one line, at most so many characters of it."""
+    return " ".join(str(error).split())[:most]
+
+
+@contextmanager
+def explained(message: Callable[[Exception], str]) -> Iterator[None]:
+    """Turn whatever a library raises inside the block into one message: damaged files may raise anything.
+
+    Args:
+        message: what the user is told of an error.
+
+    Raises:
+        UsageError: the message; or the block's own, as it is. Want of memory is no fault of the files and passes.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        pass_on_memory_errors(error)
+        raise UsageError(message(error)) from error
 
 
 def out_of_memory(error: BaseException) -> str | None:

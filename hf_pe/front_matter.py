@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, one_line
 
 _HEAD = re.compile(r"\A\s*?---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
@@ -58,14 +58,14 @@ def read_front_matter(front: str) -> dict[str, Any]:
         UsageError: it is no YAML, or has no keys.
     """
     try:
-        found = yaml.load(front, _Loader)
+        values = yaml.load(front, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"its front matter is no YAML: {' '.join(str(error).split())[:200]}") from error
-    if found is None:
+        raise UsageError(f"its front matter is no YAML: {one_line(error, 200)}") from error
+    if values is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise UsageError("its front matter has no keys; expected lines such as `license: mit`")
-    return found
+    return values
 
 
 def write_front_matter(values: dict[str, Any]) -> str:

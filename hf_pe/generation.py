@@ -14,7 +14,7 @@ import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Architecture, skeleton
-from hf_pe.errors import pass_on_memory_errors
+from hf_pe.errors import one_line, pass_on_memory_errors
 from hf_pe.instance import SECTIONS, difference, example_inputs, lively, tiny
 
 TOKENS = 4
@@ -111,4 +111,4 @@ def _logits(model: PreTrainedModel, way: Callable[..., Any], *, use_cache: bool)
 
 
 def _as_reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error, 200)}"

@@ -11,6 +11,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from hf_pe.errors import one_line
+
 REASONS: dict[type[BaseException], str] = {
     GatedRepoError: "its owner grants access on request; ask for it on its page, then log in",
     RepositoryNotFoundError: "there is no such repository, or it is private",
@@ -32,4 +34,4 @@ def hub_reason(error: BaseException) -> str:
         if any(isinstance(each, kind) for each in chain):
             return reason
     answer = next((each for each in chain if isinstance(each, HfHubHTTPError)), error)
-    return " ".join(str(answer).split())[:300].rstrip(". ")
+    return one_line(answer, 300).rstrip(". ")

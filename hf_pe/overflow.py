@@ -45,7 +45,7 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
 
             def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
                 tensors = output if isinstance(output, tuple | list) else (output,)
-                if not place and any(_overflows(each) for each in tensors):
+                if not place and any(overflows(each) for each in tensors):
                     place.append(name)
 
             handles.append(module.register_forward_hook(look))
@@ -56,7 +56,8 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _overflows(value: Any) -> bool:
+def overflows(value: Any) -> bool:
+    """Return whether any part of a tensor is NaN or plus infinity; what is masked may be minus infinity."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return False
     return bool((value.isnan() | (value == torch.inf)).any())

@@ -142,13 +142,13 @@ def carried_files(folder: Path, *, own_code: bool = False) -> list[Path]:
     Raises:
         UsageError: a link leads out of the folder.
     """
-    found = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
-    found += sorted((folder / TEMPLATES).glob("[!.]*.jinja"))
-    found += [
+    known = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
+    known += sorted((folder / TEMPLATES).glob("[!.]*.jinja"))
+    known += [
         path for place in _tokenizer_folders(folder) for path in sorted(place.iterdir()) if _is_carried(path.name)
     ]
-    found = [require_own(folder, path) for path in found if path.is_file()]
-    return found + (code_files(folder) if own_code else [])
+    files = [require_own(folder, path) for path in known if path.is_file()]
+    return files + (code_files(folder) if own_code else [])
 
 
 def code_files(folder: Path) -> list[Path]:

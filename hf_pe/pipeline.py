@@ -238,11 +238,12 @@ def compress(
     ready = prepare(the_task, examples, processor, config)
     examples = ready.examples
     recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed, named)
-    kept = work is not None  # without a folder of the user's, no stage can be resumed
-    origin = origin_of(source, live, processor, the_task, examples, evaluate, seed) if kept else None
+    origin = None  # without a folder of the user's, no stage can be resumed
+    if work is not None:
+        origin = origin_of(source, live, processor, the_task, examples, evaluate, seed)
     chain, branches = stage_ids(origin, recipes, variants)
-    if resume and origin is not None:
-        require_resumable(Path(str(work)), [*chain, *branches.values()], origin)
+    if resume and work is not None and origin is not None:
+        require_resumable(Path(work), [*chain, *branches.values()], origin)
 
     progress.say("loading the model")
     set_seed(seed)

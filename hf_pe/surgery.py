@@ -151,6 +151,11 @@ def rebuilt(
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
 
 
+def dtype_name(dtype: torch.dtype | str) -> str:
+    """Return how people write a dtype: float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def main_dtype(model: PreTrainedModel) -> torch.dtype:
     """Return the dtype of most floating-point values of a model: `model.dtype` is that of the first parameter alone."""
     counts: Counter[torch.dtype] = Counter()

@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from hf_pe.errors import NotFiniteError, PushError, UsageError, out_of_memory
+from hf_pe.errors import NotFiniteError, PushError, UsageError, one_line, out_of_memory
 from hf_pe.files import failed_write
 from hf_pe.progress import listen
 
@@ -127,7 +127,7 @@ def _explain(error: Exception) -> int:
         _print_error("Error:", str(error))
         return 2
     if isinstance(error, ImportError):
-        _print_error("Error:", f"A package is missing: {' '.join(str(error).split())[:300]}. Install it with pip.")
+        _print_error("Error:", f"A package is missing: {one_line(error, 300)}. Install it with pip.")
         return 2
     if isinstance(error, PushError | NotFiniteError):
         _print_error("Stopped:", str(error), *_notes(error))
@@ -147,7 +147,7 @@ def _explain_fault(error: Exception) -> int:
         with tempfile.NamedTemporaryFile("w", prefix="hf_pe-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(printable("".join(traceback.format_exception(error))))
         place = f"Its traceback is in {file.name} (hf-pe --traceback ... or {TRACEBACK}=1 shows it here)"
-    first = " ".join(str(error).split())[:300]
+    first = one_line(error, 300)
     _print_error(
         "Error:",
         f"This is a fault of hf_pe, or of a library that it calls: {type(error).__name__}: {first}",

@@ -16,7 +16,7 @@ from transformers.core_model_loading import build_glob_alternation
 
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError, listed
-from hf_pe.surgery import main_dtype
+from hf_pe.surgery import dtype_name, main_dtype
 
 COMPUTED_CONSTANTS = re.compile(
     r"(^|\.)(masked_bias|position_ids|token_type_ids|inv_freq|relative_position_index|num_batches_tracked|version)$"
@@ -129,17 +129,13 @@ def require_loadable_dtypes(model: PreTrainedModel) -> None:
         if parameter.is_floating_point() and parameter.dtype != (torch.float32 if keeps(name) else loaded.get(name))
     ]
     if wrong:
-        example = model.get_parameter(wrong[0]).dtype
+        most, other = dtype_name(main), dtype_name(model.get_parameter(wrong[0]).dtype)
         raise UsageError(
-            f"model: most of its weights are in {_plain(main)}, and {listed(wrong)} in another dtype "
-            f"({_plain(example)}) than from_pretrained would load them in, so that a result could not be loaded as it "
-            f"was measured. Bring them into one dtype (model.to(torch.{_plain(main)}), or model.float()), or save the "
+            f"model: most of its weights are in {most}, and {listed(wrong)} in another dtype "
+            f"({other}) than from_pretrained would load them in, so that a result could not be loaded as it "
+            f"was measured. Bring them into one dtype (model.to(torch.{most}), or model.float()), or save the "
             "model and give the folder: it is read as from_pretrained reads it."
         )
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def unread_parts(

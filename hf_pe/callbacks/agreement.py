@@ -47,8 +47,8 @@ def teacher_agreement(model: PreTrainedModel, teacher: PreTrainedModel, loader: 
         raise UsageError("CompressionReport: the Trainer has no evaluation data; give it an eval_dataset.")
     total = torch.zeros(2, dtype=torch.float64)
     for batch in itertools.islice(iter(loader), batches):
-        found = _compared(model.eval(), teacher, batch)
-        total += torch.stack([(found.values * found.weights).sum(), found.weights.sum()]).double().cpu()
+        alike = _compared(model.eval(), teacher, batch)
+        total += torch.stack([(alike.values * alike.weights).sum(), alike.weights.sum()]).double().cpu()
     if dist.is_available() and dist.is_initialized():
         shared = total.to(model.device) if dist.get_backend() == "nccl" else total
         dist.all_reduce(shared)

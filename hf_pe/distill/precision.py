@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
+from hf_pe.surgery import dtype_name
 from hf_pe.tasks import Batch, model_inputs
 
 HALF = (torch.bfloat16, torch.float16)
@@ -43,7 +44,7 @@ def describe(stored: torch.dtype | str, *, autocast: bool, adapters: bool) -> st
         autocast: whether forward passes run under bfloat16 autocast.
         adapters: whether low-rank adapters learn in place of the weights.
     """
-    name = str(stored).removeprefix("torch.")
+    name = dtype_name(stored)
     passes = ", forward passes under bfloat16 autocast" if autocast else ""
     if adapters:
         return f"adapters trained in float32{passes}"

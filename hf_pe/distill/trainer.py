@@ -30,7 +30,7 @@ from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import known_ids, require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
-from hf_pe.overflow import overflow_of
+from hf_pe.overflow import overflow_of, overflows
 from hf_pe.packing import plain_layout_
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import Batch, Task, task_named
@@ -340,10 +340,8 @@ def _averaged(parameter: torch.Tensor) -> None:
 
 
 def _is_finite(signal: Any) -> bool:
-    """Return whether no part of a signal is NaN or plus infinity; what is masked may be minus infinity."""
-    if isinstance(signal, torch.Tensor):
-        return not signal.is_floating_point() or not bool((signal.isnan() | (signal == torch.inf)).any())
-    return all(_is_finite(each) for each in signal) if isinstance(signal, list | tuple) else True
+    """Return whether no tensor of a signal holds NaN or plus infinity."""
+    return all(map(_is_finite, signal)) if isinstance(signal, list | tuple) else not overflows(signal)
 
 
 def _load_renamed(model: PreTrainedModel, folder: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import Field
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
-from hf_pe.errors import PushError, UsageError, listed
+from hf_pe.errors import PushError, UsageError, listed, one_line
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
@@ -545,16 +545,16 @@ def require_sealed(folder: Path, names: Iterable[str]) -> None:
     Raises:
         UsageError: the report or a file was changed, a file is missing, or one is there that was not made.
     """
-    found = changes_since_sealed(folder, names)
-    if not found.sealed:
+    changes = changes_since_sealed(folder, names)
+    if not changes.sealed:
         progress.say(f"{folder.name}: an older report, without hashes of all files; config and weights were compared")
-    if found.card:
+    if changes.card:
         progress.say(
             f"{folder.name}: README.md was edited since it was made: what you wrote goes along, and the blocks between "
             "its marks are made anew from report.json"
         )
-    kinds = {"changed": found.changed, "missing": found.missing, "not made with it": found.extra}
-    wrong = ["report.json was changed"] if found.report else []
+    kinds = {"changed": changes.changed, "missing": changes.missing, "not made with it": changes.extra}
+    wrong = ["report.json was changed"] if changes.report else []
     wrong += [f"{kind}: {listed(files)}" for kind, files in kinds.items() if files]
     if wrong:
         raise UsageError(
@@ -590,5 +590,5 @@ def _wait(attempt: int, error: BaseException) -> float:
 
 
 def _short(error: Any) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text[:200]

@@ -28,6 +28,7 @@ from hf_pe.measure.size import parameters as parameters
 from hf_pe.measure.size import sketch_size as sketch_size
 from hf_pe.measure.size import weight_bytes as weight_bytes
 from hf_pe.report import Latency, Measurement, pixels_named
+from hf_pe.surgery import dtype_name
 from hf_pe.tasks import Judged, TaskData
 
 LENGTH = 128
@@ -60,7 +61,7 @@ def measure(
         name: Measurement(
             parameters=parameters(model).total,
             parameters_without_embeddings=parameters(model).without_embeddings,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=dtype_name(model.dtype),
             flops=flops(model.config, type(model), length=length, pixels=shared),
             flops_setting=f"batch 1, length {length}"
             if model.main_input_name == "input_ids"

@@ -12,6 +12,7 @@ from hf_pe.instance import IMAGE, example_inputs, image_size, reads
 from hf_pe.measure.devices import on_one_device
 from hf_pe.progress import advance
 from hf_pe.report import Latency
+from hf_pe.surgery import dtype_name
 
 SECONDS = 6.0
 """Time that one batch size is measured for where nothing else is asked for."""
@@ -50,7 +51,7 @@ def latency(
                 length=length if model.main_input_name == "input_ids" else None,
                 threads=torch.get_num_threads(),
                 device=_name_of(model.device),
-                dtype=str(model.dtype).removeprefix("torch."),
+                dtype=dtype_name(model.dtype),
                 rounds=len(times[name]),
                 p50_ms=statistics.median(times[name]),
                 p90_ms=statistics.quantiles(times[name], n=10)[-1],

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.errors import NotFiniteError, UsageError, pass_on_memory_errors
+from hf_pe.errors import NotFiniteError, UsageError, explained, one_line
 from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
 from hf_pe.tasks import Judged, TaskData, as_read_by
@@ -40,20 +40,17 @@ def first_answers(model: PreTrainedModel, data: TaskData) -> None:
         UsageError: it cannot read what its processor makes of them.
     """
     rows = data.eval.select(range(min(FIRST_ROWS, len(data.eval))))
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            for batch in data.batches(rows, FIRST_ROWS):
-                placed = {name: value.to(model.device) for name, value in batch.items()}
-                data.task.signals(model, placed | as_read_by(model, batch))
-    except UsageError:
-        raise
-    except Exception as error:  # sizes that do not fit may raise anything
-        pass_on_memory_errors(error)
-        raise UsageError(
+    misfit = explained(
+        lambda error: (
             f"{type(model).__name__} cannot read what its tokenizer or processor makes of the data: "
-            f"{' '.join(str(error).split())[:300]}. Check that the two belong together, and the settings of the "
-            "processor (preprocessor_config.json)."
-        ) from error
+            f"{one_line(error, 300)}. Check that the two belong together, and the settings of the processor "
+            "(preprocessor_config.json)."
+        )
+    )
+    with misfit, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for batch in data.batches(rows, FIRST_ROWS):
+            placed = {name: value.to(model.device) for name, value in batch.items()}
+            data.task.signals(model, placed | as_read_by(model, batch))
 
 
 def quality(model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | None = None) -> dict[str, float]:

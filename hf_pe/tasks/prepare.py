@@ -10,7 +10,7 @@ import torch
 from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
-from hf_pe.errors import UsageError, pass_on_memory_errors
+from hf_pe.errors import UsageError, explained, one_line
 from hf_pe.padding import padding_token
 from hf_pe.tasks.base import Task, TaskData
 
@@ -54,21 +54,18 @@ def _prepared(task: Task, examples: Examples, processor: Any, config: Pretrained
     Raises:
         UsageError: the tokenizer or processor cannot do it; what its files say may be anything.
     """
-    try:
+    with explained(
+        lambda error: (
+            f"{type(processor).__name__} cannot prepare the data: {one_line(error, 300)}. Its files "
+            "(tokenizer_config.json, preprocessor_config.json and the like) are damaged or are another model's: "
+            "download them again, or give the processor that belongs to the model."
+        )
+    ):
         data = task.prepare(examples, processor, config)
         if processor is not None:
             with torch.random.fork_rng(devices=[]):  # collators that hide tokens draw
                 data.collate([data.train[data.calibration_rows[0]]])
-        return data
-    except UsageError:
-        raise
-    except Exception as error:
-        pass_on_memory_errors(error)
-        raise UsageError(
-            f"{type(processor).__name__} cannot prepare the data: {' '.join(str(error).split())[:300]}. Its files "
-            "(tokenizer_config.json, preprocessor_config.json and the like) are damaged or are another model's: "
-            "download them again, or give the processor that belongs to the model."
-        ) from error
+    return data
 
 
 def positions(config: PretrainedConfig) -> int | None:
