@@ -10,6 +10,11 @@ from hf_pe.errors import UsageError
 from tests.helpers import bert_config
 
 
+def broken_config(folder, values):
+    """Save the config of a tiny model with other values."""
+    (folder / "config.json").write_text(json.dumps(bert_config().to_dict() | values))
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -20,9 +25,7 @@ from tests.helpers import bert_config
     ],
 )
 def test_sizes_that_no_model_has_are_refused_by_name_before_anything_is_built(values, tmp_path):
-    bert_config().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    broken_config(tmp_path, values)
     with pytest.raises(UsageError, match=f"config.json has {next(iter(values))}: .*; expected 0 to"):
         load_config(resolve(str(tmp_path)))
 
@@ -36,8 +39,7 @@ def test_sizes_of_parts_are_looked_at_too():
 
 def test_a_model_larger_than_the_machine_is_refused_before_memory_is_asked_for(tmp_path, monkeypatch):
     BertModel(bert_config()).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 4_000_000, "intermediate_size": 200}))
+    broken_config(tmp_path, {"hidden_size": 4_000_000, "intermediate_size": 200})
     monkeypatch.setattr(BertModel, "from_pretrained", lambda *_, **__: pytest.fail("memory was asked for"))
     with pytest.raises(UsageError, match=r"by its config.json it has [\d,]+ parameters, which take [\d,]+ GB"):
         load_model(resolve(str(tmp_path)), BertModel)
@@ -53,9 +55,7 @@ def test_what_fits_passes_in_the_bits_it_is_loaded_in(monkeypatch):
 
 @pytest.mark.parametrize("values", [{"num_attention_heads": 3}, {"max_position_embeddings": -1}])
 def test_values_that_do_not_fit_together_are_a_message(values, tmp_path):
-    bert_config().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    broken_config(tmp_path, values)
     with pytest.raises(UsageError, match=r"BertModel cannot be built from its config.json"):
         class_for(load_config(resolve(str(tmp_path))))
 
@@ -64,8 +64,6 @@ def test_values_that_do_not_fit_together_are_a_message(values, tmp_path):
     "values", [{"hidden_size": "many"}, {"hidden_act": None}, {"architectures": 3}, {"architectures": [3]}]
 )
 def test_values_of_wrong_types_are_a_message(values, tmp_path):
-    bert_config().save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | values))
+    broken_config(tmp_path, values)
     with pytest.raises(UsageError, match=f"{next(iter(values))}"):
         load_config(resolve(str(tmp_path)))

@@ -27,7 +27,6 @@ quick = functools.partial(measure, batches=(1,), length=8)
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch):
     monkeypatch.setattr("hf_pe.pipeline.measure", quick)
-    monkeypatch.setattr("hf_pe.measure.latency", functools.partial(latency, seconds=0.01, most_rounds=2))
 
 
 @pytest.fixture

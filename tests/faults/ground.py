@@ -1,5 +1,6 @@
 """What the broken inputs are made from: tiny models, data, recipes, an adapter, a result and a run that was stopped."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tests.faults.killing import TEXTS, forked, make_model, measure_quickly
+from tests.gguf_files import gguf_file
 
 LABELS = ("calm", "loud")
 ROWS = [{"text": text, "label": LABELS[number % 2]} for number, text in enumerate(TEXTS)]
@@ -114,33 +116,8 @@ def _make_models(place: Path) -> None:
     )  # fmt: skip
     lively(hf.Wav2Vec2ForSequenceClassification(wave)).save_pretrained(place / "wav2vec2")
     hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(place / "wav2vec2")
-    _make_gguf(place / "model.gguf")
-
-
-def _make_gguf(file: Path) -> None:
-    """Write a Llama of one layer, where the package is installed."""
-    try:
-        import gguf
-    except ImportError:
-        return
-    writer = gguf.GGUFWriter(file, "llama")
-    for name, value in {
-        "block_count": 1, "context_length": 64, "embedding_length": 64, "feed_forward_length": 128, "head_count": 4,
-        "head_count_kv": 2, "layer_norm_rms_eps": 1e-5, "vocab_size": 96,
-    }.items():  # fmt: skip
-        getattr(writer, f"add_{name}")(value)
-    random = np.random.default_rng(0)
-    shapes = {"attn_q": 64, "attn_k": 32, "attn_v": 32, "attn_output": 64, "ffn_gate": 128, "ffn_up": 128}
-    matrices = {f"blk.0.{name}.weight": (rows, 64) for name, rows in shapes.items()}
-    matrices |= {"blk.0.ffn_down.weight": (64, 128), "token_embd.weight": (96, 64), "output.weight": (96, 64)}
-    for name, shape in matrices.items():
-        writer.add_tensor(name, random.normal(size=shape).astype(np.float32) / 8)
-    for name in ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight"):
-        writer.add_tensor(name, np.ones(64, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    if importlib.util.find_spec("gguf") is not None:
+        gguf_file(place / "model.gguf")
 
 
 def _make_data(folder: Path) -> None:
