@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import get_session
 from huggingface_hub.utils._validators import validate_repo_id
@@ -181,8 +186,8 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         PushError: the Hub did not answer as it should in several tries, or the remote changed meanwhile.
     """
     remote = _Remote(api or HfApi(), settings)
-    if "/" not in settings.repo:  # the card names the repository in full
-        settings = remote.settings = settings.model_copy(update={"repo": f"{remote.user()}/{settings.repo}"})
+    if "/" not in settings.repo:
+        settings = remote.settings = _in_full(settings, remote.user())
     outgoing = prepare(folder, settings, prove=prove)
     remote.open()
     for each in outgoing:
@@ -204,14 +209,18 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
 
 
 def check_access(settings: Publish, api: HfApi | None = None) -> None:
-    """See that the name can be and the token is good, before hours of work.
+    """Check before hours of work what a push would refuse: the name, the token, and the repository where it exists.
 
     Raises:
-        UsageError: they are not.
+        UsageError: the name is none or the token is not good, the repository is public without the user's word, or the
+            tag is taken.
         PushError: the Hub does not answer.
     """
     _check_name(settings)
-    _Remote(api or HfApi(), settings).user()
+    remote = _Remote(api or HfApi(), settings)
+    user = remote.user()
+    remote.settings = _in_full(settings, user)
+    remote.require_fit()
 
 
 def _check_name(settings: Publish) -> None:
@@ -219,6 +228,13 @@ def _check_name(settings: Publish) -> None:
         validate_repo_id(settings.repo)
     except HFValidationError as error:
         raise UsageError(f"publish.repo: expected NAME or USER/NAME, got '{settings.repo}'. {error}") from error
+
+
+def _in_full(settings: Publish, user: str) -> Publish:
+    """Return the settings with the repository as USER/NAME, as the card names it."""
+    if "/" in settings.repo:
+        return settings
+    return settings.model_copy(update={"repo": f"{user}/{settings.repo}"})
 
 
 class _Remote:
@@ -240,14 +256,24 @@ class _Remote:
             raise UsageError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.") from error
 
     def open(self) -> None:
-        """Find out whether the token is good, make the repository, see who can read it, look at the tag."""
+        """Find out whether the token is good, make the repository, see whether it fits."""
         self.user()
         self._patiently(
             "create repo",
             lambda: self.api.create_repo(self.repo, private=self.settings.private, exist_ok=True),
         )
-        info = self._patiently("look at the repository", lambda: self.api.model_info(self.repo))
-        if self.settings.private and info.private is False:
+        self.require_fit()
+
+    def require_fit(self) -> None:
+        """Refuse a repository that is public without the user's word, or has the tag; one that is not made yet fits.
+
+        Raises:
+            UsageError: it is.
+        """
+        public = self._patiently("look at the repository", self._is_public)
+        if public is None:
+            return
+        if self.settings.private and public:
             raise UsageError(
                 f"{self.repo} is public: anyone can read what is pushed there. Nothing was sent. If that is what you "
                 "mean, say so: --public (publish.private: false). Otherwise choose another name, or make it private."
@@ -255,6 +281,13 @@ class _Remote:
         tag = self.settings.tag
         if tag and not self.settings.create_pr and self._tag(tag):
             raise UsageError(f"The tag {tag} is taken in {self.repo}. Choose another: a tag is a promise.")
+
+    def _is_public(self) -> bool | None:
+        """Return whether anyone can read the repository; None where there is none."""
+        try:
+            return self.api.model_info(self.repo).private is False
+        except RepositoryNotFoundError:
+            return None
 
     def send(self, outgoing: Outgoing) -> Sent:
         """Commit what differs, then compare hashes. A branch that was made for it goes again if it fails."""

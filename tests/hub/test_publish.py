@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from hf_pe import Distillation, compress
 from hf_pe.cli import app
 from hf_pe.errors import UsageError
-from hf_pe.hub import Publish, PushError, prepare, push
+from hf_pe.hub import Publish, PushError, check_access, prepare, push
 from hf_pe.progress import listen
 from hf_pe.report import read_report, write_report
 from hf_pe.results import seal_result
@@ -517,6 +517,17 @@ def test_a_repository_that_is_public_already_is_pushed_to_by_the_users_word_only
         push(folder, Publish(repo=REPO), api=api, prove=False)
     assert hub.snapshot() == before
     assert push(folder, Publish(repo=REPO, private=False), api=api, prove=False)[0].changed
+
+
+def test_a_public_repository_and_a_taken_tag_are_refused_before_work(hub, api):
+    check_access(Publish(repo=REPO, tag="v1"), api)  # a repository that is not made yet is none to refuse
+    api.create_repo(REPO, private=False)
+    with pytest.raises(UsageError, match=r"someone/small is public.*--public"):
+        check_access(Publish(repo="small"), api)
+    check_access(Publish(repo=REPO, private=False, tag="v1"), api)
+    api.create_tag(REPO, tag="v1")
+    with pytest.raises(UsageError, match="tag v1 is taken"):
+        check_access(Publish(repo=REPO, private=False, tag="v1"), api)
 
 
 def test_what_hf_pe_notes_for_itself_stays_here(folder):
