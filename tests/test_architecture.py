@@ -86,7 +86,7 @@ LEVELS: Levels = {
         {"recipe"},
     ],
     "hub": [
-        {"markdown", "merge", "pictures", "private_facts", "secret_forms"},
+        {"markdown", "merge", "pictures", "private_facts", "refs", "secret_forms"},
         {"scan", "template"},
         {"card"},
         {"compare", "publish"},

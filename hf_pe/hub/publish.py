@@ -30,6 +30,7 @@ from hf_pe.errors import PushError, UsageError, listed, one_line
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
+from hf_pe.hub.refs import require_ref
 from hf_pe.hub.scan import scan
 from hf_pe.instance import example_inputs
 from hf_pe.json_files import read_object
@@ -114,7 +115,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
         RuntimeError: the folder does not load.
     """
     folder = Path(folder)
-    _check_name(settings)
+    _check_names(settings)
     outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
     for each in outgoing:
         if prove or settings.load_back:
@@ -185,6 +186,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         UsageError: see `prepare`; or the token is missing or may not write there; or the tag is taken.
         PushError: the Hub did not answer as it should in several tries, or the remote changed meanwhile.
     """
+    _check_names(settings)
     remote = _Remote(api or HfApi(), settings)
     if "/" not in settings.repo:
         settings = remote.settings = _in_full(settings, remote.user())
@@ -209,25 +211,28 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
 
 
 def check_access(settings: Publish, api: HfApi | None = None) -> None:
-    """Check before hours of work what a push would refuse: the name, the token, and the repository where it exists.
+    """Check before hours of work what a push would refuse: the names, the token, and the repository where it exists.
 
     Raises:
-        UsageError: the name is none or the token is not good, the repository is public without the user's word, or the
+        UsageError: a name is none or the token is not good, the repository is public without the user's word, or the
             tag is taken.
         PushError: the Hub does not answer.
     """
-    _check_name(settings)
+    _check_names(settings)
     remote = _Remote(api or HfApi(), settings)
     user = remote.user()
     remote.settings = _in_full(settings, user)
     remote.require_fit()
 
 
-def _check_name(settings: Publish) -> None:
+def _check_names(settings: Publish) -> None:
     try:
         validate_repo_id(settings.repo)
     except HFValidationError as error:
         raise UsageError(f"publish.repo: expected NAME or USER/NAME, got '{settings.repo}'. {error}") from error
+    require_ref(settings.branch, "publish.branch")
+    if settings.tag is not None:
+        require_ref(settings.tag, "publish.tag")
 
 
 def _in_full(settings: Publish, user: str) -> Publish:
@@ -493,10 +498,13 @@ class _Remote:
 def _branches(folder: Path, branch: str) -> dict[str, Path]:
     if (folder / "report.json").is_file() or not folder.is_dir():
         return {branch: folder}
-    places = [require_own(folder, path).parent for path in sorted(folder.glob("*/report.json"))]
+    reports = [path for path in sorted(folder.glob("*/report.json")) if not path.parent.name.startswith(".")]
+    places = [require_own(folder, path).parent for path in reports]
     if not any(p.name == MAIN for p in places):
         read_report(folder)  # says what a result looks like
     variants = {p.name: p for p in places if p.name != MAIN}
+    for name in variants:
+        require_ref(name, f"branch of the variant {folder.name}/{name}")
     if branch in variants:
         raise UsageError(
             f"branch: '{branch}' is the branch of the variant with that name. Choose another for the main result."
@@ -511,7 +519,7 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise UsageError(f"{path} is a link: it may lead out of the result. Put the file itself there.")
-        if path.suffix in UNSAFE:
+        if path.suffix.lower() in UNSAFE:
             raise UsageError(f"{path} may run code when loaded: only safetensors goes out. Convert it or delete it.")
         files[name] = path
     if ADAPTER in files:  # from the Hub it is looked up where the model lies

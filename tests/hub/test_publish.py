@@ -275,6 +275,8 @@ def no_network(*args, **kwargs):
         (lambda f: (f / "note.txt").write_text("made in /home/anna/models"), "absolute path: /home/anna"),
         (lambda f: (f / "run.log").write_text("mail anna@example.org"), "e-mail address: anna@example.org"),
         (lambda f: (f / "optimizer.pt").write_bytes(b"x"), "only safetensors goes out"),
+        (lambda f: (f / "X.BIN").write_bytes(b"x"), r"X\.BIN may run code"),
+        (lambda f: (f / "X.PKL").write_bytes(b"x"), r"X\.PKL may run code"),
         (lambda f: (f / "link.txt").symlink_to(f / "config.json"), "is a link"),
         (lambda f: (f / "report.json").unlink(), "no report.json"),
         (lambda f: (f / "config.json").write_text("{}"), "config.json changed since the card's numbers"),
@@ -528,6 +530,25 @@ def test_a_public_repository_and_a_taken_tag_are_refused_before_work(hub, api):
     api.create_tag(REPO, tag="v1")
     with pytest.raises(UsageError, match="tag v1 is taken"):
         check_access(Publish(repo=REPO, private=False, tag="v1"), api)
+
+
+def test_a_folder_that_is_half_written_is_no_branch(result, tmp_path):
+    folder = shutil.copytree(result[1], tmp_path / "small")
+    shutil.copytree(folder / "main", folder / ".main.hf_pe-0123abcd")
+    assert [each.branch for each in prepare(folder, Publish(repo=REPO), prove=False)] == ["nf4", "main"]
+    (folder / "nf4").rename(folder / "four bits")
+    with pytest.raises(UsageError, match="branch of the variant small/four bits: git takes no branch"):
+        prepare(folder, Publish(repo=REPO), prove=False)
+
+
+@pytest.mark.parametrize("settings", [{"branch": "bad name"}, {"tag": "v1..2"}])
+def test_a_name_that_no_branch_or_tag_can_have_is_refused_before_anything(settings, monkeypatch, tmp_path):
+    monkeypatch.setattr(HfApi, "whoami", no_network)
+    for check in (prepare, push):
+        with pytest.raises(UsageError, match=rf"publish.{next(iter(settings))}: git takes no branch or tag"):
+            check(tmp_path, Publish(repo="small", **settings))
+    with pytest.raises(UsageError, match="git takes no branch or tag"):
+        check_access(Publish(repo=REPO, **settings))
 
 
 def test_what_hf_pe_notes_for_itself_stays_here(folder):
