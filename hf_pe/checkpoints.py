@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ from hf_pe.hub_errors import hub_reason
 from hf_pe.instance import difference, processor_size
 from hf_pe.json_files import AGAIN, read_object
 from hf_pe.loading import Loading, ProcessorClass
+from hf_pe.mixed_dtypes import differing_dtypes, float32_places, kept_in_float32, put_back_
 from hf_pe.own_files import (
     LICENCES,
     carried_files,
@@ -81,7 +82,6 @@ from hf_pe.shards import open_shard, require_whole
 from hf_pe.surgery import dtype_name, in_dtype, main_dtype
 from hf_pe.weight_checks import (
     ignored_by_class,
-    kept_in_float32,
     require_finite,
     require_present,
     require_shapes,
@@ -379,6 +379,8 @@ def load_with_unread(
         require_shapes(mismatched, model, source.name)
         require_present(missing, model, source.name)
     require_finite(model.state_dict().items(), source.name)
+    if dtype is None and "quantization_config" not in options:
+        _keep_float32_(model, source)
     if packing is not None:
         model = packed(model, packing, dtype)
     if classifies_rows_alone(model.config, model_class):
@@ -427,25 +429,40 @@ def _stored_names(source: Source) -> Iterator[str]:
             yield from file.keys()
 
 
-def _stored_tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
+def _stored_tensors(source: Source, names: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     for path in weight_files(source):
         with open_shard(path) as file:
             for name in file.keys():  # noqa: SIM118
-                yield name, file.get_tensor(name)
+                if names is None or name in names:
+                    yield name, file.get_tensor(name)
 
 
-def rounding_warnings(source: Source, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> tuple[str, ...]:
-    """Return a sentence where a few tensors are stored in float32 and the others, and the loaded model, in 16 bits.
+def _keep_float32_(model: PreTrainedModel, source: Source) -> None:
+    """Put float32 tensors back that loading has rounded, in a model that is loaded in the dtype of its files."""
+    if source.adapter is None and packed_by(model.config) is None:
+        places = float32_places(_stored_dtypes(source), model, main_dtype(model))
+        put_back_(model, ((places[name], tensor) for name, tensor in _stored_tensors(source, places)))
 
-    transformers loads a checkpoint in one dtype, but for what the class keeps in float32.
+
+def rounding_warnings(
+    source: Source, config: PretrainedConfig, model_class: type[PreTrainedModel], model: PreTrainedModel | None = None
+) -> tuple[str, ...]:
+    """Return a sentence where a part of the tensors is stored in float32, and the loaded model is in 16 bits.
+
+    Args:
+        source: of a checkpoint.
+        config, model_class: what is loaded.
+        model: what was loaded, where it was: what it holds in float32 was not rounded.
     """
     loaded: Any = source.loaded_dtype or config.dtype
     loaded = getattr(torch, loaded) if isinstance(loaded, str) else loaded
     if loaded not in (torch.bfloat16, torch.float16) or packed_by(config) is not None or source.adapter is not None:
         return ()
-    stored = _stored_dtypes(source)
-    keeps = kept_in_float32(skeleton(config, model_class), loaded)
-    rounded = sorted(name for name, dtype in stored.items() if dtype == "F32" and not keeps(name))
+    stored, template = _stored_dtypes(source), skeleton(config, model_class)
+    keeps = kept_in_float32(template, loaded)
+    own = differing_dtypes(model) if model is not None else {}
+    held = {name for name, place in float32_places(stored, template, loaded).items() if place in own}
+    rounded = sorted(name for name, dtype in stored.items() if dtype == "F32" and not keeps(name) and name not in held)
     if not rounded or source.dtype is not None or len(rounded) == len(stored):
         return ()
     short = dtype_name(loaded)
@@ -587,6 +604,8 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
     with adapters_aside(model):
         model.save_pretrained(folder)
     model.config._name_or_path = name_or_path
+    if differing_dtypes(model):  # save_pretrained writes the dtype of the first parameter
+        _write_dtype(folder / "config.json", main_dtype(model))
     if processor is not None:
         processor.save_pretrained(folder)
         _forget_paths(folder)
@@ -595,6 +614,12 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
     beside = source.beside() if source else None
     if beside is not None:
         copy_modules(beside, folder, getattr(model.config, "hidden_size", None))
+
+
+def _write_dtype(config: Path, dtype: torch.dtype) -> None:
+    """State in config.json in which dtype `from_pretrained` loads the weights."""
+    content = read_object(config)
+    config.write_text(json.dumps({**content, "dtype": dtype_name(dtype)}, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig, *, own_code: bool = False) -> None:

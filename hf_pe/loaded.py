@@ -1,7 +1,7 @@
 """Models that the user has loaded: unwrapped, refused where they are more than a model, and given back as they were."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from hf_pe.adapters import prompt_learning
 from hf_pe.errors import UsageError
+from hf_pe.layer_dtypes import aligned_dtypes
+from hf_pe.mixed_dtypes import differing_dtypes
 
 
 def plain_model(model: nn.Module) -> PreTrainedModel:
@@ -75,7 +77,8 @@ def _require_one_device(model: PreTrainedModel) -> None:
 def unchanged(model: PreTrainedModel | None) -> Iterator[None]:
     """Give `model` back as it was: mode of each module, device, which parameters want gradients, and their gradients.
 
-    Inside the block it is not compiled, so that each module can be looked at. None is left alone.
+    Inside the block it is not compiled, so that each module can be looked at, and layers of a model of several dtypes
+    compute each in its own (`layer_dtypes`). None is left alone.
     """
     if model is None:
         yield
@@ -86,7 +89,8 @@ def unchanged(model: PreTrainedModel | None) -> Iterator[None]:
     for module in modules:
         module._compiled_call_impl = None
     try:
-        yield
+        with aligned_dtypes(model) if differing_dtypes(model) else nullcontext():
+            yield
     finally:
         if model.device != device:
             model.to(device)  # type: ignore[arg-type]

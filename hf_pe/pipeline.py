@@ -45,9 +45,10 @@ from hf_pe.measure import (
     sketch_size,
     weight_bytes,
 )
+from hf_pe.mixed_dtypes import dtype_warnings
 from hf_pe.outputs import check_stages_folder, replaced, require_space, run_id, stages_folder
 from hf_pe.own_files import require_own_files
-from hf_pe.packing import packed_by, require_plain
+from hf_pe.packing import require_plain
 from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning
@@ -56,7 +57,7 @@ from hf_pe.report import MAIN, Measurement, Report
 from hf_pe.results import finish_result, save_result
 from hf_pe.stages import Finished, StageFolder, require_resumable
 from hf_pe.tasks import TASKS, Embedding, Task, prepare, require_classes, task_named
-from hf_pe.weight_checks import require_finite, require_loadable_dtypes
+from hf_pe.weight_checks import require_finite
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a variant may be called: its name becomes a folder and a branch on the Hub."""
@@ -213,8 +214,6 @@ def compress(
         if isinstance(step, BitsAndBytesQuantization):
             step.require_native()
     live = plain_model(model) if isinstance(model, nn.Module) else None
-    if live is not None and packed_by(live.config) is None:
-        require_loadable_dtypes(live)
     source = _source(model if live is None else live, processor, dtype)
     config = live.config if live is not None else checkpoints.load_config(source)
     the_task = find_task(task, source, config)
@@ -261,7 +260,8 @@ def compress(
         progress.say("evaluating the original")
         first = judge(original, ready) if evaluate is None else None
     below = chance_warnings(original, first.scores(), ready) if first else ()
-    rounded = checkpoints.rounding_warnings(source, config, model_class) if live is None else ()
+    rounded = checkpoints.rounding_warnings(source, config, model_class, original) if live is None else ()
+    rounded += dtype_warnings(original)
     warnings = (*card.warnings, *examples.warnings, *ready.warnings, *rounded, *below)
     for warning in (*warnings, *planned.warnings):
         progress.warn(warning)

@@ -16,6 +16,7 @@ from hf_pe.hub import require_measured, write_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.instance import example_inputs, outputs_of
 from hf_pe.measure import reopened, sentence_difference
+from hf_pe.mixed_dtypes import as_stock_loads
 from hf_pe.overflow import overflow_of
 from hf_pe.report import Reload, Report, read_report, write_report
 from hf_pe.seal import CARD, Changes, changes_since_sealed, reseal, result_files, write_sealed
@@ -56,6 +57,7 @@ def save_result(
     """
     progress.say(f"saving {place or name} and loading it again in a fresh process")
     checkpoints.save_model(model, processor, folder, source)
+    model = as_stock_loads(model)  # what is compared is equal in dtypes
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
     seen, loading = reopened(folder, name, model, auto_class, processor)
     if seen.parameters != report.after.parameters:

@@ -25,6 +25,7 @@ from hf_pe.anatomy import (
     size_in,
     skeleton,
 )
+from hf_pe.layer_dtypes import align_dtypes_
 
 Kept = Mapping[str, Sequence[int]]
 """Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""
@@ -171,6 +172,7 @@ def _keep_dtypes_(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -
         given = weights.get(name)
         if given is not None and given.is_floating_point() and given.dtype != parameter.dtype:
             parameter.data = given.detach().to(parameter.device)
+            align_dtypes_(model)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

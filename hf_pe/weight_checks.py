@@ -6,17 +6,14 @@ the backbone makes another model, so it is refused; another task's head is dropp
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import build_glob_alternation
 
-from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError, listed
-from hf_pe.surgery import dtype_name, main_dtype
 
 COMPUTED_CONSTANTS = re.compile(
     r"(^|\.)(masked_bias|position_ids|token_type_ids|inv_freq|relative_position_index|num_batches_tracked|version)$"
@@ -92,49 +89,6 @@ def require_present(missing: Collection[str], model: PreTrainedModel, source: st
         raise UsageError(
             f"{source} has no weights for {listed(names)} of {type(model).__name__}: "
             "fine-tune it for this task first, or choose another task."
-        )
-
-
-def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], bool]:
-    """Return which names of tensors `from_pretrained` keeps in float32 where the model is loaded in `dtype`."""
-    patterns = [*model._get_dtype_plan(dtype)]
-    keeps = build_glob_alternation(patterns)[0] if patterns else None
-    return lambda name: keeps is not None and keeps.search(name) is not None
-
-
-def require_loadable_dtypes(model: PreTrainedModel) -> None:
-    """Refuse a model in memory of which some parameters have another dtype than they would have once loaded.
-
-    transformers loads all of a checkpoint in one dtype but for what a class keeps in float32, or makes in a dtype of
-    its own. A result could not be loaded as it was measured.
-
-    Args:
-        model: that the user has loaded.
-
-    Raises:
-        UsageError: there are such parameters; names some.
-    """
-    main = main_dtype(model)
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(main)
-    try:
-        template = skeleton(model.config, type(model))
-    finally:
-        torch.set_default_dtype(usual)
-    loaded = {name: parameter.dtype for name, parameter in template.named_parameters()}
-    keeps = kept_in_float32(template, main)
-    wrong = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.is_floating_point() and parameter.dtype != (torch.float32 if keeps(name) else loaded.get(name))
-    ]
-    if wrong:
-        most, other = dtype_name(main), dtype_name(model.get_parameter(wrong[0]).dtype)
-        raise UsageError(
-            f"model: most of its weights are in {most}, and {listed(wrong)} in another dtype "
-            f"({other}) than from_pretrained would load them in, so that a result could not be loaded as it "
-            f"was measured. Bring them into one dtype (model.to(torch.{most}), or model.float()), or save the "
-            "model and give the folder: it is read as from_pretrained reads it."
         )
 
 

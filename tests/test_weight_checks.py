@@ -24,13 +24,13 @@ from transformers import (
 )
 
 from hf_pe import StructuredPruning, compress, cut_checkpoint, quantize_checkpoint
-from hf_pe.checkpoints import load_config, load_model, load_with_unread, resolve, rounding_warnings
+from hf_pe.checkpoints import load_model, load_with_unread, resolve
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card
 from hf_pe.instance import lively
 from hf_pe.measure import measure
-from hf_pe.weight_checks import require_finite, require_loadable_dtypes, require_present, unread_parts
-from tests.helpers import TEXTS, bert_config, saved
+from hf_pe.weight_checks import require_finite, require_present, unread_parts
+from tests.helpers import TEXTS, bert_config
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
@@ -187,29 +187,3 @@ def test_what_masks_recordings_in_training_alone_may_be_missing():
     require_present({"wav2vec2.masked_spec_embed"}, model, "a model")
     with pytest.raises(UsageError, match=r"no weights for lm_head\.bias"):
         require_present({"wav2vec2.masked_spec_embed", "lm_head.bias"}, model, "a model")
-
-
-def half_with_a_whole_head(llama_folder):
-    model = LlamaForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16, tie_word_embeddings=False)
-    model.lm_head.float()
-    return model
-
-
-def test_a_model_in_memory_that_no_file_could_give_back_is_refused(llama_folder, tokenizer):
-    model = half_with_a_whole_head(llama_folder)
-    with pytest.raises(
-        UsageError, match=r"most of its weights are in bfloat16, and lm_head\.weight in another dtype \(float32\)"
-    ):
-        compress(model, [StructuredPruning(keep={"ffn": 0.5})], data=TEXTS, processor=tokenizer, task="causal_lm")
-    require_loadable_dtypes(model.float())
-    require_loadable_dtypes(T5ForConditionalGeneration(T5Config(d_model=8, d_ff=8, num_layers=1, vocab_size=9)))
-
-
-def test_what_is_rounded_while_it_is_loaded_is_said(llama_folder, tokenizer, tmp_path):
-    saved(tmp_path, half_with_a_whole_head(llama_folder), tokenizer)
-    source = resolve(str(tmp_path))
-    (sentence,) = rounding_warnings(source, load_config(source), LlamaForCausalLM)
-    assert "1 of 30 tensors (lm_head.weight) are stored in float32 and become bfloat16" in sentence
-    whole = resolve(str(tmp_path), dtype="float32")
-    assert not rounding_warnings(whole, load_config(whole), LlamaForCausalLM)
-    assert not rounding_warnings(resolve(str(llama_folder)), load_config(resolve(str(llama_folder))), LlamaForCausalLM)
