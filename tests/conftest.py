@@ -25,6 +25,10 @@ transformers.logging.disable_progress_bar()
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-snapshots", action="store_true", help="rewrite the files of tests/snapshots/")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that two processes end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

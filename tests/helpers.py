@@ -1,5 +1,6 @@
 """What tests share besides fixtures: example texts, real data and weights, tiny configs."""
 
+import difflib
 import importlib.util
 import itertools
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertConfig, DetrConfig, DetrForObjectDetection, ResNetConfig
+from typer.testing import CliRunner, Result
 
+from hf_pe.cli import app
 from hf_pe.instance import lively, tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -34,6 +37,19 @@ def needs_package(name: str) -> None:
     """Skip where an optional package is absent."""
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"needs the optional package {name}")
+
+
+def call(*arguments: object, columns: int = 200) -> Result:
+    """Run the command line in this process, without colours."""
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": str(columns)}, prog_name="hf-pe")
+
+
+def assert_same_text(file: Path, text: str, remake: str) -> None:
+    """Fail with a diff, and with the way to remake the file, where a committed file does not hold `text`."""
+    stored = file.read_text("utf-8") if file.is_file() else ""
+    if stored != text:
+        lines = difflib.unified_diff(stored.splitlines(), text.splitlines(), "committed", "now", lineterm="")
+        pytest.fail(f"{file.name} has changed. On purpose? {remake}\n" + "\n".join(lines), pytrace=False)
 
 
 def bert_config(**changes) -> BertConfig:

@@ -19,19 +19,13 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
-from typer.testing import CliRunner
 
 from hf_pe.backbones.listing import Candidate
-from hf_pe.cli import app
 from hf_pe.distill import Distillation
 from hf_pe.report import Latency
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, call
 
 HF_PE = [sys.executable, "-m", "hf_pe.cli"]
-
-
-def call(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
 
 
 @pytest.fixture

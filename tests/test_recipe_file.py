@@ -6,7 +6,7 @@ import yaml
 
 from hf_pe.errors import UsageError
 from hf_pe.recipe_file import json_schema, read_recipe
-from tests.helpers import shared
+from tests.helpers import assert_same_text, shared
 
 ROOT = Path(__file__).parents[1]
 GOOD = {
@@ -160,5 +160,4 @@ def test_a_missing_file():
 
 
 def test_the_committed_schema_is_that_of_the_code():
-    """Remake it with: hf-pe schema > recipes/schema.json."""
-    assert (ROOT / "recipes" / "schema.json").read_text("utf-8") == json_schema()
+    assert_same_text(ROOT / "recipes" / "schema.json", json_schema(), "hf-pe schema > recipes/schema.json")
