@@ -2,9 +2,9 @@
 
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 _BESIDE = re.compile(r"\..*\.hf_pe-[0-9a-f]{8}")
 _FAILED_WRITE = re.compile(r"\(os error \d+\)|No space left|PytorchStreamWriter failed|inline_container\.cc")
@@ -19,6 +19,31 @@ def unique_sibling(path: Path) -> Path:
 def is_unfinished(path: Path) -> bool:
     """Return whether `path` has a name of `unique_sibling`: what a killed process was writing, or one that lives is."""
     return _BESIDE.fullmatch(path.name) is not None
+
+
+def is_hidden(name: str, but: Collection[str] = ()) -> bool:
+    """Return whether a file or folder of this name is none of a result's: hidden, unless `but` names it, or a cache."""
+    return name == "__pycache__" or (name.startswith(".") and name not in but)
+
+
+def files_below(folder: Path, skips: Callable[[PurePath], bool]) -> Iterator[Path]:
+    """Yield what lies below a folder and is no folder, in order; links are yielded and never followed.
+
+    Args:
+        folder: that is walked through.
+        skips: whether a path inside it is left out, with all that lies below it.
+    """
+
+    def walk(place: Path) -> Iterator[Path]:
+        for path in sorted(place.iterdir()):
+            if skips(path.relative_to(folder)):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                yield from walk(path)
+            else:
+                yield path
+
+    return walk(folder)
 
 
 @contextmanager

@@ -7,11 +7,11 @@ A seal is no signature: whoever changes a result can seal it anew, and says so b
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hf_pe.files import is_unfinished, write_whole
+from hf_pe.files import files_below, is_hidden, write_whole
 from hf_pe.hashes import sha256, sha256_of
 from hf_pe.outputs import REPORT
 from hf_pe.report import Report, read_report
@@ -97,18 +97,9 @@ def changes_since_sealed(folder: Path, names: Iterable[str]) -> Changes:
 
 
 def result_files(folder: Path) -> list[str]:
-    """Return the paths of all files of a result but its report; hidden ones and what a kill left are none."""
-    return sorted(path.relative_to(folder).as_posix() for path in _files(folder) if path != folder / REPORT)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name.startswith(".") or path.name == "__pycache__" or is_unfinished(path) or path.is_symlink():
-            continue
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
+    """Return the paths of all files of a result but its report; hidden ones, what a kill left and links are none."""
+    files = [path for path in files_below(folder, lambda inside: is_hidden(inside.name)) if not path.is_symlink()]
+    return sorted(path.relative_to(folder).as_posix() for path in files if path != folder / REPORT)
 
 
 def _is_broken(folder: Path) -> bool | None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from hf_pe.files import failed_write, is_unfinished, write_whole
+from hf_pe.files import failed_write, files_below, is_hidden, is_unfinished, write_whole
 
 
 def test_a_text_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
@@ -44,6 +44,25 @@ def test_files_with_names_near_that_of_the_file_are_not_touched(tmp_path):
     write_whole(tmp_path / "README.md", "generated")
     assert (tmp_path / "README.md.new").read_text() == "mine"
     assert not any(is_unfinished(path) for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("skips", "expected"),
+    [
+        (lambda inside: False, [".cache/x", ".git", "__pycache__/x.pyc", "a/.cache/x", "a/b", "link", "z"]),
+        (lambda inside: is_hidden(inside.name), ["a/b", "link", "z"]),
+        (lambda inside: is_hidden(inside.name, [".git"]), [".git", "a/b", "link", "z"]),
+        (lambda inside: str(inside) == ".cache", [".git", "__pycache__/x.pyc", "a/.cache/x", "a/b", "link", "z"]),
+    ],
+)
+def test_a_walk_leaves_out_what_its_rule_says_and_follows_no_link(skips, expected, tmp_path):
+    for name in (".cache/x", ".git", "__pycache__/x.pyc", "a/.cache/x", "a/b", "z"):
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).touch()
+    (tmp_path / "outside" / "x").mkdir(parents=True)
+    (tmp_path / "folder" / "link").symlink_to(tmp_path / "outside")
+    found = files_below(tmp_path / "folder", skips)
+    assert [path.relative_to(tmp_path / "folder").as_posix() for path in found] == expected
 
 
 @contextlib.contextmanager

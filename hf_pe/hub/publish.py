@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +27,7 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
 from hf_pe.errors import PushError, UsageError, listed, one_line
+from hf_pe.files import files_below, is_hidden
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
@@ -498,7 +499,7 @@ class _Remote:
 def _branches(folder: Path, branch: str) -> dict[str, Path]:
     if (folder / "report.json").is_file() or not folder.is_dir():
         return {branch: folder}
-    reports = [path for path in sorted(folder.glob("*/report.json")) if not path.parent.name.startswith(".")]
+    reports = [path for path in sorted(folder.glob("*/report.json")) if not is_hidden(path.parent.name)]
     places = [require_own(folder, path).parent for path in reports]
     if not any(p.name == MAIN for p in places):
         read_report(folder)  # says what a result looks like
@@ -515,7 +516,7 @@ def _branches(folder: Path, branch: str) -> dict[str, Path]:
 def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
     report = _renamed(read_report(folder), settings, branch)
     files: dict[str, Path | bytes] = {}
-    for path in sorted(_files(folder)):
+    for path in files_below(folder, lambda inside: is_hidden(inside.name, HIDDEN_THAT_GO)):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise UsageError(f"{path} is a link: it may lead out of the result. Put the file itself there.")
@@ -533,16 +534,6 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
     files["README.md"] = card.encode()
     files["report.json"] = (report.model_dump_json(indent=2) + "\n").encode()
     return Outgoing(branch, report, files)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if path.name == "__pycache__" or (path.name.startswith(".") and path.name not in HIDDEN_THAT_GO):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            yield from _files(path)
-        else:
-            yield path
 
 
 def _renamed(report: Report, settings: Publish, branch: str) -> Report:

@@ -11,18 +11,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_pe.files import unique_sibling
+from hf_pe.files import files_below, unique_sibling
 
 WORK_MARKER = "hf_pe_work.json"
 RESULT_MARKER = ".hf_pe.json"
 REPORT = "report.json"
-LEFT_BEHIND = (RESULT_MARKER, ".DS_Store", "Thumbs.db", ".cache", "hf_pe.lock")
-"""No files of anybody's: our marker and lock, what systems write when a folder is looked at, and `hf download`."""
+LOCK = "hf_pe.lock"
+LEFT_BEHIND = (RESULT_MARKER, ".DS_Store", "Thumbs.db", LOCK)
+"""No files of anybody's: our marker and lock, and what systems write when a folder is looked at."""
+LEFT_AT_TOP = (".cache",)
+"""The same, in the folder itself only: what `hf download` keeps there."""
 KINDS = (".safetensors", ".json", ".yaml", ".md", ".txt", ".png", ".model", ".jinja", ".py", ".onnx", ".data", "")
 """Endings of the files of results."""
 MAIN = "main"
 """The unquantized result where there are variants: its name among them, its folder and its branch."""
-LOCK = "hf_pe.lock"
 NEW, WHOLE, OLD = "new", "whole", "old"
 """Inside a work folder: a result that is being written; one that is whole; what it replaces."""
 
@@ -145,8 +147,8 @@ def strange_files(output: Path) -> list[str]:
 
 def _files(folder: Path) -> list[str]:
     """Return the files below `folder` by their paths inside; what systems and downloads leave behind is left out."""
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
-    return [path.as_posix() for path in paths if path.name not in LEFT_BEHIND and path.parts[0] not in LEFT_BEHIND]
+    files = files_below(folder, lambda inside: inside.name in LEFT_BEHIND or str(inside) in LEFT_AT_TOP)
+    return [path.relative_to(folder).as_posix() for path in files]
 
 
 def run_id(folder: Path | None) -> str:
