@@ -3,6 +3,7 @@
 import difflib
 import errno
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -25,10 +26,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
-def listed(names: Iterable[str]) -> str:
-    """Return the first eight names, and how many there are besides: ``a, b, ... and 3 more``."""
+def listed(names: Iterable[str], *, layers_as_one: bool = False) -> str:
+    """Return the first eight names, and how many there are besides: ``a, b, ... and 3 more``.
+
+    Args:
+        names: of anything.
+        layers_as_one: they name tensors or modules; those of all layers count as one name, said with their number.
+    """
     every = list(names)
+    if layers_as_one:
+        groups = Counter(without_numbers(name) for name in every)
+        every = [f"{name} ({count} times)" if count > 1 else name for name, count in groups.items()]
     return ", ".join(every[:8]) + (f" and {len(every) - 8:,} more" if len(every) > 8 else "")
+
+
+def without_numbers(name: str) -> str:
+    """Return the name of a tensor or module with a star for each number, so that all layers have the same."""
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 class PushError(RuntimeError):

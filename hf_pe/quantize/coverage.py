@@ -1,11 +1,10 @@
 """How much of a model quantization does not reach: what stays in 16 or 32 bits, by parameters and by bytes."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hf_pe.anatomy import skeleton
+from hf_pe.errors import without_numbers
 from hf_pe.measure import bits_loaded
 from hf_pe.plans import Sketch
 from hf_pe.report import percent
@@ -77,14 +76,3 @@ def unquantized(sketch: Sketch) -> Unquantized:
         bits=widths.most_common(1)[0][0] if widths else 0,
         largest={name: count / total for name, count in groups.most_common(NAMED)},
     )
-
-
-def without_numbers(name: str) -> str:
-    """Return the name of a tensor or module with a star for each number, so that all layers have the same."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return names as one text, those of all layers as one name with their number."""
-    groups = Counter(without_numbers(name) for name in names)
-    return ", ".join(f"{name} ({count} times)" if count > 1 else name for name, count in groups.items()) or "none"

@@ -11,12 +11,12 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hf_pe import packing
 from hf_pe.anatomy import skeleton
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, listed
 from hf_pe.measure import sketch_size
 from hf_pe.packing import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import say
-from hf_pe.quantize.coverage import listed, unquantized
+from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
@@ -256,11 +256,11 @@ class BitsAndBytesQuantization(Frozen):
         anyway = packing.kept_modules(model, "int8", self.skip)
         unfit = [name for name in unfit_widths(model, self.method) if name not in anyway]
         others = [name for name in kept if name not in unfit]
-        notes = [f"kept as they are: {listed(others)}"] if others else []
+        notes = [f"kept as they are: {listed(others, layers_as_one=True)}"] if others else []
         if unfit:
             notes.append(
                 f"kept because of their widths (4-bit kernels want inputs in multiples of {BLOCK} and outputs in "
-                f"multiples of {OUTPUTS}): {listed(unfit)}"
+                f"multiples of {OUTPUTS}): {listed(unfit, layers_as_one=True)}"
             )
         linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
         if not linear:

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from hf_pe import BitsAndBytesQuantization, compress, quantize_checkpoint
 from hf_pe.cli import app
+from hf_pe.errors import listed
 from hf_pe.hub import render_card
 from hf_pe.hub.markdown import escape
 from hf_pe.instance import lively
@@ -13,7 +14,7 @@ from hf_pe.measure import parameters
 from hf_pe.pipeline import outline
 from hf_pe.plans import Sketch
 from hf_pe.progress import listen
-from hf_pe.quantize.coverage import listed, unquantized
+from hf_pe.quantize.coverage import unquantized
 from hf_pe.report import Measurement
 from tests.helpers import TEXTS, bert_config, saved
 
@@ -94,5 +95,7 @@ def test_a_vocabulary_larger_than_the_layers_is_a_warning():
 
 
 def test_names_of_all_layers_are_listed_once():
-    assert listed(["a.0.up", "a.1.up", "head"]) == "a.*.up (2 times), head"
-    assert listed([]) == "none"
+    assert listed(["a.0.up", "a.1.up", "head"], layers_as_one=True) == "a.*.up (2 times), head"
+    assert listed(["a.0.up", "a.1.up", "head"]) == "a.0.up, a.1.up, head"
+    many = [f"part{letter}.{layer}" for letter in "abcdefghi" for layer in range(3)]
+    assert listed(many, layers_as_one=True).endswith("parth.* (3 times) and 1 more")
