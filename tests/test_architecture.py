@@ -20,7 +20,7 @@ LEVELS: Levels = {
         {"own_files"},
         {"outputs", "terminal", "json_files", "yaml_files", "hub_errors", "fresh", "front_matter"},
         {"anatomy", "regression", "hashes", "shards", "cards"},
-        {"plans", "layer_dtypes"},
+        {"plans", "layer_dtypes", "modes"},
         {"loading"},
         {"report", "plugin"},
         {"surgery", "data", "transplant", "instance", "sentence_files", "padding", "seal"},

@@ -10,7 +10,6 @@ from hf_pe.calibration.lockstep import lockstep as lockstep
 from hf_pe.calibration.passes import BATCH as BATCH
 from hf_pe.calibration.passes import Passes as Passes
 from hf_pe.calibration.passes import comes_by as comes_by
-from hf_pe.calibration.passes import evaluating as evaluating
 from hf_pe.calibration.passes import hidden_of as hidden_of
 from hf_pe.calibration.passes import mean_square as mean_square
 from hf_pe.calibration.passes import moments as moments

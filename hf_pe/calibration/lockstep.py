@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.instance import no_cache
+from hf_pe.modes import evaluating
 from hf_pe.tasks import Batch, model_inputs
 
 
@@ -120,17 +121,15 @@ def lockstep(
         module = model.get_submodule(stop.module)
         register: Any = module.register_forward_hook if stop.after else module.register_forward_pre_hook
         handles.append(register(door(stop), with_kwargs=True))
-    training = model.training
-    model.eval()
-    for each in passes:
-        each.start()
-    try:
-        yield ([step(number, each) for number, each in enumerate(passes)] for _ in stops)
-    finally:
+    with evaluating(model):
         for each in passes:
-            each.stopped = True
-            each.go.release()
-            each.join()
-        for handle in handles:
-            handle.remove()
-        model.train(training)
+            each.start()
+        try:
+            yield ([step(number, each) for number, each in enumerate(passes)] for _ in stops)
+        finally:
+            for each in passes:
+                each.stopped = True
+                each.go.release()
+                each.join()
+            for handle in handles:
+                handle.remove()

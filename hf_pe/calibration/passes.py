@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import is_norm
 from hf_pe.calibration.lockstep import Stop, lockstep
 from hf_pe.instance import no_cache
+from hf_pe.modes import evaluating
 from hf_pe.progress import advance
 from hf_pe.regression import Folds, Moments
 from hf_pe.tasks import Batch, TaskData, counted_rows, model_inputs
@@ -114,17 +115,6 @@ def watching(passes: Passes, handles: list[Any]) -> Iterator[Passes]:
         finally:
             for handle in handles:
                 handle.remove()
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode inside, the mode it was in afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

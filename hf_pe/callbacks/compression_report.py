@@ -19,6 +19,7 @@ from hf_pe.checkpoints import Source, class_for
 from hf_pe.errors import UsageError
 from hf_pe.instance import processor_size
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
+from hf_pe.modes import evaluating
 from hf_pe.own_files import require_own_files
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
@@ -107,8 +108,8 @@ class CompressionReport(TrainerCallback):
         **_: Any,
     ) -> None:
         """Compare with the teacher, measure, and log; of several evaluation sets the agreement is the mean."""
-        training = model.training
-        agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
+        with evaluating(model):
+            agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
         given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         timed = ("runtime", "per_second", "epoch", "preparation_time")
         kept = {k: float(v) for k, v in given.items() if not k.endswith(timed)}
@@ -117,8 +118,8 @@ class CompressionReport(TrainerCallback):
         over_sets.append(agreement)
         self.seen[weights] = self.seen.get(weights, {}) | kept | {AGREEMENT: statistics.fmean(over_sets)}
         self.eval_rows[tuple(sorted(kept))] = _rows(eval_dataloader)
-        on_first(args, lambda: self._measure(model))
-        model.train(training)
+        with evaluating(model):
+            on_first(args, lambda: self._measure(model))
         logs = {f"compression/{k}": v for k, v in self._logs(agreement).items()} if state.is_world_process_zero else {}
         if logs:
             state.log_history.append({**logs, "step": state.global_step})

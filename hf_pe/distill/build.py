@@ -18,6 +18,7 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
 from hf_pe.errors import UsageError
 from hf_pe.instance import difference
+from hf_pe.modes import evaluating
 from hf_pe.tasks import (
     LARGE,
     Batch,
@@ -90,25 +91,23 @@ def build(
         sizes = [each.classes for each in teachers if isinstance(each, Cached)]
         for size in (*sizes, *(_vocabulary_size(each.model) for each in live)):
             require_same_vocabulary(_vocabulary_size(plain), size, known)
-    training = plain.training
-    plain.eval()
-    for teacher in teachers:
-        teacher.to(plain.device)
-    needs = {LOSSES[name].needs for name in losses}
-    hidden = "hidden_states" in needs
-    with torch.no_grad():
-        few = few_tokens(batch)
-        given = task.signals(plain, few, hidden=True)
-        wanted = [t.signals(few, task=task, hidden=hidden, attentions=False) for t in teachers]
-        learned = [_hidden_states(model, task, batch) for model in (plain, *(t.model for t in live)) if hidden]
-    if "attentions" in needs:
-        _require_attention(plain, live, task, few_tokens(batch, rows=2, tokens=WATCHED))
-    label_head, feature_scale = None, None
-    if "features" in needs:
-        label_head = _label_heads(plain, live)
+    with evaluating(plain):
+        for teacher in teachers:
+            teacher.to(plain.device)
+        needs = {LOSSES[name].needs for name in losses}
+        hidden = "hidden_states" in needs
         with torch.no_grad():
-            feature_scale = _feature_scale(live[0], task, batch)
-    plain.train(training)
+            few = few_tokens(batch)
+            given = task.signals(plain, few, hidden=True)
+            wanted = [t.signals(few, task=task, hidden=hidden, attentions=False) for t in teachers]
+            learned = [_hidden_states(model, task, batch) for model in (plain, *(t.model for t in live)) if hidden]
+        if "attentions" in needs:
+            _require_attention(plain, live, task, few_tokens(batch, rows=2, tokens=WATCHED))
+        label_head, feature_scale = None, None
+        if "features" in needs:
+            label_head = _label_heads(plain, live)
+            with torch.no_grad():
+                feature_scale = _feature_scale(live[0], task, batch)
     weights = dict(losses) or default_losses(given)
     _require_signals(weights, task, given, wanted)
     with torch.random.fork_rng(devices=[]):

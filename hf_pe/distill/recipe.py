@@ -37,6 +37,7 @@ from hf_pe.distill.teacher import Teacher, frozen, known_ids
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
+from hf_pe.modes import evaluating
 from hf_pe.packing import kept_modules, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
@@ -389,9 +390,8 @@ def _reuse_head(student: PreTrainedModel, teachers: Sequence[Answers], data: Tas
     live = [teacher.model for teacher in teachers if isinstance(teacher, Live)]
     names = [label_head(model.config, type(model)) for model in (*live, student)]
     if len(live) == 1 and all(names):  # else `build` says what is wrong
-        was_training = student.training
-        reuse_(live[0], student, Seam(*names), data)  # type: ignore[arg-type]
-        student.train(was_training)
+        with evaluating(student):
+            reuse_(live[0], student, Seam(*names), data)  # type: ignore[arg-type]
 
 
 class _HeadFirst(TrainerCallback):

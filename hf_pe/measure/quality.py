@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.errors import NotFiniteError, UsageError, explained, one_line
+from hf_pe.modes import evaluating
 from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
 from hf_pe.tasks import Judged, TaskData, as_read_by
@@ -23,14 +24,11 @@ def judge(model: PreTrainedModel, data: TaskData) -> Judged:
     Raises:
         NotFiniteError: `model` is in float16 and overflows on the first rows.
     """
-    training = model.training
-    model.eval()
-    overflow = overflow_of(model, lambda: first_answers(model, data))
-    if overflow is not None:
-        raise NotFiniteError(overflow)
-    found = data.task.judge(model, data)
-    model.train(training)
-    return found
+    with evaluating(model):
+        overflow = overflow_of(model, lambda: first_answers(model, data))
+        if overflow is not None:
+            raise NotFiniteError(overflow)
+        return data.task.judge(model, data)
 
 
 def first_answers(model: PreTrainedModel, data: TaskData) -> None:
@@ -61,9 +59,8 @@ def quality(model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | 
     """
     if evaluate is None:
         return judge(model, data).scores() if data else {}
-    training = model.training
-    found = evaluate(model.eval())
-    model.train(training)
+    with evaluating(model):
+        found = evaluate(model)
     if not isinstance(found, dict) or not all(isinstance(v, (int, float)) for v in found.values()):
         raise UsageError(f"evaluate(model): expected a dict of numbers, got {found!r:.200}.")
     return {name: float(value) for name, value in found.items()}

@@ -14,8 +14,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
-from hf_pe.calibration import BATCH, Passes, evaluating, hidden_of, watching
+from hf_pe.calibration import BATCH, Passes, hidden_of, watching
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.regression import CHANGE, Folds, Moments, fit
 from hf_pe.tasks import TaskData
 

@@ -12,6 +12,7 @@ from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedMo
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.sentence_files import SentenceModules
 from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
 from hf_pe.tasks.texts import Truncation, texts_of
@@ -83,14 +84,11 @@ class Embedding:
     def embed(self, model: PreTrainedModel, data: TaskData, rows: datasets.Dataset) -> np.ndarray[Any, Any]:
         """Embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             parts = [
                 self.signals(model, {k: v.to(model.device) for k, v in batch.items()})["embeddings"].float().cpu()
                 for batch in data.batches(rows.select(order))
             ]
-        model.train(training)
         found = torch.cat(parts).numpy()
         return found[np.argsort(order)]
 

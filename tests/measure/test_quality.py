@@ -5,13 +5,13 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.measure import chance_warnings, changes, first_answers, judge, quality
 from hf_pe.tasks import CausalLM, Judged
-from tests.helpers import TEXTS, taught
+from tests.helpers import TEXTS, bert_config, taught
 
 DRAW = np.random.default_rng(3)
 RIGHT = DRAW.random(400) < 0.9
@@ -73,7 +73,16 @@ def test_a_float16_model_that_overflows_is_named_before_it_is_scored(tokenizer, 
         model.model.layers[1].mlp.down_proj.weight.mul_(1e4)
     judge(model, data)
     with pytest.raises(NotFiniteError, match=r"float16, which overflows in model\.layers\.1\..*bfloat16"):
-        judge(model.to(torch.float16), data)
+        judge(model.to(torch.float16).train(), data)
+    assert all(module.training for module in model.modules())
+
+
+def test_a_function_of_the_users_that_fails_leaves_the_mode_of_each_module():
+    model = BertModel(bert_config()).train()
+    model.pooler.eval()
+    with pytest.raises(ZeroDivisionError):
+        quality(model, None, lambda given: {"share": 1 / int(given.training)})
+    assert model.training and model.encoder.training and not model.pooler.training
 
 
 def with_other_numbers(tokenizer):
