@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from hf_pe.files import write_whole
+from hf_pe.json_files import read_object_if_any
 
 LARGE = 16 * 2**20
 """Bytes from which on the hash of a file is remembered: 16 MB are hashed in about 10 ms."""
@@ -97,11 +98,7 @@ def cache_file() -> Path:
 
 
 def _recall() -> dict[str, Any]:
-    try:
-        known = json.loads(cache_file().read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
+    return read_object_if_any(cache_file()) or {}
 
 
 def _remember(name: str, entry: list[Any]) -> None:

@@ -53,6 +53,20 @@ def read_json(file: Path, way_out: str = AGAIN) -> Any:
         raise UsageError(f"{file} is not JSON that can be read ({error}). {way_out}") from error
 
 
+def read_json_if_any(file: Path) -> Any:
+    """Return what a JSON file holds; None where there is none that can be read, which another reader will say."""
+    try:
+        return json.loads(file.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def read_object_if_any(file: Path) -> dict[str, Any] | None:
+    """Return the content of a JSON file that holds an object; None where there is none that can be read."""
+    content = read_json_if_any(file)
+    return content if isinstance(content, dict) else None
+
+
 def kind_of(value: Any) -> str:
     """Return how messages call the type of a JSON value."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}

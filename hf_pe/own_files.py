@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_pe.errors import UsageError, listed
 from hf_pe.files import write_whole
+from hf_pe.json_files import read_json_if_any, read_object_if_any
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json",
@@ -87,9 +88,9 @@ def own_file(folder: Path, name: str, named_by: str) -> Path:
         UsageError: it is no path inside the folder, or a link on the way leads out of it.
     """
     path = PurePosixPath(name.replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
         raise UsageError(
-            f"{folder.name}/{named_by} names '{name}', which lies outside of the model's own folder. Expected the name "
+            f"{folder.name}/{named_by} names {name!r}, which lies outside of the model's own folder. Expected the name "
             "of a file inside it."
         )
     return require_own(folder, folder / path)
@@ -218,18 +219,10 @@ def _module_of(reference: str) -> str | None:
 
 
 def _modules(folder: Path) -> list[dict[str, Any]]:
-    entries = _content(folder / "modules.json")
+    entries = read_json_if_any(folder / "modules.json")
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = _content(path)
-    return content if isinstance(content, dict) else {}
-
-
-def _content(path: Path) -> Any:
-    """Return what a JSON file holds; None where there is none that can be read: what loads the model will say why."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    """Return what a JSON file holds; nothing where it cannot be read: what loads the model will say why."""
+    return read_object_if_any(path) or {}

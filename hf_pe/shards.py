@@ -7,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from hf_pe.errors import UsageError
 from hf_pe.json_files import AGAIN, kind_of, read_object
+from hf_pe.own_files import own_file
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -24,9 +25,7 @@ def read_index(folder: Path) -> dict[str, str]:
         came = "one that does not name a file for each" if isinstance(place, dict) else kind_of(place)
         raise UsageError(f"{index}: expected weight_map with the file of each tensor, got {came}. {AGAIN}")
     for name in sorted(set(place.values())):
-        if name in (".", "..") or "/" in name or "\\" in name or "\0" in name:
-            raise UsageError(f"{index} names the file {name!r}; expected names of files beside it. {AGAIN}")
-        if not (folder / name).is_file():
+        if not own_file(folder, name, INDEX).is_file():
             raise UsageError(f"{index} names {name}, which is not in the folder. Download that file too.")
     return place
 

@@ -17,9 +17,10 @@ ROOT = Path(hf_pe.__file__).parent
 LEVELS: Levels = {
     "": [
         {"errors", "files", "progress", "papers", "quiet"},
-        {"own_files"},
-        {"outputs", "terminal", "json_files", "yaml_files", "hub_errors", "fresh", "front_matter"},
-        {"anatomy", "regression", "hashes", "shards", "cards"},
+        {"json_files"},
+        {"own_files", "hashes"},
+        {"outputs", "terminal", "yaml_files", "hub_errors", "fresh", "front_matter"},
+        {"anatomy", "regression", "shards", "cards"},
         {"plans", "layer_dtypes", "modes"},
         {"loading"},
         {"report", "plugin"},

@@ -7,6 +7,7 @@ from transformers import BertModel
 
 from hf_pe.checkpoints import class_for, load_config, load_model, resolve
 from hf_pe.errors import UsageError
+from hf_pe.own_files import require_own_files
 from hf_pe.prune import cut_checkpoint
 from hf_pe.shards import INDEX, read_index, require_whole
 from tests.helpers import bert_config
@@ -43,11 +44,11 @@ DAMAGES = [
     (lambda folder: changed(folder, lambda index: index.pop("weight_map")), "expected weight_map"),
     (
         lambda folder: changed(folder, lambda index: index["weight_map"].update(a="../x.safetensors")),
-        "files beside it|outside of the model's own folder",
+        "names .*which lies outside of the model's own folder",
     ),
     (
         lambda folder: changed(folder, lambda index: index["weight_map"].update(a="/etc/passwd")),
-        "files beside it|outside of the model's own folder",
+        "names .*which lies outside of the model's own folder",
     ),
     (lambda folder: changed(folder, swapped), "does not hold no.such"),
 ]
@@ -63,6 +64,21 @@ def test_damaged_weights_are_a_message_wherever_they_are_read(damage, message, s
         load_model(source, class_for(load_config(source)))
     with pytest.raises(UsageError, match=message):
         cut_checkpoint(str(sharded), tmp_path_factory.mktemp("out") / "cut", {"ffn": 0.5})
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "..\\x", "C:\\x", "a/../../b", ".", "", "a\0b"])
+def test_an_index_names_files_of_its_folder_by_one_rule(name, sharded):
+    changed(sharded, lambda index: index["weight_map"].update(a=name))
+    for read in (read_index, require_own_files):
+        with pytest.raises(UsageError, match="which lies outside of the model's own folder"):
+            read(sharded)
+
+
+def test_a_shard_that_is_a_link_elsewhere_is_refused(sharded, tmp_path_factory):
+    shard = next(sharded.glob("model-00001*"))
+    shard.symlink_to(shard.rename(tmp_path_factory.mktemp("outside") / "x.safetensors"))
+    with pytest.raises(UsageError, match="is a link that leads out"):
+        read_index(sharded)
 
 
 def test_a_folder_that_is_whole_passes(sharded):

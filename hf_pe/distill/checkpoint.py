@@ -9,6 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hf_pe.files import write_whole
+from hf_pe.json_files import read_object_if_any
 
 WHOLE = "whole.json"
 """Written last into a checkpoint: the size in bytes of each of its files."""
@@ -51,11 +52,7 @@ def _state_of(checkpoint: str) -> TrainerState:
 
 
 def _is_whole(folder: Path) -> bool:
-    try:
-        expected = json.loads((folder / WHOLE).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return bool(expected == _sizes(folder))
+    return read_object_if_any(folder / WHOLE) == _sizes(folder)
 
 
 def _sizes(folder: Path) -> dict[str, int]:

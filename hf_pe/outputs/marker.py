@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hf_pe.files import files_below, unique_sibling
+from hf_pe.json_files import read_object_if_any
 
 WORK_MARKER = "hf_pe_work.json"
 RESULT_MARKER = ".hf_pe.json"
@@ -70,7 +71,7 @@ def mark_work(folder: Path, marker: Marker) -> None:
 
 def read_marker(folder: Path) -> Marker | None:
     """Return the marker of a work folder; None where there is none that can be read."""
-    content = _json(folder / WORK_MARKER)
+    content = read_object_if_any(folder / WORK_MARKER)
     try:
         marker = None if content is None else Marker(**content)
     except TypeError:
@@ -139,7 +140,7 @@ def strange_files(output: Path) -> list[str]:
     Its marker lists those that it wrote. Results of earlier versions have no list: files of kinds that are part of no
     result are strange there.
     """
-    written = (_json(output / RESULT_MARKER) or {}).get("files")
+    written = (read_object_if_any(output / RESULT_MARKER) or {}).get("files")
     if isinstance(written, list):
         return sorted(set(_files(output)) - set(map(str, written)))
     return [name for name in _files(output) if Path(name).suffix not in KINDS]
@@ -159,7 +160,7 @@ def run_id(folder: Path | None) -> str:
 
 def result_run(output: Path) -> str | None:
     """Return the name of the run that made a result; None where `output` is no marked result."""
-    marker = _json(output / RESULT_MARKER)
+    marker = read_object_if_any(output / RESULT_MARKER)
     return None if marker is None else str(marker.get("run", ""))
 
 
@@ -172,13 +173,5 @@ def is_result(folder: Path) -> bool:
 
 
 def _has_report(folder: Path) -> bool:
-    report = _json(folder / REPORT)
+    report = read_object_if_any(folder / REPORT)
     return report is not None and "format_version" in report
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
