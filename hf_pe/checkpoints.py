@@ -103,7 +103,7 @@ TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "sca
 NO_ACCELERATOR = {"CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 """Variables under which a process has the CPU alone: packed weights go to an accelerator by themselves, where there is
 one, and not every one lets them go back."""
-SIDE_FILES = (MODULES, PROMPTS, TOKENIZATION)
+SIDE_FILES = (MODULES, PROMPTS, *TOKENIZATION)
 """What lies beside a model, its licence besides, and no tokenizer or model writes."""
 
 

@@ -24,7 +24,11 @@ from hf_pe.shards import open_shard
 
 MODULES = "modules.json"
 PROMPTS = "config_sentence_transformers.json"
-TOKENIZATION = "sentence_bert_config.json"
+TOKENIZATION = tuple(
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Settings of the module that holds the model, under its names of all versions; the first with content counts."""
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 MODULE_FILES = (*TOKENIZER_FILES, "config.json", "[a-z]*_config.json", WEIGHTS)
 """What the folder of a module may hold; anything else is not taken along."""
@@ -168,7 +172,7 @@ def read_sentence_modules(folder: Path, *, allow_pickle: bool = False) -> Senten
             )
     prompt, warnings = _prompt(folder)
     changes = any(isinstance(module, Dense) for module in head)
-    tokenization = _json(folder / TOKENIZATION)
+    tokenization = next(filter(None, (_json(folder / name) for name in TOKENIZATION)), {})
     return SentenceModules(
         pooling,
         nn.Sequential(*head) if changes else None,
@@ -226,7 +230,7 @@ def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
 
 
 def _sha256(folder: Path) -> str:
-    paths = [folder / name for name in (MODULES, PROMPTS, TOKENIZATION)]
+    paths = [folder / name for name in (MODULES, PROMPTS, *TOKENIZATION)]
     paths += [path for name in module_folders(folder) for path in sorted((folder / name).glob("*"))]
     digest = hashlib.sha256()
     for path in paths:

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
-from hf_pe.checkpoints import Seen, load_model, load_processor, resolve, sentence_modules, weight_hashes
+from hf_pe.checkpoints import Seen, load_model, load_processor, resolve, save_model, sentence_modules, weight_hashes
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.hashes import value_sha256
 from hf_pe.hub.card import render_card
 from hf_pe.pipeline import find_task
 from hf_pe.results import save_result
-from hf_pe.sentence_files import copy_modules, module_folders, read_sentence_modules
+from hf_pe.sentence_files import TOKENIZATION, copy_modules, module_folders, read_sentence_modules
 from tests.helpers import TEXTS, needs_package
 
 NAMES = "sentence_transformers.models."
@@ -198,6 +198,20 @@ def test_prompts_without_a_default_are_said(folder, tokenizer):
 def test_texts_are_made_lower_case_where_the_client_does_so(folder, tokenizer):
     change(folder / "sentence_bert_config.json", do_lower_case=True)
     assert sentence_modules(resolve(str(folder))).text("Dog") == "the dog dog"
+
+
+@pytest.mark.parametrize("name", TOKENIZATION[1:])
+def test_settings_under_an_older_name_are_read_and_come_along(folder, tmp_path, name):
+    (folder / "sentence_bert_config.json").rename(folder / name)
+    change(folder / name, do_lower_case=True)
+    source = resolve(str(folder))
+    modules = read_sentence_modules(folder)
+    assert (modules.max_tokens, modules.lowercase) == (12, True)
+    save_model(load_model(source, BertModel), None, tmp_path / "out", source)
+    cut_checkpoint(str(folder), tmp_path / "cut", {"ffn": 0.5})
+    for place in (tmp_path / "out", tmp_path / "cut"):
+        assert (place / name).read_bytes() == (folder / name).read_bytes()
+        assert read_sentence_modules(place).max_tokens == 12
 
 
 def test_pickled_weights_of_a_dense_layer_need_leave_and_are_written_as_safetensors(folder, tmp_path):
