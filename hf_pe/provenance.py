@@ -30,6 +30,7 @@ def base_facts(
         compressed=None if base_model in (None, source.name) else source.name,
         revision=getattr(model.config, "_commit_hash", None),
         license=license or card.string("license"),
+        licenses=() if license or len(card.strings("license")) < 2 else card.strings("license"),
         license_name=None if license else card.string("license_name"),
         license_link=None if license else card.string("license_link"),
         language=card.strings("language"),

@@ -108,6 +108,7 @@ class BaseModelFacts(Frozen):
     )
     revision: str | None = None
     license: str | None = None
+    licenses: tuple[str, ...] = Field((), description="each of them, where its card states several")
     license_name: str | None = None
     license_link: str | None = None
     language: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from transformers import BertModel
 from hf_pe import cards, provenance
 from hf_pe.cards import Card
 from hf_pe.checkpoints import resolve
+from hf_pe.front_matter import read_front_matter
 from hf_pe.provenance import base_facts
 
 
@@ -34,6 +35,15 @@ def test_data_sets_that_say_nothing_are_left_out(monkeypatch, tmp_path):
     assert found["builtin:pydoc"] == "PSF-2.0"
     assert "BSD" in found["builtin:docstrings:sklearn"]
     assert len(found) == 2
+
+
+def test_the_licences_of_a_card_are_a_list_as_they_stand(bert_folder):
+    source, model = resolve(str(bert_folder)), BertModel.from_pretrained(bert_folder)
+    card = Card(read_front_matter("license: [mit, 'a, b']"))
+    facts = base_facts(source, model, None, None, card)
+    assert (facts.licenses, facts.license) == (("mit", "a, b"), "mit, a, b")
+    assert base_facts(source, model, None, "mit", card).licenses == ()
+    assert base_facts(source, model, None, None, Card(read_front_matter("license: 'a, b'"))).licenses == ()
 
 
 def test_what_was_compressed_keeps_its_name_beside_what_it_derives_from(bert_folder):

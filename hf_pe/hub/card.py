@@ -106,12 +106,13 @@ def card_data(report: Report) -> ModelCardData:
     kinds = {stage.plan.recipe for stage in report.stages}
     known, itself = _on_hub(report.base), report.base.compressed is None
     licence, results = report.base.license, _results(report) or None
+    licences: Any = list(report.base.licenses)  # the Hub takes a list, which the type of ModelCardData does not say
     return ModelCardData(
         model_name=report.name if results else None,
         base_model=report.base.id if known else None,
         base_model_relation=relation(kinds, copied=itself) if known else None,
         base_model_revision=report.base.revision if known and itself else None,
-        license=_licences(licence),
+        license=licences or licence,
         license_name=report.base.license_name if licence == "other" else None,
         license_link=report.base.license_link if licence == "other" else None,
         language=list(report.base.language) or None,
@@ -161,12 +162,6 @@ def _hub_datasets(report: Report) -> list[str]:
     """Sources that are ids on the Hub: not builtin texts, not files."""
     found = [*report.data.train, *(report.data.eval or ())]
     return sorted({name for name in found if "/" in name and _HUB_ID.fullmatch(name)})
-
-
-def _licences(stated: str | None) -> Any:
-    """The licence's id, or a list of several."""
-    several = (stated or "").split(", ")
-    return several if len(several) > 1 and all(re.fullmatch(r"[\w.-]+", each) for each in several) else stated
 
 
 def comparison(report: Report) -> list[tuple[str, str, str, str]]:

@@ -131,8 +131,11 @@ def test_a_card_names_the_folder_that_the_result_lies_in():
 
 
 def test_several_licences_are_a_list():
-    base = report().base.model_copy(update={"license": "mit, apache-2.0"})
+    several = {"license": "mit, apache-2.0", "licenses": ("mit", "apache-2.0")}
+    base = report().base.model_copy(update=several)
     assert yaml.safe_load(render_card(report(base=base)).split("---")[1])["license"] == ["mit", "apache-2.0"]
+    one = report().base.model_copy(update={"license": "mit, apache-2.0"})
+    assert yaml.safe_load(render_card(report(base=one)).split("---")[1])["license"] == "mit, apache-2.0"
     assert "- Licence of the original: mit, apache-2.0." in render_card(report(base=base))
 
 
