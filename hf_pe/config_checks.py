@@ -4,12 +4,12 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import AXIS_OF_FIELD, DEPTHS, Architecture, names_tokens, skeleton
 from hf_pe.errors import UsageError, one_line, pass_on_memory_errors
+from hf_pe.machine_memory import all_memory
 
 MOST_LAYERS = 10_000
 MOST_UNITS = 100_000_000
@@ -62,8 +62,8 @@ def require_memory(
     if needed > there:
         raise UsageError(
             f"{source}: by its config.json it has {parameters:,} parameters, which take {needed / 1e9:,.0f} GB, and "
-            f"this machine has {there / 1e9:,.0f} GB of memory in all. If the file is damaged, download it again; if "
-            "not, use hf-pe cut, which holds one shard at a time, or a larger machine."
+            f"this machine has {there / 1e9:,.0f} GB of memory in all, limits of a container counted. If the file is "
+            "damaged, download it again; if not, use hf-pe cut, which holds one shard at a time, or a larger machine."
         )
 
 
@@ -90,10 +90,10 @@ def _parameters(architecture: Architecture) -> int:
 
 
 def _all_memory() -> int:
-    """Return the bytes of this machine's memory, swap and accelerators together."""
-    own = psutil.virtual_memory().total + psutil.swap_memory().total
+    """Return the bytes of memory, swap and accelerators together that this process may have."""
+    own = all_memory()
     if not torch.cuda.is_available():
-        return int(own)
+        return own
     return int(own + sum(torch.cuda.mem_get_info(each)[1] for each in range(torch.cuda.device_count())))
 
 

@@ -21,7 +21,7 @@ LEVELS: Levels = {
         {"own_files", "hashes"},
         {"outputs", "terminal", "yaml_files", "hub_errors", "fresh", "front_matter"},
         {"anatomy", "regression", "shards", "cards"},
-        {"plans", "layer_dtypes", "modes"},
+        {"plans", "layer_dtypes", "modes", "machine_memory"},
         {"loading"},
         {"report", "plugin"},
         {"surgery", "data", "transplant", "instance", "sentence_files", "padding", "seal"},

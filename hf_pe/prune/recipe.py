@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Annotated, Literal, TypeVar
 
-import psutil
 import torch
 from pydantic import BeforeValidator, Field, model_validator
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
 from hf_pe.errors import UsageError
+from hf_pe.machine_memory import available_memory
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
 from hf_pe.proof import removable_layers, require_generation, require_proof
@@ -418,7 +418,7 @@ def _moments(
     model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool
 ) -> Iterator[dict[str, list[Moments]]]:
     """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
-    if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > psutil.virtual_memory().available * MEMORY:
+    if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > available_memory() * MEMORY:
         yield from consumer_moments_by_block(model, axis, data, weighed=weighed)
         yield from expert_moments_by_block(model, axis, data)
     else:
