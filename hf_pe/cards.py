@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 
 from hf_pe.errors import UsageError
-from hf_pe.front_matter import Written, read_front_matter, split_front_matter
+from hf_pe.front_matter import Written, line_of_front_matter, read_front_matter, split_front_matter
 from hf_pe.own_files import is_own
 
 LARGEST = 2_000_000
@@ -79,7 +79,7 @@ def _read(find: Callable[[], Path | None], what: str) -> Card:
             raise UsageError(f"it is larger than {LARGEST:,} bytes")
         card = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
         front, text = split_front_matter(card)
-        return Card(read_front_matter(front), text)
+        return Card(read_front_matter(front, line_of_front_matter(card)), text)
     except UnicodeDecodeError:
         reason = "it is not in UTF-8"
     except (UsageError, OSError) as error:

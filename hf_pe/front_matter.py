@@ -51,14 +51,24 @@ def split_front_matter(card: str) -> tuple[str, str]:
     return (head[1], card[head.end() :]) if head else ("", card)
 
 
-def read_front_matter(front: str) -> dict[str, Any]:
+def line_of_front_matter(card: str) -> int:
+    """Return the number of the line of a card in which its front matter begins, below the mark."""
+    head = _HEAD.match(card)
+    return 2 if head is None else card.count("\n", 0, head.start(1)) + 1
+
+
+def read_front_matter(front: str, line: int = 2) -> dict[str, Any]:
     """Return its keys with their values; every scalar is the string that was written.
+
+    Args:
+        front: the lines between the marks.
+        line: number of the first of them in the card, from which errors count.
 
     Raises:
         UsageError: it is no YAML, or has no keys.
     """
     try:
-        values = yaml.load(front, _Loader)
+        values = yaml.load("\n" * (line - 1) + front, _Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"its front matter is no YAML: {one_line(error, 200)}") from error
     if values is None:

@@ -46,6 +46,11 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     assert card_of(tmp_path, b"\xef\xbb\xbf---\r\nlicense: mit\r\n---\r\n# m\r\n").string("license") == "mit"
 
 
+def test_a_fault_in_the_front_matter_has_its_line_in_the_card(tmp_path):
+    (warning,) = card_of(tmp_path, "\n---\nlicense: mit\ntitle: a: b\n---\n").warnings
+    assert "line 4, column 9" in warning
+
+
 def test_a_card_that_is_absurdly_large_is_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "LARGEST", 10)
     assert "larger than 10 bytes" in card_of(tmp_path, "---\nlicense: mit\n---\n").warnings[0]

@@ -2,12 +2,19 @@
 
 import json
 import re
+from difflib import SequenceMatcher
 from typing import Any, TypeGuard
 
 import yaml
 
 from hf_pe.errors import UsageError
-from hf_pe.front_matter import lines_by_key, read_front_matter, split_front_matter, write_front_matter
+from hf_pe.front_matter import (
+    line_of_front_matter,
+    lines_by_key,
+    read_front_matter,
+    split_front_matter,
+    write_front_matter,
+)
 
 BLOCK = re.compile(r"<!-- hf_pe:begin (\w+) -->\n.*?<!-- hf_pe:end \1 -->\n?", re.DOTALL)
 OFF = re.compile(r"<!-- hf_pe:off (\w+) -->")
@@ -41,7 +48,7 @@ def merge_card(new: str, old: str, where: str = "README.md") -> str:
     A block that `old` lacks follows the block it follows in `new`; "<!-- hf_pe:off NAME -->" anywhere in `old` keeps a
     block out. An `old` without any marks is kept whole, and all blocks follow it. Front matter is merged against what
     was generated last time (three-way): values that a user changed or added stay, lists item by item. The lines of
-    keys whose value stays are kept as they are, comments included.
+    keys whose value stays are kept as they are, comments included, and each line keeps its own ending.
 
     Args:
         new, old: cards.
@@ -52,15 +59,13 @@ def merge_card(new: str, old: str, where: str = "README.md") -> str:
     """
     if not old.strip():
         return new
-    windows = old.count("\r\n") == old.count("\n") > 0
     new_front, new_body, fresh = split(new)
     try:
         old_front, old_body, generated = split(old)
-        front = _merged_front(new_front, old_front, _lines(generated))
+        front = _merged_front(new_front, old_front, _lines(generated), line_of_front_matter(_plain(old)))
     except UsageError as error:
         raise _unreadable(where, str(error)) from error
-    merged = with_memory(fresh, _merged_body(new_body, old_body), front)
-    return merged.replace("\n", "\r\n") if windows else merged
+    return _with_endings(with_memory(fresh, _merged_body(new_body, old_body), front), old)
 
 
 def split(card: str) -> tuple[str, str, dict[str, Any]]:
@@ -69,7 +74,7 @@ def split(card: str) -> tuple[str, str, dict[str, Any]]:
     Raises:
         UsageError: what the card's last comment remembers is damaged.
     """
-    front, body = split_front_matter(card.removeprefix("\ufeff").replace("\r\n", "\n"))
+    front, body = split_front_matter(_plain(card))
     body = body.lstrip("\n") if front else body
     found = FRONT.search(body)
     try:
@@ -79,6 +84,11 @@ def split(card: str) -> tuple[str, str, dict[str, Any]]:
             "its comment hf_pe:front is damaged (without the comment, what it had counts as yours)"
         ) from error
     return front, FRONT.sub("", body), generated
+
+
+def _plain(card: str) -> str:
+    """Return a card without a byte order mark, each line ended by LF."""
+    return card.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
 def _unreadable(where: str, problem: str) -> UsageError:
@@ -117,9 +127,28 @@ def _merged_body(new: str, old: str) -> str:
     return body
 
 
-def _merged_front(new: str, old: str, generated: str) -> str:
-    """Merge the lines of front matter; those of keys whose value stays are kept to the byte."""
-    fresh, current, made = (read_front_matter(front) for front in (new, old, generated))
+def _with_endings(merged: str, old: str) -> str:
+    """Return a card with the line endings (LF or CRLF) that `old` has; new lines have the more frequent one."""
+    lines = old.removeprefix("\ufeff").split("\n")[:-1]
+    windows = [line.endswith("\r") for line in lines]
+    if not any(windows) or all(windows):
+        return merged.replace("\n", "\r\n") if any(windows) else merged
+    new = merged.split("\n")
+    endings = ["\r\n" if 2 * sum(windows) > len(windows) else "\n"] * len(new)
+    kept = SequenceMatcher(None, [line.removesuffix("\r") for line in lines], new, autojunk=False)
+    for start, place, length in kept.get_matching_blocks():
+        endings[place : place + length] = ["\r\n" if each else "\n" for each in windows[start : start + length]]
+    return "".join(line + ending for line, ending in zip(new[:-1], endings, strict=False)) + new[-1]
+
+
+def _merged_front(new: str, old: str, generated: str, line: int) -> str:
+    """Merge the lines of front matter; those of keys whose value stays are kept to the byte.
+
+    Args:
+        new, old, generated: front matter.
+        line: in which `old` begins in its card.
+    """
+    fresh, current, made = read_front_matter(new), read_front_matter(old, line), read_front_matter(generated)
     merged, new_lines, old_lines = _merged(fresh, current, made), lines_by_key(new), lines_by_key(old)
     parts = [old_lines.pop("")]
     for key, lines in (old_lines | {k: "" for k in merged if k not in old_lines}).items():

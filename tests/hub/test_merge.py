@@ -136,6 +136,27 @@ def test_windows_lines_stay():
     assert merged.startswith("---\r\nlicense: mit # mine\r\n") and merged.count("\n") == merged.count("\r\n")
 
 
+@pytest.mark.parametrize("mostly", ["\n", "\r\n"])
+def test_each_line_keeps_its_own_ending(mostly):
+    rare = "\r\n" if mostly == "\n" else "\n"
+    front = ["---", "license: mit # mine", "tags:", "- on", "---"]
+    lines = [*front, "", "My own words.", "", "Some more of them.", "The end."]
+    old = "".join(line + (rare if line in ("tags:", "My own words.") else mostly) for line in lines)
+    merged = merge_card(render_card(report()), old)
+    for line in ("license: mit # mine", "- on", "Some more of them.", "The end."):
+        assert f"\n{line}{mostly}" in merged
+    for line in ("tags:", "My own words."):
+        assert f"\n{line}{rare}" in merged
+    assert merged.count("\r\n") == (2 if mostly == "\n" else merged.count("\n") - 2), "new lines are as most are"
+    assert merge_card(render_card(report()), merged) == merged
+
+
+@pytest.mark.parametrize(("above", "line"), [("", 3), ("\ufeff\n\r\n", 5)])
+def test_a_fault_in_the_front_matter_has_its_line_in_the_card(above, line):
+    with pytest.raises(UsageError, match=rf"mapping values are not allowed here.*line {line}, column 9"):
+        merge_card(render_card(report()), f"{above}---\nlicense: mit\ntitle: a: b\n---\n")
+
+
 @pytest.mark.parametrize(
     "old",
     [
