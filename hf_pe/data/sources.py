@@ -12,6 +12,7 @@ from hf_pe.data.config import DataConfig
 from hf_pe.data.files import format_of, formats, read_file, require_columns
 from hf_pe.data.folders import MEDIA, TABLES, Chosen, choose, has_split
 from hf_pe.errors import UsageError
+from hf_pe.own_files import is_own
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def read_source(name: str, config: DataConfig, split: str) -> SourceRows:
     if path.is_dir():
         chosen = choose(path, config, split)
         unused = tuple(str(file.relative_to(path)) for file in chosen.unused)
-        return SourceRows(_of_folder(chosen, config), frozenset(str(f.resolve()) for f in chosen.files), unused)
+        return SourceRows(_of_folder(path, chosen, config), frozenset(str(f.resolve()) for f in chosen.files), unused)
     if path.exists():
         if path.stat().st_size == 0:
             raise UsageError(f"Data: {name} is empty. Expected rows in {formats()}.")
@@ -104,25 +105,33 @@ def _used(rows: datasets.Dataset, config: DataConfig, name: str) -> datasets.Dat
     return rows.select_columns(config.columns)
 
 
-def _of_folder(chosen: Chosen, config: DataConfig) -> datasets.Dataset:
+def _of_folder(folder: Path, chosen: Chosen, config: DataConfig) -> datasets.Dataset:
     if chosen.kind == "media":
         labels = {config.label or "label": [path.parent.name for path in chosen.files]}
         content = {config.media or "": [str(path) for path in chosen.files], **labels}
         rows = datasets.Dataset.from_dict(content)
         return _used(rows, config, str(chosen.files[0].parent.parent))
-    read = _with_files if chosen.kind == "metadata" else _table
-    return joined([read(path, config) for path in chosen.files])
+    if chosen.kind == "metadata":
+        return joined([_with_files(folder, path, config) for path in chosen.files])
+    return joined([read_file(path, config, config.columns) for path in chosen.files])
 
 
-def _table(path: Path, config: DataConfig) -> datasets.Dataset:
-    return read_file(path, config, config.columns)
+def _with_files(folder: Path, metadata: Path, config: DataConfig) -> datasets.Dataset:
+    """Read the rows of a metadata file in `folder`, with the files that its `file_name` names beside it.
 
-
-def _with_files(metadata: Path, config: DataConfig) -> datasets.Dataset:
-    """Read the rows of a metadata file, with the files that its `file_name` names beside it."""
+    Raises:
+        UsageError: a name leads out of the folder.
+    """
     others = [name for name in config.columns if name != config.media]
     rows = read_file(metadata, config, ["file_name", *others])
-    files = [None if name is None else str(metadata.parent / name) for name in rows["file_name"]]
+    names = rows["file_name"]
+    files = [None if name is None else str(metadata.parent / str(name)) for name in names]
+    for number, (name, file) in enumerate(zip(names, files, strict=True), 1):
+        if file is not None and (Path(str(name)).is_absolute() or not is_own(folder, Path(file))):
+            raise UsageError(
+                f"Data: row {number} of {metadata} names '{name}', which lies outside of {folder} (a link that leads "
+                "out counts). Expected files inside of that folder, named as seen from where the metadata file lies."
+            )
     return rows.remove_columns("file_name").add_column(config.media or "", files)
 
 

@@ -1,6 +1,7 @@
 """Detection: boxes against boxes as COCO counts them, and detectors of several kinds."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,26 @@ def test_unknown_categories_and_moved_images_are_refused(folder):
     data = replace(ready(folder, processor, model.config), teacher=model)
     with pytest.raises(UsageError, match="boxes would not move"):
         Distillation(steps=1, augment={}, losses={"kl": 1.0}).check(model, data)
+
+
+@pytest.mark.parametrize("way", ["above", "absolute", "link"])
+def test_a_file_outside_of_the_data_is_refused(folder, tmp_path_factory, way):
+    outside = tmp_path_factory.mktemp("outside") / "private.png"
+    (folder / "0.png").rename(outside)
+    (folder / "0.png").symlink_to(outside)
+    name = {"above": os.path.relpath(outside, folder), "absolute": str(outside), "link": "0.png"}[way]
+    row = {"file_name": name, "objects": {"bbox": [[1, 1, 8, 8]], "category": ["dark"]}}
+    (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=r"row 1 of .*metadata\.jsonl names '.*0?.png', which lies outside of"):
+        load_examples(told(folder))
+
+
+def test_a_metadata_file_in_a_split_may_name_files_beside_it_in_the_folder(folder):
+    (folder / "train").mkdir()
+    text = (folder / "metadata.jsonl").read_text().replace('"file_name": "', '"file_name": "../')
+    (folder / "metadata.jsonl").unlink()
+    (folder / "train" / "metadata.jsonl").write_text(text)
+    assert len(load_examples(told(folder)).train) == 18
 
 
 def test_metadata_without_file_names_is_refused(folder):
