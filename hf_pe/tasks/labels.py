@@ -1,14 +1,14 @@
 """Translate the labels of a data set into the classes of a model."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import datasets
 from transformers import PretrainedConfig
 
-from hf_pe.data import DataConfig
-from hf_pe.errors import UsageError, listed
+from hf_pe.data import DataConfig, Examples
+from hf_pe.errors import UsageError, listed, nearest
 
 
 def label_column(options: DataConfig) -> str:
@@ -56,6 +56,7 @@ def label_numbers(
 
     Raises:
         UsageError: one is none of the model's, or `renamed` names one that the data set or the model does not have.
+            Where the data set names no classes, see `unused_name_warnings`.
     """
     names, renamed = class_names(feature), renamed or {}
     _require_known_names(renamed, names, config)
@@ -73,6 +74,41 @@ def class_names(feature: Any) -> list[str] | None:
         return class_names(feature.feature)
     parts = feature.values() if isinstance(feature, dict) else feature if isinstance(feature, list) else ()
     return next((names for names in map(class_names, parts) if names is not None), None)
+
+
+def unused_name_warnings(examples: Examples) -> tuple[str, ...]:
+    """Return a sentence on names in `data.label_names` that no row has as its label, where limits leave rows out.
+
+    Of a data set that names its classes, these count, not the rows; see `label_numbers`.
+
+    Raises:
+        UsageError: there are such names, and all rows are used.
+    """
+    options = examples.config
+    if not options.label_names or not options.label or class_names(examples.train.features[options.label]) is not None:
+        return ()
+    used = {
+        name for rows in (examples.train, examples.eval) for each in rows[options.label] for name in _names_in(each)
+    }
+    absent = [name for name in options.label_names if name not in used]
+    if not absent:
+        return ()
+    sentence = f"data.label_names: {listed(absent)} is no label of any row that is used: {listed(sorted(used))}."
+    if examples.counts.over_limit:
+        return (sentence,)
+    raise UsageError(f"{sentence}{nearest(absent[0], used)} Correct the name, or leave it out.")
+
+
+def _names_in(label: Any) -> Iterator[str]:
+    """Yield the labels of a row as texts: one, those of its words, or the categories of its objects."""
+    if isinstance(label, dict):
+        label = label.get("category", label.get("categories")) or []
+    if isinstance(label, str):
+        yield from (label, *label.split())
+    elif isinstance(label, Iterable):
+        yield from map(str, label)
+    else:
+        yield str(label)
 
 
 def _require_known_names(renamed: Mapping[str, str], names: list[str] | None, config: PretrainedConfig) -> None:

@@ -13,6 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError, explained, one_line
 from hf_pe.padding import padding_token
 from hf_pe.tasks.base import Task, TaskData
+from hf_pe.tasks.labels import unused_name_warnings
 
 MOST_TRUNCATED = 0.1
 """Fraction of rows that are cut off from which on it is said before work."""
@@ -31,20 +32,21 @@ def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedCo
     not given, it is at most what the model has positions for.
 
     Raises:
-        UsageError: `data.max_length` exceeds the model's positions, the tokenizer makes ids that the model's embedding
-            does not have, or the task refuses the examples.
+        UsageError: `data.label_names` has a name that no row has, `data.max_length` exceeds the model's positions, the
+            tokenizer makes ids that the model's embedding does not have, or the task refuses the examples.
     """
     if getattr(processor, "pad_token", "") is None:
         processor.pad_token = padding_token(processor, config)
     if examples.config.media is None:
         examples = _within_positions(examples, config)
+    unused = unused_name_warnings(examples)
     data = _prepared(task, examples, processor, config)
     _require_known_ids(data, config)
     counts = examples.counts.model_copy(update={"truncated": data.truncated})
     return replace(
         data,
         examples=replace(data.examples, counts=counts),
-        warnings=(*data.warnings, *_truncation_warnings(data), *_evaluation_warnings(data, config)),
+        warnings=(*data.warnings, *unused, *_truncation_warnings(data), *_evaluation_warnings(data, config)),
     )
 
 

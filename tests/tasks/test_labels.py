@@ -2,8 +2,11 @@ import datasets
 import pytest
 from transformers import BertConfig
 
+from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.labels import label_numbers, require_classes
+from hf_pe.report import RowCounts
+from hf_pe.tasks import TextClassification, prepare
+from hf_pe.tasks.labels import label_numbers, require_classes, unused_name_warnings
 
 
 def model(*names, **more):
@@ -61,6 +64,32 @@ def test_names_that_differ_are_translated_as_the_user_says():
 def test_a_mistyped_name_is_refused(renamed, message):
     with pytest.raises(UsageError, match=message):
         label_numbers([0], model("negative", "positive"), datasets.ClassLabel(names=["pos", "neg"]), renamed)
+
+
+@pytest.mark.parametrize(
+    "labels", [["neg", "pos"], [["neg", "pos"], ["pos"]], ["neg pos", "pos"], [{"category": ["neg", "pos"]}] * 2]
+)
+def test_a_name_that_no_row_has_is_refused_or_said(labels):
+    rows = datasets.Dataset.from_dict({"label": labels})
+
+    def examples(renamed, over_limit=0):
+        config = DataConfig(train="rows", label="label", label_names=renamed)
+        return Examples(rows, rows, config, "", counts=RowCounts(over_limit=over_limit))
+
+    assert not unused_name_warnings(examples({"neg": "NEGATIVE", "pos": "POSITIVE"}))
+    with pytest.raises(UsageError, match=r"data.label_names: nge is no label .*: neg.*pos\. Did you mean 'neg'"):
+        unused_name_warnings(examples({"nge": "NEGATIVE"}))
+    (sentence,) = unused_name_warnings(examples({"nge": "NEGATIVE"}, over_limit=3))
+    assert "nge is no label of any row that is used" in sentence
+
+
+def test_a_mistyped_name_is_refused_for_a_table(tokenizer, tmp_path):
+    (tmp_path / "a.csv").write_text("text,label\none day,0\ntwo days,1\nthree days,0\nfour days,1\n")
+    config = DataConfig(
+        train=str(tmp_path / "a.csv"), label="label", label_names={"1.0": "negative"}, eval_fraction=0.5
+    )
+    with pytest.raises(UsageError, match=r"data.label_names: 1\.0 is no label of any row that is used: 0, 1"):
+        prepare(TextClassification(), load_examples(config), tokenizer, model("negative", "positive"))
 
 
 def test_another_number_of_nameless_classes_is_refused():
