@@ -6,7 +6,7 @@ stand: in a heading, a table cell, a list or a paragraph. The card's template pr
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -23,6 +23,8 @@ _START = re.compile(r"( ?)(?:([-+](?=[ -]|$)|=|>|:(?=-))|(\d{1,9})([.)](?= |$)))
 _ENTITIES = {"<": "&lt;", "&": "&amp;"}
 _ITEM = re.compile(r"( *)([-*+]|\d{1,3}[.)]) +(?=\S)")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_RULE = re.compile(r" *(?=[^|]*\|)\|? *:?-+:? *(?:\| *:?-+:? *)*\|? *")
+"""The line below the names of a table's columns."""
 _BOLD = re.compile(r"(\*\*|__)(?=\S)([^*_]+)(?<=\S)\1")
 _LINK = re.compile(r"!?\[([^\[\]]*)\]\(([^()\s]*)\)")
 
@@ -56,20 +58,10 @@ def fenced(value: Any, language: str = "") -> Markup:
 
 
 def quoted(value: Any) -> Markup:
-    """Return a quotation of Markdown that others wrote: its paragraphs, lists and code, and all else as text."""
+    """Return a quotation of Markdown that others wrote: its paragraphs, lists, rows and code, and all else as text."""
     lines: list[str] = []
-    block: list[str] | None = None
-    fence = ""
-    for line in str(value).splitlines():
-        if block is not None and re.fullmatch(rf"{fence}+", line.strip()):
-            lines, block = [*lines, *fenced("\n".join(block)).split("\n")], None
-        elif block is not None:
-            block.append(line)
-        elif begins := _FENCE.match(line):
-            fence, block = begins[1], []
-        else:
-            lines.append(_quoted_line(line))
-    lines += fenced("\n".join(block)).split("\n") if block else []
+    for part, is_code in _parts(str(value).splitlines()):
+        lines += fenced("\n".join(part)).split("\n") if is_code else map(_quoted_line, _without_tables(part))
     return Markup("\n".join(f"> {line}".rstrip() for line in lines))
 
 
@@ -83,6 +75,49 @@ def link(label: Any, address: str) -> Markup:
     if not re.match(r"https?://\w", address):
         return escape(label)
     return Markup(f"[{escape(label)}]({quote(address, safe='%/:=&?~#+!$,;@')})")
+
+
+def _parts(lines: Iterable[str]) -> Iterator[tuple[list[str], bool]]:
+    """Split Markdown into text and blocks of code (without their fences); yields the lines, and whether it is code."""
+    part: list[str] = []
+    fence = ""
+    for line in lines:
+        begins = None if fence else _FENCE.match(line)
+        if begins or (fence and re.fullmatch(rf"{fence}+", line.strip())):
+            yield part, bool(fence)
+            part, fence = [], begins[1] if begins else ""
+        else:
+            part.append(line)
+    if part:
+        yield part, bool(fence)
+
+
+def _without_tables(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of Markdown without code; a row of a table becomes an item: `- column: value; column: value`."""
+    columns: list[str] = []
+    for number, line in enumerate(lines):
+        rule, first = [*lines[number + 1 : number + 3], "", ""][:2]
+        if columns and "|" not in line:
+            columns = []
+        if columns:
+            if not _RULE.fullmatch(line):
+                yield _row_as_item(columns, _cells(line))
+        elif "|" in line and "|" in first and _RULE.fullmatch(rule) and len(_cells(line)) == len(_cells(rule)):
+            columns = _cells(line)
+        else:
+            yield line
+
+
+def _row_as_item(columns: list[str], row: list[str]) -> str:
+    pairs = zip(columns, row, strict=False)
+    return "- " + "; ".join(f"{column}: {cell}" if column else cell for column, cell in pairs if cell)
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells of a line of a table; `\\|` is a bar in one of them."""
+    inner = line.strip().removeprefix("|")
+    cells = re.split(r"(?<!\\)\|", inner)
+    return [cell.strip().replace("\\|", "|") for cell in (cells[:-1] if not cells[-1].strip() else cells)]
 
 
 def _quoted_line(line: str) -> str:

@@ -193,6 +193,20 @@ def test_a_block_of_code_ends_where_it_should():
     assert [(token.type, token.content) for token in tokens] == [("fence", text + "\n")]
 
 
+def test_a_table_in_a_quotation_becomes_readable_rows():
+    table = [
+        "Scores:", "", "| Task | **Score** | a\\|b |", "|:---|---:|---|", "| SST-2 | 91.3 | [x](https://a.example) |",
+        "| <b> | | |", "| | 7 |", "No row.", "", "Size | MB", "--- | ---", "small | 9", "", "no | rows", "- | -",
+    ]  # fmt: skip
+    assert quoted("\n".join(table)).splitlines() == [
+        "> Scores:", ">", "> - Task: SST-2; Score: 91.3; a\\|b: x (https://a.example)", "> - Task: &lt;b>", "> - Score: 7",
+        "> No row.", ">", "> - Size: small; MB: 9", ">",
+        r"> no \| rows", r"> - \| -",
+    ]  # fmt: skip
+    assert quoted("```\n| a |\n|---|\n| b |\n```").splitlines()[1:4] == ["> | a |", "> |---|", "> | b |"]
+    assert quoted("| a |\n---").splitlines() == [r"> \| a \|", r"> \---"], "a heading, no table"
+
+
 def test_a_quotation_keeps_paragraphs_and_lists():
     text = "**Bias:** see [here](https://a.example).\n\n- one_two `x`\n  - two\n1. three\n# no heading\n---\n<b>"
     assert quoted(text).splitlines() == [
