@@ -73,7 +73,10 @@ def upward_imports(graph: Graph, levels: Levels, neighbours: Collection[tuple[st
             upper, lower = parting(module, target)
             if upper.endswith("__init__") or (upper, lower) in neighbours:
                 continue
-            if lower.endswith("__init__") or height[lower] >= height[upper]:
+            without = [path for path in (upper, lower) if path not in height and not path.endswith("__init__")]
+            if without:
+                wrong.append(f"{module} imports {target}, but {without[0]} has no level")
+            elif lower.endswith("__init__") or height[lower] >= height[upper]:
                 wrong.append(f"{module} imports {target}, but {lower} is not on a lower level than {upper}")
     return wrong
 

@@ -61,6 +61,11 @@ def test_an_import_that_is_not_downward_is_named(graph_with, file, text, levels)
     assert sentence.endswith("but {} is not on a lower level than {}".format(*levels))
 
 
+def test_a_module_without_a_level_is_named(graph_with):
+    (sentence,) = upward_imports(graph_with({"middle/third.py": "from house.middle.first import thing"}), LEVELS)
+    assert sentence == "middle/third imports middle/first, but middle/third has no level"
+
+
 def test_neighbours_import_each_other_only_where_they_are_listed(graph_with):
     levels = {**LEVELS, "middle": [{"first", "second"}]}
     pair = ("middle/second", "middle/first")
