@@ -46,16 +46,21 @@ class _Server:
         )
 
     def run(self, **order: Any) -> int | None:
-        """Return the exit status of a program, see `fresh_server.run`; None where the server itself has ended."""
+        """Return the exit status of a program, see `fresh_server.run`; None where the server itself has ended.
+
+        Then the program that it ran has been ended too: another process will run it from the beginning.
+        """
         questions, answers = _pipes(self.process)
         try:
             print(json.dumps(order), file=questions, flush=True)
             answer = answers.readline()
         except (BrokenPipeError, ValueError):
-            return None
+            answer = ""
         except BaseException:  # such as Ctrl-C: an answer that comes later would be taken for the next one
             self.end()
             raise
+        if not answer:
+            self.end()
         return int(answer) if answer else None
 
     def serves(self, environment: dict[str, str]) -> bool:
@@ -64,8 +69,8 @@ class _Server:
         return same and self.owner == os.getpid() and self.process.poll() is None
 
     def end(self) -> None:
-        """End it with what it runs, if it is this process's."""
-        if self.owner != os.getpid() or self.process.poll() is not None:
+        """End it with what it runs, if it is this process's: also where the server alone was ended."""
+        if self.owner != os.getpid() or self.process.returncode is not None:  # once waited for, its id may be another's
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)

@@ -12,19 +12,24 @@ import os
 import runpy
 import sys
 import traceback
+from typing import TextIO
 
 import torch  # noqa: F401
 import transformers.modeling_utils
 import transformers.models.auto.modeling_auto  # noqa: F401
 
 
-def run(program: str, argument: str, log: str, environment: dict[str, str]) -> int:
-    """Return the exit status of a program that runs in a forked process."""
+def run(answers: TextIO, program: str, argument: str, log: str, environment: dict[str, str]) -> int:
+    """Return the exit status of a program that runs in a forked process.
+
+    That process does not hold `answers` open: they end with this one, so that whoever waits for one learns of it.
+    """
     process = os.fork()
     if process:
         return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     status = 1
     try:
+        os.close(answers.fileno())
         output = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -47,7 +52,7 @@ def main() -> None:
         os.dup2(2, 1)  # what libraries print is no answer
         gc.freeze()
         for line in sys.stdin:
-            print(run(**json.loads(line)), file=answers, flush=True)
+            print(run(answers, **json.loads(line)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,30 @@ def test_what_runs_ends_with_an_interruption_and_the_next_answer_is_its_own(prog
     assert program()[2] is False
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_program_ends_with_its_server_before_it_is_run_again(program, tmp_path):
+    program()
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import os, time, sys, pathlib\npids = pathlib.Path(sys.argv[1], 'pids')\nfirst = not pids.exists()\n"
+        "with pids.open('a') as file: print(os.getpid(), file=file)\nif first: time.sleep(60)"
+    )
+
+    def kill_the_server():
+        while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+            time.sleep(0.01)
+        fresh._server.process.kill()
+
+    threading.Thread(target=kill_the_server, daemon=True).start()
+    start = time.monotonic()
+    run_fresh(str(slow), str(tmp_path), "it does not run")
+    first, second = map(int, (tmp_path / "pids").read_text().split())
+    assert first != second and time.monotonic() - start < 30
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(first).status() != psutil.STATUS_ZOMBIE:  # until the test times out
+            time.sleep(0.01)
+
+
 def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
     program()
     fresh._server.process.kill()
