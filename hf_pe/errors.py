@@ -49,6 +49,10 @@ class PushError(RuntimeError):
     """A push that ended early; says what the remote holds now."""
 
 
+class ReloadError(RuntimeError):
+    """What was saved does not load, or not as it was; says what differs."""
+
+
 class NotFiniteError(ArithmeticError):
     """A loss became infinite or no number; says which term, in which batch, and where the last good weights are."""
 

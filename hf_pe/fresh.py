@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from hf_pe.errors import OutOfMemory, out_of_memory
+from hf_pe.errors import OutOfMemory, ReloadError, out_of_memory
 
 SERVER = "fresh_server.py"
 READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
@@ -92,7 +92,7 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
 
     Raises:
         OutOfMemory: it had not enough memory.
-        RuntimeError: it fails; `failure` and the program's own last words.
+        ReloadError: it fails; `failure` and the program's own last words.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
     file, log = str(Path(__file__).parent / program), Path(argument, "log.txt")
@@ -108,7 +108,7 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
 
 def _failure(status: int, failure: str, words: str) -> RuntimeError:
     """Return the error of a program that ended with `status`; what lacked memory has shown nothing."""
-    error = RuntimeError(f"{failure}:\n{words}")
+    error = ReloadError(f"{failure}:\n{words}")
     if status == -signal.SIGKILL:
         return OutOfMemory("the system killed the process that loads the result, most likely for want of memory")
     return error if out_of_memory(error) is None else OutOfMemory(words.strip().splitlines()[-1])

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from hf_pe import checkpoints, progress
 from hf_pe.anatomy import form_of
 from hf_pe.checkpoints import Source
-from hf_pe.errors import NotFiniteError
+from hf_pe.errors import NotFiniteError, ReloadError
 from hf_pe.hashes import value_sha256
 from hf_pe.hub import require_measured, write_card
 from hf_pe.hub.pictures import PICTURES
@@ -52,7 +52,7 @@ def save_result(
         place: what to call the folder while it is written; default: `name`.
 
     Raises:
-        RuntimeError: what was written does not load, or gives other outputs.
+        ReloadError: what was written does not load, or gives other outputs.
         NotFiniteError: the model is in float16 and overflows.
     """
     progress.say(f"saving {place or name} and loading it again in a fresh process")
@@ -61,17 +61,17 @@ def save_result(
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
     seen, loading = reopened(folder, name, model, auto_class, processor)
     if seen.parameters != report.after.parameters:
-        raise RuntimeError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
+        raise ReloadError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
     if not getattr(model, "is_quantized", False):  # packed tensors may be laid out in another way; outputs decide
         _require_same_tensors(saved, seen.hashes, name)
     overflow = overflow_of(model, lambda: outputs_of(model, example_inputs(model, batch=1)))
     if overflow is not None:
         raise NotFiniteError(f"{name}: {overflow}")
     if seen.max_difference is None or not seen.max_difference <= RELOAD_TOLERANCE:
-        raise RuntimeError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
+        raise ReloadError(f"{name} reloads with other outputs: relative difference {seen.max_difference}.")
     embeddings = sentence_difference(folder, model, processor) if auto_class == "AutoModel" else None
     if embeddings is not None and not embeddings <= _closeness(model):
-        raise RuntimeError(
+        raise ReloadError(
             f"{name} gives other embeddings when SentenceTransformer opens it: they differ by {embeddings}."
         )
     after = report.after.model_copy(
@@ -137,8 +137,8 @@ def _require_same_tensors(saved: Mapping[str, str], loaded: Mapping[str, str], n
     """Compare by hash what was saved and what was loaded, since outputs need not show each tensor.
 
     Raises:
-        RuntimeError: a tensor is missing, new or another one; names some.
+        ReloadError: a tensor is missing, new or another one; names some.
     """
     wrong = sorted(tensor for tensor in saved.keys() | loaded.keys() if saved.get(tensor) != loaded.get(tensor))
     if wrong:
-        raise RuntimeError(f"{name} reloads with other weights: {', '.join(wrong[:4])} ({len(wrong)} tensors).")
+        raise ReloadError(f"{name} reloads with other weights: {', '.join(wrong[:4])} ({len(wrong)} tensors).")

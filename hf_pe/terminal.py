@@ -25,7 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from hf_pe.errors import NotFiniteError, PushError, UsageError, one_line, out_of_memory
+from hf_pe.errors import NotFiniteError, PushError, ReloadError, UsageError, one_line, out_of_memory
 from hf_pe.files import failed_write
 from hf_pe.progress import listen
 
@@ -33,6 +33,10 @@ TRACEBACK = "HF_PE_TRACEBACK"
 """Environment variable: 1 shows tracebacks."""
 FAULT = 70
 """Exit code of a fault of the program itself (EX_SOFTWARE of sysexits.h)."""
+RELOAD_WAY_OUT = (
+    "What was saved counts as no result. Give the command again (hf-pe run: with --resume, to go on after the last "
+    "finished stage, or --restart); if it ends so again, please report it together with the command."
+)
 REPEAT_S = 10
 """Seconds between two lines of progress where there is no terminal."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -128,6 +132,9 @@ def _explain(error: Exception) -> int:
         return 2
     if isinstance(error, ImportError):
         _print_error("Error:", f"A package is missing: {one_line(error, 300)}. Install it with pip.")
+        return 2
+    if isinstance(error, ReloadError) and out_of_memory(error) is None:
+        _print_error("Error:", str(error), RELOAD_WAY_OUT, *_notes(error))
         return 2
     if isinstance(error, PushError | NotFiniteError):
         _print_error("Stopped:", str(error), *_notes(error))

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from hf_pe import fresh
-from hf_pe.errors import OutOfMemory, out_of_memory
+from hf_pe.errors import OutOfMemory, ReloadError, out_of_memory
 from hf_pe.fresh import run_fresh
 
 PROGRAM = """
@@ -137,7 +137,7 @@ def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
     [
         (-9, "", OutOfMemory),
         (1, "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", OutOfMemory),
-        (1, "Traceback ...\nKeyError: 'weight'", RuntimeError),
+        (1, "Traceback ...\nKeyError: 'weight'", ReloadError),
     ],
 )
 def test_a_process_that_lacks_memory_is_no_failed_check(status, words, kind, program, tmp_path, monkeypatch):
@@ -150,5 +150,5 @@ def test_a_process_that_lacks_memory_is_no_failed_check(status, words, kind, pro
     with pytest.raises(RuntimeError) as failed:
         program()
     assert type(failed.value) is kind
-    assert ("it does not run" in str(failed.value)) == (kind is RuntimeError)
-    assert (out_of_memory(failed.value) is None) == (kind is RuntimeError)
+    assert ("it does not run" in str(failed.value)) == (kind is ReloadError)
+    assert (out_of_memory(failed.value) is None) == (kind is ReloadError)

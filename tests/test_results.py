@@ -5,6 +5,7 @@ import torch
 from transformers import BertModel
 
 from hf_pe import checkpoints
+from hf_pe.errors import ReloadError
 from hf_pe.instance import lively
 from hf_pe.results import save_result
 from tests.helpers import bert_config
@@ -24,7 +25,5 @@ def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeyp
     monkeypatch.setattr(checkpoints, "save_model", damaged)
     monkeypatch.setattr("hf_pe.measure.memory.longest", lambda *_: 16)
     told = report(after=measurement(parameters=model.num_parameters()))
-    with pytest.raises(
-        RuntimeError, match=r"small reloads with other weights: embeddings\.position_embeddings\.weight"
-    ):
+    with pytest.raises(ReloadError, match=r"small reloads with other weights: embeddings\.position_embeddings\.weight"):
         save_result(model, None, tmp_path / "small", "small", told, "AutoModel")

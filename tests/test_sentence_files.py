@@ -12,6 +12,7 @@ from transformers import BertModel
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
 from hf_pe.checkpoints import Seen, load_model, load_processor, resolve, save_model, sentence_modules, weight_hashes
 from hf_pe.data import DataConfig, load_examples
+from hf_pe.errors import ReloadError
 from hf_pe.hashes import value_sha256
 from hf_pe.hub.card import render_card
 from hf_pe.pipeline import find_task
@@ -255,7 +256,7 @@ def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, t
     monkeypatch.setattr("hf_pe.results.sentence_difference", lambda *_: 0.3)
     monkeypatch.setattr("hf_pe.results.reopened", lambda folder, name, model, *_: (_seen(model, result), ""))
     source = resolve(str(folder))
-    with pytest.raises(RuntimeError, match="gives other embeddings when SentenceTransformer opens it"):
+    with pytest.raises(ReloadError, match="gives other embeddings when SentenceTransformer opens it"):
         save_result(
             load_model(source, BertModel), load_processor(source), tmp_path / "out", "out", result[0].report,
             "AutoModel", source,

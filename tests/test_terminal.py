@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from hf_pe import terminal
 from hf_pe.cli import app
-from hf_pe.errors import NotFiniteError, PushError, UsageError
+from hf_pe.errors import NotFiniteError, PushError, ReloadError, UsageError
 from hf_pe.progress import say, warn
 from hf_pe.terminal import PlainConsole, messages, noting, progress, progress_lines
 
@@ -82,6 +82,14 @@ def test_a_fault_of_the_program_says_where_its_traceback_is(capsys, monkeypatch,
     assert "This is a fault of hf_pe" in said and "KeyError: 'layers[0]'" in said and str(file) in said
     assert "Nothing was written as a result." in said and "Traceback" not in said
     assert 'raise KeyError("layers[0]")' in file.read_text()
+
+
+def test_a_result_that_does_not_reload_is_a_message_with_the_way_out(capsys):
+    with pytest.raises(typer.Exit) as stop, messages():
+        raise ReloadError("small reloads with other weights: head.weight (1 tensors).")
+    said = capsys.readouterr().err
+    assert stop.value.exit_code == 2 and "fault of hf_pe" not in said
+    assert "other weights: head.weight" in said and "--resume" in said and "--restart" in said
 
 
 @pytest.mark.parametrize("way", ["variable", "option"])

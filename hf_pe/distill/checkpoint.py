@@ -1,6 +1,7 @@
 """Training checkpoints that a stopped run left: which of them are whole."""
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hf_pe.errors import explained, one_line
 from hf_pe.files import write_whole
 from hf_pe.json_files import read_object_if_any
 
@@ -40,6 +42,17 @@ def ended_at(checkpoint: str) -> bool:
     return state.global_step >= state.max_steps
 
 
+def reading_checkpoint(checkpoint: str) -> AbstractContextManager[None]:
+    """Turn whatever is raised while a checkpoint is read into a message: files of the right size may be damaged."""
+    return explained(
+        lambda error: (
+            f"The training checkpoint {checkpoint} cannot be read, though it was written to its end: "
+            f"{one_line(error, 300) or type(error).__name__}. Its files are damaged. Delete that folder to go on from "
+            "the checkpoint before it (hf-pe run --resume), or begin anew (hf-pe run --restart)."
+        )
+    )
+
+
 def load_ended_(trainer: Trainer, checkpoint: str) -> None:
     """Bring a trainer to where it was when it had trained to the end: weights and loss curve."""
     trainer._load_from_checkpoint(checkpoint)
@@ -47,7 +60,8 @@ def load_ended_(trainer: Trainer, checkpoint: str) -> None:
 
 
 def _state_of(checkpoint: str) -> TrainerState:
-    state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+    with reading_checkpoint(checkpoint):
+        state: TrainerState = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
     return state
 
 

@@ -23,6 +23,7 @@ from transformers.trainer_utils import sort_checkpoints
 from hf_pe.adapters import prompt_learning
 from hf_pe.distill.attention import watchable
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build
+from hf_pe.distill.checkpoint import reading_checkpoint
 from hf_pe.distill.counts import UNITS, Unit, count
 from hf_pe.distill.objective import Live, Objective
 from hf_pe.distill.precision import require_loaded, warn_of_half_precision
@@ -154,6 +155,18 @@ class DistillationMixin:
             save_file({str(i): p.data for i, p in enumerate(self._projections())}, folder / PROJECTIONS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with reading_checkpoint(resume_from_checkpoint):
+            self._load_weights(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(str(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with reading_checkpoint(str(checkpoint)):
+            super()._load_rng_state(checkpoint)  # type: ignore[misc]
+
+    def _load_weights(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         if isinstance(model, PreTrainedModel):

@@ -26,7 +26,7 @@ from pydantic import Field
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
-from hf_pe.errors import PushError, UsageError, listed, one_line
+from hf_pe.errors import PushError, ReloadError, UsageError, listed, one_line
 from hf_pe.files import files_below, is_hidden
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
@@ -113,7 +113,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     Raises:
         UsageError: a wrong repository or branch name; no result; weights that are not those that were measured, or not
             in safetensors; a licence that forbids derivatives; a secret or private fact.
-        RuntimeError: the folder does not load.
+        ReloadError: the folder does not load.
     """
     folder = Path(folder)
     _check_names(settings)
@@ -601,7 +601,7 @@ def _prove(folder: Path, report: Report) -> None:
     inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
     seen = open_in_fresh_process(folder, report.loading, inputs, None)
     if seen.parameters != report.after.parameters:
-        raise RuntimeError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
+        raise ReloadError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
 
 
 def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from hf_pe.checkpoints import brings_code
+from hf_pe.errors import ReloadError
 from hf_pe.fresh import run_fresh
 from hf_pe.sentence_files import is_sentence_folder, read_modules, read_sentence_modules
 from hf_pe.tasks import Embedding
@@ -30,7 +31,7 @@ def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) ->
         sentence-transformers', the model or a module has code of its own, or that package is not installed.
 
     Raises:
-        RuntimeError: it does not open; carries the process's own last words.
+        ReloadError: it does not open; carries the process's own last words.
     """
     installed = importlib.util.find_spec("sentence_transformers") is not None
     if not installed or not is_sentence_folder(folder) or brings_code(type(model)) or not _has_stock_modules(folder):
@@ -38,7 +39,7 @@ def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) ->
     expected = Embedding(read_sentence_modules(folder)).encode(model, processor, SENTENCES)
     found = torch.nn.functional.normalize(_encoded(folder, model.device.type), dim=-1)
     if found.shape != expected.shape:
-        raise RuntimeError(f"{folder.name} opens with SentenceTransformer, but gives embeddings of another width.")
+        raise ReloadError(f"{folder.name} opens with SentenceTransformer, but gives embeddings of another width.")
     return float((found - expected).abs().max())
 
 

@@ -10,6 +10,7 @@ from transformers import BertModel
 from hf_pe.data import load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill.checkpoint import WHOLE, last_whole_checkpoint
+from hf_pe.errors import UsageError
 from hf_pe.instance import lively
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config
@@ -80,3 +81,15 @@ def test_a_training_that_was_stopped_while_it_wrote_a_checkpoint_goes_on_to_the_
 
 def test_without_a_folder_there_is_no_checkpoint(tmp_path):
     assert last_whole_checkpoint(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "rng_state.pth", "model.safetensors", "trainer_state.json"])
+def test_a_damaged_checkpoint_of_the_right_size_is_a_message_with_the_way_out(run, tmp_path, file):
+    train, folder, _ = run
+    work = shutil.copytree(folder, tmp_path / "work")
+    shutil.rmtree(work / "checkpoint-6")
+    damaged = work / "checkpoint-4" / file
+    damaged.write_bytes(bytes(len(damaged.read_bytes())))
+    assert last_whole_checkpoint(work) == str(work / "checkpoint-4")
+    with pytest.raises(UsageError, match=r"checkpoint-4 cannot be read.*Delete that folder.*--resume.*--restart"):
+        train(work, resume=True)

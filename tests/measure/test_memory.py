@@ -2,6 +2,7 @@ import pytest
 from transformers import BertModel
 
 from hf_pe.checkpoints import open_in_fresh_process, save_model, weight_bytes_on_disk
+from hf_pe.errors import ReloadError
 from hf_pe.hashes import value_sha256
 from hf_pe.instance import example_inputs, lively, outputs_of
 from hf_pe.loading import Loading
@@ -32,5 +33,5 @@ def test_a_folder_that_does_not_load_says_why(tmp_path):
     model = lively(BertModel(bert_config()))
     loading = Loading(auto_class="AutoModel")
     inputs = example_inputs(model)
-    with pytest.raises(RuntimeError, match=r"does not load in a fresh process[\s\S]*config"):
+    with pytest.raises(ReloadError, match=r"does not load in a fresh process[\s\S]*config"):
         open_in_fresh_process(tmp_path / "broken", loading, inputs, outputs_of(model, inputs))
