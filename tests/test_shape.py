@@ -34,8 +34,8 @@ LARGE_MODULES = {
     "distill/cache": 303,
     "distill/losses": 443,
     "distill/recipe": 419,
-    "distill/trainer": 375,
-    "hub/card": 368,
+    "distill/trainer": 388,
+    "hub/card": 363,
     "hub/publish": 626,
     "hub/scan": 334,
     "instance": 580,
@@ -51,7 +51,7 @@ LARGE_MODULES = {
 CLASS_LINES = 200
 LARGE_CLASSES = {
     "distill/recipe:Distillation": 287,
-    "distill/trainer:DistillationMixin": 265,
+    "distill/trainer:DistillationMixin": 277,
     "hub/publish:_Remote": 251,
     "prune/recipe:StructuredPruning": 337,
     "quantize/recipe:BitsAndBytesQuantization": 262,
@@ -62,8 +62,8 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 36.0
-ANY = 759
+WORDS_PER_1000_LINES = 35.8
+ANY = 761
 VAGUE_NAMES = 497
 
 
