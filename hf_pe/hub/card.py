@@ -12,6 +12,7 @@ from hf_pe.files import write_whole
 from hf_pe.hub.markdown import code, escape, link
 from hf_pe.hub.merge import card_text, merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
+from hf_pe.hub.scan import scan
 from hf_pe.hub.template import render
 from hf_pe.own_files import require_own
 from hf_pe.papers import PAPERS
@@ -87,18 +88,25 @@ def _on_hub(base: BaseModelFacts) -> bool:
     return bool(_HUB_ID.fullmatch(base.id)) and ("/" in base.id or base.revision is not None)
 
 
-def _base(base: BaseModelFacts) -> str:
-    """The base model with its address; the name of a folder says nothing to others."""
-    return link(base.id, f"https://huggingface.co/{base.id}") if _on_hub(base) else "a local model"
+def _base(base: BaseModelFacts) -> Markup:
+    """The base model with its address, or the name of its folder."""
+    return link(base.id, f"https://huggingface.co/{base.id}") if _on_hub(base) else _local(base.id)
+
+
+def _local(name: str) -> Markup:
+    """A model in a folder of this name, which is left out where the scan before a push would stop at it."""
+    if scan({"name": name.encode("utf-8", "replace")}):
+        return Markup("a local model")
+    return Markup("the local model ") + code(name)
 
 
 def _original(base: BaseModelFacts) -> Markup:
     """What was compressed and, where that is another model, what it derives from."""
     if base.compressed is None:
-        return escape(_base(base))
-    named = base.compressed if _HUB_ID.fullmatch(base.compressed) and "/" in base.compressed else None
-    compressed = f"{named}, which derives" if named else "a model that derives"
-    return escape(compressed) + " from " + escape(_base(base))
+        return _base(base)
+    on_hub = _HUB_ID.fullmatch(base.compressed) and "/" in base.compressed
+    compressed = escape(base.compressed) if on_hub else _local(base.compressed)
+    return compressed + Markup(", which derives from ") + _base(base)
 
 
 def card_data(report: Report) -> ModelCardData:

@@ -101,8 +101,15 @@ def test_a_local_original_is_not_claimed_to_be_on_the_hub():
     base = report().base.model_copy(update={"id": "my-model"})
     assert card_data(report(base=base)).base_model is None
     text = render_card(report(base=base))
-    assert "A smaller version of a local model, made by" in text
-    assert "my-model" not in text and "huggingface.co" not in text
+    assert "A smaller version of the local model `my-model`, made by" in text and "huggingface.co" not in text
+
+
+def test_the_name_of_a_folder_that_tells_who_someone_is_stays_out_of_the_card(monkeypatch):
+    monkeypatch.setattr("hf_pe.hub.private_facts.getpass.getuser", lambda: "annabel")
+    for name in ("annabel", "anna@example.org", "10.1.2.3", "hf_" + "A" * 34):
+        base = report().base.model_copy(update={"id": name})
+        assert "A smaller version of a local model, made by" in (text := render_card(report(base=base)))
+        assert name not in text
 
 
 def test_an_old_id_of_the_hub_has_no_user():
@@ -149,9 +156,8 @@ def test_a_model_that_derives_from_the_base_is_not_called_it():
     base = report().base.model_copy(update={"compressed": "my-sentiment", "revision": "abc123"})
     text = render_card(report(base=base))
     link = "[someone/large](https://huggingface.co/someone/large)"
-    assert f"A smaller version of a model that derives from {link}, made by" in text
+    assert f"A smaller version of the local model `my-sentiment`, which derives from {link}, made by" in text
     assert f"What the card of {link} says holds here too, as far as the model that was compressed is still like" in text
-    assert "my-sentiment" not in text, "the name of a folder tells others nothing"
     fine_tune = base.model_copy(update={"compressed": "someone/sentiment"})
     assert f"version of someone/sentiment, which derives from {link}, made" in render_card(report(base=fine_tune))
     data = card_data(report(base=base))

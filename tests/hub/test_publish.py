@@ -468,7 +468,7 @@ def test_a_recipe_file_may_publish(hub, api, bert_folder, tmp_path, monkeypatch)
     assert read_report(tmp_path / "out").command == "hf-pe run recipe.yaml --set data.train=texts.txt"
     assert hub.repos[REPO].tags["v1"]
     assert b"half-precision" in files(hub)["README.md"]
-    assert b"a model that derives from [someone/tiny-bert]" in files(hub)["README.md"]
+    assert b"the local model `tiny-bert`, which derives from [someone/tiny-bert]" in files(hub)["README.md"]
     assert b"base_model_relation" not in files(hub)["README.md"], "whether it is a copy or a fine-tune is not known"
     monkeypatch.setattr("hf_pe.hub.publish.HfApi", lambda: HfApi(endpoint=hub.url, token="hf_wrong"))
     refused = CliRunner().invoke(app, ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "other")])
