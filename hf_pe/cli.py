@@ -28,9 +28,14 @@ Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or packa
 Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
 Output = Annotated[Path, typer.Option(help="Folder of the result.")]
+ResultFolder = Annotated[Path, typer.Argument(help="Folder of a result, as hf-pe run writes it.")]
+RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML), such as recipes/quickstart.yaml.")]
+Compared = Annotated[str, typer.Argument(help="Folder of a result, or USER/NAME[@REVISION] on the Hub.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")]
 Dtype = Literal["bfloat16", "float16", "float32"]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000. May be repeated.")
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -79,7 +84,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
 
 
 @app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
-def plan(file: Path, set_: Set = None) -> None:
+def plan(file: RecipePath, set_: Set = None) -> None:
     """Dry run: sizes after each stage, without loading weights."""
     with messages():
         from hf_pe.checkpoints import class_for, load_config, load_named_processor, pixels_from
@@ -117,7 +122,7 @@ def plan(file: Path, set_: Set = None) -> None:
 
 @app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
 def run(
-    file: Path,
+    file: RecipePath,
     set_: Set = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
@@ -149,7 +154,10 @@ def run(
 @app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
 def cut(
     model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
-    keep: Annotated[list[str], typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay.")],
+    keep: Annotated[
+        list[str],
+        typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay. May be repeated."),
+    ],
     output: Output,
     multiple: Annotated[int, typer.Option(min=1, help="Widths are rounded up to it.")] = 8,
     tensor_parallel: Annotated[
@@ -179,9 +187,11 @@ def cut(
 def quantize(
     model: Model,
     output: Output,
-    method: Annotated[Literal["nf4", "fp4", "int8"], typer.Option()] = "nf4",
+    method: Annotated[Literal["nf4", "fp4", "int8"], typer.Option(help="Format of the packed weights.")] = "nf4",
     dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
-    skip: Annotated[list[str] | None, typer.Option(help="A module to keep, by full name or last part.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A module to keep, by full name or last part. May be repeated.")
+    ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
@@ -324,7 +334,7 @@ def measure(
 
 @app.command(epilog="Example: hf-pe card build/quickstart/main")
 def card(
-    folder: Path,
+    folder: ResultFolder,
     template: Annotated[
         Path | None, typer.Option(help='Jinja file; {% extends "card.md.jinja" %} replaces single blocks.')
     ] = None,
@@ -339,7 +349,7 @@ def card(
 
 
 @app.command(epilog="Example: hf-pe seal build/quickstart/main")
-def seal(folder: Path) -> None:
+def seal(folder: ResultFolder) -> None:
     """Take over files that you changed in a result on purpose, so that a push lets them pass. Weights stay measured."""
     with messages("The report is whole, the old one or the new one; give the same command again."):
         from hf_pe.errors import listed
@@ -353,7 +363,7 @@ def seal(folder: Path) -> None:
 
 @app.command(epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
 def push(
-    folder: Path,
+    folder: Annotated[Path, typer.Argument(help="Folder of a result, or of a result with its variants.")],
     repo: Annotated[str, typer.Argument(help="NAME or USER/NAME.")],
     public: Annotated[
         bool, typer.Option("--public", help="Make a new repo public, or push to one that is; default: private.")
@@ -363,7 +373,9 @@ def push(
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request in place of a commit.")] = False,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
     template: Annotated[Path | None, typer.Option(help="Jinja file for the card.")] = None,
-    allow: Annotated[list[str] | None, typer.Option(help="A text that the scan shall let pass.")] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="A text that the scan shall let pass. May be repeated.")
+    ] = None,
     load_back: Annotated[bool, typer.Option("--load-back", help="Download it afterwards and load it.")] = False,
     trust_remote_code: Code = False,
     dry_run: Annotated[
@@ -396,7 +408,7 @@ def push(
 
 
 @app.command(epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
-def diff(one: str, other: str) -> None:
+def diff(one: Compared, other: Compared) -> None:
     """Set two results side by side, from their reports: folders, or USER/NAME[@REVISION] on the Hub."""
     with messages():
         from hf_pe.hub import side_by_side

@@ -19,8 +19,10 @@ from transformers import (
     ViTForImageClassification,
     ViTImageProcessor,
 )
+from typer.main import get_command
 
 from hf_pe.backbones.listing import Candidate
+from hf_pe.cli import app
 from hf_pe.distill import Distillation
 from hf_pe.report import Latency
 from tests.helpers import TEXTS, call
@@ -46,6 +48,16 @@ def test_every_command_has_an_example_in_its_help(command):
     found = call(command, "--help")
     assert found.exit_code == 0
     assert f"Example: hf-pe {command}" in found.output
+
+
+COMMANDS = get_command(app).commands
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_argument_and_option_has_a_help_that_says_where_it_may_be_repeated(command):
+    for parameter in COMMANDS[command].params:
+        assert parameter.help, parameter.name
+        assert getattr(parameter, "multiple", False) == ("May be repeated." in parameter.help), parameter.name
 
 
 def test_inspect_lists_the_axes(bert_folder):
