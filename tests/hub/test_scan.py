@@ -1,12 +1,18 @@
+import itertools
 import json
+import math
+import re
+import time
 import tracemalloc
 from pathlib import Path
+from re import _parser as parser
 
 import pytest
 from safetensors.torch import save
 from torch import ones
 
 from hf_pe.hub import private_facts
+from hf_pe.hub import scan as scanning
 from hf_pe.hub.private_facts import FACTS
 from hf_pe.hub.scan import BLOCK, LONGEST_MATCH, scan
 from hf_pe.hub.secret_forms import CONTEXT, SECRETS
@@ -202,11 +208,57 @@ def test_real_tokenizers_raise_no_alarm():
     assert scan({path.name: path for path in folder.iterdir()}) == []
 
 
-@pytest.mark.timeout(150)
-def test_ten_megabytes_of_what_is_hard_to_search_take_no_time():
-    """It takes seconds; one megabyte took patterns without bounds hours."""
-    size = 10_000_000 // len(ADVERSARIAL)
-    scan({"a.txt": b"\n".join((text * (size // len(text))).encode() for text in ADVERSARIAL)})
+def repetitions(pattern):
+    """The largest number of times that each repetition in a regular expression may take, inner ones too."""
+    for operation, value in pattern:
+        if operation in (parser.MAX_REPEAT, parser.MIN_REPEAT, parser.POSSESSIVE_REPEAT):
+            yield int(value[1])
+        inner = value if isinstance(value, tuple | list) else (value,)
+        for each in itertools.chain(inner, *(part for part in inner if isinstance(part, list))):
+            if isinstance(each, parser.SubPattern):
+                yield from repetitions(each)
+
+
+def has_bounds(pattern):
+    return all(most <= LONGEST_MATCH for most in repetitions(parser.parse(pattern)))
+
+
+@pytest.mark.parametrize(
+    "kind", [*scanning._SECRETS, *scanning._CONTEXT, *scanning._FACTS, scanning._EMAIL], ids=lambda k: k.name
+)
+def test_every_repetition_of_a_pattern_has_a_bound(kind):
+    assert has_bounds(kind.pattern.pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern", [b"a+b", b"(?:x|(?=a*b))", b"(a{2,})c", b"[ab]*?c", b"(?>a*)b", b"(?<!x)a{1,5000}b"]
+)
+def test_a_repetition_without_a_bound_is_noticed(pattern):
+    assert not has_bounds(pattern) and has_bounds(rb"a{1,9}(?:b?|c{0,3}){2,4}(?=d{1,100})")
+
+
+def growth(search, text, times=4):
+    """How many times as long a search takes in a text that is `times` as long: processor time, the best of three."""
+
+    def seconds(content):
+        best = math.inf
+        for _ in range(3):
+            start = time.process_time()
+            search(content)
+            best = min(best, time.process_time() - start)
+        return best
+
+    return seconds(text * times) / max(seconds(text), 1e-4)
+
+
+def test_time_grows_with_the_length_of_what_is_hard_to_search():
+    """Four times the length takes four times as long; one megabyte took patterns without bounds hours."""
+
+    def search(length):
+        scan({"a.txt": b"\n".join((text * (length // len(text))).encode() for text in ADVERSARIAL)})
+
+    assert growth(lambda units: search(len(units)), b"." * 7_000) < 9
+    assert growth(re.compile(b"a+b").findall, b"a" * 4_000) > 9, "a quadratic pattern takes sixteen times as long"
 
 
 @pytest.mark.timeout(60)
