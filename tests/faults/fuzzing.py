@@ -85,10 +85,24 @@ def tried(place: Path, command: tuple[str, ...]) -> tuple[str, str]:
     return (f"changed: {', '.join(differing[:3])}" if differing else result), said
 
 
+def import_all() -> None:
+    """Import what the commands, and the making of what they read, import: each forked process would do it again."""
+    import matplotlib.figure  # noqa: F401
+    import pandas  # noqa: F401
+    import peft  # noqa: F401
+    import PIL.PngImagePlugin  # noqa: F401
+    import scipy.io.wavfile  # noqa: F401
+
+    import hf_pe.pipeline
+    import hf_pe.recipe_file
+    import hf_pe.results  # noqa: F401
+
+
 def main(folder: Path, count: int, step: int = 1) -> None:
     """Print a line for each input: number, kind, damage, command, what came of it, and the end of what was said."""
     import torch
 
+    import_all()
     from hf_pe.cli import app
 
     torch.set_num_threads(1)
