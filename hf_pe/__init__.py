@@ -32,10 +32,7 @@ if TYPE_CHECKING:
     from hf_pe.export import export_onnx as export_onnx
     from hf_pe.hub import Publish as Publish
     from hf_pe.hub import push as push
-    from hf_pe.pipeline import Result as Result
-    from hf_pe.pipeline import compress as compress
     from hf_pe.plans import Plan as Plan
-    from hf_pe.proof import prove as prove
     from hf_pe.prune import StructuredPruning as StructuredPruning
     from hf_pe.prune import cut_checkpoint as cut_checkpoint
     from hf_pe.quantize import BitsAndBytesQuantization as BitsAndBytesQuantization
@@ -46,8 +43,11 @@ if TYPE_CHECKING:
     from hf_pe.recipe_file import read_recipe as read_recipe
     from hf_pe.report import Report as Report
     from hf_pe.report import read_report as read_report
+    from hf_pe.run.compress import Result as Result
+    from hf_pe.run.compress import compress as compress
     from hf_pe.surgery import cut as cut
-    from hf_pe.transplant import start_from as start_from
+    from hf_pe.verify.equivalence import prove as prove
+    from hf_pe.weight_transfer import start_from as start_from
 
 _HOME = {
     "BackboneSwap": "backbones",

@@ -2,7 +2,7 @@
 
 PEFT adds what an adapter learned to a weight in float32 and rounds the sum once, to the dtype of the weight. Weights
 of 4 or 8 bits would be rounded to their coarse levels again, which can cost more than the adapter gained: they are
-unpacked first (`hf_pe.packing.unpacked`).
+unpacked first (`hf_pe.quantizers.bnb.unpacked`).
 """
 
 import warnings
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.errors import UsageError, explained, one_line, pass_on_memory_errors
-from hf_pe.own_files import require_own_files
+from hf_pe.files.own_files import require_own_files
 from hf_pe.surgery import rebuilt
 
 PREFIX = "base_model.model."

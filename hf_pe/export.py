@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from hf_pe import progress
-from hf_pe.checkpoints import class_for, copy_beside, load_config, load_model, resolve, say_left_behind
+from hf_pe.checkpoints.load import class_for, copy_beside, load_config, load_model, resolve, say_left_behind
+from hf_pe.dummies.inputs import difference, example_inputs, no_cache, outputs_of, tensors_of
 from hf_pe.errors import UsageError, pass_on_memory_errors
-from hf_pe.instance import difference, example_inputs, no_cache, outputs_of, tensors_of
 from hf_pe.outputs import replaced, require_space
-from hf_pe.packing import require_plain
+from hf_pe.quantizers.bnb import require_plain
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 LENGTHS = (12, 29)

@@ -9,16 +9,16 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
-from hf_pe.checkpoints import Dtype, Source, resolve
+from hf_pe.checkpoints.load import Dtype, Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
+from hf_pe.files.yaml_files import DuplicateKeyError, load_yaml
 from hf_pe.hub import Publish
-from hf_pe.pipeline import check_order, fit_multiples
 from hf_pe.plans import Frozen
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
-from hf_pe.yaml_files import DuplicateKeyError, load_yaml
+from hf_pe.run.compress import check_order, fit_multiples
 
 Step = Annotated[
     StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | BitsAndBytesQuantization | Cast,

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from hf_pe.errors import UsageError
-from hf_pe.files import write_whole
-from hf_pe.json_files import read_object
+from hf_pe.files.atomic import write_whole
+from hf_pe.files.json_files import read_object
+from hf_pe.files.own_files import require_own
 from hf_pe.loading import Loading, loading_of_task
 from hf_pe.outputs import MAIN as MAIN
-from hf_pe.own_files import require_own
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
@@ -221,7 +221,9 @@ class Report(Frozen):
     files: dict[str, str] = Field(
         default_factory=dict, description="SHA-256 of every file of the result but report.json; none in older reports"
     )
-    seal: str | None = Field(None, description="SHA-256 of all other fields, see `hf_pe.seal`; None in older reports")
+    seal: str | None = Field(
+        None, description="SHA-256 of all other fields, see `hf_pe.hub.seal`; None in older reports"
+    )
 
     @property
     def loading(self) -> Loading:

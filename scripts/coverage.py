@@ -35,8 +35,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from hf_pe.anatomy import discover, keep_layers_
 from hf_pe.anatomy.discover import AXIS_OF_FIELD
-from hf_pe.proof import prove
 from hf_pe.tasks import TASKS
+from hf_pe.verify.equivalence import prove
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 AXES = ("ffn", "heads", "kv_groups", "layers", "hidden", "vocabulary", "experts", "expert_ffn")
@@ -154,7 +154,7 @@ def each(
     A process is renewed after `AT_ONCE` types, so that what models leave behind goes, and where one died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hf_pe.proof"])
+    context.set_forkserver_preload(["hf_pe.verify.equivalence"])
     waiting, done = iter(types), queue.Queue[tuple[str, list[dict[str, Any]], float]]()
 
     def work() -> None:

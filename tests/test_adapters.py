@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from hf_pe import BitsAndBytesQuantization, dequantize_checkpoint, quantize_checkpoint
 from hf_pe.adapters import merged, read_adapter
-from hf_pe.checkpoints import class_for, load_config, load_model, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, lively, outputs_of
-from hf_pe.packing import packable, unpacked, unpacked_weight
+from hf_pe.quantizers.bnb import packable, unpacked, unpacked_weight
 from tests.helpers import saved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT, about embeddings that are tied

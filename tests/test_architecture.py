@@ -5,12 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hf_pe.front_matter
+import hf_pe.yaml_files
 import pytest
 import yaml
 
 import hf_pe
-import hf_pe.front_matter
-import hf_pe.yaml_files
 from tests.import_graph import Levels, circle, contents, lowest_levels, read_graph, upward_imports
 
 ROOT = Path(hf_pe.__file__).parent
@@ -153,7 +153,7 @@ def test_programs_of_fresh_processes_need_nothing_of_hf_pe(name):
 
 
 def test_import_pulls_in_no_torch():
-    program = "import sys, hf_pe, hf_pe.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = "import sys, hf_pe, hf_pe.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -195,5 +195,5 @@ def calls(file: Path) -> set[str]:
 def test_no_module_runs_text_of_a_file():
     wrong = {file.name: calls(file) - ALLOWED.get(file.name, set()) for file in ROOT.rglob("*.py")}
     assert not {name: found for name, found in wrong.items() if found}
-    assert issubclass(hf_pe.yaml_files._Loader, yaml.SafeLoader)
-    assert issubclass(hf_pe.front_matter._Loader, yaml.BaseLoader)
+    assert issubclass(hf_pe.files.yaml_files._Loader, yaml.SafeLoader)
+    assert issubclass(hf_pe.files.front_matter._Loader, yaml.BaseLoader)

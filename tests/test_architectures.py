@@ -16,9 +16,9 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, lively, no_cache, outputs_of, tiny
-from hf_pe.proof import Proof, _pattern, prove
+from hf_pe.dummies.inputs import difference, example_inputs, lively, no_cache, outputs_of, tiny
 from hf_pe.surgery import cut
+from hf_pe.verify.equivalence import Proof, _pattern, prove
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "scripts" / "coverage.py")

@@ -7,10 +7,10 @@ from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 from typer.testing import CliRunner
 
 from hf_pe import export_onnx, quantize_checkpoint
-from hf_pe.cli import app
+from hf_pe.cli.main import app
+from hf_pe.dummies.inputs import lively
 from hf_pe.errors import UsageError
 from hf_pe.export import CLOSE
-from hf_pe.instance import lively
 from tests.helpers import needs_package
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what torch.onnx calls

@@ -6,7 +6,7 @@ import pytest
 from transformers import LlamaConfig, LlamaModel
 
 from hf_pe import machine_memory
-from hf_pe.config_checks import require_memory
+from hf_pe.checkpoints.config_checks import require_memory
 from hf_pe.errors import UsageError
 from hf_pe.machine_memory import all_memory, available_memory
 

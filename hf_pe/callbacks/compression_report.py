@@ -11,18 +11,19 @@ import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from hf_pe import progress, provenance
+from hf_pe import progress
 from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
-from hf_pe.cards import model_card
-from hf_pe.checkpoints import Source, class_for
+from hf_pe.checkpoints.load import Source, class_for
+from hf_pe.dummies.inputs import processor_size
 from hf_pe.errors import UsageError
-from hf_pe.instance import processor_size
+from hf_pe.files.own_files import require_own_files
+from hf_pe.hub.base_card import model_card
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.modes import evaluating
-from hf_pe.own_files import require_own_files
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
+from hf_pe.run import provenance
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TASKS, require_classes
 

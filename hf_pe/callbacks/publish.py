@@ -12,7 +12,7 @@ from hf_pe.callbacks.ranks import MetricReader, better, decided, on_first, recal
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
 from hf_pe.progress import say
-from hf_pe.results import save_result
+from hf_pe.run.folder import save_result
 
 
 class PublishCallback(TrainerCallback):

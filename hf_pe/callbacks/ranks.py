@@ -10,8 +10,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from hf_pe.errors import UsageError
-from hf_pe.files import write_whole
-from hf_pe.json_files import read_object
+from hf_pe.files.atomic import write_whole
+from hf_pe.files.json_files import read_object
 
 T = TypeVar("T")
 

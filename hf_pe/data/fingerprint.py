@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from hf_pe.data.config import DataConfig
-from hf_pe.hashes import remembered_sha256
+from hf_pe.files.hashes import remembered_sha256
 
 
 def fingerprint(config: DataConfig, *parts: datasets.Dataset) -> str:

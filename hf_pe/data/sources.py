@@ -12,7 +12,7 @@ from hf_pe.data.config import DataConfig
 from hf_pe.data.files import format_of, formats, read_file, require_columns
 from hf_pe.data.folders import MEDIA, TABLES, Chosen, choose, has_split
 from hf_pe.errors import UsageError
-from hf_pe.own_files import is_own
+from hf_pe.files.own_files import is_own
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.cache import Cached
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
-from hf_pe.distill.losses import LOSSES, Signals, Top, chunkable, places, side_by_side
+from hf_pe.distill.losses.registry import LOSSES, Signals, Top, chunkable, places, side_by_side
 from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
+from hf_pe.dummies.inputs import difference
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference
 from hf_pe.modes import evaluating
 from hf_pe.tasks import (
     LARGE,

@@ -19,12 +19,12 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_pe.data.fingerprint import content_of
-from hf_pe.distill.losses import Signals, Top, counted, positions
+from hf_pe.distill.losses.registry import Signals, Top, counted, positions
 from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
-from hf_pe.files import is_unfinished, write_whole, written_beside
-from hf_pe.hashes import processor_sha256
-from hf_pe.json_files import read_object
+from hf_pe.files.atomic import is_unfinished, write_whole, written_beside
+from hf_pe.files.hashes import processor_sha256
+from hf_pe.files.json_files import read_object
 from hf_pe.plans import Frozen
 from hf_pe.progress import advance
 from hf_pe.tasks import LARGE, ROW, Batch, Head, Task, TaskData, few_tokens, rows_within, token_head

@@ -10,8 +10,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 from hf_pe.errors import explained, one_line
-from hf_pe.files import write_whole
-from hf_pe.json_files import read_object_if_any
+from hf_pe.files.atomic import write_whole
+from hf_pe.files.json_files import read_object_if_any
 
 WHOLE = "whole.json"
 """Written last into a checkpoint: the size in bytes of each of its files."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from hf_pe.transplant import spread
+from hf_pe.weight_transfer import spread
 
 Pairs = list[tuple[int, int]]
 """(student, teacher), both rising."""

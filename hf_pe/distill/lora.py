@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.errors import UsageError
-from hf_pe.packing import is_linear, kept_modules, packed, plain_weight, settings, unpacked_weight
 from hf_pe.plans import Frozen
+from hf_pe.quantizers.bnb import is_linear, kept_modules, packed, plain_weight, settings, unpacked_weight
 
 PAPER = "https://arxiv.org/abs/2106.09685"
 PACKED_PAPER = "https://arxiv.org/abs/2305.14314"

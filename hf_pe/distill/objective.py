@@ -11,13 +11,13 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hf_pe.bridge import bridged, read_by
 from hf_pe.distill.attention import watched
 from hf_pe.distill.chunked import chunked
 from hf_pe.distill.counts import UNITS, Unit
 from hf_pe.distill.layer_map import Pairs
-from hf_pe.distill.losses import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
+from hf_pe.distill.losses.registry import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
 from hf_pe.distill.schedule import Scheduled, at
+from hf_pe.stitching import bridged, read_by
 from hf_pe.tasks import Batch, Head, Task, as_read_by, states
 
 AGREEMENT = "agreement"
@@ -135,12 +135,12 @@ class Objective:
 
     Attributes:
         task: gives the signals of all models.
-        weights: loss name to weight; see `hf_pe.distill.losses.LOSSES`.
+        weights: loss name to weight; see `hf_pe.distill.losses.registry.LOSSES`.
         teachers: their losses count by their weights, which need not add up to 1.
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
         head: the student's, where losses of the logits are to be taken in chunks.
-        label_head: the student's, made by `hf_pe.bridge.reuse_`, where losses look at the features that it reads.
+        label_head: the student's, made by `hf_pe.stitching.reuse_`, where losses look at the features that it reads.
         links: how the student's layers learn from each teacher's, where losses look at hidden states.
     """
 

@@ -23,13 +23,12 @@ from transformers import (
 )
 
 from hf_pe.anatomy import label_head, skeleton
-from hf_pe.bridge import Seam, folded_, reuse_
 from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
 from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
 from hf_pe.distill.lora import Lora
-from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.losses.registry import LOSSES
 from hf_pe.distill.objective import Answers, Live
 from hf_pe.distill.precision import describe, require_loaded, restore_dtypes_, upcast_, with_float_inputs
 from hf_pe.distill.schedule import Schedule, Scheduled
@@ -38,9 +37,10 @@ from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
 from hf_pe.modes import evaluating
-from hf_pe.packing import kept_modules, packable, packed_bits
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import advance
+from hf_pe.quantizers.bnb import kept_modules, packable, packed_bits
+from hf_pe.stitching import Seam, folded_, reuse_
 from hf_pe.tasks import Batch, TaskData, as_read_by, few_tokens
 
 LIVE = ("hidden_states", "attentions", "features")

@@ -10,12 +10,12 @@ from peft import PeftModel
 from pydantic import Field, field_serializer
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe import packing
 from hf_pe.adapters import merged, read_adapter
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError, listed, pass_on_memory_errors
 from hf_pe.plans import Frozen
+from hf_pe.quantizers import bnb as packing
 from hf_pe.tasks import TaskData
 
 

@@ -32,7 +32,7 @@ from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import known_ids, require_frozen
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.overflow import overflow_of, overflows
-from hf_pe.packing import plain_layout_
+from hf_pe.quantizers.bnb import plain_layout_
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import Batch, Task, task_named
 
@@ -104,7 +104,7 @@ class DistillationMixin:
         if head is not None and not is_parametrized(head, "weight"):
             raise UsageError(
                 "DistillationMixin: `features` needs the student's head to be the teacher's over a bridge. Call "
-                "hf_pe.bridge.reuse_ on the student before, and folded_ after; a Distillation recipe does both."
+                "hf_pe.stitching.reuse_ on the student before, and folded_ after; a Distillation recipe does both."
             )
         self.distillation = objective
         self._packed = any(hasattr(parameter, "quant_state") for parameter in trainer.model.parameters())

@@ -8,13 +8,13 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from markupsafe import Markup
 
-from hf_pe.files import write_whole
+from hf_pe.files.atomic import write_whole
+from hf_pe.files.own_files import require_own
 from hf_pe.hub.markdown import code, escape, link
 from hf_pe.hub.merge import card_text, merge_card, with_memory
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.hub.template import render
-from hf_pe.own_files import require_own
 from hf_pe.papers import PAPERS
 from hf_pe.report import MAIN, BaseModelFacts, Latency, Measurement, MetricChange, Report, percent
 

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from hf_pe.errors import UsageError
-from hf_pe.front_matter import (
+from hf_pe.files.front_matter import (
     line_of_front_matter,
     lines_by_key,
     read_front_matter,

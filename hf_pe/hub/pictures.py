@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from hf_pe.files import written_beside
+from hf_pe.files.atomic import written_beside
 from hf_pe.report import Report
 
 matplotlib.use("Agg")

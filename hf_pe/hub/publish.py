@@ -25,21 +25,21 @@ from pydantic import Field
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
+from hf_pe.checkpoints.load import ADAPTER, class_for, load_config, open_in_fresh_process, resolve, weight_hashes
+from hf_pe.dummies.inputs import example_inputs
 from hf_pe.errors import PushError, ReloadError, UsageError, listed, one_line
-from hf_pe.files import files_below, is_hidden
+from hf_pe.files.atomic import files_below, is_hidden
+from hf_pe.files.json_files import read_object
+from hf_pe.files.own_files import require_own
 from hf_pe.hub.card import render_card
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.refs import require_ref
 from hf_pe.hub.scan import scan
-from hf_pe.instance import example_inputs
-from hf_pe.json_files import read_object
+from hf_pe.hub.seal import changes_since_sealed, sealed
 from hf_pe.outputs import REPORT
-from hf_pe.own_files import require_own
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN, Report, read_report
-from hf_pe.seal import changes_since_sealed, sealed
 
 HIDDEN_THAT_GO = (".gitattributes",)
 """Of hidden files and folders (.env, .git, .netrc, .DS_Store, our own marks) these alone go out."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_pe.instance import processor_size
+from hf_pe.dummies.inputs import processor_size
 from hf_pe.measure.devices import on_one_device as on_one_device
 from hf_pe.measure.flops import flops as flops
 from hf_pe.measure.latency import alternating as alternating

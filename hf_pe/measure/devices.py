@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_pe.packing import plain_layout_
+from hf_pe.quantizers.bnb import plain_layout_
 
 
 @contextmanager

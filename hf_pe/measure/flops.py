@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import built, form_of
-from hf_pe.instance import example_inputs
+from hf_pe.dummies.inputs import example_inputs
 
 LARGEST_REAL = 2_000_000_000
 """Parameters up to which a model is built for real where a fake one cannot run."""

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from hf_pe.checkpoints import brings_code
+from hf_pe.checkpoints.load import brings_code
+from hf_pe.checkpoints.sentence_transformers import is_sentence_folder, read_modules, read_sentence_modules
 from hf_pe.errors import ReloadError
-from hf_pe.fresh import run_fresh
-from hf_pe.sentence_files import is_sentence_folder, read_modules, read_sentence_modules
+from hf_pe.fresh.run import run_fresh
 from hf_pe.tasks import Embedding
 
 SENTENCES = (

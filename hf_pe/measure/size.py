@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from hf_pe.anatomy import skeleton
-from hf_pe.packing import plain_layout_
 from hf_pe.plans import Sketch
+from hf_pe.quantizers.bnb import plain_layout_
 
 
 class Parameters(NamedTuple):

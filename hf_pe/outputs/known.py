@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from hf_pe.files import write_whole
+from hf_pe.files.atomic import write_whole
 from hf_pe.outputs.marker import run_id
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from hf_pe.errors import UsageError
-from hf_pe.files import unique_sibling
+from hf_pe.files.atomic import unique_sibling
 
 Owner = dict[str, Any]
 CLOCK_S = 2.0

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_pe.files import files_below, unique_sibling
-from hf_pe.json_files import read_object_if_any
+from hf_pe.files.atomic import files_below, unique_sibling
+from hf_pe.files.json_files import read_object_if_any
 
 WORK_MARKER = "hf_pe_work.json"
 RESULT_MARKER = ".hf_pe.json"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_pe.errors import UsageError
-from hf_pe.files import unique_sibling
+from hf_pe.files.atomic import unique_sibling
 from hf_pe.outputs.lock import is_locked, locked
 from hf_pe.outputs.marker import LOCK, WORK_MARKER, Marker, holds_stages, mark_work, read_marker
 from hf_pe.outputs.place import Inputs, check_place

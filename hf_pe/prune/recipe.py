@@ -14,8 +14,14 @@ from hf_pe.errors import UsageError
 from hf_pe.machine_memory import available_memory
 from hf_pe.measure import judge, sketch_size
 from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
-from hf_pe.proof import removable_layers, require_generation, require_proof
-from hf_pe.prune.budget import (
+from hf_pe.prune.basis.attention_heads import turned
+from hf_pe.prune.basis.residual import rescale_norms_, rotated, untied_sketch
+from hf_pe.prune.criteria import CRITERIA, reap
+from hf_pe.prune.refit.experts import correct_, expert_moments, expert_moments_by_block, routed
+from hf_pe.prune.refit.least_squares import refit_
+from hf_pe.prune.refit.norm_warnings import rescaling_warnings
+from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_
+from hf_pe.prune.sizes.allowed import (
     Setting,
     alone,
     amount,
@@ -33,17 +39,10 @@ from hf_pe.prune.budget import (
     snapped,
     widest,
 )
-from hf_pe.prune.costs import Costs
-from hf_pe.prune.criteria import CRITERIA, reap
-from hf_pe.prune.evidence import evidence
-from hf_pe.prune.experts import correct_, expert_moments, expert_moments_by_block, routed
-from hf_pe.prune.heads import turned
-from hf_pe.prune.in_order import maps_in_order, repair_in_order_
-from hf_pe.prune.norms import rescaling_warnings
-from hf_pe.prune.repair import refit_
-from hf_pe.prune.rotation import rescale_norms_, rotated, untied_sketch
-from hf_pe.prune.sensitivity import least_loss, least_missed, tried
-from hf_pe.prune.statistics import (
+from hf_pe.prune.sizes.budget import Target, above_floor
+from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
+from hf_pe.prune.statistics.moments import (
     block_influence,
     consumer_moments,
     consumer_moments_by_block,
@@ -52,10 +51,11 @@ from hf_pe.prune.statistics import (
     reached,
     require_passage,
 )
-from hf_pe.prune.target import Target, above_floor
+from hf_pe.prune.statistics.unit_statistics import evidence
 from hf_pe.regression import Moments
 from hf_pe.surgery import cut, generation_changes, generation_losses
 from hf_pe.tasks import TaskData
+from hf_pe.verify.equivalence import removable_layers, require_generation, require_proof
 
 Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints import (
+from hf_pe.checkpoints.load import (
     Source,
     class_for,
     copy_beside,
@@ -21,9 +21,9 @@ from hf_pe.checkpoints import (
 )
 from hf_pe.errors import UsageError
 from hf_pe.outputs import replaced, require_space
-from hf_pe.packing import BITSANDBYTES, packed_by, require_plain, unpacked
 from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
+from hf_pe.quantizers.bnb import BITSANDBYTES, packed_by, require_plain, unpacked
 
 
 def quantize_checkpoint(

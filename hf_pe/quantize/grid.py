@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from hf_pe.packing import BLOCK
+from hf_pe.quantizers.bnb import BLOCK
 
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Scales that are tried for a block, of its largest weight."""

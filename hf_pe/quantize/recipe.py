@@ -9,17 +9,17 @@ import torch
 from pydantic import Field, model_validator
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from hf_pe import packing
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError, listed
 from hf_pe.measure import sketch_size
-from hf_pe.packing import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
 from hf_pe.plans import Frozen, Plan, Sketch
 from hf_pe.progress import say
 from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.mix import Offer, worth_most
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
+from hf_pe.quantizers import bnb as packing
+from hf_pe.quantizers.bnb import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
 from hf_pe.report import percent
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TaskData
@@ -212,7 +212,7 @@ class BitsAndBytesQuantization(Frozen):
             )
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
-        """The skip list whatever the budget; see `hf_pe.packing.kept_modules`."""
+        """The skip list whatever the budget; see `hf_pe.quantizers.bnb.kept_modules`."""
         return packing.kept_modules(model, self.method, self.skip)
 
     def rest_dtype(self, own: Any) -> torch.dtype:

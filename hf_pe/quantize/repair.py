@@ -7,9 +7,9 @@ import bitsandbytes.functional as bnb
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.packing import OUTER_BLOCK, plain_layout_, plain_weight, remember_scales_
 from hf_pe.quantize.grid import repaired
 from hf_pe.quantize.inputs import inputs_of
+from hf_pe.quantizers.bnb import OUTER_BLOCK, plain_layout_, plain_weight, remember_scales_
 from hf_pe.regression import Moments
 from hf_pe.tasks import TaskData
 

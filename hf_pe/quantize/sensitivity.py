@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.errors import NotFiniteError
 from hf_pe.measure import judge
-from hf_pe.packing import plain_weight, unpacked_weight
 from hf_pe.progress import advance
 from hf_pe.quantize.inputs import inputs_of
+from hf_pe.quantizers.bnb import plain_weight, unpacked_weight
 from hf_pe.tasks import TaskData
 
 TOKENS, NUMBERS = 2048, 2**27

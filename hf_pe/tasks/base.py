@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
-from hf_pe.instance import processor_size
+from hf_pe.dummies.inputs import processor_size
 from hf_pe.plans import Sketch
 
 Batch = dict[str, torch.Tensor]

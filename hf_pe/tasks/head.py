@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from hf_pe.instance import no_cache
+from hf_pe.dummies.inputs import no_cache
 from hf_pe.tasks.base import ROW, Batch, model_inputs
 
 LARGE = 4096

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import t
 from transformers import TrainerCallback
 
-from hf_pe.files import write_whole
-from hf_pe.provenance import machine, versions
+from hf_pe.files.atomic import write_whole
+from hf_pe.run.provenance import machine, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"

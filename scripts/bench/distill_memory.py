@@ -22,8 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, build
 from hf_pe.distill import recipe as recipe_module
-from hf_pe.fresh_process import _anonymous, _watch
-from hf_pe.instance import lively
+from hf_pe.dummies.inputs import lively
+from hf_pe.fresh.open_model import _anonymous, _watch
 from hf_pe.tasks import CausalLM, TaskData
 
 VOCABULARY, TOKENS, WIDTH, LAYERS, ROWS, STEPS, ROUNDS, GOAL = 128_000, 2_048, 576, 2, 16, 3, 1, 0.3

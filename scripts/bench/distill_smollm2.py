@@ -14,7 +14,7 @@ import torch
 from common import row, write
 from ground_smollm2 import LENGTH, TEST_BLOCKS, blocks, losses, task_data
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
 

@@ -27,7 +27,7 @@ from sentence_transformers import (
 )
 from torch import nn
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning

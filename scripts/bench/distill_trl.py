@@ -18,7 +18,7 @@ from common import Clock, row, write
 from ground_smollm2 import blocks, task_data
 from transformers import TrainingArguments, default_data_collator
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.distill import DistillationTrainer
 from hf_pe.prune import StructuredPruning
 

@@ -18,7 +18,7 @@ from common import ROOT, SHARED, bootstrap, row, write
 from scipy.stats import spearmanr
 from transformers import AutoModel, PreTrainedModel
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.hub import write_card
 from hf_pe.recipe_file import read_recipe

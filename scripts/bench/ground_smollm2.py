@@ -11,7 +11,7 @@ import torch
 from common import SHARED, bootstrap, row, write
 from transformers import default_data_collator
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, TaskData

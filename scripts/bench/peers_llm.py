@@ -16,7 +16,7 @@ from torch import nn
 from hf_pe.anatomy import discover
 from hf_pe.calibration import BATCH
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.statistics import consumer_moments
+from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 

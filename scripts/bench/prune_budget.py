@@ -16,15 +16,15 @@ from transformers import AutoModel
 from hf_pe.anatomy import discover
 from hf_pe.anatomy.discover import _discover
 from hf_pe.calibration import BATCH
-from hf_pe.checkpoints import load_config, load_processor, resolve
+from hf_pe.checkpoints.load import load_config, load_processor, resolve
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.instance import example_inputs
+from hf_pe.dummies.inputs import example_inputs
 from hf_pe.measure.flops import flops
 from hf_pe.measure.latency import alternating
-from hf_pe.proof import _prove
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.statistics import consumer_moments
+from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.tasks import Embedding, TaskData, model_inputs
+from hf_pe.verify.equivalence import _prove
 
 ROUNDS = 5
 TARGET = 0.6

@@ -32,7 +32,7 @@ from prune_minilm import (
     tokens,
 )
 
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding
 
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.data import DataConfig, Examples
-from hf_pe.instance import example_inputs
+from hf_pe.dummies.inputs import example_inputs
 from hf_pe.tasks import Embedding, TaskData
 
 SENTENCES, TRIAL_PAIRS = 480, 500

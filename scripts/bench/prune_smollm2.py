@@ -25,9 +25,9 @@ from peers import REPAIRED, TORCH_PRUNING, by_peers, by_recipes, torch_pruning_c
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
 
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
-from hf_pe.files import write_whole
-from hf_pe.instance import example_inputs
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.files.atomic import write_whole
 from hf_pe.measure import parameters
 from hf_pe.tasks import CausalLM
 

@@ -24,11 +24,11 @@ from torch import nn
 from transformers import MobileNetV2ForImageClassification
 
 from hf_pe.calibration import answers, distance
-from hf_pe.checkpoints import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
-from hf_pe.packing import packable
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
+from hf_pe.quantizers.bnb import packable
 from hf_pe.tasks import TaskData, model_inputs
 
 CALIBRATION_BLOCKS, TRIAL_BLOCKS, BITS = 32, 4, 6.0

@@ -33,8 +33,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
-from hf_pe.instance import difference, example_inputs, instances, lively, no_cache, outputs_of, tensors_of
-from hf_pe.proof import prove
+from hf_pe.dummies.inputs import difference, example_inputs, instances, lively, no_cache, outputs_of, tensors_of
+from hf_pe.verify.equivalence import prove
 
 TYPES = [
     "albert", "bart", "bert", "bloom", "clip_vision_model", "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert",

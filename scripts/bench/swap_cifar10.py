@@ -31,7 +31,7 @@ from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.measure import latency, parameters
 from hf_pe.tasks import ImageClassification, TaskData
-from hf_pe.transplant import drawn
+from hf_pe.weight_transfer import drawn
 
 BATCH, TAUGHT, CALIBRATION, TRIED = 128, 64, 1024, 0.15
 CROP = Augment(crop=0.125, flip=True)

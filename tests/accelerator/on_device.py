@@ -15,7 +15,7 @@ from hf_pe import (
     compress,
 )
 from hf_pe.data import load_examples
-from hf_pe.instance import example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs, lively, outputs_of
 from hf_pe.measure import measure, on_one_device, reopened
 from hf_pe.measure.latency import latency
 from hf_pe.tasks import CausalLM
@@ -26,7 +26,7 @@ quick = functools.partial(measure, batches=(1,), length=8)
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch):
-    monkeypatch.setattr("hf_pe.pipeline.measure", quick)
+    monkeypatch.setattr("hf_pe.run.compress.measure", quick)
 
 
 @pytest.fixture

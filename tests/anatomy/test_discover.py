@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover, resized, skeleton
-from hf_pe.instance import tiny
+from hf_pe.dummies.inputs import tiny
 
 
 def anatomy_of(model_type):

@@ -24,9 +24,9 @@ from hf_pe.anatomy import (
     skeleton,
     tokens_named,
 )
-from hf_pe.instance import lively, outputs_of, tiny
-from hf_pe.proof import prove
+from hf_pe.dummies.inputs import lively, outputs_of, tiny
 from hf_pe.surgery import cut
+from hf_pe.verify.equivalence import prove
 
 KEPT = [0, 1, 2, 5, 7, 9]  # become 0 to 5; 3, 4, 6 and 8 are gone
 

@@ -40,11 +40,11 @@ from transformers import (
 )
 
 from hf_pe.backbones import PRESETS, BackboneSwap
-from hf_pe.backbones.target import target_of
+from hf_pe.backbones.resolve import target_of
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import latency, measure, parameters
 from hf_pe.plans import Sketch
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification

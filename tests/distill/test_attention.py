@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe.distill.attention import NAME, watchable, watched
-from hf_pe.instance import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
 from tests.helpers import bert_config
 
 FAMILIES = (

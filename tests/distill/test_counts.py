@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from hf_pe.anatomy import EVERYWHERE, discover
-from hf_pe.bridge import Seam, reuse_
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, DistillationTrainer
 from hf_pe.distill.counts import UNITS, count
-from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.losses.registry import LOSSES
+from hf_pe.dummies.inputs import lively
 from hf_pe.errors import UsageError
-from hf_pe.instance import lively
+from hf_pe.stitching import Seam, reuse_
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, TaskData, task_named
 from tests.helpers import bert_config

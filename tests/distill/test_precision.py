@@ -17,8 +17,8 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, DistillationTrainer
+from hf_pe.dummies.inputs import lively
 from hf_pe.errors import UsageError
-from hf_pe.instance import lively
 from hf_pe.plans import Sketch
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS

@@ -16,16 +16,16 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_pe.checkpoints import save_model
+from hf_pe.checkpoints.load import save_model
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Lora
-from hf_pe.distill.losses import LOSSES
+from hf_pe.distill.losses.registry import LOSSES
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import parameters
-from hf_pe.packing import unpacked_weight
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import dequantize_checkpoint
+from hf_pe.quantizers.bnb import unpacked_weight
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config
 

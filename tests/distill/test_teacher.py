@@ -19,8 +19,8 @@ from transformers import (
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Teacher
 from hf_pe.distill.teacher import frozen
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.tasks import CausalLM, TextClassification
 from tests.helpers import TEXTS, bert_config, needs_package, saved
 

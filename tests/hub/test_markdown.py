@@ -7,8 +7,8 @@ import pytest
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
-from hf_pe.cards import model_card
-from hf_pe.front_matter import read_front_matter
+from hf_pe.files.front_matter import read_front_matter
+from hf_pe.hub.base_card import model_card
 from hf_pe.hub.card import render_card, write_card
 from hf_pe.hub.markdown import code, escape, fenced, link, quoted, table_row
 from hf_pe.hub.merge import BLOCK, merge_card, split

@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hf_pe import Distillation, compress
-from hf_pe.cli import app
+from hf_pe.cli.main import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, prepare, push
+from hf_pe.hub.seal import changes_since_sealed, result_files
 from hf_pe.progress import listen
 from hf_pe.report import read_report, write_report
-from hf_pe.results import seal_result
-from hf_pe.seal import changes_since_sealed, result_files
+from hf_pe.run.folder import seal_result
 from tests.helpers import TEXTS, shared
 from tests.hub.faults import REPO, impatient
 from tests.hub.server import TOKEN, Hub
@@ -121,7 +121,7 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from hf_pe.checkpoints import class_for, load_config, load_model, resolve, save_model, sentence_modules\n"
+        "from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve, save_model, sentence_modules\n"
         f"source = resolve({REPO!r})\n"
         "model = load_model(source, class_for(load_config(source)))\n"
         "save_model(model, None, Path(sys.argv[1]), source)\n"
@@ -250,7 +250,7 @@ def test_a_transfer_that_broke_goes_on_where_it_stopped(hub, api, folder):
 
     save_file({"x": torch.ones(9)}, folder / "more.safetensors")
     report = read_report(folder)
-    from hf_pe.checkpoints import weight_hashes
+    from hf_pe.checkpoints.load import weight_hashes
 
     reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
     write_report(report.model_copy(update={"reload": reload}), folder)
@@ -400,7 +400,7 @@ def test_a_user_may_be_called_here_as_on_the_hub(folder, monkeypatch):
 
 
 def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
-    from hf_pe.checkpoints import weight_hashes
+    from hf_pe.checkpoints.load import weight_hashes
 
     (folder / "model.safetensors").write_bytes(b"no weights")
     report = read_report(folder)

@@ -1,10 +1,10 @@
 import pytest
 from transformers import BertModel
 
-from hf_pe.checkpoints import open_in_fresh_process, save_model, weight_bytes_on_disk
+from hf_pe.checkpoints.load import open_in_fresh_process, save_model, weight_bytes_on_disk
+from hf_pe.dummies.inputs import example_inputs, lively, outputs_of
 from hf_pe.errors import ReloadError
-from hf_pe.hashes import value_sha256
-from hf_pe.instance import example_inputs, lively, outputs_of
+from hf_pe.files.hashes import value_sha256
 from hf_pe.loading import Loading
 from hf_pe.measure import reopened
 from tests.helpers import bert_config

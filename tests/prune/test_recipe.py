@@ -34,8 +34,8 @@ from transformers import (
 
 from hf_pe.anatomy import EVERYWHERE
 from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.instance import difference, example_inputs, lively, outputs_of
 from hf_pe.measure import judge, parameters
 from hf_pe.plans import Plan, Sketch
 from hf_pe.prune import StructuredPruning

@@ -3,7 +3,7 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe import Cast
-from hf_pe.instance import tiny
+from hf_pe.dummies.inputs import tiny
 from hf_pe.measure import layer_bits, weight_bytes
 from hf_pe.plans import Sketch
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 
-from hf_pe.packing import BLOCK
 from hf_pe.quantize.grid import nearest, repaired
+from hf_pe.quantizers.bnb import BLOCK
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

@@ -6,9 +6,9 @@ from transformers import LlamaForCausalLM
 
 from hf_pe.calibration import answers, distance
 from hf_pe.data import load_examples
-from hf_pe.packing import is_linear, packable, unpacked_weight
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import estimated, measured
+from hf_pe.quantizers.bnb import is_linear, packable, unpacked_weight
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
 

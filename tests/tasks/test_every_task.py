@@ -28,10 +28,10 @@ from transformers import (
 
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Cache, Distillation
+from hf_pe.dummies.inputs import lively
 from hf_pe.errors import UsageError
-from hf_pe.instance import lively
-from hf_pe.packing import packable, unpacked_weight
 from hf_pe.quantize import BitsAndBytesQuantization
+from hf_pe.quantizers.bnb import packable, unpacked_weight
 from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap

@@ -20,7 +20,7 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
-from hf_pe.provenance import data_facts
+from hf_pe.run.provenance import data_facts
 from hf_pe.tasks import CausalLM, Embedding, TextClassification, positions, prepare, task_named
 from tests.helpers import TEXTS, bert_config, shared
 

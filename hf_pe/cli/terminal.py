@@ -1,0 +1,249 @@
+"""What the command line shows: texts as they are, progress, and one message in place of a traceback."""
+
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from hf_pe.errors import NotFiniteError, PushError, ReloadError, UsageError, one_line, out_of_memory
+from hf_pe.files.atomic import failed_write
+from hf_pe.progress import listen
+
+TRACEBACK = "HF_PE_TRACEBACK"
+"""Environment variable: 1 shows tracebacks."""
+FAULT = 70
+"""Exit code of a fault of the program itself (EX_SOFTWARE of sysexits.h)."""
+RELOAD_WAY_OUT = (
+    "What was saved counts as no result. Give the command again (hf-pe run: with --resume, to go on after the last "
+    "finished stage, or --restart); if it ends so again, please report it together with the command."
+)
+REPEAT_S = 10
+"""Seconds between two lines of progress where there is no terminal."""
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What would steer a terminal, turn the direction of a text, or cannot be encoded."""
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters written as escapes, such as \\x1b."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+class PlainConsole(Console):
+    """Shows every text as it is: names and messages from outside have brackets, colons and worse."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text for display; see `printable`."""
+        return super().render_str(printable(text), **options)
+
+
+out = PlainConsole()
+err = PlainConsole(stderr=True)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what a scheduler sends before it kills; ends as Ctrl-C does."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def noting(state: Callable[[], str]) -> Iterator[None]:
+    """Add to whatever stops the block in which state it leaves the user's files."""
+    try:
+        yield
+    except UsageError:  # before work, or with all that can be said
+        raise
+    except BaseException as stop:
+        stop.add_note(state())
+        raise
+
+
+@contextmanager
+def messages(stopped: str = "Nothing was written; give the same command to begin again.") -> Iterator[None]:
+    """Print whatever ends the block as one message, with its notes; keep libraries quiet.
+
+    Args:
+        stopped: what to say where the user stops the block and no note says how things stand.
+    """
+    import logging
+
+    import transformers
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # the card says which CPU path was timed
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        with _terminable():
+            yield
+    except (click.exceptions.Exit, click.exceptions.Abort, click.ClickException):
+        raise
+    except KeyboardInterrupt as stop:
+        err.print("\nStopped.", *(_notes(stop) or [stopped]))
+        raise typer.Exit(143 if isinstance(stop, _Terminated) else 130) from None
+    except Exception as error:
+        code = _explain(error)
+        raise typer.Exit(code) from None
+
+
+def _explain(error: Exception) -> int:
+    """Print the message of an error; returns the exit code."""
+    if _shows_traceback():
+        err.print("".join(traceback.format_exception(error)), end="")
+    if isinstance(error, UsageError):
+        _print_error("Error:", str(error))
+        return 2
+    if isinstance(error, ImportError):
+        _print_error("Error:", f"A package is missing: {one_line(error, 300)}. Install it with pip.")
+        return 2
+    if isinstance(error, ReloadError) and out_of_memory(error) is None:
+        _print_error("Error:", str(error), RELOAD_WAY_OUT, *_notes(error))
+        return 2
+    if isinstance(error, PushError | NotFiniteError):
+        _print_error("Stopped:", str(error), *_notes(error))
+        return 1
+    reason = out_of_memory(error) or failed_write(error)
+    if reason is not None:
+        _print_error("Stopped:", reason if reason.endswith(".") else f"{reason}.", *_notes(error))
+        return 1
+    return _explain_fault(error)
+
+
+def _explain_fault(error: Exception) -> int:
+    """Print that the program itself is at fault, and where its traceback is; returns the exit code."""
+    if _shows_traceback():
+        place = "Its traceback is above"
+    else:
+        with tempfile.NamedTemporaryFile("w", prefix="hf_pe-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(printable("".join(traceback.format_exception(error))))
+        place = f"Its traceback is in {file.name} (hf-pe --traceback ... or {TRACEBACK}=1 shows it here)"
+    first = one_line(error, 300)
+    _print_error(
+        "Error:",
+        f"This is a fault of hf_pe, or of a library that it calls: {type(error).__name__}: {first}",
+        f"{place}; please report it together with the command.",
+        *_notes(error),
+    )
+    return FAULT
+
+
+def _shows_traceback() -> bool:
+    context = click.get_current_context(silent=True)
+    asked = context is not None and bool(context.find_root().params.get("traceback"))
+    return asked or os.environ.get(TRACEBACK, "") not in ("", "0")
+
+
+def _print_error(kind: str, *sentences: str) -> None:
+    err.print(Text(kind, style="red"), end=" ")
+    err.print(*sentences)
+
+
+def _notes(stop: BaseException) -> list[str]:
+    return getattr(stop, "__notes__", [])
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Show what is happening and how long is left: a bar on a terminal, else a line now and then."""
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        with listen(progress_lines(start)):
+            yield
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if not total:
+                bars.console.print(f"[{time.monotonic() - start:5.0f} s] {what}")
+                for old in tasks.values():
+                    bars.remove_task(old)
+                tasks.clear()
+                return
+            if what not in tasks:
+                tasks[what] = bars.add_task(printable(what), total=total)
+            bars.update(tasks[what], completed=done)
+
+        with listen(show):
+            yield
+
+
+def progress_lines(start: float, clock: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+    """Return a listener that prints a line for each new task, and every `REPEAT_S` seconds how far it is.
+
+    Args:
+        start: time of the clock when the command began.
+        clock: seconds.
+    """
+    begun: dict[str, tuple[float, int]] = {}
+    last = [0.0]
+
+    def show(what: str, done: int, total: int) -> None:
+        now = clock()
+        if not total:
+            err.print(f"[{now - start:5.0f} s] {what}")
+            begun.clear()
+            return
+        if done == total:
+            begun.pop(what, None)
+            return
+        since, earlier = begun.setdefault(what, (now, done))
+        if now - last[0] >= REPEAT_S and done:
+            units = done - earlier  # that the clock has timed
+            left = f", about {_duration((now - since) / units * (total - done))} left" if units else ""
+            err.print(f"[{now - start:5.0f} s]   {what}: {done} of {total}{left}")
+            last[0] = now
+
+    return show
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as "40 s", "12 min" or "2 h 5 min"."""
+    if seconds < 100:
+        return f"{max(seconds, 1):.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

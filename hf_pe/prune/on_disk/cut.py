@@ -1,0 +1,197 @@
+"""Cuts a checkpoint on disk without ever holding the model: tensor by tensor, by weights alone."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightTransform
+
+from hf_pe import progress
+from hf_pe.anatomy import Axis, discover, skeleton
+from hf_pe.checkpoints.load import Source, class_for, copy_beside, load_config, resolve, say_left_behind
+from hf_pe.checkpoints.sentence_transformers import require_width
+from hf_pe.checkpoints.weight_checks import require_finite
+from hf_pe.errors import UsageError
+from hf_pe.files.json_files import read_object
+from hf_pe.files.shards import INDEX
+from hf_pe.outputs import check_output, replaced, require_space
+from hf_pe.plans import Sketch
+from hf_pe.prune.on_disk.tensors import Stored, Tensors, as_in_memory, as_on_disk
+from hf_pe.prune.refit.norm_warnings import rescaling_warnings
+from hf_pe.prune.sizes.allowed import amount, axes_named, kept_sizes, one_or_all, sizes_in_turn
+from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
+from hf_pe.verify.equivalence import require_generation, require_proof
+
+GENERATION = "generation_config.json"
+ROWS = 1024
+"""Units whose weights are in float32 at a time."""
+Keep = Mapping[str, float | int | Sequence[int]]
+
+
+def cut_checkpoint(
+    model: str,
+    output: str | Path,
+    keep: Keep,
+    *,
+    norm: Literal[1, 2] = 2,
+    multiple: int = 8,
+    tensor_parallel: int = 1,
+    overwrite: bool = False,
+    shard_size: str = "1GB",
+    trust_remote_code: bool = False,
+) -> Path:
+    """Cut a model on disk by the magnitude of its weights, with at most one shard of the result in memory.
+
+    For models that are too large to be held. Without data nothing is repaired: where there is room, a recipe with
+    calibration rows loses far less.
+
+    Args:
+        model: folder of safetensors or Hub id that is here already.
+        output: folder of the result; written beside, then renamed.
+        keep: axis to a share (0.7; 1.0 is all), a number of units, or (layers) the layers that stay.
+        norm: L1 or L2 (Li et al. 2017, arXiv:1608.08710).
+        multiple: widths are rounded up to it.
+        tensor_parallel: devices that will share each layer: heads, and multiples of widths, divide evenly.
+        overwrite: replace what `output` holds, after success.
+        shard_size: of the files that are written.
+        trust_remote_code: run code that the model brings along.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: no such model or axis, a cut that is not proved, files that do not hold what the model does or hold
+            values that are not finite, layers by number without saying which, or `output` is taken.
+    """
+    unclear = one_or_all(keep)
+    if unclear:
+        raise UsageError(f"keep.{unclear}.")
+    asked: dict[str, Any] = dict(keep)
+    for name, value in asked.items():
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            continue
+        try:
+            amount(value)
+        except ValueError as error:
+            raise UsageError(f"keep.{name}: {error}.") from error
+    source = resolve(model, trust_remote_code=trust_remote_code)
+    folder = _folder(source)
+    config, stored = load_config(source), Stored(folder)
+    model_class = class_for(config)
+    state: Tensors
+    state, used = as_in_memory(stored, skeleton(config, model_class))
+    told = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
+    sketch = Sketch(config, model_class)
+    sizes, _ = sizes_in_turn(sketch, kept_sizes(sketch, told, multiple, tensor_parallel))
+    layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
+              for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
+    check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read
+    progress.say("checking the weights")
+    require_finite(state.items(), source.name)
+    generation, depths = _generation_settings(folder), dict[str, Kept]()
+    with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
+        for name in (*layers, *sizes):
+            axis = next(a for a in discover(config, model_class).axes if a.name == name)
+            if axis.kind == "layers" and name not in layers:
+                raise UsageError(
+                    f"keep.{name}: which layers matter shows only on data. Say which stay (layers: [0, 1, 3]), or cut "
+                    "with a recipe and calibration rows."
+                )
+            if axis.size == sizes.get(name):  # others took along what was to go
+                continue
+            named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
+            require_proof(config, model_class, axis, named)
+            for sentence in rescaling_warnings(Sketch(config, model_class), axis):
+                progress.warn(sentence)
+            depths |= {name: named} if named else {}
+            if named and len(depths) == len(layers):
+                for sentence in require_generation(sketch.config, model_class, depths):
+                    progress.warn(sentence)
+            progress.say(f"choosing units of {name}")
+            kept = named or _largest(state, axis, sizes[name], norm)
+            size = len(next(iter(kept.values())))
+            new = cut_config(config, axis, size, kept)
+            require_size(new, axis, size)
+            changes = generation_changes(generation, config, axis, kept)
+            for sentence in generation_losses(generation, changes):
+                progress.warn(sentence)
+            generation |= changes
+            state = Narrowed(state, axis, kept, skeleton(new, model_class).state_dict())
+            config = new
+            require_width(folder, getattr(config, "hidden_size", None))
+        _write(state, skeleton(config, model_class), used, fresh, shard_size)
+        config.architectures = [model_class.__name__]
+        config.save_pretrained(fresh)
+        if generation:
+            said = {name: value for name, value in generation.items() if value is not None}
+            (fresh / GENERATION).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
+        copy_beside(folder, fresh, config, own_code=trust_remote_code)
+        say_left_behind(source)
+    return Path(output)
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """Return the values of a folder's generation config, by field; none where it has no such file."""
+    file = folder / GENERATION
+    settings: dict[str, Any] = read_object(file) if file.is_file() else {}
+    return settings
+
+
+def _largest(state: Mapping[str, torch.Tensor], axis: Axis, size: int, norm: int) -> Kept:
+    """Of each group the units of the largest weights, slot after slot."""
+    scores: dict[str, torch.Tensor] = {}
+    for slot in axis.slots:
+        if slot.name in state:
+            units = slot.layout.by_unit(slot.of(state).movedim(slot.dim or 0, 0), axis.size)
+            parts = torch.split(units, ROWS)
+            found = torch.cat([rows.float().abs().pow(norm).sum(1) for rows in parts])
+            scores[slot.group] = scores.get(slot.group, torch.zeros(axis.size)) + found
+    return {group: axis.largest(group, scores[group], size) for group in axis.groups}
+
+
+def _write(state: Tensors, model: PreTrainedModel, used: list[WeightTransform], folder: Path, shard_size: str) -> None:
+    """Shard after shard, as the files were that were read; each tensor in the shape that a stock model has."""
+    wanted = {n: _cast(t, model.config) for n, t in model.state_dict().items() if n in state}
+    found = as_on_disk(state, wanted, model, used)
+    plan = split_torch_state_dict_into_shards(found.shapes, max_shard_size=shard_size)
+    require_space(folder, plan.metadata["total_size"], "the result")
+    files = {name: file for file, names in plan.filename_to_tensors.items() for name in names}
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for name in found:
+        shard = shards.setdefault(files[name], {})
+        shard[name] = _alone(found[name])
+        assert shard[name].shape == found.shapes[name].shape, (
+            f"{name}: {shard[name].shape} where {found.shapes[name].shape} is expected"
+        )
+        if len(shard) == len(plan.filename_to_tensors[files[name]]):
+            progress.advance("writing", len(shards), len(plan.filename_to_tensors))
+            save_file(shard, folder / files[name], metadata={"format": "pt"})
+            shard.clear()
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+
+
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory of its own, as files want it: not a part of a stack of experts."""
+    return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone().contiguous()
+
+
+def _cast(tensor: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
+    """In the dtype that the config tells, where it has a point."""
+    dtype = config.dtype or torch.float32
+    named: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return tensor.to(named) if tensor.is_floating_point() else tensor
+
+
+def _folder(source: Source) -> Path:
+    if source.folder is None:
+        raise UsageError(f"{source.name}: expected a folder; first: hf download {source.path} --local-dir DIR.")
+    if source.gguf_file:
+        raise UsageError(f"{source.name}: GGUF is not cut on disk; expected safetensors.")
+    return source.folder

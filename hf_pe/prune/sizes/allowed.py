@@ -1,0 +1,318 @@
+"""From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
+from hf_pe.errors import UsageError, nearest
+from hf_pe.plans import Sketch
+from hf_pe.surgery import cut_config
+from hf_pe.verify.equivalence import removable_layers
+
+Setting = dict[str, int]
+"""Axis name to size."""
+
+
+class Tried(NamedTuple):
+    """A rung of a ladder that was tried alone.
+
+    Attributes:
+        rung: its index; 0 is the whole model.
+        loss: what the model loses there.
+        cost: what it still costs.
+    """
+
+    rung: int
+    loss: float
+    cost: float
+
+
+WIDTHS = ("ffn", "expert_ffn", "hidden", "vocabulary")
+"""The axes of which nobody wants a single unit, so that a whole number of 1 is asked back."""
+CROSSED = 8
+"""Rungs of the shortest ladder that are each combined with the others."""
+
+
+def amount(value: Any) -> Any:
+    """Return a share or a number of units as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value > 0 or (isinstance(value, float) and not value <= 1):  # NaN is neither
+        raise ValueError(f"expected a share above 0 and up to 1.0, or a whole number of units from 1; got {value!r}")
+    return value
+
+
+def one_or_all(keep: Mapping[str, Any]) -> str:
+    """Return why a whole number of 1 for a width is asked back: it is one unit, and looks like all; "" if none is 1."""
+    name = next(
+        (n for n, value in keep.items() if n.rpartition(".")[2] in WIDTHS and type(value) is int and value == 1), None
+    )
+    if name is None:
+        return ""
+    return (
+        f"{name}: 1 can be read as one unit or as all of them. Write 1.0 to keep all, a share such as 0.5, or a number "
+        "of units from 2 on"
+    )
+
+
+def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:
+    """The size of each axis that `keep` names.
+
+    Args:
+        sketch: the model.
+        keep: axis name to a share (float) or a number of units (int).
+        multiple: widths are rounded up to it.
+        devices: among which tensor-parallel serving divides heads and widths, each share a multiple.
+
+    Raises:
+        UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have
+            once the axes before it are cut (key-value groups take along the query heads that read them).
+    """
+    whole = discover(sketch.config, sketch.model_class)
+    asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(whole, name)}
+    sizes = Setting()
+    for name in sorted(asked, key=_turn):  # what a turn takes along is no longer there at the next
+        axis, value = asked[name]
+        left = next(axis for axis in discover(sketch.config, sketch.model_class).axes if axis.name == name)
+        sizes[name] = _units(sketch, left, value, multiple, devices, whole=axis.size)
+        sketch = resized_sketch(sketch, {name: sizes[name]})
+    return {name: sizes[name] for name in asked}
+
+
+def snapped(sketch: Sketch, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
+    """What to say of each size in `setting` that is not what `keep` asked for."""
+    anatomy = discover(sketch.config, sketch.model_class)
+    asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
+    return tuple(
+        f"{name}: {setting[name]} of {axis.size} units are kept, the nearest size that is allowed; {value} asks for "
+        f"{value if isinstance(value, int) else value * axis.size:g}"
+        for name, (axis, value) in asked.items()
+        if abs(setting[name] - (value if isinstance(value, int) else value * axis.size)) >= 1
+    )
+
+
+def ladder(sketch: Sketch, name: str, multiple: int, devices: int = 1) -> list[Setting]:
+    """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
+
+    Raises:
+        UsageError: unknown axis or one that cannot be cut natively.
+    """
+    first, *others = axes_named(discover(sketch.config, sketch.model_class), name)
+    if first.kind in ("ffn", "expert_ffn"):
+        sizes = {_rounded(size, first, multiple * devices) for size in range(1, first.size + 1)}
+    elif first.kind == "layers":
+        least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
+        sizes = set(range(max(least, 1), first.size + 1))
+    else:
+        sizes = set(_sayable(sketch, first, multiple, devices))
+    return [
+        {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple, devices) for axis in others}
+        for size in sorted(sizes, reverse=True)
+    ]
+
+
+def in_step(ladders: Sequence[Sequence[Setting]], steps: int = 64) -> list[Setting]:
+    """A path that goes down all ladders by the same share; every rung of a single one."""
+    if len(ladders) == 1:
+        return list(ladders[0])
+    return [
+        _joined(ladders, [round(step / steps * (len(rungs) - 1)) for rungs in ladders]) for step in range(steps + 1)
+    ]
+
+
+def alone(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
+    """For each ladder the path that goes down it and leaves the others whole."""
+    whole = _joined(ladders, [0] * len(ladders))
+    return [[whole | rung for rung in rungs] for rungs in ladders]
+
+
+def crossed(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
+    """For some rungs of the shortest ladder (depth, say) the path that holds it there and goes down the others."""
+    held, *others = sorted(ladders, key=len)
+    if not others:
+        return []
+    last = len(held) - 1
+    chosen = sorted({round(last * part / (CROSSED - 1)) for part in range(CROSSED)})
+    return [[held[rung] | setting for setting in in_step(others)] for rung in chosen]
+
+
+def widest(settings: Sequence[Setting]) -> list[Setting]:
+    """Those, each once, that no other exceeds along some axis without falling short along any."""
+    different = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
+    return [
+        one
+        for one in different
+        if not any(other is not one and all(other[n] >= size for n, size in one.items()) for other in different)
+    ]
+
+
+def first_within(path: Sequence[Setting], cost: Callable[[Setting], float]) -> Setting | None:
+    """The first setting of `path` that costs at most 1; None where none does."""
+    at = first(path, lambda setting: cost(setting) <= 1)
+    return None if at is None else path[at]
+
+
+def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried]]) -> list[Setting]:
+    """A path that goes on where the loss for what is saved is least: greedy along the lower hull of each curve.
+
+    Args:
+        ladders: one for each axis.
+        tried: of each ladder some rungs, the first and the last among them, in order.
+    """
+    at, place = [0] * len(ladders), [0] * len(ladders)  # rung, and index in tried
+    path = [_joined(ladders, at)]
+    while True:
+        steps = [
+            (_loss_rate(here, later), number, index)
+            for number, curve in enumerate(tried)
+            for here in [curve[place[number]]]
+            for index, later in enumerate(curve)
+            if index > place[number]
+        ]
+        if not steps:
+            return path
+        _, number, place[number] = min(steps)
+        while at[number] < tried[number][place[number]].rung:
+            at[number] += 1
+            path.append(_joined(ladders, at))
+
+
+def _loss_rate(here: Tried, later: Tried) -> float:
+    """The loss for what is saved; infinite where the outputs behind `later` are not finite."""
+    lost = later.loss - here.loss if math.isfinite(later.loss) else math.inf
+    return lost / max(here.cost - later.cost, 1e-12)
+
+
+def first(path: Sequence[Setting], fits: Callable[[Setting], bool]) -> int | None:
+    """Index of the first setting that fits, none before it fitting and all behind it; None where the last does not."""
+    if not fits(path[-1]):
+        return None
+    low, high = 0, len(path) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(path[middle]) else (middle + 1, high)
+    return low
+
+
+def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
+    """What of `setting` is less than the model has, depth first, hidden width last."""
+    now = {axis.name: axis.size for axis in discover(sketch.config, sketch.model_class).axes}
+    less = {name: size for name, size in setting.items() if size != now[name]}
+    return dict(sorted(less.items(), key=lambda item: _turn(item[0])))
+
+
+def sizes_in_turn(sketch: Sketch, setting: Mapping[str, int]) -> tuple[Setting, Sketch]:
+    """Return the size of each axis of `setting` right after its turn, and the model after all of them.
+
+    Key-value groups take along the query heads that read them, so their own turn may find fewer query heads than
+    `setting` asks for: then those that are there stay, the same number in each group.
+    """
+    config, sizes = sketch.config, Setting()
+    for name, size in removed(sketch, setting).items():
+        axis = next(axis for axis in discover(config, sketch.model_class).axes if axis.name == name)
+        fitting = min(size, axis.size)
+        sizes[name] = fitting - fitting % axis.heads if axis.kind in HEADS else fitting
+        config = cut_config(config, axis, sizes[name])
+    return sizes, replace(sketch, config=config)
+
+
+def resized_sketch(sketch: Sketch, setting: Mapping[str, int]) -> Sketch:
+    """The model after `setting`, as far as sizes go."""
+    return sizes_in_turn(sketch, setting)[1]
+
+
+def final_sizes(before: Sketch, after: Sketch, names: Iterable[str]) -> Setting:
+    """The size that each of the named axes of `before` has in `after`, where others may have taken along some of it."""
+    axes = {axis.name: axis for axis in discover(before.config, before.model_class).axes}
+    sizes = ((name, size_in(after.config, axes[name].config_field)) for name in names)
+    return {name: size for name, size in sizes if size is not None}
+
+
+def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
+    """The axes called `name`, of all towers.
+
+    Raises:
+        UsageError: there is none, or it cannot be cut natively.
+    """
+    found = anatomy.named(name)
+    known = [axis.name for axis in anatomy.axes]
+    if not found:
+        raise UsageError(f"prune: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}")
+    if found[0].kind == "vocabulary":
+        raise UsageError(
+            f"prune: rows of '{name}' go only with a tokenizer that knows the others alone, which this version does "
+            "not make. `hf_pe.cut` takes them away for token ids of your own."
+        )
+    for axis in found:
+        if not axis.native:
+            raise UsageError(
+                f"prune: the stock config of this model cannot say that '{axis.name}' are fewer, so the result "
+                "would not load; cut ffn or layers."
+            )
+    return found
+
+
+def _turn(name: str) -> int:
+    """Query heads come after key-value groups, which take some along."""
+    return {"layers": 0, "heads": 2, "hidden": 3}.get(name.rpartition(".")[2], 1)
+
+
+def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
+    return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
+
+
+def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
+    """The allowed size nearest to `value`: units, or a share of `whole` (default: of the axis as it is)."""
+    whole = whole or axis.size
+    count = value if isinstance(value, int) else min(max(round(whole * value), 1), axis.size)
+    if not 1 <= count <= axis.size:
+        gone = f", {axis.size} of {whole} once others are cut" if axis.size < whole else ""
+        raise UsageError(
+            f"prune.keep.{axis.name}: the model has {axis.size} units{gone}; expected 1 to {axis.size}, got {value}."
+        )
+    if axis.kind in ("ffn", "expert_ffn"):
+        return _rounded(int(count), axis, multiple * devices)
+    able = _sayable(sketch, axis, multiple, devices)
+    if isinstance(value, int) and value not in able:
+        raise UsageError(
+            f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}"
+            f"{f', divided among {devices} devices' if devices > 1 else ''}."
+        )
+    return min(able, key=lambda size: (abs(size - whole * value), -size)) if count not in able else int(count)
+
+
+def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[int]:
+    """The sizes that the stock config takes, and `devices` can divide: Llama's wants a hidden width that the query
+    heads divide.
+
+    Raises:
+        UsageError: no number of heads can be divided among so many devices.
+    """
+    own = {"hidden": multiple} | dict.fromkeys(HEADS, devices)
+    step = math.lcm(own.get(axis.kind, 1), axis.heads)
+
+    def able(size: int) -> bool:
+        try:
+            cut_config(sketch.config, axis, size)
+        except Exception:  # a config may refuse with anything
+            return False
+        return True
+
+    whole = axis.kind not in HEADS
+    found = [n for n in range(1, axis.size + 1) if (n % step == 0 or (whole and n == axis.size)) and able(n)]
+    if not found:
+        raise UsageError(
+            f"prune.tensor_parallel: none of 1 to {axis.size} {axis.name} can be divided among {devices} devices. "
+            f"Name fewer devices, or leave {axis.name} whole."
+        )
+    return found
+
+
+def _rounded(count: int, axis: Axis, multiple: int) -> int:
+    step = math.lcm(multiple, axis.heads, EXPERT_STEP if axis.in_experts else 1)
+    return min(-(-count // step) * step, axis.size)

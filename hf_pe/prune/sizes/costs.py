@@ -1,0 +1,115 @@
+"""What a size costs: counted from the config, or measured on this machine."""
+
+import copy
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_pe.anatomy import discover, skeleton
+from hf_pe.checkpoints.load import auto_class_of
+from hf_pe.errors import UsageError
+from hf_pe.measure import LENGTH, alternating, flops, latency, longest, parameters, reopened, sketch_size
+from hf_pe.plans import Sketch
+from hf_pe.prune.sizes.allowed import resized_sketch
+
+UNITS = {"parameters": "", "flops": " FLOPs", "bytes": " bytes", "latency": " ms", "memory": " bytes"}
+"""Everything that can be bounded, and its unit."""
+MEASURED = ("latency", "memory")
+"""What is measured and not counted."""
+DEEP = 8
+"""Stacks of more layers are measured at SHALLOW and DEEPER layers: each further layer costs the same."""
+SHALLOW, DEEPER = 2, 6
+SECONDS = 20.0
+"""How long a size takes turns with the dense model for its latency."""
+
+
+class Costs:
+    """What the sizes of one model cost. Each is looked at once; what is measured, with random weights of that size.
+
+    Args:
+        dense: the model before anything is cut.
+        batch: examples in the pass whose latency counts.
+        device: where latency is measured.
+    """
+
+    def __init__(self, dense: Sketch, batch: int = 1, device: str | torch.device = "cpu") -> None:
+        self.dense, self.batch, self.device = dense, batch, device
+        self._known: dict[tuple[str, str], float] = {}
+        self._rival: PreTrainedModel | None = None
+        self._usual = 0.0
+
+    def of(self, name: str, sketch: Sketch) -> float:
+        """Parameters outside embeddings, FLOPs at batch 1, bytes of all weights, milliseconds (median) or peak bytes.
+
+        Latency and peak memory of deep models are put together from blocks: the cost at 2 layers and what 4
+        more add.
+
+        Raises:
+            UsageError: it cannot be counted or measured for this architecture or on this machine.
+        """
+        parts = _blocks(sketch) if name in MEASURED else [(1.0, sketch)]
+        return sum(times * self._once(name, part) for times, part in parts)
+
+    def share(self, name: str, sketch: Sketch) -> float:
+        """The same over what the dense model costs."""
+        return self.of(name, sketch) / self.of(name, self.dense)
+
+    def _once(self, name: str, sketch: Sketch) -> float:
+        key = (name, sketch.config.to_json_string())
+        if key not in self._known:
+            found = getattr(self, f"_{name}")(sketch)
+            if found is None:
+                raise UsageError(f"prune.target.{name}: it cannot be found out here; expected another target.")
+            self._known[key] = float(found)
+        return self._known[key]
+
+    def _parameters(self, sketch: Sketch) -> int:
+        return parameters(skeleton(sketch.config, sketch.model_class)).without_embeddings
+
+    def _flops(self, sketch: Sketch) -> int | None:
+        return flops(sketch.config, sketch.model_class, length=longest(sketch.config, LENGTH), pixels=sketch.pixels)
+
+    def _bytes(self, sketch: Sketch) -> int:
+        return int(sketch_size(sketch)["weight_bytes"])
+
+    def _latency(self, sketch: Sketch) -> float:
+        """In turns with the dense model (of a deep one, its first blocks): a machine that slows down slows both."""
+        known = _blocks(self.dense)[0][1]
+        how: dict[str, Any] = {"batch": self.batch, "length": longest(sketch.config, LENGTH), "pixels": sketch.pixels}
+        if self._rival is None:
+            self._rival = self._random(known)
+            self._usual = latency({"rival": self._rival}, **how)["rival"].p50_ms
+        if sketch.config.to_json_string() == known.config.to_json_string():
+            return self._usual
+        models = {"rival": self._rival, "this": self._random(sketch)}
+        times = alternating(models, **how, seconds=SECONDS, most_rounds=200)
+        return self._usual * statistics.median(a / b for a, b in zip(times["this"], times["rival"], strict=True))
+
+    def _memory(self, sketch: Sketch) -> int | None:
+        model = self._random(sketch)
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place, "sized")
+            model.save_pretrained(folder)
+            kind = auto_class_of(model.config, type(model))
+            return reopened(folder, "sized", model, kind, None, length=LENGTH, pixels=sketch.pixels)[
+                0
+            ].peak_memory_bytes
+
+    def _random(self, sketch: Sketch) -> PreTrainedModel:
+        make: Any = sketch.model_class
+        with torch.random.fork_rng(devices=[]):
+            model = make._from_config(copy.deepcopy(sketch.config), dtype=sketch.config.dtype or torch.float32)
+        return model.eval().to(self.device)  # type: ignore[no-any-return]
+
+
+def _blocks(sketch: Sketch) -> list[tuple[float, Sketch]]:
+    """Smaller models and how often each counts, so that the sum costs what `sketch` does."""
+    stacks = [a for a in discover(sketch.config, sketch.model_class).named("layers") if a.native and a.size > DEEP]
+    low = {axis.name: SHALLOW for axis in stacks}
+    slopes = [(axis.size - SHALLOW) / (DEEPER - SHALLOW) for axis in stacks]
+    deeper = [resized_sketch(sketch, low | {axis.name: DEEPER}) for axis in stacks]
+    return [(1 - sum(slopes), resized_sketch(sketch, low)), *zip(slopes, deeper, strict=True)]

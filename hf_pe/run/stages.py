@@ -1,0 +1,170 @@
+"""Stages of a run: each is planned, carried out, measured and kept; a resumed run loads those that are whole."""
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from transformers import PreTrainedModel, set_seed
+
+from hf_pe import progress
+from hf_pe.checkpoints import load as checkpoints
+from hf_pe.distill import Distillation
+from hf_pe.errors import UsageError
+from hf_pe.files.hashes import sha256
+from hf_pe.measure import Evaluate, layer_bits, parameters, quality, weight_bytes
+from hf_pe.outputs import replaced
+from hf_pe.plans import Frozen, Plan
+from hf_pe.report import StageReport
+from hf_pe.run.identity import AnyRecipe, StageId
+from hf_pe.tasks import TaskData
+
+NOTE = "stage.json"
+
+
+class Finished(Frozen):
+    """A stage that is done, as its folder remembers it.
+
+    Attributes:
+        identity: of the stage, see `identity.StageId`.
+        origin: what all stages of its run were made from, see `identity.origin_of`.
+        files: SHA-256 of each of its files.
+    """
+
+    identity: str
+    origin: dict[str, str]
+    files: dict[str, str] = Field(default_factory=dict)
+    plan: Plan
+    report: StageReport
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Carries out the stages of a run and keeps the finished ones.
+
+    Attributes:
+        folder: where each stage has a folder of its own.
+        origin: what they are all made from; None: stages are not kept.
+        resume: finished stages of an earlier run are loaded.
+        data, evaluate: what stages look at, and are measured by.
+        seed: everything random in a stage begins with it, whether the stages before were made or loaded.
+    """
+
+    folder: Path
+    origin: dict[str, str] | None
+    resume: bool
+    data: TaskData
+    evaluate: Evaluate | None
+    seed: int
+
+    def make(self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel) -> tuple[PreTrainedModel, Finished]:
+        """Plan and apply one recipe, or load what an earlier run finished."""
+        place = self.folder / stage.folder_name
+        earlier = finished_stage(place, stage) if self.resume else None
+        if earlier is not None:
+            damaged = damaged_files(place, earlier)
+            if not damaged:
+                progress.say(f"stage {stage.name}: finished before, loaded")
+                return _loaded(place, model), earlier
+            progress.say(f"stage {stage.name}: finished before, but damaged ({', '.join(damaged)}): made again")
+        progress.say(f"stage {stage.name}")
+        set_seed(self.seed)
+        training = self.folder / f"{stage.folder_name}.training"
+        made, finished = self._made(stage, recipe, model, training)
+        if self.origin is not None:
+            finished = _kept(place, made, finished)
+        shutil.rmtree(training, ignore_errors=True)  # not before the stage is whole: hours may lie in it
+        return made, finished
+
+    def _made(
+        self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel, training: Path
+    ) -> tuple[PreTrainedModel, Finished]:
+        start = time.perf_counter()
+        plan = recipe.plan(model, self.data)
+        curve: list[tuple[int, float]] = []
+        if isinstance(recipe, Distillation):
+            work = None if self.origin is None else training  # checkpoints in a folder that goes help nobody
+            made, curve = recipe.train(model, self.data, work=work, resume=self.resume)
+        else:
+            made = recipe.apply(model, plan, self.data)
+            self.data.memory.clear()
+        report = StageReport(
+            plan=_brief(plan),
+            settings=recipe.model_dump(mode="json"),
+            seconds=time.perf_counter() - start,
+            parameters_without_embeddings=parameters(made).without_embeddings,
+            weight_bytes=weight_bytes(made),
+            layer_bits=layer_bits(made),
+            quality=quality(made, self.data, self.evaluate),
+            losses=tuple(curve),
+        )
+        return made, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
+
+
+def require_resumable(folder: Path, stages: Iterable[StageId], origin: Mapping[str, str]) -> None:
+    """Refuse to resume where finished stages lie of which none is one of this run.
+
+    Raises:
+        UsageError: says by what they differ.
+    """
+    notes = sorted(folder.glob(f"*/{NOTE}"))
+    if not notes or any(finished_stage(folder / stage.folder_name, stage) for stage in stages):
+        return
+    earlier = [found for note in notes if (found := _read(note)) is not None]
+    differences = [[what for what in origin if found.origin.get(what) != origin[what]] for found in earlier]
+    least = min(differences, key=len, default=["another version of hf_pe"])
+    raise UsageError(
+        f"--resume: {folder} has finished stages, but none of this run: they were begun with "
+        f"{' and '.join(least) or 'another recipe'}. Undo the change, or give --restart to begin anew."
+    )
+
+
+def finished_stage(place: Path, stage: StageId) -> Finished | None:
+    """Return what the folder of a stage says of it; None where it is not there or made from something else."""
+    found = _read(place / NOTE)
+    return found if found is not None and found.identity == stage.identity else None
+
+
+def damaged_files(place: Path, finished: Finished) -> list[str]:
+    """Return which files of a finished stage are missing or not as they were written."""
+    return [
+        name
+        for name, written in finished.files.items()
+        if not (place / name).is_file() or sha256(place / name) != written
+    ]
+
+
+def _kept(place: Path, model: PreTrainedModel, finished: Finished) -> Finished:
+    if place.exists():  # damaged, or half removed
+        shutil.rmtree(place)
+    with replaced(place, overwrite=True) as fresh:
+        checkpoints.save_model(model, None, fresh)
+        finished = finished.model_copy(update={"files": _hashes(fresh)})
+        (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
+    return finished
+
+
+def _read(note: Path) -> Finished | None:
+    try:
+        return Finished.model_validate_json(note.read_text("utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError):
+        return None
+
+
+def _loaded(place: Path, before: PreTrainedModel) -> PreTrainedModel:
+    """Load a stage as any model is loaded; `before` tells whether code of its own was allowed."""
+    source = checkpoints.resolve(str(place), trust_remote_code=checkpoints.brings_code(type(before)))
+    return checkpoints.load_model(source, checkpoints.class_for(checkpoints.load_config(source)))
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _brief(plan: Plan) -> Plan:
+    """The plan as a report keeps it: which layers stay; the long lists of units are in plan.json."""
+    kept = {name: units for name, units in (plan.kept or {}).items() if name.endswith("layers")}
+    return plan.model_copy(update={"kept": kept or None})
