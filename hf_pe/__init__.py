@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from hf_pe.recipe_file import read_recipe as read_recipe
     from hf_pe.report import Report as Report
     from hf_pe.report import read_report as read_report
-    from hf_pe.run.compress import Result as Result
     from hf_pe.run.compress import compress as compress
+    from hf_pe.run.result import Result as Result
     from hf_pe.surgery import cut as cut
     from hf_pe.verify.equivalence import prove as prove
     from hf_pe.weight_transfer import start_from as start_from
@@ -60,8 +60,8 @@ _HOME = {
     "Publish": "hub",
     "PushError": "errors",
     "push": "hub",
-    "Result": "pipeline",
-    "compress": "pipeline",
+    "Result": "run.result",
+    "compress": "run.compress",
     "DataConfig": "data",
     "Augment": "distill",
     "Cache": "distill",
@@ -74,7 +74,7 @@ _HOME = {
     "Teacher": "distill",
     "UsageError": "errors",
     "Plan": "plans",
-    "prove": "proof",
+    "prove": "verify.equivalence",
     "StructuredPruning": "prune",
     "cut_checkpoint": "prune",
     "BitsAndBytesQuantization": "quantize",
@@ -86,7 +86,7 @@ _HOME = {
     "Report": "report",
     "read_report": "report",
     "cut": "surgery",
-    "start_from": "transplant",
+    "start_from": "weight_transfer",
 }
 
 __all__ = [*_HOME]

@@ -9,8 +9,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from hf_pe import progress
-from hf_pe.checkpoints.load import class_for, copy_beside, load_config, load_model, resolve, say_left_behind
-from hf_pe.dummies.inputs import difference, example_inputs, no_cache, outputs_of, tensors_of
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.save import copy_beside, say_left_behind
+from hf_pe.checkpoints.source import resolve
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, no_cache, outputs_of, tensors_of
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.outputs import replaced, require_space
 from hf_pe.quantizers.bnb import require_plain

@@ -1,10 +1,8 @@
 """Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Form
 
@@ -50,20 +48,3 @@ class Plan(Frozen):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = Field((), description="sentences said before work: what may make the stage worthless")
     references: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """A model as far as it is known without weights: what a dry run hands from stage to stage.
-
-    Attributes:
-        config: of the model.
-        model_class: what is built from it.
-        bits: bits a weight takes, by parameter name, where not the dtype's.
-        pixels: a side, or [height, width], of the images that its processor gives it, where the config does not say.
-    """
-
-    config: PretrainedConfig
-    model_class: type[PreTrainedModel]
-    bits: dict[str, float] = field(default_factory=dict)
-    pixels: Any = None

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
-from hf_pe.checkpoints.load import Dtype, Source, resolve
+from hf_pe.checkpoints.source import Dtype, Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
@@ -18,7 +18,7 @@ from hf_pe.hub import Publish
 from hf_pe.plans import Frozen
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
-from hf_pe.run.compress import check_order, fit_multiples
+from hf_pe.run.order import check_order, fit_multiples
 
 Step = Annotated[
     StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | BitsAndBytesQuantization | Cast,
@@ -78,7 +78,7 @@ class RecipeFile(Frozen):
     allow_pickle: bool = Field(False, description="load weights from pickles, which can run code")
 
     def source(self) -> Source:
-        """The model, resolved; see `checkpoints.resolve`."""
+        """The model, resolved; see `checkpoints.source.resolve`."""
         return resolve(
             self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle
         )

@@ -34,7 +34,7 @@ import transformers
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from hf_pe.anatomy import discover, keep_layers_
-from hf_pe.anatomy.discover import AXIS_OF_FIELD
+from hf_pe.anatomy.fields import AXIS_OF_FIELD
 from hf_pe.tasks import TASKS
 from hf_pe.verify.equivalence import prove
 

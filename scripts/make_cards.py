@@ -22,7 +22,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import resolve
 from hf_pe.hub import write_card
 from hf_pe.report import read_report
 

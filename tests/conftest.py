@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from tests.helpers import TEXTS, bert_config, saved
 from tests.images import images  # noqa: F401 - a fixture
 

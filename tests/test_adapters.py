@@ -9,8 +9,13 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 
 from hf_pe import BitsAndBytesQuantization, dequantize_checkpoint, quantize_checkpoint
 from hf_pe.adapters import merged, read_adapter
-from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantizers.bnb import packable, unpacked, unpacked_weight
 from tests.helpers import saved

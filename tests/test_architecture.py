@@ -5,58 +5,78 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hf_pe.front_matter
-import hf_pe.yaml_files
 import pytest
 import yaml
 
 import hf_pe
+import hf_pe.files.front_matter
+import hf_pe.files.yaml_files
 from tests.import_graph import Levels, circle, contents, lowest_levels, read_graph, upward_imports
 
 ROOT = Path(hf_pe.__file__).parent
 LEVELS: Levels = {
     "": [
-        {"errors", "files", "progress", "papers", "quiet"},
-        {"json_files"},
-        {"own_files", "hashes"},
-        {"outputs", "terminal", "yaml_files", "hub_errors", "fresh", "front_matter"},
-        {"anatomy", "regression", "shards", "cards"},
-        {"plans", "layer_dtypes", "modes", "machine_memory"},
-        {"loading"},
-        {"report", "plugin"},
-        {"surgery", "data", "transplant", "instance", "sentence_files", "padding", "seal"},
-        {"generation", "adapters", "config_checks", "overflow", "mixed_dtypes"},
-        {"proof", "packing", "weight_checks"},
-        {"tasks", "checkpoints", "loaded"},
-        {"measure", "provenance", "bridge", "calibration", "export"},
-        {"prune", "distill", "quantize", "backbones"},
-        {"hub"},
-        {"results", "inputs", "identity"},
-        {"stages"},
-        {"pipeline", "callbacks"},
-        {"recipe_file"},
+        {
+            "errors",
+            "layer_dtypes",
+            "machine_memory",
+            "modes",
+            "overflow",
+            "padding",
+            "papers",
+            "progress",
+            "quiet",
+            "regression",
+        },
+        {"anatomy", "files", "fresh", "hub_errors"},
+        {"model_spec", "outputs", "plans", "plugin"},
+        {"dummies", "loading", "surgery", "weight_transfer"},
+        {"adapters", "report", "verify"},
+        {"quantizers"},
+        {"checkpoints", "data"},
+        {"tasks"},
+        {"calibration"},
+        {"measure", "stitching"},
+        {"export", "hub"},
+        {"backbones", "distill", "prune", "quantize"},
+        {"run"},
+        {"callbacks", "recipe_file"},
         {"cli"},
-        {"fresh_process", "fresh_sentences", "fresh_server"},  # programs of their own: nothing imports them
     ],
     "anatomy": [
-        {"axis", "form", "numbered"},
+        {"axis", "custom_modules", "fields", "module_names", "numbered"},
+        {"config_edit", "meta", "norms", "scales", "slots"},
+        {"attention", "depth", "generation_config", "label_head"},
         {"discover"},
-        {"heads"},
     ],
     "backbones": [
-        {"grown", "presets", "separable"},
-        {"target"},
+        {"bottleneck_init", "presets", "separable"},
+        {"resolve"},
         {"listing", "recipe"},
     ],
     "calibration": [
-        {"lockstep"},
-        {"passes"},
-        {"answers"},
+        {"blockwise", "consumers", "token_weights"},
+        {"gradients", "hooks"},
+        {"coverage", "experts", "moments", "output_distance"},
+        {"influence"},
     ],
     "callbacks": [
         {"agreement", "ranks"},
         {"compression_report", "quality_floor"},
         {"publish"},
+    ],
+    "checkpoints": [
+        {"config_checks", "mixed_dtypes", "reload", "sentence_modules", "weight_checks"},
+        {"classes", "live_model", "sentence_transformers"},
+        {"source"},
+        {"config", "processor", "sentence_source", "stored"},
+        {"load"},
+        {"save"},
+    ],
+    "cli": [
+        {"options", "terminal"},
+        {"display", "main"},
+        {"__main__", "convert", "run", "share"},
     ],
     "data": [
         {"builtin", "config"},
@@ -86,11 +106,32 @@ LEVELS: Levels = {
         {"trainer"},
         {"recipe"},
     ],
+    "distill/losses": [
+        {"embeddings", "logits"},
+        {"masked_mean"},
+        {"attention", "hidden"},
+        {"registry"},
+    ],
+    "dummies": [
+        {"fields", "outputs", "sizes"},
+        {"inputs", "tiny"},
+    ],
+    "files": [
+        {"atomic", "front_matter", "json_files", "yaml_files"},
+        {"hashes", "own_files"},
+        {"shards"},
+    ],
+    "fresh": [
+        {"open_model", "open_sentences", "run", "server"},
+    ],
     "hub": [
-        {"markdown", "merge", "pictures", "private_facts", "refs", "secret_forms"},
-        {"scan", "template"},
+        {"base_card", "markdown", "merge", "pictures", "private_facts", "refs", "seal", "secret_forms"},
+        {"scan", "settings", "tables", "template"},
+        {"compare", "metadata"},
         {"card"},
-        {"compare", "publish"},
+        {"outgoing"},
+        {"remote"},
+        {"publish"},
     ],
     "measure": [
         {"devices", "flops", "memory", "quality", "sentences", "size"},
@@ -103,10 +144,30 @@ LEVELS: Levels = {
         {"run"},
     ],
     "prune": [
-        {"budget", "criteria", "experts", "heads", "in_order", "norms", "repair", "statistics", "stored"},
-        {"costs", "evidence", "rotation", "sensitivity", "stream"},
-        {"target"},
+        {"criteria", "sizes"},
+        {"statistics"},
+        {"refit"},
+        {"basis", "on_disk"},
         {"recipe"},
+    ],
+    "prune/basis": [
+        {"attention_heads", "residual"},
+    ],
+    "prune/on_disk": [
+        {"tensors"},
+        {"cut"},
+    ],
+    "prune/refit": [
+        {"experts", "least_squares", "norm_warnings", "norms", "sequential"},
+    ],
+    "prune/sizes": [
+        {"search"},
+        {"allowed", "sensitivity"},
+        {"costs"},
+        {"budget"},
+    ],
+    "prune/statistics": [
+        {"moments", "residual", "unit_statistics"},
     ],
     "quantize": [
         {"cast", "coverage", "grid", "inputs", "mix"},
@@ -114,12 +175,29 @@ LEVELS: Levels = {
         {"recipe"},
         {"checkpoint"},
     ],
+    "quantizers": [
+        {"bnb"},
+    ],
+    "run": [
+        {"folder", "inputs", "measure_model", "provenance"},
+        {"identity", "result"},
+        {"order", "recipe_content", "stages"},
+        {"dry_run"},
+        {"compress"},
+    ],
     "tasks": [
-        {"base", "labels", "texts", "tokens"},
-        {"blocks", "embedding", "head", "media", "prepare", "question_answering", "token_classification"},
-        {"classification", "likelihood"},
-        {"audio_classification", "causal_lm", "image_classification", "masked_lm", "seq2seq", "text_classification"},
+        {"batch", "evaluation", "labels", "texts", "tokens"},
+        {"base", "blocks", "head"},
+        {"embedding", "likelihood", "media", "prepare", "question_answering", "token_classification"},
+        {"causal_lm", "classification", "masked_lm", "seq2seq"},
+        {"audio_classification", "image_classification", "text_classification"},
         {"object_detection"},
+        {"registry"},
+        {"infer"},
+    ],
+    "verify": [
+        {"ablate", "generation", "wrong_cuts"},
+        {"equivalence"},
     ],
 }
 """By folder, what lies in it: a module imports from lower levels only. Where it is refused, `lowest_levels` helps."""
@@ -147,13 +225,13 @@ def test_every_module_has_one_level(folder):
     assert listed == sorted(names), f"levels that would do: {lowest_levels(GRAPH, folder, names)}"
 
 
-@pytest.mark.parametrize("name", ["fresh_process", "fresh_sentences", "fresh_server"])
+@pytest.mark.parametrize("name", ["fresh/open_model", "fresh/open_sentences", "fresh/server"])
 def test_programs_of_fresh_processes_need_nothing_of_hf_pe(name):
     assert not GRAPH[name]
 
 
 def test_import_pulls_in_no_torch():
-    program = "import sys, hf_pe, hf_pe.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = "import sys, hf_pe, hf_pe.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
@@ -175,10 +253,10 @@ UNSAFE = {
 """Calls that run, import or unpickle what a text or a file says."""
 ALLOWED = {
     "__init__.py": {"import_module"},  # names of the public list
-    "fresh.py": {"subprocess.run", "subprocess.Popen"},  # programs of this package
-    "fresh_server.py": {"runpy.run_path"},  # these
-    "front_matter.py": {"yaml.load"},  # by a safe loader, which makes strings alone
-    "fresh_process.py": {"importlib.import_module"},  # hf_pe.plugin, by name
+    "fresh/run.py": {"subprocess.run", "subprocess.Popen"},  # programs of this package
+    "fresh/server.py": {"runpy.run_path"},  # these
+    "files/front_matter.py": {"yaml.load"},  # by a safe loader, which makes strings alone
+    "fresh/open_model.py": {"importlib.import_module"},  # hf_pe.plugin, by name
 }
 
 
@@ -193,7 +271,8 @@ def calls(file: Path) -> set[str]:
 
 
 def test_no_module_runs_text_of_a_file():
-    wrong = {file.name: calls(file) - ALLOWED.get(file.name, set()) for file in ROOT.rglob("*.py")}
+    files = {file.relative_to(ROOT).as_posix(): file for file in ROOT.rglob("*.py")}
+    wrong = {name: calls(file) - ALLOWED.get(name, set()) for name, file in files.items()}
     assert not {name: found for name, found in wrong.items() if found}
     assert issubclass(hf_pe.files.yaml_files._Loader, yaml.SafeLoader)
     assert issubclass(hf_pe.files.front_matter._Loader, yaml.BaseLoader)

@@ -16,7 +16,9 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import difference, example_inputs, lively, no_cache, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, no_cache, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.surgery import cut
 from hf_pe.verify.equivalence import Proof, _pattern, prove
 

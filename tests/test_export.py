@@ -7,8 +7,8 @@ from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 from typer.testing import CliRunner
 
 from hf_pe import export_onnx, quantize_checkpoint
-from hf_pe.cli.main import app
-from hf_pe.dummies.inputs import lively
+from hf_pe.cli import app
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.export import CLOSE
 from tests.helpers import needs_package

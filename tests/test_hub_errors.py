@@ -1,7 +1,8 @@
 import pytest
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-from hf_pe.checkpoints.load import load_config, resolve
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError
 from hf_pe.hub_errors import hub_reason
 

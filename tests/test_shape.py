@@ -26,33 +26,23 @@ PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*
 
 MODULE_LINES = 300
 LARGE_MODULES = {
-    "anatomy/discover": 759,
-    "calibration/passes": 305,
-    "checkpoints": 927,
-    "cli": 562,
-    "distill/build": 305,
-    "distill/cache": 303,
-    "distill/losses": 443,
-    "distill/recipe": 419,
+    "distill/build": 308,
+    "distill/cache": 304,
+    "distill/objective": 302,
+    "distill/recipe": 420,
     "distill/trainer": 388,
-    "hub/card": 363,
-    "hub/publish": 626,
+    "hub/remote": 318,
     "hub/scan": 334,
-    "instance": 580,
-    "pipeline": 611,
-    "proof": 524,
-    "prune/budget": 318,
-    "prune/in_order": 318,
-    "prune/recipe": 501,
-    "quantize/recipe": 304,
-    "sentence_files": 349,
-    "surgery": 305,
+    "prune/recipe": 495,
+    "prune/refit/sequential": 318,
+    "quantize/recipe": 305,
+    "verify/equivalence": 311,
 }
 CLASS_LINES = 200
 LARGE_CLASSES = {
     "distill/recipe:Distillation": 287,
     "distill/trainer:DistillationMixin": 277,
-    "hub/publish:_Remote": 251,
+    "hub/remote:Remote": 251,
     "prune/recipe:StructuredPruning": 337,
     "quantize/recipe:BitsAndBytesQuantization": 262,
 }
@@ -62,7 +52,7 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 35.8
+WORDS_PER_1000_LINES = 34.7
 ANY = 761
 VAGUE_NAMES = 497
 

@@ -14,9 +14,9 @@ from transformers import BertModel
 
 import hf_pe
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning
-from hf_pe.cli.main import app
+from hf_pe.cli import app
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, assert_same_text, bert_config, call
 

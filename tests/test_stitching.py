@@ -9,7 +9,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, default_data_collator
 
 from hf_pe.data import DataConfig, Examples
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.regression import Fit
 from hf_pe.stitching import Bridge, Seam, bridged, fitted, fold_, folded_, read_by, reuse_

@@ -3,7 +3,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
 
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.surgery import cast, cut, main_dtype
 
 CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -204,3 +204,7 @@ class Anatomy:
     def named(self, name: str) -> tuple[Axis, ...]:
         """Axes called `name`, in full ("encoder.ffn") or without the tower ("ffn": all of them)."""
         return tuple(axis for axis in self.axes if name in (axis.name, axis.kind))
+
+
+Kept = Mapping[str, Sequence[int]]
+"""Kept units per group of an axis: {"encoder.layer.0": [0, 2, 3], ...}; for depth per stack."""

@@ -6,7 +6,7 @@ import functools
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy.discover import Architecture, skeleton
+from hf_pe.anatomy.meta import Architecture, skeleton
 
 
 def label_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:

@@ -8,7 +8,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.backbones.presets import PRESETS
 from hf_pe.backbones.resolve import Target, target_of
-from hf_pe.dummies.inputs import IMAGE, image_size
+from hf_pe.dummies.inputs import IMAGE
+from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, latency, parameters
 from hf_pe.report import Latency

@@ -13,11 +13,14 @@ from hf_pe import progress
 from hf_pe.anatomy import skeleton
 from hf_pe.backbones.bottleneck_init import grow_
 from hf_pe.backbones.resolve import Target, is_known_by_name, target_of
-from hf_pe.checkpoints.load import load_model, load_processor
-from hf_pe.dummies.inputs import image_size, reads
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.dummies.inputs import reads
+from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, sketch_size
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen, Plan
 from hf_pe.stitching import BATCH, fitted, fold_
 from hf_pe.surgery import in_dtype
 from hf_pe.tasks import TaskData, model_inputs

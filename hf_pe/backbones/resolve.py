@@ -12,7 +12,9 @@ from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
 from hf_pe.anatomy import label_head, skeleton
 from hf_pe.backbones.presets import PRESETS
-from hf_pe.checkpoints.load import Source, auto_class_of, class_for, load_config, resolve
+from hf_pe.checkpoints.classes import auto_class_of, class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.dummies.inputs import reads
 from hf_pe.errors import UsageError, nearest, pass_on_memory_errors
 from hf_pe.stitching import Seam, foldable

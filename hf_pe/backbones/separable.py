@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Form, Separable, form_of, skeleton, with_form
 from hf_pe.errors import UsageError
 from hf_pe.measure import sketch_size
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen, Plan
 from hf_pe.progress import advance
 from hf_pe.regression import fit_rows
 from hf_pe.stitching import BATCH

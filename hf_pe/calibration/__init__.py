@@ -8,13 +8,13 @@ from hf_pe.calibration.hooks import BATCH as BATCH
 from hf_pe.calibration.hooks import Passes as Passes
 from hf_pe.calibration.hooks import comes_by as comes_by
 from hf_pe.calibration.hooks import hidden_of as hidden_of
-from hf_pe.calibration.hooks import mean_square as mean_square
-from hf_pe.calibration.hooks import moments as moments
-from hf_pe.calibration.hooks import moments_by_block as moments_by_block
 from hf_pe.calibration.hooks import same as same
-from hf_pe.calibration.hooks import turning as turning
 from hf_pe.calibration.hooks import watch as watch
 from hf_pe.calibration.hooks import watching as watching
+from hf_pe.calibration.moments import moments as moments
+from hf_pe.calibration.moments import moments_by_block as moments_by_block
 from hf_pe.calibration.output_distance import answers as answers
 from hf_pe.calibration.output_distance import distance as distance
 from hf_pe.calibration.output_distance import rows_within as rows_within
+from hf_pe.calibration.token_weights import mean_square as mean_square
+from hf_pe.calibration.token_weights import turning as turning

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.dummies.inputs import no_cache
+from hf_pe.dummies.outputs import no_cache
 from hf_pe.modes import evaluating
 from hf_pe.tasks import Batch, model_inputs
 

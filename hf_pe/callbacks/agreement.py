@@ -8,7 +8,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoModelForObjectDetection, PreTrainedModel
 from transformers.utils.generic import find_labels
 
-from hf_pe.dummies.inputs import result_of, tensors_of
+from hf_pe.dummies.outputs import result_of, tensors_of
 from hf_pe.errors import UsageError
 from hf_pe.tasks import NOWHERE
 

@@ -14,8 +14,9 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from hf_pe import progress
 from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
-from hf_pe.checkpoints.load import Source, class_for
-from hf_pe.dummies.inputs import processor_size
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.source import Source
+from hf_pe.dummies.sizes import processor_size
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.hub.base_card import model_card

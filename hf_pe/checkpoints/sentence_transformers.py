@@ -8,7 +8,6 @@ import json
 import pickle
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hf_pe.checkpoints.sentence_modules import MODES, Dense, Normalize, SentenceModules, other_width
 from hf_pe.errors import UsageError
 from hf_pe.files.json_files import AGAIN, kind_of, read_json, read_object
 from hf_pe.files.own_files import TOKENIZER_FILES, own_file, require_own
@@ -32,89 +32,8 @@ TOKENIZATION = tuple(
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 MODULE_FILES = (*TOKENIZER_FILES, "config.json", "[a-z]*_config.json", WEIGHTS)
 """What the folder of a module may hold; anything else is not taken along."""
-MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-"""Older settings, one for each way to pool, and how newer ones name it."""
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 """Settings of pooling that state the model's hidden width."""
-
-
-@dataclass(frozen=True)
-class SentenceModules:
-    """What follows the model, and what precedes the text.
-
-    Attributes:
-        pooling: "mean" or "cls".
-        head: dense layers and normalisation behind pooling, in order; None where they change no cosine.
-        prompt: text that is put before every text.
-        lowercase: texts are made lower case first, whatever the tokenizer does.
-        max_tokens: of a text, the rest is cut off; None without a limit of its own.
-        warnings: sentences on prompts that are not used.
-        sha256: of all files that decide this.
-    """
-
-    pooling: str = "mean"
-    head: nn.Sequential | None = None
-    prompt: str = ""
-    lowercase: bool = False
-    max_tokens: int | None = None
-    warnings: tuple[str, ...] = ()
-    sha256: str = ""
-
-    def text(self, text: Any) -> str:
-        """Return what the tokenizer is given of a text."""
-        whole = f"{self.prompt}{text}"
-        return whole.lower() if self.lowercase else whole
-
-    def apply_head(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return what the dense layers make of pooled embeddings [batch, width].
-
-        Raises:
-            UsageError: the first one reads another width.
-        """
-        if self.head is None:
-            return pooled
-        reads = next(module.linear.in_features for module in self.head if isinstance(module, Dense))
-        if pooled.shape[-1] != reads:
-            raise UsageError(_other_width("The dense layer behind the model", reads, pooled.shape[-1]))
-        found: torch.Tensor = self.head.to(pooled.device)(pooled.float())
-        return found
-
-
-class Dense(nn.Module):
-    """A linear layer with an activation, as sentence-transformers' module of that name; its weights are not trained."""
-
-    def __init__(self, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        inputs, outputs = int(settings["in_features"]), int(settings["out_features"])
-        self.linear = nn.Linear(inputs, outputs, bias=settings.get("bias", True))
-        self.activation = _activation(settings.get("activation_function"))
-        if settings.get("use_residual") and inputs != outputs:
-            self.residual = nn.Linear(inputs, outputs, bias=False)
-        self.adds = bool(settings.get("use_residual"))
-        self.load_state_dict(weights)
-        self.requires_grad_(False)
-
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Map embeddings [batch, in_features] to [batch, out_features]."""
-        found: torch.Tensor = self.activation(self.linear(embeddings))
-        if self.adds:
-            found = found + (self.residual(embeddings) if hasattr(self, "residual") else embeddings)
-        return found
-
-
-class Normalize(nn.Module):
-    """Gives each embedding the length 1."""
-
-    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [batch, width] of length 1."""
-        return nn.functional.normalize(embeddings, dim=-1)
 
 
 def is_sentence_folder(folder: Path | None) -> bool:
@@ -193,14 +112,7 @@ def require_width(folder: Path, width: int | None) -> None:
     places = [entry["path"] for entry in read_modules(folder) if entry["type"].rpartition(".")[2] == "Dense"]
     reads = _settings(folder / places[0]).get("in_features") if places else None
     if width is not None and reads not in (None, width):
-        raise UsageError(_other_width(f"The dense layer {places[0]} of {folder.name}", reads, width))
-
-
-def _other_width(layer: str, reads: int, width: int) -> str:
-    return (
-        f"{layer} reads embeddings of {reads} values, and the model would give it {width}. Leave the hidden width as "
-        "it is: no `hidden` in keep or axes, no backbone of another width."
-    )
+        raise UsageError(other_width(f"The dense layer {places[0]} of {folder.name}", reads, width))
 
 
 def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
@@ -309,16 +221,6 @@ def _tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
             f"its weights to {WEIGHTS}."
         ) from error
     return found
-
-
-def _activation(path: str | None) -> nn.Module:
-    """Return the activation that a class path of torch names; default: tanh."""
-    kind: Any = nn.Tanh if path is None else getattr(nn, path.rpartition(".")[2], None)
-    if path is not None and not path.startswith("torch.nn."):
-        kind = None
-    if not isinstance(kind, type) or not issubclass(kind, nn.Module):
-        raise UsageError(f"A dense layer has the activation {path}; expected a class of torch.nn.")
-    return kind()
 
 
 def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:

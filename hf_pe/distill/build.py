@@ -12,11 +12,14 @@ from hf_pe.anatomy import label_head
 from hf_pe.distill.attention import watchable, watched
 from hf_pe.distill.cache import Cached
 from hf_pe.distill.layer_map import Pairs, last, similar, uniform
-from hf_pe.distill.losses.registry import LOSSES, Signals, Top, chunkable, places, side_by_side
+from hf_pe.distill.losses.hidden import side_by_side
+from hf_pe.distill.losses.logits import Top
+from hf_pe.distill.losses.masked_mean import Signals, places
+from hf_pe.distill.losses.registry import LOSSES, chunkable
 from hf_pe.distill.objective import Answers, Link, Live, Objective, is_sharded
 from hf_pe.distill.schedule import Scheduled
 from hf_pe.distill.teacher import require_same_labels, require_same_vocabulary
-from hf_pe.dummies.inputs import difference
+from hf_pe.dummies.outputs import difference
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks import (

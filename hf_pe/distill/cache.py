@@ -19,7 +19,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hf_pe.data.fingerprint import content_of
-from hf_pe.distill.losses.registry import Signals, Top, counted, positions
+from hf_pe.distill.losses.logits import Top
+from hf_pe.distill.losses.masked_mean import Signals, counted, positions
 from hf_pe.distill.objective import Last
 from hf_pe.errors import UsageError
 from hf_pe.files.atomic import is_unfinished, write_whole, written_beside

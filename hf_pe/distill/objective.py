@@ -15,7 +15,9 @@ from hf_pe.distill.attention import watched
 from hf_pe.distill.chunked import chunked
 from hf_pe.distill.counts import UNITS, Unit
 from hf_pe.distill.layer_map import Pairs
-from hf_pe.distill.losses.registry import LOSSES, Logits, Settings, Signals, agreement, counted, per_token
+from hf_pe.distill.losses.logits import Logits, agreement
+from hf_pe.distill.losses.masked_mean import Signals, counted
+from hf_pe.distill.losses.registry import LOSSES, Settings, per_token
 from hf_pe.distill.schedule import Scheduled, at
 from hf_pe.stitching import bridged, read_by
 from hf_pe.tasks import Batch, Head, Task, as_read_by, states

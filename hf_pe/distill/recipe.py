@@ -36,8 +36,9 @@ from hf_pe.distill.teacher import Teacher, frozen, known_ids
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
 from hf_pe.measure import sketch_size
+from hf_pe.model_spec import Sketch
 from hf_pe.modes import evaluating
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.plans import Frozen, Plan
 from hf_pe.progress import advance
 from hf_pe.quantizers.bnb import kept_modules, packable, packed_bits
 from hf_pe.stitching import Seam, folded_, reuse_

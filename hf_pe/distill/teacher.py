@@ -12,7 +12,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.adapters import merged, read_adapter
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError, listed, pass_on_memory_errors
 from hf_pe.plans import Frozen
 from hf_pe.quantizers import bnb as packing

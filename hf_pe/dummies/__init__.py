@@ -1,1 +1,1 @@
-"""TODO."""
+"""Small stand-ins: tiny models, example inputs, and comparisons of outputs."""

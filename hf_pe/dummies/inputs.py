@@ -1,18 +1,15 @@
 """Tiny models of any architecture: configs shrunk, weights that hide nothing, inputs that fit."""
 
 import copy
-import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import by_layer, keep_layers_, names_tokens
-from hf_pe.anatomy.discover import AXIS_OF_FIELD, DEPTHS
+from hf_pe.dummies.fields import GRID
+from hf_pe.dummies.sizes import config_size, first_value, image_size
 
 CHARACTERS = 128
 """Tokens where a config counts none (CANINE reads characters)."""
@@ -20,159 +17,6 @@ IMAGE = 128
 """Pixels a side where a config does not say."""
 SOUND = 15360
 """Samples: a multiple of all powers of two up to 1024, of 3 and of 5."""
-GRID = 4
-"""Patches a side of an image whose patches keep their size."""
-LARGE = 512
-"""Pixels a side from which an image is made smaller where widths are not: to a grid of patches, else to a sixteenth."""
-TINY = {
-    "ffn": 24,
-    "heads": 4,
-    "hidden": 32,
-    "vocabulary": 99,
-    "experts": 4,
-    "expert_ffn": 16,
-}
-TINY_FIELDS = {
-    "head_dim": 8,
-    "d_kv": 8,
-    "rotary_dim": 4,
-    "decoder_vocab_size": 99,
-    "vocab_size_per_layer_input": 99,
-    "hidden_size_per_layer_input": 16,
-    "global_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "max_position_embeddings": 64,
-    "n_positions": 64,
-    "max_source_positions": 32,
-    "max_target_positions": 32,
-    "num_mel_bins": 8,
-    "image_size": 32,
-    "patch_size": 8,
-    "query_pre_attn_scalar": 8,
-    "sliding_window": 6,
-    "local_attention": 6,
-    "pooler_output_size": 32,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "first_k_dense_replace": 1,
-    "topk_group": 1,
-    "upsample_groups": 32,
-    "upsample_initial_channel": 64,
-    "d_head": 8,
-    "context_size": 8,
-    "max_2d_position_embeddings": 64,
-    "entity_vocab_size": 99,
-    "entity_emb_size": 12,
-    "codebook_size": 64,
-    "t2u_vocab_size": 99,
-    "unit_hifi_gan_vocab_size": 99,
-    "encoder_hash_byte_group_vocab": 50,
-    "true_hidden_size": 128,
-    "qk_head_dim": 16,
-    "word_embed_proj_dim": 32,
-    "adapter_in_dim": 32,
-    "adapter_input_size": 32,
-    "n_groups": 2,
-    "state_size": 16,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_d_ssm": 64,
-    "mamba_d_state": 16,
-    "mamba_chunk_size": 16,
-    "chunk_size": 16,
-    "num_filters": 4,
-    "zero_expert_num": 4,
-    "moe_topk": 2,
-    "d_latents": 32,
-    "num_latents": 16,
-    "num_self_attends_per_block": 2,
-    "pred_num_attention_heads": 4,
-    "frames_per_clip": 4,
-    "feedforward_size": 24,
-    "image_embedding_size": GRID,
-    "linear_head_dim": 8,
-    "linear_num_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 4,
-    "linear_num_value_heads": 8,
-}
-
-
-def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, ...] = ()) -> PretrainedConfig:
-    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`.
-
-    `sections` are of rotations in three parts, which have to add up to half of the head size.
-    """
-    new = copy.deepcopy(config)
-    _shrink(new, depth)
-    if sections:
-        text = new.get_text_config()
-        text.rope_parameters = {**text.rope_parameters, "mrope_section": list(sections)}
-    return type(config).from_dict(new.to_dict())
-
-
-SECTIONS = (2, 1, 1), (1, 1, 0), (1, 0, 0)
-"""Of a rotation in three parts, where all of a small head is rotated, a half or a quarter."""
-DEEPEST = 4
-"""Layers of a stage, where a list tells them."""
-LARGEST = 130_000_000
-"""Parameters up to which a model is run where a smaller one cannot be."""
-
-
-def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
-    """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, at first with small
-    images, then as it is.
-
-    What belongs together in a config is not always told: a narrower one may be none, and is left out. With each comes
-    whether it is the one before with its rotation in other parts, which only helps where that could not be run.
-    """
-
-    def as_wide(*more: str) -> PretrainedConfig:
-        new = copy.deepcopy(config)
-        _shrink(new, depth, only=("layers", "vocabulary", *more))
-        return type(config).from_dict(new.to_dict())
-
-    rope = config.get_text_config().to_dict().get("rope_parameters") or {}
-    parts = SECTIONS if "rope_theta" in rope else ()
-    ways: list[tuple[Callable[[], PretrainedConfig], bool]] = [
-        (lambda: tiny(config, depth=depth), False),
-        *((functools.partial(tiny, config, depth=depth, sections=each), True) for each in parts),
-        (lambda: as_wide("images"), False),
-        (as_wide, False),
-        (lambda: copy.deepcopy(config), False),
-    ]
-    last = None
-    for way, again in ways:
-        try:
-            small = way()
-        except Exception:  # a config may refuse with anything
-            continue
-        if last is None or small.to_dict() != last.to_dict():
-            yield small, again
-        last = small
-
-
-def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Redraw all parameters so that nothing is zero: vectors around 1, biases around 0, matrices by fan-in."""
-    draw = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=draw)
-        if parameter.ndim > 1:
-            owner = model.get_submodule(name.rpartition(".")[0])
-            stacked = parameter.ndim == 3 and not isinstance(owner, nn.Conv1d)  # one matrix for each expert
-            noise *= (min(parameter.shape[1:]) if stacked else parameter[0].numel()) ** -0.5 * 1.5
-        elif name.endswith("bias"):
-            noise *= 0.3
-        else:
-            noise = 1 + 0.2 * noise
-        parameter.data = noise.to(parameter)
-    model.eval().float()
-    return model
 
 
 def example_inputs(
@@ -198,7 +42,7 @@ def example_inputs(
     names = {model.main_input_name, *needed}
     if model.main_input_name == "input_ids" and not any(hasattr(config, name) for name in PLACEHOLDERS):
         names |= set(takes) & {"pixel_values", "input_features", "input_values"}  # two towers
-    text = isinstance(_named(config, "vocab_size"), int)
+    text = isinstance(config_size(config, "vocab_size"), int)
     if text and "input_ids" in takes and "decoder_input_ids" not in takes:
         names.add("input_ids")
     for name, others in BESIDE.items():
@@ -248,7 +92,7 @@ def possible_inputs(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]
         yield inputs | {"input_values": inputs["input_values"][:, None]}
     for name in PATCHED if any(name in inputs for name in IN_PATCHES) else ():
         if name in inputs and inputs[name].ndim == 2:
-            side = _first(model.config, "patch_size", default=1)
+            side = first_value(model.config, "patch_size", default=1)
             yield inputs | {name: inputs[name].reshape(len(inputs[name]), -1, side, side)}
     takes = inspect.signature(model.forward).parameters
     draw = torch.Generator().manual_seed(0)
@@ -264,53 +108,8 @@ PLACEHOLDERS = ("image_token_id", "image_token_index", "audio_token_id", "audio_
 """Fields of models that read images or sounds in the place of tokens, and texts without them."""
 
 
-def _named(config: Any, name: str) -> Any:
-    """A value of the config, else of one of its parts; None where there is none."""
-    own = vars(config).get(name)
-    parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
-    return next((v for v in (own, *(_named(part, name) for part in parts)) if v is not None), None)
-
-
-def _first(config: Any, *names: str, default: Any = None) -> Any:
-    """The first of these values that the config knows."""
-    return next((v for name in names if (v := _named(config, name)) is not None), default)
-
-
-def image_size(config: PretrainedConfig) -> Any:
-    """Pixels a side, or [height, width], where the config says it: those of plain convolutional nets need not."""
-    return _first(config, "image_size", "input_size")
-
-
-def processor_size(processor: Any) -> int | list[int] | None:
-    """Return the size that an image processor gives every image: pixels a side, or [height, width].
-
-    None where it makes no images, or leaves them different sizes (a detector's, between a shortest and a longest edge).
-    """
-    maker = getattr(processor, "image_processor", processor)
-    timm = getattr(maker, "data_config", None)
-    if isinstance(timm, dict) and "input_size" in timm:
-        return _one_side(*timm["input_size"][-2:])
-    if getattr(maker, "do_center_crop", None) and getattr(maker, "crop_size", None):
-        return _side(maker.crop_size)
-    return _side(getattr(maker, "size", None)) if getattr(maker, "do_resize", False) else None
-
-
-def _side(size: Any) -> int | list[int] | None:
-    """Return what a processor's size says, which is a number of pixels or a dict of heights, widths and edges."""
-    if isinstance(size, int):
-        return size
-    told = dict(size) if size is not None else {}
-    if told.get("height") and told.get("width"):
-        return _one_side(told["height"], told["width"])
-    return told.get("shortest_edge") if told.get("longest_edge") is None else None
-
-
-def _one_side(height: int, width: int) -> int | list[int]:
-    return height if height == width else [height, width]
-
-
 def _tokens(config: PretrainedConfig, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    size = getattr(config.get_text_config(), "vocab_size", None) or _named(config, "vocab_size") or CHARACTERS
+    size = getattr(config.get_text_config(), "vocab_size", None) or config_size(config, "vocab_size") or CHARACTERS
     return torch.randint(min(6, size - 1), size, (batch, length), generator=draw)
 
 
@@ -318,8 +117,8 @@ def _image(config: PretrainedConfig, batch: int, length: int, draw: torch.Genera
     """[batch, channels, height, width]; with frames before the channels where the config has some."""
     size = image_size(config) or IMAGE
     side = size if isinstance(size, (list, tuple)) else [size] * 2
-    frames = [n] if isinstance(n := _first(config, "num_frames", "frames_per_clip"), int) else []
-    return torch.randn(batch, *frames, _named(config, "num_channels") or 3, *side, generator=draw)
+    frames = [n] if isinstance(n := first_value(config, "num_frames", "frames_per_clip"), int) else []
+    return torch.randn(batch, *frames, config_size(config, "num_channels") or 3, *side, generator=draw)
 
 
 def _sound(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -333,19 +132,21 @@ def _sound(config: Any, batch: int, length: int, draw: torch.Generator) -> torch
 
 def _spectrogram(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[batch, bins, frames], or [batch, frames, features] where the config says features."""
-    positions = _named(config, "max_source_positions")
+    positions = config_size(config, "max_source_positions")
     for field in ("feature_projection_input_dim", "input_feat_per_channel", "input_dim"):
-        if features := _named(config, field):
+        if features := config_size(config, field):
             return torch.randn(batch, 64, features, generator=draw)
-    return torch.randn(batch, _named(config, "num_mel_bins") or 80, 2 * positions if positions else 64, generator=draw)
+    return torch.randn(
+        batch, config_size(config, "num_mel_bins") or 80, 2 * positions if positions else 64, generator=draw
+    )
 
 
 def _states(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    return torch.randn(batch, length, _named(config, "hidden_size"), generator=draw)
+    return torch.randn(batch, length, config_size(config, "hidden_size"), generator=draw)
 
 
 def _context(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    width = _first(config, "encoder_hidden_size", "cross_attention_hidden_size", "hidden_size")
+    width = first_value(config, "encoder_hidden_size", "cross_attention_hidden_size", "hidden_size")
     return torch.randn(batch, length, width, generator=draw)
 
 
@@ -355,8 +156,10 @@ def _boxes(config: Any, batch: int, length: int, draw: torch.Generator) -> torch
 
 def _patches(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[patches of all images, values of each]."""
-    depth = _first(config, "temporal_patch_size", "patch_temporal", default=1)
-    values = _first(config, "in_channels", "num_channels", default=3) * depth * _named(config, "patch_size") ** 2
+    depth = first_value(config, "temporal_patch_size", "patch_temporal", default=1)
+    values = (
+        first_value(config, "in_channels", "num_channels", default=3) * depth * config_size(config, "patch_size") ** 2
+    )
     return torch.randn(batch * GRID**2, values, generator=draw)
 
 
@@ -377,15 +180,15 @@ def _places(config: Any, batch: int, length: int, draw: torch.Generator) -> torc
 
 def _series(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     """[batch, time], with channels behind where the config counts them."""
-    if lags := _named(config, "lags_sequence"):
+    if lags := config_size(config, "lags_sequence"):
         return torch.randn(batch, config.context_length + max(lags), generator=draw)
-    channels = [n] if (n := _named(config, "num_input_channels")) else []
+    channels = [n] if (n := config_size(config, "num_input_channels")) else []
     return torch.randn(batch, config.context_length if channels else 64, *channels, generator=draw)
 
 
 def _series_features(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
     steps = _series(config, batch, length, draw).shape[1]
-    return torch.randn(batch, steps, _named(config, "num_time_features") or 0, generator=draw)
+    return torch.randn(batch, steps, config_size(config, "num_time_features") or 0, generator=draw)
 
 
 def _future(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
@@ -393,7 +196,7 @@ def _future(config: Any, batch: int, length: int, draw: torch.Generator) -> torc
 
 
 def _future_features(config: Any, batch: int, length: int, draw: torch.Generator) -> torch.Tensor:
-    return torch.randn(batch, config.prediction_length, _named(config, "num_time_features") or 0, generator=draw)
+    return torch.randn(batch, config.prediction_length, config_size(config, "num_time_features") or 0, generator=draw)
 
 
 _INPUTS: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] = {
@@ -441,140 +244,10 @@ _OPTIONAL: dict[str, Callable[[Any, int, int, torch.Generator], torch.Tensor]] =
     "encoder_hidden_states": _context,
     "lang_ids": lambda config, batch, length, draw: torch.zeros(batch, dtype=torch.long),
     "visual_feats": lambda config, batch, length, draw: torch.randn(
-        batch, length, _first(config, "visual_feat_dim", default=8), generator=draw
+        batch, length, first_value(config, "visual_feat_dim", default=8), generator=draw
     ),
     "visual_pos": lambda config, batch, length, draw: torch.rand(batch, length, 4, generator=draw),
 }
 """What some forwards cannot do without, although they say so nowhere."""
 BESIDE = {"past_time_features": ("future_values", "future_time_features")}
 """What a forward wants although it names it optional, where it needs the other."""
-
-
-def outputs_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """All floating-point tensors of the model's output, in order; what it draws at random is always the same."""
-    return tensors_of(result_of(model, inputs))
-
-
-def result_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
-    """Return the output of a model without gradients; what it draws at random is always the same."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return model(**inputs, **no_cache(model))
-
-
-def tensors_of(result: Any) -> list[torch.Tensor]:
-    """All floating-point tensors of a model's output, in order."""
-    parts = result.values() if hasattr(result, "values") else result if isinstance(result, tuple) else [result]
-    found = [v for v in parts if isinstance(v, torch.Tensor) and v.is_floating_point()]
-    inside = (v for part in parts if isinstance(part, tuple) for v in part)  # MGP-STR gives nothing else
-    return found or [v for v in inside if isinstance(v, torch.Tensor) and v.is_floating_point()]
-
-
-def no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    """What to pass beside the inputs so that `model` keeps no cache; nothing where it has none."""
-    keeps = model.config.get_text_config().to_dict().get("use_cache")
-    return {"use_cache": False} if keeps else {}
-
-
-def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Return the largest absolute difference, relative to the largest magnitude, over all outputs.
-
-    Infinities of the same sign at the same places are equal: models mask logits with them. Whatever cannot be compared
-    gives NaN, which is neither small nor large. Callers state what they require (`not difference(...) <= tolerance`),
-    so that NaN fails.
-
-    Args:
-        one: outputs that set the scale.
-        other: outputs on the same device.
-
-    Returns:
-        0.0 for equal outputs; NaN where their number or shapes differ, there are none, or any value is not finite.
-    """
-    if not one or len(one) != len(other):
-        return math.nan
-    gaps = [_relative_gap(a, b) for a, b in zip(one, other, strict=True)]
-    return max(gaps) if all(math.isfinite(gap) for gap in gaps) else math.nan
-
-
-def _relative_gap(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Of one pair of tensors; not finite where they cannot be compared."""
-    if one.shape != other.shape:
-        return math.nan
-    if not one.numel():
-        return 0.0
-    a, b = one.float(), other.float()
-    masked = a.isinf() & (a == b)
-    gap, scale = (a - b).masked_fill(masked, 0).abs().max(), a.masked_fill(masked, 0).abs().max()
-    return float(gap / scale.clamp_min(1e-12))
-
-
-def _shrink(config: PretrainedConfig, depth: bool, only: tuple[str, ...] | None = None) -> None:
-    """In place; with `only`, these axes and what goes with them."""
-    kv = vars(config).get("num_key_value_heads")  # asking for what differs between layers raises
-    layers = None
-    told = config.to_dict()
-    for field, value in told.items():
-        sub = vars(config).get(field)
-        if isinstance(sub, PretrainedConfig):
-            _shrink(sub, depth, only)
-            continue
-        if field in DEPTHS and isinstance(value, list):
-            if any(key.endswith("_blocks") and isinstance(each, list) for key, each in told.items()):
-                continue  # which name some of them by number
-            setattr(config, field, [min(each, DEEPEST) for each in value])
-            continue
-        if field == "backbone_feature_sizes":  # of maps of an image, the last of which has its patches
-            setattr(config, field, [[side * GRID // value[-1][-1] for side in each] for each in value])
-            continue
-        if field == "image_size" and isinstance(value, list) and min(value) >= LARGE:
-            setattr(config, field, [side // 16 for side in value])
-            continue
-        axis = AXIS_OF_FIELD.get(field)
-        if axis == "layers" and any(
-            key in DEPTHS and isinstance(v, list) and len(v) == value for key, v in told.items()
-        ):
-            continue  # stages
-        if axis == "hidden" and any(isinstance(each, list) and each[:1] == [value] for each in told.values()):
-            continue  # of the first of some stages, whose widths stay
-        ids = names_tokens(field)
-        if ids and isinstance(value, (list, dict)):
-            setattr(config, field, _token(value))
-        if not isinstance(value, int) or isinstance(value, bool):
-            continue
-        patch = vars(config).get("patch_size")
-        if only and field == "image_size" and isinstance(patch, int) and ("images" in only or value >= LARGE):
-            setattr(config, field, min(value, GRID * patch))
-            continue
-        if only and not ids and axis not in only and field != "image_embedding_size":
-            continue
-        if axis == "layers" and not depth:
-            layers, new = value, min(value, 2)
-        elif axis in ("heads", "kv_groups"):
-            fewest = kv if isinstance(kv, int) else value
-            new = 1 << (min(fewest, TINY["heads"]).bit_length() - 1)  # a power of two divides the hidden width
-            if axis == "heads" and isinstance(kv, int) and value > kv:
-                new *= 2
-        else:
-            follows = TINY["hidden"] if field.endswith("hidden_size") else value
-            new = TINY.get(axis or "", TINY_FIELDS.get(field, follows))
-            if field == "embed_dim" and isinstance(heads := vars(config).get("num_heads"), (list, tuple)):
-                new = heads[0] * TINY_FIELDS["head_dim"]
-        setattr(config, field, _token(value) if ids else min(value, new))
-    told = config.to_dict()
-    if isinstance(told.get("expand"), int) and {"num_heads", "head_dim"} <= told.keys() and not only:  # Mamba 2
-        config.head_dim = told["expand"] * told["hidden_size"] // told["num_heads"]
-    if layers is None or layers <= 2:
-        return
-    lists = [v for v in config.to_dict().values() if isinstance(v, list) and len(v) == layers]
-    named = [int(key) for v in config.to_dict().values() if by_layer(v) for key in v]
-    other = next((i for each in lists for i in range(layers) if each[i] != each[0]), (named or [layers - 1])[0])
-    keep_layers_(config, layers, [0, other])
-
-
-def _token(value: Any) -> Any:
-    """A token id within the tiny vocabulary; of lists and dicts of ids all of them."""
-    if isinstance(value, dict):
-        return {_token(key): _token(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_token(each) for each in value)
-    return value % 5 if isinstance(value, int) and value >= TINY["vocabulary"] else value

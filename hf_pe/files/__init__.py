@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reading and writing files: whole or not at all, bounded, and never outside a model's folder."""

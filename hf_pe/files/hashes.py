@@ -84,7 +84,7 @@ def processor_sha256(processor: Any) -> str:
 
 
 def value_sha256(tensor: Any) -> str:
-    """Return the SHA-256 of a tensor's dtype, shape and values, as `fresh_process.py` works it out by itself."""
+    """Return the SHA-256 of a tensor's dtype, shape and values, as `fresh/open_model.py` works it out by itself."""
     import torch
 
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Run by `checkpoints.open_in_fresh_process` as a program of its own: loads a folder as any user would.
+"""Run by `checkpoints.reload.open_in_fresh_process` as a program of its own: loads a folder as any user would.
 
 It must not import hf_pe: that the folder needs none of it is what it proves, unless its form is the plug-in's and the
 order says so. It runs no text: the order names auto classes of transformers, which `loading.Loading` has checked.

@@ -20,7 +20,7 @@ import torch
 
 from hf_pe.errors import OutOfMemory, ReloadError, out_of_memory
 
-SERVER = "fresh_server.py"
+SERVER = "server.py"
 READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
 """How the variables begin that libraries read once, when they are imported."""
 
@@ -46,7 +46,7 @@ class _Server:
         )
 
     def run(self, **order: Any) -> int | None:
-        """Return the exit status of a program, see `fresh_server.run`; None where the server itself has ended.
+        """Return the exit status of a program, see `server.run`; None where the server itself has ended.
 
         Then the program that it ran has been ended too: another process will run it from the beginning.
         """

@@ -1,4 +1,4 @@
-"""Run by `fresh.py` as a program of its own: runs other programs, each in a process that has torch and transformers
+"""Run by `fresh/run.py` as a program of its own: runs other programs, each in a process that has torch and transformers
 imported already, which takes longer than most of what they do.
 
 It reads one JSON line for each, {"program": file, "argument": text, "log": file for its output,

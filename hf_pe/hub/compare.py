@@ -6,7 +6,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from hf_pe.errors import UsageError
-from hf_pe.hub.card import comparison
+from hf_pe.hub.tables import comparison
 from hf_pe.hub_errors import hub_reason
 from hf_pe.report import Report, read_report
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_pe.dummies.inputs import processor_size
+from hf_pe.dummies.sizes import processor_size
 from hf_pe.measure.devices import on_one_device as on_one_device
 from hf_pe.measure.flops import flops as flops
 from hf_pe.measure.latency import alternating as alternating
@@ -21,12 +21,12 @@ from hf_pe.measure.quality import first_answers as first_answers
 from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality
 from hf_pe.measure.sentences import sentence_difference as sentence_difference
-from hf_pe.measure.size import Parameters as Parameters
-from hf_pe.measure.size import bits_loaded as bits_loaded
 from hf_pe.measure.size import layer_bits as layer_bits
-from hf_pe.measure.size import parameters as parameters
-from hf_pe.measure.size import sketch_size as sketch_size
 from hf_pe.measure.size import weight_bytes as weight_bytes
+from hf_pe.model_spec import Parameters as Parameters
+from hf_pe.model_spec import bits_loaded as bits_loaded
+from hf_pe.model_spec import parameters as parameters
+from hf_pe.model_spec import sketch_size as sketch_size
 from hf_pe.report import Latency, Measurement, pixels_named
 from hf_pe.surgery import dtype_name
 from hf_pe.tasks import Judged, TaskData

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.dummies.inputs import IMAGE, example_inputs, image_size, reads
+from hf_pe.dummies.inputs import IMAGE, example_inputs, reads
+from hf_pe.dummies.sizes import image_size
 from hf_pe.measure.devices import on_one_device
 from hf_pe.progress import advance
 from hf_pe.report import Latency

@@ -6,8 +6,11 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import form_of
-from hf_pe.checkpoints.load import Seen, brings_code, loading_for, open_in_fresh_process
-from hf_pe.dummies.inputs import example_inputs, outputs_of, processor_size
+from hf_pe.checkpoints.classes import brings_code
+from hf_pe.checkpoints.reload import Seen, loading_for, open_in_fresh_process
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.sizes import processor_size
 from hf_pe.loading import Loading
 from hf_pe.tasks import positions
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from hf_pe.checkpoints.load import brings_code
+from hf_pe.checkpoints.classes import brings_code
 from hf_pe.checkpoints.sentence_transformers import is_sentence_folder, read_modules, read_sentence_modules
 from hf_pe.errors import ReloadError
 from hf_pe.fresh.run import run_fresh
@@ -52,5 +52,5 @@ def _encoded(folder: Path, device: str) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as work:
         order = {"folder": str(folder.resolve()), "device": device, "texts": SENTENCES}
         Path(work, "texts.json").write_text(json.dumps(order), "utf-8")
-        run_fresh("fresh_sentences.py", work, f"{folder.name} does not open with SentenceTransformer")
+        run_fresh("open_sentences.py", work, f"{folder.name} does not open with SentenceTransformer")
         return load_file(Path(work, "embeddings.safetensors"))["embeddings"]

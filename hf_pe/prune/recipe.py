@@ -10,26 +10,28 @@ from pydantic import BeforeValidator, Field, model_validator
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
+from hf_pe.anatomy.depth import removable_layers
+from hf_pe.anatomy.generation_config import generation_changes, generation_losses
+from hf_pe.calibration.coverage import reached, require_passage
+from hf_pe.calibration.experts import expert_moments, expert_moments_by_block, routed
+from hf_pe.calibration.gradients import consumer_slopes
+from hf_pe.calibration.influence import block_influence
 from hf_pe.errors import UsageError
 from hf_pe.machine_memory import available_memory
 from hf_pe.measure import judge, sketch_size
-from hf_pe.plans import Frozen, Plan, SizeChange, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen, Plan, SizeChange
 from hf_pe.prune.basis.attention_heads import turned
-from hf_pe.prune.basis.residual import rescale_norms_, rotated, untied_sketch
+from hf_pe.prune.basis.residual import rotated, untied_sketch
 from hf_pe.prune.criteria import CRITERIA, reap
-from hf_pe.prune.refit.experts import correct_, expert_moments, expert_moments_by_block, routed
+from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.least_squares import refit_
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
+from hf_pe.prune.refit.norms import rescale_norms_
 from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_
 from hf_pe.prune.sizes.allowed import (
-    Setting,
-    alone,
     amount,
-    by_loss,
-    crossed,
     final_sizes,
-    first_within,
-    in_step,
     kept_sizes,
     ladder,
     one_or_all,
@@ -37,25 +39,17 @@ from hf_pe.prune.sizes.allowed import (
     resized_sketch,
     sizes_in_turn,
     snapped,
-    widest,
 )
 from hf_pe.prune.sizes.budget import Target, above_floor
 from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.search import Setting, alone, by_loss, crossed, first_within, in_step, widest
 from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
-from hf_pe.prune.statistics.moments import (
-    block_influence,
-    consumer_moments,
-    consumer_moments_by_block,
-    consumer_slopes,
-    moments_bytes,
-    reached,
-    require_passage,
-)
+from hf_pe.prune.statistics.moments import consumer_moments, consumer_moments_by_block, moments_bytes
 from hf_pe.prune.statistics.unit_statistics import evidence
 from hf_pe.regression import Moments
-from hf_pe.surgery import cut, generation_changes, generation_losses
+from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
-from hf_pe.verify.equivalence import removable_layers, require_generation, require_proof
+from hf_pe.verify.equivalence import require_generation, require_proof
 
 Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.measure import sketch_size
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen, Plan
 from hf_pe.surgery import cast
 from hf_pe.tasks import TaskData
 

@@ -8,20 +8,15 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import skeleton
-from hf_pe.checkpoints.load import (
-    Source,
-    class_for,
-    copy_beside,
-    load_config,
-    load_model,
-    resolve,
-    rounding_warnings,
-    save_model,
-    say_left_behind,
-)
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.save import copy_beside, save_model, say_left_behind
+from hf_pe.checkpoints.source import Source, resolve
+from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.errors import UsageError
+from hf_pe.model_spec import Sketch
 from hf_pe.outputs import replaced, require_space
-from hf_pe.plans import Sketch
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import BITSANDBYTES, packed_by, require_plain, unpacked
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import without_numbers
 from hf_pe.measure import bits_loaded
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.report import percent
 
 LARGE = 1 / 3

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.calibration import moments, moments_by_block
-from hf_pe.dummies.inputs import no_cache
+from hf_pe.dummies.outputs import no_cache
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData, as_read_by
 

@@ -12,7 +12,8 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError, listed
 from hf_pe.measure import sketch_size
-from hf_pe.plans import Frozen, Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen, Plan
 from hf_pe.progress import say
 from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.mix import Offer, worth_most

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Quantizers: libraries that store weights in fewer bits."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""A run: order, dry run, stages, measurement, result."""

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.anatomy import form_of
-from hf_pe.checkpoints import load as checkpoints
-from hf_pe.checkpoints.load import Source
 from hf_pe.checkpoints.mixed_dtypes import as_stock_loads
-from hf_pe.dummies.inputs import example_inputs, outputs_of
+from hf_pe.checkpoints.save import save_model, weight_bytes_on_disk, weight_hashes
+from hf_pe.checkpoints.source import Source
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
 from hf_pe.errors import NotFiniteError, ReloadError
 from hf_pe.files.hashes import value_sha256
 from hf_pe.hub import require_measured, write_card
@@ -57,7 +58,7 @@ def save_result(
         NotFiniteError: the model is in float16 and overflows.
     """
     progress.say(f"saving {place or name} and loading it again in a fresh process")
-    checkpoints.save_model(model, processor, folder, source)
+    save_model(model, processor, folder, source)
     model = as_stock_loads(model)  # what is compared is equal in dtypes
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
     seen, loading = reopened(folder, name, model, auto_class, processor)
@@ -77,7 +78,7 @@ def save_result(
         )
     after = report.after.model_copy(
         update={
-            "disk_bytes": checkpoints.weight_bytes_on_disk(folder),
+            "disk_bytes": weight_bytes_on_disk(folder),
             "peak_memory_bytes": seen.peak_memory_bytes,
         }
     )
@@ -86,7 +87,7 @@ def save_result(
         loading=loading,
         parameters=seen.parameters,
         max_difference=seen.max_difference,
-        sha256=checkpoints.weight_hashes(folder),
+        sha256=weight_hashes(folder),
         sentence_difference=embeddings,
     )
     write_report(report.model_copy(update={"name": name, "after": after, "reload": reload}), folder)

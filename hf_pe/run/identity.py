@@ -13,8 +13,8 @@ from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel
 
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
-from hf_pe.checkpoints.load import ADAPTER, PICKLES, TRAINING_PICKLES, Source, resolve
-from hf_pe.checkpoints.sentence_transformers import SentenceModules
+from hf_pe.checkpoints.sentence_modules import SentenceModules
+from hf_pe.checkpoints.source import ADAPTER, PICKLES, TRAINING_PICKLES, Source, resolve
 from hf_pe.data import Examples
 from hf_pe.distill import Distillation
 from hf_pe.files.hashes import processor_sha256, remembered_sha256, sha256_of, tensors_sha256

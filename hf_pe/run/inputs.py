@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_pe.backbones import BackboneSwap
-from hf_pe.checkpoints.load import Source
+from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig
 from hf_pe.distill import Distillation
 

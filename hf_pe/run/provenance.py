@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.checkpoints.load import Source
+from hf_pe.checkpoints.source import Source
 from hf_pe.data import Examples
 from hf_pe.data.config import names_of
 from hf_pe.hub.base_card import Card, dataset_card

@@ -10,7 +10,11 @@ from pydantic import Field, ValidationError
 from transformers import PreTrainedModel, set_seed
 
 from hf_pe import progress
-from hf_pe.checkpoints import load as checkpoints
+from hf_pe.checkpoints.classes import brings_code, class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.save import save_model
+from hf_pe.checkpoints.source import resolve
 from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.files.hashes import sha256
@@ -140,7 +144,7 @@ def _kept(place: Path, model: PreTrainedModel, finished: Finished) -> Finished:
     if place.exists():  # damaged, or half removed
         shutil.rmtree(place)
     with replaced(place, overwrite=True) as fresh:
-        checkpoints.save_model(model, None, fresh)
+        save_model(model, None, fresh)
         finished = finished.model_copy(update={"files": _hashes(fresh)})
         (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
     return finished
@@ -155,8 +159,8 @@ def _read(note: Path) -> Finished | None:
 
 def _loaded(place: Path, before: PreTrainedModel) -> PreTrainedModel:
     """Load a stage as any model is loaded; `before` tells whether code of its own was allowed."""
-    source = checkpoints.resolve(str(place), trust_remote_code=checkpoints.brings_code(type(before)))
-    return checkpoints.load_model(source, checkpoints.class_for(checkpoints.load_config(source)))
+    source = resolve(str(place), trust_remote_code=brings_code(type(before)))
+    return load_model(source, class_for(load_config(source)))
 
 
 def _hashes(folder: Path) -> dict[str, str]:

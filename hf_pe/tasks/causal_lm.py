@@ -9,8 +9,10 @@ from transformers import PretrainedConfig, PreTrainedModel, default_data_collato
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.likelihood import judged_tokens, perplexity, unigram_perplexity
 from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings

@@ -10,7 +10,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import ROW, Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import ROW, Batch, label_loss, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.media import with_readable_media
 

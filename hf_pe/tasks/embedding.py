@@ -10,11 +10,13 @@ import torch
 from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
 
-from hf_pe.checkpoints.sentence_transformers import SentenceModules
+from hf_pe.checkpoints.sentence_modules import SentenceModules
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs, thirds
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, model_inputs
+from hf_pe.tasks.evaluation import Judged, thirds
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 

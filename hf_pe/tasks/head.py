@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from hf_pe.dummies.inputs import no_cache
-from hf_pe.tasks.base import ROW, Batch, model_inputs
+from hf_pe.dummies.outputs import no_cache
+from hf_pe.tasks.batch import ROW, Batch, model_inputs
 
 LARGE = 4096
 """From so many words on a vocabulary's logits are never held whole."""

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, TaskData
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch
 from hf_pe.tasks.classification import Classification, with_labels, with_media
 
 

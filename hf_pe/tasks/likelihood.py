@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.tasks.base import Batch, Judged, TaskData
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.head import LARGE, Head
 
 LOGITS_BYTES = 2**28

@@ -9,7 +9,9 @@ from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreT
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, label_loss, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings

@@ -14,7 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.image_classification import opened
 from hf_pe.tasks.labels import label_column, label_numbers
 from hf_pe.tasks.media import with_readable_media

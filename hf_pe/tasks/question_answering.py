@@ -14,7 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import POSSIBLE, Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import POSSIBLE, Batch, label_loss, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 

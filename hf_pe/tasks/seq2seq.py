@@ -11,7 +11,9 @@ from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, Pretrain
 from hf_pe.anatomy import skeleton
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, label_loss, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings

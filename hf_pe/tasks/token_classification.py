@@ -11,7 +11,9 @@ from transformers import DataCollatorForTokenClassification, PretrainedConfig, P
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Batch, Judged, TaskData, label_loss, model_inputs
+from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.batch import Batch, label_loss, model_inputs
+from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.texts import Truncation
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings

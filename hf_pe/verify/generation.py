@@ -14,7 +14,10 @@ import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import Architecture, skeleton
-from hf_pe.dummies.inputs import SECTIONS, difference, example_inputs, lively, tiny
+from hf_pe.dummies.fields import SECTIONS
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import one_line, pass_on_memory_errors
 
 TOKENS = 4

@@ -17,7 +17,8 @@ from common import Clock, row, write
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification, DataCollatorWithPadding, TrainingArguments
 
-from hf_pe.checkpoints.load import load_processor, resolve
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Cache, DistillationTrainer
 from hf_pe.distill.cache import open_cache, with_rows

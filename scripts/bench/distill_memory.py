@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, build
 from hf_pe.distill import recipe as recipe_module
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.fresh.open_model import _anonymous, _watch
 from hf_pe.tasks import CausalLM, TaskData
 

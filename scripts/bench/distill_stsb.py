@@ -27,7 +27,11 @@ from sentence_transformers import (
 )
 from torch import nn
 
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning

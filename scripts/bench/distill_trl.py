@@ -18,7 +18,11 @@ from common import Clock, row, write
 from ground_smollm2 import blocks, task_data
 from transformers import TrainingArguments, default_data_collator
 
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.distill import DistillationTrainer
 from hf_pe.prune import StructuredPruning
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import transformers
 from common import ROOT, SHARED, row, write
 
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import resolve
 from hf_pe.hub.scan import scan
 from hf_pe.hub.secret_forms import SECRETS
 from tests.hub.planted import ADVERSARIAL, PLACES, PLANTED, WHOLE, WRAPPED

@@ -14,7 +14,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         AutoConfig.for_model("llama", architectures=["LlamaForCausalLM"]).save_pretrained(folder)
         start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "hf_pe.cli.main", "inspect", folder], check=True)
+        subprocess.run([sys.executable, "-m", "hf_pe.cli", "inspect", folder], check=True)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     setting = "LlamaForCausalLM, 6.74B parameters, config.json alone; Python start and imports included"

@@ -14,7 +14,7 @@ import torch
 from common import ROOT, row, write
 from transformers import AutoModel
 
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import resolve
 from hf_pe.measure.latency import alternating
 from hf_pe.report import read_report
 

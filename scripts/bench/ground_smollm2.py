@@ -11,7 +11,11 @@ import torch
 from common import SHARED, bootstrap, row, write
 from transformers import default_data_collator
 
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, TaskData

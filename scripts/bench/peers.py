@@ -9,11 +9,14 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover
-from hf_pe.dummies.inputs import example_inputs, no_cache
-from hf_pe.plans import Plan, Sketch
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import no_cache
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.sizes.allowed import first, kept_sizes, ladder, resized_sketch
+from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_sketch
 from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.search import first
 from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData

@@ -16,7 +16,9 @@ from transformers import AutoModel
 from hf_pe.anatomy import discover
 from hf_pe.anatomy.discover import _discover
 from hf_pe.calibration import BATCH
-from hf_pe.checkpoints.load import load_config, load_processor, resolve
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.measure.flops import flops

@@ -8,7 +8,8 @@ from common import bootstrap, row, write
 from prune_sst2 import fine_tuned, right, rows
 
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints.load import load_processor, resolve
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import load_for_evaluation
 from hf_pe.prune import StructuredPruning
 from hf_pe.surgery import cut

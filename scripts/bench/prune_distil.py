@@ -32,7 +32,11 @@ from prune_minilm import (
     tokens,
 )
 
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 
 
 def main() -> None:

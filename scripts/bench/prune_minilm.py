@@ -30,7 +30,11 @@ from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding
 
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.tasks import Embedding, TaskData

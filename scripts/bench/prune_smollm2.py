@@ -25,7 +25,11 @@ from peers import REPAIRED, TORCH_PRUNING, by_peers, by_recipes, torch_pruning_c
 from peers_llm import block_taylor, flap, short_gpt, slice_gpt
 
 from hf_pe.anatomy import discover
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.files.atomic import write_whole
 from hf_pe.measure import parameters

@@ -16,7 +16,8 @@ from common import ROOT, SHARED, seeds, share_of_loss, write
 from peers import best_of, deep_and_narrow, ours_along_any
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
-from hf_pe.checkpoints.load import load_processor, resolve
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_for_evaluation
 from hf_pe.measure import parameters
 from hf_pe.tasks import TaskData, TextClassification, model_inputs

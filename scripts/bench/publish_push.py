@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
 import hf_pe
-from hf_pe.checkpoints.load import weight_hashes
+from hf_pe.checkpoints.save import weight_hashes
 from hf_pe.hub import Publish, PushError, push
 from hf_pe.hub.scan import scan
 from hf_pe.report import read_report, write_report
@@ -172,7 +172,7 @@ def secrets() -> list[dict]:
             text = secret if kind in WHOLE else frame.format(secret)
             if kind not in {f.kind for f in scan({file: text.encode()})}:
                 missed.append((kind, file))
-    model = hf_pe.checkpoints.load.resolve(MINILM).folder
+    model = hf_pe.checkpoints.source.resolve(MINILM).folder
     shipped = {str(p): p for f in ("model_cards", "recipes", "docs") for p in (ROOT / f).rglob("*") if p.is_file()}
     shipped |= {str(p): p for p in model.rglob("*") if p.is_file()}
     alarms = scan({Path(k).name if str(model) in k else k.removeprefix(f"{ROOT}/"): p for k, p in shipped.items()})

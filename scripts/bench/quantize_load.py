@@ -29,7 +29,10 @@ OURS = (
     """
 import sys, torch, transformers, bitsandbytes
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from hf_pe.checkpoints import class_for, load_config, load_model, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 """
     + WATCH
     + """
@@ -43,7 +46,10 @@ BARE = (
     """
 import sys, torch, transformers, bitsandbytes
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from hf_pe.checkpoints import class_for, load_config, load_model, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 """
     + WATCH
     + """

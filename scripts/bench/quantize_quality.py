@@ -24,7 +24,11 @@ from torch import nn
 from transformers import MobileNetV2ForImageClassification
 
 from hf_pe.calibration import answers, distance
-from hf_pe.checkpoints.load import class_for, load_config, load_model, load_processor, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing

@@ -19,7 +19,7 @@ from common import row, write
 from quantize_quality import CASES, WAYS
 from transformers import AutoModel, AutoModelForCausalLM
 
-from hf_pe.checkpoints.load import save_model
+from hf_pe.checkpoints.save import save_model
 from hf_pe.measure import latency, weight_bytes
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
 

@@ -33,7 +33,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import difference, example_inputs, instances, lively, no_cache, outputs_of, tensors_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, no_cache, outputs_of, tensors_of
+from hf_pe.dummies.tiny import instances, lively
 from hf_pe.verify.equivalence import prove
 
 TYPES = [

@@ -60,7 +60,7 @@ PLAN = (
 import torch, transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from hf_pe import StructuredPruning
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 """
     + WATCH
     + """

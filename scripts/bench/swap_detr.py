@@ -12,7 +12,7 @@ from transformers import AutoModelForObjectDetection, DetrConfig, DetrForObjectD
 
 from hf_pe.backbones import BackboneSwap
 from hf_pe.data import DataConfig, Examples
-from hf_pe.dummies.inputs import difference, outputs_of
+from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.measure import parameters
 from hf_pe.tasks import ImageClassification, TaskData
 

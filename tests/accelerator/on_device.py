@@ -15,7 +15,9 @@ from hf_pe import (
     compress,
 )
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.measure import measure, on_one_device, reopened
 from hf_pe.measure.latency import latency
 from hf_pe.tasks import CausalLM

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover, resized, skeleton
-from hf_pe.dummies.inputs import tiny
+from hf_pe.dummies.tiny import tiny
 
 
 def anatomy_of(model_type):

@@ -24,7 +24,8 @@ from hf_pe.anatomy import (
     skeleton,
     tokens_named,
 )
-from hf_pe.dummies.inputs import lively, outputs_of, tiny
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.surgery import cut
 from hf_pe.verify.equivalence import prove
 

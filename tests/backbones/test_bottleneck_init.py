@@ -19,8 +19,8 @@ from transformers import (
 
 from hf_pe.backbones import BackboneSwap
 from hf_pe.backbones.bottleneck_init import Bottleneck, _Fitting, bottlenecks, grow_, kernels_
-from hf_pe.checkpoints.load import class_for
-from hf_pe.dummies.inputs import lively
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.dummies.tiny import lively
 from hf_pe.tasks import ImageClassification, as_map
 from hf_pe.weight_transfer import drawn
 from tests.images import of_rows

@@ -43,10 +43,12 @@ from hf_pe.backbones import PRESETS, BackboneSwap
 from hf_pe.backbones.resolve import target_of
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import latency, measure, parameters
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
 from tests.helpers import TEXTS, bert_config, saved, shared, taught
 from tests.images import NAMES, of_rows

@@ -20,10 +20,12 @@ from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, com
 from hf_pe.anatomy import Separable, discover, form_of
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.data import DataConfig
-from hf_pe.dummies.inputs import difference, lively, outputs_of
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, parameters
-from hf_pe.plans import Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Plan
 from tests.helpers import bert_config, taught
 from tests.images import NAMES
 
@@ -158,7 +160,7 @@ def test_it_is_taught_by_the_original_and_the_folder_proves_itself(images, tmp_p
     ],
 )
 def test_what_needs_a_stock_model_is_refused_afterwards(after, name):
-    from hf_pe.run.compress import outline
+    from hf_pe.run.dry_run import outline
 
     model = resnet()
     with pytest.raises(UsageError, match=rf"{name}: "):

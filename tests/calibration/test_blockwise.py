@@ -5,7 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe.calibration import Stop, lockstep
-from hf_pe.dummies.inputs import example_inputs, lively, no_cache, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import no_cache
+from hf_pe.dummies.tiny import lively, tiny
 
 
 def batches(model, count=3):

@@ -30,7 +30,7 @@ from transformers import (
 import hf_pe.measure
 from hf_pe import CompressionReport, UsageError
 from hf_pe.callbacks.agreement import _compared, teacher_agreement
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.report import read_report
 from hf_pe.tasks import TASKS
 from tests.helpers import TEXTS, bert_config, small_detr

@@ -4,8 +4,11 @@ import pytest
 from transformers import BertModel, LlamaConfig, LlamaModel
 
 from hf_pe.checkpoints import config_checks
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.config_checks import require_memory, require_possible_sizes
-from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError
 from tests.helpers import bert_config
 

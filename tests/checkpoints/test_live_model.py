@@ -10,8 +10,10 @@ from transformers import BertForSequenceClassification, BertModel
 
 from hf_pe import Distillation, StructuredPruning, compress
 from hf_pe.checkpoints.live_model import plain_model, unchanged
-from hf_pe.checkpoints.load import load_model, resolve
-from hf_pe.dummies.inputs import difference, lively, outputs_of
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import measure
 from tests.helpers import TEXTS, bert_config
@@ -29,7 +31,7 @@ def tuned(folder=None):
 def quick(monkeypatch):
     """Nothing is timed or opened again."""
     monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
-    monkeypatch.setattr("hf_pe.run.compress._with_folder_facts", lambda measured, *_: measured)
+    monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,12 @@ import pytest
 import torch
 from transformers import AutoModel, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
-from hf_pe.checkpoints.load import Source, class_for, load_config, load_model, load_processor, resolve, save_model
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.save import save_model
+from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.data.builtin import builtin_rows
 from hf_pe.errors import UsageError
 from hf_pe.measure import sentence_difference

@@ -9,8 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, T5Config, T5ForConditionalGeneration
 
 from hf_pe import Distillation, StructuredPruning, compress
-from hf_pe.checkpoints.load import load_config, load_model, resolve, rounding_warnings, save_model
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.mixed_dtypes import as_stock_loads, differing_dtypes, dtype_warnings
+from hf_pe.checkpoints.save import save_model
+from hf_pe.checkpoints.source import resolve
+from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.data import load_examples
 from hf_pe.layer_dtypes import aligned_dtypes
 from hf_pe.tasks import prepare, task_named

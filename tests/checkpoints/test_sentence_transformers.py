@@ -10,22 +10,19 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel
 
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
-from hf_pe.checkpoints.load import (
-    Seen,
-    load_model,
-    load_processor,
-    resolve,
-    save_model,
-    sentence_modules,
-    weight_hashes,
-)
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
+from hf_pe.checkpoints.reload import Seen
+from hf_pe.checkpoints.save import save_model, weight_hashes
+from hf_pe.checkpoints.sentence_source import sentence_modules
 from hf_pe.checkpoints.sentence_transformers import TOKENIZATION, copy_modules, module_folders, read_sentence_modules
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.errors import ReloadError
 from hf_pe.files.hashes import value_sha256
 from hf_pe.hub.card import render_card
-from hf_pe.run.compress import find_task
 from hf_pe.run.folder import save_result
+from hf_pe.tasks.infer import find_task
 from tests.helpers import TEXTS, needs_package
 
 NAMES = "sentence_transformers.models."
@@ -115,7 +112,7 @@ def test_all_modules_come_along_and_the_result_is_opened_and_compared(folder, tm
 
 
 def test_a_hidden_width_that_the_dense_layer_does_not_read_is_refused_before_work(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_pe.checkpoints.load.load_with_unread", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError, match="reads embeddings of 64 values, and the model would give it 32"):
         compress(str(folder), [StructuredPruning(keep={"hidden": 0.5})], data=TEXTS)
     with pytest.raises(UsageError, match="reads embeddings of 64 values, and the model would give it 32"):

@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from hf_pe import StructuredPruning, compress, cut_checkpoint, quantize_checkpoint
-from hf_pe.checkpoints.load import load_model, load_with_unread, resolve
+from hf_pe.checkpoints.load import load_model, load_with_unread
+from hf_pe.checkpoints.source import resolve
 from hf_pe.checkpoints.weight_checks import require_finite, require_present, unread_parts
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card
 from hf_pe.measure import measure
@@ -139,7 +140,7 @@ def test_shapes_are_looked_at_on_disk_too(llama_folder, changed, tmp_path):
 
 def test_report_and_card_list_what_was_not_read(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
-    monkeypatch.setattr("hf_pe.run.compress._with_folder_facts", lambda measured, *_: measured)
+    monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
     lively(BertForMaskedLM(bert_config(num_hidden_layers=2))).save_pretrained(tmp_path / "masked")
     tokenizer.save_pretrained(tmp_path / "masked")
     made = compress(

@@ -22,12 +22,13 @@ from transformers import (
 from typer.main import get_command
 
 from hf_pe.backbones.listing import Candidate
-from hf_pe.cli.main import app
+from hf_pe.checkpoints.save import save_model
+from hf_pe.cli import app
 from hf_pe.distill import Distillation
 from hf_pe.report import Latency
 from tests.helpers import TEXTS, call
 
-HF_PE = [sys.executable, "-m", "hf_pe.cli.main"]
+HF_PE = [sys.executable, "-m", "hf_pe.cli"]
 
 
 @pytest.fixture
@@ -101,9 +102,7 @@ def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
 
 
 def test_plan_states_sizes_and_loads_no_weights(recipe, monkeypatch):
-    from hf_pe.checkpoints import load as checkpoints
-
-    monkeypatch.setattr(checkpoints, "load_with_unread", lambda *a: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
     found = call("plan", recipe, "--set", "recipes.0.keep.layers=3")
     assert found.exit_code == 0
     assert "ffn 128 -> 64" in found.output
@@ -158,20 +157,18 @@ def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_pa
 
 
 def test_a_full_disk_while_saving_leaves_the_old_output(recipe, tmp_path, monkeypatch):
-    from hf_pe.checkpoints import load as checkpoints
-
     target = tmp_path / "out"
     target.mkdir()
     for name in ("mine.txt", "report.json"):
         (target / name).write_text('{"format_version": 0}')
-    save = checkpoints.save_model
+    save = save_model
 
     def full(model, processor, folder, source=None):
         if folder.parent.name.startswith(".out.hf_pe-"):
             raise OSError(28, "No space left on device")
         save(model, processor, folder, source)
 
-    monkeypatch.setattr(checkpoints, "save_model", full)
+    monkeypatch.setattr("hf_pe.run.folder.save_model", full)
     found = call("run", recipe, "--output", target, "--overwrite")
     assert found.exit_code == 1
     assert "No space left" in found.output
@@ -336,7 +333,7 @@ def test_inspect_of_a_7b_config_is_light(tmp_path):
     """The figures are measured by scripts/bench/ground_inspect.py; here only that no weights are ever made."""
     AutoConfig.for_model("llama", architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     program = (
-        "import resource, sys; from hf_pe.cli.main import app\n"
+        "import resource, sys; from hf_pe.cli import app\n"
         f"sys.argv = ['hf-pe', 'inspect', {str(tmp_path)!r}]\n"
         "try: app()\n"
         "except SystemExit as stop: assert not stop.code\n"

@@ -7,8 +7,7 @@ import typer
 from rich.table import Table
 from typer.testing import CliRunner
 
-from hf_pe.cli import terminal
-from hf_pe.cli.main import app
+from hf_pe.cli import app, terminal
 from hf_pe.cli.terminal import PlainConsole, messages, noting, progress, progress_lines
 from hf_pe.errors import NotFiniteError, PushError, ReloadError, UsageError
 from hf_pe.progress import say, warn

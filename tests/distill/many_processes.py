@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
 
 from hf_pe.distill import DistillationTrainer, build
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from tests.distill import sharded
 
 SETTINGS = {"kl": ("kl,task", 4096), "hidden": ("hidden", 4096), "chunks": ("kl,hidden", 1)}

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.tasks import CausalLM
 
 STEPS, BATCH = 5, 8

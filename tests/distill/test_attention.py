@@ -5,7 +5,9 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe.distill.attention import NAME, watchable, watched
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from tests.helpers import bert_config
 
 FAMILIES = (

@@ -6,7 +6,7 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCau
 
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live, _agreement
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.tasks import CausalLM, TextClassification
 from tests.helpers import bert_config

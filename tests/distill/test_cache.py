@@ -21,7 +21,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill import cache as module
 from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
-from hf_pe.dummies.inputs import lively, tiny
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification

@@ -10,7 +10,7 @@ from transformers import BertModel
 from hf_pe.data import load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill.checkpoint import WHOLE, last_whole_checkpoint
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_pe.distill.chunked import chunked
 from hf_pe.distill.losses.registry import Settings, per_token
-from hf_pe.dummies.inputs import lively, tiny
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.tasks import Head, states
 
 LOSSES = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}

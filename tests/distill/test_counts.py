@@ -22,7 +22,7 @@ from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, DistillationTrainer
 from hf_pe.distill.counts import UNITS, count
 from hf_pe.distill.losses.registry import LOSSES
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.stitching import Seam, reuse_
 from hf_pe.surgery import cut

@@ -17,9 +17,9 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, DistillationTrainer
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
 

@@ -16,11 +16,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from hf_pe.checkpoints.load import save_model
+from hf_pe.checkpoints.save import save_model
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses.registry import LOSSES
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning

@@ -7,7 +7,7 @@ from transformers import BertModel, TrainingArguments
 
 from hf_pe.distill import DistillationTrainer
 from hf_pe.distill.sampling import SimilarLengthSampler
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from tests.helpers import bert_config
 
 SIZE = 16

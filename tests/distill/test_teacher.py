@@ -19,7 +19,9 @@ from transformers import (
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Teacher
 from hf_pe.distill.teacher import frozen
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.tasks import CausalLM, TextClassification
 from tests.helpers import TEXTS, bert_config, needs_package, saved

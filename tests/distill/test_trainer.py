@@ -29,7 +29,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation, DistillationMixin, DistillationTrainer
 from hf_pe.distill.build import build
 from hf_pe.distill.objective import Live
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
 from tests.distill import many_processes

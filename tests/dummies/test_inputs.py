@@ -12,7 +12,10 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import example_inputs, lively, outputs_of, processor_size, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.sizes import processor_size
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.verify.equivalence import prove
 
 

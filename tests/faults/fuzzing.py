@@ -74,7 +74,7 @@ def tried(place: Path, command: tuple[str, ...]) -> tuple[str, str]:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(SECONDS)
         measure_quickly()
-        from hf_pe.cli.main import app
+        from hf_pe.cli import app
 
         app(list(command))
 
@@ -93,13 +93,17 @@ def import_all() -> None:
     import PIL.PngImagePlugin  # noqa: F401
     import scipy.io.wavfile  # noqa: F401
 
+    import hf_pe.recipe_file
+    import hf_pe.run.compress
+    import hf_pe.run.folder  # noqa: F401
+
 
 def main(folder: Path, count: int, step: int = 1) -> None:
     """Print a line for each input: number, kind, damage, command, what came of it, and the end of what was said."""
     import torch
 
     import_all()
-    from hf_pe.cli.main import app
+    from hf_pe.cli import app
 
     torch.set_num_threads(1)
     whole, place = folder / "whole", folder / "place"

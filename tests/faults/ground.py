@@ -52,7 +52,7 @@ def make_ground(place: Path) -> None:
 def make_results(place: Path) -> None:
     """Carry out two recipes, the second up to its training, in the working directory."""
     measure_quickly()
-    from hf_pe.cli.main import app
+    from hf_pe.cli import app
     from hf_pe.distill import Distillation
 
     status = forked(lambda: app(["run", "texts.yaml", "--output", "result"]), place / "making.log")
@@ -90,7 +90,7 @@ def _make_models(place: Path) -> None:
     import transformers as hf
     from transformers import AutoTokenizer
 
-    from hf_pe.dummies.inputs import lively
+    from hf_pe.dummies.tiny import lively
 
     tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}

@@ -37,7 +37,7 @@ def make_model(folder: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from hf_pe.dummies.inputs import lively
+    from hf_pe.dummies.tiny import lively
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = sorted({word for text in TEXTS for word in text.lower().strip(".").split()})
@@ -201,7 +201,7 @@ def run(place: Path, *flags: str, at: Callable[[Point, Path], None] | None = Non
         measure_quickly()
         if at is not None:
             watch(place, at)
-        from hf_pe.cli.main import app
+        from hf_pe.cli import app
 
         app(["run", "tiny.yaml", "--output", "out", "--overwrite", *flags])
 
@@ -234,11 +234,11 @@ def forked(work: Callable[[], None], log: Path | None = None) -> int:
 
 def measure_quickly() -> None:
     """Leave out what takes time and changes no weights: times, many resamples, the drawing of pictures, new processes."""
-    import hf_pe.pipeline
     import matplotlib.figure
 
-    import hf_pe.fresh
+    import hf_pe.fresh.run
     import hf_pe.measure
+    import hf_pe.run.compress
     from hf_pe.report import Latency
 
     def latency(models: dict[str, Any], *, batch: int, length: int, **_: Any) -> dict[str, Latency]:
@@ -339,7 +339,7 @@ def main(folder: Path, which: str) -> None:
     """Try points and print a line for each: what changes there, how the run is killed, and what was wrong then."""
     import torch
 
-    from hf_pe.cli.main import app
+    from hf_pe.cli import app
 
     torch.set_num_threads(1)
     model, place = folder / "model", folder / "place"

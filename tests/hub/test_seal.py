@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from hf_pe.cli.main import app
+from hf_pe.cli import app
 from hf_pe.hub.seal import Changes, changes_since_sealed, result_files
 from hf_pe.progress import listen
 from hf_pe.report import read_report, write_report

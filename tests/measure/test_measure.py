@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import BertModel, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
-from hf_pe.checkpoints.load import resolve
-from hf_pe.dummies.inputs import lively
+from hf_pe.checkpoints.source import resolve
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, latency, measure, parameters, quality, sketch_size, weight_bytes
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.progress import listen
-from hf_pe.run.compress import measure_source
+from hf_pe.run.measure_model import measure_source
 from hf_pe.tasks import ImageClassification, Judged
 from tests.helpers import bert_config
 from tests.images import of_rows
@@ -124,7 +124,7 @@ def test_a_pass_is_timed_on_images_of_the_size_that_is_stated():
 def test_a_source_is_measured_at_the_size_of_its_processor(tmp_path, monkeypatch, timed_at):
     reopened = []
     monkeypatch.setattr(
-        "hf_pe.run.compress._with_folder_facts", lambda found, *rest: reopened.append(rest[-1]) or found
+        "hf_pe.run.measure_model.with_folder_facts", lambda found, *rest: reopened.append(rest[-1]) or found
     )
     config = ResNetConfig(**RESNET, id2label={i: str(i) for i in range(3)})
     ResNetForImageClassification(config).save_pretrained(tmp_path)

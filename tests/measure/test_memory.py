@@ -1,8 +1,11 @@
 import pytest
 from transformers import BertModel
 
-from hf_pe.checkpoints.load import open_in_fresh_process, save_model, weight_bytes_on_disk
-from hf_pe.dummies.inputs import example_inputs, lively, outputs_of
+from hf_pe.checkpoints.reload import open_in_fresh_process
+from hf_pe.checkpoints.save import save_model, weight_bytes_on_disk
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import ReloadError
 from hf_pe.files.hashes import value_sha256
 from hf_pe.loading import Loading

@@ -34,10 +34,13 @@ from transformers import (
 
 from hf_pe.anatomy import EVERYWHERE
 from hf_pe.data import DataConfig, Examples, load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, parameters
-from hf_pe.plans import Plan, Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
 from hf_pe.tasks import AudioClassification, CausalLM, Embedding, Seq2Seq

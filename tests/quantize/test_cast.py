@@ -3,9 +3,9 @@ import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
 from hf_pe import Cast
-from hf_pe.dummies.inputs import tiny
+from hf_pe.dummies.tiny import tiny
 from hf_pe.measure import layer_bits, weight_bytes
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

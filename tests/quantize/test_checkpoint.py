@@ -8,8 +8,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from typer.testing import CliRunner
 
 from hf_pe import dequantize_checkpoint, quantize_checkpoint
-from hf_pe.cli.main import app
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.cli import app
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import unpacked_weight

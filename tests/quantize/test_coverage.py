@@ -5,17 +5,17 @@ from transformers import AutoConfig, BertModel, LlamaForCausalLM, MixtralConfig,
 from typer.testing import CliRunner
 
 from hf_pe import BitsAndBytesQuantization, compress, quantize_checkpoint
-from hf_pe.cli.main import app
-from hf_pe.dummies.inputs import lively
+from hf_pe.cli import app
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import listed
 from hf_pe.hub import render_card
 from hf_pe.hub.markdown import escape
 from hf_pe.measure import parameters
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.progress import listen
 from hf_pe.quantize.coverage import unquantized
 from hf_pe.report import Measurement
-from hf_pe.run.compress import outline
+from hf_pe.run.dry_run import outline
 from tests.helpers import TEXTS, bert_config, saved
 
 
@@ -50,7 +50,7 @@ def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
 def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, monkeypatch):
     measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
     monkeypatch.setattr("hf_pe.run.compress.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
-    monkeypatch.setattr("hf_pe.run.compress._with_folder_facts", lambda measured, *rest: measured)
+    monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *rest: measured)
     recipe, said = BitsAndBytesQuantization(repair="none"), []
     with listen(lambda what, done, total: said.append(what)):
         made = compress(

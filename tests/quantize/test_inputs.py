@@ -2,7 +2,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel, BertModel
 
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.quantize.inputs import _block, inputs_of
 from hf_pe.quantizers.bnb import packable
 from hf_pe.tasks import Embedding

@@ -4,12 +4,14 @@ from transformers import AutoModelForCausalLM, BertForSequenceClassification, Be
 
 from hf_pe import compress
 from hf_pe.calibration import answers, distance
-from hf_pe.checkpoints.load import save_model
+from hf_pe.checkpoints.save import save_model
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import by_metric, lost_answers
 from hf_pe.quantizers.bnb import packable

@@ -4,7 +4,9 @@ from transformers import AlbertConfig, AlbertModel, BertModel, GPT2Config, GPT2L
 
 from hf_pe.calibration import answers, distance
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantizers.bnb import packable, unpacked_weight

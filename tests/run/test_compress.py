@@ -28,24 +28,26 @@ from hf_pe import (
     cut_checkpoint,
     progress,
 )
-from hf_pe.checkpoints import load as checkpoints
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.data import DataConfig
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.hub import Publish, prepare
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import Measurement
 from hf_pe.run import compress as pipeline
-from hf_pe.run.compress import check_order, find_task, fit_multiples
 from hf_pe.run.inputs import local_inputs
+from hf_pe.run.order import check_order, fit_multiples
 from hf_pe.tasks import TextClassification
+from hf_pe.tasks.infer import find_task
 from tests.helpers import TEXTS, bert_config, shared
 
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
 DISTIL = Distillation(steps=5)
-NOWHERE = checkpoints.Source(name="some", path="")
+NOWHERE = Source(name="some", path="")
 PACK = BitsAndBytesQuantization()
 
 
@@ -134,7 +136,7 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
 def test_a_broken_card_of_the_original_is_no_card_and_is_read_before_work(bert_folder, tmp_path, monkeypatch):
     measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
     monkeypatch.setattr("hf_pe.run.compress.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
-    monkeypatch.setattr("hf_pe.run.compress._with_folder_facts", lambda measured, *rest: measured)
+    monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *rest: measured)
     original = shutil.copytree(bert_folder, tmp_path / "original")
     (original / "README.md").write_bytes("---\nlanguage: fr\n---\n# modèle\n".encode("latin-1"))
 
@@ -204,7 +206,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
     other = shutil.copytree(bert_folder, tmp_path / "other")
     BertModel(BertModel.from_pretrained(bert_folder).config).save_pretrained(other)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "load_model", lambda *_: pytest.fail("weights were loaded"))
+        patch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
         with pytest.raises(UsageError, match=r"none of this run: they were begun with another model \(its weights"):
             compress(str(other), steps, resume=True, **call)
         with pytest.raises(UsageError, match=r"begun with another recipe\. Undo the change"):
@@ -281,7 +283,7 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             compress(recipe.source(), recipe.recipes, **call)
     monkeypatch.setattr(pipeline, "measure", partial(pipeline.measure, batches=(1,)))
-    monkeypatch.setattr(pipeline, "_with_folder_facts", lambda measured, *_: measured)
+    monkeypatch.setattr(pipeline, "with_folder_facts", lambda measured, *_: measured)
     monkeypatch.setattr(BitsAndBytesQuantization, "apply", lambda *_: pytest.fail("packed again"))
     made = compress(recipe.source(), recipe.recipes, resume=True, **call).save(tmp_path / "small")
     half, packed = made.variants["half"].report, made.variants["nf4"].report
@@ -350,9 +352,7 @@ def test_widths_are_rounded_for_what_follows():
 
 
 def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
-    from hf_pe.checkpoints import load as checkpoints
-
-    monkeypatch.setattr(checkpoints, "load_with_unread", lambda *a: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
     with pytest.raises(UsageError, match="expected 1 to 4"):
         compress(str(bert_folder), [StructuredPruning(keep={"layers": 99})], data=TEXTS, task="embedding")
     with pytest.raises(UsageError, match="does not exist"):
@@ -413,7 +413,7 @@ def test_the_version_is_told():
 def novel_folder(tokenizer, tmp_path):
     """A model of a type that transformers does not know, with its code."""
     folder = tmp_path / "novel"
-    shutil.copytree(Path(__file__).with_name("novel"), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(__file__).parents[1] / "novel", folder, ignore=shutil.ignore_patterns("__pycache__"))
     places = {"AutoConfig": "configuration_novel.NovelConfig", "AutoModel": "modeling_novel.NovelModel"}
     told = {"model_type": "novel", "architectures": ["NovelModel"], "auto_map": places, "vocab_size": 200}
     (folder / "config.json").write_text(json.dumps(told), "utf-8")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import BertModel
 
-from hf_pe.checkpoints import load as checkpoints
-from hf_pe.dummies.inputs import lively
+from hf_pe.checkpoints.save import save_model
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import ReloadError
 from hf_pe.run.folder import save_result
 from tests.helpers import bert_config
@@ -14,7 +14,7 @@ from tests.hub.test_card import measurement, report
 
 def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeypatch):
     model = lively(BertModel(bert_config()))
-    save = checkpoints.save_model
+    save = save_model
 
     def damaged(model, *args):
         other = lively(BertModel(bert_config()))
@@ -22,7 +22,7 @@ def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeyp
             other.embeddings.position_embeddings.weight[-1] += 1  # the inputs are shorter
         save(other, *args)
 
-    monkeypatch.setattr(checkpoints, "save_model", damaged)
+    monkeypatch.setattr("hf_pe.run.folder.save_model", damaged)
     monkeypatch.setattr("hf_pe.measure.memory.longest", lambda *_: 16)
     told = report(after=measurement(parameters=model.num_parameters()))
     with pytest.raises(ReloadError, match=r"small reloads with other weights: embeddings\.position_embeddings\.weight"):

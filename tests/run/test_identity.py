@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertModel
 
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning
-from hf_pe.checkpoints.load import Source, resolve
+from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.data import load_examples
 from hf_pe.run import identity
 from hf_pe.run.identity import live_sha256, model_files, origin_of, processor_sha256, stage_ids

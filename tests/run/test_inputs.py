@@ -1,7 +1,7 @@
 """What a run reads is known, so that no output replaces it."""
 
 from hf_pe import BackboneSwap, Distillation
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import resolve
 from hf_pe.run.inputs import local_inputs
 
 

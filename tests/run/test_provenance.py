@@ -1,7 +1,7 @@
 import pytest
 from transformers import BertModel
 
-from hf_pe.checkpoints.load import resolve
+from hf_pe.checkpoints.source import resolve
 from hf_pe.files.front_matter import read_front_matter
 from hf_pe.hub import base_card as cards
 from hf_pe.hub.base_card import Card

@@ -8,8 +8,7 @@ import torch
 from transformers import AutoModel, BertModel
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, UsageError
-from hf_pe.checkpoints import load as checkpoints
-from hf_pe.checkpoints.load import save_model, weight_hashes
+from hf_pe.checkpoints.save import save_model, weight_hashes
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.progress import listen
@@ -111,7 +110,7 @@ def test_checkpoints_of_a_training_stay_until_its_stage_is_whole(runs, monkeypat
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(checkpoints, "save_model", full)
+        patch.setattr("hf_pe.run.stages.save_model", full)
         runs.run(distil)
     (training,) = runs.folder.glob("1-distil-*.training")
     assert (training / "checkpoint-3" / "model.safetensors").is_file()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BertModel
 
-from hf_pe.checkpoints.sentence_transformers import SentenceModules
+from hf_pe.checkpoints.sentence_modules import SentenceModules
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.tasks import Embedding, task_named
@@ -54,7 +54,7 @@ def _positions(mask):
 def test_the_teacher_agrees_with_itself_and_not_with_noise(model, tokenizer):
     from dataclasses import replace
 
-    from hf_pe.dummies.inputs import lively
+    from hf_pe.dummies.tiny import lively
     from tests.helpers import bert_config
 
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)

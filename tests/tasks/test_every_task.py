@@ -28,7 +28,7 @@ from transformers import (
 
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Cache, Distillation
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import packable, unpacked_weight

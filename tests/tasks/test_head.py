@@ -10,9 +10,9 @@ from hf_pe.calibration import answers
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Cache, Distillation
 from hf_pe.distill.cache import open_cache
-from hf_pe.dummies.inputs import lively
+from hf_pe.dummies.tiny import lively
 from hf_pe.tasks import CausalLM, Head, MaskedLM, few_tokens
-from hf_pe.tasks.base import ROW
+from hf_pe.tasks.batch import ROW
 from tests.helpers import TEXTS, bert_config
 
 CHUNK = 8

@@ -15,11 +15,15 @@ from transformers import (
 )
 
 from hf_pe.anatomy import EVERYWHERE, Layout, discover, resized
-from hf_pe.checkpoints.load import class_for
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.anatomy.depth import removable_layers
+from hf_pe.anatomy.norms import norms_along
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.surgery import cut, cut_config
 from hf_pe.verify import equivalence as proof_module
-from hf_pe.verify.equivalence import EFFECT, norms_along, prove, removable_layers
+from hf_pe.verify.equivalence import EFFECT, prove
 
 
 @pytest.mark.parametrize("model_type", ["ctrl", "m2m_100"])

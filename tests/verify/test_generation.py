@@ -13,9 +13,9 @@ from transformers import (
 )
 
 from hf_pe.anatomy import discover, resized
-from hf_pe.dummies.inputs import tiny
+from hf_pe.dummies.tiny import tiny
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.verify import generation
 from hf_pe.verify.equivalence import prove, require_generation

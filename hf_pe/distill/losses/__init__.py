@@ -1,1 +1,1 @@
-"""TODO."""
+"""Distillation losses."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Changes of basis before a cut: of the residual stream, and inside attention heads."""

@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import EVERYWHERE, Axis, Slot, asks
-from hf_pe.dummies.inputs import difference, example_inputs, outputs_of
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.errors import UsageError
 from hf_pe.regression import Moments, pooled
 

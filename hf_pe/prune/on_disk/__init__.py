@@ -1,1 +1,1 @@
-"""TODO."""
+"""Cutting a checkpoint tensor by tensor, without loading the model."""

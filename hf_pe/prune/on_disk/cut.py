@@ -13,18 +13,23 @@ from transformers.core_model_loading import WeightTransform
 
 from hf_pe import progress
 from hf_pe.anatomy import Axis, discover, skeleton
-from hf_pe.checkpoints.load import Source, class_for, copy_beside, load_config, resolve, say_left_behind
+from hf_pe.anatomy.axis import Kept
+from hf_pe.anatomy.generation_config import generation_changes, generation_losses
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.save import copy_beside, say_left_behind
 from hf_pe.checkpoints.sentence_transformers import require_width
+from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.checkpoints.weight_checks import require_finite
 from hf_pe.errors import UsageError
 from hf_pe.files.json_files import read_object
 from hf_pe.files.shards import INDEX
+from hf_pe.model_spec import Sketch
 from hf_pe.outputs import check_output, replaced, require_space
-from hf_pe.plans import Sketch
 from hf_pe.prune.on_disk.tensors import Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
 from hf_pe.prune.sizes.allowed import amount, axes_named, kept_sizes, one_or_all, sizes_in_turn
-from hf_pe.surgery import Kept, Narrowed, cut_config, generation_changes, generation_losses, require_size
+from hf_pe.surgery import Narrowed, cut_config, require_size
 from hf_pe.verify.equivalence import require_generation, require_proof
 
 GENERATION = "generation_config.json"

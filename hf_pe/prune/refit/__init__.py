@@ -1,1 +1,1 @@
-"""TODO."""
+"""Closed-form corrections of the weights that remain after a cut."""

@@ -7,8 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot
+from hf_pe.anatomy.axis import Kept
 from hf_pe.regression import CHANGE, Moments, fit
-from hf_pe.surgery import Kept, narrowed
+from hf_pe.surgery import narrowed
 
 
 def without_removed(

@@ -7,8 +7,8 @@ has them. With calibration rows their weights are scaled back (`rescale_norms_`)
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_pe.anatomy import Axis, is_norm, skeleton
-from hf_pe.plans import Sketch
-from hf_pe.verify.equivalence import norms_along
+from hf_pe.anatomy.norms import norms_along
+from hf_pe.model_spec import Sketch
 
 
 def rescaling_warnings(sketch: Sketch, axis: Axis) -> tuple[str, ...]:

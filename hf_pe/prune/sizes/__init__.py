@@ -1,1 +1,1 @@
-"""TODO."""
+"""How large each axis becomes: allowed sizes, budgets, costs and the search."""

@@ -1,38 +1,19 @@
 """From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
+from hf_pe.anatomy.depth import removable_layers
 from hf_pe.errors import UsageError, nearest
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.prune.sizes.search import Setting
 from hf_pe.surgery import cut_config
-from hf_pe.verify.equivalence import removable_layers
-
-Setting = dict[str, int]
-"""Axis name to size."""
-
-
-class Tried(NamedTuple):
-    """A rung of a ladder that was tried alone.
-
-    Attributes:
-        rung: its index; 0 is the whole model.
-        loss: what the model loses there.
-        cost: what it still costs.
-    """
-
-    rung: int
-    loss: float
-    cost: float
-
 
 WIDTHS = ("ffn", "expert_ffn", "hidden", "vocabulary")
 """The axes of which nobody wants a single unit, so that a whole number of 1 is asked back."""
-CROSSED = 8
-"""Rungs of the shortest ladder that are each combined with the others."""
 
 
 def amount(value: Any) -> Any:
@@ -116,89 +97,6 @@ def ladder(sketch: Sketch, name: str, multiple: int, devices: int = 1) -> list[S
     ]
 
 
-def in_step(ladders: Sequence[Sequence[Setting]], steps: int = 64) -> list[Setting]:
-    """A path that goes down all ladders by the same share; every rung of a single one."""
-    if len(ladders) == 1:
-        return list(ladders[0])
-    return [
-        _joined(ladders, [round(step / steps * (len(rungs) - 1)) for rungs in ladders]) for step in range(steps + 1)
-    ]
-
-
-def alone(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
-    """For each ladder the path that goes down it and leaves the others whole."""
-    whole = _joined(ladders, [0] * len(ladders))
-    return [[whole | rung for rung in rungs] for rungs in ladders]
-
-
-def crossed(ladders: Sequence[Sequence[Setting]]) -> list[list[Setting]]:
-    """For some rungs of the shortest ladder (depth, say) the path that holds it there and goes down the others."""
-    held, *others = sorted(ladders, key=len)
-    if not others:
-        return []
-    last = len(held) - 1
-    chosen = sorted({round(last * part / (CROSSED - 1)) for part in range(CROSSED)})
-    return [[held[rung] | setting for setting in in_step(others)] for rung in chosen]
-
-
-def widest(settings: Sequence[Setting]) -> list[Setting]:
-    """Those, each once, that no other exceeds along some axis without falling short along any."""
-    different = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
-    return [
-        one
-        for one in different
-        if not any(other is not one and all(other[n] >= size for n, size in one.items()) for other in different)
-    ]
-
-
-def first_within(path: Sequence[Setting], cost: Callable[[Setting], float]) -> Setting | None:
-    """The first setting of `path` that costs at most 1; None where none does."""
-    at = first(path, lambda setting: cost(setting) <= 1)
-    return None if at is None else path[at]
-
-
-def by_loss(ladders: Sequence[Sequence[Setting]], tried: Sequence[Sequence[Tried]]) -> list[Setting]:
-    """A path that goes on where the loss for what is saved is least: greedy along the lower hull of each curve.
-
-    Args:
-        ladders: one for each axis.
-        tried: of each ladder some rungs, the first and the last among them, in order.
-    """
-    at, place = [0] * len(ladders), [0] * len(ladders)  # rung, and index in tried
-    path = [_joined(ladders, at)]
-    while True:
-        steps = [
-            (_loss_rate(here, later), number, index)
-            for number, curve in enumerate(tried)
-            for here in [curve[place[number]]]
-            for index, later in enumerate(curve)
-            if index > place[number]
-        ]
-        if not steps:
-            return path
-        _, number, place[number] = min(steps)
-        while at[number] < tried[number][place[number]].rung:
-            at[number] += 1
-            path.append(_joined(ladders, at))
-
-
-def _loss_rate(here: Tried, later: Tried) -> float:
-    """The loss for what is saved; infinite where the outputs behind `later` are not finite."""
-    lost = later.loss - here.loss if math.isfinite(later.loss) else math.inf
-    return lost / max(here.cost - later.cost, 1e-12)
-
-
-def first(path: Sequence[Setting], fits: Callable[[Setting], bool]) -> int | None:
-    """Index of the first setting that fits, none before it fitting and all behind it; None where the last does not."""
-    if not fits(path[-1]):
-        return None
-    low, high = 0, len(path) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(path[middle]) else (middle + 1, high)
-    return low
-
-
 def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
     """What of `setting` is less than the model has, depth first, hidden width last."""
     now = {axis.name: axis.size for axis in discover(sketch.config, sketch.model_class).axes}
@@ -260,10 +158,6 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
 def _turn(name: str) -> int:
     """Query heads come after key-value groups, which take some along."""
     return {"layers": 0, "heads": 2, "hidden": 3}.get(name.rpartition(".")[2], 1)
-
-
-def _joined(ladders: Sequence[Sequence[Setting]], at: Sequence[int]) -> Setting:
-    return {name: size for rungs, rung in zip(ladders, at, strict=True) for name, size in rungs[rung].items()}
 
 
 def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:

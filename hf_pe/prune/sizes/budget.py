@@ -8,9 +8,11 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from hf_pe.errors import UsageError
-from hf_pe.plans import Frozen, Sketch
-from hf_pe.prune.sizes.allowed import Setting, first, resized_sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.plans import Frozen
+from hf_pe.prune.sizes.allowed import resized_sketch
 from hf_pe.prune.sizes.costs import MEASURED, UNITS, Costs
+from hf_pe.prune.sizes.search import Setting, first
 from hf_pe.tasks import Task
 
 TRIALS = 32

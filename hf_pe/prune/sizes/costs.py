@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import discover, skeleton
-from hf_pe.checkpoints.load import auto_class_of
+from hf_pe.checkpoints.classes import auto_class_of
 from hf_pe.errors import UsageError
 from hf_pe.measure import LENGTH, alternating, flops, latency, longest, parameters, reopened, sketch_size
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune.sizes.allowed import resized_sketch
 
 UNITS = {"parameters": "", "flops": " FLOPs", "bytes": " bytes", "latency": " ms", "memory": " bytes"}

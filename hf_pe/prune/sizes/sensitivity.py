@@ -6,11 +6,11 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
 from hf_pe.calibration import answers, distance, rows_within
+from hf_pe.calibration.coverage import reached, require_passage
 from hf_pe.progress import advance
-from hf_pe.prune.sizes.allowed import Setting, Tried
-from hf_pe.prune.statistics.moments import reached, require_passage
+from hf_pe.prune.sizes.search import Setting, Tried
 from hf_pe.tasks import TaskData
-from hf_pe.verify.equivalence import skipped
+from hf_pe.verify.ablate import skipped
 
 SHARES = (0.15, 0.3, 0.5, 0.75, 1.0)
 """How far down its ladder an axis is tried; between, what is lost grows in proportion."""

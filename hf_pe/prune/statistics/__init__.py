@@ -1,1 +1,1 @@
-"""TODO."""
+"""Statistics of calibration data for the units of an axis."""

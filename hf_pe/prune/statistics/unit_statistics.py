@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import torch
 
 from hf_pe.anatomy import Axis
+from hf_pe.calibration.gradients import Slopes
 from hf_pe.prune.criteria import Evidence
-from hf_pe.prune.statistics.moments import Slopes
 from hf_pe.regression import Moments, pooled
 
 

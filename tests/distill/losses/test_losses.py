@@ -4,21 +4,11 @@ import pytest
 import torch
 
 from hf_pe.distill.attention import Attention
-from hf_pe.distill.losses.registry import (
-    LOSSES,
-    Settings,
-    Top,
-    agreement,
-    cosine,
-    hidden,
-    jsd,
-    kl,
-    mse,
-    per_token,
-    relations,
-    reverse_kl,
-    similarity,
-)
+from hf_pe.distill.losses.attention import relations
+from hf_pe.distill.losses.embeddings import cosine, mse, similarity
+from hf_pe.distill.losses.hidden import hidden
+from hf_pe.distill.losses.logits import Top, agreement, jsd, kl, reverse_kl
+from hf_pe.distill.losses.registry import LOSSES, Settings, per_token
 
 DISTILLATION = [name for name in LOSSES if name != "task"]
 

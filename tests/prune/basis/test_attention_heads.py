@@ -12,9 +12,11 @@ from transformers import (
 
 from hf_pe.anatomy import EVERYWHERE, discover
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.basis.attention_heads import turned
 from hf_pe.prune.statistics.moments import consumer_moments

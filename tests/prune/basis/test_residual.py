@@ -4,17 +4,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, Dinov2Config, GPT2LMH
 from transformers.models.dinov2.modeling_dinov2 import Dinov2LayerScale
 
 from hf_pe.anatomy import discover
+from hf_pe.anatomy.norms import norms_along
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.basis.residual import _normalises, gain_offset, rescale_norms_, rotated, untied
-from hf_pe.prune.statistics.moments import residual_covariance
+from hf_pe.prune.basis.residual import rotated, untied
+from hf_pe.prune.refit.norms import _normalises, gain_offset, rescale_norms_
+from hf_pe.prune.statistics.residual import residual_covariance
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM
-from hf_pe.verify.equivalence import norms_along
 from tests.helpers import TEXTS, taught
 
 

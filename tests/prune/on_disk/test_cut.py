@@ -15,7 +15,9 @@ from transformers import (
 
 from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.progress import listen
 from hf_pe.prune.on_disk.tensors import Stored

@@ -5,13 +5,16 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from hf_pe.anatomy import discover
+from hf_pe.calibration.experts import Call, expert_moments, inner, routed
 from hf_pe.data import load_examples
-from hf_pe.dummies.inputs import difference, example_inputs, lively, outputs_of, tiny
+from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
-from hf_pe.prune.refit.experts import Call, correct_, expert_moments, inner, routed
+from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.sequential import maps_in_order
 from hf_pe.tasks import CausalLM, model_inputs
 from tests.helpers import TEXTS, assert_same_block_by_block

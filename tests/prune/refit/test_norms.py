@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.dummies.inputs import lively, tiny
-from hf_pe.plans import Sketch
+from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.model_spec import Sketch
 from hf_pe.progress import listen
 from hf_pe.prune import recipe as recipe_module
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings

@@ -19,7 +19,8 @@ from transformers import (
 
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples, load_examples
-from hf_pe.dummies.inputs import difference, lively, outputs_of
+from hf_pe.dummies.outputs import difference, outputs_of
+from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_

@@ -16,24 +16,9 @@ from transformers import (
 
 from hf_pe import StructuredPruning
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
-from hf_pe.prune.sizes.allowed import (
-    Tried,
-    alone,
-    by_loss,
-    crossed,
-    first,
-    first_within,
-    in_step,
-    kept_sizes,
-    ladder,
-    one_or_all,
-    removed,
-    resized_sketch,
-    sizes_in_turn,
-    snapped,
-    widest,
-)
+from hf_pe.model_spec import Sketch
+from hf_pe.prune.sizes.allowed import kept_sizes, ladder, one_or_all, removed, resized_sketch, sizes_in_turn, snapped
+from hf_pe.prune.sizes.search import Tried, alone, by_loss, crossed, first, first_within, in_step, widest
 from tests.helpers import bert_config
 
 BERT = Sketch(config=bert_config(), model_class=BertModel)

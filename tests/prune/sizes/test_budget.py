@@ -3,10 +3,11 @@ import pytest
 from transformers import BertModel
 
 from hf_pe.errors import UsageError
-from hf_pe.plans import Sketch
-from hf_pe.prune.sizes.allowed import first, ladder, resized_sketch
+from hf_pe.model_spec import Sketch
+from hf_pe.prune.sizes.allowed import ladder, resized_sketch
 from hf_pe.prune.sizes.budget import Target, above_floor, crossing
 from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.search import first
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import bert_config
 

@@ -2,7 +2,7 @@ import pytest
 from transformers import BertModel, T5Config, T5ForConditionalGeneration
 
 from hf_pe.measure import flops, parameters, weight_bytes
-from hf_pe.plans import Sketch
+from hf_pe.model_spec import Sketch
 from hf_pe.prune.sizes.allowed import resized_sketch
 from hf_pe.prune.sizes.costs import Costs, _blocks
 from tests.helpers import bert_config

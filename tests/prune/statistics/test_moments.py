@@ -3,14 +3,10 @@ import torch
 from transformers import AutoModel, BertModel, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
 from hf_pe.anatomy import discover
+from hf_pe.calibration.gradients import consumer_slopes
+from hf_pe.calibration.influence import block_influence
 from hf_pe.data import load_examples
-from hf_pe.prune.statistics.moments import (
-    block_influence,
-    consumer_moments,
-    consumer_moments_by_block,
-    consumer_slopes,
-    moments_bytes,
-)
+from hf_pe.prune.statistics.moments import consumer_moments, consumer_moments_by_block, moments_bytes
 from hf_pe.regression import pooled
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS

@@ -1,7 +1,7 @@
 import torch
 
 from hf_pe.anatomy import EVERYWHERE, Axis, Layout, Slot
-from hf_pe.prune.statistics.moments import Slopes
+from hf_pe.calibration.gradients import Slopes
 from hf_pe.prune.statistics.unit_statistics import evidence
 from hf_pe.regression import Moments
 

@@ -1,0 +1,43 @@
+"""Models on the meta device: shapes and attributes without memory."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from hf_pe.anatomy.custom_modules import built
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A config and a class as something that equals another of the same content: what is found once is known."""
+
+    model_class: type[PreTrainedModel]
+    text: str
+    config: PretrainedConfig = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> "Architecture":
+        """Holds a copy: the original may change."""
+        return cls(model_class, config.to_json_string(use_diff=False), copy.deepcopy(config))
+
+
+def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+    """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
+    with torch.device("meta"), _Unfilled():
+        model = built(config, model_class)
+    model.eval()
+    return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what `torch.nn.init` would do to tensors that hold nothing: a third of a skeleton's time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

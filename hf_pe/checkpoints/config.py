@@ -1,0 +1,96 @@
+"""Reads a model's config and refuses what cannot or must not be loaded."""
+
+from pathlib import Path
+
+import transformers
+from transformers import (
+    AutoConfig,
+    PretrainedConfig,
+)
+
+import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
+from hf_pe.adapters import fit_config_, read_adapter
+from hf_pe.anatomy import skeleton
+from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.config_checks import require_possible_sizes
+from hf_pe.checkpoints.source import Source, reading_files
+from hf_pe.errors import UsageError
+from hf_pe.files.json_files import AGAIN, read_object
+from hf_pe.quantizers.bnb import (
+    BITSANDBYTES,
+    packed_by,
+)
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """Read the config, no weights; of a model with an adapter that of the merged model, whose weights are plain.
+
+    Raises:
+        UsageError: it cannot be had: no network, no such id, custom code, no config; or an adapter that cannot be
+            merged.
+    """
+    if source.folder and not source.gguf_file and not source.trust_remote_code:
+        _refuse_remote_code(source)
+    with reading_files(source):
+        config: PretrainedConfig = AutoConfig.from_pretrained(source.path, **source.options())
+    named = config.architectures or []
+    if not isinstance(named, list) or not all(isinstance(each, str) for each in named):
+        raise UsageError(
+            f"{source.name}: config.json has architectures: {named!r:.80}; expected a list of names. {AGAIN}"
+        )
+    require_possible_sizes(config, source.name)
+    if not source.trust_remote_code:
+        _refuse_kernels(config, source.name)
+    if source.gguf_file:
+        forget_gguf_(config)
+    if source.loaded_dtype is not None:
+        config.dtype = source.loaded_dtype
+    if source.adapter is not None:
+        _fit_adapter_(config, source)
+    return config
+
+
+def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:
+    """Change the config of an adapter's base into that of the merged model."""
+    method = packed_by(config)
+    if method is not None and method not in BITSANDBYTES:
+        raise UsageError(
+            f"{source.name} is an adapter on weights that {method} has quantized, which cannot be unpacked. Expected a "
+            "base in 16 or 32 bits, or one that bitsandbytes has quantized: name another in base_model_name_or_path."
+        )
+    if method is not None:
+        del config.quantization_config
+    fit_config_(config, skeleton(config, class_for(config)), read_adapter(str(source.adapter)))
+
+
+def forget_gguf_(config: PretrainedConfig) -> None:
+    """GGUF says it is quantized, but the weights are dequantized while loading; and it names no class."""
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    if not config.architectures and type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        config.architectures = [class_for(config, "AutoModelForCausalLM").__name__]
+
+
+def _refuse_remote_code(source: Source) -> None:
+    found = read_object(Path(source.path) / "config.json")
+    kind, code = found.get("model_type"), found.get("auto_map")
+    known = isinstance(kind, str) and kind in transformers.CONFIG_MAPPING
+    if isinstance(code, dict) and not known:
+        raise UsageError(
+            f"{source.name} needs its own code ({', '.join(sorted(code))}), which is off. Read that code, "
+            "then allow it with trust_remote_code: true (--trust-remote-code)."
+        )
+    if not known:
+        raise UsageError(f"{source.name}: config.json has model_type {kind!r}, which transformers does not know.")
+
+
+def _refuse_kernels(config: PretrainedConfig, name: str) -> None:
+    """Refuse a config that names attention kernels of the Hub: transformers would fetch them and run their code."""
+    parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
+    for part in (config, *parts):
+        asked = getattr(part, "_attn_implementation", None)
+        if "/" in str(asked or ""):
+            raise UsageError(
+                f"{name}: config.json asks for the attention kernels {asked} of the Hub, which are code. Remove "
+                "attn_implementation there, or allow it with trust_remote_code: true (--trust-remote-code)."
+            )

@@ -1,0 +1,109 @@
+"""Loads the tokenizer or processor of a model, or one that the user names."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
+from hf_pe.checkpoints.source import Source, package_path, public_folder_name, short_reason
+from hf_pe.dummies.sizes import processor_size
+from hf_pe.errors import UsageError, pass_on_memory_errors
+
+LOADERS = {
+    "pixel_values": "AutoImageProcessor",
+    "input_values": "AutoFeatureExtractor",
+    "input_features": "AutoFeatureExtractor",
+}
+"""What makes a model's inputs, by the name of its main one; else a tokenizer."""
+
+
+def load_processor(source: Source, main_input: str = "input_ids") -> Any:
+    """Load what makes the model's inputs: its tokenizer, image processor or feature extractor, else its processor.
+
+    Args:
+        source: resolved.
+        main_input: `main_input_name` of the model's class.
+
+    Raises:
+        UsageError: the model comes with none.
+    """
+    first = LOADERS.get(main_input, "AutoTokenizer")
+    places = [source.path] if source.adapter is None else [source.adapter, source.path]
+    reasons: list[Exception] = []
+    for name, place in itertools.product(dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")), places):
+        try:
+            found = getattr(transformers, name).from_pretrained(place, **source.options())
+            if not _knows_no_word(found):
+                return found
+            reasons.append(OSError("its tokenizer knows no word but the special tokens: its files are not there"))
+        except Exception as error:  # a damaged file may raise anything
+            pass_on_memory_errors(error)
+            reasons.append(error)
+    raise UsageError(
+        f"{source.name} has no tokenizer or processor that transformers can load: {short_reason(reasons[0])}. Put its "
+        "files beside the weights (tokenizer.json, preprocessor_config.json and the like), or name another one's."
+    )
+
+
+def _knows_no_word(processor: Any) -> bool:
+    """Return whether a tokenizer was made from nothing: transformers makes one where a folder has no files for it."""
+    if not isinstance(processor, PreTrainedTokenizerBase):
+        return False
+    try:
+        words = processor.get_vocab().keys()
+    except NotImplementedError:
+        return False
+    return not words - set(processor.all_special_tokens)
+
+
+def load_named_processor(name: str, main_input: str = "input_ids", *, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer or processor of another folder or id than the model's.
+
+    Args:
+        name: folder, Hub id or `package:NAME/inner/path`.
+        main_input: `main_input_name` of the model's class.
+        trust_remote_code: run code that it brings along.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = package_path(name) if name.startswith("package:") else Path(name).expanduser()
+    local = path.is_dir()
+    if not local and (path.exists() or name.startswith(("package:", ".", "/", "~")) or name.count("/") > 1):
+        raise UsageError(f"processor: the folder {name} does not exist. Expected a folder or a Hub id.")
+    source = Source(
+        name=public_folder_name(path) if local else name,
+        path=str(path) if local else name,
+        trust_remote_code=trust_remote_code,
+    )
+    return load_processor(source, main_input)
+
+
+def tokenizer_of(source: Source) -> Any:
+    """Return the tokenizer, None where there is none."""
+    try:
+        return load_processor(source)
+    except UsageError:
+        return None
+
+
+def pixels_from(source: Source, model_class: type[PreTrainedModel], processor: Any = None) -> int | list[int] | None:
+    """Return the size of the images that a model's processor gives it; None where it reads none, or comes with none.
+
+    Args:
+        source: resolved.
+        model_class: what reads them.
+        processor: where it is loaded already.
+    """
+    if model_class.main_input_name != "pixel_values":
+        return None
+    try:
+        return processor_size(processor if processor is not None else load_processor(source, "pixel_values"))
+    except UsageError:  # measured without one, trained never
+        return None

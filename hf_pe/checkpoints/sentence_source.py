@@ -1,0 +1,34 @@
+"""What sentence-transformers puts behind the model of a source."""
+
+from transformers import (
+    PretrainedConfig,
+)
+
+import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
+from hf_pe.checkpoints.sentence_modules import SentenceModules
+from hf_pe.checkpoints.sentence_transformers import is_sentence_folder, read_sentence_modules, require_width
+from hf_pe.checkpoints.source import Source
+
+
+def is_sentence_transformer(source: Source) -> bool:
+    """Return whether the source carries sentence-transformers' side files."""
+    return is_sentence_folder(source.beside())
+
+
+def sentence_modules(source: Source) -> SentenceModules:
+    """Return what sentence-transformers does behind this model; the mean over its tokens where it is no such model.
+
+    Raises:
+        UsageError: it pools in a way, or has a module, that is not known.
+    """
+    beside = source.beside()
+    if beside is None or not is_sentence_folder(beside):
+        return SentenceModules()
+    return read_sentence_modules(beside, allow_pickle=source.allow_pickle)
+
+
+def require_sentence_width(source: Source, config: PretrainedConfig) -> None:
+    """Refuse a hidden width that the source's dense layer does not read; see `sentence_transformers.require_width`."""
+    beside = source.beside()
+    if beside is not None:
+        require_width(beside, getattr(config, "hidden_size", None))

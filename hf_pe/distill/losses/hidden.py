@@ -1,0 +1,75 @@
+"""Losses on hidden states and on feature maps."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from hf_pe.distill.layer_map import Pairs, uniform
+from hf_pe.distill.losses.masked_mean import masked_mean, mean_of_rows
+from hf_pe.tasks import as_map
+
+
+def hidden(
+    student: tuple[torch.Tensor, ...],
+    teacher: tuple[torch.Tensor, ...],
+    mask: torch.Tensor | None,
+    pairs: Pairs | None = None,
+    projections: Sequence[nn.Module] = (),
+    scales: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
+    """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, mean over pairs.
+
+    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer. Of feature maps, FitNets'
+    hints (Romero et al. 2015, arXiv:1412.6550, eq. 3), on the coarser of the two grids.
+
+    Args:
+        student, teacher: hidden states of all layers; or feature maps, see `side_by_side`.
+        mask: tokens that count, [batch, tokens]; None: all.
+        pairs: which learns from which; default `uniform`.
+        projections: one for each pair, from the student's width to the teacher's; none where these are equal.
+        scales: the teacher's mean square for each pair; default: that of this batch.
+
+    Raises:
+        ValueError: the widths differ, and there are no projections.
+    """
+    terms = []
+    for number, (here, there) in enumerate(pairs or uniform(len(student), len(teacher))):
+        state, target = side_by_side(student[here], teacher[there].float())
+        if projections:
+            state = projections[number](state)
+        elif state.shape[-1] != target.shape[-1]:
+            raise ValueError(
+                f"hidden: expected equal widths, got {state.shape[-1]} (student) and {target.shape[-1]} (teacher)."
+            )
+        gap = (state.float() - target).square().mean(-1)
+        scale = scales[number] if scales else masked_mean(target.square().mean(-1), mask)
+        terms.append(masked_mean(gap, mask) / scale.to(gap.device).clamp_min(1e-12))
+    return torch.stack(terms).mean()
+
+
+def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
+    """Hidden states of the same places: [batch, tokens, width] as they are; feature maps (see `as_map`) averaged down
+    to the coarsest grid among them, [batch, places, width].
+    """
+    if any(state.ndim != 4 for state in states):
+        return list(states)
+    maps = [m for m in map(as_map, states) if m is not None]
+    grid = (min(m.shape[2] for m in maps), min(m.shape[3] for m in maps))
+    return [functional.adaptive_avg_pool2d(m, grid).flatten(2).mT for m in maps]
+
+
+def features(student: torch.Tensor, teacher: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Squared difference of what the heads read, [places, width], over the teacher's mean square.
+
+    Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a bridge to the teacher's width, and the
+    teacher's head is used again.
+
+    Args:
+        student, teacher: at the places that count; the loss is 0 where there are none.
+        scale: the teacher's mean square; default: that of this batch.
+    """
+    target = teacher.float()
+    scale = mean_of_rows(target.square()) if scale is None else scale.to(target.device)
+    return mean_of_rows((student.float() - target).square()) / scale.clamp_min(1e-12)

@@ -1,0 +1,93 @@
+"""The YAML metadata of a card: tags, base model, data sets, licences, results."""
+
+import re
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from hf_pe.hub.tables import FEWEST_ROWS
+from hf_pe.report import BaseModelFacts, Report
+
+METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
+"""Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+
+
+_TAGS = {
+    "prune": "pruned",
+    "swap": "backbone-swap",
+    "separate": "depthwise-separable",
+    "distil": "distilled",
+    "quantize": "bitsandbytes",
+    "cast": "half-precision",
+}
+
+
+def on_hub(base: BaseModelFacts) -> bool:
+    """Whether `base.id` is an id of the Hub: one without a user only where a revision was loaded from there."""
+    return bool(HUB_ID.fullmatch(base.id)) and ("/" in base.id or base.revision is not None)
+
+
+def card_data(report: Report) -> ModelCardData:
+    """The metadata that the Hub reads."""
+    kinds = {stage.plan.recipe for stage in report.stages}
+    known, itself = on_hub(report.base), report.base.compressed is None
+    licence, results = report.base.license, _results(report) or None
+    licences: Any = list(report.base.licenses)  # the Hub takes a list, which the type of ModelCardData does not say
+    return ModelCardData(
+        model_name=report.name if results else None,
+        base_model=report.base.id if known else None,
+        base_model_relation=relation(kinds, copied=itself) if known else None,
+        base_model_revision=report.base.revision if known and itself else None,
+        license=licences or licence,
+        license_name=report.base.license_name if licence == "other" else None,
+        license_link=report.base.license_link if licence == "other" else None,
+        language=list(report.base.language) or None,
+        library_name=report.library_name,
+        pipeline_tag=report.pipeline_tag,
+        datasets=_hub_datasets(report) or None,
+        metrics=[METRICS.get(name, name) for name in report.after.quality] or None,
+        tags=["hf_pe", "compressed", *sorted(_TAGS[kind] for kind in kinds & _TAGS.keys())],
+        eval_results=results,
+    )
+
+
+def relation(recipes: set[str], *, copied: bool = True) -> str | None:
+    """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune".
+
+    Args:
+        recipes: that were carried out.
+        copied: whether what was compressed is the base model itself; where it may be a fine-tune of it, weights that
+            are only packed or cast have no relation that is certain.
+    """
+    if recipes and recipes <= {"quantize", "cast"}:
+        return "quantized" if copied else None
+    return "finetune"
+
+
+def _results(report: Report) -> list[EvalResult]:
+    """Every metric after and before, if the rows are enough; results of their own, since they are of two models."""
+    names = report.data.eval or report.data.train
+    if not names or report.data.eval_rows < FEWEST_ROWS:
+        return []
+    return [
+        EvalResult(
+            task_type=report.pipeline_tag,
+            dataset_type=names[0],
+            dataset_name=", ".join(names),
+            dataset_config=which,
+            metric_type=METRICS.get(metric, metric),
+            metric_name=f"{metric} ({which})",
+            metric_value=round(value, 6),
+        )
+        for which, measured in (("after compression", report.after), ("before compression", report.before))
+        for metric, value in measured.quality.items()
+    ]
+
+
+def _hub_datasets(report: Report) -> list[str]:
+    """Sources that are ids on the Hub: not builtin texts, not files."""
+    found = [*report.data.train, *(report.data.eval or ())]
+    return sorted({name for name in found if "/" in name and HUB_ID.fullmatch(name)})

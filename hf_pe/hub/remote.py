@@ -1,0 +1,318 @@
+"""One repository on the Hub during a push: what is there, what is sent, what is removed."""
+
+import contextlib
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import get_session
+
+from hf_pe import progress
+from hf_pe.checkpoints.save import weight_hashes
+from hf_pe.errors import PushError, UsageError, one_line
+from hf_pe.hub.merge import card_text, merge_card
+from hf_pe.hub.outgoing import Outgoing, prove_reload
+from hf_pe.hub.seal import sealed
+from hf_pe.hub.settings import Publish, Sent
+from hf_pe.outputs import REPORT
+from hf_pe.report import MAIN
+
+WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
+"""Remote files that a stale copy of would be loaded in place of what is pushed."""
+
+
+TRIES = 4
+
+
+TIMEOUT = 120.0
+"""Seconds a request may stay silent."""
+
+
+T = TypeVar("T")
+
+
+class Remote:
+    """One repository, through the client, with patience."""
+
+    def __init__(self, api: HfApi, settings: Publish) -> None:
+        self.api, self.settings = api, settings
+
+    @property
+    def repo(self) -> str:
+        """USER/NAME."""
+        return self.settings.repo
+
+    def user(self) -> str:
+        """Whose token this is."""
+        try:
+            return str(self._patiently("whoami", self.api.whoami)["name"])
+        except LocalTokenNotFoundError as error:
+            raise UsageError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.") from error
+
+    def open(self) -> None:
+        """Find out whether the token is good, make the repository, see whether it fits."""
+        self.user()
+        self._patiently(
+            "create repo",
+            lambda: self.api.create_repo(self.repo, private=self.settings.private, exist_ok=True),
+        )
+        self.require_fit()
+
+    def require_fit(self) -> None:
+        """Refuse a repository that is public without the user's word, or has the tag; one that is not made yet fits.
+
+        Raises:
+            UsageError: it is.
+        """
+        public = self._patiently("look at the repository", self._is_public)
+        if public is None:
+            return
+        if self.settings.private and public:
+            raise UsageError(
+                f"{self.repo} is public: anyone can read what is pushed there. Nothing was sent. If that is what you "
+                "mean, say so: --public (publish.private: false). Otherwise choose another name, or make it private."
+            )
+        tag = self.settings.tag
+        if tag and not self.settings.create_pr and self._tag(tag):
+            raise UsageError(f"The tag {tag} is taken in {self.repo}. Choose another: a tag is a promise.")
+
+    def _is_public(self) -> bool | None:
+        """Return whether anyone can read the repository; None where there is none."""
+        try:
+            return self.api.model_info(self.repo).private is False
+        except RepositoryNotFoundError:
+            return None
+
+    def send(self, outgoing: Outgoing) -> Sent:
+        """Commit what differs, then compare hashes. A branch that was made for it goes again if it fails."""
+        branch = outgoing.branch
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        heads = {ref.name: ref.target_commit for ref in refs.branches}
+        if branch in heads:
+            return self._send(outgoing, heads[branch])
+        self._patiently(
+            "create branch",
+            lambda: self.api.create_branch(self.repo, branch=branch, revision=heads[MAIN], exist_ok=True),
+        )
+        try:
+            return self._send(outgoing, heads[MAIN])
+        except BaseException:
+            with contextlib.suppress(PushError, UsageError):
+                if self._head(branch) == heads[MAIN]:
+                    self._patiently("delete branch", lambda: self.api.delete_branch(self.repo, branch=branch))
+            raise
+
+    def _send(self, outgoing: Outgoing, head: str) -> Sent:
+        branch, there = outgoing.branch, self._tree(head)
+        files = dict(outgoing.files)
+        readme = files["README.md"]
+        assert isinstance(readme, bytes)
+        if "README.md" in there:
+            files["README.md"] = self._merged_card(readme, branch, head)
+        adds = {name: CommitOperationAdd(name, content) for name, content in files.items()}
+        hashes = {name: add.upload_info.sha256.hex() for name, add in adds.items() if name != REPORT}
+        report = sealed(outgoing.report, hashes).model_dump_json(indent=2) + "\n"
+        adds[REPORT] = CommitOperationAdd(REPORT, report.encode())
+        changed = tuple(name for name, add in adds.items() if not _same(there.get(name), add))
+        removed = tuple(name for name in there if name not in files and WEIGHTS.fullmatch(name))
+        if not changed and not removed:
+            return Sent(branch=branch, commit=head, changed=())
+        return self._commit(branch, head, adds, changed, removed)
+
+    def check_card(self, outgoing: Outgoing) -> None:
+        """See that the card that is on the Hub can be merged with, before anything is sent.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        head = next((ref.target_commit for ref in refs.branches if ref.name == outgoing.branch), None)
+        readme = outgoing.files["README.md"]
+        assert isinstance(readme, bytes)
+        if head is not None and "README.md" in self._tree(head):
+            self._merged_card(readme, outgoing.branch, head)
+
+    def _merged_card(self, card: bytes, branch: str, head: str) -> bytes:
+        where = f"README.md of {self.repo}, branch {branch},"
+        return merge_card(card.decode(), card_text(self._read("README.md", head), where), where).encode()
+
+    def _commit(
+        self,
+        branch: str,
+        head: str,
+        adds: dict[str, CommitOperationAdd],
+        changed: tuple[str, ...],
+        removed: tuple[str, ...],
+    ) -> Sent:
+        hashes = sorted((name, add.upload_info.sha256) for name, add in adds.items())
+        content = hashlib.sha256(repr(hashes).encode()).hexdigest()[:8]
+        title = f"{self.settings.message or 'Push of a compressed model'} ({content})"
+        asked = self.settings.create_pr
+
+        def arrived() -> Sent | None:
+            """What an answer that was lost would have said."""
+            if asked:
+                waiting = self.api.get_repo_discussions(self.repo, discussion_type="pull_request")
+                number = next((d.num for d in waiting if d.title == title and d.status == "open"), None)
+                if number is None:
+                    return None
+                commit, link = self._head(f"refs/pr/{number}"), f"{self.api.endpoint}/{self.repo}/discussions/{number}"
+            else:
+                commit, link = self._head(branch), None
+            if commit == head or not self._holds(commit, adds, removed):
+                return None
+            return Sent(branch=branch, commit=commit, changed=changed, removed=removed, pull_request=link)
+
+        def commit() -> Sent:
+            done = self.api.create_commit(
+                self.repo,
+                [*(adds[name] for name in changed), *(CommitOperationDelete(name) for name in removed)],
+                commit_message=title,
+                revision=branch,
+                create_pr=asked,
+                parent_commit=head,
+            )
+            return Sent(branch=branch, commit=done.oid, changed=changed, removed=removed, pull_request=done.pr_url)
+
+        if asked and (earlier := self._patiently("list pull requests", arrived)):
+            return earlier
+        progress.say(f"sending {len(changed)} files to {self.repo}, branch {branch}")
+        sent = self._patiently(f"commit to {branch}", commit, arrived)
+        if not self._patiently("compare", lambda: self._holds(sent.commit, adds, removed)):
+            raise PushError(f"{self.repo}, commit {sent.commit}: the remote's files differ from those that were sent.")
+        return sent
+
+    def tag(self, sent: Sent) -> None:
+        """Set the tag on what was sent."""
+        name = self.settings.tag
+        assert name
+        self._patiently(
+            "create tag",
+            lambda: self.api.create_tag(self.repo, tag=name, revision=sent.commit),
+            lambda: self._tag(name) == sent.commit or None,
+        )
+
+    def load_back(self, outgoing: Outgoing, sent: Sent) -> None:
+        """Download a commit and load it in a fresh process."""
+        progress.say(f"downloading {sent.branch} and loading it in a fresh process")
+        with tempfile.TemporaryDirectory() as place:
+            get = lambda: snapshot_download(  # noqa: E731
+                self.repo, revision=sent.commit, local_dir=place, endpoint=self.api.endpoint, token=self.api.token
+            )
+            self._patiently("download", get)
+            assert outgoing.report.reload
+            if weight_hashes(Path(place)) != outgoing.report.reload.sha256:
+                raise PushError(f"{self.repo}, branch {sent.branch}: what came back is not what was sent.")
+            prove_reload(Path(place), outgoing.report)
+
+    def _tree(self, revision: str) -> dict[str, RepoFile]:
+        def listed() -> dict[str, RepoFile]:
+            found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
+            return {item.path: item for item in found if isinstance(item, RepoFile)}
+
+        return self._patiently("list files", listed)
+
+    def _holds(self, revision: str, adds: Mapping[str, CommitOperationAdd], removed: tuple[str, ...]) -> bool:
+        there = self._tree(revision)
+        return all(_same(there.get(n), add) for n, add in adds.items()) and not any(n in there for n in removed)
+
+    def _head(self, revision: str) -> str:
+        info = self._patiently("look at the branch", lambda: self.api.model_info(self.repo, revision=revision))
+        assert info.sha
+        return info.sha
+
+    def _tag(self, name: str) -> str | None:
+        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        return next((ref.target_commit for ref in refs.tags if ref.name == name), None)
+
+    def _read(self, name: str, revision: str) -> bytes:
+        url = f"{self.api.endpoint}/{self.repo}/resolve/{revision}/{name}"
+
+        def read() -> bytes:
+            answer = get_session().get(url, headers=self.api._build_hf_headers())
+            answer.raise_for_status()
+            return bytes(answer.content)
+
+        return self._patiently("read the card", read)
+
+    def _patiently(self, what: str, call: Callable[[], T], arrived: Callable[[], T | None] | None = None) -> T:
+        """Call until it works: again after a broken connection or a server's error, with growing waits.
+
+        Args:
+            what: named in messages.
+            call: the request.
+            arrived: asked before another try whether the one that seemed to fail was carried out.
+        """
+        for attempt in range(TRIES):
+            get_session().timeout = TIMEOUT  # the client's own default is to wait for ever
+            try:
+                if attempt and arrived and (done := arrived()) is not None:
+                    return done
+                return call()
+            except (LocalTokenNotFoundError, PushError):
+                raise
+            except (HfHubHTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
+                last = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
+            except ValueError as error:  # what the Hub says of a card's metadata
+                raise UsageError(f"{what}: {error}") from error
+            except Exception as error:  # the transport's own family, which has no common public name
+                if not type(error).__module__.startswith("http"):
+                    raise
+                last = error
+            self._give_up_on(what, last)
+            progress.say(f"{what}: {_short(last)}; trying again")
+            time.sleep(_wait(attempt, last))
+        raise PushError(f"{what}: gave up after {TRIES} tries, last: {_short(last)}. Push again to go on from here.")
+
+    def _give_up_on(self, what: str, error: BaseException) -> None:
+        """Raise at once where waiting does not help."""
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 401:
+            raise UsageError(
+                f"{what}: the Hub does not know this token (401). Log in anew: `hf auth login`."
+            ) from error
+        if status == 403:
+            raise UsageError(
+                f"{what}: this token may not write to {self.repo} (403). Use one with write access to it."
+            ) from error
+        if status in (409, 412):
+            raise PushError(
+                f"{what}: someone else changed {self.repo} meanwhile ({status}). Nothing of this push is in it; see "
+                "what is there now, then push again."
+            ) from error
+        if status is not None and 400 <= status < 500 and status not in (408, 429):
+            raise PushError(f"{what}: the Hub refused it ({status}): {_short(error)}") from error
+
+
+def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:
+    """Whether the remote has this very content, by the hash it keeps: SHA-256 of a large file, else git's blob id."""
+    if there is None:
+        return False
+    if there.lfs:
+        return bool(there.lfs.sha256 == add.upload_info.sha256.hex())
+    with add.as_file() as file:
+        content = file.read()
+    return there.blob_id == hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def _wait(attempt: int, error: BaseException) -> float:
+    """Seconds: 1, 2, 4, 8, or what the Hub asks for."""
+    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
+    return min(max(2.0**attempt, float(asked) if str(asked).isdigit() else 0.0), 60.0)
+
+
+def _short(error: Any) -> str:
+    text = one_line(error) or type(error).__name__
+    return text[:200]

@@ -1,0 +1,203 @@
+"""The tables and sentences of a card, made from a report."""
+
+from typing import Any
+
+from markupsafe import Markup
+
+from hf_pe.hub.markdown import code
+from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report, percent
+
+NOT_MEASURED = "not measured"
+
+
+MOST_SENSITIVE = 10
+"""Layers that are listed; the picture shows all."""
+
+
+FEWEST_ROWS = 20
+"""Evaluation rows without which a metric says too little for the Hub's metadata, where no interval stands beside it."""
+
+
+def comparison(report: Report) -> list[tuple[str, str, str, str]]:
+    """Rows (what, before, after, ratio) of the before/after table; the command line prints the same."""
+    one, two = report.before, report.after
+    rows = [
+        _row("Parameters", one.parameters, two.parameters, "{:,}"),
+        _row(
+            "Parameters without embeddings",
+            one.parameters_without_embeddings,
+            two.parameters_without_embeddings,
+            "{:,}",
+        ),
+        _row("Weights on disk, MB", _mega(one.disk_bytes), _mega(two.disk_bytes), "{:,.1f}"),
+        _row("Bits per parameter on disk", _stored_bits(one), _stored_bits(two), "{:,.1f}"),
+        _row(f"GFLOPs ({two.flops_setting})", _giga(one.flops), _giga(two.flops), "{:,.2f}"),
+    ]
+    for before, after in zip(one.latency, two.latency, strict=True):
+        setting = _shared_setting(before, after)
+        rows.append(_row(f"Latency p50, ms ({setting})", before.p50_ms, after.p50_ms, "{:,.1f}"))
+        rows.append(_row(f"Latency p90, ms ({setting})", before.p90_ms, after.p90_ms, "{:,.1f}"))
+        rows.append(_row(f"Examples per second ({setting})", before.throughput, after.throughput, "{:,.0f}"))
+    rows.append(
+        _row(
+            "Peak memory, MB (load and one pass)",
+            _mega(one.peak_memory_bytes),
+            _mega(two.peak_memory_bytes),
+            "{:,.0f}",
+        )
+    )
+    moved = {change.metric: _interval(change) for change in report.changes}
+    for name in two.quality or one.quality:
+        row = _row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}")
+        rows.append((*row[:3], Markup(f"{row[3]} {moved.get(name, '')}".strip())))
+    if not (two.quality or one.quality):
+        rows.append(_row(report.metric, None, None, "{}"))
+    return rows
+
+
+def _row(what: str, before: float | None, after: float | None, form: str) -> tuple[str, str, str, str]:
+    def text(value: float | None) -> str:
+        return NOT_MEASURED if value is None else form.format(value)
+
+    ratio = f"{after / before:.2f}x" if before and after is not None else ""
+    return what, text(before), text(after), ratio
+
+
+def _interval(change: MetricChange) -> str:
+    return f"[{change.low:+.4f}, {change.high:+.4f}]"
+
+
+def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
+    """The most sensitive layers, what is lost with one packed, and what became of it."""
+    plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
+    lost = plans[-1].sensitivity if plans else {}
+    most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
+    return [
+        (code(name), f"{lost[name]:.2e}", "kept" if name in (plans[-1].unpacked or ()) else "packed") for name in most
+    ]
+
+
+def variant_rows(report: Report) -> list[list[str]]:
+    """Return the rows of the table over all variants."""
+
+    def cells(name: str, one: Measurement) -> list[str]:
+        latency = one.latency[-1].p50_ms if one.latency else None
+        values = (_mega(one.disk_bytes), "{:,.1f}"), (latency, "{:,.1f}"), (_mega(one.peak_memory_bytes), "{:,.0f}")
+        texts = [NOT_MEASURED if v is None else form.format(v) for v, form in values]
+        quality = one.quality.get(report.metric)
+        return [name, f"{one.parameters:,}", *texts, NOT_MEASURED if quality is None else f"{quality:,.4f}"]
+
+    return [cells("original", report.before), *(cells(code(name), one) for name, one in report.variants.items())]
+
+
+def worse_slices(report: Report) -> list[list[str]]:
+    """Parts of the data where the whole interval of the main metric's change is on the bad side."""
+    return [
+        [
+            part.name,
+            f"{part.examples:,}",
+            f"{part.before:,.4f}",
+            f"{part.after:,.4f}",
+            Markup(f"{part.after - part.before:+.4f} [{part.low:+.4f}, {part.high:+.4f}]"),
+        ]
+        for change in main_change(report)
+        for part in change.slices
+        if (part.high < 0 if report.higher_is_better else part.low > 0)
+    ]
+
+
+def main_change(report: Report) -> list[MetricChange]:
+    """Return the changes of the report's main metric, one for each slice of the evaluation rows."""
+    return [change for change in report.changes if change.metric == report.metric]
+
+
+def _mega(value: int | None) -> float | None:
+    return None if value is None else value / 1e6
+
+
+def _stored_bits(measured: Measurement) -> float | None:
+    return None if measured.disk_bytes is None else 8 * measured.disk_bytes / measured.parameters
+
+
+def _giga(value: int | None) -> float | None:
+    return None if value is None else value / 1e9
+
+
+def setting_of(latency: Latency) -> str:
+    """Return the conditions of a latency measurement in words."""
+    where = "".join(f", {fact}" for fact in (latency.device, latency.dtype) if fact)
+    return f"{latency.inputs}, {latency.threads_named}{where}"
+
+
+def _shared_setting(before: Latency, after: Latency) -> str:
+    """The setting of both; device and dtype of each where they differ."""
+    told = after
+    for fact in ("device", "dtype"):
+        one, two = getattr(before, fact), getattr(after, fact)
+        if one and two and one != two:
+            told = told.model_copy(update={fact: f"{one} before and {two} after"})
+    return setting_of(told)
+
+
+def gains(report: Report) -> str:
+    """One sentence with the numbers that matter."""
+    one, two = report.before, report.after
+    if one.disk_bytes and two.disk_bytes:
+        parts = [f"{percent(two.disk_bytes / one.disk_bytes)} of the bytes on disk"]
+    else:
+        parts = [f"{percent(two.parameters / one.parameters)} of the parameters"]
+    if one.latency and two.latency:
+        a, b = one.latency[0], two.latency[0]
+        parts.append(f"{percent(b.p50_ms / a.p50_ms)} of the latency at batch {b.batch}")
+    sentence = "With " + " and ".join(parts)
+    before, after = one.quality.get(report.metric), two.quality.get(report.metric)
+    if before is None or after is None:
+        return f"{sentence} of the original; its quality was not measured."
+    return f"{sentence} of the original, {report.metric} is {after:.4f} (original: {before:.4f})."
+
+
+def regressions(report: Report) -> list[str]:
+    """What got worse or stayed as it was, in sentences."""
+    one, two = report.before, report.after
+    found = []
+    for before, after in zip(one.latency, two.latency, strict=True):
+        if after.p50_ms >= before.p50_ms * 0.98:
+            found.append(
+                f"It is not faster at {setting_of(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after."
+            )
+    if one.disk_bytes and two.disk_bytes and two.disk_bytes >= one.disk_bytes * 0.98:
+        found.append(
+            "Its weights take no fewer bytes on disk than those of the original: "
+            f"{one.disk_bytes / 1e6:,.1f} MB before, {two.disk_bytes / 1e6:,.1f} MB after."
+        )
+    if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
+        found.append("Loading and one pass need no less memory than the original.")
+    found += _packed_speed(report)
+    if two.quality and report.data.eval_rows < FEWEST_ROWS:
+        found.append(
+            f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
+        )
+    shared = sorted(one.quality.keys() & two.quality.keys())
+    worse = [name for name in shared if _worse(report, one, two, name)]
+    return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
+
+
+def _packed_speed(report: Report) -> list[str]:
+    """When packed weights pay, by what was measured beside the same weights unpacked (else the original)."""
+    if all(stage.plan.recipe != "quantize" for stage in report.stages):
+        return []
+    plain = report.variants.get(MAIN, report.before)
+    times = [
+        f"{after.p50_ms / before.p50_ms:.1f} times as long at {setting_of(after)}"
+        for before, after in zip(plain.latency, report.after.latency, strict=False)
+    ]
+    took = f"; here a pass takes {', '.join(times)}" if times else ""
+    return [
+        "Packed weights are turned back for each product: memory is what they surely save. Time depends on the machine "
+        f"and its kernels; they pay where reading weights is what takes it{took}."
+    ]
+
+
+def _worse(report: Report, one: Measurement, two: Measurement, name: str) -> bool:
+    change: Any = two.quality[name] - one.quality[name]
+    return not (change >= 0 if report.higher_is_better else change <= 0)  # NaN is worse

@@ -1,0 +1,79 @@
+"""Sizes of a model, from its parameters or from its config alone."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
+
+from hf_pe.anatomy import skeleton
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model as far as it is known without weights: what a dry run hands from stage to stage.
+
+    Attributes:
+        config: of the model.
+        model_class: what is built from it.
+        bits: bits a weight takes, by parameter name, where not the dtype's.
+        pixels: a side, or [height, width], of the images that its processor gives it, where the config does not say.
+    """
+
+    config: PretrainedConfig
+    model_class: type[PreTrainedModel]
+    bits: dict[str, float] = field(default_factory=dict)
+    pixels: Any = None
+
+
+class Parameters(NamedTuple):
+    """Counts of parameters; a tied tensor counts once."""
+
+    total: int
+    without_embeddings: int
+
+
+def parameters(model: PreTrainedModel) -> Parameters:
+    """Count parameters, in all and without the tables of nn.Embedding; packed 4-bit tensors at their real size."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    counts = {id(p): parameter_count(p) for p in model.parameters()}
+    return Parameters(sum(counts.values()), sum(n for key, n in counts.items() if key not in tables))
+
+
+def sketch_size(sketch: Sketch) -> dict[str, Any]:
+    """The sizes a Plan states, from the config alone."""
+    model = skeleton(sketch.config, sketch.model_class)
+    counted = parameters(model)
+    plain = bits_loaded(model, sketch.config.dtype)
+    total = sum(p.numel() * sketch.bits.get(name, plain[name]) for name, p in model.named_parameters())
+    return {
+        "parameters": counted.total,
+        "parameters_without_embeddings": counted.without_embeddings,
+        "weight_bytes": round(total / 8),
+    }
+
+
+def bits_loaded(model: PreTrainedModel, dtype: torch.dtype | str | None) -> dict[str, int]:
+    """Return by name how many bits each parameter takes once `from_pretrained(dtype=dtype)` has loaded it.
+
+    Modules that the class keeps in float32 take 32.
+
+    Args:
+        model: on any device.
+        dtype: None is float32.
+    """
+    loaded: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+    exceptions: dict[str, torch.dtype] = model._get_dtype_plan(loaded)
+    excepted = build_glob_alternation(list(exceptions))[0] if exceptions else None
+    return {
+        name: 32 if excepted and excepted.search(name) else torch.finfo(loaded).bits
+        for name, _ in model.named_parameters()
+    }
+
+
+def parameter_count(parameter: torch.nn.Parameter) -> int:
+    """Return how many weights a parameter stands for, quantized ones unpacked."""
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

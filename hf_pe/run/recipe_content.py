@@ -1,0 +1,45 @@
+"""A run as the content of a recipe file."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hf_pe.checkpoints.source import Source
+from hf_pe.data import DataConfig
+from hf_pe.quantize import Packing
+from hf_pe.run import provenance
+from hf_pe.run.identity import AnyRecipe
+from hf_pe.tasks import Task
+
+
+def recipe_of(
+    source: Source,
+    task: Task,
+    data: DataConfig,
+    recipes: Sequence[AnyRecipe],
+    variants: Mapping[str, Packing],
+    base_model: str | None,
+    license: str | None,
+    seed: int,
+    processor: str | None = None,
+) -> dict[str, Any]:
+    """The run as a recipe file's content; local folders are left out of it."""
+    told = data.model_dump(mode="json", exclude_defaults=True)
+    for key in told.keys() & {"train", "eval"}:
+        names = provenance.public_names(getattr(data, key))
+        told[key] = names[0] if len(names) == 1 else list(names)
+    found = {
+        "format_version": 1,
+        "model": source.spec or source.name,
+        "processor": processor and provenance.public_names(processor)[0],
+        "base_model": base_model,
+        "license": license,
+        "task": task.name,
+        "dtype": source.dtype,
+        "data": told,
+        "recipes": [r.model_dump(mode="json", exclude_unset=True) | {"recipe": r.recipe} for r in recipes],
+        "variants": {
+            n: v.model_dump(mode="json", exclude_unset=True) | {"recipe": v.recipe} for n, v in variants.items()
+        },
+        "seed": seed,
+    }
+    return {key: value for key, value in found.items() if value not in (None, {})}
