@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from hf_pe.quantize import Cast as Cast
     from hf_pe.quantize import dequantize_checkpoint as dequantize_checkpoint
     from hf_pe.quantize import quantize_checkpoint as quantize_checkpoint
+    from hf_pe.recipe import Recipe as Recipe
+    from hf_pe.recipe import StageState as StageState
     from hf_pe.recipe_file import RecipeFile as RecipeFile
     from hf_pe.recipe_file import read_recipe as read_recipe
     from hf_pe.report import Report as Report
@@ -81,7 +83,9 @@ _HOME = {
     "Cast": "quantize",
     "dequantize_checkpoint": "quantize",
     "quantize_checkpoint": "quantize",
+    "Recipe": "recipe",
     "RecipeFile": "recipe_file",
+    "StageState": "recipe",
     "read_recipe": "recipe_file",
     "Report": "report",
     "read_report": "report",

@@ -12,7 +12,7 @@ from hf_pe.anatomy import skeleton
 
 
 @dataclass(frozen=True)
-class Sketch:
+class ModelSpec:
     """A model as far as it is known without weights: what a dry run hands from stage to stage.
 
     Attributes:
@@ -42,12 +42,12 @@ def parameters(model: PreTrainedModel) -> Parameters:
     return Parameters(sum(counts.values()), sum(n for key, n in counts.items() if key not in tables))
 
 
-def sketch_size(sketch: Sketch) -> dict[str, Any]:
+def spec_sizes(spec: ModelSpec) -> dict[str, Any]:
     """The sizes a Plan states, from the config alone."""
-    model = skeleton(sketch.config, sketch.model_class)
+    model = skeleton(spec.config, spec.model_class)
     counted = parameters(model)
-    plain = bits_loaded(model, sketch.config.dtype)
-    total = sum(p.numel() * sketch.bits.get(name, plain[name]) for name, p in model.named_parameters())
+    plain = bits_loaded(model, spec.config.dtype)
+    total = sum(p.numel() * spec.bits.get(name, plain[name]) for name, p in model.named_parameters())
     return {
         "parameters": counted.total,
         "parameters_without_embeddings": counted.without_embeddings,

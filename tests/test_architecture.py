@@ -38,7 +38,9 @@ LEVELS: Levels = {
         {"calibration"},
         {"measure", "stitching"},
         {"export", "hub"},
+        {"recipe"},
         {"backbones", "distill", "prune", "quantize"},
+        {"recipes"},
         {"run"},
         {"callbacks", "recipe_file"},
         {"cli"},
@@ -55,7 +57,7 @@ LEVELS: Levels = {
         {"listing", "recipe"},
     ],
     "calibration": [
-        {"blockwise", "consumers", "token_weights"},
+        {"blockwise", "cache", "consumers", "token_weights"},
         {"gradients", "hooks"},
         {"coverage", "experts", "moments", "output_distance"},
         {"influence"},
@@ -179,10 +181,9 @@ LEVELS: Levels = {
         {"bnb"},
     ],
     "run": [
-        {"folder", "inputs", "measure_model", "provenance"},
-        {"identity", "result"},
-        {"order", "recipe_content", "stages"},
-        {"dry_run"},
+        {"folder", "inputs", "measure_model", "order", "provenance"},
+        {"dry_run", "identity", "recipe_content", "result"},
+        {"stages"},
         {"compress"},
     ],
     "tasks": [

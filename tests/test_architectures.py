@@ -90,7 +90,9 @@ def test_a_row_is_refused_where_a_head_is(monkeypatch):
 
 def test_the_table_has_every_type_and_gives_reasons():
     assert len(TYPES) >= 60
-    assert {each["model_type"] for each in ROWS} == {config.model_type for config in AutoModel._model_mapping}
+    assert {each["model_type"] for each in ROWS} == {
+        config.model_type for config in AutoModel._model_mapping if config.__module__.startswith("transformers.")
+    }
     assert all(each["reason"] for each in ROWS if each["status"] != "proved")
     assert {each["status"] for each in ROWS} <= {"proved", "refused", "cannot_build"}
     page = (ROOT / "docs" / "architectures.md").read_text("utf-8")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from hf_pe.cli import app
 from hf_pe.measure import measure
+from hf_pe.recipe import StageState
 from hf_pe.report import read_report
 from tests.helpers import needs_package, shared
 
@@ -101,7 +102,7 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     data = Embedding().prepare(load_for_evaluation(pairs), load_processor(source), config)
     dense = Embedding().judge(model, data).scores()["spearman"]
     recipe = StructuredPruning(keep=keep, criterion=criterion)
-    small = recipe.apply(model, recipe.plan(model, data), data)
+    small = recipe.carry_out(StageState(model, data)).model
     assert dense == pytest.approx(0.867, abs=0.001)
     assert Embedding().judge(small, data).scores()["spearman"] > dense - loss
 

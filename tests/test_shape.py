@@ -29,22 +29,21 @@ LARGE_MODULES = {
     "distill/build": 308,
     "distill/cache": 304,
     "distill/objective": 302,
-    "distill/recipe": 420,
+    "distill/recipe": 436,
     "distill/trainer": 388,
     "hub/remote": 318,
     "hub/scan": 334,
-    "prune/recipe": 495,
+    "prune/recipe": 488,
     "prune/refit/sequential": 318,
-    "quantize/recipe": 305,
     "verify/equivalence": 311,
 }
 CLASS_LINES = 200
 LARGE_CLASSES = {
-    "distill/recipe:Distillation": 287,
+    "distill/recipe:Distillation": 297,
     "distill/trainer:DistillationMixin": 277,
     "hub/remote:Remote": 251,
-    "prune/recipe:StructuredPruning": 337,
-    "quantize/recipe:BitsAndBytesQuantization": 262,
+    "prune/recipe:StructuredPruning": 348,
+    "quantize/recipe:BitsAndBytesQuantization": 240,
 }
 FUNCTION_LINES = 8
 """The median over all functions."""
@@ -52,9 +51,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 34.7
-ANY = 761
-VAGUE_NAMES = 497
+WORDS_PER_1000_LINES = 34.0
+ANY = 771
+VAGUE_NAMES = 495
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -18,9 +18,10 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.dummies.inputs import reads
 from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
-from hf_pe.measure import parameters, sketch_size
-from hf_pe.model_spec import Sketch
-from hf_pe.plans import Frozen, Plan
+from hf_pe.measure import parameters, spec_sizes
+from hf_pe.model_spec import ModelSpec
+from hf_pe.plans import Plan
+from hf_pe.recipe import ModelRead, Recipe, StageState
 from hf_pe.stitching import BATCH, fitted, fold_
 from hf_pe.surgery import in_dtype
 from hf_pe.tasks import TaskData, model_inputs
@@ -30,12 +31,17 @@ FEWEST = 0.05
 """Share of tokens that two tokenizers must have in common."""
 
 
-class BackboneSwap(Frozen):
+class BackboneSwap(Recipe):
     """Put a compact backbone under the head, the labels and the preprocessing that are there.
 
     The result is a stock model of the compact architecture. Without training it answers by the bridge alone: let a
     `Distillation` follow.
     """
+
+    tag = "backbone-swap"
+    changes = "structure"
+    needs_plain_weights = "the backbone of a packed model cannot be exchanged"
+    takes_custom_modules = False
 
     recipe: Literal["swap"] = "swap"
     to: str | None = Field(
@@ -65,39 +71,43 @@ class BackboneSwap(Frozen):
         """The Hub id or folder whose weights the backbone begins with; None where it begins with none."""
         return self.to if self.weights and not is_known_by_name(self.to) else None
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """The compact model's exact sizes.
 
         Raises:
             UsageError: the backbone is not known, does not fit, or is not smaller.
         """
-        target = self._target(sketch)
-        after = Sketch(config=target.config, model_class=target.model_class, pixels=sketch.pixels)
-        before = parameters(skeleton(sketch.config, sketch.model_class)).total
-        sizes = sketch_size(after)
+        target = self._target(spec)
+        after = ModelSpec(config=target.config, model_class=target.model_class, pixels=spec.pixels)
+        before = parameters(skeleton(spec.config, spec.model_class)).total
+        sizes = spec_sizes(after)
         if sizes["parameters"] >= before:
             raise UsageError(
                 f"swap.to: expected a model of fewer than {before:,} parameters, got {sizes['parameters']:,} "
                 f"({target.model_class.__name__}). `hf-pe swap MODEL --list` shows presets with their sizes."
             )
-        plan = Plan(
-            recipe="swap",
-            title=self._title(sketch.config, target),
+        plan = self.planned(
+            title=self._title(spec.config, target),
             exact=True,
-            notes=(*target.notes, *self._taken_over(sketch.config, target)),
+            notes=(*target.notes, *self._taken_over(spec.config, target)),
             references=target.references,
             **sizes,
         )
         return plan, after
 
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """The outline: which backbone is the user's choice; with how far the tokens of the two are the same.
+    def models_read(self) -> tuple[ModelRead, ...]:
+        """Return the model whose weights the backbone begins with."""
+        return (ModelRead("the backbone", self.reads_weights_of),) if self.reads_weights_of else ()
+
+    def plan(self, state: StageState) -> Plan:
+        """Return the plan of the dry run, with the share of tokens that the two tokenizers have in common.
 
         Raises:
-            UsageError: as `outline`; the two tokenizers share nothing.
+            UsageError: as `dry_run`; the two tokenizers share nothing.
         """
-        plan = self.outline(data.sketch(model))[0]
-        theirs = self._other_tokenizer(self._target(data.sketch(model)), data)
+        data, spec = state.data, state.spec
+        plan = self.dry_run(spec)[0]
+        theirs = self._other_tokenizer(self._target(spec), data)
         if theirs is None:
             return plan
         shared = translated(torch.zeros(len(theirs), 1), theirs, data.processor)[1]
@@ -109,7 +119,7 @@ class BackboneSwap(Frozen):
         note = f"{shared:.0%} of your tokens keep the backbone's embeddings, the others take those of their pieces"
         return plan.model_copy(update={"notes": (*plan.notes, note)})
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+    def apply(self, state: StageState, plan: Plan) -> StageState:
         """Build the compact model, take over what fits, fit the bridge on the calibration rows and fold it.
 
         Returns:
@@ -118,7 +128,8 @@ class BackboneSwap(Frozen):
         Raises:
             UsageError: the features stand at other places than the head expects.
         """
-        target = self._target(data.sketch(model))
+        model, data = state.model, state.data
+        target = self._target(state.spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
@@ -132,13 +143,13 @@ class BackboneSwap(Frozen):
             progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
         new.config._name_or_path = model.config._name_or_path
         new.eval()
-        return new
+        return state.with_model(new)
 
-    def _target(self, sketch: Sketch) -> Target:
+    def _target(self, spec: ModelSpec) -> Target:
         """What the model becomes, for images as they are: the recipe's size, the config's, the processor's."""
-        given = sketch.pixels if image_size(sketch.config) is None else None
+        given = spec.pixels if image_size(spec.config) is None else None
         size = self.image_size or (given if given is None or isinstance(given, int) else min(given))
-        return target_of(sketch.config, sketch.model_class, self.to, self.config, self.part, size)
+        return target_of(spec.config, spec.model_class, self.to, self.config, self.part, size)
 
     def _grows(self, config: PretrainedConfig, target: Target) -> bool:
         """Whether the body is one of images, whole, and random."""

@@ -12,24 +12,29 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Form, Separable, form_of, skeleton, with_form
+from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.errors import UsageError
-from hf_pe.measure import sketch_size
-from hf_pe.model_spec import Sketch
-from hf_pe.plans import Frozen, Plan
+from hf_pe.measure import spec_sizes
+from hf_pe.model_spec import ModelSpec
+from hf_pe.plans import Plan
 from hf_pe.progress import advance
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.regression import fit_rows
 from hf_pe.stitching import BATCH
 from hf_pe.tasks import TaskData, model_inputs
 
 PLACES = 128
 """Of a feature map that are looked at: neighbours say the same."""
-SEPARATED = "separated"
-"""What `plan` made and `apply` need not make again: the original, the form, the model."""
 CLIP = 1e-4
 """Of the largest variance: what a patch hardly does is not divided by."""
 
 
-class SeparableConvolutions(Frozen):
+def _rewritten_key(plan: Plan) -> StatisticsKey[PreTrainedModel]:
+    assert plan.form is not None
+    return StatisticsKey("rewritten convolutions", tuple(plan.form.separable.items()))
+
+
+class SeparableConvolutions(Recipe):
     """Rewrite plain convolutions as a depthwise and a pointwise one each; the result is in the plug-in form.
 
     The depthwise weights are the best factors of rank `rank` of each input channel's kernels, as its patches weigh
@@ -38,6 +43,10 @@ class SeparableConvolutions(Frozen):
     cannot say such layers: what is saved loads with `from_pretrained` after `import hf_pe.plugin`.
     """
 
+    tag = "depthwise-separable"
+    changes = "structure"
+    needs_plain_weights = "packed convolutions cannot be rewritten"
+
     recipe: Literal["separate"] = "separate"
     rank: int = Field(1, ge=1, description="maps that the depthwise convolution makes of each channel")
     skip: tuple[str, ...] = Field((), description="names of convolutions that stay (with * for any letters)")
@@ -45,22 +54,22 @@ class SeparableConvolutions(Frozen):
         None, gt=0, le=1, description="a convolution stays where more of its output's variance than this would be lost"
     )
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Which convolutions change, and the exact sizes unless `error` lets some stay.
 
         Raises:
             UsageError: there is none that would get smaller, or the model is in the plug-in form already.
         """
-        if form_of(sketch.config) is not None:
+        if form_of(spec.config) is not None:
             raise UsageError("separate: the model's convolutions have been rewritten before. Drop this step.")
-        names = self._names(sketch)
-        return self._planned(sketch, names, exact=self.error is None)
+        names = self._names(spec)
+        return self._planned(spec, names, exact=self.error is None)
 
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """The outline, with each layer's error on calibration rows (and without those where it is too large)."""
-        sketch = data.sketch(model)
+    def plan(self, state: StageState) -> Plan:
+        """Return the plan with each layer's error on calibration rows, without layers where it is too large."""
+        model, data, spec = state.model, state.data, state.spec
         lost: dict[str, float] = {}
-        names = self._names(sketch)
+        names = self._names(spec)
         made = self._rewritten(model, names, data, lost)
         changed = [name for name in names if isinstance(made.get_submodule(name), Separable)]
         if not changed:
@@ -68,41 +77,40 @@ class SeparableConvolutions(Frozen):
                 f"separate.error: every convolution would lose more than {self.error:.0%} of its output's variance "
                 f"(the least is {min(lost.values()):.0%}). Ask for less, or raise rank."
             )
-        plan, _ = self._planned(sketch, changed, exact=True)
-        data.memory[SEPARATED] = (model, plan.form, made)
+        plan, _ = self._planned(spec, changed, exact=True)
+        state.statistics.put(model, _rewritten_key(plan), made)
         told = [
             f"{name}: {share:.1%} of the output's variance lost{'' if name in changed else '; stays as it is'}"
             for name, share in lost.items()
         ]
         return plan.model_copy(update={"notes": (*plan.notes, *told)})
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """The rewritten model in evaluation mode; shares no memory with `model`."""
+    def apply(self, state: StageState, plan: Plan) -> StageState:
+        """Return the rewritten model in evaluation mode; it shares no memory with the one before."""
         assert plan.form is not None
-        known: tuple[Any, Any, PreTrainedModel] = data.memory.pop(SEPARATED, (None, None, model))
-        of, form, made = known
-        if of is not model or form != plan.form:
-            made = self.model_copy(update={"error": None})._rewritten(model, list(plan.form.separable), data, {})
+        made = state.statistics.pop(state.model, _rewritten_key(plan))
+        if made is None:
+            names, all_of_them = list(plan.form.separable), self.model_copy(update={"error": None})
+            made = all_of_them._rewritten(state.model, names, state.data, {})
         made.config = with_form(made.config, plan.form)
-        return made
+        return state.with_model(made)
 
-    def _planned(self, sketch: Sketch, names: Sequence[str], *, exact: bool) -> tuple[Plan, Sketch]:
+    def _planned(self, spec: ModelSpec, names: Sequence[str], *, exact: bool) -> tuple[Plan, ModelSpec]:
         form = Form(separable=dict.fromkeys(names, self.rank))
-        after = replace(sketch, config=with_form(sketch.config, form))
-        plan = Plan(
-            recipe="separate",
+        after = replace(spec, config=with_form(spec.config, form))
+        plan = self.planned(
             title=f"{len(names)} convolutions rewritten as depthwise (rank {self.rank}) and pointwise",
             exact=exact,
             form=form,
             notes=("loads after `import hf_pe.plugin`: a stock config cannot say such layers",),
             references=("https://arxiv.org/abs/1704.04861",),
-            **sketch_size(after),
+            **spec_sizes(after),
         )
         return plan, after
 
-    def _names(self, sketch: Sketch) -> list[str]:
+    def _names(self, spec: ModelSpec) -> list[str]:
         """Convolutions that get smaller, in the order in which they were built."""
-        model = skeleton(sketch.config, sketch.model_class)
+        model = skeleton(spec.config, spec.model_class)
         found = [
             name
             for name, module in model.named_modules()
@@ -114,7 +122,7 @@ class SeparableConvolutions(Frozen):
         ]
         if not found:
             raise UsageError(
-                f"separate: {sketch.model_class.__name__} has no plain convolution that depthwise (rank {self.rank}) "
+                f"separate: {spec.model_class.__name__} has no plain convolution that depthwise (rank {self.rank}) "
                 "and pointwise ones would make smaller. Lower rank, or choose another recipe."
             )
         return found

@@ -50,26 +50,13 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
 def plan(file: RecipePath, set_: Set = None) -> None:
     """Dry run: sizes after each stage, without loading weights."""
     with messages():
-        from hf_pe.checkpoints.classes import class_for
-        from hf_pe.checkpoints.config import load_config
-        from hf_pe.checkpoints.processor import load_named_processor, pixels_from
-        from hf_pe.model_spec import Sketch
         from hf_pe.recipe_file import read_recipe
-        from hf_pe.run.dry_run import outline
-        from hf_pe.run.order import fit_multiples
-        from hf_pe.tasks.infer import find_task
+        from hf_pe.run.dry_run import prepare_run
 
         recipe = read_recipe(file, set_ or [])
         source = recipe.source()
-        config = load_config(source)
-        model_class = class_for(config, find_task(recipe.task, source, config).auto_class)
-        processor = recipe.processor and load_named_processor(
-            recipe.processor, model_class.main_input_name, trust_remote_code=recipe.trust_remote_code
-        )
-        pixels = pixels_from(source, model_class, processor)
-        sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
-        steps = fit_multiples(recipe.recipes, quantized_after=bool(recipe.variants))
-        found = outline(sketch, steps, recipe.variants, source)
+        prepared = prepare_run(source, recipe.recipes, recipe.variants, task=recipe.task, processor=recipe.processor)
+        found = prepared.dry_run
         table = Table(title=f"{source.name}: plan of {file.name}")
         table.add_column("stage")
         for column in ("parameters", "without\nembeddings", "weights,\nMB"):

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from hf_pe.anatomy import label_head, skeleton
+from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.distill.augment import Augment
 from hf_pe.distill.build import DEFAULT_LAYERS, Layers, build, require_given
 from hf_pe.distill.cache import Cache, open_cache, with_rows
@@ -35,12 +36,13 @@ from hf_pe.distill.schedule import Schedule, Scheduled
 from hf_pe.distill.teacher import Teacher, frozen, known_ids
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError, nearest
-from hf_pe.measure import sketch_size
-from hf_pe.model_spec import Sketch
+from hf_pe.measure import spec_sizes
+from hf_pe.model_spec import ModelSpec
 from hf_pe.modes import evaluating
-from hf_pe.plans import Frozen, Plan
+from hf_pe.plans import Plan
 from hf_pe.progress import advance
 from hf_pe.quantizers.bnb import kept_modules, packable, packed_bits
+from hf_pe.recipe import ModelRead, Recipe, StageState
 from hf_pe.stitching import Seam, folded_, reuse_
 from hf_pe.tasks import Batch, TaskData, as_read_by, few_tokens
 
@@ -54,8 +56,12 @@ ALIKE_ROWS = 16
 """Calibration rows on which hidden states are compared."""
 
 
-class Distillation(Frozen):
+class Distillation(Recipe):
     """Train the model to give what its teachers gave on the same inputs."""
+
+    tag = "distilled"
+    changes = "weights"
+    needs_plain_weights = "packed weights cannot be trained"
 
     recipe: Literal["distil"] = "distil"
     losses: dict[str, Scheduled] = Field(
@@ -126,52 +132,61 @@ class Distillation(Frozen):
         return self
 
     @property
-    def ends_packed(self) -> bool:
+    def leaves_precision_changed(self) -> bool:
         """Whether adapters stay on packed weights, so that nothing can come after."""
         return self.lora is not None and not self.lora.merge
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
-        """Training changes no size, but for adapters that stay, on packed weights."""
-        return self._outlined(sketch, sketch.config.dtype or torch.float32)
+    def models_read(self) -> tuple[ModelRead, ...]:
+        """Return the teachers and adapters that are named."""
+        models = [ModelRead("the teacher", teacher.model) for teacher in self.teachers if teacher.model]
+        adapters = [ModelRead("the adapter", each.adapter, is_adapter=True) for each in self.teachers if each.adapter]
+        return (*models, *adapters)
 
-    def _outlined(self, sketch: Sketch, stored: torch.dtype | str) -> tuple[Plan, Sketch]:
+    def folders_used(self) -> dict[str, Path]:
+        """Return the folder of the cache, which need not be there yet."""
+        return {"distil.cache": Path(self.cache.folder)} if self.cache else {}
+
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
+        """Training changes no size, but for adapters that stay, on packed weights."""
+        return self._dry_run(spec, spec.config.dtype or torch.float32)
+
+    def _dry_run(self, spec: ModelSpec, stored: torch.dtype | str) -> tuple[Plan, ModelSpec]:
         """The same for weights that are stored as `stored`."""
-        if self.lora is not None and self.lora.base is not None and self.ends_packed:
-            model, bits = skeleton(sketch.config, sketch.model_class), packed_bits(self.lora.base)
+        if self.lora is not None and self.lora.base is not None and self.leaves_precision_changed:
+            model, bits = skeleton(spec.config, spec.model_class), packed_bits(self.lora.base)
             linear = packable(model, kept_modules(model, self.lora.base))
-            sketch = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
+            spec = replace(spec, bits=spec.bits | {f"{name}.weight": bits for name in linear})
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
-        plan = Plan(
-            recipe="distil",
+        plan = self.planned(
             title=f"distillation from {self._taught_by()} ({names}; {self.steps} steps of "
             f"{self.batch_size * self.accumulate}"
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
-            exact=not self.ends_packed,
+            exact=not self.leaves_precision_changed,
             notes=(
                 *self._apart(used),
                 describe(stored, autocast=self._autocasts, adapters=self.lora is not None),
-                *(("the adapters come on top",) if self.ends_packed else ()),
+                *(("the adapters come on top",) if self.leaves_precision_changed else ()),
             ),
             references=(
                 *(LOSSES[name].reference for name in used if LOSSES[name].reference),
                 *(self.lora.references if self.lora else ()),
             ),
-            **sketch_size(sketch),
+            **spec_sizes(spec),
         )
-        return plan, sketch
+        return plan, spec
 
-    def check(self, model: PreTrainedModel, data: TaskData) -> None:
+    def check(self, state: StageState) -> None:
         """Find out what cannot work before the student is there.
 
         Args:
-            model: the original, from which a student will be made.
-            data: as for `plan`.
+            state: with the original, from which a student will be made.
 
         Raises:
             UsageError: no training row has a target or one cannot be read, a layer is not on the device that trains,
                 a teacher cannot be had or does not fit, or the task does not give what a loss needs.
         """
+        model, data = state.model, state.data
         require_loaded(model)
         _require_targets(data)
         data.check_training_rows()
@@ -179,49 +194,44 @@ class Distillation(Frozen):
             raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
         if self.augment is not None and getattr(data.task, "has_places", False):
             raise UsageError("distil.augment: the boxes would not move with the images. Leave it out.")
-        with self._teachers(data, answering=False), torch.no_grad():
+        with self._teachers(state, answering=False), torch.no_grad():
             few = few_tokens(_batch(model, data))
             require_given(self.losses, data.task, data.task.signals(model, few, hidden=True))
 
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
+    def plan(self, state: StageState) -> Plan:
         """Choose the losses the task's signals allow; load and check the teachers.
 
         Raises:
             UsageError: a loss needs a signal that is not given or whose width differs from the teacher's, no teacher is
                 there or one does not fit, or no training row has a target.
         """
+        model, data = state.model, state.data
         _require_targets(data)
-        with self._teachers(data, answering=False) as teachers:
+        with self._teachers(state, answering=False) as teachers:
             batch, known = _batch(model, data), known_ids(data.processor)
             objective = build(model, teachers, data.task, batch, known=known, **self._settings())
         chosen = self.model_copy(update={"losses": dict(objective.weights)})
-        return chosen._outlined(Sketch(config=model.config, model_class=type(model)), model.dtype)[0]
+        return chosen._dry_run(ModelSpec(config=model.config, model_class=type(model)), model.dtype)[0]
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
-        """Train a copy of `model`; returns it in evaluation mode."""
-        return self.train(model, data)[0]
-
-    def train(
-        self, model: PreTrainedModel, data: TaskData, *, work: Path | None = None, resume: bool = False
-    ) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
-        """Train a copy of `model`; returns it with its loss curve [(step, loss)].
+    def apply(self, state: StageState, plan: Plan) -> StageState:
+        """Train a copy of the model; return it in evaluation mode, with its loss curve.
 
         Args:
-            model: the student before.
-            data: rows, task, and the original where it teaches.
-            work: folder for checkpoints, where `checkpoint_every` asks for them.
-            resume: go on from the last one in it that was written to its end.
+            state: with the student before; where `checkpoint_every` asks for them, checkpoints are written into its
+                folder, and a state that resumes goes on from the last one there that was written to its end.
+            plan: of this recipe.
 
         Raises:
             NotFiniteError: a loss became infinite or no number; checkpoints stay.
             UsageError: a layer is not on the device that trains.
         """
+        model, data, work = state.model, state.data, state.checkpoints
         require_loaded(model)
         learner = self._learner(model)
         rows, collate = with_rows(data) if self.cache else (data.train, data.collate)
         collate = self.augment.over(collate) if self.augment else collate
         collate = with_float_inputs(collate, learner.dtype)
-        with tempfile.TemporaryDirectory() as scratch, self._teachers(data) as teachers:
+        with tempfile.TemporaryDirectory() as scratch, self._teachers(state) as teachers:
             batch = _batch(learner, replace(data, train=rows, collate=collate))
             if "features" in self.losses:
                 _reuse_head(learner, teachers, data)
@@ -242,7 +252,7 @@ class Distillation(Frozen):
                 objective=objective,
             )
             trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
-            checkpoint = last_whole_checkpoint(Path(place)) if resume else None
+            checkpoint = last_whole_checkpoint(Path(place)) if state.resume else None
             if checkpoint is not None and ended_at(checkpoint):
                 load_ended_(trainer, checkpoint)
             else:
@@ -260,7 +270,7 @@ class Distillation(Frozen):
             if isinstance(module, _BatchNorm) and isinstance(was, _BatchNorm):
                 module.momentum = was.momentum
         restore_dtypes_(student, model)
-        return _trainable(student.eval()), curve
+        return state.with_model(_trainable(student.eval()), curve)
 
     def _learner(self, model: PreTrainedModel) -> Any:
         """A float32 copy of `model` ready to be trained; or its weights as they are, with adapters in float32."""
@@ -278,12 +288,14 @@ class Distillation(Frozen):
         return self.lora.wrapped(student, model) if self.lora else student
 
     @contextmanager
-    def _teachers(self, data: TaskData, *, answering: bool = True) -> Iterator[list[Answers]]:
+    def _teachers(self, state: StageState, *, answering: bool = True) -> Iterator[list[Answers]]:
         """The teachers, none of which learns meanwhile; their caches, where `answering`."""
+        data, cache = state.data, state.statistics
         wanted = self.teachers or (Teacher(),)
-        models = [data.memory.pop(teacher, None) or teacher.load(data) for teacher in wanted]
+        models = [cache.pop(state.model, _teacher_key(teacher)) or teacher.load(data) for teacher in wanted]
         if not answering:
-            data.memory.update(zip(self.teachers, models, strict=False))  # training need not load them again
+            for teacher, model in zip(self.teachers, models, strict=False):  # training need not load them again
+                cache.put(state.model, _teacher_key(teacher), model)
         with frozen(models):
             if self.cache is None or not answering:
                 yield [Live(model, teacher.weight) for teacher, model in zip(wanted, models, strict=True)]
@@ -372,6 +384,10 @@ def _require_targets(data: TaskData) -> None:
             f"distil: no training row has a target (all {len(data.train)} have only labels of -100). "
             "Look at data.max_length, and at what masks the labels."
         )
+
+
+def _teacher_key(teacher: Teacher) -> StatisticsKey[PreTrainedModel]:
+    return StatisticsKey("loaded teacher", teacher)
 
 
 def _slug(teacher: Teacher) -> str:

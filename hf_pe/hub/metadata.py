@@ -15,16 +15,6 @@ METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 
-_TAGS = {
-    "prune": "pruned",
-    "swap": "backbone-swap",
-    "separate": "depthwise-separable",
-    "distil": "distilled",
-    "quantize": "bitsandbytes",
-    "cast": "half-precision",
-}
-
-
 def on_hub(base: BaseModelFacts) -> bool:
     """Whether `base.id` is an id of the Hub: one without a user only where a revision was loaded from there."""
     return bool(HUB_ID.fullmatch(base.id)) and ("/" in base.id or base.revision is not None)
@@ -32,14 +22,13 @@ def on_hub(base: BaseModelFacts) -> bool:
 
 def card_data(report: Report) -> ModelCardData:
     """The metadata that the Hub reads."""
-    kinds = {stage.plan.recipe for stage in report.stages}
     known, itself = on_hub(report.base), report.base.compressed is None
     licence, results = report.base.license, _results(report) or None
     licences: Any = list(report.base.licenses)  # the Hub takes a list, which the type of ModelCardData does not say
     return ModelCardData(
         model_name=report.name if results else None,
         base_model=report.base.id if known else None,
-        base_model_relation=relation(kinds, copied=itself) if known else None,
+        base_model_relation=relation(report, copied=itself) if known else None,
         base_model_revision=report.base.revision if known and itself else None,
         license=licences or licence,
         license_name=report.base.license_name if licence == "other" else None,
@@ -49,20 +38,21 @@ def card_data(report: Report) -> ModelCardData:
         pipeline_tag=report.pipeline_tag,
         datasets=_hub_datasets(report) or None,
         metrics=[METRICS.get(name, name) for name in report.after.quality] or None,
-        tags=["hf_pe", "compressed", *sorted(_TAGS[kind] for kind in kinds & _TAGS.keys())],
+        tags=["hf_pe", "compressed", *sorted({stage.plan.tag for stage in report.stages} - {""})],
         eval_results=results,
     )
 
 
-def relation(recipes: set[str], *, copied: bool = True) -> str | None:
+def relation(report: Report, *, copied: bool = True) -> str | None:
     """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune".
 
     Args:
-        recipes: that were carried out.
+        report: of the result.
         copied: whether what was compressed is the base model itself; where it may be a fine-tune of it, weights that
             are only packed or cast have no relation that is certain.
     """
-    if recipes and recipes <= {"quantize", "cast"}:
+    changes = {stage.plan.changes for stage in report.stages}
+    if changes == {"precision"}:
         return "quantized" if copied else None
     return "finetune"
 

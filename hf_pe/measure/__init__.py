@@ -26,7 +26,7 @@ from hf_pe.measure.size import weight_bytes as weight_bytes
 from hf_pe.model_spec import Parameters as Parameters
 from hf_pe.model_spec import bits_loaded as bits_loaded
 from hf_pe.model_spec import parameters as parameters
-from hf_pe.model_spec import sketch_size as sketch_size
+from hf_pe.model_spec import spec_sizes as spec_sizes
 from hf_pe.report import Latency, Measurement, pixels_named
 from hf_pe.surgery import dtype_name
 from hf_pe.tasks import Judged, TaskData

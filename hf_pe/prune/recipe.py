@@ -1,9 +1,8 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, model_validator
@@ -12,17 +11,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.anatomy.generation_config import generation_changes, generation_losses
+from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.calibration.coverage import reached, require_passage
 from hf_pe.calibration.experts import expert_moments, expert_moments_by_block, routed
-from hf_pe.calibration.gradients import consumer_slopes
+from hf_pe.calibration.gradients import Slopes, consumer_slopes
 from hf_pe.calibration.influence import block_influence
 from hf_pe.errors import UsageError
 from hf_pe.machine_memory import available_memory
-from hf_pe.measure import judge, sketch_size
-from hf_pe.model_spec import Sketch
-from hf_pe.plans import Frozen, Plan, SizeChange
+from hf_pe.measure import judge, spec_sizes
+from hf_pe.model_spec import ModelSpec
+from hf_pe.plans import Plan, SizeChange
 from hf_pe.prune.basis.attention_heads import turned
-from hf_pe.prune.basis.residual import rotated, untied_sketch
+from hf_pe.prune.basis.residual import rotated, untied_spec
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.least_squares import refit_
@@ -36,7 +36,7 @@ from hf_pe.prune.sizes.allowed import (
     ladder,
     one_or_all,
     removed,
-    resized_sketch,
+    resized_spec,
     sizes_in_turn,
     snapped,
 )
@@ -46,6 +46,7 @@ from hf_pe.prune.sizes.search import Setting, alone, by_loss, crossed, first_wit
 from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
 from hf_pe.prune.statistics.moments import consumer_moments, consumer_moments_by_block, moments_bytes
 from hf_pe.prune.statistics.unit_statistics import evidence
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.regression import Moments
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
@@ -55,26 +56,26 @@ Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 
-MOMENTS, WEIGHED, SLOPES = "moments of one axis", "weighed moments of one axis", "slopes of one axis"
 MEMORY = 0.5
 """Of the free memory: where the moments of all blocks would take more, they are made and used block by block."""
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
 
-
-Seen = TypeVar("Seen")
-
-LEAST_MISSED = "layers least missed"
 DEPTH_PAPERS = {"influence": "https://arxiv.org/abs/2403.03853", "greedy": "https://arxiv.org/abs/2402.09025"}
 
 
-class StructuredPruning(Frozen):
+class StructuredPruning(Recipe):
     """Remove FFN units, heads, hidden width, experts and layers; the result is a smaller stock model.
 
     Depth is chosen by `depth`, experts by REAP, the rest by `criterion`; each axis is proved on a tiny model
     of the same architecture before anything is cut.
     """
+
+    tag = "pruned"
+    changes = "structure"
+    needs_plain_weights = "a packed model cannot be cut"
+    takes_custom_modules = False
 
     recipe: Literal["prune"] = "prune"
     keep: dict[str, Amount] = Field(
@@ -141,21 +142,21 @@ class StructuredPruning(Frozen):
             raise ValueError("prune takes either 'target' or 'floor': one of the two decides how much goes")
         return self
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Sizes from the config alone, as far as they follow from it; proves every axis that may be cut."""
-        anatomy = discover(sketch.config, sketch.model_class)
+        anatomy = discover(spec.config, spec.model_class)
         axes = {axis.name: axis for axis in anatomy.axes}
-        setting, notes, exact = self._from_config(sketch)
-        target = removed(sketch, setting)
-        free = [axis.name for rungs in self._ladders(sketch) for axis in anatomy.axes if axis.name in rungs[0]]
+        setting, notes, exact = self._from_config(spec)
+        target = removed(spec, setting)
+        free = [axis.name for rungs in self._ladders(spec) for axis in anatomy.axes if axis.name in rungs[0]]
         if not target and not free:
             raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
         for name in dict.fromkeys((*target, *free)):
-            require_proof(sketch.config, sketch.model_class, axes[name])
+            require_proof(spec.config, spec.model_class, axes[name])
         layers = {
-            name: _last_removed(sketch, axes[name], size) for name, size in target.items() if _has([name], "layers")
+            name: _last_removed(spec, axes[name], size) for name, size in target.items() if _has([name], "layers")
         }
-        notes = (*notes, *require_generation(sketch.config, sketch.model_class, layers))
+        notes = (*notes, *require_generation(spec.config, spec.model_class, layers))
         for name in target:
             needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
             read = any(slot.consumes and slot.layout.share == 1 for slot in axes[name].slots)
@@ -174,20 +175,19 @@ class StructuredPruning(Frozen):
                 "prune.repair: in_order moves the output of each FFN, and this model has none outside its experts. "
                 "Choose least_squares."
             )
-        in_turn, after = sizes_in_turn(sketch, target)
+        in_turn, after = sizes_in_turn(spec, target)
         if self.hidden == "rotation" and _has(target, "hidden"):
-            after = untied_sketch(after)
+            after = untied_spec(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
-        left = final_sizes(sketch, after, target)
+        left = final_sizes(spec, after, target)
         for name in (name for name in target if axes[name].kind != "hidden" and left[name] < in_turn[name]):
             others = f"{left[name]} of {axes[name].size} units are left, since more of them go with the hidden width"
             notes = (*notes, f"{name}: {others}")
         for name in (name for name in target if axes[name].kind == "hidden"):
             notes = (*notes, f"hidden states, and embeddings made of them, are {target[name]} wide then")
-        unscaled = [w for name in target if self.repair == "none" for w in rescaling_warnings(sketch, axes[name])]
+        unscaled = [w for name in target if self.repair == "none" for w in rescaling_warnings(spec, axes[name])]
         criterion = CRITERIA[self.criterion]
-        plan = Plan(
-            recipe="prune",
+        plan = self.planned(
             title=f"structured pruning ({criterion.title}{REPAIRS[self.repair]})",
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in left.items()),
             exact=exact,
@@ -199,64 +199,68 @@ class StructuredPruning(Frozen):
                 *([REAP] if _has(target, "experts") else []),
                 *([SLICING] if self.hidden == "rotation" and _has(target, "hidden") else []),
             ),
-            **sketch_size(after),
+            **spec_sizes(after),
         )
         return plan, after
 
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """Choose the sizes where the config does not say them, then the kept units, axis by axis, on copies of `model`.
+    def before(self, later: Sequence[Recipe]) -> "StructuredPruning":
+        """Return the recipe with widths that are multiples of what later recipes need, of 8 at least, unless given."""
+        if self.multiple is not None:
+            return self
+        return self.model_copy(update={"multiple": max([8, *(recipe.width_multiple for recipe in later)])})
+
+    def plan(self, state: StageState) -> Plan:
+        """Choose sizes that the config leaves open, then the kept units, axis by axis, on copies of the model.
 
         Raises:
             UsageError: even the smallest cut misses the floor, or even the largest misses the target.
         """
         if self.target is not None or self.floor is not None:
-            setting, notes = self._from_data(model, data)
-            sizes, _ = sizes_in_turn(data.sketch(model), setting)
-            fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
-            plan = fixed.plan(model, data)
+            setting, notes = self._from_data(state)
+            plan = self._with_sizes(state.spec, setting).plan(state)
             return plan.model_copy(update={"notes": (*notes, *plan.notes)})
-        sketch = data.sketch(model)
-        outline, _ = self.outline(sketch)
+        spec = state.spec
+        plan, _ = self.dry_run(spec)
         kept: dict[str, dict[str, list[int]]] = {}
         losses: list[str] = []
-        sizes, _ = sizes_in_turn(sketch, kept_sizes(sketch, self.keep, *self._steps))
+        sizes, _ = sizes_in_turn(spec, kept_sizes(spec, self.keep, *self._steps))
         for name, size in sizes.items():
-            axis = _axis(model, name)
+            axis = _axis(state.model, name)
             if size == axis.size:  # others took along what was to go
                 continue
             choose = self._choose_layers if axis.kind == "layers" else self._choose_units
-            kept[axis.name] = choose(model, axis, size, data)
-            losses += _generation_losses(model, axis, kept[axis.name])
+            kept[axis.name] = choose(state, axis, size)
+            losses += _generation_losses(state.model, axis, kept[axis.name])
             if name != [*sizes][-1]:  # the next axis is judged once this one is cut
-                model = cut(model, axis, kept[axis.name])
-        return outline.model_copy(update={"kept": kept, "notes": tuple(losses)})
+                state = replace(state, model=cut(state.model, axis, kept[axis.name]))
+        return plan.model_copy(update={"kept": kept, "notes": tuple(losses)})
 
     @property
     def _steps(self) -> tuple[int, int]:
         """What widths are multiples of on each device, and how many devices share them."""
         return self.multiple or 8, self.tensor_parallel
 
-    def _ladders(self, sketch: Sketch) -> list[list[Setting]]:
+    def _ladders(self, spec: ModelSpec) -> list[list[Setting]]:
         """The sizes that each of `axes` can take; none where `keep` says all."""
         if self.target is None and self.floor is None:
             return []
-        fixed = kept_sizes(sketch, self.keep, *self._steps)
-        if self.hidden == "rotation" and _has(fixed | dict.fromkeys(self.axes, 0), "hidden") and _tied(sketch):
+        fixed = kept_sizes(spec, self.keep, *self._steps)
+        if self.hidden == "rotation" and _has(fixed | dict.fromkeys(self.axes, 0), "hidden") and _tied(spec):
             raise UsageError(
                 "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
                 "hidden: selection, or give all sizes in keep."
             )
-        found = [ladder(sketch, name, *self._steps) for name in self.axes]
+        found = [ladder(spec, name, *self._steps) for name in self.axes]
         for name, rungs in zip(self.axes, found, strict=True):
             if any(axis in fixed for axis in rungs[0]):
                 raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
         return found
 
-    def _from_config(self, sketch: Sketch) -> tuple[Setting, tuple[str, ...], bool]:
+    def _from_config(self, spec: ModelSpec) -> tuple[Setting, tuple[str, ...], bool]:
         """Sizes, what to say about them, and whether they are final."""
-        fixed = kept_sizes(sketch, self.keep, *self._steps)
-        ladders = self._ladders(sketch)
-        told = snapped(sketch, self.keep, fixed)
+        fixed = kept_sizes(spec, self.keep, *self._steps)
+        ladders = self._ladders(spec)
+        told = snapped(spec, self.keep, fixed)
         if self.floor is not None:
             far = f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays"
             return fixed, (*told, far), False
@@ -266,23 +270,28 @@ class StructuredPruning(Frozen):
         if self.target.measured():
             return fixed, (*told, f"{note}; decided by measuring"), False
         path = [fixed | setting for setting in in_step(ladders)]
-        return self.target.within(sketch, path, Costs(sketch)), (*told, note), len(ladders) == 1
+        return self.target.within(spec, path, Costs(spec)), (*told, note), len(ladders) == 1
 
-    def _from_data(self, model: PreTrainedModel, data: TaskData) -> tuple[Setting, tuple[str, ...]]:
+    def _with_sizes(self, spec: ModelSpec, setting: Setting) -> "StructuredPruning":
+        """The recipe with all sizes in `keep`."""
+        sizes, _ = sizes_in_turn(spec, setting)
+        return self.model_copy(update={"keep": sizes, "target": None, "floor": None})
+
+    def _from_data(self, state: StageState) -> tuple[Setting, tuple[str, ...]]:
         """The sizes, and what is expected of them."""
-        sketch = data.sketch(model)
-        fixed = kept_sizes(sketch, self.keep, *self._steps)
-        ladders = self._ladders(sketch)
+        model, data, spec = state.model, state.data, state.spec
+        fixed = kept_sizes(spec, self.keep, *self._steps)
+        ladders = self._ladders(spec)
         for axis in (_axis(model, name) for rungs in ladders for name in rungs[0]):
             require_passage(reached(model, axis, data), axis)
         target = self.target or Target(parameters=1.0)
-        costs = Costs(sketch, target.batch, model.device)
+        costs = Costs(spec, target.batch, model.device)
 
         def made(setting: Setting) -> PreTrainedModel:
-            return self._made(model, fixed | setting, data)
+            return self._with_sizes(spec, fixed | setting).carry_out(state).model
 
         def cost(setting: Setting) -> float:
-            return max(target.overrun(costs, resized_sketch(sketch, fixed | setting)).values())
+            return max(target.overrun(costs, resized_spec(spec, fixed | setting)).values())
 
         path = in_step(ladders)
         if len(ladders) > 1:
@@ -292,8 +301,8 @@ class StructuredPruning(Frozen):
                 ways = (path, in_step(ladders), *alone(ladders), *([] if target.measured() else crossed(ladders)))
                 ends = widest([end for way in ways if (end := first_within(way, cost)) is not None])
                 path = [least_loss(model, data, ends, made), path[-1]] if ends else path
-            found = target.within(sketch, [fixed | setting for setting in path], costs)
-            return found, (str(target), *target.predicted(costs, resized_sketch(sketch, found)))
+            found = target.within(spec, [fixed | setting for setting in path], costs)
+            return found, (str(target), *target.predicted(costs, resized_spec(spec, found)))
 
         def metric(setting: Setting) -> float:
             return judge(made(setting), data).scores()[data.task.metric]
@@ -303,19 +312,15 @@ class StructuredPruning(Frozen):
         found, note = above_floor(self.floor, data.task, dense, path, metric)
         return found, (note,)
 
-    def _made(self, model: PreTrainedModel, setting: Setting, data: TaskData) -> PreTrainedModel:
-        sizes, _ = sizes_in_turn(data.sketch(model), setting)
-        fixed = self.model_copy(update={"keep": sizes, "target": None, "floor": None})
-        return fixed.apply(model, fixed.plan(model, data), data)
-
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+    def apply(self, state: StageState, plan: Plan) -> StageState:
         """Cut what the plan says, in its order, and repair the maps that read removed units."""
         if plan.kept is None:
-            raise ValueError("The plan has no kept units yet: make it with plan(model, data).")
+            raise ValueError("The plan has no kept units yet: make it with plan(state).")
+        model, data, statistics = state.model, state.data, state.statistics
         original, narrower = model, False
         counts = {name: len(next(iter(kept.values()))) for name, kept in plan.kept.items()}
-        sketch = resized_sketch(data.sketch(model), counts)
-        _require_planned(model, sketch.config, plan)
+        spec = resized_spec(state.spec, counts)
+        _require_planned(model, spec.config, plan)
         layers = {name: kept for name, kept in plan.kept.items() if _has([name], "layers")}
         require_generation(model.config, type(model), layers)
         for name, kept in plan.kept.items():
@@ -327,11 +332,12 @@ class StructuredPruning(Frozen):
                 narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
-                    model, moments = turned(model, axis, next(_moments(model, axis, data, weighed=True)))
-                    data.memory[WEIGHED] = (model, axis.name, moments)
+                    weighed = next(_moments(replace(state, model=model), axis, weighed=True))
+                    model, moments = turned(model, axis, weighed)
+                    statistics.put(model, _moments_key(axis, weighed=True), moments)
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                for seen in _moments(model, axis, data, weighed=True):
+                for seen in _moments(replace(state, model=model), axis, weighed=True):
                     refit_(smaller, model, axis, kept, seen)
             if axis.kind == "experts" and self.repair != "none":
                 correct_(smaller, model, axis, data)
@@ -341,7 +347,7 @@ class StructuredPruning(Frozen):
         if not narrower:
             self._repair_in_order_(model, original, plan.kept, data)
         _require_planned(original, model.config, plan)
-        return model
+        return state.with_model(model)
 
     def _repair_in_order_(
         self,
@@ -357,18 +363,18 @@ class StructuredPruning(Frozen):
             for axis in anatomy.named("ffn"):
                 repair_in_order_(model, original, axis, layers, data, heads)
 
-    def _choose_layers(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
-        free = _removable(data.sketch(model), axis, size)
+    def _choose_layers(self, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+        free = _removable(state.spec, axis, size)
         if self.depth == "greedy":
-            known = data.memory.setdefault((LEAST_MISSED, model, axis.name), [])  # one order for all sizes
-            gone = least_missed(model, axis, free, axis.size - size, data, known)[: axis.size - size]
+            known = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
+            gone = least_missed(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
         else:
-            influence = block_influence(model, axis, data)
+            influence = block_influence(state.model, axis, state.data)
             gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
         return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
-    def _choose_units(self, model: PreTrainedModel, axis: Axis, size: int, data: TaskData) -> dict[str, list[int]]:
-        criterion = CRITERIA[self.criterion]
+    def _choose_units(self, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+        model, data, criterion = state.model, state.data, CRITERIA[self.criterion]
         if axis.kind == "experts":
             tokens = {} if self.criterion == "random" else routed(model, axis, data)
             saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
@@ -379,13 +385,14 @@ class StructuredPruning(Frozen):
             return kept
         slopes = {}
         if "gradients" in criterion.needs:
-            slopes = _remembered(SLOPES, consumer_slopes, model, axis, data)
+            key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
+            slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
             require_passage(slopes, axis)
-        state = model.state_dict()
+        tensors = model.state_dict()
 
         def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
             for group in groups:
-                scores = criterion.score(evidence(state, axis, group, size, moments, slopes))
+                scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
                 kept[group] = axis.largest(group, scores, size)
 
         weighed, seen = "weighed activations" in criterion.needs, set[str]()
@@ -393,7 +400,7 @@ class StructuredPruning(Frozen):
             choose(groups, None)
             return kept
         group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
-        for moments in _moments(model, axis, data, weighed=weighed):
+        for moments in _moments(state, axis, weighed=weighed):
             seen.update(moments)
             choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
         require_passage(seen, axis)
@@ -408,36 +415,22 @@ class StructuredPruning(Frozen):
         return [*inside, *([EVERYWHERE] if self.hidden == "rotation" else [])]
 
 
-def _moments(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool
-) -> Iterator[dict[str, list[Moments]]]:
-    """Of what reads `axis`: all at once and remembered, or block after block where memory is too small for that."""
+def _moments(state: StageState, axis: Axis, *, weighed: bool) -> Iterator[dict[str, list[Moments]]]:
+    """Yield second moments of what reads `axis`: all at once and cached, or by block where memory is too small."""
+    model, data = state.model, state.data
     if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > available_memory() * MEMORY:
         yield from consumer_moments_by_block(model, axis, data, weighed=weighed)
         yield from expert_moments_by_block(model, axis, data)
-    else:
-        what = WEIGHED if weighed else MOMENTS
-        yield _remembered(what, partial(_all_moments, weighed=weighed), model, axis, data)
+        return
+
+    def gathered() -> dict[str, list[Moments]]:
+        return consumer_moments(model, axis, data, weighed=weighed) | expert_moments(model, axis, data)
+
+    yield state.statistics.get(model, _moments_key(axis, weighed=weighed), gathered)
 
 
-def _all_moments(model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool) -> dict[str, list[Moments]]:
-    return consumer_moments(model, axis, data, weighed=weighed) | expert_moments(model, axis, data)
-
-
-def _remembered(
-    what: str,
-    statistics: Callable[[PreTrainedModel, Axis, TaskData], dict[str, Seen]],
-    model: PreTrainedModel,
-    axis: Axis,
-    data: TaskData,
-) -> dict[str, Seen]:
-    """Of the axis looked at last, from memory: plan and apply need the same, and so does every trial."""
-    last = data.memory.get(what)
-    if last is None or last[0] is not model or last[1] != axis.name:
-        data.memory.pop(what, None)
-        last = data.memory[what] = (model, axis.name, statistics(model, axis, data))
-    found: dict[str, Seen] = last[2]
-    return found
+def _moments_key(axis: Axis, *, weighed: bool) -> StatisticsKey[dict[str, list[Moments]]]:
+    return StatisticsKey("weighted second moments" if weighed else "second moments", axis.name)
 
 
 def _generation_losses(model: PreTrainedModel, axis: Axis, kept: dict[str, list[int]]) -> tuple[str, ...]:
@@ -454,7 +447,7 @@ def _require_planned(original: PreTrainedModel, config: PretrainedConfig, plan: 
     Raises:
         ValueError: a size differs.
     """
-    before = Sketch(config=original.config, model_class=type(original))
+    before = ModelSpec(config=original.config, model_class=type(original))
     left = final_sizes(before, replace(before, config=config), [change.axis for change in plan.sizes])
     for change in plan.sizes:
         if left[change.axis] != change.after:
@@ -468,23 +461,23 @@ def _axis(model: PreTrainedModel, name: str) -> Axis:
     return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
 
 
-def _tied(sketch: Sketch) -> bool:
-    return bool(sketch.config.get_text_config().tie_word_embeddings)
+def _tied(spec: ModelSpec) -> bool:
+    return bool(spec.config.get_text_config().tie_word_embeddings)
 
 
 def _has(target: Iterable[str], kind: str) -> bool:
     return any(name.rpartition(".")[2] == kind for name in target)
 
 
-def _last_removed(sketch: Sketch, axis: Axis, size: int) -> dict[str, list[int]]:
+def _last_removed(spec: ModelSpec, axis: Axis, size: int) -> dict[str, list[int]]:
     """Return kept layers as they may come out: without the last ones that can be removed."""
-    free = _removable(sketch, axis, size)
+    free = _removable(spec, axis, size)
     gone = set(free[len(free) - (axis.size - size) :])
     return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
 
 
-def _removable(sketch: Sketch, axis: Axis, size: int) -> list[int]:
-    free = removable_layers(sketch.config, sketch.model_class, axis)
+def _removable(spec: ModelSpec, axis: Axis, size: int) -> list[int]:
+    free = removable_layers(spec.config, spec.model_class, axis)
     least = axis.size - len(free)
     if size < max(least, 1):
         held = sorted(set(range(axis.size)) - set(free))

@@ -5,34 +5,37 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from transformers import PreTrainedModel
 
-from hf_pe.measure import sketch_size
-from hf_pe.model_spec import Sketch
-from hf_pe.plans import Frozen, Plan
+from hf_pe.measure import spec_sizes
+from hf_pe.model_spec import ModelSpec
+from hf_pe.plans import Plan
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.surgery import cast
-from hf_pe.tasks import TaskData
 
 
-class Cast(Frozen):
+class Cast(Recipe):
     """Store and run the weights in 16 bits: half the bytes of float32 on any hardware that has the type."""
+
+    tag = "half-precision"
+    changes = "precision"
+    needs_plain_weights = "packed weights cannot be cast"
 
     recipe: Literal["cast"] = "cast"
     dtype: Literal["bfloat16", "float16"] = "bfloat16"
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Half the bytes, from the config alone."""
-        config = copy.deepcopy(sketch.config)
+        config = copy.deepcopy(spec.config)
         config.dtype = getattr(torch, self.dtype)
-        after = replace(sketch, config=config)
-        return Plan(recipe="cast", title=f"weights in {self.dtype}", exact=True, **sketch_size(after)), after
+        after = replace(spec, config=config)
+        return self.planned(title=f"weights in {self.dtype}", exact=True, **spec_sizes(after)), after
 
-    def plan(self, model: PreTrainedModel, data: TaskData) -> Plan:
-        """The outline: nothing is left to decide."""
-        return self.outline(Sketch(config=model.config, model_class=type(model)))[0]
+    def plan(self, state: StageState) -> Plan:
+        """Return the plan of the dry run: nothing is left to decide."""
+        return self.dry_run(state.spec)[0]
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData) -> PreTrainedModel:
+    def apply(self, state: StageState, plan: Plan) -> StageState:
         """Cast a copy, as loading in that dtype would."""
-        made = cast(model, getattr(torch, self.dtype))
+        made = cast(state.model, getattr(torch, self.dtype))
         made.eval()
-        return made
+        return state.with_model(made)

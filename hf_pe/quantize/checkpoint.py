@@ -15,7 +15,7 @@ from hf_pe.checkpoints.save import copy_beside, save_model, say_left_behind
 from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.outputs import replaced, require_space
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import BITSANDBYTES, packed_by, require_plain, unpacked
@@ -46,7 +46,6 @@ def quantize_checkpoint(
         UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, repair).
     """
     recipe = recipe or BitsAndBytesQuantization()
-    recipe.require_native()
     if recipe.needs_data:
         raise UsageError(
             "quantize: a budget, repair and drift need calibration rows. Leave them out, or write a recipe file and "
@@ -56,7 +55,7 @@ def quantize_checkpoint(
     config = load_config(source)
     require_plain(config)
     model_class = class_for(config)
-    plan = recipe.outline(Sketch(config=config, model_class=model_class))[0]
+    plan = recipe.dry_run(ModelSpec(config=config, model_class=model_class))[0]
     for note in plan.notes:
         progress.say(note)
     for warning in (*plan.warnings, *rounding_warnings(source, config, model_class)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import without_numbers
 from hf_pe.measure import bits_loaded
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.report import percent
 
 LARGE = 1 / 3
@@ -53,18 +53,18 @@ class Unquantized:
         )
 
 
-def unquantized(sketch: Sketch) -> Unquantized:
-    """Return what `sketch`, a model after quantization, holds in 16 or 32 bits.
+def unquantized(spec: ModelSpec) -> Unquantized:
+    """Return what `spec`, a model after quantization, holds in 16 or 32 bits.
 
     Args:
-        sketch: `bits` names every quantized weight.
+        spec: `bits` names every quantized weight.
     """
-    model = skeleton(sketch.config, sketch.model_class)
-    plain = bits_loaded(model, sketch.config.dtype)
+    model = skeleton(spec.config, spec.model_class)
+    plain = bits_loaded(model, spec.config.dtype)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    rest = {name: count for name, count in counts.items() if name not in sketch.bits}
+    rest = {name: count for name, count in counts.items() if name not in spec.bits}
     rest_bits = sum(count * plain[name] for name, count in rest.items())
-    bits = rest_bits + sum(count * sketch.bits[name] for name, count in counts.items() if name not in rest)
+    bits = rest_bits + sum(count * spec.bits[name] for name, count in counts.items() if name not in rest)
     widths, groups = Counter[int](), Counter[str]()
     for name, count in rest.items():
         widths[plain[name]] += count

@@ -11,9 +11,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hf_pe.anatomy import skeleton
 from hf_pe.errors import UsageError, listed
-from hf_pe.measure import sketch_size
-from hf_pe.model_spec import Sketch
-from hf_pe.plans import Frozen, Plan
+from hf_pe.measure import spec_sizes
+from hf_pe.model_spec import ModelSpec
+from hf_pe.plans import Plan
 from hf_pe.progress import say
 from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.mix import Offer, worth_most
@@ -21,9 +21,9 @@ from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
 from hf_pe.quantizers import bnb as packing
 from hf_pe.quantizers.bnb import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.report import percent
 from hf_pe.surgery import main_dtype
-from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 TITLES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
@@ -36,11 +36,17 @@ REPAIR_PAPER = "https://arxiv.org/abs/2210.17323"
 SENSITIVITIES = {"measured": measured, "metric": by_metric, "estimated": estimated}
 
 
-class BitsAndBytesQuantization(Frozen):
+class BitsAndBytesQuantization(Recipe):
     """Pack the linear layers into 4 bits (NF4, FP4) or 8 (int8), all of them or as many as a budget asks for.
 
     Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
     """
+
+    tag = "bitsandbytes"
+    changes = "precision"
+    needs_plain_weights = "packed weights cannot be packed again"
+    takes_custom_modules = False
+    width_multiple = BLOCK
 
     recipe: Literal["quantize"] = "quantize"
     method: Method = "nf4"
@@ -68,11 +74,6 @@ class BitsAndBytesQuantization(Frozen):
         description="what a budget is spent by: how far answers move with one layer packed, how much worse the task's "
         "metric is then, or, for big models, how far that layer's outputs move, in one pass",
     )
-    between: Literal["int8"] | None = Field(
-        None,
-        description="under a budget, 8 bits for some layers between 4 and 16: `plan` says which and at what loss; one "
-        "bitsandbytes config cannot say both, so it is not carried out",
-    )
     drift: float | None = Field(
         None,
         gt=0,
@@ -85,8 +86,6 @@ class BitsAndBytesQuantization(Frozen):
             raise ValueError("repair is for 4 bits; expected method nf4 or fp4 with it, got int8. Leave out repair")
         if self.mean_bits is not None and self.weight_bytes is not None:
             raise ValueError("expected one budget, got mean_bits and weight_bytes. Leave one out")
-        if self.between is not None and (self.method == "int8" or not self.budgeted):
-            raise ValueError("between: expected method nf4 or fp4 and a budget with it. Leave out between")
         if self.mean_bits is not None and not self.bits <= self.mean_bits < 16:
             raise ValueError(
                 f"mean_bits: expected at least {self.bits:.3g} (all layers {TITLES[self.method]}, scales included) and "
@@ -114,76 +113,67 @@ class BitsAndBytesQuantization(Frozen):
         """Whether packed weights are repaired, given calibration rows."""
         return self.method != "int8" and self.repair != "none"
 
-    def outline(self, sketch: Sketch) -> tuple[Plan, Sketch]:
+    def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
 
         Raises:
             UsageError: nothing can be packed, or the budget is below what packing everything takes.
         """
-        sketch, linear, _, kept_notes = self._layers(sketch)
+        spec, linear, _, kept_notes = self._layers(spec)
         bits = self.bits
         if self.budgeted:
             weights = sum(linear.values())
-            bits += min(self._room(sketch, linear) / weights, _own_bits(sketch) - self.bits)
-        after = replace(sketch, bits=sketch.bits | {f"{name}.weight": bits for name in linear})
+            bits += min(self._room(spec, linear) / weights, _own_bits(spec) - self.bits)
+        after = replace(spec, bits=spec.bits | {f"{name}.weight": bits for name in linear})
         first = f"{len(linear)} linear layers in {TITLES[self.method]}"
         if self.budgeted:
             first = f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
         return self._plan(after, (first, *kept_notes), exact=not self.budgeted), after
 
-    def plan(self, model: PreTrainedModel, data: TaskData | None) -> Plan:
-        """The outline; under a budget, which layers stay: those that answers miss most when they are packed.
+    def plan(self, state: StageState) -> Plan:
+        """Return the plan of the dry run; under a budget, with the layers that stay: the most sensitive ones.
 
         Raises:
             UsageError: as above.
         """
-        sketch = Sketch(config=model.config, model_class=type(model))
+        model, data, spec = state.model, state.task_data, state.spec
         if data is None and self.needs_data:
             raise UsageError(
                 "quantize: a budget, repair and drift need calibration rows, got no data. Give data, or neither."
             )
         if data is None:
-            return self.model_copy(update={"repair": "none"}).outline(sketch)[0]
+            return self.model_copy(update={"repair": "none"}).dry_run(spec)[0]
         if not self.budgeted:
-            return self.outline(sketch)[0]
-        sketch, linear, kept, kept_notes = self._layers(sketch)
-        room, extra = self._room(sketch, linear), _own_bits(sketch) - self.bits
+            return self.dry_run(spec)[0]
+        spec, linear, kept, kept_notes = self._layers(spec)
+        room, extra = self._room(spec, linear), _own_bits(spec) - self.bits
         all_packed = self._packed(model, kept)
         if self.repairs:
             repair_(all_packed, model, list(linear), data)
         lost = SENSITIVITIES[self.sensitivity](model, all_packed, list(linear), data)
-        offers = [Offer(name, _own_bits(sketch), lost[name], count * extra) for name, count in linear.items()]
-        if self.between is not None:
-            eight = self.model_copy(update={"method": self.between})
-            left = SENSITIVITIES[self.sensitivity](model, eight._packed(model, kept), list(linear), data)
-            more = eight.bits - self.bits
-            offers += [Offer(n, eight.bits, max(lost[n] - left[n], 0.0), linear[n] * more) for n in linear]
+        offers = [Offer(name, _own_bits(spec), lost[name], count * extra) for name, count in linear.items()]
         taken = {each.layer: each for each in worth_most(offers, room)}
-        staying = [name for name, each in taken.items() if each.bits != 8]
-        between = [name for name in taken if name not in staying]
+        staying = list(taken)
         bits = {name: taken[name].bits if name in taken else self.bits for name in linear}
-        after = replace(sketch, bits=sketch.bits | {f"{n}.weight": b for n, b in bits.items() if n not in staying})
+        after = replace(spec, bits=spec.bits | {f"{n}.weight": b for n, b in bits.items() if n not in staying})
         took = sum(linear[name] * bits[name] for name in linear) / sum(linear.values())
         whole, spared = sum(lost.values()), sum(each.spared for each in taken.values())
         notes = (
             f"{len(linear) - len(staying)} of {len(linear)} linear layers in {TITLES[self.method]}: "
             f"{took:.3g} bits a weight in the mean",
             f"{len(staying)} kept by their {self.sensitivity} sensitivity",
-            *([f"{len(between)} of them in {self.between}, which is planned only"] if self.between else []),
             f"loss expected: {percent(1 - spared / max(whole, 1e-30))} of all packed",
             *kept_notes,
         )
-        return self._plan(
-            after, notes, exact=True, unpacked=(*kept, *staying), eight_bits=tuple(between), sensitivity=lost
-        )
+        return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
 
-    def apply(self, model: PreTrainedModel, plan: Plan, data: TaskData | None) -> PreTrainedModel:
+    def apply(self, state: StageState, plan: Plan) -> StageState:
         """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
 
         Raises:
-            UsageError: its answers have moved further than `drift`, or the mix is one that is planned only.
+            UsageError: its answers have moved further than `drift`.
         """
-        self.require_native()
+        model, data = state.model, state.task_data
         kept = list(plan.unpacked or self.kept_modules(model))
         made = self._packed(model, kept)
         if self.repairs and data is not None:
@@ -198,19 +188,7 @@ class BitsAndBytesQuantization(Frozen):
                     f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. {more} "
                     "more bits (mean_bits, method: int8), or allow more."
                 )
-        return made
-
-    def require_native(self) -> None:
-        """Refuse what one bitsandbytes config cannot say.
-
-        Raises:
-            UsageError: layers of 4 and of 8 bits in one model.
-        """
-        if self.between is not None:
-            raise UsageError(
-                f"quantize.between: {TITLES[self.method]} with {self.between} in one model needs the plug-in form; "
-                "it can be planned only. Leave out between: layers stay in 16 bits then."
-            )
+        return state.with_model(made)
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
         """The skip list whatever the budget; see `hf_pe.quantizers.bnb.kept_modules`."""
@@ -246,13 +224,13 @@ class BitsAndBytesQuantization(Frozen):
         dtype = self.rest_dtype(main_dtype(model))
         return packing.packed(model, self.settings(kept, dtype), dtype)
 
-    def _layers(self, sketch: Sketch) -> tuple[Sketch, dict[str, int], list[str], tuple[str, ...]]:
-        """The sketch in the dtype of the rest, the layers that can be packed with their weights, the other layers, and
+    def _layers(self, spec: ModelSpec) -> tuple[ModelSpec, dict[str, int], list[str], tuple[str, ...]]:
+        """The spec in the dtype of the rest, the layers that can be packed with their weights, the other layers, and
         notes on these."""
-        config = copy.deepcopy(sketch.config)
+        config = copy.deepcopy(spec.config)
         config.dtype = self.rest_dtype(config.dtype)
-        sketch = replace(sketch, config=config)
-        model = skeleton(sketch.config, sketch.model_class)
+        spec = replace(spec, config=config)
+        model = skeleton(spec.config, spec.model_class)
         kept = self.kept_modules(model)
         anyway = packing.kept_modules(model, "int8", self.skip)
         unfit = [name for name in unfit_widths(model, self.method) if name not in anyway]
@@ -266,17 +244,17 @@ class BitsAndBytesQuantization(Frozen):
         linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
         if not linear:
             raise UsageError(
-                f"quantize: {sketch.model_class.__name__} has no linear layer that {self.method} can pack; "
+                f"quantize: {spec.model_class.__name__} has no linear layer that {self.method} can pack; "
                 f"{'; '.join(notes)}."
             )
-        return sketch, linear, kept, tuple(notes)
+        return spec, linear, kept, tuple(notes)
 
-    def _room(self, sketch: Sketch, linear: dict[str, int]) -> float:
+    def _room(self, spec: ModelSpec, linear: dict[str, int]) -> float:
         """Bits that the budget leaves above all of `linear` packed."""
         if self.mean_bits is not None:
             return (self.mean_bits - self.bits) * sum(linear.values())
         assert self.weight_bytes is not None
-        least = sketch_size(replace(sketch, bits=dict.fromkeys((f"{name}.weight" for name in linear), self.bits)))
+        least = spec_sizes(replace(spec, bits=dict.fromkeys((f"{name}.weight" for name in linear), self.bits)))
         room = self.weight_bytes - least["weight_bytes"]
         if room < 0:
             raise UsageError(
@@ -285,21 +263,21 @@ class BitsAndBytesQuantization(Frozen):
             )
         return 8.0 * float(room)
 
-    def _plan(self, after: Sketch, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
+    def _plan(self, after: ModelSpec, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
         rest = unquantized(after)
-        return Plan(
-            recipe="quantize",
+        return self.planned(
+            dequantizes=True,
             title=f"{TITLES[self.method]} quantization by bitsandbytes"
             + (", repaired by what flows in" if self.repairs else ""),
             exact=exact,
             notes=(*notes, rest.note),
             warnings=rest.warnings,
             references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repairs else ())),
-            **sketch_size(after),
+            **spec_sizes(after),
             **more,
         )
 
 
-def _own_bits(sketch: Sketch) -> int:
-    dtype: Any = sketch.config.dtype
+def _own_bits(spec: ModelSpec) -> int:
+    dtype: Any = spec.config.dtype
     return torch.finfo(dtype).bits

@@ -1,4 +1,4 @@
-"""The story: check, outline, load, then stage by stage plan and apply, measure side by side."""
+"""A run from beginning to end: check, dry run, load, then stage by stage plan and apply, measure side by side."""
 
 import datetime
 import tempfile
@@ -15,18 +15,15 @@ from transformers import (
 )
 
 from hf_pe import progress
-from hf_pe.checkpoints.classes import class_for
-from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.live_model import plain_model, unchanged
 from hf_pe.checkpoints.load import load_with_unread
 from hf_pe.checkpoints.mixed_dtypes import dtype_warnings
-from hf_pe.checkpoints.processor import load_named_processor, load_processor, pixels_from
+from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.sentence_source import is_sentence_transformer
 from hf_pe.checkpoints.source import Dtype, Source, resolve
 from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.checkpoints.weight_checks import require_finite
 from hf_pe.data import Data, load_examples
-from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.hub.base_card import model_card
@@ -39,31 +36,28 @@ from hf_pe.measure import (
     measure,
     on_one_device,
 )
-from hf_pe.model_spec import Sketch
 from hf_pe.outputs import check_stages_folder, require_space, run_id, stages_folder
 from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
-from hf_pe.quantize import BitsAndBytesQuantization, Packing
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.report import MAIN, Report
 from hf_pe.run import provenance
-from hf_pe.run.dry_run import Outline, outline
-from hf_pe.run.identity import AnyRecipe, origin_of, stage_ids
+from hf_pe.run.dry_run import DryRun, prepare_run
+from hf_pe.run.identity import origin_of, stage_ids
 from hf_pe.run.inputs import local_inputs
 from hf_pe.run.measure_model import with_folder_facts
-from hf_pe.run.order import check_order, fit_multiples
 from hf_pe.run.recipe_content import recipe_of
 from hf_pe.run.result import Result
 from hf_pe.run.stages import Finished, StageFolder, require_resumable
 from hf_pe.tasks import Task, prepare
-from hf_pe.tasks.infer import find_task
 
 
 def compress(
     model: str | Path | Source | nn.Module,
-    recipes: Sequence[AnyRecipe],
+    recipes: Sequence[Recipe],
     *,
     data: Data,
     task: str | Task | None = None,
-    variants: Mapping[str, Packing] | None = None,
+    variants: Mapping[str, Recipe] | None = None,
     processor: Any = None,
     evaluate: Evaluate | None = None,
     base_model: str | None = None,
@@ -103,24 +97,14 @@ def compress(
     Raises:
         UsageError: anything in the arguments cannot work; raised before weights are loaded where it can be known.
     """
-    variants = dict(variants or {})
-    recipes = fit_multiples(recipes, quantized_after=bool(variants))
-    check_order(recipes, variants)
-    for step in (*recipes, *variants.values()):
-        if isinstance(step, BitsAndBytesQuantization):
-            step.require_native()
     live = plain_model(model) if isinstance(model, nn.Module) else None
     source = _source(model if live is None else live, processor, dtype)
-    config = live.config if live is not None else load_config(source)
-    the_task = find_task(task, source, config)
-    model_class = type(live) if live is not None else class_for(config, the_task.auto_class)
+    prepared = prepare_run(source, recipes, variants or {}, task=task, processor=processor, live=live)
+    recipes, variants, planned = prepared.recipes, prepared.variants, prepared.dry_run
+    config, model_class, the_task = prepared.config, prepared.model_class, prepared.task
     inputs = local_inputs(source, recipes, data, processor)
     named = str(processor) if isinstance(processor, (str, Path)) else None
-    if named is not None:
-        processor = load_named_processor(named, model_class.main_input_name, trust_remote_code=source.trust_remote_code)
-    pixels = pixels_from(source, model_class, processor)
-    sketch = Sketch(config=config, model_class=model_class, pixels=pixels)
-    planned = outline(sketch, recipes, variants, source)
+    processor = prepared.processor
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
     _require_space(work, planned)
@@ -149,8 +133,7 @@ def compress(
         original.eval()
         first_answers(original, ready)
         for step in recipes:
-            if isinstance(step, Distillation):
-                step.check(original, ready)
+            step.check(StageState(original, ready))
         progress.say("evaluating the original")
         first = judge(original, ready) if evaluate is None else None
     below = chance_warnings(original, first.scores(), ready) if first else ()
@@ -161,17 +144,21 @@ def compress(
         progress.warn(warning)
     with unchanged(live), padding_named(original, padding), _workplace(work, resume=resume, restart=restart) as folder:
         original.eval()
-        stages = StageFolder(folder, origin, resume, ready, evaluate, seed)
-        student, done = original, []
+        stages = StageFolder(folder, origin, resume, evaluate, seed)
+        state, done = StageState(original, ready), []
         for stage, step in zip(chain, recipes, strict=True):
-            student, finished = stages.make(stage, step, student)
+            state, finished = stages.make(stage, step, state)
             done.append(finished)
-        copies = {name: stages.make(branches[name], step, student) for name, step in variants.items()}
-        models = {"before": original, MAIN: student} | {name: packed for name, (packed, _) in copies.items()}
+        copies = {name: stages.make(branches[name], step, state) for name, step in variants.items()}
+        states = {"before": StageState(original, ready), MAIN: state} | {n: copy for n, (copy, _) in copies.items()}
+        models = {name: each.model for name, each in states.items()}
         progress.say("measuring before and after, side by side")
         set_seed(seed)
         with on_one_device(models.values()):
-            judged = {n: first if m is original else judge(m, ready) for n, m in models.items()} if first else None
+            judged = None
+            if first is not None:
+                after = {name: judge(each.model, each.data) for name, each in states.items() if name != "before"}
+                judged = {"before": first} | after
             found = measure(models, ready, judged=judged, evaluate=evaluate)
             before = with_folder_facts(found["before"], original, processor, folder, the_task.auto_class, source)
 
@@ -199,7 +186,7 @@ def compress(
         said = (*warnings, *(warning for stage in stages for warning in stage.plan.warnings))
         report = Report(name=name, after=found[name], stages=stages, changes=moved, warnings=said, **shared)
         plans = tuple(f.plan for f in finished)
-        facts = (processor, report, plans, source, the_task.auto_class, recipe)
+        facts = (states[name].processor, report, plans, source, the_task.auto_class, recipe)
         return Result(models[name], *facts, others, inputs, run_id(Path(work) if work else None))
 
     return result(MAIN, done, {name: result(name, [*done, finished], {}) for name, (_, finished) in copies.items()})
@@ -215,7 +202,7 @@ def _workplace(work: str | Path | None, *, resume: bool, restart: bool) -> Itera
         yield Path(name)
 
 
-def _require_space(work: str | Path | None, planned: Outline) -> None:
+def _require_space(work: str | Path | None, planned: DryRun) -> None:
     """Refuse a disk that cannot hold all stages and variants, and beside them the original or the result."""
     original = planned.original.weight_bytes
     if work is None:

@@ -12,19 +12,15 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedModel
 
-from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints.sentence_modules import SentenceModules
 from hf_pe.checkpoints.source import ADAPTER, PICKLES, TRAINING_PICKLES, Source, resolve
 from hf_pe.data import Examples
-from hf_pe.distill import Distillation
 from hf_pe.files.hashes import processor_sha256, remembered_sha256, sha256_of, tensors_sha256
 from hf_pe.measure import Evaluate
-from hf_pe.prune import StructuredPruning
-from hf_pe.quantize import Packing
+from hf_pe.recipe import Recipe
 from hf_pe.run import provenance
 from hf_pe.tasks import Task
 
-AnyRecipe = StructuredPruning | BackboneSwap | SeparableConvolutions | Distillation | Packing
 DECIDING = (".json", ".safetensors", ".model", ".txt", ".tiktoken")
 """Endings of the files in a model's folder that decide what it computes: weights, configs, vocabularies."""
 METADATA_FILES = ("report.json", "plan.json", "stage.json", "trainer_state.json", "LICENSE.txt")
@@ -82,7 +78,7 @@ def origin_of(
 
 
 def stage_ids(
-    origin: Mapping[str, str] | None, recipes: Sequence[AnyRecipe], variants: Mapping[str, Packing]
+    origin: Mapping[str, str] | None, recipes: Sequence[Recipe], variants: Mapping[str, Recipe]
 ) -> tuple[list[StageId], dict[str, StageId]]:
     """Return the chain of stages, and the variants, each of which hangs on the last of them.
 
@@ -110,19 +106,14 @@ def live_sha256(model: PreTrainedModel) -> str:
     return sha256_of([_name_of(type(model)), json.dumps(told, default=str), tensors_sha256(model.state_dict().items())])
 
 
-def _next(identity: str, step: AnyRecipe) -> str:
+def _next(identity: str, step: Recipe) -> str:
     """Return the identity of a stage that follows on another one, or on the original; "" where that has none."""
     return identity and sha256_of([identity, step.recipe, step.model_dump(mode="json"), _models_read_by(step)])
 
 
-def _models_read_by(step: AnyRecipe) -> list[Any]:
-    """Return what decides the models that a recipe names: its teachers, or the source of a backbone."""
-    if isinstance(step, Distillation):
-        models = [model_files(resolve(teacher.model)) for teacher in step.teachers if teacher.model]
-        return [*models, *(_files(teacher.adapter) for teacher in step.teachers if teacher.adapter)]
-    if isinstance(step, BackboneSwap) and step.reads_weights_of:
-        return model_files(resolve(step.reads_weights_of))
-    return []
+def _models_read_by(step: Recipe) -> list[Any]:
+    """Return what decides the models that a recipe reads beside the one that it changes."""
+    return [_files(each.name) if each.is_adapter else model_files(resolve(each.name)) for each in step.models_read()]
 
 
 def _files(name: str, *, gguf_file: str | None = None, own_code: bool = False) -> Any:

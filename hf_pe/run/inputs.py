@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_pe.backbones import BackboneSwap
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig
-from hf_pe.distill import Distillation
+from hf_pe.recipe import Recipe
 
 
-def local_inputs(source: Source, recipes: Sequence[Any], data: Any, processor: Any = None) -> dict[str, Path]:
+def local_inputs(source: Source, recipes: Sequence[Recipe], data: Any, processor: Any = None) -> dict[str, Path]:
     """Return the local paths of the model, the data, teachers, backbones and caches, by what they are.
 
     Args:
@@ -26,13 +25,9 @@ def local_inputs(source: Source, recipes: Sequence[Any], data: Any, processor: A
         config = data if isinstance(data, DataConfig) else DataConfig(train=data)
         read |= _existing("data.train", config.train) | _existing("data.eval", config.eval)
     for step in recipes:
-        if isinstance(step, BackboneSwap):
-            read |= _existing("the backbone", step.reads_weights_of)
-        if isinstance(step, Distillation):
-            for teacher in step.teachers:
-                read |= _existing("the teacher", teacher.model) | _existing("the adapter", teacher.adapter)
-            if step.cache:
-                read["distil.cache"] = Path(step.cache.folder)  # to be, where it is not there yet
+        for model in step.models_read():
+            read |= _existing(model.what, model.name)
+        read |= step.folders_used()
     return read
 
 

@@ -2,33 +2,33 @@
 
 import re
 from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 
 from hf_pe.anatomy import form_of
-from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
-from hf_pe.prune import StructuredPruning
+from hf_pe.model_spec import ModelSpec
+from hf_pe.recipe import Recipe
+from hf_pe.recipes import RECIPES
 from hf_pe.report import MAIN
-from hf_pe.run.identity import AnyRecipe
 
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """What a variant may be called: its name becomes a folder and a branch on the Hub."""
 
 
-def require_stock(sketch: Sketch, recipe: AnyRecipe) -> None:
+def require_stock(spec: ModelSpec, recipe: Recipe) -> None:
     """Refuse a recipe that needs a stock config after one that leaves custom modules.
 
     Raises:
         UsageError: `recipe` cannot follow.
     """
-    if form_of(sketch.config) is not None and recipe.recipe in ("prune", "swap", "quantize"):
+    if form_of(spec.config) is not None and not recipe.takes_custom_modules:
         raise UsageError(
             f"{recipe.recipe}: expected a model that a stock config can say; its convolutions were rewritten before "
             f"(separate). Put {recipe.recipe} before separate, or leave one of the two."
         )
 
 
-def check_order(recipes: Sequence[AnyRecipe], variants: Collection[str] = ()) -> None:
+def check_order(recipes: Sequence[Recipe], variants: Collection[str] = ()) -> None:
     """Refuse an order that cannot work, before any work.
 
     Raises:
@@ -37,39 +37,33 @@ def check_order(recipes: Sequence[AnyRecipe], variants: Collection[str] = ()) ->
     """
     _check_variant_names(variants)
     if not recipes:
-        raise UsageError("recipes: expected at least one of prune, swap, separate, distil, quantize; got none.")
-    packed = 0
-    for number, step in enumerate(recipes, 1):
-        first = recipes[packed - 1].recipe if packed else None
-        if first == "distil":
-            raise UsageError(
-                f"Recipe step {packed} (distil) leaves its adapters on packed weights (lora.merge: false), and step "
-                f"{number} ({step.recipe}) comes after it. Put it last, or leave out merge."
-            )
-        if first == step.recipe:
-            raise UsageError(
-                f"Recipe steps {packed} and {number} both {first}: packed weights cannot be packed again. Keep one."
-            )
-        if first and step.recipe in ("quantize", "cast"):
-            raise UsageError(f"Recipe steps {packed} ({first}) and {number} ({step.recipe}): keep one of the two.")
-        if first:
-            reason = {
-                "prune": "a packed model cannot be cut",
-                "swap": "the backbone of a packed model cannot be exchanged",
-                "separate": "packed convolutions cannot be rewritten",
-                "distil": "packed weights cannot be trained",
-            }[step.recipe]
-            raise UsageError(
-                f"Recipe step {packed} ({first}) comes before step {number} ({step.recipe}): {reason}. "
-                f"Put {step.recipe} first."
-            )
-        ends = isinstance(step, Distillation) and step.ends_packed
-        packed = number if ends or step.recipe in ("quantize", "cast") else 0
-    if packed and variants:
+        raise UsageError(f"recipes: expected at least one of {', '.join(RECIPES)}; got none.")
+    for number, (first, second) in enumerate(pairwise(recipes), 1):
+        if first.leaves_precision_changed:
+            raise UsageError(_why_not_after(first, second, number))
+    last = recipes[-1]
+    if last.leaves_precision_changed and variants:
         raise UsageError(
-            f"variants ({', '.join(variants)}) are packed copies of the result, and recipe step {packed} "
-            f"({recipes[packed - 1].recipe}) has packed it already. Leave out one of the two."
+            f"variants ({', '.join(variants)}) are packed copies of the result, and recipe step {len(recipes)} "
+            f"({last.recipe}) has packed it already. Leave out one of the two."
         )
+
+
+def _why_not_after(first: Recipe, second: Recipe, number: int) -> str:
+    """Return why `second` cannot come after step `number`, which leaves weights that are no plain ones."""
+    if first.changes != "precision":
+        return (
+            f"Recipe step {number} ({first.recipe}) leaves its adapters on packed weights (lora.merge: false), and "
+            f"step {number + 1} ({second.recipe}) comes after it. Put it last, or leave out merge."
+        )
+    if first.recipe == second.recipe:
+        return f"Recipe steps {number} and {number + 1} both {first.recipe}: {second.needs_plain_weights}. Keep one."
+    if second.changes == "precision":
+        return f"Recipe steps {number} ({first.recipe}) and {number + 1} ({second.recipe}): keep one of the two."
+    return (
+        f"Recipe step {number} ({first.recipe}) comes before step {number + 1} ({second.recipe}): "
+        f"{second.needs_plain_weights}. Put {second.recipe} first."
+    )
 
 
 def _check_variant_names(names: Iterable[str]) -> None:
@@ -89,12 +83,7 @@ def _check_variant_names(names: Iterable[str]) -> None:
         taken[name.lower()] = f"the variant '{name}'"
 
 
-def fit_multiples(recipes: Sequence[AnyRecipe], *, quantized_after: bool = False) -> list[AnyRecipe]:
-    """Round pruned widths to 64 where quantization follows (bitsandbytes' block), else to 8, unless given."""
-    found: list[AnyRecipe] = []
-    for number, step in enumerate(recipes):
-        packed = quantized_after or any(later.recipe == "quantize" for later in recipes[number:])
-        if isinstance(step, StructuredPruning) and step.multiple is None:
-            step = step.model_copy(update={"multiple": 64 if packed else 8})
-        found.append(step)
-    return found
+def fitted(recipes: Sequence[Recipe], variants: Iterable[Recipe] = ()) -> list[Recipe]:
+    """Return the recipes with defaults that fit those after them, such as widths that a quantizer can pack."""
+    variants = list(variants)
+    return [recipe.before([*recipes[number:], *variants]) for number, recipe in enumerate(recipes, 1)]

@@ -5,9 +5,8 @@ from typing import Any
 
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig
-from hf_pe.quantize import Packing
+from hf_pe.recipe import Recipe
 from hf_pe.run import provenance
-from hf_pe.run.identity import AnyRecipe
 from hf_pe.tasks import Task
 
 
@@ -15,8 +14,8 @@ def recipe_of(
     source: Source,
     task: Task,
     data: DataConfig,
-    recipes: Sequence[AnyRecipe],
-    variants: Mapping[str, Packing],
+    recipes: Sequence[Recipe],
+    variants: Mapping[str, Recipe],
     base_model: str | None,
     license: str | None,
     seed: int,

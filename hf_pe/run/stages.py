@@ -3,27 +3,28 @@
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import Field, ValidationError
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
 
 from hf_pe import progress
+from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.checkpoints.classes import brings_code, class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.save import save_model
 from hf_pe.checkpoints.source import resolve
-from hf_pe.distill import Distillation
 from hf_pe.errors import UsageError
 from hf_pe.files.hashes import sha256
 from hf_pe.measure import Evaluate, layer_bits, parameters, quality, weight_bytes
 from hf_pe.outputs import replaced
 from hf_pe.plans import Frozen, Plan
+from hf_pe.recipe import Recipe, StageState
 from hf_pe.report import StageReport
-from hf_pe.run.identity import AnyRecipe, StageId
-from hf_pe.tasks import TaskData
+from hf_pe.run.identity import StageId
 
 NOTE = "stage.json"
 
@@ -35,6 +36,7 @@ class Finished(Frozen):
         identity: of the stage, see `identity.StageId`.
         origin: what all stages of its run were made from, see `identity.origin_of`.
         files: SHA-256 of each of its files.
+        own_processor: whether the stage made another processor, which lies in its folder.
     """
 
     identity: str
@@ -42,6 +44,7 @@ class Finished(Frozen):
     files: dict[str, str] = Field(default_factory=dict)
     plan: Plan
     report: StageReport
+    own_processor: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,48 +55,42 @@ class StageFolder:
         folder: where each stage has a folder of its own.
         origin: what they are all made from; None: stages are not kept.
         resume: finished stages of an earlier run are loaded.
-        data, evaluate: what stages look at, and are measured by.
+        evaluate: the user's own function that stages are measured by.
         seed: everything random in a stage begins with it, whether the stages before were made or loaded.
     """
 
     folder: Path
     origin: dict[str, str] | None
     resume: bool
-    data: TaskData
     evaluate: Evaluate | None
     seed: int
 
-    def make(self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel) -> tuple[PreTrainedModel, Finished]:
-        """Plan and apply one recipe, or load what an earlier run finished."""
+    def make(self, stage: StageId, recipe: Recipe, state: StageState) -> tuple[StageState, Finished]:
+        """Plan and apply one recipe to a state, or load what an earlier run finished."""
         place = self.folder / stage.folder_name
         earlier = finished_stage(place, stage) if self.resume else None
         if earlier is not None:
             damaged = damaged_files(place, earlier)
             if not damaged:
                 progress.say(f"stage {stage.name}: finished before, loaded")
-                return _loaded(place, model), earlier
+                return _loaded(place, state, earlier), earlier
             progress.say(f"stage {stage.name}: finished before, but damaged ({', '.join(damaged)}): made again")
         progress.say(f"stage {stage.name}")
         set_seed(self.seed)
         training = self.folder / f"{stage.folder_name}.training"
-        made, finished = self._made(stage, recipe, model, training)
+        checkpoints = None if self.origin is None else training  # in a folder that goes they help nobody
+        before = replace(state, statistics=StatisticsCache(), losses=(), checkpoints=checkpoints, resume=self.resume)
+        made, finished = self._made(stage, recipe, before)
         if self.origin is not None:
-            finished = _kept(place, made, finished)
+            finished = _kept(place, before, made, finished)
         shutil.rmtree(training, ignore_errors=True)  # not before the stage is whole: hours may lie in it
         return made, finished
 
-    def _made(
-        self, stage: StageId, recipe: AnyRecipe, model: PreTrainedModel, training: Path
-    ) -> tuple[PreTrainedModel, Finished]:
+    def _made(self, stage: StageId, recipe: Recipe, state: StageState) -> tuple[StageState, Finished]:
         start = time.perf_counter()
-        plan = recipe.plan(model, self.data)
-        curve: list[tuple[int, float]] = []
-        if isinstance(recipe, Distillation):
-            work = None if self.origin is None else training  # checkpoints in a folder that goes help nobody
-            made, curve = recipe.train(model, self.data, work=work, resume=self.resume)
-        else:
-            made = recipe.apply(model, plan, self.data)
-            self.data.memory.clear()
+        plan = recipe.plan(state)
+        after = recipe.apply(state, plan)
+        made = after.model
         report = StageReport(
             plan=_brief(plan),
             settings=recipe.model_dump(mode="json"),
@@ -101,10 +98,10 @@ class StageFolder:
             parameters_without_embeddings=parameters(made).without_embeddings,
             weight_bytes=weight_bytes(made),
             layer_bits=layer_bits(made),
-            quality=quality(made, self.data, self.evaluate),
-            losses=tuple(curve),
+            quality=quality(made, after.data, self.evaluate),
+            losses=after.losses,
         )
-        return made, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
+        return after, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
 
 
 def require_resumable(folder: Path, stages: Iterable[StageId], origin: Mapping[str, str]) -> None:
@@ -140,12 +137,14 @@ def damaged_files(place: Path, finished: Finished) -> list[str]:
     ]
 
 
-def _kept(place: Path, model: PreTrainedModel, finished: Finished) -> Finished:
+def _kept(place: Path, before: StageState, after: StageState, finished: Finished) -> Finished:
+    """Write a finished stage; with its processor where that is another one than before."""
     if place.exists():  # damaged, or half removed
         shutil.rmtree(place)
     with replaced(place, overwrite=True) as fresh:
-        save_model(model, None, fresh)
-        finished = finished.model_copy(update={"files": _hashes(fresh)})
+        own = after.processor is not before.processor
+        save_model(after.model, after.processor if own else None, fresh)
+        finished = finished.model_copy(update={"files": _hashes(fresh), "own_processor": own})
         (fresh / NOTE).write_text(finished.model_dump_json(), "utf-8")
     return finished
 
@@ -157,10 +156,12 @@ def _read(note: Path) -> Finished | None:
         return None
 
 
-def _loaded(place: Path, before: PreTrainedModel) -> PreTrainedModel:
-    """Load a stage as any model is loaded; `before` tells whether code of its own was allowed."""
-    source = resolve(str(place), trust_remote_code=brings_code(type(before)))
-    return load_model(source, class_for(load_config(source)))
+def _loaded(place: Path, before: StageState, finished: Finished) -> StageState:
+    """Load a stage as any model is loaded; the model before tells whether code of its own was allowed."""
+    source = resolve(str(place), trust_remote_code=brings_code(type(before.model)))
+    model = load_model(source, class_for(load_config(source)))
+    after = before.with_model(model)
+    return after.with_processor(load_processor(source, model.main_input_name)) if finished.own_processor else after
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.dummies.sizes import processor_size
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.tasks.batch import Batch
 from hf_pe.tasks.evaluation import Judged
 
@@ -76,8 +76,6 @@ class TaskData:
     """Rows that had more tokens than `data.max_length`."""
     check_training_rows: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
     """Reads what only a training reads, the images or recordings of all rows; raises UsageError at a broken one."""
-    memory: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-    """What one stage need not compute twice (the teacher's answers, statistics); `compress` empties it after each."""
 
     @property
     def calibration_rows(self) -> list[int]:
@@ -88,9 +86,9 @@ class TaskData:
             return random.Random(config.seed).sample(range(count), size)
         return list(range(size))
 
-    def sketch(self, model: PreTrainedModel) -> Sketch:
+    def spec(self, model: PreTrainedModel) -> ModelSpec:
         """Return what a dry run knows of `model`, which sees images of the processor's size."""
-        return Sketch(config=model.config, model_class=type(model), pixels=processor_size(self.processor))
+        return ModelSpec(config=model.config, model_class=type(model), pixels=processor_size(self.processor))
 
     @property
     def calibration(self) -> datasets.Dataset:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import datasets
 import numpy as np
@@ -35,6 +36,10 @@ class Embedding:
     pipeline_tag: str = "sentence-similarity"
     metric: str = "spearman"
     higher_is_better: bool = True
+    _of_teachers: WeakKeyDictionary[PreTrainedModel, tuple[str, np.ndarray[Any, Any]]] = field(
+        default_factory=WeakKeyDictionary, init=False, compare=False, repr=False
+    )
+    """The embeddings of each teacher, with the fingerprint of the rows that they are of."""
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize texts; pairs with a score are needed for evaluation only."""
@@ -96,10 +101,11 @@ class Embedding:
 
     def _of_teacher(self, data: TaskData) -> np.ndarray[Any, Any]:
         assert data.teacher is not None
-        key = (data.teacher, data.eval._fingerprint)
-        if key not in data.memory:
-            data.memory[key] = self.embed(data.teacher, data, data.eval)
-        return data.memory[key]  # type: ignore[no-any-return]
+        rows, embeddings = self._of_teachers.get(data.teacher, (None, None))
+        if embeddings is None or rows != data.eval._fingerprint:
+            embeddings = self.embed(data.teacher, data, data.eval)
+            self._of_teachers[data.teacher] = data.eval._fingerprint, embeddings
+        return embeddings
 
     def describe(self, data: TaskData) -> str:
         """Says which of the two correlations it is, and what stands before each text."""

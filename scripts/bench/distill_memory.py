@@ -24,6 +24,7 @@ from hf_pe.distill import Distillation, build
 from hf_pe.distill import recipe as recipe_module
 from hf_pe.dummies.tiny import lively
 from hf_pe.fresh.open_model import _anonymous, _watch
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, TaskData
 
 VOCABULARY, TOKENS, WIDTH, LAYERS, ROWS, STEPS, ROUNDS, GOAL = 128_000, 2_048, 576, 2, 16, 3, 1, 0.3
@@ -61,9 +62,10 @@ def once(way: str) -> None:
     watcher = threading.Thread(target=_watch, args=(peak, stop))
     watcher.start()
     start = time.perf_counter()
-    recipe.check(student, data)
-    recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    recipe.check(StageState(student, data))
+    recipe.plan(StageState(student, data))
+    after = recipe.carry_out(StageState(student, data))
+    trained, curve = after.model, list(after.losses)
     stop.set()
     watcher.join()
     moved = (trained.lm_head.weight - student.lm_head.weight).norm()

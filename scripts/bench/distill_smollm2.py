@@ -21,6 +21,7 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 
 CALIBRATION, STEPS, BATCH, RATE = 32, 32, 4, 1e-4
 WAYS: dict[str, dict[str, Any]] = {
@@ -36,7 +37,7 @@ def main() -> None:
     pool, test = blocks(processor, "valid", CALIBRATION + STEPS * BATCH), blocks(processor, "test", TEST_BLOCKS)
     data = task_data(processor, pool.select(range(CALIBRATION)), test)
     cut = StructuredPruning(keep={"ffn": 920}, repair="in_order", multiple=4)
-    student = cut.apply(teacher, cut.plan(teacher, data), data)
+    student = cut.carry_out(StageState(teacher, data)).model
     lessons = task_data(processor, pool.select(range(CALIBRATION, len(pool))), test)
     lessons = replace(lessons, teacher=teacher)
     dense, before = (math.exp(losses(m, data).mean()) for m in (teacher, student))
@@ -44,7 +45,7 @@ def main() -> None:
     for name, told in WAYS.items():
         recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, train_embeddings=False, **told)
         start = time.process_time()  # what else runs beside it does not count
-        trained = recipe.apply(student, recipe.plan(student, lessons), lessons)
+        trained = recipe.carry_out(StageState(student, lessons)).model
         minutes = (time.process_time() - start) / 60
         found[name] = (math.exp(losses(trained, data).mean()), minutes)
         print(name, f"{before:.2f} -> {found[name][0]:.2f} (dense {dense:.2f}) in {minutes:.2f} minutes", flush=True)

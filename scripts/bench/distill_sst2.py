@@ -17,6 +17,7 @@ from prune_sst2 import lessons, right
 
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 
 STEPS, BATCH, RATE = 900, 16, 2e-4
 WAYS: dict[str, dict[str, Any]] = {
@@ -36,14 +37,14 @@ def main() -> None:
     teacher, data, test = lessons()
     dense = right(teacher, test)
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
-    student = cut.apply(teacher, cut.plan(teacher, data), data)
+    student = cut.carry_out(StageState(teacher, data)).model
     found: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
     for seed in range(first, count):
         for name, way in WAYS.items():
             kept = place / f"{seed}-{[*WAYS].index(name)}.npy"
             if not kept.exists():
                 recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, seed=seed, **way)
-                np.save(kept, right(recipe.apply(student, recipe.plan(student, data), data), test))
+                np.save(kept, right(recipe.carry_out(StageState(student, data)).model, test))
             found[name].append(np.load(kept))
             print(seed, name, f"{found[name][-1].mean():.4f} of {dense.mean():.4f}", flush=True)
         if len(found["hf_pe"]) > 1:

@@ -35,6 +35,7 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.distill import Distillation
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData
 
 BATCH, PROBE, RATE = 64, 20, 3e-4
@@ -65,7 +66,7 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
     data = replace(data, teacher=model)
     start = time.process_time()
     cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
-    student = cut.apply(model, cut.plan(model, data), data)
+    student = cut.carry_out(StageState(model, data)).model
     student, steps = taught(student, data, seconds - (time.process_time() - start))
     return student, steps, time.process_time() - start
 
@@ -76,7 +77,7 @@ def taught(student: Any, data: TaskData, seconds: float) -> tuple[Any, int]:
 
     def learn(steps: int) -> Any:
         recipe = Distillation(steps=steps, batch_size=BATCH, learning_rate=RATE, **told)
-        return recipe.apply(student, recipe.plan(student, data), data)
+        return recipe.carry_out(StageState(student, data)).model
 
     probe = time.process_time()
     learn(PROBE)

@@ -25,6 +25,7 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.distill import DistillationTrainer
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 
 ROUNDS, STEPS, BATCH, PROMPT, COMPLETION, RATE, BETA = 3, 5, 4, 64, 192, 1e-4, 0.5
 SAME = {
@@ -58,7 +59,7 @@ def main() -> None:
     processor.pad_token, processor.padding_side = processor.eos_token, "left"
     data = task_data(processor, blocks(processor, "valid", 16), blocks(processor, "test", 8))
     recipe = StructuredPruning(keep={"ffn": 0.6}, criterion="activation_weight", repair="none")
-    small = recipe.apply(teacher, recipe.plan(teacher, data), data)
+    small = recipe.carry_out(StageState(teacher, data)).model
     length = PROMPT + COMPLETION
     flat = np.concatenate([np.asarray(ids) for ids in blocks(processor, "valid", 16)["input_ids"]])
     rows = [flat[i * length : (i + 1) * length].tolist() for i in range(BATCH * STEPS)]

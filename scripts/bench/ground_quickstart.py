@@ -25,6 +25,7 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.hub import write_card
+from hf_pe.recipe import StageState
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import read_report
 from hf_pe.tasks import Embedding, TaskData
@@ -61,7 +62,7 @@ def random_student(small: PreTrainedModel, data: TaskData) -> PreTrainedModel:
     torch.manual_seed(0)
     student = type(small)(small.config).eval()
     for distil in recipe.recipes[1:]:
-        student = distil.model_copy(update={"train_embeddings": True}).train(student, data)[0]
+        student = distil.model_copy(update={"train_embeddings": True}).carry_out(StageState(student, data)).model
     return student
 
 

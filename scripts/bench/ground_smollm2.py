@@ -18,6 +18,7 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, TaskData
 
 LENGTH, TEST_BLOCKS, CALIBRATION_BLOCKS = 512, 8, 64
@@ -58,7 +59,7 @@ def main() -> None:
         "no repair": StructuredPruning(keep={"ffn": 0.8}, repair="none"),
         "magnitude, no repair": StructuredPruning(keep={"ffn": 0.8}, criterion="magnitude_l2", repair="none"),
     }.items():
-        cut = losses(recipe.apply(model, recipe.plan(model, data), data), data)
+        cut = losses(recipe.carry_out(StageState(model, data)).model, data)
         ratios[name] = math.exp(cut.mean() - dense.mean())
         least_squares = cut if name == "least squares" else least_squares
         print(name, math.exp(cut.mean()), ratios[name], flush=True)

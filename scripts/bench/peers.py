@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis, discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import no_cache
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_sketch
+from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_spec
 from hf_pe.prune.sizes.costs import Costs
 from hf_pe.prune.sizes.search import first
 from hf_pe.prune.statistics.moments import consumer_moments
+from hf_pe.recipe import StageState
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
@@ -83,7 +84,7 @@ def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
     plan = Plan(
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
-    return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(model, plan, data)
+    return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(StageState(model, data), plan).model
 
 
 def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
@@ -121,12 +122,12 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool
 @functools.cache
 def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
     """Depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
-    sketch = Sketch(config=model.config, model_class=type(model))
-    costs = Costs(sketch)
+    spec = ModelSpec(config=model.config, model_class=type(model))
+    costs = Costs(spec)
     found = []
     for depth in range(1, model.config.num_hidden_layers + 1):
-        path = [{"layers": depth, **rung} for rung in ladder(sketch, "ffn", 8)]
-        widest = first(path, lambda s: costs.share("parameters", resized_sketch(sketch, s)) <= 1 - share)
+        path = [{"layers": depth, **rung} for rung in ladder(spec, "ffn", 8)]
+        widest = first(path, lambda s: costs.share("parameters", resized_spec(spec, s)) <= 1 - share)
         if widest is not None:
             found.append((depth, path[widest]["ffn"]))
     return found
@@ -157,11 +158,15 @@ def deep_and_narrow(
         shorter = model
         if depth < model.config.num_hidden_layers:
             recipe = StructuredPruning(keep={"layers": depth}, repair="none")
-            plan = recipe.plan(model, data)
-            shorter = recipe.apply(model, plan, data)
+            plan = recipe.plan(StageState(model, data))
+            shorter = recipe.apply(StageState(model, data), plan).model
         if width == model.config.intermediate_size:
             yield BY_DEPTH, depth, shorter
-            yield BY_DEPTH + REPAIRED, depth, recipe.model_copy(update={"repair": "in_order"}).apply(model, plan, data)
+            yield (
+                BY_DEPTH + REPAIRED,
+                depth,
+                recipe.model_copy(update={"repair": "in_order"}).apply(StageState(model, data), plan).model,
+            )
             continue
         axis = discover(shorter.config, type(shorter)).named("ffn")[0]
         tools = [name for name in TORCH_PRUNING if asked(name) or asked(name + REPAIRED)]
@@ -194,15 +199,15 @@ def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iter
     recipe = StructuredPruning(
         target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy"
     )
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
     for repair in ("least_squares", "in_order"):
-        yield "hf_pe", repair, recipe.model_copy(update={"repair": repair}).apply(model, plan, data)
+        yield "hf_pe", repair, recipe.model_copy(update={"repair": repair}).apply(StageState(model, data), plan).model
 
 
 def ffn_size(model: Any, share: float) -> int:
     """Units that stay where `share` of the FFN width goes."""
-    return kept_sizes(Sketch(config=model.config, model_class=type(model)), {"ffn": 1 - share}, 8)["ffn"]
+    return kept_sizes(ModelSpec(config=model.config, model_class=type(model)), {"ffn": 1 - share}, 8)["ffn"]
 
 
 def by_peers(
@@ -232,7 +237,7 @@ def by_recipes(
     for name, settings in recipes.items():
         torch.manual_seed(seed)
         recipe = StructuredPruning(keep={"ffn": size}, **settings)
-        yield name, recipe.apply(model, recipe.plan(model, data), data)
+        yield name, recipe.carry_out(StageState(model, data)).model
 
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor]) -> Any:

@@ -17,6 +17,7 @@ from hf_pe.anatomy import discover
 from hf_pe.calibration import BATCH
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.statistics.moments import consumer_moments
+from hf_pe.recipe import StageState
 from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
@@ -148,7 +149,7 @@ def short_gpt(model: Any, data: TaskData, share: float) -> Iterator[Any]:
     """The layers of least block influence go (Men et al. 2024, arXiv:2403.03853)."""
     layers = model.config.num_hidden_layers
     recipe = StructuredPruning(keep={"layers": layers - round(share * layers)}, repair="none")
-    yield recipe.apply(model, recipe.plan(model, data), data)
+    yield recipe.carry_out(StageState(model, data)).model
 
 
 @torch.no_grad()

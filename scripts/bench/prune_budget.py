@@ -25,6 +25,7 @@ from hf_pe.measure.flops import flops
 from hf_pe.measure.latency import alternating
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.statistics.moments import consumer_moments
+from hf_pe.recipe import StageState
 from hf_pe.tasks import Embedding, TaskData, model_inputs
 from hf_pe.verify.equivalence import _prove
 
@@ -78,7 +79,7 @@ def cut_half(model: Any, data: TaskData) -> Any:
     _discover.cache_clear()  # each round finds and proves anew
     _prove.cache_clear()
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
-    return recipe.apply(model, recipe.plan(model, data), data)
+    return recipe.carry_out(StageState(model, data)).model
 
 
 def bare(model: Any, data: TaskData) -> None:
@@ -102,7 +103,7 @@ def main() -> None:
     )
 
     recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")
-    small = recipe.apply(model, recipe.plan(model, data), data)
+    small = recipe.carry_out(StageState(model, data)).model
     times = alternating({"dense": model, "small": small}, batch=32, length=128, seconds=60, most_rounds=200)
     saving = flops(small.config, type(small)) / flops(config, type(model))  # type: ignore[operator]
     share = [a / b for a, b in zip(times["small"], times["dense"], strict=True)]  # of rounds side by side

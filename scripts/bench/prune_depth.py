@@ -12,6 +12,7 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.data import load_for_evaluation
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
 from hf_pe.tasks import TextClassification
 
@@ -30,7 +31,7 @@ def main() -> None:
         accuracy = {}
         for depth in ("greedy", "influence"):
             recipe = StructuredPruning(keep={"layers": size}, repair="none", depth=depth)
-            accuracy[depth] = right(recipe.apply(model, recipe.plan(model, data), data), test)
+            accuracy[depth] = right(recipe.carry_out(StageState(model, data)).model, test)
         choices = itertools.combinations(range(axis.size), size)
         made = (cut(model, axis, {axis.groups[0]: list(kept)}) for kept in choices)
         best = right(max(made, key=lambda small: right(small, dev).mean()), test)

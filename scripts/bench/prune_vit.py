@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, 
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData, TextClassification
 
 EPOCHS, BATCH, RATE = 4, 128, 1e-3
@@ -129,13 +130,13 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
         "random": {"criterion": "random"},
     }.items():
         recipe = StructuredPruning(keep=KEEP, repair="none", **settings)
-        yield name, "", recipe.apply(model, recipe.plan(model, data), data)
+        yield name, "", recipe.carry_out(StageState(model, data)).model
 
 
 def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
     for settings in OURS:
         recipe = StructuredPruning(keep=KEEP, **settings)
-        yield "hf_pe", settings, recipe.apply(model, recipe.plan(model, data), data)
+        yield "hf_pe", settings, recipe.carry_out(StageState(model, data)).model
 
 
 def main() -> None:

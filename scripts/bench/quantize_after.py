@@ -23,6 +23,7 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
+from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData
 
 SHARE = 0.3
@@ -33,11 +34,11 @@ def pruned(model: Any, data: TaskData, stays: float) -> Any:
     recipe = StructuredPruning(
         target={"parameters": stays}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy", repair="in_order"
     )
-    return recipe.apply(model, recipe.plan(model, data), data)
+    return recipe.carry_out(StageState(model, data)).model
 
 
 def packed(model: Any, recipe: Packing, data: TaskData) -> Any:
-    return recipe.apply(model, recipe.plan(model, data), data)
+    return recipe.carry_out(StageState(model, data)).model
 
 
 def main() -> None:

@@ -33,6 +33,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
 from hf_pe.quantizers.bnb import packable
+from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData, model_inputs
 
 CALIBRATION_BLOCKS, TRIAL_BLOCKS, BITS = 32, 4, 6.0
@@ -141,7 +142,7 @@ def convolutions() -> dict[str, Any]:
     count = sum(model.get_parameter(f"{n}.weight").numel() for n in packable(model, recipe.kept_modules(model)))
     said = ""
     try:
-        recipe.plan(model, None)
+        recipe.plan(StageState(model, None))
     except UsageError as error:
         said = f"; plan says: {error}"
     pointwise = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
@@ -162,8 +163,8 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     quality: dict[str, float] = {"float32": case.metric(case.model)}
 
     def pack(label: str, recipe: Packing, plan: Any = None) -> Any:
-        plan = plan or recipe.plan(case.model, case.data)
-        small = recipe.apply(case.model, plan, case.data)
+        plan = plan or recipe.plan(StageState(case.model, case.data))
+        small = recipe.apply(StageState(case.model, case.data), plan).model
         lost[label], size[label] = case.lost(small), weight_bytes(small)
         if not label.startswith("random"):
             quality[label] = case.metric(small)

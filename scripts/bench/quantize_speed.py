@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from hf_pe.checkpoints.save import save_model
 from hf_pe.measure import latency, weight_bytes
 from hf_pe.quantize import BitsAndBytesQuantization, Cast
+from hf_pe.recipe import StageState
 
 BATCHES = (1, 32)
 SECONDS = 20.0
@@ -73,7 +74,7 @@ def figures(name: str, part: str | None) -> list[dict[str, Any]]:
         "mix": BitsAndBytesQuantization(mean_bits=6.0, sensitivity="estimated", repair="none"),
     }
     for label, recipe in recipes.items():
-        models[label] = recipe.apply(case.model, recipe.plan(case.model, data), data)
+        models[label] = recipe.carry_out(StageState(case.model, data)).model
     what, rows = f"{name}, {length} tokens, {torch.get_num_threads()} threads", []
     if part != "time":
         memory = {label: resident(model, OF[name]["auto"].__name__, length) for label, model in models.items()}

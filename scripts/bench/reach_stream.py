@@ -60,7 +60,7 @@ PLAN = (
 import torch, transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 from hf_pe import StructuredPruning
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 """
     + WATCH
     + """
@@ -69,7 +69,7 @@ config = LlamaConfig(
     vocab_size=128256, dtype="bfloat16",
 )
 recipe = StructuredPruning(keep={"ffn": 0.5, "kv_groups": 0.5, "layers": 0.75, "hidden": 0.75})
-plan = recipe.outline(Sketch(config, LlamaForCausalLM))[0]
+plan = recipe.dry_run(ModelSpec(config, LlamaForCausalLM))[0]
 told = {"parameters": plan.parameters}
 """
     + DONE

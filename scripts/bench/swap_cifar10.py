@@ -30,6 +30,7 @@ from hf_pe.backbones import BackboneSwap
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.measure import latency, parameters
+from hf_pe.recipe import StageState
 from hf_pe.tasks import ImageClassification, TaskData
 from hf_pe.weight_transfer import drawn
 
@@ -148,7 +149,7 @@ def lessons(train: Images, of: Any) -> TaskData:
 def student(way: str, onto: dict[str, Any], model: Any, data: TaskData, seed: int) -> Any:
     """Where each way begins: with a bridge to the teacher's head, or from nothing."""
     swap = BackboneSwap(**{"seed": seed, "image_size": 32, "fit": way == "hf_pe"} | onto)
-    small = swap.apply(model, swap.plan(model, data), data)
+    small = swap.carry_out(StageState(model, data)).model
     if way != "hf_pe":
         set_seed(seed)
         small = drawn(type(small), small.config).eval()
@@ -183,13 +184,13 @@ def taught(way: str, small: Any, data: TaskData, rate: float, seconds: float, se
         taken = []
         for steps in (50, 100):
             start = time.process_time()
-            Distillation(**told, steps=steps).train(small, data)
+            Distillation(**told, steps=steps).carry_out(StageState(small, data))
             taken.append(time.process_time() - start)
         STEP[key] = (2 * taken[0] - taken[1], (taken[1] - taken[0]) / 50)
     beside, each = STEP[key]
     steps = max(round((seconds - beside) / each), 50)
     start = time.process_time()
-    learned, _ = Distillation(**told, steps=steps).train(small, data)
+    learned = Distillation(**told, steps=steps).carry_out(StageState(small, data)).model
     took = time.process_time() - start
     STEP[key] = (beside, (took - beside) / steps)
     print(f"  {way} rate {rate:g}: {steps} steps of {each:.3f} s, {took:.0f} s in all", flush=True)

@@ -14,6 +14,7 @@ from hf_pe.backbones import BackboneSwap
 from hf_pe.data import DataConfig, Examples
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.measure import parameters
+from hf_pe.recipe import StageState
 from hf_pe.tasks import ImageClassification, TaskData
 
 BOXES, BATCH, RATE = 256, 16, 1e-3
@@ -76,7 +77,7 @@ def exchanged_backbone() -> dict[str, Any]:
     data = TaskData(ImageClassification(), None, rows, rows, collate, told)
     narrow = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
     swap = BackboneSwap(to="resnet", config=narrow)
-    small = swap.apply(model, swap.plan(model, data), data)
+    small = swap.carry_out(StageState(model, data)).model
     unseen = made_up(200)
     before, bridged = judged(model, *unseen), judged(small, *unseen)
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from transformers import set_seed
 from hf_pe.backbones import BackboneSwap
 from hf_pe.distill import Distillation
 from hf_pe.measure import latency, parameters
+from hf_pe.recipe import StageState
 
 STEPS, BATCH, RATE = 430, 32, 1e-3
 TOLD: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE}
@@ -28,13 +29,15 @@ def main() -> None:
     small: Any = None
     for seed in range(count):
         swap = BackboneSwap(to="bert_tiny", seed=seed)
-        small = swap.apply(teacher, swap.plan(teacher, data), data)
+        small = swap.carry_out(StageState(teacher, data)).model
         found["bridge alone"].append(right(small, test))
-        learned, _ = Distillation(seed=seed, **TOLD, **OURS).train(small, data)
+        learned = Distillation(seed=seed, **TOLD, **OURS).carry_out(StageState(small, data)).model
         found["hf_pe"].append(right(learned, test))
         set_seed(seed)
         plain = type(small)(small.config)
-        alone, _ = Distillation(seed=seed, losses={"task": 1.0}, dropout=True, **TOLD).train(plain, data)
+        alone = (
+            Distillation(seed=seed, losses={"task": 1.0}, dropout=True, **TOLD).carry_out(StageState(plain, data)).model
+        )
         found["fine-tuned alone"].append(right(alone, test))
         print(seed, {name: round(float(values[-1].mean()), 4) for name, values in found.items()}, flush=True)
         write("swap_sst2", figures(teacher, small, dense, found))

@@ -20,6 +20,7 @@ from hf_pe.dummies.outputs import outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.measure import measure, on_one_device, reopened
 from hf_pe.measure.latency import latency
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS, bert_config
 
@@ -54,9 +55,9 @@ def test_a_criterion_keeps_the_units_that_it_keeps_on_a_cpu(criterion, language)
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion=criterion, multiple=8)
     kept = []
     for model, data in language:
-        plan = recipe.plan(model, data)
+        plan = recipe.plan(StageState(model, data))
         kept.append(plan.kept)
-        assert recipe.apply(model, plan, data).device == model.device
+        assert recipe.apply(StageState(model, data), plan).model.device == model.device
     assert kept[0] == kept[1]
 
 
@@ -72,7 +73,7 @@ def test_a_criterion_keeps_the_units_that_it_keeps_on_a_cpu(criterion, language)
 def test_pruning_runs_on_the_device_of_the_model(settings, language):
     (model, data), _ = language
     recipe = StructuredPruning(**settings)
-    small = recipe.apply(model, recipe.plan(model, data), data)
+    small = recipe.carry_out(StageState(model, data)).model
     assert small.device.type == "fake"
     assert all(bool(torch.isfinite(each).all()) for each in outputs_of(small, example_inputs(small)))
 
@@ -81,7 +82,7 @@ def test_pruning_runs_on_the_device_of_the_model(settings, language):
 def test_quantization_stays_on_the_device_of_the_model(settings, language):
     for model, data in language:
         recipe = BitsAndBytesQuantization(**settings)
-        made = recipe.apply(model, recipe.plan(model, data), data)
+        made = recipe.carry_out(StageState(model, data)).model
         assert {each.device for each in made.parameters()} == {model.device}
 
 
@@ -101,7 +102,7 @@ def test_a_packed_model_on_the_cpu_is_proved_equal_there(llama_folder, tokenizer
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
-    packed = recipe.apply(model, recipe.plan(model, data), data)
+    packed = recipe.carry_out(StageState(model, data)).model
     packed.save_pretrained(tmp_path)
     checked, _ = reopened(tmp_path, "packed", packed, "AutoModelForCausalLM", None)
     assert packed.device.type == "cpu" and checked.max_difference < 1e-4

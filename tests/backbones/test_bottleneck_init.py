@@ -21,6 +21,7 @@ from hf_pe.backbones import BackboneSwap
 from hf_pe.backbones.bottleneck_init import Bottleneck, _Fitting, bottlenecks, grow_, kernels_
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.dummies.tiny import lively
+from hf_pe.recipe import StageState
 from hf_pe.tasks import ImageClassification, as_map
 from hf_pe.weight_transfer import drawn
 from tests.images import of_rows
@@ -201,5 +202,5 @@ def test_channels_of_which_nothing_is_wanted_give_nothing_and_may_learn():
     [({}, True), ({"fit": False}, False), (SMALL_RESNET, True), (LAYERS, False)],
 )
 def test_a_swap_says_that_a_random_body_is_fitted(changes, said, smooth):
-    plan = BackboneSwap(**{"to": "mobilenet_v2_0.35"} | changes).plan(vit(128), smooth)
+    plan = BackboneSwap(**{"to": "mobilenet_v2_0.35"} | changes).plan(StageState(vit(128), smooth))
     assert ("fitted to" in " ".join(plan.notes)) == said

@@ -48,9 +48,10 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import latency, measure, parameters
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
-from tests.helpers import TEXTS, bert_config, saved, shared, taught
+from tests.helpers import TEXTS, bert_config, saved, shared, taught, train_student
 from tests.images import NAMES, of_rows
 
 SMALL = {"to": "mobilenet_v2_0.35", "config": {"finegrained_output": False}}
@@ -66,9 +67,9 @@ def vit(**changes):
 
 def swapped(recipe, model, data):
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    new = recipe.apply(model, recipe.plan(model, data), data)
+    new = recipe.carry_out(StageState(model, data)).model
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
-    assert parameters(new).total == recipe.plan(model, data).parameters < parameters(model).total
+    assert parameters(new).total == recipe.plan(StageState(model, data)).parameters < parameters(model).total
     return new
 
 
@@ -163,9 +164,9 @@ def test_the_swapped_model_learns_features_and_logits_with_the_head_reused(learn
         losses={"features": 1.0, "kl": 1.0}, steps=12, batch_size=24, learning_rate=2e-3, head_first=0.25,
         augment=Augment(crop=0.05, flip=False),
     )  # fmt: skip
-    recipe.check(learned, data)
-    recipe.plan(new, data)
-    trained, curve = recipe.train(new, data)
+    recipe.check(StageState(learned, data))
+    recipe.plan(StageState(new, data))
+    trained, curve = train_student(recipe, new, data)
     assert curve[-1][1] < curve[0][1]
     assert [n for n, _ in trained.named_parameters()] == [n for n, _ in new.named_parameters()]
     assert type(trained) is type(new)
@@ -180,9 +181,9 @@ def test_training_goes_on_from_a_checkpoint(learned, images, losses, tmp_path):
     data = replace(images, teacher=learned)
     told = {"steps": 4, "batch_size": 24, "checkpoint_every": 2, "learning_rate": 1e-3}
     recipe = Distillation(losses=losses, **told)
-    whole, _ = recipe.train(learned, data, work=tmp_path)
+    whole, _ = train_student(recipe, learned, data, work=tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-4")
-    again, _ = recipe.train(learned, data, work=tmp_path, resume=True)
+    again, _ = train_student(recipe, learned, data, work=tmp_path, resume=True)
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -191,7 +192,7 @@ def test_the_head_alone_learns_at_first(images):
     model = vit()
     data = replace(images, teacher=model)
     recipe = Distillation(losses={"kl": 1.0}, steps=3, batch_size=8, head_first=0.99)
-    trained, _ = recipe.train(model, data)
+    trained, _ = train_student(recipe, model, data)
     moved = {n for (n, a), b in zip(model.named_parameters(), trained.parameters(), strict=True) if not a.equal(b)}
     assert moved == {"classifier.weight", "classifier.bias"}
 
@@ -231,7 +232,7 @@ def test_a_residual_net_comes_under_a_transformers_head_and_back(images, tmp_pat
     assert_reloads(new, tmp_path, AutoModelForImageClassification)
     big = lively(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
     recipe = BackboneSwap(to="efficientnet_b0", config={"width_coefficient": 0.25}, image_size=32)
-    plan = recipe.plan(big, images)
+    plan = recipe.plan(StageState(big, images))
     assert any("made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
     assert swapped(recipe, big, images).config.image_size == 32
 
@@ -242,7 +243,7 @@ def test_a_last_batch_of_one_image_at_one_place_does_no_harm(images):
     shape = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 32, 64], "layer_type": "basic"}
     new = swapped(BackboneSwap(to="resnet", config=shape), vit(), few)
     assert all(torch.isfinite(tensor).all() for tensor in new.state_dict().values())
-    Distillation(losses={"kl": 1.0}, steps=2, batch_size=16).train(new, few)
+    train_student(Distillation(losses={"kl": 1.0}, steps=2, batch_size=16), new, few)
 
 
 def classifier_data(model, tokenizer, tmp_path):
@@ -426,14 +427,14 @@ def test_what_bends_the_features_before_it_reads_them_cannot_be_bridged():
     kind, model_class, told, to, config = dpt("project")
     model, data = with_part(kind, model_class, told)
     with pytest.raises(UsageError, match=r"readout_projects\.0\.0 \(Linear\) changes with the backbone"):
-        BackboneSwap(to=to, config=config).plan(model, data)
+        BackboneSwap(to=to, config=config).plan(StageState(model, data))
 
 
 def test_other_strides_under_a_detector_are_refused(images):
     wrong = {**SMALL_RESNET, "depths": [1, 1, 1], "hidden_sizes": [8, 8, 16]}
     with pytest.raises(UsageError, match="expected 4 x 4 as the original has, got 2 x 2"):
         swap = BackboneSwap(to="resnet", config=wrong)
-        swap.apply(detr().eval(), None, images)
+        swap.apply(StageState(detr().eval(), images), None)
 
 
 def test_one_tower_is_exchanged_alone(images):
@@ -472,9 +473,9 @@ def test_one_tower_is_exchanged_alone(images):
     ],
 )
 def test_what_cannot_work_is_said_before_any_weights(told, message):
-    sketch = Sketch(config=vit().config, model_class=ViTForImageClassification)
+    spec = ModelSpec(config=vit().config, model_class=ViTForImageClassification)
     with pytest.raises(UsageError, match=message):
-        BackboneSwap(**told).outline(sketch)
+        BackboneSwap(**told).dry_run(spec)
 
 
 def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
@@ -483,7 +484,7 @@ def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
     model = BertModel.from_pretrained(bert_folder)
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     with pytest.raises(UsageError, match="the embeddings would be 32 wide in place of 64"):
-        BackboneSwap(to="bert_tiny", config={"hidden_size": 32}).plan(model, data)
+        BackboneSwap(to="bert_tiny", config={"hidden_size": 32}).plan(StageState(model, data))
 
 
 @pytest.mark.parametrize("layers", ["uniform", "similar", "last", (0, 1, 2)])
@@ -495,8 +496,8 @@ def test_a_convolutional_student_learns_from_the_maps_of_a_convolutional_teacher
     recipe = BackboneSwap(config=small) if small else BackboneSwap(image_size=32, **SMALL)
     new = swapped(recipe, model, data)
     learns = Distillation(losses={"hidden": 1.0}, layers=layers, steps=40, batch_size=16, learning_rate=4e-3)
-    learns.plan(new, data)
-    trained, curve = learns.train(new, data)
+    learns.plan(StageState(new, data))
+    trained, curve = train_student(learns, new, data)
     assert curve[-1][1] < 0.9 * curve[0][1]
     assert [n for n, _ in trained.named_parameters()] == [n for n, _ in new.named_parameters()]
 
@@ -519,7 +520,7 @@ def test_hidden_states_of_a_convolutional_student_are_refused(images):
     data = replace(images, teacher=model)
     new = swapped(BackboneSwap(**SMALL), model, data)
     with pytest.raises(UsageError, match=r"stand at other places.*Use `features`"):
-        Distillation(losses={"hidden": 1.0}).plan(new, data)
+        Distillation(losses={"hidden": 1.0}).plan(StageState(new, data))
 
 
 @pytest.mark.parametrize(
@@ -547,8 +548,10 @@ def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": len(theirs)}
     small = saved(tmp_path / "small", lively(BertForSequenceClassification(bert_config(**sizes)), 2), theirs)
     recipe = BackboneSwap(to=str(small))
-    assert any("of your tokens keep the backbone's embeddings" in note for note in recipe.plan(model, data).notes)
-    new = recipe.apply(model, recipe.plan(model, data), data)
+    assert any(
+        "of your tokens keep the backbone's embeddings" in note for note in recipe.plan(StageState(model, data)).notes
+    )
+    new = recipe.carry_out(StageState(model, data)).model
     given = BertForSequenceClassification.from_pretrained(small).bert
     own = new.bert.embeddings.word_embeddings.weight
     assert own.shape == (200, 32)
@@ -557,7 +560,7 @@ def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
     assert torch.equal(new.bert.encoder.layer[1].output.dense.weight, given.encoder.layer[1].output.dense.weight)
     saved(tmp_path / "far", given, other_tokenizer(["\u0434\u043e\u043c", "\u043a\u043e\u0442"]))
     with pytest.raises(UsageError, match=r"shares [\d.]+% of the tokens of yours"):
-        BackboneSwap(to=str(tmp_path / "far")).plan(model, data)
+        BackboneSwap(to=str(tmp_path / "far")).plan(StageState(model, data))
 
 
 def test_digits_from_a_resnet_onto_a_mobilenet():
@@ -573,9 +576,9 @@ def test_digits_from_a_resnet_onto_a_mobilenet():
     teacher = taught(ResNetForImageClassification(config), data, 120)
     config = {"width_coefficient": 0.3, "depth_coefficient": 0.2}
     swap = BackboneSwap(to="efficientnet_b0", config=config, image_size=32)
-    small = swap.apply(teacher, swap.plan(teacher, data), data)
+    small = swap.carry_out(StageState(teacher, data)).model
     recipe = Distillation(losses={"features": 1.0, "kl": 1.0}, steps=120, batch_size=32, learning_rate=4e-3)
-    learned = recipe.apply(small, recipe.plan(small, replace(data, teacher=teacher)), replace(data, teacher=teacher))
+    learned = recipe.carry_out(StageState(small, replace(data, teacher=teacher))).model
 
     @torch.no_grad()
     def accuracy(model):
@@ -594,9 +597,9 @@ def test_a_swap_sees_images_of_the_processors_size_where_the_config_has_none(ima
     model = ResNetForImageClassification(config).eval()
     data = replace(images, processor=ViTImageProcessor(size={"height": 32, "width": 32}))
     recipe = BackboneSwap(to="mobilenet_v2_0.35", config={"depth_multiplier": 0.1})
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     assert any("for images of 32 pixels" in note for note in plan.notes)
-    outlined, after = recipe.outline(data.sketch(model))
+    outlined, after = recipe.dry_run(data.spec(model))
     assert outlined.notes == plan.notes and after.pixels == 32
     assert (after.config.image_size, after.config.output_stride) == (32, 8)
-    assert recipe.outline(Sketch(config, ResNetForImageClassification))[1].config.image_size == 224
+    assert recipe.dry_run(ModelSpec(config, ResNetForImageClassification))[1].config.image_size == 224

@@ -24,8 +24,9 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, parameters
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
+from hf_pe.recipe import StageState
 from tests.helpers import bert_config, taught
 from tests.images import NAMES
 
@@ -37,7 +38,7 @@ def resnet(**changes):
 
 
 def rewritten(recipe, model, data):
-    return recipe.apply(model, recipe.plan(model, data), data)
+    return recipe.carry_out(StageState(model, data)).model
 
 
 def made_separable_(model, names):
@@ -51,10 +52,10 @@ def made_separable_(model, names):
 def test_what_is_separable_already_stays_what_it_was(images):
     model = resnet()
     recipe = SeparableConvolutions()
-    names = recipe._names(Sketch(model.config, type(model)))
+    names = recipe._names(ModelSpec(model.config, type(model)))
     made_separable_(model, names)
-    plan = recipe.plan(model, images)
-    new = recipe.apply(model, plan, images)
+    plan = recipe.plan(StageState(model, images))
+    new = recipe.apply(StageState(model, images), plan).model
     inputs = {"pixel_values": torch.tensor(images.train[:8]["pixel_values"])}
     assert difference(outputs_of(model, inputs), outputs_of(new, inputs)) < 1e-3
     assert list(plan.form.separable) == [n for n, m in new.named_modules() if isinstance(m, Separable)]
@@ -65,9 +66,9 @@ def test_sizes_are_exact_the_original_stays_and_errors_are_told(images):
     model = resnet()
     kept = copy.deepcopy(model.state_dict())
     recipe = SeparableConvolutions()
-    outlined, after = recipe.outline(Sketch(model.config, type(model)))
-    plan = recipe.plan(model, images)
-    new = recipe.apply(model, plan, images)
+    outlined, after = recipe.dry_run(ModelSpec(model.config, type(model)))
+    plan = recipe.plan(StageState(model, images))
+    new = recipe.apply(StageState(model, images), plan).model
     assert outlined.parameters == plan.parameters == parameters(new).total < parameters(model).total
     assert flops(after.config, type(model)) < flops(model.config, type(model))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
@@ -75,7 +76,7 @@ def test_sizes_are_exact_the_original_stays_and_errors_are_told(images):
     told = [note for note in plan.notes if "variance lost" in note]
     assert len(told) == len(plan.form.separable)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
-    again = recipe.apply(model, plan, images)  # nothing remembered
+    again = recipe.apply(StageState(model, images), plan).model  # nothing remembered
     assert all(torch.equal(one, other) for one, other in zip(new.parameters(), again.parameters(), strict=True))
 
 
@@ -85,19 +86,19 @@ def lost(plan):
 
 def test_a_higher_rank_loses_less_and_layers_that_lose_too_much_stay(images):
     model = resnet()
-    one, two = (SeparableConvolutions(rank=rank).plan(model, images) for rank in (1, 3))
+    one, two = (SeparableConvolutions(rank=rank).plan(StageState(model, images)) for rank in (1, 3))
     assert sum(lost(two)) / len(lost(two)) < sum(lost(one)) / len(lost(one))
     bound = sorted(lost(one))[len(lost(one)) // 2] / 100
     some = SeparableConvolutions(error=bound)
-    plan = some.plan(model, images)
+    plan = some.plan(StageState(model, images))
     assert 0 < len(plan.form.separable) < len(one.form.separable)
-    new = some.apply(model, plan, images)
+    new = some.apply(StageState(model, images), plan).model
     plain = [
         n for n, m in new.named_modules() if type(m) is nn.Conv2d and "pointwise" not in n and "depthwise" not in n
     ]
     assert any("stays as it is" in note and note.partition(":")[0] in plain for note in plan.notes)
     with pytest.raises(UsageError, match="every convolution would lose more than 0%"):
-        SeparableConvolutions(error=1e-6).plan(model, images)
+        SeparableConvolutions(error=1e-6).plan(StageState(model, images))
 
 
 def test_fitting_to_data_beats_factors_of_the_weights_alone(images):
@@ -160,14 +161,14 @@ def test_it_is_taught_by_the_original_and_the_folder_proves_itself(images, tmp_p
     ],
 )
 def test_what_needs_a_stock_model_is_refused_afterwards(after, name):
-    from hf_pe.run.dry_run import outline
+    from hf_pe.run.dry_run import dry_run
 
     model = resnet()
     with pytest.raises(UsageError, match=rf"{name}: "):
-        outline(Sketch(model.config, type(model)), [SeparableConvolutions(), after], {})
+        dry_run(ModelSpec(model.config, type(model)), [SeparableConvolutions(), after], {})
 
 
 def test_a_model_without_plain_convolutions_is_refused():
     with pytest.raises(UsageError, match="has no plain convolution"):
-        SeparableConvolutions().outline(Sketch(bert_config(), BertForSequenceClassification))
+        SeparableConvolutions().dry_run(ModelSpec(bert_config(), BertForSequenceClassification))
     assert discover(bert_config(), BertForSequenceClassification).axes

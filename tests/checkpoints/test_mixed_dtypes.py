@@ -17,6 +17,7 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.data import load_examples
 from hf_pe.layer_dtypes import aligned_dtypes
+from hf_pe.recipe import StageState
 from hf_pe.tasks import prepare, task_named
 from tests.helpers import TEXTS, saved
 
@@ -104,7 +105,7 @@ def test_a_folder_is_pruned_and_trained_with_its_float32_head(llama_folder, toke
     task = task_named("causal_lm")
     data = replace(prepare(task, load_examples(TEXTS), tokenizer, model.config), teacher=model)
     for recipe in (StructuredPruning(keep={"hidden": 0.5}), Distillation(steps=1)):
-        model = recipe.apply(model, recipe.plan(model, data), data)
+        model = recipe.carry_out(StageState(model, data)).model
         assert differing_dtypes(model) == {HEAD: torch.float32}
         with torch.no_grad():
             assert model(torch.arange(3, 9)[None]).logits.dtype == torch.float32

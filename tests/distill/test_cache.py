@@ -24,8 +24,9 @@ from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, ImageClassification, TextClassification
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, train_student
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def language(llama_folder, tokenizer):
     examples = replace(examples, config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
-    return recipe.apply(teacher, recipe.plan(teacher, data), data), data
+    return recipe.carry_out(StageState(teacher, data)).model, data
 
 
 @pytest.mark.parametrize(("classes", "k"), [(200, 5), (49152, 64), (262144, 64), (70000, 1), (7, 3)])
@@ -64,12 +65,12 @@ def test_training_from_a_full_cache_is_training_from_the_teacher(language, tmp_p
     student, data = language
     monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
     learn = Distillation(steps=6, losses={"kl": 1.0, "task": 0.2}, learning_rate=1e-3)
-    _, live = learn.train(student, data)
+    _, live = train_student(learn, student, data)
     curves = {}
     for k in (64, 200):
         cached = learn.model_copy(update={"cache": Cache(folder=str(tmp_path / str(k)), k=k)})
-        cached.plan(student, data)
-        curves[k] = [loss for _, loss in cached.train(student, data)[1]]
+        cached.plan(StageState(student, data))
+        curves[k] = [loss for _, loss in train_student(cached, student, data)[1]]
     assert curves[200] == pytest.approx([loss for _, loss in live], rel=1e-4)
     assert curves[64] == pytest.approx([loss for _, loss in live], rel=0.2)
 
@@ -77,10 +78,10 @@ def test_training_from_a_full_cache_is_training_from_the_teacher(language, tmp_p
 def test_later_runs_ask_no_teacher(language, tmp_path):
     student, data = language
     recipe = Distillation(steps=2, cache=Cache(folder=str(tmp_path), k=8))
-    recipe.train(student, data)
+    train_student(recipe, student, data)
     asked = []
     hook = data.teacher.register_forward_hook(lambda *_: asked.append(1))
-    recipe.model_copy(update={"steps": 4, "learning_rate": 1e-4}).train(student, data)
+    train_student(recipe.model_copy(update={"steps": 4, "learning_rate": 1e-4}), student, data)
     hook.remove()
     assert len(asked) <= 1  # to learn what it gives
 
@@ -112,7 +113,7 @@ def test_a_packed_teachers_cache_is_found_again(language, llama_folder, tmp_path
     student, data = language
     teacher = {"model": str(llama_folder), "quantize": "nf4"}
     recipe = Distillation(steps=2, teachers=(teacher,), cache=Cache(folder=str(tmp_path), k=8))
-    one, other = (recipe.train(student, data)[1] for _ in range(2))
+    one, other = (train_student(recipe, student, data)[1] for _ in range(2))
     assert one == other
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -13,7 +13,7 @@ from hf_pe.distill.checkpoint import WHOLE, last_whole_checkpoint
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.tasks import Embedding
-from tests.helpers import TEXTS, bert_config
+from tests.helpers import TEXTS, bert_config, train_student
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def run(tokenizer, tmp_path_factory):
 
     def train(work, *, resume):
         student = lively(BertModel(teacher.config), seed=1)
-        return recipe.train(student, replace(data, teacher=teacher), work=work, resume=resume)
+        return train_student(recipe, student, replace(data, teacher=teacher), work=work, resume=resume)
 
     return train, folder, train(folder, resume=False)
 

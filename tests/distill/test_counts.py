@@ -24,10 +24,11 @@ from hf_pe.distill.counts import UNITS, count
 from hf_pe.distill.losses.registry import LOSSES
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
+from hf_pe.recipe import StageState
 from hf_pe.stitching import Seam, reuse_
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, TaskData, task_named
-from tests.helpers import bert_config
+from tests.helpers import bert_config, train_student
 
 LENGTHS = [3, 19, 7, 12, 4, 17, 9, 22]
 NAMES = {"id2label": {0: "x", 1: "y", 2: "z"}, "label2id": {"x": 0, "y": 1, "z": 2}}
@@ -202,7 +203,7 @@ def test_a_student_whose_vocabulary_was_cut_is_refused(language):
     with pytest.raises(
         UsageError, match=r"student's vocabulary has 60 rows, the teacher's 200, and the tokenizer uses"
     ):
-        Distillation(steps=1, losses={"kl": 1.0}).plan(student, data)
+        Distillation(steps=1, losses={"kl": 1.0}).plan(StageState(student, data))
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -213,14 +214,14 @@ def test_rows_that_pad_a_vocabulary_are_left_out(language, cached, tmp_path):
     student.resize_token_embeddings(known + 3, mean_resizing=False)
     cache = {"folder": str(tmp_path), "k": 150} if cached else None
     recipe = Distillation(steps=1, losses={"kl": 1.0}, cache=cache)
-    recipe.plan(student, data)
-    _, curve = recipe.train(student, data)
+    recipe.plan(StageState(student, data))
+    _, curve = train_student(recipe, student, data)
     if cached:  # the classes that only the teacher has, and those that were not kept, count as one
         assert math.isfinite(curve[0][1])
     else:
         assert curve[0][1] == pytest.approx(0, abs=1e-6)
     with pytest.raises(UsageError, match="without a tokenizer it is not known whether"):
-        Distillation(steps=1, losses={"kl": 1.0}).plan(student, replace(data, processor=None))
+        Distillation(steps=1, losses={"kl": 1.0}).plan(StageState(student, replace(data, processor=None)))
 
 
 def test_losses_within_a_batch_are_said_in_the_plan_when_batches_are_added_up(tokenizer):
@@ -231,6 +232,9 @@ def test_losses_within_a_batch_are_said_in_the_plan_when_batches_are_added_up(to
         Examples(rows, rows, DataConfig(train="x"), ""), teacher=teacher,
     )  # fmt: skip
     said = "similarity within each batch of 4, not over the 8 rows of a step"
-    assert said in Distillation(batch_size=4, accumulate=2).plan(teacher, data).notes
-    assert said not in Distillation(batch_size=4).plan(teacher, data).notes
-    assert said not in Distillation(batch_size=4, accumulate=2, losses={"cosine": 1.0}).plan(teacher, data).notes
+    assert said in Distillation(batch_size=4, accumulate=2).plan(StageState(teacher, data)).notes
+    assert said not in Distillation(batch_size=4).plan(StageState(teacher, data)).notes
+    assert (
+        said
+        not in Distillation(batch_size=4, accumulate=2, losses={"cosine": 1.0}).plan(StageState(teacher, data)).notes
+    )

@@ -19,9 +19,10 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, DistillationTrainer
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
-from tests.helpers import TEXTS
+from tests.helpers import TEXTS, train_student
 
 LABELS = {"id2label": {0: "dot", 1: "bar", 2: "ring"}, "label2id": {"dot": 0, "bar": 1, "ring": 2}}
 
@@ -43,12 +44,14 @@ def test_a_checkpoint_of_16_bits_learns_as_a_float32_one_does(language, half):
     student, data = language
     student = student.to(half)
     recipe = Distillation(steps=3, batch_size=8, learning_rate=1e-5)
-    trained, _ = recipe.train(student, data)
-    expected, _ = recipe.train(copy.deepcopy(student).float(), data)
+    trained, _ = train_student(recipe, student, data)
+    expected, _ = train_student(recipe, copy.deepcopy(student).float(), data)
     assert trained.dtype == half
     for (name, one), other in zip(trained.named_parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other.to(half)), name
-    assert recipe.plan(student, data).notes == (f"trained as a float32 copy, stored in {str(half)[6:]} again",)
+    assert recipe.plan(StageState(student, data)).notes == (
+        f"trained as a float32 copy, stored in {str(half)[6:]} again",
+    )
 
 
 def test_steps_smaller_than_the_spacing_of_bfloat16_add_up(language):
@@ -56,7 +59,7 @@ def test_steps_smaller_than_the_spacing_of_bfloat16_add_up(language):
     student, data = language
     student = student.to(torch.bfloat16)
     student.model.layers[0].mlp.up_proj.weight.data.fill_(0.125)
-    trained, _ = Distillation(steps=10, batch_size=8, learning_rate=2.5e-4, warmup=0.0).train(student, data)
+    trained, _ = train_student(Distillation(steps=10, batch_size=8, learning_rate=2.5e-4, warmup=0.0), student, data)
     moved = trained.model.layers[0].mlp.up_proj.weight != 0.125
     assert moved.float().mean() > 0.5
 
@@ -67,7 +70,7 @@ def test_each_tensor_keeps_its_own_dtype(language):
     student.model.norm.float()
     student.model.rotary_emb.float()
     before = dtypes(student)
-    trained, _ = Distillation(steps=2, batch_size=8).train(student, data)
+    trained, _ = train_student(Distillation(steps=2, batch_size=8), student, data)
     assert dtypes(trained) == before == dtypes(student)
     assert {torch.float32, torch.bfloat16} == set(before.values())
 
@@ -78,8 +81,8 @@ def test_running_statistics_and_heads_of_image_models_come_back_too(images, how)
     teacher, student = (lively(ResNetForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9))
     data = replace(images, teacher=teacher)
     recipe = Distillation(steps=2, batch_size=8, **how)
-    recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    recipe.plan(StageState(student, data))
+    trained, curve = train_student(recipe, student, data)
     assert dtypes(trained) == dtypes(student)
     assert all(torch.isfinite(torch.tensor(loss)) for _, loss in curve)
     assert not torch.equal(
@@ -94,10 +97,10 @@ def test_adapters_learn_in_float32_on_weights_of_16_bits(images):
     teacher, student = (lively(ViTForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9))
     data = replace(images, teacher=teacher)
     recipe = Distillation(steps=3, batch_size=8, lora={"rank": 4}, learning_rate=1e-2)
-    assert recipe.plan(student, data).notes == ("adapters trained in float32",)
+    assert recipe.plan(StageState(student, data)).notes == ("adapters trained in float32",)
     learner = recipe._learner(student)
     assert {p.dtype for p in learner.parameters() if p.requires_grad} == {torch.float32}
-    trained, _ = recipe.train(student, data)
+    trained, _ = train_student(recipe, student, data)
     assert dtypes(trained) == dtypes(student)
 
 
@@ -105,7 +108,7 @@ def test_a_dry_run_says_the_precision(language):
     student, _ = language
     config = copy.deepcopy(student.config)
     config.dtype = torch.bfloat16
-    plan, _ = Distillation(precision="bfloat16").outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    plan, _ = Distillation(precision="bfloat16").dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
     said = "trained as a float32 copy, forward passes under bfloat16 autocast, stored in bfloat16 again"
     assert plan.notes == (said,)
 

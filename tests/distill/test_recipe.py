@@ -28,8 +28,9 @@ from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import dequantize_checkpoint
 from hf_pe.quantizers.bnb import unpacked_weight
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
-from tests.helpers import TEXTS, bert_config
+from tests.helpers import TEXTS, bert_config, train_student
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def work(bert_folder, tokenizer):
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, teacher.config)
     data = replace(data, teacher=teacher)
     recipe = StructuredPruning(keep={"ffn": 0.25, "layers": 3}, repair="none")
-    return recipe.apply(teacher, recipe.plan(teacher, data), data), data
+    return recipe.carry_out(StageState(teacher, data)).model, data
 
 
 def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
@@ -46,8 +47,8 @@ def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
     before = {k: v.clone() for k, v in student.state_dict().items()}
     teacher = {k: v.clone() for k, v in data.teacher.state_dict().items()}
     recipe = Distillation(steps=60, learning_rate=3e-3, batch_size=16)
-    plan = recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    plan = recipe.plan(StageState(student, data))
+    trained, curve = train_student(recipe, student, data)
     assert curve[-1][1] < 0.7 * curve[0][1]
     wanted, was, got = (Embedding().embed(m, data, data.eval) for m in (data.teacher, student, trained))
     assert (wanted * got).sum(1).mean() > (wanted * was).sum(1).mean() + 0.01
@@ -62,13 +63,13 @@ def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
 def test_the_same_seed_gives_the_same_student(work):
     student, data = work
     recipe = Distillation(steps=5)
-    one, other = recipe.train(student, data)[0], recipe.train(student, data)[0]
+    one, other = train_student(recipe, student, data)[0], train_student(recipe, student, data)[0]
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_bfloat16_is_for_training_only(work, tmp_path):
     student, data = work
-    trained, _ = Distillation(steps=3, precision="bfloat16").train(student, data)
+    trained, _ = train_student(Distillation(steps=3, precision="bfloat16"), student, data)
     trained.save_pretrained(tmp_path)
     inputs = example_inputs(trained)
     assert difference(outputs_of(trained, inputs), outputs_of(BertModel.from_pretrained(tmp_path), inputs)) == 0
@@ -76,7 +77,7 @@ def test_bfloat16_is_for_training_only(work, tmp_path):
 
 def test_embedding_tables_stay_where_they_are_told_to(work):
     student, data = work
-    trained, _ = Distillation(steps=3, train_embeddings=False).train(student, data)
+    trained, _ = train_student(Distillation(steps=3, train_embeddings=False), student, data)
     assert torch.equal(trained.embeddings.word_embeddings.weight, student.embeddings.word_embeddings.weight)
     assert not torch.equal(trained.encoder.layer[0].output.dense.weight, student.encoder.layer[0].output.dense.weight)
     assert all(p.requires_grad for p in trained.parameters())
@@ -84,7 +85,7 @@ def test_embedding_tables_stay_where_they_are_told_to(work):
 
 def test_hidden_states_are_matched_between_different_depths(work):
     student, data = work
-    _trained, curve = Distillation(steps=40, losses={"hidden": 1.0}, learning_rate=3e-3).train(student, data)
+    _trained, curve = train_student(Distillation(steps=40, losses={"hidden": 1.0}, learning_rate=3e-3), student, data)
     assert curve[-1][1] < 0.8 * curve[0][1]
 
 
@@ -95,7 +96,7 @@ def test_a_classifier_learns_the_logits(classifier_folder, tokenizer, tmp_path, 
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     student = lively(BertForSequenceClassification(teacher.config), seed=9)
-    _, curve = Distillation(steps=60, losses=losses, learning_rate=2e-3, batch_size=16).train(student, data)
+    _, curve = train_student(Distillation(steps=60, losses=losses, learning_rate=2e-3, batch_size=16), student, data)
     values = [loss for _, loss in curve]
     assert sum(values[-10:]) < 0.9 * sum(values[:10])
 
@@ -106,7 +107,9 @@ def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
     examples = replace(examples, config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     student = lively(LlamaForCausalLM(teacher.config), seed=9)
-    trained, curve = Distillation(steps=40, losses={"kl": 1.0, "hidden": 0.1}, learning_rate=3e-3).train(student, data)
+    trained, curve = train_student(
+        Distillation(steps=40, losses={"kl": 1.0, "hidden": 0.1}, learning_rate=3e-3), student, data
+    )
     assert curve[-1][1] < 0.8 * curve[0][1]
     assert trained.get_output_embeddings().weight is trained.get_input_embeddings().weight
 
@@ -126,7 +129,7 @@ def test_the_log_carries_each_term(work):
 
     original, recipe_module.DistillationTrainer = recipe_module.DistillationTrainer, Watched
     try:
-        recipe.train(student, data)
+        train_student(recipe, student, data)
     finally:
         recipe_module.DistillationTrainer = original
     assert {"loss_cosine", "loss_mse"} <= set(seen)
@@ -138,13 +141,13 @@ def test_a_loss_the_task_cannot_give_names_those_it_can(work):
         UsageError,
         match=r"task 'embedding' gives no logits; expected cosine, mse, similarity, hidden, attention, relations",
     ):
-        Distillation(losses={"kl": 1.0}).plan(student, data)
+        Distillation(losses={"kl": 1.0}).plan(StageState(student, data))
 
 
 def test_no_teacher_is_refused(work):
     student, data = work
     with pytest.raises(UsageError, match="no teacher"):
-        Distillation().plan(student, replace(data, teacher=None))
+        Distillation().plan(StageState(student, replace(data, teacher=None)))
 
 
 @pytest.mark.parametrize(
@@ -162,7 +165,9 @@ def test_every_loss_says_what_it_needs():
 
 def test_adapters_learn_and_are_merged_into_a_stock_model(work):
     student, data = work
-    trained, curve = Distillation(steps=60, learning_rate=1e-2, batch_size=16, lora={"rank": 4}).train(student, data)
+    trained, curve = train_student(
+        Distillation(steps=60, learning_rate=1e-2, batch_size=16, lora={"rank": 4}), student, data
+    )
     assert curve[-1][1] < 0.8 * curve[0][1]
     assert type(trained) is BertModel
     assert trained.state_dict().keys() == student.state_dict().keys()
@@ -177,14 +182,14 @@ def test_adapters_learn_and_are_merged_into_a_stock_model(work):
 def test_adapters_for_maps_that_are_not_there_are_refused(work):
     student, data = work
     with pytest.raises(UsageError, match=r"distil\.lora\.targets: .*no_such"):
-        Distillation(steps=1, lora={"targets": ["no_such"]}).train(student, data)
+        train_student(Distillation(steps=1, lora={"targets": ["no_such"]}), student, data)
 
 
 def test_signals_of_another_width_are_refused_before_training(work):
     _student, data = work
     narrow = lively(BertModel(bert_config(hidden_size=32)))
     with pytest.raises(UsageError, match=r"distil\.losses\.cosine: .*as wide as the teacher's \(64\), got 32"):
-        Distillation(steps=1, losses={"cosine": 1.0}).plan(narrow, data)
+        Distillation(steps=1, losses={"cosine": 1.0}).plan(StageState(narrow, data))
 
 
 @pytest.mark.parametrize("losses", [{"kl": 1.0, "task": 0.5}, {"jsd": 1.0, "hidden": 0.1}, {"reverse_kl": 1.0}])
@@ -192,14 +197,14 @@ def test_training_in_chunks_is_training_on_whole_logits(llama_folder, tokenizer,
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = replace(CausalLM().prepare(load_examples(TEXTS), tokenizer, teacher.config), teacher=teacher)
     recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
-    student = recipe.apply(teacher, recipe.plan(teacher, data), data)
+    student = recipe.carry_out(StageState(teacher, data)).model
     learn = Distillation(steps=6, losses=losses, learning_rate=1e-3)
     found = []
     for large in (10**9, 1):
         monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
         whole = []
         hook = teacher.lm_head.register_forward_hook(lambda m, args, out, whole=whole: whole.append(out.shape[1]))
-        found.append((*learn.train(student, data), whole))
+        found.append((*train_student(learn, student, data), whole))
         hook.remove()
     (plain, one, seen), (chunked, other, chunks) = found
     assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
@@ -214,8 +219,8 @@ def test_a_narrower_student_learns_hidden_states_through_projections_that_go_awa
     torch.manual_seed(0)
     student = BertModel(bert_config(hidden_size=16, num_hidden_layers=2, intermediate_size=32)).eval()
     recipe = Distillation(steps=40, losses={"hidden": 1.0}, layers="similar", learning_rate=3e-3)
-    recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    recipe.plan(StageState(student, data))
+    trained, curve = train_student(recipe, student, data)
     assert curve[-1][1] < 0.8 * curve[0][1]
     assert trained.state_dict().keys() == student.state_dict().keys()
     trained.save_pretrained(tmp_path)
@@ -227,8 +232,8 @@ def test_a_narrower_student_learns_hidden_states_through_projections_that_go_awa
 def test_a_layer_map_out_of_range_is_refused_before_training(work, layers):
     student, data = work
     with pytest.raises(UsageError, match=r"expected 4 rising numbers within 0\.\.4 .* got \["):
-        Distillation(losses={"hidden": 1.0}, layers=layers).plan(student, data)
-    Distillation(losses={"hidden": 1.0}, layers=(0, 1, 2, 4)).plan(student, data)
+        Distillation(losses={"hidden": 1.0}, layers=layers).plan(StageState(student, data))
+    Distillation(losses={"hidden": 1.0}, layers=(0, 1, 2, 4)).plan(StageState(student, data))
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])
@@ -275,8 +280,8 @@ def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(
 
     monkeypatch.setattr(Lora, "merged", watched)
     recipe = Distillation(steps=30, lora={"base": base, "rank": 8}, learning_rate=1e-2, batch_size=8)
-    recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    recipe.plan(StageState(student, data))
+    trained, curve = train_student(recipe, student, data)
     assert seen["packed"] and type(trained) is type(teacher) and not getattr(trained, "is_quantized", False)
     assert trained.state_dict().keys() == student.state_dict().keys()
     assert curve[-1][1] < 0.8 * curve[0][1]
@@ -292,9 +297,9 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     student = lively(LlamaForCausalLM(teacher.config), seed=9).eval()
     recipe = Distillation(steps=20, lora={"base": base, "rank": 8, "merge": False}, learning_rate=1e-2, batch_size=8)
-    plan = recipe.plan(student, data)
+    plan = recipe.plan(StageState(student, data))
     assert "beside weights packed in" in plan.title and not plan.exact
-    trained, curve = recipe.train(student, data)
+    trained, curve = train_student(recipe, student, data)
     assert trained.is_quantized and curve[-1][1] < 0.9 * curve[0][1]
     adapters = sum(p.numel() for n, p in trained.named_parameters() if "lora" in n)
     assert parameters(trained).total == parameters(teacher).total + adapters

@@ -23,8 +23,9 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, TextClassification
-from tests.helpers import TEXTS, bert_config, needs_package, saved
+from tests.helpers import TEXTS, bert_config, needs_package, saved, train_student
 
 
 @pytest.fixture
@@ -42,10 +43,10 @@ def test_a_named_teacher_is_the_model_it_names(language, llama_folder):
     assert not any(p.requires_grad for p in found.parameters())
     student = lively(LlamaForCausalLM(found.config), seed=9)
     recipe = Distillation(steps=20, teachers=({"model": str(llama_folder)},), learning_rate=3e-3)
-    plan = recipe.plan(student, data)
+    plan = recipe.plan(StageState(student, data))
     assert llama_folder.name in plan.title and str(llama_folder.parent) not in plan.title
     assert str(llama_folder.parent) not in recipe.model_dump_json()
-    _, curve = recipe.train(student, data)
+    _, curve = train_student(recipe, student, data)
     assert curve[-1][1] < curve[0][1]
     assert not data.memory, "the teacher is not kept after training"
 
@@ -87,7 +88,7 @@ def test_a_packed_teacher_teaches(language, llama_folder, method):
     recipe = Distillation(
         steps=20, teachers=({"model": str(llama_folder), "quantize": method},), learning_rate=3e-3, batch_size=8
     )
-    _, curve = recipe.train(student, language)
+    _, curve = train_student(recipe, student, language)
     assert curve[-1][1] < curve[0][1]
 
 
@@ -98,8 +99,8 @@ def test_several_teachers_teach_in_one_run(language, llama_folder, large, monkey
     alone, curves = Distillation(steps=3, batch_size=8), []
     for teachers in ((), ({}, {"model": str(llama_folder), "weight": 2.0})):  # the same model twice is one teacher
         recipe = Distillation.model_validate(alone.model_dump() | {"teachers": teachers})
-        recipe.plan(student, language)
-        curves.append([loss for _, loss in recipe.train(student, language)[1]])
+        recipe.plan(StageState(student, language))
+        curves.append([loss for _, loss in train_student(recipe, student, language)[1]])
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
 
 
@@ -109,7 +110,7 @@ def test_another_tokenizer_is_refused(language, tmp_path):
         tmp_path / "other", language.teacher, PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[UNK]")
     )
     with pytest.raises(UsageError, match=r"another tokenizer than the student \(\d+ words have other ids, .* is one\)"):
-        Distillation(teachers=({"model": str(folder)},)).plan(language.teacher, language)
+        Distillation(teachers=({"model": str(folder)},)).plan(StageState(language.teacher, language))
 
 
 def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_path):
@@ -117,8 +118,8 @@ def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_
     big.resize_token_embeddings(256)
     folder = saved(tmp_path / "wide", big, tokenizer)
     recipe = Distillation(steps=3, teachers=({"model": str(folder)},))
-    recipe.plan(language.teacher, language)
-    trained, _ = recipe.train(language.teacher, language)
+    recipe.plan(StageState(language.teacher, language))
+    trained, _ = train_student(recipe, language.teacher, language)
     assert trained.config.vocab_size == 200
 
 
@@ -133,12 +134,12 @@ def test_other_labels_are_refused(classifier_folder, tokenizer, tmp_path, labels
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, student.config), teacher=student)
     with pytest.raises(UsageError, match=r"tells .* apart, the student negative, positive"):
-        Distillation(teachers=({"model": str(folder)},)).plan(student, data)
+        Distillation(teachers=({"model": str(folder)},)).plan(StageState(student, data))
 
 
 def test_a_teacher_of_another_head_is_refused(language, bert_folder):
     with pytest.raises(UsageError, match=r"no weights for|has no AutoModelForCausalLM"):
-        Distillation(teachers=({"model": str(bert_folder)},)).plan(language.teacher, language)
+        Distillation(teachers=({"model": str(bert_folder)},)).plan(StageState(language.teacher, language))
 
 
 def test_packing_the_original_needs_its_name(language):
@@ -189,5 +190,5 @@ def test_a_teacher_in_another_precision_reads_images(images):
     student, teacher = ViTForImageClassification(config), ViTForImageClassification(config).to(torch.bfloat16)
     data = replace(images, teacher=teacher)
     losses = {"kl": 1.0, "features": 1.0}
-    trained, curve = Distillation(losses=losses, steps=4, batch_size=16).train(student, data)
+    trained, curve = train_student(Distillation(losses=losses, steps=4, batch_size=16), student, data)
     assert trained.dtype == torch.float32 and all(loss == loss for loss in curve)

@@ -33,7 +33,7 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
 from tests.distill import many_processes
-from tests.helpers import TEXTS, bert_config
+from tests.helpers import TEXTS, bert_config, train_student
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_teacher_that_answers_with_nan_is_named_as_the_cause_and_no_folder_tha
         data.teacher.model.norm.weight[0] = torch.nan
     recipe = Distillation(steps=2, batch_size=4, losses={"kl": 1.0}, checkpoint_every=1)
     with pytest.raises(NotFiniteError, match=r"The cause is the teacher: its .*logits.* are no numbers") as stopped:
-        recipe.train(student, data)
+        train_student(recipe, student, data)
     assert "/tmp" not in str(stopped.value) and "checkpoints in" not in str(stopped.value)
     assert "take another teacher" in str(stopped.value)
 
@@ -244,7 +244,7 @@ def test_a_float16_teacher_that_overflows_is_told_so(language):
     data.teacher.to(torch.float16)
     recipe = Distillation(steps=2, batch_size=4, losses={"kl": 1.0})
     with pytest.raises(NotFiniteError, match=r"the teacher: .* float16, which overflows in model\.layers\.0\."):
-        recipe.train(student, data)
+        train_student(recipe, student, data)
 
 
 def test_a_student_that_diverges_is_not_blamed_on_the_teacher(language, tmp_path):
@@ -262,10 +262,10 @@ def test_a_resumed_run_is_the_run(bert_folder, tokenizer, tmp_path):
     torch.manual_seed(0)
     student = BertModel(bert_config(hidden_size=16, num_hidden_layers=2, intermediate_size=32)).eval()
     recipe = Distillation(steps=8, losses={"hidden": 1.0}, batch_size=8, checkpoint_every=4, learning_rate=3e-3)
-    whole, curve = recipe.train(student, data, work=tmp_path / "one")
+    whole, curve = train_student(recipe, student, data, work=tmp_path / "one")
     assert (tmp_path / "one" / "checkpoint-4" / "hidden_projections.safetensors").is_file()
     (tmp_path / "one" / "checkpoint-8").rename(tmp_path / "last")
-    again, rest = recipe.train(student, data, work=tmp_path / "one", resume=True)
+    again, rest = train_student(recipe, student, data, work=tmp_path / "one", resume=True)
     assert [loss for _, loss in rest] == pytest.approx([loss for _, loss in curve])
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)

@@ -9,8 +9,8 @@ from transformers import BertModel, LlamaForCausalLM, ResNetConfig, ResNetForIma
 from hf_pe.checkpoints.source import resolve
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
-from hf_pe.measure import flops, latency, measure, parameters, quality, sketch_size, weight_bytes
-from hf_pe.model_spec import Sketch
+from hf_pe.measure import flops, latency, measure, parameters, quality, spec_sizes, weight_bytes
+from hf_pe.model_spec import ModelSpec
 from hf_pe.progress import listen
 from hf_pe.run.measure_model import measure_source
 from hf_pe.tasks import ImageClassification, Judged
@@ -32,13 +32,13 @@ def test_a_tied_table_counts_once(llama_folder):
     assert parameters(model).without_embeddings == model.num_parameters() - 200 * 64
 
 
-def test_a_sketch_has_the_sizes_of_the_model():
+def test_a_spec_has_the_sizes_of_the_model():
     model = BertModel(bert_config())
-    found = sketch_size(Sketch(config=model.config, model_class=BertModel))
+    found = spec_sizes(ModelSpec(config=model.config, model_class=BertModel))
     assert found["parameters"] == model.num_parameters()
     assert found["weight_bytes"] == model.num_parameters() * 4 == weight_bytes(model)
     half = bert_config(dtype="bfloat16")
-    assert sketch_size(Sketch(config=half, model_class=BertModel))["weight_bytes"] == model.num_parameters() * 2
+    assert spec_sizes(ModelSpec(config=half, model_class=BertModel))["weight_bytes"] == model.num_parameters() * 2
 
 
 def test_latency_is_interleaved_and_stated_with_its_setting():

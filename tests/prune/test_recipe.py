@@ -39,15 +39,16 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge, parameters
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import CRITERIA
+from hf_pe.recipe import StageState
 from hf_pe.tasks import AudioClassification, CausalLM, Embedding, Seq2Seq
 from tests.helpers import TEXTS, assert_same_block_by_block, bert_config, small, taught
 from tests.images import of_rows
 
-SKETCH = Sketch(config=bert_config(), model_class=BertModel)
+SKETCH = ModelSpec(config=bert_config(), model_class=BertModel)
 
 
 @pytest.fixture
@@ -57,14 +58,14 @@ def work(bert_folder, tokenizer):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_plan_then_apply_gives_the_outlined_sizes(work, criterion):
+def test_plan_then_apply_gives_the_sizes_of_the_dry_run(work, criterion):
     model, data = work
     recipe = StructuredPruning(keep={"ffn": 0.5, "layers": 3}, criterion=criterion)
-    outline, sketch = recipe.outline(SKETCH)
-    plan = recipe.plan(model, data)
-    smaller = recipe.apply(model, plan, data)
+    outline, spec = recipe.dry_run(SKETCH)
+    plan = recipe.plan(StageState(model, data))
+    smaller = recipe.apply(StageState(model, data), plan).model
     assert (smaller.config.intermediate_size, smaller.config.num_hidden_layers) == (64, 3)
-    assert sketch.config.intermediate_size == 64
+    assert spec.config.intermediate_size == 64
     assert smaller.num_parameters() == outline.parameters == plan.parameters
     assert [list(v) for v in plan.kept["layers"].values()] != [[]]
     assert len(plan.kept["ffn"]) == 3
@@ -74,9 +75,9 @@ def test_plan_then_apply_gives_the_outlined_sizes(work, criterion):
 def test_a_plan_is_applied_the_same_after_json(work):
     model, data = work
     recipe = StructuredPruning(keep={"ffn": 0.5})
-    plan = recipe.plan(model, data)
-    one = recipe.apply(model, plan, data)
-    other = recipe.apply(model, Plan.model_validate_json(plan.model_dump_json()), data)
+    plan = recipe.plan(StageState(model, data))
+    one = recipe.apply(StageState(model, data), plan).model
+    other = recipe.apply(StageState(model, data), Plan.model_validate_json(plan.model_dump_json())).model
     inputs = example_inputs(model)
     assert difference(outputs_of(one, inputs), outputs_of(other, inputs)) == 0
 
@@ -87,7 +88,7 @@ def test_repair_brings_the_outputs_nearer(work):
     gaps = {}
     for repair in ("none", "least_squares"):
         recipe = StructuredPruning(keep={"ffn": 0.5}, repair=repair)
-        smaller = recipe.apply(model, recipe.plan(model, data), data)
+        smaller = recipe.carry_out(StageState(model, data)).model
         with torch.no_grad():
             one, other = (Embedding().signals(m, batch)["embeddings"] for m in (model, smaller))
         gaps[repair] = float((one - other).square().sum(1).mean())
@@ -130,8 +131,8 @@ def test_query_heads_of_groups_are_cut_as_planned(tokenizer, settings, heads, gr
     model = lively(MistralForCausalLM(config))
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     recipe = StructuredPruning(**settings, criterion="magnitude_l2", repair="none")
-    plan = recipe.plan(model, data)
-    smaller = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    smaller = recipe.apply(StageState(model, data), plan).model
     planned = {change.axis: change.after for change in plan.sizes}
     built = {"heads": smaller.config.num_attention_heads, "kv_groups": smaller.config.num_key_value_heads}
     assert planned == {name: built[name] for name in planned} and smaller.num_parameters() == plan.parameters
@@ -141,17 +142,17 @@ def test_query_heads_of_groups_are_cut_as_planned(tokenizer, settings, heads, gr
 def test_a_plan_that_contradicts_itself_is_refused_before_work(work):
     model, data = work
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     more = {group: [*units, 127] for group, units in plan.kept["ffn"].items() if 127 not in units}
     kept = {group: more.get(group, [*range(65)]) for group in plan.kept["ffn"]}
     with pytest.raises(ValueError, match="leaves 64 units of 'ffn', its kept units 65"):
-        recipe.apply(model, plan.model_copy(update={"kept": {"ffn": kept}}), data)
+        recipe.apply(StageState(model, data), plan.model_copy(update={"kept": {"ffn": kept}}))
 
 
 def test_what_the_hidden_width_takes_along_is_in_the_plan(tokenizer):
     """A ratio says the width of a FFN, so that a smaller hidden width makes it smaller once more."""
     config = Dinov2Config(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, image_size=28)
-    plan, after = StructuredPruning(keep={"ffn": 0.75, "hidden": 0.5}).outline(Sketch(config, Dinov2Model))
+    plan, after = StructuredPruning(keep={"ffn": 0.75, "hidden": 0.5}).dry_run(ModelSpec(config, Dinov2Model))
     assert {change.axis: change.after for change in plan.sizes} == {"ffn": 48, "hidden": 16}
     assert any(note.startswith("ffn: 48 of 128 units are left") for note in plan.notes)
     assert after.config.hidden_size * after.config.mlp_ratio == 48
@@ -161,8 +162,8 @@ def test_what_the_hidden_width_takes_along_is_in_the_plan(tokenizer):
 def test_heads_and_width_go_together(causal, criterion):
     model, data = causal
     recipe = StructuredPruning(keep={"kv_groups": 1, "ffn": 0.5}, criterion=criterion)
-    outline, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
-    smaller = recipe.apply(model, recipe.plan(model, data), data)
+    outline, _ = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
+    smaller = recipe.carry_out(StageState(model, data)).model
     assert (smaller.config.num_attention_heads, smaller.config.num_key_value_heads) == (2, 1)
     assert smaller.num_parameters() == outline.parameters
     assert all(torch.isfinite(t).all() for t in outputs_of(smaller, example_inputs(smaller)))
@@ -174,7 +175,7 @@ def test_repair_after_heads_brings_the_outputs_nearer(causal):
     gaps = {}
     for repair in ("none", "least_squares"):
         recipe = StructuredPruning(keep={"kv_groups": 1}, repair=repair)
-        smaller = recipe.apply(model, recipe.plan(model, data), data)
+        smaller = recipe.carry_out(StageState(model, data)).model
         with torch.no_grad():
             one, other = (CausalLM().signals(m, batch)["logits"] for m in (model, smaller))
         gaps[repair] = float((one - other).square().mean())
@@ -183,16 +184,16 @@ def test_repair_after_heads_brings_the_outputs_nearer(causal):
 
 def test_a_number_of_heads_that_the_config_refuses_is_named_before_work():
     config = AutoConfig.for_model("llama", hidden_size=576, num_attention_heads=9, num_key_value_heads=9, head_dim=64)
-    sketch = Sketch(config=config, model_class=LlamaForCausalLM)
+    spec = ModelSpec(config=config, model_class=LlamaForCausalLM)
     with pytest.raises(UsageError, match=r"does not allow 5; it allows 1, 2, 3, 4, 6, 8, 9"):
-        StructuredPruning(keep={"kv_groups": 5}).outline(sketch)
-    plan, _ = StructuredPruning(keep={"kv_groups": 0.75}).outline(sketch)
+        StructuredPruning(keep={"kv_groups": 5}).dry_run(spec)
+    plan, _ = StructuredPruning(keep={"kv_groups": 0.75}).dry_run(spec)
     assert plan.sizes[0].after == 6
 
 
 def test_a_share_of_the_parameters_is_met_from_below(work):
     recipe = StructuredPruning(target={"parameters": 0.7}, multiple=8)
-    plan, _ = recipe.outline(SKETCH)
+    plan, _ = recipe.dry_run(SKETCH)
     assert plan.exact
     dense = BertModel(bert_config())
     without = dense.num_parameters() - sum(
@@ -217,7 +218,7 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
 )
 def test_targets_that_cannot_be_reached_say_what_can(fields, message):
     with pytest.raises(UsageError, match=message):
-        StructuredPruning(**fields).outline(SKETCH)
+        StructuredPruning(**fields).dry_run(SKETCH)
 
 
 @pytest.mark.parametrize("value", [0, 1.5, -1, "half", True])
@@ -238,10 +239,10 @@ def test_nothing_to_do_is_refused():
 def test_several_axes_share_a_target_by_what_they_lose(trained):
     model, data = trained
     recipe = StructuredPruning(target={"parameters": 0.6}, axes=("ffn", "kv_groups", "layers"))
-    outline, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
+    outline, _ = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
     assert not outline.exact
-    plan = recipe.plan(model, data)
-    smaller = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    smaller = recipe.apply(StageState(model, data), plan).model
     whole, left = (parameters(m).without_embeddings for m in (model, smaller))
     assert 0.3 * whole < left <= 0.6 * whole
     assert plan.parameters == smaller.num_parameters()
@@ -259,7 +260,7 @@ def test_what_matters_least_goes_first(causal):
         layer.mlp.down_proj.weight.data.zero_()
     taught(model, data)
     recipe = StructuredPruning(target={"parameters": 0.5}, axes=("ffn", "layers"), criterion="random", repair="none")
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     assert {s.axis: s.after for s in plan.sizes}["layers"] == 1
 
 
@@ -268,10 +269,10 @@ def test_a_floor_is_kept_and_used(work, axes):
     model, data = work
     data = replace(data, teacher=model)  # so that the original's own metric is 1
     recipe = StructuredPruning(floor=0.8, axes=axes)
-    outline, after = recipe.outline(SKETCH)
+    outline, after = recipe.dry_run(SKETCH)
     assert not outline.exact and after.config is SKETCH.config
-    plan = recipe.plan(model, data)
-    kept = judge(recipe.apply(model, plan, data), data).scores()["spearman"]
+    plan = recipe.plan(StageState(model, data))
+    kept = judge(recipe.apply(StageState(model, data), plan).model, data).scores()["spearman"]
     assert 0.8 <= kept < 1
     assert plan.sizes
     assert f"found {kept:.4f}" in plan.notes[0]
@@ -281,14 +282,14 @@ def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
     model, data = work
     recipe = StructuredPruning(floor=0.999999, criterion="random", repair="none", multiple=64)
     with pytest.raises(UsageError, match=r"even the smallest cut leaves spearman at 0\.\d+"):
-        recipe.plan(model, replace(data, teacher=model))
+        recipe.plan(StageState(model, replace(data, teacher=model)))
 
 
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
     """CTRL's positions are waves of its width."""
-    sketch = Sketch(AutoConfig.for_model("ctrl", n_layer=2), CTRLModel)
+    spec = ModelSpec(AutoConfig.for_model("ctrl", n_layer=2), CTRLModel)
     with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
-        StructuredPruning(keep={"hidden": 0.5}).outline(sketch)
+        StructuredPruning(keep={"hidden": 0.5}).dry_run(spec)
 
 
 @pytest.mark.parametrize(
@@ -304,14 +305,14 @@ def test_what_the_data_do_not_reach_is_not_chosen_blindly(tokenizer, fields):
     model = small("llava")
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     with pytest.raises(UsageError, match=r"no calibration row goes through what 'vision\.\w+' counts"):
-        StructuredPruning(**fields).plan(model, data)
+        StructuredPruning(**fields).plan(StageState(model, data))
 
 
 def test_layers_that_hold_their_position_are_never_chosen():
     config = AutoConfig.for_model("modernbert", num_hidden_layers=4, layer_types=None)
     from transformers import ModernBertModel
 
-    plan, _ = StructuredPruning(keep={"layers": 1}).outline(Sketch(config=config, model_class=ModernBertModel))
+    plan, _ = StructuredPruning(keep={"layers": 1}).dry_run(ModelSpec(config=config, model_class=ModernBertModel))
     assert plan.sizes[0].after == 1
 
 
@@ -325,8 +326,8 @@ def test_layers_go_stage_by_stage_where_a_list_tells_them(model_class, config, i
     torch.manual_seed(0)
     model = taught(model_class(config), images, 10)
     recipe = StructuredPruning(keep={"layers": 0.5})
-    plan = recipe.plan(model, images)
-    small = recipe.apply(model, plan, images)
+    plan = recipe.plan(StageState(model, images))
+    small = recipe.apply(StageState(model, images), plan).model
     assert {change.axis: change.after for change in plan.sizes}["stage1.layers"] == 2
     assert small.config.depths == [2, 1, 1, 1][: len(config.depths)]
     small.save_pretrained(tmp_path)
@@ -346,14 +347,14 @@ def test_heads_of_a_t5_go_in_step_and_are_repaired(tokenizer, tmp_path):
     data = Seq2Seq().prepare(told, tokenizer, model.config)
     model = taught(model, data)
     recipe = StructuredPruning(keep={"heads": 0.5})
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     assert {group: len(units) for group, units in plan.kept["heads"].items()} == {
         "encoder.block": 2,
         "decoder.block": 2,
     }
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     assert small.config.num_heads == 2 and small.config.d_kv == 8
-    rough = StructuredPruning(keep={"heads": 0.5}, repair="none").apply(model, plan, data)
+    rough = StructuredPruning(keep={"heads": 0.5}, repair="none").apply(StageState(model, data), plan).model
     scores = [judge(each, data).scores()["perplexity"] for each in (small, rough)]
     assert scores[0] < scores[1]
 
@@ -362,7 +363,7 @@ def test_the_stages_of_a_swin_keep_the_same_share_of_their_own_widths(images, tm
     config = SwinConfig(image_size=32, patch_size=4, embed_dim=24, depths=[1, 1], num_heads=[2, 2], window_size=2, num_labels=3)  # fmt: skip
     model = SwinForImageClassification(config).eval()
     recipe = StructuredPruning(keep={"ffn": 0.6})
-    small = recipe.apply(model, recipe.plan(model, images), images)
+    small = recipe.carry_out(StageState(model, images)).model
     assert [layer.blocks[0].mlp.fc1.out_features for layer in small.swin.encoder.layers] == [64, 128]  # of 96 and 192
     small.save_pretrained(tmp_path)
     again = SwinForImageClassification.from_pretrained(tmp_path).eval()
@@ -389,8 +390,8 @@ def test_the_width_of_each_stage_goes_and_loads_as_stock(kind, images, tmp_path)
     model = taught(model_class(config), images, 10)
     criterion = "magnitude_l2" if kind == "resnet" else "obs"
     recipe = StructuredPruning(keep={"hidden": 0.75}, criterion=criterion, multiple=1)
-    outline, _ = recipe.outline(Sketch(config=model.config, model_class=model_class))
-    small = recipe.apply(model, recipe.plan(model, images), images)
+    outline, _ = recipe.dry_run(ModelSpec(config=model.config, model_class=model_class))
+    small = recipe.carry_out(StageState(model, images)).model
     assert small.num_parameters() == outline.parameters < model.num_parameters()
     widths = [small.config.embed_dim, small.config.hidden_size] if kind == "swin" else small.config.hidden_sizes
     assert widths == ([18, 36] if kind == "swin" else [12, 18])
@@ -401,9 +402,9 @@ def test_the_width_of_each_stage_goes_and_loads_as_stock(kind, images, tmp_path)
 
 
 def test_a_criterion_of_linear_maps_is_refused_where_convolutions_read_the_units():
-    sketch = Sketch(*reversed(OF_STAGES["resnet"]))
+    spec = ModelSpec(*reversed(OF_STAGES["resnet"]))
     with pytest.raises(UsageError, match=r"obs looks at linear maps .* 'stage1.hidden' are convolutions. Choose magn"):
-        StructuredPruning(keep={"hidden": 0.75}, multiple=1).outline(sketch)
+        StructuredPruning(keep={"hidden": 0.75}, multiple=1).dry_run(spec)
 
 
 def test_grouped_convolutions_keep_the_same_channels_of_each_group(tmp_path):
@@ -418,10 +419,10 @@ def test_grouped_convolutions_keep_the_same_channels_of_each_group(tmp_path):
     sounds = {"input_values": torch.randn(24, 800).numpy(), "labels": [i % 3 for i in range(24)]}
     data = of_rows(AudioClassification(), sounds)
     recipe = StructuredPruning(keep={"hidden": 0.5}, multiple=1)
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     kept = plan.kept["hidden"][EVERYWHERE]
     assert [{unit % 8 for unit in kept if unit // 8 == group} for group in range(4)] == [{u % 8 for u in kept}] * 4
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     one, other = (each.wav2vec2.encoder.pos_conv_embed.conv.weight for each in (model, small))
     offsets = [unit for unit in kept if unit < 8]
     assert torch.allclose(other, one[kept][:, offsets], atol=1e-6)
@@ -437,10 +438,10 @@ def test_query_heads_go_alone_as_many_in_each_group(tokenizer, tmp_path):
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data, 10)
     recipe = StructuredPruning(keep={"heads": 0.6})
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     for units in plan.kept["heads"].values():
         assert [unit // 3 for unit in units] == [0, 0, 1, 1]
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     assert (small.config.num_attention_heads, small.config.num_key_value_heads, small.config.head_dim) == (4, 2, 8)
     small.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
@@ -456,9 +457,9 @@ def test_a_norm_over_all_heads_gives_those_that_stay_as_they_were(tokenizer):
     model.model.layers[0].self_attn.q_proj.weight.data[:24] *= 4
     recipe = StructuredPruning(keep={"kv_groups": 0.5})
     kept = {f"model.layers.{layer}": [0, 1, 2] for layer in range(2)}  # the heads that fill the norm
-    plan = recipe.plan(model, data).model_copy(update={"kept": {"kv_groups": kept}})
-    small = recipe.apply(model, plan, data)
-    rough = recipe.model_copy(update={"repair": "none"}).apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data)).model_copy(update={"kept": {"kv_groups": kept}})
+    small = recipe.apply(StageState(model, data), plan).model
+    rough = recipe.model_copy(update={"repair": "none"}).apply(StageState(model, data), plan).model
     queries: dict[str, torch.Tensor] = {}
     for name, each in (("before", model), ("after", small), ("rough", rough)):
         norm = each.model.layers[0].self_attn.q_norm
@@ -475,8 +476,8 @@ def test_whole_heads_go_with_the_width_where_rotations_hold_their_size(tokenizer
     model = GPTNeoXForCausalLM(config).eval()
     data = CausalLM().prepare(load_examples(DataConfig(train="builtin:pydoc", max_length=32)), tokenizer, config)
     recipe = StructuredPruning(keep={"hidden": 0.5})
-    plan = recipe.plan(model, data)
-    small = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    small = recipe.apply(StageState(model, data), plan).model
     assert (small.config.hidden_size, small.config.num_attention_heads) == (32, 2)
     for group, units in plan.kept["hidden"].items():
         heads = {unit // 16 for unit in units}

@@ -15,6 +15,7 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import unpacked_weight
+from hf_pe.recipe import StageState
 from tests.helpers import saved
 
 
@@ -34,7 +35,7 @@ def folder(request, llama_folder, tokenizer, tmp_path):
 def test_from_disk_as_in_memory_and_back(folder, method, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     recipe = BitsAndBytesQuantization(method=method)
-    wanted = recipe.apply(model, recipe.plan(model, None), None)
+    wanted = recipe.carry_out(StageState(model, None)).model
     quantize_checkpoint(str(folder), tmp_path / "small", recipe)
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
     inputs = example_inputs(model)

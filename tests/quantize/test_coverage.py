@@ -11,11 +11,12 @@ from hf_pe.errors import listed
 from hf_pe.hub import render_card
 from hf_pe.hub.markdown import escape
 from hf_pe.measure import parameters
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.progress import listen
 from hf_pe.quantize.coverage import unquantized
+from hf_pe.recipe import StageState
 from hf_pe.report import Measurement
-from hf_pe.run.dry_run import outline
+from hf_pe.run.dry_run import dry_run
 from tests.helpers import TEXTS, bert_config, saved
 
 
@@ -30,10 +31,10 @@ def mixture():
 
 
 def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
-    sketch = Sketch(config=mixture.config, model_class=type(mixture))
+    spec = ModelSpec(config=mixture.config, model_class=type(mixture))
     recipe = BitsAndBytesQuantization()
-    plan, after = recipe.outline(sketch)
-    small = recipe.apply(mixture, plan, None)
+    plan, after = recipe.dry_run(spec)
+    small = recipe.apply(StageState(mixture, None), plan).model
     stays = [p for p in small.parameters() if not hasattr(p, "quant_state")]
     found = unquantized(after)
     assert found.parameters == pytest.approx(sum(p.numel() for p in stays) / parameters(mixture).total)
@@ -42,9 +43,9 @@ def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
     assert f"{found.parameters:.1%} of the parameters stay in 32 bits and take {found.bytes:.1%}" in plan.notes[-1]
     assert "model.layers.*.mlp.experts.gate_up_proj" in plan.notes[-1]
     assert len(plan.warnings) == 1 and plan.notes[-1] in plan.warnings[0]
-    whole = outline(sketch, [recipe], {})
+    whole = dry_run(spec, [recipe], {})
     assert whole.warnings == plan.warnings
-    assert outline(sketch, [], {"nf4": recipe}).warnings == (f"variant nf4: {plan.warnings[0]}",)
+    assert dry_run(spec, [], {"nf4": recipe}).warnings == (f"variant nf4: {plan.warnings[0]}",)
 
 
 def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, monkeypatch):
@@ -64,7 +65,7 @@ def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, m
 
 def test_a_model_of_linear_layers_is_no_reason_to_warn(llama_folder):
     config = AutoConfig.from_pretrained(llama_folder)
-    plan, after = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    plan, after = BitsAndBytesQuantization().dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
     assert next(iter(unquantized(after).largest)) == "model.embed_tokens.weight"
     assert unquantized(after).parameters < 0.1 and plan.warnings == ()
 
@@ -90,7 +91,7 @@ def test_hf_pe_plan_says_it(bert_folder, tmp_path):
 
 def test_a_vocabulary_larger_than_the_layers_is_a_warning():
     config = bert_config(vocab_size=5000)
-    plan, _ = BitsAndBytesQuantization(dtype="bfloat16").outline(Sketch(config=config, model_class=BertModel))
+    plan, _ = BitsAndBytesQuantization(dtype="bfloat16").dry_run(ModelSpec(config=config, model_class=BertModel))
     assert "stay in 16 bits" in plan.warnings[0] and "embeddings.word_embeddings.weight" in plan.warnings[0]
 
 

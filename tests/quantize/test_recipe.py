@@ -2,7 +2,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
-from hf_pe import compress
 from hf_pe.calibration import answers, distance
 from hf_pe.checkpoints.save import save_model
 from hf_pe.data import load_examples
@@ -11,17 +10,18 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import by_metric, lost_answers
 from hf_pe.quantizers.bnb import packable
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
 
 def packed(model, **settings):
     recipe = BitsAndBytesQuantization(**settings)
-    return recipe.apply(model, recipe.plan(model, None), None)
+    return recipe.carry_out(StageState(model, None)).model
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])
@@ -64,11 +64,11 @@ def test_tied_embeddings_stay_tied(llama_folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "bits"), [({}, 4.127), ({"double_quantization": False}, 4.5), ({"method": "int8"}, 8)]
 )
-def test_the_outline_states_the_bytes_that_come(settings, bits):
+def test_the_dry_run_states_the_bytes_that_come(settings, bits):
     config = bert_config(hidden_size=256, intermediate_size=1024)
     recipe = BitsAndBytesQuantization(**settings)
     assert recipe.bits == pytest.approx(bits, abs=1e-3)
-    plan, _ = recipe.outline(Sketch(config=config, model_class=BertModel))
+    plan, _ = recipe.dry_run(ModelSpec(config=config, model_class=BertModel))
     small = packed(lively(BertModel(config)), **settings)
     assert plan.weight_bytes == pytest.approx(weight_bytes(small), rel=0.02)
     assert f"25 linear layers in {'int8' if bits == 8 else 'NF4'}" in plan.notes
@@ -93,7 +93,7 @@ def test_a_quantized_model_still_does_its_task(bert_folder, tokenizer):
 def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
     """Its 4-bit CPU kernel needs input widths in whole blocks of 64."""
     config = bert_config(hidden_size=96, intermediate_size=128)
-    plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=BertModel))
+    plan, _ = BitsAndBytesQuantization().dry_run(ModelSpec(config=config, model_class=BertModel))
     assert "4 linear layers in NF4" in plan.notes
     small = packed(lively(BertModel(config)))
     assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
@@ -107,7 +107,7 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
         vocab_size=200, hidden_size=64, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=0,
     )  # fmt: skip
-    plan, _ = BitsAndBytesQuantization().outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    plan, _ = BitsAndBytesQuantization().dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
     assert "4 linear layers in NF4" in plan.notes
     unfit = next(note for note in plan.notes if "widths" in note)
     for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
@@ -118,14 +118,14 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
     small = packed(lively(LlamaForCausalLM(config)))
     assert type(small.model.layers[0].self_attn.k_proj) is torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
-    eight, _ = BitsAndBytesQuantization(method="int8").outline(Sketch(config=config, model_class=LlamaForCausalLM))
+    eight, _ = BitsAndBytesQuantization(method="int8").dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
     assert "14 linear layers in int8" in eight.notes and "widths" not in "".join(eight.notes)
 
 
 def test_nothing_to_pack_is_refused():
     with pytest.raises(UsageError, match="no linear layer"):
-        BitsAndBytesQuantization().outline(
-            Sketch(config=bert_config(hidden_size=32, intermediate_size=96), model_class=BertModel)
+        BitsAndBytesQuantization().dry_run(
+            ModelSpec(config=bert_config(hidden_size=32, intermediate_size=96), model_class=BertModel)
         )
 
 
@@ -149,17 +149,17 @@ def language(llama_folder, tokenizer):
 def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     model, data = language
     recipe = BitsAndBytesQuantization(**budget)
-    sketch, _ = recipe.outline(Sketch(config=model.config, model_class=type(model)))
-    plan = recipe.plan(model, data)
-    assert plan.exact and not sketch.exact
+    spec, _ = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
+    plan = recipe.plan(StageState(model, data))
+    assert plan.exact and not spec.exact
     assert len(plan.sensitivity) == 21 and len(plan.unpacked) > 1
     if "weight_bytes" in budget:
         assert 0.9 * budget["weight_bytes"] < plan.weight_bytes <= budget["weight_bytes"]
-    near = plan.weight_bytes == pytest.approx(sketch.weight_bytes, rel=0.05)
-    below = plan.weight_bytes < sketch.weight_bytes
+    near = plan.weight_bytes == pytest.approx(spec.weight_bytes, rel=0.05)
+    below = plan.weight_bytes < spec.weight_bytes
     lost = [value for name, value in plan.sensitivity.items() if name not in plan.unpacked]
     assert near or (below and not any(lost))  # what loses nothing is packed, whatever room is left
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     assert weight_bytes(small) == pytest.approx(plan.weight_bytes, rel=0.03)
     staying = [n for n in plan.unpacked if n != "lm_head"]
     assert all(small.get_submodule(n).weight.dtype == torch.bfloat16 for n in staying)
@@ -169,32 +169,19 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
 
 
-def test_eight_bits_between_four_and_sixteen_are_planned_and_spare_more(language):
-    """The same bits, and less loss expected than with 16 bits alone; what cannot be carried out is refused at once."""
-    model, data = language
-    plans = {b: BitsAndBytesQuantization(mean_bits=6.0, between=b).plan(model, data) for b in (None, "int8")}
-    shares = {b: next(int(n.split()[2].rstrip("%")) for n in p.notes if "loss" in n) for b, p in plans.items()}
-    assert shares["int8"] < shares[None] < 100
-    assert plans["int8"].eight_bits and not plans[None].eight_bits
-    assert not set(plans["int8"].eight_bits) & set(plans["int8"].unpacked)
-    assert plans["int8"].weight_bytes == pytest.approx(plans[None].weight_bytes, rel=0.03)
-    recipe = BitsAndBytesQuantization(mean_bits=6.0, between="int8")
-    with pytest.raises(UsageError, match=r"NF4 with int8 in one model needs the plug-in form"):
-        recipe.apply(model, plans["int8"], data)
-    with pytest.raises(UsageError, match="Leave out between"):
-        compress(model, [recipe], data=TEXTS, task="causal_lm", processor=data.processor)
-
-
 def test_the_layers_that_stay_are_those_that_answers_miss(language):
     """Beside the worst choice of the same size the mix is nearer to the original."""
     model, data = language
     recipe = BitsAndBytesQuantization(mean_bits=6.0, dtype="bfloat16")
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     wanted = answers(model, data, by_token=True)
     count = len(plan.unpacked) - 1
     least = sorted(plan.sensitivity, key=lambda name: plan.sensitivity[name])[:count]
     worst = plan.model_copy(update={"unpacked": ("lm_head", *least)})
-    lost = [distance(answers(recipe.apply(model, p, data), data, by_token=True), wanted) for p in (plan, worst)]
+    lost = [
+        distance(answers(recipe.apply(StageState(model, data), p).model, data, by_token=True), wanted)
+        for p in (plan, worst)
+    ]
     assert lost[0] < lost[1]
 
 
@@ -218,7 +205,6 @@ def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
         ({"mean_bits": 7.0, "method": "int8"}, "expected at least 8"),
         ({"mean_bits": 6.0, "weight_bytes": 10}, "expected one budget"),
         ({"repair": "gptq", "method": "int8"}, "Leave out repair"),
-        ({"between": "int8"}, "expected method nf4 or fp4 and a budget"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
@@ -229,30 +215,35 @@ def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
 def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
     model, _ = language
     with pytest.raises(UsageError, match=r"expected at least [\d,]+ \(all 21 layers"):
-        BitsAndBytesQuantization(weight_bytes=1000).outline(Sketch(config=model.config, model_class=type(model)))
+        BitsAndBytesQuantization(weight_bytes=1000).dry_run(ModelSpec(config=model.config, model_class=type(model)))
 
 
 def test_packing_that_moves_answers_too_far_is_refused(language):
     model, data = language
     moved = lost_answers(model, packed(model), data)
     near = BitsAndBytesQuantization(drift=moved * 1.01, repair="none")
-    near.apply(model, near.plan(model, data), data)
+    near.carry_out(StageState(model, data))
     far = BitsAndBytesQuantization(drift=moved * 0.5, repair="none")
     with pytest.raises(UsageError, match=r"moves answers by .* Repair the weights \(repair: gptq\)"):
-        far.apply(model, far.plan(model, data), data)
+        far.carry_out(StageState(model, data))
     repaired = BitsAndBytesQuantization(drift=moved * 0.9)
-    plan = repaired.plan(model, data)
+    plan = repaired.plan(StageState(model, data))
     assert plan.title.endswith("repaired by what flows in")
-    repaired.apply(model, plan, data)
+    repaired.apply(StageState(model, data), plan)
 
 
 def test_without_calibration_rows_weights_are_rounded(language):
     model, _ = language
     recipe = BitsAndBytesQuantization()
-    plan = recipe.plan(model, None)
+    plan = recipe.plan(StageState(model, None))
     assert "repaired" not in plan.title
     inputs = example_inputs(model)
-    assert difference(outputs_of(recipe.apply(model, plan, None), inputs), outputs_of(packed(model), inputs)) == 0
+    assert (
+        difference(
+            outputs_of(recipe.apply(StageState(model, None), plan).model, inputs), outputs_of(packed(model), inputs)
+        )
+        == 0
+    )
 
 
 def test_the_metric_says_what_a_layer_is_worth(language):
@@ -269,7 +260,7 @@ def test_the_metric_says_what_a_layer_is_worth(language):
 def test_without_calibration_rows_it_is_refused(told, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):
-        BitsAndBytesQuantization(**told).plan(model, None)
+        BitsAndBytesQuantization(**told).plan(StageState(model, None))
 
 
 @pytest.mark.parametrize("method", ["nf4", "fp4"])

@@ -10,6 +10,7 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantizers.bnb import packable, unpacked_weight
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
@@ -43,7 +44,7 @@ def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_pa
     lost = {}
     for repair in ("none", "gptq"):
         recipe = BitsAndBytesQuantization(repair=repair, **settings)
-        small = recipe.apply(model, recipe.plan(model, data), data)
+        small = recipe.carry_out(StageState(model, data)).model
         lost[repair] = distance(answers(small, data, by_token=True), wanted)
     assert 0 < lost["gptq"] < 0.7 * lost["none"]
     small.save_pretrained(tmp_path)
@@ -56,7 +57,7 @@ def test_the_given_model_stays_as_it_is(case):
     model, data = case
     before = {name: p.clone() for name, p in model.named_parameters()}
     recipe = BitsAndBytesQuantization(repair="gptq")
-    recipe.apply(model, recipe.plan(model, data), data)
+    recipe.carry_out(StageState(model, data))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
@@ -65,7 +66,7 @@ def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
     model = lively(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
-    small = recipe.apply(model, recipe.plan(model, data), data)
+    small = recipe.carry_out(StageState(model, data)).model
     names = packable(model, recipe.kept_modules(model))
     before = {name: unpacked_weight(small.get_submodule(name)).clone() for name in names}
     left = repair_(small, model, names, data)

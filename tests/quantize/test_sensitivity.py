@@ -9,6 +9,7 @@ from hf_pe.data import load_examples
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import estimated, measured
 from hf_pe.quantizers.bnb import is_linear, packable, unpacked_weight
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
 
@@ -18,7 +19,7 @@ def case(llama_folder, tokenizer):
     model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
-    packed = recipe.apply(model, recipe.plan(model, data), data)
+    packed = recipe.carry_out(StageState(model, data)).model
     return model, packed, packable(model, recipe.kept_modules(model)), data
 
 

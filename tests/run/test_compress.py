@@ -36,11 +36,12 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.hub import Publish, prepare
 from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
+from hf_pe.recipe import StageState
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import Measurement
 from hf_pe.run import compress as pipeline
 from hf_pe.run.inputs import local_inputs
-from hf_pe.run.order import check_order, fit_multiples
+from hf_pe.run.order import check_order, fitted
 from hf_pe.tasks import TextClassification
 from hf_pe.tasks.infer import find_task
 from tests.helpers import TEXTS, bert_config, shared
@@ -336,7 +337,7 @@ def test_packed_copies_of_a_packed_result_are_refused(bert_folder):
 
 def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):
     model = BertModel.from_pretrained(bert_folder)
-    PACK.apply(model, PACK.plan(model, None), None).save_pretrained(tmp_path)
+    PACK.carry_out(StageState(model, None)).model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     for step in (PRUNE, DISTIL, PACK):
         with pytest.raises(UsageError, match=r"quantized already \(bitsandbytes\).*Give its 16- or 32-bit original"):
@@ -344,11 +345,11 @@ def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):
 
 
 def test_widths_are_rounded_for_what_follows():
-    assert fit_multiples([PRUNE])[0].multiple == 8
-    assert fit_multiples([PRUNE, DISTIL, PACK])[0].multiple == 64
-    assert fit_multiples([PRUNE], quantized_after=True)[0].multiple == 64
+    assert fitted([PRUNE])[0].multiple == 8
+    assert fitted([PRUNE, DISTIL, PACK])[0].multiple == 64
+    assert fitted([PRUNE], [PACK])[0].multiple == 64
     given = StructuredPruning(keep={"ffn": 0.5}, multiple=3)
-    assert fit_multiples([given, PACK])[0].multiple == 3
+    assert fitted([given, PACK])[0].multiple == 3
 
 
 def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):

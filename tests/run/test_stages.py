@@ -13,6 +13,7 @@ from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.progress import listen
 from hf_pe.quantize import Cast
+from hf_pe.recipe import StageState
 from hf_pe.run.identity import stage_ids
 from hf_pe.run.stages import StageFolder, require_resumable
 from hf_pe.tasks import Embedding
@@ -179,6 +180,6 @@ def test_a_training_that_nobody_can_resume_keeps_no_checkpoints(runs, monkeypatc
     recipe = Distillation(steps=2, checkpoint_every=1)
     for origin in (None, ORIGIN):
         stages = StageFolder(runs.folder, origin, False, runs.data, lambda model: {"layers": 4.0}, seed=0)
-        monkeypatch.setattr(Distillation, "plan", lambda self, model, data: CAST.plan(model, data))
+        monkeypatch.setattr(Distillation, "plan", lambda self, model, data: CAST.plan(StageState(model, data)))
         stages.make(stage_ids(origin, [recipe], {})[0][0], recipe, runs.model)
     assert works[0] is None and works[1].name.endswith(".training")

@@ -32,11 +32,12 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.bnb import packable, unpacked_weight
+from hf_pe.recipe import StageState
 from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap
 from hf_pe.tasks.token_classification import spans
-from tests.helpers import TEXTS, bert_config, small_detr
+from tests.helpers import TEXTS, bert_config, small_detr, train_student
 
 ANIMALS = {"dog": "B-DOG", "cat": "B-CAT"}
 NAMES = ["O", "B-DOG", "B-CAT", "I-CAT"]
@@ -150,8 +151,8 @@ def test_a_student_learns_by_every_signal_the_task_gives(kind, tokenizer):
     student = lively(copy.deepcopy(teacher), 7).eval()
     losses = {"kl": 1.0, "task": 0.1, "hidden": 0.1}
     recipe = Distillation(steps=40, losses=losses, batch_size=8, learning_rate=3e-3)
-    recipe.plan(student, data)
-    trained, curve = recipe.train(student, data)
+    recipe.plan(StageState(student, data))
+    trained, curve = train_student(recipe, student, data)
     values = [loss for _, loss in curve]
     assert sum(values[-5:]) < 0.9 * sum(values[:5])
     assert trained.state_dict().keys() == student.state_dict().keys()
@@ -163,7 +164,7 @@ def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
     student = lively(copy.deepcopy(teacher), 7).eval()
     live = Distillation(steps=3, losses={"kl": 1.0, "task": 0.1}, batch_size=8)
     cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), k=200)})
-    one, other = (recipe.train(student, data)[1] for recipe in (live, cached))
+    one, other = (train_student(recipe, student, data)[1] for recipe in (live, cached))
     assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
 
 
@@ -173,7 +174,7 @@ def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     found = {}
     for repair in ("none", None):
         recipe = BitsAndBytesQuantization(repair=repair)
-        found[repair] = recipe.apply(model, recipe.plan(model, data), data)
+        found[repair] = recipe.carry_out(StageState(model, data)).model
     names = packable(model, BitsAndBytesQuantization().kept_modules(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
     plain, repaired = ([unpacked_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
@@ -356,7 +357,7 @@ def test_labels_stay_beside_their_tokens_where_a_tokenizer_pads_on_the_left(kind
 def test_answers_of_tasks_that_change_cannot_be_kept(tokenizer, tmp_path):
     data, teacher = ready(masked_lm, tokenizer)
     with pytest.raises(UsageError, match="cannot be kept: it hides other tokens each time"):
-        Distillation(steps=1, cache={"folder": str(tmp_path)}).train(teacher, data)
+        train_student(Distillation(steps=1, cache={"folder": str(tmp_path)}), teacher, data)
 
 
 def test_images_from_a_folder_for_each_label(tmp_path):
@@ -397,4 +398,4 @@ def test_all_targets_masked_is_refused(tokenizer):
     data, teacher = ready(token_classification, tokenizer)
     nothing = data.train.map(lambda row: {"labels": [-100] * len(row["labels"])})
     with pytest.raises(UsageError, match="no training row has a target"):
-        Distillation().plan(teacher, replace(data, train=nothing))
+        Distillation().plan(StageState(teacher, replace(data, train=nothing)))

@@ -11,6 +11,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Cache, Distillation
 from hf_pe.distill.cache import open_cache
 from hf_pe.dummies.tiny import lively
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Head, MaskedLM, few_tokens
 from hf_pe.tasks.batch import ROW
 from tests.helpers import TEXTS, bert_config
@@ -49,8 +50,8 @@ def test_what_a_student_learns_from_is_found_out_on_few_tokens(language, losses,
     student, data = language
     sizes = watched(student, data.teacher)
     recipe = Distillation(losses=losses, layers="similar")
-    recipe.check(data.teacher, data)
-    recipe.plan(student, data)
+    recipe.check(StageState(data.teacher, data))
+    recipe.plan(StageState(student, data))
     rows = 16  # whose hidden states are compared, each with the logits of one token
     assert max(sizes) <= max(2 * 32 if "attention" in losses else 0, rows if "hidden" in losses else 8)
 

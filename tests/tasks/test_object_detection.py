@@ -21,9 +21,10 @@ from transformers import (
 from hf_pe import BackboneSwap, Distillation, compress
 from hf_pe.data import DataConfig, load_examples, load_for_evaluation
 from hf_pe.errors import UsageError
+from hf_pe.recipe import StageState
 from hf_pe.tasks import ObjectDetection
 from hf_pe.tasks.object_detection import Precision
-from tests.helpers import small_detr
+from tests.helpers import small_detr, train_student
 
 LABELS = {0: "dark", 1: "light"}
 NUMBERS = {"dark": 0, "light": 1}
@@ -125,8 +126,8 @@ def test_detectors_of_other_kinds_learn(kind, losses, folder):
     model, processor = kind()
     data = ready(folder, processor, model.config)
     teacher = model.eval()
-    trained, curve = Distillation(steps=12, batch_size=6, learning_rate=2e-3, losses=losses).train(
-        teacher, replace(data, teacher=teacher)
+    trained, curve = train_student(
+        Distillation(steps=12, batch_size=6, learning_rate=2e-3, losses=losses), teacher, replace(data, teacher=teacher)
     )
     assert all(np.isfinite(loss) for _, loss in curve)
     assert set(data.task.judge(trained, data).scores()) == {"map", "map_50"}
@@ -136,7 +137,7 @@ def test_queries_taken_from_the_image_are_no_logits(folder):
     model, processor = rt_detr()
     data = ready(folder, processor, model.config)
     with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'object_detection' gives no logits"):
-        Distillation(steps=1, losses={"kl": 1.0}).plan(model, replace(data, teacher=model))
+        Distillation(steps=1, losses={"kl": 1.0}).plan(StageState(model, replace(data, teacher=model)))
 
 
 @pytest.mark.slow
@@ -189,7 +190,7 @@ def test_unknown_categories_and_moved_images_are_refused(folder):
     model = small_detr(id2label=LABELS, label2id=NUMBERS)
     data = replace(ready(folder, processor, model.config), teacher=model)
     with pytest.raises(UsageError, match="boxes would not move"):
-        Distillation(steps=1, augment={}, losses={"kl": 1.0}).check(model, data)
+        Distillation(steps=1, augment={}, losses={"kl": 1.0}).check(StageState(model, data))
 
 
 @pytest.mark.parametrize("way", ["above", "absolute", "link"])

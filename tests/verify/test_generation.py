@@ -15,7 +15,7 @@ from transformers import (
 from hf_pe.anatomy import discover, resized
 from hf_pe.dummies.tiny import tiny
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.verify import generation
 from hf_pe.verify.equivalence import prove, require_generation
@@ -81,7 +81,7 @@ def test_what_cannot_be_checked_is_said(monkeypatch):
     assert depth_fault(config, config, LlamaForCausalLM) is None
     (note,) = require_generation(config, LlamaForCausalLM, kept)
     assert "whether LlamaForCausalLM still generates could not be checked" in note
-    plan, _ = StructuredPruning(keep={"layers": 2}).outline(Sketch(config, LlamaForCausalLM))
+    plan, _ = StructuredPruning(keep={"layers": 2}).dry_run(ModelSpec(config, LlamaForCausalLM))
     assert note in plan.notes
 
 

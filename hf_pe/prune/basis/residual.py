@@ -18,7 +18,7 @@ from hf_pe.anatomy.norms import norms_along
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.refit.norms import gain_offset
 from hf_pe.prune.statistics.residual import residual_covariance
 from hf_pe.surgery import rebuilt
@@ -70,9 +70,9 @@ def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedMod
     return new
 
 
-def untied_sketch(sketch: Sketch) -> Sketch:
+def untied_spec(spec: ModelSpec) -> ModelSpec:
     """What `untied` makes, from the config alone."""
-    return replace(sketch, config=_untied(sketch.config))
+    return replace(spec, config=_untied(spec.config))
 
 
 def _untied(config: PretrainedConfig) -> PretrainedConfig:

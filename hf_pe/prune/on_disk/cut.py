@@ -24,7 +24,7 @@ from hf_pe.checkpoints.weight_checks import require_finite
 from hf_pe.errors import UsageError
 from hf_pe.files.json_files import read_object
 from hf_pe.files.shards import INDEX
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.prune.on_disk.tensors import Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
@@ -91,8 +91,8 @@ def cut_checkpoint(
     state: Tensors
     state, used = as_in_memory(stored, skeleton(config, model_class))
     told = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
-    sketch = Sketch(config, model_class)
-    sizes, _ = sizes_in_turn(sketch, kept_sizes(sketch, told, multiple, tensor_parallel))
+    spec = ModelSpec(config, model_class)
+    sizes, _ = sizes_in_turn(spec, kept_sizes(spec, told, multiple, tensor_parallel))
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
     check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read
@@ -111,11 +111,11 @@ def cut_checkpoint(
                 continue
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
             require_proof(config, model_class, axis, named)
-            for sentence in rescaling_warnings(Sketch(config, model_class), axis):
+            for sentence in rescaling_warnings(ModelSpec(config, model_class), axis):
                 progress.warn(sentence)
             depths |= {name: named} if named else {}
             if named and len(depths) == len(layers):
-                for sentence in require_generation(sketch.config, model_class, depths):
+                for sentence in require_generation(spec.config, model_class, depths):
                     progress.warn(sentence)
             progress.say(f"choosing units of {name}")
             kept = named or _largest(state, axis, sizes[name], norm)

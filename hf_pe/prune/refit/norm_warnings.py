@@ -8,12 +8,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from hf_pe.anatomy import Axis, is_norm, skeleton
 from hf_pe.anatomy.norms import norms_along
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 
 
-def rescaling_warnings(sketch: Sketch, axis: Axis) -> tuple[str, ...]:
+def rescaling_warnings(spec: ModelSpec, axis: Axis) -> tuple[str, ...]:
     """Return a sentence where norms run over the units of an axis, for cuts after which nothing scales them back."""
-    modules = norms_along(skeleton(sketch.config, sketch.model_class), axis)
+    modules = norms_along(skeleton(spec.config, spec.model_class), axis)
     names = [name for name, each in modules.items() if is_norm(each) and not isinstance(each, _BatchNorm)]
     if not names:
         return ()

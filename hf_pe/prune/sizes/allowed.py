@@ -8,7 +8,7 @@ from typing import Any
 from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.errors import UsageError, nearest
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.sizes.search import Setting
 from hf_pe.surgery import cut_config
 
@@ -41,11 +41,11 @@ def one_or_all(keep: Mapping[str, Any]) -> str:
     )
 
 
-def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:
+def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:
     """The size of each axis that `keep` names.
 
     Args:
-        sketch: the model.
+        spec: the model.
         keep: axis name to a share (float) or a number of units (int).
         multiple: widths are rounded up to it.
         devices: among which tensor-parallel serving divides heads and widths, each share a multiple.
@@ -54,20 +54,20 @@ def kept_sizes(sketch: Sketch, keep: Mapping[str, float], multiple: int, devices
         UsageError: unknown axis, one that cannot be cut natively, or a size that the model or its config cannot have
             once the axes before it are cut (key-value groups take along the query heads that read them).
     """
-    whole = discover(sketch.config, sketch.model_class)
+    whole = discover(spec.config, spec.model_class)
     asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(whole, name)}
     sizes = Setting()
     for name in sorted(asked, key=_turn):  # what a turn takes along is no longer there at the next
         axis, value = asked[name]
-        left = next(axis for axis in discover(sketch.config, sketch.model_class).axes if axis.name == name)
-        sizes[name] = _units(sketch, left, value, multiple, devices, whole=axis.size)
-        sketch = resized_sketch(sketch, {name: sizes[name]})
+        left = next(axis for axis in discover(spec.config, spec.model_class).axes if axis.name == name)
+        sizes[name] = _units(spec, left, value, multiple, devices, whole=axis.size)
+        spec = resized_spec(spec, {name: sizes[name]})
     return {name: sizes[name] for name in asked}
 
 
-def snapped(sketch: Sketch, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
+def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
     """What to say of each size in `setting` that is not what `keep` asked for."""
-    anatomy = discover(sketch.config, sketch.model_class)
+    anatomy = discover(spec.config, spec.model_class)
     asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
     return tuple(
         f"{name}: {setting[name]} of {axis.size} units are kept, the nearest size that is allowed; {value} asks for "
@@ -77,54 +77,54 @@ def snapped(sketch: Sketch, keep: Mapping[str, float], setting: Setting) -> tupl
     )
 
 
-def ladder(sketch: Sketch, name: str, multiple: int, devices: int = 1) -> list[Setting]:
+def ladder(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[Setting]:
     """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
 
     Raises:
         UsageError: unknown axis or one that cannot be cut natively.
     """
-    first, *others = axes_named(discover(sketch.config, sketch.model_class), name)
+    first, *others = axes_named(discover(spec.config, spec.model_class), name)
     if first.kind in ("ffn", "expert_ffn"):
         sizes = {_rounded(size, first, multiple * devices) for size in range(1, first.size + 1)}
     elif first.kind == "layers":
-        least = first.size - len(removable_layers(sketch.config, sketch.model_class, first))
+        least = first.size - len(removable_layers(spec.config, spec.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
     else:
-        sizes = set(_sayable(sketch, first, multiple, devices))
+        sizes = set(_sayable(spec, first, multiple, devices))
     return [
-        {first.name: size} | {axis.name: _units(sketch, axis, size / first.size, multiple, devices) for axis in others}
+        {first.name: size} | {axis.name: _units(spec, axis, size / first.size, multiple, devices) for axis in others}
         for size in sorted(sizes, reverse=True)
     ]
 
 
-def removed(sketch: Sketch, setting: Mapping[str, int]) -> Setting:
+def removed(spec: ModelSpec, setting: Mapping[str, int]) -> Setting:
     """What of `setting` is less than the model has, depth first, hidden width last."""
-    now = {axis.name: axis.size for axis in discover(sketch.config, sketch.model_class).axes}
+    now = {axis.name: axis.size for axis in discover(spec.config, spec.model_class).axes}
     less = {name: size for name, size in setting.items() if size != now[name]}
     return dict(sorted(less.items(), key=lambda item: _turn(item[0])))
 
 
-def sizes_in_turn(sketch: Sketch, setting: Mapping[str, int]) -> tuple[Setting, Sketch]:
+def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[Setting, ModelSpec]:
     """Return the size of each axis of `setting` right after its turn, and the model after all of them.
 
     Key-value groups take along the query heads that read them, so their own turn may find fewer query heads than
     `setting` asks for: then those that are there stay, the same number in each group.
     """
-    config, sizes = sketch.config, Setting()
-    for name, size in removed(sketch, setting).items():
-        axis = next(axis for axis in discover(config, sketch.model_class).axes if axis.name == name)
+    config, sizes = spec.config, Setting()
+    for name, size in removed(spec, setting).items():
+        axis = next(axis for axis in discover(config, spec.model_class).axes if axis.name == name)
         fitting = min(size, axis.size)
         sizes[name] = fitting - fitting % axis.heads if axis.kind in HEADS else fitting
         config = cut_config(config, axis, sizes[name])
-    return sizes, replace(sketch, config=config)
+    return sizes, replace(spec, config=config)
 
 
-def resized_sketch(sketch: Sketch, setting: Mapping[str, int]) -> Sketch:
+def resized_spec(spec: ModelSpec, setting: Mapping[str, int]) -> ModelSpec:
     """The model after `setting`, as far as sizes go."""
-    return sizes_in_turn(sketch, setting)[1]
+    return sizes_in_turn(spec, setting)[1]
 
 
-def final_sizes(before: Sketch, after: Sketch, names: Iterable[str]) -> Setting:
+def final_sizes(before: ModelSpec, after: ModelSpec, names: Iterable[str]) -> Setting:
     """The size that each of the named axes of `before` has in `after`, where others may have taken along some of it."""
     axes = {axis.name: axis for axis in discover(before.config, before.model_class).axes}
     sizes = ((name, size_in(after.config, axes[name].config_field)) for name in names)
@@ -160,7 +160,7 @@ def _turn(name: str) -> int:
     return {"layers": 0, "heads": 2, "hidden": 3}.get(name.rpartition(".")[2], 1)
 
 
-def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
+def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
     """The allowed size nearest to `value`: units, or a share of `whole` (default: of the axis as it is)."""
     whole = whole or axis.size
     count = value if isinstance(value, int) else min(max(round(whole * value), 1), axis.size)
@@ -171,7 +171,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int
         )
     if axis.kind in ("ffn", "expert_ffn"):
         return _rounded(int(count), axis, multiple * devices)
-    able = _sayable(sketch, axis, multiple, devices)
+    able = _sayable(spec, axis, multiple, devices)
     if isinstance(value, int) and value not in able:
         raise UsageError(
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}"
@@ -180,7 +180,7 @@ def _units(sketch: Sketch, axis: Axis, value: float, multiple: int, devices: int
     return min(able, key=lambda size: (abs(size - whole * value), -size)) if count not in able else int(count)
 
 
-def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[int]:
+def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[int]:
     """The sizes that the stock config takes, and `devices` can divide: Llama's wants a hidden width that the query
     heads divide.
 
@@ -192,7 +192,7 @@ def _sayable(sketch: Sketch, axis: Axis, multiple: int, devices: int) -> list[in
 
     def able(size: int) -> bool:
         try:
-            cut_config(sketch.config, axis, size)
+            cut_config(spec.config, axis, size)
         except Exception:  # a config may refuse with anything
             return False
         return True

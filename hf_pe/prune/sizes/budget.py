@@ -8,9 +8,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Frozen
-from hf_pe.prune.sizes.allowed import resized_sketch
+from hf_pe.prune.sizes.allowed import resized_spec
 from hf_pe.prune.sizes.costs import MEASURED, UNITS, Costs
 from hf_pe.prune.sizes.search import Setting, first
 from hf_pe.tasks import Task
@@ -63,14 +63,14 @@ class Target(Frozen):
         """Whether sizes follow from this machine, not from the config alone."""
         return any(name in MEASURED for name in self.limits())
 
-    def overrun(self, costs: Costs, sketch: Sketch) -> dict[str, float]:
-        """What `sketch` costs over what it may, by what is bounded."""
+    def overrun(self, costs: Costs, spec: ModelSpec) -> dict[str, float]:
+        """What `spec` costs over what it may, by what is bounded."""
         return {
-            name: (costs.share(name, sketch) if limit <= 1 else costs.of(name, sketch)) / limit
+            name: (costs.share(name, spec) if limit <= 1 else costs.of(name, spec)) / limit
             for name, limit in self.limits().items()
         }
 
-    def within(self, sketch: Sketch, path: Sequence[Setting], costs: Costs) -> Setting:
+    def within(self, spec: ModelSpec, path: Sequence[Setting], costs: Costs) -> Setting:
         """The first setting of `path` that costs no more; where costs are measured, by a line through those looked at.
 
         Raises:
@@ -79,19 +79,17 @@ class Target(Frozen):
         seen: dict[int, float] = {}
 
         def fits(setting: Setting) -> bool:
-            seen[path.index(setting)] = found = max(self.overrun(costs, resized_sketch(sketch, setting)).values())
+            seen[path.index(setting)] = found = max(self.overrun(costs, resized_spec(spec, setting)).values())
             return found <= 1
 
         at = first(path, fits)
         if at is not None and self.measured():
             counted = self.model_copy(update=dict.fromkeys(MEASURED))
-            least = first(
-                path, lambda s: max(counted.overrun(costs, resized_sketch(sketch, s)).values(), default=0) <= 1
-            )
+            least = first(path, lambda s: max(counted.overrun(costs, resized_spec(spec, s)).values(), default=0) <= 1)
             at = max(crossing(seen, at, len(path) - 1), least or 0)
         if at is not None:
             return path[at]
-        last = resized_sketch(sketch, path[-1])
+        last = resized_spec(spec, path[-1])
         over = self.overrun(costs, last)
         name = max(over, key=lambda n: over[n])
         raise UsageError(
@@ -100,11 +98,11 @@ class Target(Frozen):
             "Name more in prune.axes, or ask for more."
         )
 
-    def predicted(self, costs: Costs, sketch: Sketch) -> tuple[str, ...]:
+    def predicted(self, costs: Costs, spec: ModelSpec) -> tuple[str, ...]:
         """What the chosen sizes should cost, for the plan to say."""
         return tuple(
-            f"predicted {name}: {costs.of(name, sketch):,.4g}{UNITS[name]} "
-            f"({costs.share(name, sketch):.1%} of the original's)"
+            f"predicted {name}: {costs.of(name, spec):,.4g}{UNITS[name]} "
+            f"({costs.share(name, spec):.1%} of the original's)"
             for name in self.limits()
         )
 

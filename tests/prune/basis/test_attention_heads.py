@@ -16,10 +16,11 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.basis.attention_heads import turned
 from hf_pe.prune.statistics.moments import consumer_moments
+from hf_pe.recipe import StageState
 from hf_pe.regression import pooled
 from hf_pe.tasks import CausalLM, MaskedLM
 from tests.helpers import TEXTS, taught
@@ -113,10 +114,10 @@ def test_a_narrower_bert_by_recipe_is_stock(criterion, tokenizer, tmp_path):
     data = MaskedLM().prepare(load_examples(TEXTS), tokenizer, config)
     model = taught(BertForMaskedLM(config), data)
     recipe = StructuredPruning(keep={"hidden": 0.6}, criterion=criterion)
-    outline, after = recipe.outline(Sketch(config=config, model_class=BertForMaskedLM))
+    outline, after = recipe.dry_run(ModelSpec(config=config, model_class=BertForMaskedLM))
     assert after.config.hidden_size == 40 and "head_dim" not in after.config.to_dict()
-    plan = recipe.plan(model, data)
-    small = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    small = recipe.apply(StageState(model, data), plan).model
     assert small.num_parameters() == plan.parameters == outline.parameters
     small.save_pretrained(tmp_path)
     again = AutoModelForMaskedLM.from_pretrained(tmp_path)
@@ -126,8 +127,8 @@ def test_a_narrower_bert_by_recipe_is_stock(criterion, tokenizer, tmp_path):
 
 def test_a_width_that_the_heads_do_not_divide_is_refused():
     config = AutoConfig.for_model("bert", hidden_size=96, num_attention_heads=12, num_hidden_layers=1)
-    sketch = Sketch(config=config, model_class=AutoModel._model_mapping[type(config)])
+    spec = ModelSpec(config=config, model_class=AutoModel._model_mapping[type(config)])
     with pytest.raises(
         UsageError, match=r"prune.keep.hidden: the stock config does not allow 64; it allows 24, 48, 72"
     ):
-        StructuredPruning(keep={"hidden": 64}).outline(sketch)
+        StructuredPruning(keep={"hidden": 64}).dry_run(spec)

@@ -11,11 +11,12 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.basis.residual import rotated, untied
 from hf_pe.prune.refit.norms import _normalises, gain_offset, rescale_norms_
 from hf_pe.prune.statistics.residual import residual_covariance
+from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS, taught
@@ -74,7 +75,7 @@ def test_a_target_cannot_foresee_what_untying_adds(llama_folder):
     config = AutoConfig.from_pretrained(llama_folder)
     recipe = StructuredPruning(target={"parameters": 0.8}, axes=("ffn", "hidden"), hidden="rotation")
     with pytest.raises(UsageError, match=r"rotation unties.*hidden: selection"):
-        recipe.outline(Sketch(config=config, model_class=LlamaForCausalLM))
+        recipe.dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
 
 
 @torch.no_grad()
@@ -115,10 +116,10 @@ def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data)
     recipe = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, hidden=hidden, repair="in_order")
-    outline, after = recipe.outline(Sketch(config=model.config, model_class=type(model)))
-    plan = recipe.plan(model, data)
+    outline, after = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
+    plan = recipe.plan(StageState(model, data))
     assert [s.axis for s in plan.sizes] == ["ffn", "hidden"]
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     assert small.config.hidden_size == 48 == after.config.hidden_size
     assert small.num_parameters() == plan.parameters == outline.parameters
     small.save_pretrained(tmp_path)
@@ -126,5 +127,5 @@ def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_
     inputs = example_inputs(small)
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
     careless = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, criterion="random", repair="none")
-    rough = careless.apply(model, careless.plan(model, data), data)
+    rough = careless.carry_out(StageState(model, data)).model
     assert judge(small, data).scores()["perplexity"] < judge(rough, data).scores()["perplexity"]

@@ -11,11 +11,12 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
 from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.sequential import maps_in_order
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, model_inputs
 from tests.helpers import TEXTS, assert_same_block_by_block
 
@@ -46,10 +47,10 @@ def test_what_gives_nothing_goes_first(work, tmp_path):
     for layer, lazy in zip(model.model.layers, (1, 4), strict=True):
         layer.mlp.experts.down_proj.data[lazy] = 0
     recipe = StructuredPruning(keep={"experts": 5})
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     gone = [sorted(set(range(6)) - set(kept))[0] for kept in plan.kept["experts"].values()]
     assert gone == [1, 4]
-    small = recipe.apply(model, plan, data)
+    small = recipe.apply(StageState(model, data), plan).model
     assert small.config.num_local_experts == 5
     small.save_pretrained(tmp_path)
     inputs = example_inputs(small)
@@ -62,7 +63,7 @@ def test_what_gives_nothing_goes_first(work, tmp_path):
 def test_fewer_experts_than_a_token_takes_are_refused(work):
     model, _ = work
     with pytest.raises(UsageError, match=r"does not allow 1; it allows 2, 3, 4, 5, 6"):
-        StructuredPruning(keep={"experts": 1}).outline(Sketch(config=model.config, model_class=type(model)))
+        StructuredPruning(keep={"experts": 1}).dry_run(ModelSpec(config=model.config, model_class=type(model)))
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe"])
@@ -85,8 +86,8 @@ def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
     found = {}
     for repair in ("none", "least_squares"):
         recipe = StructuredPruning(keep={"expert_ffn": 16}, repair=repair)
-        plan = recipe.plan(model, data)
-        found[repair] = recipe.apply(model, plan, data)
+        plan = recipe.plan(StageState(model, data))
+        found[repair] = recipe.apply(StageState(model, data), plan).model
     chosen = plan.kept["expert_ffn"]
     assert len({tuple(units) for units in chosen.values()}) > 6
     small = found["least_squares"]
@@ -115,10 +116,10 @@ def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
     moments = expert_moments(model, axis, data)
     missing = {s.key for s in axis.slots if s.consumes} - moments.keys()
     recipe = StructuredPruning(keep={"expert_ffn": 8})
-    small = recipe.apply(model, recipe.plan(model, data), data)
+    small = recipe.carry_out(StageState(model, data)).model
     for key in missing:
         stack, _, entry = key.removesuffix("]").partition("[")
-        kept = recipe.plan(model, data).kept["expert_ffn"][f"{stack.rpartition('.')[0]}.{entry}"]
+        kept = recipe.plan(StageState(model, data)).kept["expert_ffn"][f"{stack.rpartition('.')[0]}.{entry}"]
         whole, left = (m.get_parameter(stack)[int(entry)] for m in (model, small))
         assert torch.equal(left, whole[:, kept])
 
@@ -127,15 +128,15 @@ def test_experts_that_are_left_make_up_for_those_that_went(work):
     model, data = work
     (axis,) = discover(model.config, type(model)).named("experts")
     recipe = StructuredPruning(keep={"experts": 3}, repair="none")
-    plan = recipe.plan(model, data)
-    plain = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    plain = recipe.apply(StageState(model, data), plan).model
     corrected = copy.deepcopy(plain)
     done, blocks = correct_(corrected, model, axis, data)
     assert (blocks, done > 0) == (2, True)
     router = [name for name in plain.state_dict() if "mlp.gate" in name]
     assert all(torch.equal(plain.state_dict()[n], corrected.state_dict()[n]) for n in router)
     assert gap(corrected, model, data) < gap(plain, model, data)
-    again = recipe.model_copy(update={"repair": "least_squares"}).apply(model, plan, data)
+    again = recipe.model_copy(update={"repair": "least_squares"}).apply(StageState(model, data), plan).model
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, corrected.state_dict()[name])
 
@@ -162,21 +163,21 @@ def test_a_call_tells_each_expert_its_tokens():
 
 def test_what_cannot_work_inside_experts_is_refused_before_any_work(work):
     model, _ = work
-    sketch = Sketch(config=model.config, model_class=type(model))
+    spec = ModelSpec(config=model.config, model_class=type(model))
     with pytest.raises(UsageError, match="taylor needs gradients inside the experts"):
-        StructuredPruning(keep={"expert_ffn": 16}, criterion="taylor").outline(sketch)
+        StructuredPruning(keep={"expert_ffn": 16}, criterion="taylor").dry_run(spec)
     with pytest.raises(UsageError, match="in_order moves the output of each FFN"):
-        StructuredPruning(keep={"expert_ffn": 16}, repair="in_order").outline(sketch)
-    odd = StructuredPruning(keep={"expert_ffn": 10}, multiple=2).outline(sketch)[0]
+        StructuredPruning(keep={"expert_ffn": 16}, repair="in_order").dry_run(spec)
+    odd = StructuredPruning(keep={"expert_ffn": 10}, multiple=2).dry_run(spec)[0]
     assert odd.sizes[0].after == 16
 
 
 def test_experts_and_plain_layers_under_one_field_are_told_apart():
     """Jamba has one width for both kinds: criteria with gradients are refused, in order moves the plain ones."""
     config = AutoConfig.for_model("jamba")
-    sketch = Sketch(config=config, model_class=AutoModelForCausalLM._model_mapping[type(config)])
-    (axis,) = discover(config, sketch.model_class).named("ffn")
+    spec = ModelSpec(config=config, model_class=AutoModelForCausalLM._model_mapping[type(config)])
+    (axis,) = discover(config, spec.model_class).named("ffn")
     assert axis.in_experts and {slot.entry is None for slot in maps_in_order(axis)} == {True}
     with pytest.raises(UsageError, match="fisher needs gradients inside the experts"):
-        StructuredPruning(keep={"ffn": 0.5}, criterion="fisher").outline(sketch)
-    StructuredPruning(keep={"ffn": 0.5}, repair="in_order").outline(sketch)
+        StructuredPruning(keep={"ffn": 0.5}, criterion="fisher").dry_run(spec)
+    StructuredPruning(keep={"ffn": 0.5}, repair="in_order").dry_run(spec)

@@ -10,10 +10,11 @@ from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.dummies.tiny import lively, tiny
-from hf_pe.model_spec import Sketch
+from hf_pe.model_spec import ModelSpec
 from hf_pe.progress import listen
 from hf_pe.prune import recipe as recipe_module
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
 
@@ -36,18 +37,18 @@ def model_of(kind):
 )
 def test_norms_over_cut_units_are_said(kind, axis, count):
     model = model_of(kind)
-    sketch = Sketch(model.config, type(model))
+    spec = ModelSpec(model.config, type(model))
     (found,) = discover(model.config, type(model)).named(axis)
-    warnings = rescaling_warnings(sketch, found)
+    warnings = rescaling_warnings(spec, found)
     assert len(warnings) == (count > 0)
     assert not count or f"{axis}: {count} of the model's norms run over all units" in warnings[0]
 
 
 def test_a_plan_without_repair_warns_and_one_with_repair_does_not():
     model = model_of("bitnet")
-    sketch = Sketch(model.config, type(model))
+    spec = ModelSpec(model.config, type(model))
     recipes = [StructuredPruning(keep={"ffn": 0.5}, repair=repair) for repair in ("none", "least_squares")]
-    without, repaired = (recipe.outline(sketch)[0].warnings for recipe in recipes)
+    without, repaired = (recipe.dry_run(spec)[0].warnings for recipe in recipes)
     assert "ffn: 2 of the model's norms run over all units (model.layers.0.mlp.ffn_sub_norm, ...)" in without[0]
     assert not repaired
 
@@ -65,11 +66,11 @@ def test_the_scale_that_calibration_rows_tell_brings_outputs_nearer(tokenizer, m
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, model.config), teacher=model)
     recipe, batch = StructuredPruning(keep={"ffn": 0.5}), next(data.batches(data.eval, 16))["input_ids"]
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
 
     def error():
         with torch.no_grad():
-            return float((recipe.apply(model, plan, data)(batch).logits - model(batch).logits).norm())
+            return float((recipe.apply(StageState(model, data), plan).model(batch).logits - model(batch).logits).norm())
 
     scaled = error()
     monkeypatch.setattr(recipe_module, "rescale_norms_", lambda *_: None)

@@ -24,6 +24,7 @@ from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_
+from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, model_inputs
 from tests.helpers import TEXTS, small
 
@@ -51,7 +52,7 @@ def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, 
         data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)
         for repair in found:
             recipe = StructuredPruning(keep={"layers": 2, "ffn": 0.5}, repair=repair)
-            found[repair] += error(recipe.apply(model, recipe.plan(model, data), data), model, data)
+            found[repair] += error(recipe.carry_out(StageState(model, data)).model, model, data)
     assert found["in_order"] < 0.9 * found["least_squares"]
 
 
@@ -128,9 +129,9 @@ def test_a_block_that_stands_for_many_stays(tokenizer):
     model = small("albert", num_hidden_layers=3)
     data = ready(Embedding(), model, tokenizer)
     recipe = StructuredPruning(keep={"ffn": 0.5})
-    plan = recipe.plan(model, data)
+    plan = recipe.plan(StageState(model, data))
     once, found = (
-        recipe.model_copy(update={"repair": repair}).apply(model, plan, data).state_dict()
+        recipe.model_copy(update={"repair": repair}).apply(StageState(model, data), plan).model.state_dict()
         for repair in ("least_squares", "in_order")
     )
     assert all(torch.equal(once[name], weight) for name, weight in found.items())
@@ -153,7 +154,7 @@ def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokeni
         model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder)).eval()
         data = ready(CausalLM(), model, tokenizer)
         recipe = StructuredPruning(keep={"kv_groups": 0.5, "ffn": 0.5})
-        cut = recipe.apply(model, recipe.plan(model, data), data)
+        cut = recipe.carry_out(StageState(model, data)).model
         anatomy = discover(cut.config, type(cut))
         aims, errors = before_the_ffn(copy.deepcopy(model), data), []
         for heads in anatomy.named("kv_groups"), ():
@@ -173,9 +174,9 @@ def test_only_the_attention_right_before_the_ffn_moves(tokenizer):
     told = Examples(rows, rows, DataConfig(train="x", max_length=32, label="label"), "")
     data = Seq2Seq().prepare(told, tokenizer, model.config)
     recipe = StructuredPruning(keep={"heads": 0.5})
-    plan = recipe.plan(model, data)
-    once = recipe.apply(model, plan, data).state_dict()
-    found = recipe.model_copy(update={"repair": "in_order"}).apply(model, plan, data).state_dict()
+    plan = recipe.plan(StageState(model, data))
+    once = recipe.apply(StageState(model, data), plan).model.state_dict()
+    found = recipe.model_copy(update={"repair": "in_order"}).apply(StageState(model, data), plan).model.state_dict()
     moved = {name for name, weight in found.items() if not torch.equal(weight, once[name])}
     blocks = [f"{stack}.block.{i}.layer.{n}" for stack, n in (("encoder", 0), ("decoder", 1)) for i in range(2)]
     outputs = [f"{b}.{'SelfAttention' if b.startswith('encoder') else 'EncDecAttention'}.o.weight" for b in blocks]
@@ -191,5 +192,5 @@ def test_blocks_that_flatten_batch_and_tokens(tokenizer):
     found = {}
     for repair in ("none", "in_order"):
         recipe = StructuredPruning(keep={"ffn": 0.5}, repair=repair)
-        found[repair] = error(recipe.apply(model, recipe.plan(model, data), data), model, data)
+        found[repair] = error(recipe.carry_out(StageState(model, data)).model, model, data)
     assert found["in_order"] < found["none"]

@@ -16,12 +16,12 @@ from transformers import (
 
 from hf_pe import StructuredPruning
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
-from hf_pe.prune.sizes.allowed import kept_sizes, ladder, one_or_all, removed, resized_sketch, sizes_in_turn, snapped
+from hf_pe.model_spec import ModelSpec
+from hf_pe.prune.sizes.allowed import kept_sizes, ladder, one_or_all, removed, resized_spec, sizes_in_turn, snapped
 from hf_pe.prune.sizes.search import Tried, alone, by_loss, crossed, first, first_within, in_step, widest
 from tests.helpers import bert_config
 
-BERT = Sketch(config=bert_config(), model_class=BertModel)
+BERT = ModelSpec(config=bert_config(), model_class=BertModel)
 
 
 def test_a_ladder_has_every_size_the_config_can_say():
@@ -30,15 +30,15 @@ def test_a_ladder_has_every_size_the_config_can_say():
     config = LlamaConfig(
         hidden_size=576, num_attention_heads=9, num_key_value_heads=9, head_dim=64, num_hidden_layers=2
     )
-    llama = Sketch(config=config, model_class=LlamaForCausalLM)
+    llama = ModelSpec(config=config, model_class=LlamaForCausalLM)
     assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8)] == [9, 8, 6, 4, 3, 2, 1]
 
 
 def test_a_width_that_a_whole_ratio_says_is_snapped_to_it():
     config = Dinov2Config(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, image_size=28)
-    sketch = Sketch(config=config, model_class=Dinov2Model)
-    assert [rung["ffn"] for rung in ladder(sketch, "ffn", 8)] == [96, 72, 48, 24]
-    assert kept_sizes(sketch, {"ffn": 0.6}, 8) == {"ffn": 72}
+    spec = ModelSpec(config=config, model_class=Dinov2Model)
+    assert [rung["ffn"] for rung in ladder(spec, "ffn", 8)] == [96, 72, 48, 24]
+    assert kept_sizes(spec, {"ffn": 0.6}, 8) == {"ffn": 72}
 
 
 @pytest.mark.parametrize(("keep", "asked"), [({"ffn": 1}, True), ({"encoder.hidden": 1}, True), ({"ffn": 1.0}, False), ({"layers": 1, "kv_groups": 1}, False), ({"ffn": 2}, False)])  # fmt: skip
@@ -50,8 +50,8 @@ def test_one_unit_or_all_of_a_width_is_asked_back(keep, asked):
 
 def test_towers_keep_the_same_share():
     config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=4, num_heads=4, vocab_size=99)
-    sketch = Sketch(config=config, model_class=T5ForConditionalGeneration)
-    rungs = ladder(sketch, "layers", 8)
+    spec = ModelSpec(config=config, model_class=T5ForConditionalGeneration)
+    rungs = ladder(spec, "layers", 8)
     assert len(rungs[0]) == 2
     assert {tuple(sorted(rung.values())) for rung in rungs} == {(2, 4), (1, 2)}
 
@@ -61,7 +61,7 @@ def test_devices_that_share_a_layer_divide_its_heads_and_widths():
         hidden_size=768, num_attention_heads=12, num_key_value_heads=6, head_dim=64, num_hidden_layers=2,
         intermediate_size=1536,
     )  # fmt: skip
-    llama = Sketch(config=config, model_class=LlamaForCausalLM)
+    llama = ModelSpec(config=config, model_class=LlamaForCausalLM)
     assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8, 2)] == [6, 4, 2]
     assert {rung["ffn"] % 64 for rung in ladder(llama, "ffn", 16, 4)} == {0}
     asked = {"ffn": 0.7, "kv_groups": 0.5}
@@ -75,12 +75,12 @@ def test_devices_that_share_a_layer_divide_its_heads_and_widths():
         kept_sizes(llama, {"kv_groups": 0.5}, 8, 8)
 
 
-def mistral(heads: int, groups: int) -> Sketch:
+def mistral(heads: int, groups: int) -> ModelSpec:
     config = MistralConfig(
         hidden_size=8 * heads, num_attention_heads=heads, num_key_value_heads=groups, head_dim=8, num_hidden_layers=2,
         intermediate_size=64, vocab_size=99,
     )  # fmt: skip
-    return Sketch(config=config, model_class=MistralForCausalLM)
+    return ModelSpec(config=config, model_class=MistralForCausalLM)
 
 
 @pytest.mark.parametrize(
@@ -88,32 +88,32 @@ def mistral(heads: int, groups: int) -> Sketch:
     [(8, 4, [8, 4]), (8, 2, [8, 6, 4, 2]), (6, 3, [6, 3]), (4, 1, [4, 3, 2, 1]), (12, 3, [12, 9, 6, 3])],
 )
 def test_each_key_value_group_keeps_as_many_query_heads(heads, groups, sizes):
-    sketch = mistral(heads, groups)
-    assert [candidate["heads"] for candidate in ladder(sketch, "heads", 8)] == sizes
+    spec = mistral(heads, groups)
+    assert [candidate["heads"] for candidate in ladder(spec, "heads", 8)] == sizes
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         nearest = min(sizes, key=lambda size: abs(size - share * heads))
-        assert kept_sizes(sketch, {"heads": share}, 8)["heads"] == nearest
+        assert kept_sizes(spec, {"heads": share}, 8)["heads"] == nearest
     for size in {*range(1, heads)} - {*sizes}:
         with pytest.raises(UsageError, match=f"does not allow {size}; it allows {', '.join(map(str, sizes[::-1]))}"):
-            kept_sizes(sketch, {"heads": size}, 8)
+            kept_sizes(spec, {"heads": size}, 8)
 
 
 def test_query_heads_divide_among_groups_and_devices():
-    sketch = mistral(12, 3)
-    assert [candidate["heads"] for candidate in ladder(sketch, "heads", 8, 2)] == [12, 6]
+    spec = mistral(12, 3)
+    assert [candidate["heads"] for candidate in ladder(spec, "heads", 8, 2)] == [12, 6]
     with pytest.raises(UsageError, match="none of 1 to 12 heads can be divided among 5 devices"):
-        kept_sizes(sketch, {"heads": 0.5}, 8, 5)
+        kept_sizes(spec, {"heads": 0.5}, 8, 5)
 
 
 def test_query_heads_that_go_with_their_group_are_counted():
     """Two of four groups take four of eight query heads along."""
-    sketch = mistral(8, 4)
-    sizes = kept_sizes(sketch, {"heads": 0.5, "kv_groups": 0.5}, 8)
-    assert sizes_in_turn(sketch, sizes)[0] == {"kv_groups": 2, "heads": 4}
-    after = resized_sketch(sketch, sizes)
+    spec = mistral(8, 4)
+    sizes = kept_sizes(spec, {"heads": 0.5, "kv_groups": 0.5}, 8)
+    assert sizes_in_turn(spec, sizes)[0] == {"kv_groups": 2, "heads": 4}
+    after = resized_spec(spec, sizes)
     assert (after.config.num_attention_heads, after.config.num_key_value_heads) == (4, 2)
-    assert resized_sketch(sketch, {"heads": 8, "kv_groups": 2}).config.num_attention_heads == 4
-    assert kept_sizes(sketch, {"heads": 3, "kv_groups": 3}, 8) == {"heads": 3, "kv_groups": 3}
+    assert resized_spec(spec, {"heads": 8, "kv_groups": 2}).config.num_attention_heads == 4
+    assert kept_sizes(spec, {"heads": 3, "kv_groups": 3}, 8) == {"heads": 3, "kv_groups": 3}
     with pytest.raises(UsageError, match=r"keep\.heads: the model has 6 units, 6 of 9 once others are cut"):
         kept_sizes(mistral(9, 3), {"heads": 9, "kv_groups": 2}, 8)
     with pytest.raises(UsageError, match=r"keep\.heads: .* does not allow 3; it allows 2, 4, 6, 8"):
@@ -153,7 +153,7 @@ def test_first_finds_where_it_begins_to_fit(answer):
 def test_removed_is_what_is_less_and_depth_comes_first():
     assert list(removed(BERT, {"ffn": 64, "layers": 2}).items()) == [("layers", 2), ("ffn", 64)]
     assert removed(BERT, {"ffn": 128, "layers": 4}) == {}
-    after = resized_sketch(BERT, {"ffn": 64, "layers": 2})
+    after = resized_spec(BERT, {"ffn": 64, "layers": 2})
     assert (after.config.intermediate_size, after.config.num_hidden_layers) == (64, 2)
 
 

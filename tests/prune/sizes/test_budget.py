@@ -3,30 +3,28 @@ import pytest
 from transformers import BertModel
 
 from hf_pe.errors import UsageError
-from hf_pe.model_spec import Sketch
-from hf_pe.prune.sizes.allowed import ladder, resized_sketch
+from hf_pe.model_spec import ModelSpec
+from hf_pe.prune.sizes.allowed import ladder, resized_spec
 from hf_pe.prune.sizes.budget import Target, above_floor, crossing
 from hf_pe.prune.sizes.costs import Costs
 from hf_pe.prune.sizes.search import first
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import bert_config
 
-SKETCH = Sketch(config=bert_config(), model_class=BertModel)
+SKETCH = ModelSpec(config=bert_config(), model_class=BertModel)
 
 
 @pytest.mark.parametrize("name", ["parameters", "flops", "bytes"])
 def test_shares_and_numbers_mean_the_same(name):
     costs = Costs(SKETCH)
     path = ladder(SKETCH, "ffn", 8)
-    least = costs.of(name, resized_sketch(SKETCH, path[-1])) / costs.of(name, SKETCH)
+    least = costs.of(name, resized_spec(SKETCH, path[-1])) / costs.of(name, SKETCH)
     share = (1 + least) / 2
     found = Target(**{name: share}).within(SKETCH, path, costs)
     assert found == Target(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
     at = path.index(found)
     assert (
-        costs.share(name, resized_sketch(SKETCH, found))
-        <= share
-        < costs.share(name, resized_sketch(SKETCH, path[at - 1]))
+        costs.share(name, resized_spec(SKETCH, found)) <= share < costs.share(name, resized_spec(SKETCH, path[at - 1]))
     )
 
 
@@ -97,8 +95,8 @@ def test_a_counted_limit_holds_beside_a_measured_one(monkeypatch):
     """The line through noisy latencies may say that wider will do; parameters say exactly what will."""
 
     class Flat(Costs):
-        def _once(self, name, sketch):
-            return 1.0 if name == "latency" else super()._once(name, sketch)
+        def _once(self, name, spec):
+            return 1.0 if name == "latency" else super()._once(name, spec)
 
     monkeypatch.setattr("hf_pe.prune.sizes.budget.crossing", lambda seen, at, last: 0)
     target, costs, path = Target(latency=1.0, parameters=0.8), Flat(SKETCH), ladder(SKETCH, "ffn", 8)

@@ -11,6 +11,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
+from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, taught
@@ -66,7 +67,7 @@ def test_layers_go_one_by_one_where_they_are_missed_least(deep):
     before = copy.deepcopy(model.state_dict())
     assert least_missed(model, axis, range(4), 2, data, []) == [first, second]
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
-    kept = StructuredPruning(keep={"layers": 2}, depth="greedy").plan(model, data).kept["layers"]
+    kept = StructuredPruning(keep={"layers": 2}, depth="greedy").plan(StageState(model, data)).kept["layers"]
     assert list(kept.values()) == [sorted({0, 1, 2, 3} - {first, second})]
 
 
@@ -88,6 +89,6 @@ def test_an_embeddings_width_is_an_axis_among_others(bert_folder, tokenizer):
     model = BertModel.from_pretrained(bert_folder).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = StructuredPruning(target={"parameters": 0.7}, axes=("ffn", "hidden"))
-    plan = recipe.plan(model, data)
-    small = recipe.apply(model, plan, data)
+    plan = recipe.plan(StageState(model, data))
+    small = recipe.apply(StageState(model, data), plan).model
     assert parameters(small).without_embeddings <= 0.7 * parameters(model).without_embeddings
