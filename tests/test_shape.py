@@ -51,8 +51,8 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 34.0
-ANY = 771
+WORDS_PER_1000_LINES = 33.9
+ANY = 772
 VAGUE_NAMES = 495
 
 

@@ -21,7 +21,7 @@ from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.seal import CARD, Changes, changes_since_sealed, reseal, result_files, write_sealed
 from hf_pe.measure import reopened, sentence_difference
 from hf_pe.overflow import overflow_of
-from hf_pe.report import Reload, Report, read_report, write_report
+from hf_pe.report import Reload, Report, read_report
 
 RELOAD_TOLERANCE = 1e-4
 """Largest relative difference of outputs between the model in memory and the one loaded again."""
@@ -37,11 +37,24 @@ def save_result(
     report: Report,
     auto_class: str,
     source: Source | None = None,
+) -> Report:
+    """Write a result without variants into `folder`, card included; see `write_result`."""
+    return finish_result(write_result(model, processor, folder, name, report, auto_class, source), folder)
+
+
+def write_result(
+    model: PreTrainedModel,
+    processor: Any,
+    folder: Path,
+    name: str,
+    report: Report,
+    auto_class: str,
+    source: Source | None = None,
     *,
     papers: Mapping[str, str] | None = None,
     place: str = "",
 ) -> Report:
-    """Write everything into `folder`, load it in a fresh process and compare; returns the report with what was seen.
+    """Write all but the card into `folder`, load it in a fresh process and compare; return the completed report.
 
     Args:
         model, processor: what is saved.
@@ -90,10 +103,9 @@ def save_result(
         sha256=weight_hashes(folder),
         sentence_difference=embeddings,
     )
-    write_report(report.model_copy(update={"name": name, "after": after, "reload": reload}), folder)
     for file, text in (papers or {}).items():
         (folder / file).write_text(text.rstrip("\n") + "\n", "utf-8")
-    return finish_result(read_report(folder), folder)
+    return report.model_copy(update={"name": name, "after": after, "reload": reload})
 
 
 def finish_result(report: Report, folder: Path) -> Report:

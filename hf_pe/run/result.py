@@ -22,7 +22,7 @@ from hf_pe.measure import (
 from hf_pe.outputs import replaced, require_space
 from hf_pe.plans import Plan
 from hf_pe.report import MAIN, Measurement, Report
-from hf_pe.run.folder import finish_result, save_result
+from hf_pe.run.folder import finish_result, write_result
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Result:
         say_left_behind(self.source)
         with replaced(folder, overwrite=overwrite, inputs=self.inputs, run=self.run) as fresh:
             if not self.variants:
-                return self._write(fresh, folder.name)
-            main = self._write(fresh / MAIN, folder.name, f"{folder.name}/{MAIN}")
+                return self._written(fresh, folder.name)._finished(fresh)
+            main = self._written(fresh / MAIN, folder.name, f"{folder.name}/{MAIN}")
             variants = {
-                n: r._write(fresh / n, f"{folder.name}-{n}", f"{folder.name}/{n}") for n, r in self.variants.items()
+                n: r._written(fresh / n, f"{folder.name}-{n}", f"{folder.name}/{n}") for n, r in self.variants.items()
             }
             table = {name: each.report.after for name, each in {MAIN: main, **variants}.items()}
-            variants = {n: r._with_table(fresh / n, table) for n, r in variants.items()}
-            return replace(main._with_table(fresh / MAIN, table), variants=variants)
+            variants = {n: r._finished(fresh / n, table) for n, r in variants.items()}
+            return replace(main._finished(fresh / MAIN, table), variants=variants)
 
     def push_to_hub(self, repo: str, **settings: Any) -> list[Sent]:
         """Save into a folder of its own, prove and scan it, and push it: private unless `private=False`.
@@ -81,7 +81,8 @@ class Result:
             self.save(folder)
             return push(folder, wanted, prove=False)  # saving has just proved it
 
-    def _write(self, folder: Path, name: str, place: str = "") -> "Result":
+    def _written(self, folder: Path, name: str, place: str = "") -> "Result":
+        """Write all but the card, which may name other variants."""
         papers = {
             "plan.json": json.dumps(
                 {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
@@ -89,7 +90,7 @@ class Result:
             "recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
         }
         report = self.report.model_copy(update={"folder": place or None})
-        report = save_result(
+        report = write_result(
             self.model,
             self.processor,
             folder,
@@ -102,7 +103,12 @@ class Result:
         )
         return replace(self, report=report)
 
-    def _with_table(self, folder: Path, table: dict[str, Measurement]) -> "Result":
-        """Add the table over all variants, known once each is on disk."""
-        report = self.report.model_copy(update={"variants": table})
+    def _finished(self, folder: Path, table: dict[str, Measurement] | None = None) -> "Result":
+        """Write the card and seal the folder.
+
+        Args:
+            folder: written before.
+            table: what was measured of each variant, known once all of them are on disk.
+        """
+        report = self.report.model_copy(update={"variants": table or {}})
         return replace(self, report=finish_result(report, folder))

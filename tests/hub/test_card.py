@@ -5,11 +5,11 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card, write_card
-from hf_pe.hub.metadata import _TAGS, card_data
+from hf_pe.hub.metadata import card_data
 from hf_pe.hub.pictures import kept_per_layer
 from hf_pe.hub.tables import comparison
 from hf_pe.plans import Plan, SizeChange
-from hf_pe.recipe_file import KINDS
+from hf_pe.recipes import RECIPES
 from hf_pe.report import (
     BaseModelFacts,
     DataFacts,
@@ -94,7 +94,9 @@ def test_metadata_is_what_the_hub_client_reads_back():
 
 def test_quantization_alone_is_a_quantized_relation():
     stage = report().stages[0]
-    packed = stage.model_copy(update={"plan": stage.plan.model_copy(update={"recipe": "quantize"})})
+    packed = stage.model_copy(
+        update={"plan": stage.plan.model_copy(update={"recipe": "quantize", "changes": "precision"})}
+    )
     assert card_data(report(stages=(packed,))).base_model_relation == "quantized"
 
 
@@ -164,7 +166,9 @@ def test_a_model_that_derives_from_the_base_is_not_called_it():
     data = card_data(report(base=base))
     assert (data.base_model, data.base_model_relation, data.base_model_revision) == ("someone/large", "finetune", None)
     stage = report().stages[0]
-    packed = stage.model_copy(update={"plan": stage.plan.model_copy(update={"recipe": "quantize"})})
+    packed = stage.model_copy(
+        update={"plan": stage.plan.model_copy(update={"recipe": "quantize", "changes": "precision"})}
+    )
     assert card_data(report(base=base, stages=(packed,))).base_model_relation is None  # of a copy it is "quantized"
 
 
@@ -264,8 +268,16 @@ def test_pictures_are_left_out_where_nothing_was_pruned(tmp_path, kept):
     assert {p.name for p in tmp_path.iterdir()} == {"README.md"}
 
 
-def test_every_recipe_has_a_tag():
-    assert set(_TAGS) == set(KINDS)
+def test_every_recipe_has_a_tag_of_its_own():
+    assert len({recipe.tag for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values())
+def test_an_older_plan_has_the_tag_that_its_recipe_has_today(recipe):
+    sizes = {"parameters": 1, "parameters_without_embeddings": 1, "weight_bytes": 4}
+    older = Plan(recipe=recipe.kind(), title="older", exact=True, **sizes)
+    assert (older.tag, older.changes) == (recipe.tag, recipe.changes)
+    Plan.model_validate(older.model_dump() | {"eight_bits": []})
 
 
 def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):

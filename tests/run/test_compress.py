@@ -200,7 +200,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Distillation, "train", stop)
+        patch.setattr(Distillation, "apply", stop)
         with pytest.raises(KeyboardInterrupt):
             compress(str(bert_folder), steps, **call)
     assert len(list((tmp_path / "work").glob("1-prune-*/stage.json"))) == 1

@@ -36,13 +36,13 @@ class Runs:
     def run(self, *recipes, resume=True, origin=ORIGIN):
         self.said.clear()
         chain, _ = stage_ids(origin, recipes, {})
-        stages = StageFolder(self.folder, origin, resume, self.data, lambda model: {"layers": 4.0}, seed=0)
-        model, finished = self.model, []
+        stages = StageFolder(self.folder, origin, resume, lambda model: {"layers": 4.0}, seed=0)
+        state, finished = StageState(self.model, self.data), []
         with listen(lambda what, *_: self.said.append(what)):
             for stage, recipe in zip(chain, recipes, strict=True):
-                model, done = stages.make(stage, recipe, model)
+                state, done = stages.make(stage, recipe, state)
                 finished.append(done)
-        return model, finished
+        return state.model, finished
 
 
 @pytest.fixture
@@ -165,21 +165,19 @@ def test_where_no_stage_fits_it_is_said_why(runs):
 def test_without_a_folder_of_the_users_nothing_is_hashed_or_kept(runs):
 
     chain, _ = stage_ids(None, [CAST], {})
-    stages = StageFolder(runs.folder, None, False, runs.data, None, seed=0)
-    made, finished = stages.make(chain[0], CAST, runs.model)
-    assert chain[0].identity == "" and made is not runs.model and finished.plan.recipe == "cast"
+    stages = StageFolder(runs.folder, None, False, None, seed=0)
+    made, finished = stages.make(chain[0], CAST, StageState(runs.model, runs.data))
+    assert chain[0].identity == "" and made.model is not runs.model and finished.plan.recipe == "cast"
     assert not runs.folder.exists() or not list(runs.folder.iterdir())
 
 
 def test_a_training_that_nobody_can_resume_keeps_no_checkpoints(runs, monkeypatch):
     """Else the message of a run that diverges would name a folder that is gone."""
     works = []
-    monkeypatch.setattr(
-        Distillation, "train", lambda self, model, data, *, work, resume: works.append(work) or (model, [])
-    )
+    monkeypatch.setattr(Distillation, "apply", lambda self, state, plan: works.append(state.checkpoints) or state)
     recipe = Distillation(steps=2, checkpoint_every=1)
     for origin in (None, ORIGIN):
-        stages = StageFolder(runs.folder, origin, False, runs.data, lambda model: {"layers": 4.0}, seed=0)
-        monkeypatch.setattr(Distillation, "plan", lambda self, model, data: CAST.plan(StageState(model, data)))
-        stages.make(stage_ids(origin, [recipe], {})[0][0], recipe, runs.model)
+        stages = StageFolder(runs.folder, origin, False, lambda model: {"layers": 4.0}, seed=0)
+        monkeypatch.setattr(Distillation, "plan", lambda self, state: CAST.plan(state))
+        stages.make(stage_ids(origin, [recipe], {})[0][0], recipe, StageState(runs.model, runs.data))
     assert works[0] is None and works[1].name.endswith(".training")
