@@ -143,7 +143,7 @@ def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_pa
         raise stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(Distillation, "train", fail)
+        patch.setattr(Distillation, "apply", fail)
         found = call("run", recipe, "--output", target, "--overwrite")
     assert found.exit_code in (1, 130)
     assert "--resume" in found.output
