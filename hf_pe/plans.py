@@ -18,10 +18,16 @@ _OLDER = {
 """Tag and kind of change of the recipes whose plans did not state them yet."""
 
 
+def _without_example(schema: dict[str, Any]) -> None:
+    """Take the Python example of a docstring out of a JSON schema."""
+    if "description" in schema:
+        schema["description"] = schema["description"].partition("\n\nExample:")[0]
+
+
 class Frozen(BaseModel):
     """Immutable data; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_example)
 
 
 class SizeChange(Frozen):

@@ -26,11 +26,6 @@ PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*
 
 MODULE_LINES = 300
 LARGE_MODULES = {
-    "distill/build": 308,
-    "distill/cache": 304,
-    "distill/objective": 302,
-    "distill/recipe": 436,
-    "distill/trainer": 388,
     "hub/remote": 318,
     "hub/scan": 334,
     "prune/recipe": 488,
@@ -39,8 +34,6 @@ LARGE_MODULES = {
 }
 CLASS_LINES = 200
 LARGE_CLASSES = {
-    "distill/recipe:Distillation": 297,
-    "distill/trainer:DistillationMixin": 277,
     "hub/remote:Remote": 251,
     "prune/recipe:StructuredPruning": 348,
     "quantize/recipe:BitsAndBytesQuantization": 240,
@@ -51,9 +44,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 33.9
+WORDS_PER_1000_LINES = 29.2
 ANY = 772
-VAGUE_NAMES = 495
+VAGUE_NAMES = 393
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

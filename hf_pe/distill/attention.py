@@ -1,4 +1,4 @@
-"""What a model's attention saw: queries, keys, values and where they looked, of every layer.
+"""Record a model's attention: queries, keys, values and attention weights of every layer.
 
 transformers lets an attention function be registered under a name; ours computes what the plain one does and remembers
 it. Whether a model's answers stay the same under it is tried before it is used.
@@ -37,7 +37,7 @@ class Attention(NamedTuple):
     allowed: torch.Tensor | None
 
 
-_seen: ContextVar[list[Attention] | None] = ContextVar("seen", default=None)
+_recorded: ContextVar[list[Attention] | None] = ContextVar("recorded", default=None)
 
 
 @contextmanager
@@ -55,13 +55,13 @@ def watchable(*models: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[list[Attention]]:
-    """Gets an entry for each attention that runs meanwhile in a watchable model."""
-    found: list[Attention] = []
-    token = _seen.set(found)
+    """Yield a list that gets an entry for each attention that runs meanwhile in a watchable model."""
+    attentions: list[Attention] = []
+    token = _recorded.set(attentions)
     try:
-        yield found
+        yield attentions
     finally:
-        _seen.reset(token)
+        _recorded.reset(token)
 
 
 def _attend(
@@ -91,10 +91,10 @@ def _attend(
         sink = s_aux.reshape(1, -1, 1, 1).expand(len(query), -1, query.shape[2], 1)
         scores = torch.cat([scores, sink.to(scores.dtype)], -1)
     weights = functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[2]]
-    found = _seen.get()
-    if found is not None:
+    attentions = _recorded.get()
+    if attentions is not None:
         allowed = None if attention_mask is None else attention_mask[..., : key.shape[2]] > BLOCKED
-        found.append(Attention(query, key, value, weights, allowed))
+        attentions.append(Attention(query, key, value, weights, allowed))
     mixed = functional.dropout(weights, dropout, module.training) @ value.repeat_interleave(times, 1)
     return mixed.transpose(1, 2).contiguous(), None
 

@@ -11,37 +11,43 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_pe.tasks import TOKENS, Head
+from hf_pe.distill.logit_source import ChunkedLogits, LogitSource
+from hf_pe.tasks import TOKENS
 
 Terms = Callable[[torch.Tensor, Any, slice], torch.Tensor]
-"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and a chunk's place: sums over its
-tokens, [terms]."""
+"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and which positions these are: sums
+over the tokens, [terms]."""
 
 
 def chunked(
     terms: Terms,
     weights: Sequence[float],
-    student: tuple[torch.Tensor, Head],
-    teacher: Callable[[slice], Any],
+    student: ChunkedLogits,
+    teacher: LogitSource | None,
     tokens: int = TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted sum of loss terms, and the terms [terms] without gradients.
+    """Return the weighted sum of loss terms, and the terms without gradients.
 
-    Each chunk's logits are made, judged, turned into gradients of the hidden states and of the head's parameters, and
+    Each chunk's logits are made, compared, turned into gradients of the hidden states and of the head's parameters, and
     forgotten, all in the forward pass; backward multiplies what is kept. Gradients add up in float32.
 
     Args:
         terms: of one chunk.
         weights: of each term.
-        student: hidden states of the tokens that count, [tokens, width], and the head.
-        teacher: gives the logits of a chunk; gets no gradient.
+        student: hidden states at the positions that count, and the head.
+        teacher: its logits at the same positions; gets no gradient. None: the terms look at the student alone.
         tokens: in a chunk.
+
+    Returns:
+        The sum, *Shape:* (), and the terms, *Shape:* (terms,)
     """
-    hidden, head = student
-    wanted = torch.is_grad_enabled()
+    takes_gradients = torch.is_grad_enabled()
     apply: Any = _Chunked.apply
-    found = apply(terms, tuple(weights), head, teacher, tokens, wanted, hidden, *head.trained())
-    return found[0], found[1]
+    parameters = student.head.trained()
+    total, values = apply(
+        terms, tuple(weights), student.head, teacher, tokens, takes_gradients, student.states, *parameters
+    )
+    return total, values
 
 
 class _Chunked(torch.autograd.Function):
@@ -50,39 +56,39 @@ class _Chunked(torch.autograd.Function):
         context: Any,
         terms: Terms,
         weights: tuple[float, ...],
-        head: Head,
-        teacher: Callable[[slice], Any],
+        head: Callable[[torch.Tensor], torch.Tensor],
+        teacher: LogitSource | None,
         tokens: int,
-        wanted: bool,
-        hidden: torch.Tensor,
+        takes_gradients: bool,
+        states: torch.Tensor,
         *parameters: nn.Parameter,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        weight = torch.tensor(weights, device=hidden.device)
-        found = torch.zeros(len(weights), device=hidden.device)
-        by_hidden = torch.zeros_like(hidden) if wanted else None
-        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters] if wanted else []
-        for start in range(0, len(hidden), tokens):
-            place = slice(start, min(start + tokens, len(hidden)))
+        weight = torch.tensor(weights, device=states.device)
+        values = torch.zeros(len(weights), device=states.device)
+        state_gradients = torch.zeros_like(states) if takes_gradients else None
+        sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters] if takes_gradients else []
+        for start in range(0, len(states), tokens):
+            positions = slice(start, min(start + tokens, len(states)))
             with torch.no_grad():
-                target = teacher(place)
-            with torch.set_grad_enabled(wanted):
-                part = hidden[place].detach().requires_grad_(wanted)
-                values = terms(head(part), target, place)
-                value = (values * weight).sum()
-            found += values.detach()
-            if by_hidden is not None:
-                first, *others = torch.autograd.grad(value, [part, *parameters])
-                by_hidden[place] = first
+                target = None if teacher is None else teacher.part(positions)
+            with torch.set_grad_enabled(takes_gradients):
+                chunk = states[positions].detach().requires_grad_(takes_gradients)
+                chunk_values = terms(head(chunk), target, positions)
+                chunk_sum = (chunk_values * weight).sum()
+            values += chunk_values.detach()
+            if state_gradients is not None:
+                first, *others = torch.autograd.grad(chunk_sum, [chunk, *parameters])
+                state_gradients[positions] = first
                 for total, gradient in zip(sums, others, strict=True):
                     total += gradient
-        context.mark_non_differentiable(found)
-        context.save_for_backward(*([by_hidden] if by_hidden is not None else []), *sums)
+        context.mark_non_differentiable(values)
+        context.save_for_backward(*([state_gradients] if state_gradients is not None else []), *sums)
         context.dtypes = [p.dtype for p in parameters]
-        return (found * weight).sum(), found
+        return (values * weight).sum(), values
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> Any:
-        by_hidden, *sums = context.saved_tensors
+        state_gradients, *sums = context.saved_tensors
         factor = gradients[0]
         parts = [(total * factor).to(dtype) for total, dtype in zip(sums, context.dtypes, strict=True)]
-        return (*[None] * 6, by_hidden * factor.to(by_hidden), *parts)
+        return (*[None] * 6, state_gradients * factor.to(state_gradients), *parts)

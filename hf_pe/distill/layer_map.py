@@ -4,17 +4,37 @@ Indices are of hidden states: 0 is what the embeddings give, the last what the l
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from hf_pe.weight_transfer import spread
 
-Pairs = list[tuple[int, int]]
+LayerPairs = list[tuple[int, int]]
 """(student, teacher), both rising."""
 
 
-def uniform(student: int, teacher: int) -> Pairs:
-    """Spread evenly, as many as both have: first with first, last with last.
+class LayerMapping(NamedTuple):
+    """How a student's layers learn from those of one teacher.
+
+    Attributes:
+        pairs: which hidden state learns from which; None: evenly.
+        projections: linear maps of the student's hidden states to the teacher's width, one for each pair; none where
+            the widths are equal.
+        scales: mean square of the teacher's hidden states, one for each pair, on the rows that were looked at first.
+            They must not depend on the batch: a step of several batches would differ from one of a large batch.
+        feature_scale: mean square of what the teacher's head reads, where a loss looks at that.
+    """
+
+    pairs: LayerPairs | None = None
+    projections: Sequence[nn.Module] = ()
+    scales: Sequence[torch.Tensor] = ()
+    feature_scale: torch.Tensor | None = None
+
+
+def uniform(student: int, teacher: int) -> LayerPairs:
+    """Pair layers spread evenly, as many as both have: first with first, last with last.
 
     Sun et al. 2019, arXiv:1908.09355, "skip".
 
@@ -26,8 +46,8 @@ def uniform(student: int, teacher: int) -> Pairs:
     return list(zip(spread(both, student), spread(both, teacher), strict=True))
 
 
-def last(student: int, teacher: int) -> Pairs:
-    """The student's last with the teacher's last, and so on down, as many as both have (Sun et al. 2019, "last").
+def last(student: int, teacher: int) -> LayerPairs:
+    """Pair the student's last with the teacher's last, and so on down, as many as both have (Sun et al. 2019, "last").
 
     Args:
         student, teacher: numbers of hidden states.
@@ -36,8 +56,8 @@ def last(student: int, teacher: int) -> Pairs:
     return [(student - both + i, teacher - both + i) for i in range(both)]
 
 
-def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> Pairs:
-    """Rising pairs, as many as both have, whose linear CKA adds up to the most, last with last.
+def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> LayerPairs:
+    """Return rising pairs, as many as both have, whose linear CKA adds up to the most, last with last.
 
     Kornblith et al. 2019, arXiv:1905.00414, eq. 4.
 
@@ -46,8 +66,8 @@ def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) ->
         teacher: likewise, of another width perhaps.
     """
     if len(student) > len(teacher):
-        return [(here, there) for there, here in similar(teacher, student)]
-    scores = torch.tensor([[_cka(here, there) for there in teacher] for here in student])
+        return [(i, j) for j, i in similar(teacher, student)]
+    scores = torch.tensor([[_cka(state, target) for target in teacher] for state in student])
     rows, columns = scores.shape
     # best[i, j]: of the first i + 1 of the student's, the last of them with j
     best = torch.full((rows, columns), float("-inf"))
@@ -64,7 +84,8 @@ def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) ->
     return pairs[::-1]
 
 
-def _cka(one: torch.Tensor, other: torch.Tensor) -> float:
-    one, other = (x.double() - x.double().mean(0) for x in (one, other))
-    alike = (one.T @ other).square().sum()
-    return float(alike / ((one.T @ one).norm() * (other.T @ other).norm()).clamp_min(1e-30))
+def _cka(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return the linear CKA of two representations of the same tokens, [tokens, width] each: 0 to 1."""
+    x, y = (states.double() - states.double().mean(0) for states in (x, y))
+    alignment = (x.T @ y).square().sum()
+    return float(alignment / ((x.T @ x).norm() * (y.T @ y).norm()).clamp_min(1e-30))

@@ -1,37 +1,57 @@
-"""What a student is trained for: the weighted sum of losses over its teachers, with each term to look at."""
+"""What a student is trained for: the weighted sum of losses over its teachers.
+
+For one batch, with
+
+    s       the student's signals: logits, embeddings, hidden states, attention, features, or its own loss on labels
+    t_k     the same signals of teacher k, without gradients
+    a_k     the weight of teacher k over the sum of all teachers' weights, so that the a_k add up to 1
+    w_l     the weight of loss l, which may follow a schedule
+    L_l     loss l, a mean over the rows, predictions, labels or tokens of the batch
+    f_l     the fraction of these rows, predictions, ... of an optimizer step that the batch holds; 1 for a single batch
+
+the objective is
+
+    sum over l of  w_l f_l (sum over k of  a_k L_l(s, t_k))
+
+The loss on labels (`task`) looks at no teacher and counts once. With gradient accumulation and with many processes the
+f_l make the sum over all batches of a step that of one large batch: means over unequal numbers of tokens would not be.
+
+Worked example: two teachers with weights 3 and 1 have a = (0.75, 0.25). With the losses {kl: 1.0, task: 0.5}, KL
+divergences of 0.4 and 0.8 and a cross-entropy of 2.0 the objective is 1.0 (0.75 * 0.4 + 0.25 * 0.8) + 0.5 * 2.0 = 1.5.
+
+Logits are [batch, tokens, classes] where a model predicts tokens and [batch, classes] where it predicts once; only
+positions that count (a label that is not -100) are compared, as [positions, classes]. Where the vocabulary is large
+they never stand in memory as a whole: `student_outputs.ChunkedOutputs` makes them 128 positions at a time and turns
+each chunk into gradients at once. Values and gradients are the same to rounding.
+
+Sources: Hinton et al. 2015, arXiv:1503.02531, for the weighted sum; the losses name their own.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
-from torch.nn import functional
-from transformers import PreTrainedModel
 
-from hf_pe.distill.attention import watched
-from hf_pe.distill.chunked import chunked
 from hf_pe.distill.counts import UNITS, Unit
-from hf_pe.distill.layer_map import Pairs
-from hf_pe.distill.losses.logits import Logits, agreement
-from hf_pe.distill.losses.masked_mean import Signals, counted
-from hf_pe.distill.losses.registry import LOSSES, Settings, per_token
+from hf_pe.distill.layer_map import LayerMapping
+from hf_pe.distill.losses.masked_mean import Signals
+from hf_pe.distill.losses.registry import LOSSES, LossSettings, signals_needed
 from hf_pe.distill.schedule import Scheduled, at
-from hf_pe.stitching import bridged, read_by
-from hf_pe.tasks import Batch, Head, Task, as_read_by, states
+from hf_pe.distill.signals import SignalRequest
+from hf_pe.distill.student_outputs import AGREEMENT, ChunkedOutputs, Comparison, StudentOutputs, WholeOutputs
+from hf_pe.distill.teachers.source import TeacherSource
+from hf_pe.tasks import Batch, Head, Task
 
-AGREEMENT = "agreement"
-"""Not a loss: the share of positions where both find the same class likeliest, or the embeddings' mean cosine."""
 
-
-class Outcome(NamedTuple):
-    """Of one batch.
+class ObjectiveValue(NamedTuple):
+    """The objective on one batch.
 
     Attributes:
-        loss: to take gradients of.
-        terms: each loss by name, unweighted, the teachers' weighted mean; and on request `agreement`.
+        loss: to take gradients of. *Shape:* ()
+        terms: each loss by name, the teachers' weighted mean, without gradients; and on request `agreement`.
         signals: what the student gave.
     """
 
@@ -40,100 +60,9 @@ class Outcome(NamedTuple):
     signals: Signals
 
 
-class Answers(Protocol):
-    """Where a teacher's answers come from."""
-
-    weight: float
-
-    def to(self, device: torch.device) -> None:
-        """Get ready to answer on `device`."""
-
-    def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
-        """As `Task.signals`, with `attentions` where asked for."""
-
-    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> "Last":
-        """For losses in chunks: the logits of the positions in `mask`, a part at a time, and what else is asked for."""
-
-
-class Last(NamedTuple):
-    """What a teacher gives where logits are not held whole."""
-
-    part: Any
-    signals: Signals
-
-
-class Link(NamedTuple):
-    """How a student's layers learn from those of one teacher.
-
-    Attributes:
-        pairs: which hidden state learns from which; None: evenly.
-        projections: of the student's hidden states to the teacher's width, one for each pair, where it differs.
-        scales: mean square of the teacher's hidden states, one for each pair, on the rows that were looked at first;
-            they must not hang on the batch, or a step of several batches would not be one of a large batch.
-        feature_scale: the same of what the teacher's head reads, where losses look at that.
-    """
-
-    pairs: Pairs | None = None
-    projections: Sequence[nn.Module] = ()
-    scales: Sequence[torch.Tensor] = ()
-    feature_scale: torch.Tensor | None = None
-
-
-@dataclass
-class Live:
-    """A model that answers as it is asked.
-
-    Attributes:
-        model: in evaluation mode, without gradients.
-        weight: beside other teachers.
-        head: where losses of the logits go in chunks.
-        label_head: where losses look at the features that it reads.
-    """
-
-    model: PreTrainedModel
-    weight: float = 1.0
-    head: Head | None = None
-    label_head: nn.Module | None = None
-
-    def to(self, device: torch.device) -> None:
-        """Move the model, unless its parts have their places already."""
-        if not (
-            is_sharded(self.model)
-            or getattr(self.model, "hf_device_map", None)
-            or getattr(self.model, "is_quantized", False)
-        ):
-            self.model.to(device)  # type: ignore[arg-type]
-
-    def signals(self, batch: Batch, *, task: Task, hidden: bool, attentions: bool) -> Signals:
-        """By a forward pass; images and sounds in the teacher's own precision."""
-        batch = batch | as_read_by(self.model, batch)
-        with torch.no_grad(), _watching(attentions) as seen, read_by(self.label_head) as read:
-            found = task.signals(self.model, batch, hidden=hidden)
-        return found | ({"attentions": seen} if attentions else {}) | ({"features": read[-1]} if read else {})
-
-    def last(self, batch: Batch, mask: torch.Tensor, *, hidden: bool, attentions: bool) -> Last:
-        """By a forward pass up to the last hidden state."""
-        assert self.head is not None
-        head = self.head
-        with torch.no_grad(), _watching(attentions) as seen:
-            found = states(self.model, batch) if hidden else ()
-            last = found[-1] if hidden else head.last_state(self.model, batch)
-        rows = last[mask]
-        return Last(lambda place: head(rows[place]), {"hidden_states": found, "attentions": seen})
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether its parameters are spread over processes (FSDP2)."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def _watching(attentions: bool) -> AbstractContextManager[Any]:
-    return watched() if attentions else nullcontext()
-
-
-@dataclass
+@dataclass(frozen=True)
 class Objective:
-    """The loss of a student on a batch.
+    """The loss of a student on a batch; the module's docstring has the formula.
 
     Attributes:
         task: gives the signals of all models.
@@ -141,31 +70,45 @@ class Objective:
         teachers: their losses count by their weights, which need not add up to 1.
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
-        head: the student's, where losses of the logits are to be taken in chunks.
-        label_head: the student's, made by `hf_pe.stitching.reuse_`, where losses look at the features that it reads.
-        links: how the student's layers learn from each teacher's, where losses look at hidden states.
+        head: the student's, where logits are to be made in chunks.
+        layer_mappings: how the student's layers learn from those of each teacher; none: evenly.
+        label_head: the student's, made by `hf_pe.stitching.reuse_`, where a loss looks at the features that it reads.
+
+    Example:
+        A teacher gives two classes the probabilities (0.8, 0.2), a student (0.5, 0.5); the label is the first class.
+        KL(teacher || student) is 0.193, the loss on the label -ln 0.5 = 0.693.
+
+        >>> from types import SimpleNamespace
+        >>> outputs = {"logits": torch.tensor([[0.5, 0.5]]).log(), "loss": -torch.tensor(0.5).log()}
+        >>> targets = {"logits": torch.tensor([[0.8, 0.2]]).log()}
+        >>> task = SimpleNamespace(signals=lambda model, batch, hidden: outputs)
+        >>> teacher = SimpleNamespace(weight=1.0, signals=lambda batch, request: targets)
+        >>> value = Objective(task, {"kl": 1.0, "task": 0.5}, [teacher])(model=None, batch={})
+        >>> {name: round(float(term), 3) for name, term in value.terms.items()}
+        {'kl': 0.193, 'task': 0.693}
+        >>> round(float(value.loss), 3)  # 1.0 * 0.193 + 0.5 * 0.693
+        0.539
     """
 
     task: Task
     weights: Mapping[str, Scheduled]
-    teachers: Sequence[Answers]
+    teachers: Sequence[TeacherSource]
     temperature: Scheduled = 1.0
     beta: float = 0.5
     head: Head | None = None
-    links: Sequence[Link] = ()
+    layer_mappings: Sequence[LayerMapping] = ()
     label_head: nn.Module | None = None
 
-    def __post_init__(self) -> None:
-        needs = {LOSSES[name].needs for name in self.weights}
-        self.hidden, self.attentions = "hidden_states" in needs, "attentions" in needs
-        total = sum(teacher.weight for teacher in self.teachers)
-        self.shares = [teacher.weight / total for teacher in self.teachers]
-        self.links = self.links or [Link()] * len(self.teachers)
+    @property
+    def request(self) -> SignalRequest:
+        """Which signals student and teachers are asked for."""
+        needed = signals_needed(self.weights)
+        return SignalRequest(self.task, "hidden_states" in needed, "attentions" in needed)
 
     @property
     def projections(self) -> list[nn.Module]:
-        """Of the student's hidden states, for all teachers: they learn along, and are no part of it."""
-        return [projection for link in self.links for projection in link.projections]
+        """The projections of the student's hidden states for all teachers: they are trained, and no part of it."""
+        return [projection for mapping in self.layer_mappings for projection in mapping.projections]
 
     def __call__(
         self,
@@ -176,127 +119,84 @@ class Objective:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         agreement: bool = False,
         shares: Mapping[Unit, torch.Tensor] | None = None,
-    ) -> Outcome:
-        """The student's loss on `batch`.
+    ) -> ObjectiveValue:
+        """Compute the student's loss on `batch`.
 
         Args:
             model: the student, wrapped perhaps.
             batch: as the task's collator makes it.
-            progress: share of the steps that are done, 0 to 1.
+            progress: fraction of the steps that are done, 0 to 1.
             autocast: makes what a teacher runs under; called for each of them.
             agreement: also say how far student and teachers agree.
-            shares: of what losses are means over, which share of a step this batch has: its losses are multiplied by
-                it, so that those of all batches add up to the step's. Default: the batch is the step.
+            shares: which fraction of a step's rows, tokens, ... this batch has; each loss is multiplied by that of what
+                it is a mean over, so that the losses of all batches add up to the step's. Default: 1.
         """
-        share_of = dict.fromkeys(UNITS, torch.ones(())) if shares is None else shares
-        settings = Settings(at(self.temperature, progress), self.beta)
+        settings = LossSettings(at(self.temperature, progress), self.beta)
         weights = {name: at(weight, progress) for name, weight in self.weights.items()}
-        if self.head is not None:
-            return self._in_chunks(model, batch, weights, settings, autocast, agreement, share_of)
-        with _watching(self.attentions) as seen, read_by(self.label_head) as read:
-            student = self.task.signals(model, batch, hidden=self.hidden)
-        student = self._completed(student, batch, seen)
-        if self.label_head is not None:
-            student["features"] = bridged(self.label_head, read[-1])
-        terms: dict[str, torch.Tensor] = {}
-        for teacher, share, link in zip(self.teachers, self.shares, self.links, strict=True):
-            student |= link._asdict()
-            wanted: Signals = {}
-            if self._asks(agreement):
+        total = _Total(weights, dict.fromkeys(UNITS, torch.ones(())) if shares is None else shares)
+        outputs = self._student_outputs(model, batch)
+        is_asked = agreement or any(LOSSES[name].needs_teacher for name in weights)
+        for number, (teacher, fraction, mapping) in enumerate(self._teachers_and_mappings()):
+            targets: Signals = {}
+            if is_asked:
                 with torch.no_grad(), autocast():
-                    wanted = teacher.signals(batch, task=self.task, hidden=self.hidden, attentions=self.attentions)
-            for name in weights:
-                if name != "task" or name not in terms:
-                    value = LOSSES[name].compute(student, wanted, settings)
-                    value = value * share_of[LOSSES[name].mean_over].to(value.device)
-                    _add(terms, name, value if name == "task" else share * value)
-            if agreement and (agreed := _agreement(student, wanted)) is not None:
-                _add(terms, AGREEMENT, share * agreed * share_of["predictions"].to(agreed.device))
-        loss = torch.stack([weight * terms[name] for name, weight in weights.items()]).sum()
-        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, student)
+                    targets = outputs.ask(teacher, batch, self.request)
+            fractions = {n: fraction if LOSSES[n].needs_teacher else 1.0 for n in weights}
+            own_weights = {n: weights[n] * fractions[n] for n in weights if number == 0 or LOSSES[n].needs_teacher}
+            comparison = outputs.compare(own_weights, targets, settings._replace(layers=mapping), agreement=agreement)
+            total.add(comparison, fractions | {AGREEMENT: fraction})
+        return ObjectiveValue(total.loss, total.detached_terms, outputs.signals)
 
-    def _in_chunks(
-        self,
-        model: Any,
-        batch: Batch,
-        weights: dict[str, float],
-        settings: Settings,
-        autocast: Callable[[], AbstractContextManager[Any]],
-        agreed: bool,
-        share_of: Mapping[Unit, torch.Tensor],
-    ) -> Outcome:
-        """The same without whole logits; what looks at hidden states or attention comes beside."""
-        assert self.head is not None
-        mask, labels = self.task.predicted(batch)  # type: ignore[attr-defined]
-        with _watching(self.attentions) as seen:
-            hidden = states(model, batch) if self.hidden else ()
-            last = hidden[-1] if self.hidden else self.head.last_state(model, batch)
-        student = self._completed({"hidden_states": hidden}, batch, seen)
-        count = max(len(labels), 1)
-        here_of_step = share_of["predictions"].to(labels.device)
-        terms: dict[str, torch.Tensor] = {}
-        losses: list[torch.Tensor] = []
-        for number, (teacher, share, link) in enumerate(zip(self.teachers, self.shares, self.links, strict=True)):
-            student |= link._asdict()
-            wanted = Last(lambda place: None, {})
-            if self._asks(agreed):
-                with torch.no_grad(), autocast():
-                    wanted = teacher.last(batch, mask, hidden=self.hidden, attentions=self.attentions)
-            names = [n for n in weights if LOSSES[n].each is not None and (n != "task" or number == 0)]
+    def _student_outputs(self, model: Any, batch: Batch) -> StudentOutputs:
+        if self.head is None:
+            return WholeOutputs.of(model, batch, self.request, self.label_head)
+        return ChunkedOutputs.of(model, batch, self.request, self.head)
 
-            def values(
-                here: torch.Tensor, there: Logits, place: slice, names: Sequence[str] = tuple(names)
-            ) -> torch.Tensor:
-                found = [per_token(name, here, there, labels[place], settings).sum() for name in names]
-                return torch.stack([*found, *([agreement(here.detach(), there).sum()] if agreed else [])])
-
-            parts = {name: 1.0 if name == "task" else share for name in [*names, *([AGREEMENT] if agreed else [])]}
-            factors = [weights.get(name, 0.0) * part / count for name, part in parts.items()]
-            loss, found = chunked(values, factors, (last[mask], self.head), wanted.part)
-            losses.append(loss * here_of_step)
-            for (name, part), value in zip(parts.items(), found, strict=True):
-                _add(terms, name, part * value / count * here_of_step)
-            beside = {}
-            for name in (n for n in weights if LOSSES[n].each is None):
-                value = LOSSES[name].compute(student, wanted.signals, settings)
-                beside[name] = share * value * share_of[LOSSES[name].mean_over].to(value.device)
-                _add(terms, name, beside[name].detach())
-            losses += [weights[name] * value for name, value in beside.items()]
-        return Outcome(torch.stack(losses).sum(), {n: v.detach() for n, v in terms.items()}, student)
-
-    def _asks(self, agreement: bool) -> bool:
-        """Whether anything looks at teachers: labels alone do not."""
-        return agreement or self.weights.keys() != {"task"}
-
-    def _completed(self, signals: Signals, batch: Batch, seen: Any) -> Signals:
-        """With which tokens count, and where they look."""
-        found = dict(signals)
-        if seen is not None:
-            found["attentions"] = seen
-        if self.hidden and found["hidden_states"][0].ndim == 4:
-            found["tokens"] = None  # maps have no padding
-        if "tokens" not in found and (self.hidden or self.attentions):
-            rows, tokens = (found["hidden_states"][0] if self.hidden else seen[0].query.transpose(1, 2)).shape[:2]
-            mask = batch.get("attention_mask")
-            fits = mask is not None and mask.shape == (rows, tokens)
-            device = next(iter(batch.values())).device
-            found["tokens"] = mask if fits else torch.ones(rows, tokens, dtype=torch.long, device=device)
-        return found
+    def _teachers_and_mappings(self) -> list[tuple[TeacherSource, float, LayerMapping]]:
+        """Return each teacher with its fraction of all weights and how layers learn from it."""
+        sum_of_weights = sum(teacher.weight for teacher in self.teachers)
+        fractions = [teacher.weight / sum_of_weights for teacher in self.teachers]
+        mappings = self.layer_mappings or [LayerMapping()] * len(self.teachers)
+        return list(zip(self.teachers, fractions, mappings, strict=True))
 
 
-def _add(terms: dict[str, torch.Tensor], name: str, value: torch.Tensor) -> None:
-    terms[name] = terms[name] + value if name in terms else value
+class _Total:
+    """Adds up the losses of a batch over teachers.
 
+    Args:
+        weights: of the losses, by name.
+        shares: see `Objective.__call__`.
+    """
 
-@torch.no_grad()
-def _agreement(student: Signals, teacher: Signals) -> torch.Tensor | None:
-    """None where embeddings have different widths, or there is nothing to compare: one output is always the largest."""
-    if "logits" in student:
-        if student["logits"].shape[-1] == 1:
-            return None
-        agreed = agreement(counted(student, student), counted(teacher, student))
-        return agreed.sum() / max(len(agreed), 1)
-    if "embeddings" not in student:
-        return None
-    here, there = (signals["embeddings"].float() for signals in (student, teacher))
-    return functional.cosine_similarity(here, there, dim=-1).mean() if here.shape == there.shape else None
+    def __init__(self, weights: Mapping[str, float], shares: Mapping[Unit, torch.Tensor]) -> None:
+        self.weights = weights
+        self.shares = shares
+        self.losses: dict[str, torch.Tensor] = {}
+        self.known: dict[str, torch.Tensor] = {}
+        self.weighted_sums: list[torch.Tensor] = []
+
+    def add(self, comparison: Comparison, fractions: Mapping[str, float]) -> None:
+        """Add what one teacher makes of the student, weighted by its fraction of all teachers."""
+        for sums, values in ((self.losses, comparison.losses), (self.known, comparison.known)):
+            for name, value in values.items():
+                term = fractions[name] * (value * self._share(name).to(value.device))
+                sums[name] = sums[name] + term if name in sums else term
+        if comparison.weighted_sum is not None:
+            # losses that go in chunks are all means over predictions
+            share = self.shares["predictions"].to(comparison.weighted_sum.device)
+            self.weighted_sums.append(comparison.weighted_sum * share)
+
+    @property
+    def loss(self) -> torch.Tensor:
+        """The weighted sum of all losses."""
+        return torch.stack(
+            [*self.weighted_sums, *(self.weights[name] * value for name, value in self.losses.items())]
+        ).sum()
+
+    @property
+    def detached_terms(self) -> dict[str, torch.Tensor]:
+        """Each loss by name without gradients, and the agreement."""
+        return {name: value.detach() for name, value in (self.losses | self.known).items()}
+
+    def _share(self, name: str) -> torch.Tensor:
+        return self.shares["predictions" if name == AGREEMENT else LOSSES[name].mean_over]

@@ -21,8 +21,10 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Cache, DistillationTrainer
-from hf_pe.distill.cache import open_cache, with_rows
-from hf_pe.distill.objective import Live, Objective
+from hf_pe.distill.objective import Objective
+from hf_pe.distill.teachers.cache_files import open_cache
+from hf_pe.distill.teachers.cached import with_rows
+from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.tasks import TaskData, TextClassification
 
 ROUNDS, STEPS, BATCH, RATE = 7, 8, 32, 1e-4
@@ -97,7 +99,7 @@ def main() -> None:
             return Objective(data.task, LOSSES, [answers], TEMPERATURE)
 
         ways: dict[str, Callable[[Any, Clock], list[float]]] = {
-            "hf_pe": lambda s, c: by_trainer(s, objective(Live(teacher)), rows, data.collate, folder, c),
+            "hf_pe": lambda s, c: by_trainer(s, objective(LiveTeacher(teacher)), rows, data.collate, folder, c),
             "loop with teacher": lambda s, c: by_hand(s, teacher, data, c),
             "hf_pe, cached": lambda s, c: by_trainer(s, objective(kept), numbered, collate, folder, c),
             "loop of the student alone": lambda s, c: by_hand(s, None, data, c),

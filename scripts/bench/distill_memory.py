@@ -20,8 +20,7 @@ from common import Clock, row, write
 from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from hf_pe.data import DataConfig, Examples
-from hf_pe.distill import Distillation, build
-from hf_pe.distill import recipe as recipe_module
+from hf_pe.distill import Distillation, build, training
 from hf_pe.dummies.tiny import lively
 from hf_pe.fresh.open_model import _anonymous, _watch
 from hf_pe.recipe import StageState
@@ -50,14 +49,14 @@ def once(way: str) -> None:
     student, data = models()
     recipe = Distillation(steps=STEPS, batch_size=1, losses={"kl": 1.0}, learning_rate=1e-4, warmup=0.0)
     clock = Clock()
-    trainer = recipe_module.DistillationTrainer
+    trainer = training.DistillationTrainer
 
     class Timed(trainer):  # type: ignore[misc, valid-type]
         def __init__(self, *args: object, **kwargs: object) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(clock)
 
-    recipe_module.DistillationTrainer = Timed
+    training.DistillationTrainer = Timed
     floor, peak, stop = _anonymous(), [0], threading.Event()
     watcher = threading.Thread(target=_watch, args=(peak, stop))
     watcher.start()

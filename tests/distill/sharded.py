@@ -11,8 +11,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_pe.distill.build import build
-from hf_pe.distill.objective import Live
+from hf_pe.distill.build import ObjectiveSettings, build
+from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.dummies.tiny import lively
 from hf_pe.tasks import CausalLM
 
@@ -29,8 +29,8 @@ def learned(student, teacher, rank=0, world=1):
         mine = ids[step * BATCH + rank * part :][:part]
         batch = {"input_ids": mine, "labels": mine}
         if objective is None:
-            told = {"losses": {"kl": 1.0, "hidden": 0.1}, "temperature": 2.0, "beta": 0.5, "layers": "uniform"}
-            objective = build(student, [Live(teacher)], CausalLM(), batch, **told)
+            settings = ObjectiveSettings({"kl": 1.0, "hidden": 0.1}, temperature=2.0)
+            objective = build(student, [LiveTeacher(teacher)], CausalLM(), batch, settings)
         found = objective(student, batch)
         found.loss.backward()
         optimizer.step()

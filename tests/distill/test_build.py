@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from hf_pe.distill.build import build
-from hf_pe.distill.objective import Live, _agreement
+from hf_pe.distill.build import ObjectiveSettings, build
+from hf_pe.distill.student_outputs import agreement_of
+from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.tasks import CausalLM, TextClassification
@@ -17,7 +18,7 @@ def test_a_model_with_one_output_is_not_distilled():
     model = BertForSequenceClassification(bert_config(num_labels=1))
     batch = {"input_ids": torch.tensor([[2, 5, 3]]), "labels": torch.tensor([0])}
     with pytest.raises(UsageError, match="got one with 1 output that predicts a number"):
-        build(model, [Live(model)], TextClassification(), batch, losses={}, temperature=1.0, beta=0.5, layers="uniform")
+        build(model, [LiveTeacher(model)], TextClassification(), batch, ObjectiveSettings(temperature=1.0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -28,10 +29,11 @@ def test_the_attention_of_models_in_16_bits_can_be_looked_at(dtype):
     )
     model = lively(LlamaForCausalLM(config)).to(dtype)
     ids = torch.arange(6, 166).reshape(5, 32)
-    settings = {"temperature": 1.0, "beta": 0.5, "layers": "uniform", "losses": {"attention": 1.0}}
+    settings = ObjectiveSettings({"attention": 1.0}, temperature=1.0)
     batch = {"input_ids": ids, "labels": ids}
-    assert build(model, [Live(copy.deepcopy(model))], CausalLM(), batch, **settings).weights == {"attention": 1.0}
+    teacher = LiveTeacher(copy.deepcopy(model))
+    assert build(model, [teacher], CausalLM(), batch, settings).weights == {"attention": 1.0}
 
 
 def test_one_output_has_no_agreement():
-    assert _agreement({"logits": torch.ones(4, 1)}, {"logits": -torch.ones(4, 1)}) is None
+    assert agreement_of({"logits": torch.ones(4, 1)}, {"logits": -torch.ones(4, 1)}) is None

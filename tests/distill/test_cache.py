@@ -19,8 +19,11 @@ from transformers import (
 
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation
-from hf_pe.distill import cache as module
-from hf_pe.distill.cache import Cache, _packed, _unpacked, open_cache, with_rows
+from hf_pe.distill.signals import SignalRequest
+from hf_pe.distill.teachers import cache_files as module
+from hf_pe.distill.teachers.cache_files import open_cache
+from hf_pe.distill.teachers.cached import Cache, with_rows
+from hf_pe.distill.teachers.packed_logits import packed, unpacked
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
@@ -44,9 +47,9 @@ def test_packing_keeps_classes_and_nearly_their_log_probabilities(classes, k):
     draw = np.random.default_rng(0)
     chosen = np.stack([draw.permutation(classes)[:k] for _ in range(9)])
     logs = -np.sort(draw.exponential(4, (9, k)).astype(np.float32))
-    packed = _packed(logs, chosen, classes)
-    assert packed.nbytes <= 9 * (4 * k if k > 1 else 4)
-    found, which = _unpacked(packed.reshape(-1), k, classes)
+    kept = packed(logs, chosen, classes)
+    assert kept.nbytes <= 9 * (4 * k if k > 1 else 4)
+    found, which = unpacked(kept.reshape(-1), k, classes)
     assert np.array_equal(which, chosen)
     assert np.abs(found - np.maximum(logs, -24)).max() < 0.004
 
@@ -182,7 +185,7 @@ def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folde
         signal = "embeddings" if name == "a" else "logits"
         with torch.no_grad():
             wanted = task.signals(model, batch)[signal]
-        found = kept.signals(batch, task=task, hidden=False, attentions=False)[signal]
+        found = kept.signals(batch, SignalRequest(task))[signal]
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 

@@ -6,11 +6,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_pe.distill.chunked import chunked
-from hf_pe.distill.losses.registry import Settings, per_token
+from hf_pe.distill.logit_source import ChunkedLogits
+from hf_pe.distill.losses.registry import LOSSES, LossSettings
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.tasks import Head, states
 
-LOSSES = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}
+WEIGHTS = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}
 KINDS = {
     "tied": ("llama", {"tie_word_embeddings": True}),
     "untied": ("llama", {"tie_word_embeddings": False}),
@@ -52,21 +53,24 @@ def test_values_and_gradients_are_those_of_whole_logits(kind, tokens):
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
     here, there = (m(**inputs).logits[mask].float() for m in (student, teacher))
-    plain = [per_token(name, here, there.detach(), labels[mask], Settings(2.0)).sum() for name in LOSSES]
-    wanted = sum(weight * term for weight, term in zip(LOSSES.values(), plain, strict=True))
+    compared = labels[mask], LossSettings(2.0)
+    plain = [LOSSES[name].by_position(here, there.detach(), *compared).sum() for name in WEIGHTS]
+    wanted = sum(weight * term for weight, term in zip(WEIGHTS.values(), plain, strict=True))
     wanted.backward()
     gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
 
     def terms(one, other, place):
-        return torch.stack([per_token(name, one, other, labels[mask][place], Settings(2.0)).sum() for name in LOSSES])
+        compared = labels[mask][place], LossSettings(2.0)
+        return torch.stack([LOSSES[name].by_position(one, other, *compared).sum() for name in WEIGHTS])
 
     heads = [Head.of(m, inputs) for m in (student, teacher)]
     assert all(heads)
     with torch.no_grad():
         known = states(teacher, inputs)[-1][mask]
     mine = states(student, inputs)[-1][mask]
-    loss, found = chunked(terms, list(LOSSES.values()), (mine, heads[0]), lambda place: heads[1](known[place]), tokens)
+    sources = ChunkedLogits(mine, heads[0]), ChunkedLogits(known, heads[1])
+    loss, found = chunked(terms, list(WEIGHTS.values()), *sources, tokens)
     loss.backward()
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(found, torch.stack(plain).detach(), rtol=1e-5, atol=1e-5)
@@ -106,9 +110,9 @@ def test_without_gradients_only_the_value_is_made():
     with torch.no_grad():
         hidden = states(model, inputs)[-1].flatten(0, 1)
         loss, _ = chunked(
-            lambda s, t, _: per_token("kl", s, t + 1, None, Settings()).sum()[None],
+            lambda s, t, _: LOSSES["kl"].by_position(s, t + 1, None, LossSettings()).sum()[None],
             [1.0],
-            (hidden, head),
-            lambda place: head(hidden[place]),
+            ChunkedLogits(hidden, head),
+            ChunkedLogits(hidden, head),
         )
     assert not loss.requires_grad and loss.abs() < 1e-3

@@ -125,13 +125,13 @@ def test_the_log_carries_each_term(work):
             seen.update(self.state.log_history[-1])
 
     recipe = Distillation(steps=2, losses={"cosine": 1.0, "mse": 0.5})
-    from hf_pe.distill import recipe as recipe_module
+    from hf_pe.distill import training
 
-    original, recipe_module.DistillationTrainer = recipe_module.DistillationTrainer, Watched
+    original, training.DistillationTrainer = training.DistillationTrainer, Watched
     try:
         train_student(recipe, student, data)
     finally:
-        recipe_module.DistillationTrainer = original
+        training.DistillationTrainer = original
     assert {"loss_cosine", "loss_mse"} <= set(seen)
 
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Teacher
-from hf_pe.distill.teacher import frozen
+from hf_pe.distill.teachers.load import frozen
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively

@@ -27,8 +27,8 @@ from transformers import (
 
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation, DistillationMixin, DistillationTrainer
-from hf_pe.distill.build import build
-from hf_pe.distill.objective import Live
+from hf_pe.distill.build import ObjectiveSettings, build
+from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
@@ -275,14 +275,14 @@ def test_several_teachers_count_by_their_weights(language):
     student, data = language
     other = lively(LlamaForCausalLM(student.config), seed=3).requires_grad_(False)
     batch = next(data.batches(data.train, 4))
-    told = {"losses": {"kl": 1.0, "task": 0.5}, "temperature": 1.0, "beta": 0.5, "layers": "uniform"}
+    settings = ObjectiveSettings({"kl": 1.0, "task": 0.5}, temperature=1.0)
 
     def value(*teachers):
-        found = build(student, teachers, CausalLM(), batch, **told)(student, batch)
+        found = build(student, teachers, CausalLM(), batch, settings)(student, batch)
         return float(found.terms["kl"]), float(found.terms["task"]), float(found.loss.detach())
 
-    one, two = value(Live(data.teacher)), value(Live(other))
-    both = value(Live(data.teacher, 3.0), Live(other, 1.0))
+    one, two = value(LiveTeacher(data.teacher)), value(LiveTeacher(other))
+    both = value(LiveTeacher(data.teacher, 3.0), LiveTeacher(other, 1.0))
     assert both[0] == pytest.approx(0.75 * one[0] + 0.25 * two[0], rel=1e-5)
     assert both[1] == pytest.approx(one[1]) == pytest.approx(two[1])
     assert both[2] == pytest.approx(both[0] + 0.5 * both[1], rel=1e-5)
@@ -293,8 +293,8 @@ def test_who_learns_from_labels_alone_asks_the_teacher_only_how_far_they_agree(l
     monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
     student, data = language
     batch = next(data.batches(data.train, 4))
-    told = {"temperature": 1.0, "beta": 0.5, "layers": "uniform"}
-    objective = build(student, [Live(data.teacher)], CausalLM(), batch, losses={"task": 1.0}, **told)
+    settings = ObjectiveSettings({"task": 1.0}, temperature=1.0)
+    objective = build(student, [LiveTeacher(data.teacher)], CausalLM(), batch, settings)
     assert (objective.head is None) == (large > 1)
     asked = []
     handle = data.teacher.register_forward_hook(lambda *_: asked.append(1))
@@ -312,18 +312,18 @@ def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_lay
     config = LlamaConfig(**student.config.to_dict() | sizes | {"head_dim": None})
     other = lively(LlamaForCausalLM(config), seed=3).requires_grad_(False)
     batch = next(data.batches(data.train, 4))
-    told = {"losses": {"hidden": 1.0}, "temperature": 1.0, "beta": 0.5, "layers": "uniform"}
-    teachers = [Live(data.teacher, 3.0), Live(other, 1.0)]
-    both = build(student, teachers, CausalLM(), batch, **told)
-    near, far = both.links
+    settings = ObjectiveSettings({"hidden": 1.0}, temperature=1.0)
+    teachers = [LiveTeacher(data.teacher, 3.0), LiveTeacher(other, 1.0)]
+    both = build(student, teachers, CausalLM(), batch, settings)
+    near, far = both.layer_mappings
     assert not near.projections
     assert far.pairs[-1] == (student.config.num_hidden_layers, config.num_hidden_layers)
     assert [p.weight.shape for p in both.projections] == [(config.hidden_size, student.config.hidden_size)] * len(
         far.pairs
     )
     alone = [
-        float(replace(both, teachers=[t], links=[link])(student, batch).loss.detach())
-        for t, link in zip(teachers, both.links, strict=True)
+        float(replace(both, teachers=[t], layer_mappings=[mapping])(student, batch).loss.detach())
+        for t, mapping in zip(teachers, both.layer_mappings, strict=True)
     ]
     assert float(both(student, batch).loss.detach()) == pytest.approx(0.75 * alone[0] + 0.25 * alone[1], rel=1e-5)
 

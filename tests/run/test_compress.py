@@ -230,17 +230,17 @@ def test_what_a_distillation_cannot_do_is_said_before_anything_is_cut(bert_folde
 def test_a_distillation_goes_on_in_the_middle(bert_folder, tmp_path, monkeypatch):
     steps = [Distillation(steps=6, batch_size=8, checkpoint_every=2)]
     call = {"data": TEXTS, "task": "embedding", "work": tmp_path}
-    from hf_pe.distill import recipe as module
+    from hf_pe.distill import training as module
 
     seen = []
 
-    class Stopping(module._Progress):
+    class Stopping(module.Progress):
         def on_step_end(self, args, state, control, **rest):
             seen.append(state.global_step)
             if len(seen) == 5:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_Progress", Stopping)
+    monkeypatch.setattr(module, "Progress", Stopping)
     with pytest.raises(KeyboardInterrupt):
         compress(str(bert_folder), steps, **call)
     compress(str(bert_folder), steps, resume=True, **call)

@@ -9,7 +9,7 @@ from transformers import BertForMaskedLM, LlamaForCausalLM
 from hf_pe.calibration import answers
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Cache, Distillation
-from hf_pe.distill.cache import open_cache
+from hf_pe.distill.teachers.cache_files import open_cache
 from hf_pe.dummies.tiny import lively
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Head, MaskedLM, few_tokens

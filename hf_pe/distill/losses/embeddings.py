@@ -5,22 +5,53 @@ from torch.nn import functional
 
 
 def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean of 1 - cosine over embeddings [batch, width] (Sanh et al. 2019, arXiv:1910.01108, section 3)."""
+    """Return the mean of 1 - cosine of two embeddings (Sanh et al. 2019, arXiv:1910.01108, section 3).
+
+    Args:
+        student, teacher: embeddings. *Shape:* (batch, width)
+
+    Returns:
+        *Shape:* ()
+
+    Example:
+        >>> cosine(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
+        tensor(0.5000)
+    """
     return (1 - functional.cosine_similarity(student.float(), teacher.float(), dim=-1)).mean().clamp_min(0)
 
 
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Squared distance of embeddings [batch, width], mean over it (Reimers & Gurevych 2020, arXiv:2004.09813)."""
+    """Return the squared distance of two embeddings, mean over the batch (Reimers & Gurevych 2020, arXiv:2004.09813).
+
+    Args:
+        student, teacher: embeddings. *Shape:* (batch, width)
+
+    Returns:
+        *Shape:* ()
+
+    Example:
+        >>> mse(torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]]))
+        tensor(25.)
+    """
     return (student.float() - teacher.float()).square().sum(-1).mean()
 
 
 def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of the similarities within the batch, embeddings [batch, width].
+    """Return the mean squared difference of the cosines of all pairs of rows within the batch.
 
-    Rows of other batches have no say: with gradient accumulation or several processes, the loss of a step is the mean
-    over its batches, each compared within itself.
+    Tung & Mori 2019, arXiv:1907.09682, with cosines in place of normalised dot products. The widths of student and
+    teacher may differ. Rows of other batches have no say: with gradient accumulation or several processes, the loss of
+    a step is the mean over its batches, each compared within itself.
 
-    Tung & Mori 2019, arXiv:1907.09682, with cosines in place of normalised dot products.
+    Args:
+        student, teacher: embeddings. *Shape:* (batch, width)
+
+    Returns:
+        *Shape:* ()
+
+    Example:
+        >>> similarity(torch.eye(2), torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]))  # cosine 0 in place of 1, twice
+        tensor(0.5000)
     """
-    one, other = (functional.normalize(e.float(), dim=-1) for e in (student, teacher))
-    return (one @ one.T - other @ other.T).square().mean()
+    own, target = (functional.normalize(e.float(), dim=-1) for e in (student, teacher))
+    return (own @ own.T - target @ target.T).square().mean()

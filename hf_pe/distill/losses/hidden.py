@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hf_pe.distill.layer_map import Pairs, uniform
+from hf_pe.distill.layer_map import LayerPairs, uniform
 from hf_pe.distill.losses.masked_mean import masked_mean, mean_of_rows
 from hf_pe.tasks import as_map
 
@@ -15,28 +15,38 @@ def hidden(
     student: tuple[torch.Tensor, ...],
     teacher: tuple[torch.Tensor, ...],
     mask: torch.Tensor | None,
-    pairs: Pairs | None = None,
+    pairs: LayerPairs | None = None,
     projections: Sequence[nn.Module] = (),
     scales: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """Squared difference of hidden states [batch, tokens, width] over the teacher's mean square, mean over pairs.
+    """Return the squared difference of hidden states over the teacher's mean square, mean over pairs of layers.
 
     TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer. Of feature maps, FitNets'
     hints (Romero et al. 2015, arXiv:1412.6550, eq. 3), on the coarser of the two grids.
 
     Args:
-        student, teacher: hidden states of all layers; or feature maps, see `side_by_side`.
-        mask: tokens that count, [batch, tokens]; None: all.
+        student, teacher: hidden states of all layers, *Shape:* (batch, tokens, width); or feature maps, see
+            `side_by_side`.
+        mask: tokens that count. *Shape:* (batch, tokens); None: all
         pairs: which learns from which; default `uniform`.
         projections: one for each pair, from the student's width to the teacher's; none where these are equal.
         scales: the teacher's mean square for each pair; default: that of this batch.
 
+    Returns:
+        *Shape:* ()
+
     Raises:
         ValueError: the widths differ, and there are no projections.
+
+    Example:
+        >>> state = torch.ones(1, 2, 4)  # the second token is padding: it does not count
+        >>> padded = torch.cat([2 * torch.ones(1, 1, 4), 100 * torch.ones(1, 1, 4)], 1)
+        >>> hidden((state,), (padded,), mask=torch.tensor([[1, 0]]))  # (2 - 1)^2 / 2^2
+        tensor(0.2500)
     """
     terms = []
-    for number, (here, there) in enumerate(pairs or uniform(len(student), len(teacher))):
-        state, target = side_by_side(student[here], teacher[there].float())
+    for number, (layer, teacher_layer) in enumerate(pairs or uniform(len(student), len(teacher))):
+        state, target = side_by_side(student[layer], teacher[teacher_layer].float())
         if projections:
             state = projections[number](state)
         elif state.shape[-1] != target.shape[-1]:
@@ -50,8 +60,10 @@ def hidden(
 
 
 def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
-    """Hidden states of the same places: [batch, tokens, width] as they are; feature maps (see `as_map`) averaged down
-    to the coarsest grid among them, [batch, places, width].
+    """Return hidden states of the same places.
+
+    States [batch, tokens, width] stay as they are; feature maps (see `as_map`) are averaged down to the coarsest grid
+    among them, [batch, places, width].
     """
     if any(state.ndim != 4 for state in states):
         return list(states)
@@ -61,14 +73,21 @@ def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
 
 
 def features(student: torch.Tensor, teacher: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """Squared difference of what the heads read, [places, width], over the teacher's mean square.
+    """Return the squared difference of what the heads read over the teacher's mean square.
 
     Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a bridge to the teacher's width, and the
     teacher's head is used again.
 
     Args:
-        student, teacher: at the places that count; the loss is 0 where there are none.
+        student, teacher: at the places that count; the loss is 0 where there are none. *Shape:* (places, width)
         scale: the teacher's mean square; default: that of this batch.
+
+    Returns:
+        *Shape:* ()
+
+    Example:
+        >>> features(torch.ones(3, 4), 2 * torch.ones(3, 4))  # (2 - 1)^2 / 2^2
+        tensor(0.2500)
     """
     target = teacher.float()
     scale = mean_of_rows(target.square()) if scale is None else scale.to(target.device)

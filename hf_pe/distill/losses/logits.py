@@ -6,19 +6,23 @@ import torch
 from torch.nn import functional
 
 
-class Top(NamedTuple):
-    """The likeliest classes of each position, as a cache keeps them.
+class TopKLogits(NamedTuple):
+    """The k likeliest classes of each position, as a cache keeps them.
 
     Attributes:
-        logs: log-probabilities at one temperature, [positions, k], falling.
-        classes: which they are, [positions, k].
+        log_probs: log-probabilities at one temperature, falling. *Shape:* (positions, k)
+        classes: which classes they are of. *Shape:* (positions, k)
     """
 
-    logs: torch.Tensor
+    log_probs: torch.Tensor
     classes: torch.Tensor
 
+    def part(self, positions: slice) -> "TopKLogits":
+        """Return those of a slice of the positions."""
+        return TopKLogits(self.log_probs[positions], self.classes[positions])
 
-Logits = torch.Tensor | Top
+
+Logits = torch.Tensor | TopKLogits
 
 
 NEVER = -1e4
@@ -26,43 +30,85 @@ NEVER = -1e4
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(teacher || student) of the softened classes: logits [..., classes] to [...].
+    """Return the Kullback-Leibler divergence of the student from the teacher, T^2 KL(P || Q).
 
-    Hinton et al. 2015, arXiv:1503.02531, section 2.
+    P and Q are the softmax of the teacher's and the student's logits over the temperature T; T^2 keeps gradients of the
+    same size (Hinton et al. 2015, arXiv:1503.02531, section 2).
+
+    Args:
+        student, teacher: logits. *Shape:* (..., classes)
+        temperature: T.
+
+    Returns:
+        *Shape:* (...)
+
+    Example:
+        >>> teacher = torch.tensor([[0.8, 0.2], [0.5, 0.5]]).log()  # 0.8 ln(0.8 / 0.5) + 0.2 ln(0.2 / 0.5) = 0.1927
+        >>> kl(torch.zeros(2, 2), teacher, temperature=1.0)
+        tensor([0.1927, 0.0000])
     """
-    here, there = softened(student, temperature), softened(teacher, temperature)
-    return _kl(there, here) * temperature**2
+    own, target = softened(student, temperature), softened(teacher, temperature)
+    return _kl(target, own) * temperature**2
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 KL(student || teacher): the student keeps to what the teacher finds likely (Gu et al. 2024, arXiv:2306.08543,
-    eq. 1). Logits [..., classes] to [...]."""
-    here, there = softened(student, temperature), softened(teacher, temperature)
-    return _kl(here, there) * temperature**2
+    """Return T^2 KL(Q || P), with P of the teacher and Q of the student: the student keeps to what the teacher finds
+    likely (Gu et al. 2024, arXiv:2306.08543, eq. 1).
+
+    Args:
+        student, teacher, temperature: as of `kl`.
+
+    Example:
+        >>> teacher = torch.tensor([[0.8, 0.2]]).log()
+        >>> reverse_kl(torch.zeros(1, 2), teacher, temperature=1.0)  # ln(0.5 / 0.8) / 2 + ln(0.5 / 0.2) / 2
+        tensor([0.2231])
+    """
+    own, target = softened(student, temperature), softened(teacher, temperature)
+    return _kl(own, target) * temperature**2
 
 
 def jsd(student: torch.Tensor, teacher: torch.Tensor, temperature: float, beta: float = 0.5) -> torch.Tensor:
-    """T^2 of the generalised Jensen-Shannon divergence: logits [..., classes] to [...].
+    """Return T^2 times the generalised Jensen-Shannon divergence.
 
     beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q, P the teacher, Q the student (Agarwal et al.
-    2024, arXiv:2306.13649, eq. 1).
+    2024, arXiv:2306.13649, eq. 1). Never above the entropy of (beta, 1 - beta), ln 2 at the most, times T^2.
+
+    Args:
+        student, teacher, temperature: as of `kl`.
+        beta: near 0 it is forward KL, near 1 reverse KL, each times a factor.
+
+    Example:
+        >>> jsd(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]]), temperature=1.0)  # ln 2
+        tensor([0.6931])
     """
-    here, there = softened(student, temperature), softened(teacher, temperature)
-    shares = torch.tensor([beta, 1 - beta], device=here.device).log()
-    mixed = torch.logsumexp(torch.stack([there + shares[0], here + shares[1]]), 0)
-    return (beta * _kl(there, mixed) + (1 - beta) * _kl(here, mixed)) * temperature**2
+    own, target = softened(student, temperature), softened(teacher, temperature)
+    logs = torch.tensor([beta, 1 - beta], device=own.device).log()
+    mixed = torch.logsumexp(torch.stack([target + logs[0], own + logs[1]]), 0)
+    return (beta * _kl(target, mixed) + (1 - beta) * _kl(own, mixed)) * temperature**2
 
 
 def dist(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 (1 - Pearson correlation) of the softened classes, of each position and, over positions, of each class.
+    """Return T^2 (1 - Pearson correlation) of softened classes, of each position and, over positions, of each class.
 
-    Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Logits [positions, classes] to a number.
-    Positions of other batches have no say: with gradient accumulation or several processes, the loss of a step is the
-    mean over its batches, each compared within itself.
+    Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Positions of other batches have no say: with
+    gradient accumulation or several processes, the loss of a step is the mean over its batches, each compared within
+    itself.
+
+    Args:
+        student, teacher: logits. *Shape:* (positions, classes)
+        temperature: T.
+
+    Returns:
+        *Shape:* ()
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 1.0], [0.0, 3.0, 1.0]])
+        >>> round(float(dist(logits + 5, logits, temperature=1.0)), 4)
+        0.0
     """
-    here, there = (softened(logits, temperature).exp() for logits in (student, teacher))
-    inter = 1 - _pearson(here, there).mean()
-    intra = 1 - _pearson(here.T, there.T).mean() if len(here) > 1 else inter.new_zeros(())
+    own, target = (softened(logits, temperature).exp() for logits in (student, teacher))
+    inter = 1 - _pearson(own, target).mean()
+    intra = 1 - _pearson(own.T, target.T).mean() if len(own) > 1 else inter.new_zeros(())
     return (inter + intra) * temperature**2
 
 
@@ -71,23 +117,23 @@ def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     return functional.log_softmax(logits.float() / temperature, dim=-1)
 
 
-def _kl(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """KL of log-probabilities [..., classes]; rounding below zero is cut off."""
-    return (one.exp() * (one - other)).sum(-1).clamp_min(0)
+def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Return KL(P || Q) of log-probabilities [..., classes]; rounding below zero is cut off."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
 
 
-def _pearson(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    one, other = one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True)
-    return functional.cosine_similarity(one, other, dim=-1, eps=1e-12)
+def _pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    x, y = x - x.mean(-1, keepdim=True), y - y.mean(-1, keepdim=True)
+    return functional.cosine_similarity(x, y, dim=-1, eps=1e-12)
 
 
-def agreement(student: torch.Tensor, teacher: Logits) -> torch.Tensor:
-    """Whether both find the same class likeliest, of logits [positions, classes]: [positions]."""
-    likeliest = teacher.classes[:, 0] if isinstance(teacher, Top) else teacher.argmax(-1)
+def agrees(student: torch.Tensor, teacher: Logits) -> torch.Tensor:
+    """Return 1 where both give the same class the highest logit, else 0: logits [positions, classes] to [positions]."""
+    likeliest = teacher.classes[:, 0] if isinstance(teacher, TopKLogits) else teacher.argmax(-1)
     return (student.argmax(-1) == likeliest).float()
 
 
 def with_rest(logs: torch.Tensor) -> torch.Tensor:
-    """Log-probabilities [positions, k] and that of all other classes, [positions, k + 1]."""
+    """Return log-probabilities [positions, k] and, behind them, that of all other classes: [positions, k + 1]."""
     rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-6).log()
     return torch.cat([logs, rest], -1)

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from hf_pe.distill.losses.logits import Logits, Top
+from hf_pe.distill.losses.logits import Logits, TopKLogits
 
 Signals = dict[str, Any]
 
 
 def mean_of_rows(values: torch.Tensor) -> torch.Tensor:
-    """Mean of all entries; 0 where there are none."""
+    """Return the mean of all entries; 0 where there are none."""
     return values.sum() / max(values.numel(), 1)
 
 
@@ -23,9 +23,9 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
 
 
 def counted(signals: Signals, masked: Signals) -> Any:
-    """Logits [positions, classes] of the positions that count; what a cache gives has no others."""
+    """Return the logits [positions, classes] of the positions that count; what a cache gives has no others."""
     logits: Logits = signals["logits"]
-    if isinstance(logits, Top):
+    if isinstance(logits, TopKLogits):
         return logits
     mask = positions(masked)
     if mask is None or signals.get("only_counted"):
@@ -34,12 +34,12 @@ def counted(signals: Signals, masked: Signals) -> Any:
 
 
 def places(features: torch.Tensor, signals: Signals) -> torch.Tensor:
-    """Rows [places, width] where the logits count."""
+    """Return the rows [places, width] of features where the logits count."""
     mask = positions(signals)
     return features.flatten(0, -2) if mask is None else features[mask.bool()]
 
 
 def positions(signals: Signals) -> torch.Tensor | None:
-    """The mask of the logits' positions; None where there is one prediction per example."""
+    """Return the mask of the logits' positions; None where there is one prediction per example."""
     mask = signals.get("mask")
     return mask if mask is not None and mask.shape == signals["logits"].shape[:-1] else None

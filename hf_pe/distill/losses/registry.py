@@ -1,103 +1,155 @@
-"""Distillation losses: pure functions of what student and teacher give. Zero when equal, never negative."""
+"""The distillation losses, one line each: recipe files, their schema, checks, plans, cards and chunked training follow.
 
-from collections.abc import Callable
-from typing import NamedTuple
+A loss is a pure function of what student and teacher give: zero when both are equal, never negative. To add one, write
+the function and its line in `LOSSES`.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
 
 from hf_pe.distill.attention import Attention
 from hf_pe.distill.counts import Unit
+from hf_pe.distill.layer_map import LayerMapping
 from hf_pe.distill.losses.attention import attention, relations
 from hf_pe.distill.losses.embeddings import cosine, mse, similarity
 from hf_pe.distill.losses.hidden import features, hidden
-from hf_pe.distill.losses.logits import NEVER, Logits, Top, dist, jsd, kl, reverse_kl, softened, with_rest
+from hf_pe.distill.losses.logits import NEVER, Logits, TopKLogits, dist, jsd, kl, reverse_kl, softened, with_rest
 from hf_pe.distill.losses.masked_mean import Signals, counted, mean_of_rows, places
 
+CACHED_SIGNALS = ("logits", "embeddings")
+"""What a cache keeps of a teacher."""
 
-class Settings(NamedTuple):
-    """What losses of logits go by."""
+
+class LossSettings(NamedTuple):
+    """What losses depend on besides the signals of student and teacher.
+
+    Attributes:
+        temperature: of the logits.
+        beta: of the Jensen-Shannon divergence.
+        layers: which hidden state learns from which.
+    """
 
     temperature: float = 1.0
     beta: float = 0.5
+    layers: LayerMapping = LayerMapping()
 
 
-Each = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, Settings], torch.Tensor]
-"""Logits [positions, classes] of student and teacher and labels [positions] to values, [positions]."""
+PositionLoss = Callable[[torch.Tensor, Logits, torch.Tensor | None, LossSettings], torch.Tensor]
+"""From logits [positions, classes] of student and teacher and labels [positions] to values [positions]."""
+Divergence = Callable[[torch.Tensor, torch.Tensor, LossSettings], torch.Tensor]
+"""From logits [positions, classes] of student and teacher over the same classes to values [positions]."""
 
 
 class Loss(NamedTuple):
-    """A loss with the signal it needs, what it is a mean over, and what the card says about it."""
+    """A loss and what the rest of the package has to know of it.
 
-    compute: Callable[[Signals, Signals, Settings], torch.Tensor]
+    Attributes:
+        compute: its value, from the signals of student and teacher.
+        needs: the signal that it looks at: logits, embeddings, hidden_states, attentions, features, or loss, the
+            student's own one on the labels, for which no teacher is needed.
+        mean_over: what it is a mean over.
+        title: for plans and cards.
+        reference: the link to its paper; its entry of `hf_pe.papers` becomes a citation of the card.
+        default_weight: its weight in recipes that name no losses; None: it is not among them.
+        by_position: the same for each position of the logits alone, so that these can be read in chunks; None where
+            positions depend on each other.
+        top_k_suffices: whether the teacher's likeliest classes are enough.
+    """
+
+    compute: Callable[[Signals, Signals, LossSettings], torch.Tensor]
     needs: str
     mean_over: Unit
     title: str
     reference: str
-    each: Each | None = None
-    """The same position by position; None where positions depend on each other."""
-    sparse: bool = False
-    """Whether the teacher's likeliest classes are enough."""
+    default_weight: float | None = None
+    by_position: PositionLoss | None = None
+    top_k_suffices: bool = False
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it looks at a teacher, and not at the student's labels alone."""
+        return self.needs != "loss"
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether what a cache keeps of a teacher is enough."""
+        return not self.needs_teacher or self.needs in CACHED_SIGNALS
 
 
-def per_token(
-    name: str, student: torch.Tensor, teacher: Logits, labels: torch.Tensor | None, settings: Settings
-) -> torch.Tensor:
-    """A loss that has `each`, of logits [positions, classes]: [positions].
+def divergence_loss(divergence: Divergence, title: str, reference: str, default_weight: float | None = None) -> Loss:
+    """Return the record of a divergence between the classes of student and teacher, position by position.
+
+    Args:
+        divergence: of logits over the same classes.
+        title, reference, default_weight: see `Loss`.
+    """
+    by_position = _over_shared_classes(divergence)
+
+    def compute(student: Signals, teacher: Signals, settings: LossSettings) -> torch.Tensor:
+        return mean_of_rows(by_position(counted(student, student), counted(teacher, student), None, settings))
+
+    return Loss(compute, "logits", "predictions", title, reference, default_weight, by_position, top_k_suffices=True)
+
+
+def _over_shared_classes(divergence: Divergence) -> PositionLoss:
+    """Return a divergence over the classes that student and teacher share.
 
     Classes that only one of the two has (rows that pad a vocabulary) are left out. Of a teacher of which the likeliest
     classes are known, all others count as one class, in both.
     """
-    loss = LOSSES[name]
-    assert loss.each is not None
-    if not loss.sparse:
-        return loss.each(student, student, labels, settings)
-    if isinstance(teacher, Top):
-        shared = teacher.classes < student.shape[-1]
-        classes = teacher.classes.clamp_max(student.shape[-1] - 1)
-        here = softened(student, settings.temperature).gather(-1, classes).masked_fill(~shared, NEVER)
-        there = teacher.logs.masked_fill(~shared, NEVER)
-        one = settings._replace(temperature=1.0)
-        return loss.each(with_rest(here), with_rest(there), labels, one) * settings.temperature**2
-    both = min(student.shape[-1], teacher.shape[-1])
-    return loss.each(student[..., :both], teacher[..., :both], labels, settings)
+
+    def by_position(
+        student: torch.Tensor, teacher: Logits, labels: torch.Tensor | None, settings: LossSettings
+    ) -> torch.Tensor:
+        if isinstance(teacher, TopKLogits):
+            logits = _over_likeliest(student, teacher, settings.temperature)
+            return divergence(*logits, settings._replace(temperature=1.0)) * settings.temperature**2
+        shared = min(student.shape[-1], teacher.shape[-1])
+        return divergence(student[..., :shared], teacher[..., :shared], settings)
+
+    return by_position
 
 
-def _divergence_loss(name: str, each: Each, title: str, paper: str) -> Loss:
-    def compute(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
-        values = per_token(name, counted(student, student), counted(teacher, student), None, settings)
-        return mean_of_rows(values)
+def _over_likeliest(
+    student: torch.Tensor, teacher: TopKLogits, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-probabilities [positions, k + 1] of both, of the teacher's likeliest classes and of all others."""
+    is_shared = teacher.classes < student.shape[-1]
+    classes = teacher.classes.clamp_max(student.shape[-1] - 1)
+    student_log_probs = softened(student, temperature).gather(-1, classes).masked_fill(~is_shared, NEVER)
+    return with_rest(student_log_probs), with_rest(teacher.log_probs.masked_fill(~is_shared, NEVER))
 
-    return Loss(compute, "logits", "predictions", title, paper, each, sparse=True)
 
-
-def _own(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor | None, settings: Settings) -> torch.Tensor:
+def _cross_entropy(
+    student: torch.Tensor, teacher: Logits, labels: torch.Tensor | None, settings: LossSettings
+) -> torch.Tensor:
     assert labels is not None
     return functional.cross_entropy(student.float(), labels, reduction="none")
 
 
-def _dist(student: Signals, teacher: Signals, settings: Settings) -> torch.Tensor:
-    here, there = counted(student, student), counted(teacher, student)
-    both = min(here.shape[-1], there.shape[-1])
-    if not len(here):
-        nothing: torch.Tensor = here.float().sum()
+def _dist(student: Signals, teacher: Signals, settings: LossSettings) -> torch.Tensor:
+    student_logits, teacher_logits = counted(student, student), counted(teacher, student)
+    shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
+    if not len(student_logits):
+        nothing: torch.Tensor = student_logits.float().sum()
         return nothing
-    return dist(here[:, :both], there[:, :both], settings.temperature)
+    return dist(student_logits[:, :shared], teacher_logits[:, :shared], settings.temperature)
 
 
 LOSSES = {
-    "kl": _divergence_loss(
-        "kl", lambda s, t, _, by: kl(s, t, by.temperature), "KL of the logits", "https://arxiv.org/abs/1503.02531"
+    "kl": divergence_loss(
+        lambda s, t, by: kl(s, t, by.temperature), "KL of the logits", "https://arxiv.org/abs/1503.02531", 1.0
     ),
-    "reverse_kl": _divergence_loss(
-        "reverse_kl",
-        lambda s, t, _, by: reverse_kl(s, t, by.temperature),
+    "reverse_kl": divergence_loss(
+        lambda s, t, by: reverse_kl(s, t, by.temperature),
         "reverse KL of the logits",
         "https://arxiv.org/abs/2306.08543",
     ),
-    "jsd": _divergence_loss(
-        "jsd",
-        lambda s, t, _, by: jsd(s, t, by.temperature, by.beta),
+    "jsd": divergence_loss(
+        lambda s, t, by: jsd(s, t, by.temperature, by.beta),
         "Jensen-Shannon divergence of the logits",
         "https://arxiv.org/abs/2306.13649",
     ),
@@ -108,6 +160,7 @@ LOSSES = {
         "rows",
         "cosine of the embeddings",
         "https://arxiv.org/abs/1910.01108",
+        1.0,
     ),
     "mse": Loss(
         lambda s, t, _: mse(s["embeddings"], t["embeddings"]),
@@ -122,15 +175,16 @@ LOSSES = {
         "batches",
         "similarities within the batch",
         "https://arxiv.org/abs/1907.09682",
+        10.0,
     ),
     "hidden": Loss(
-        lambda s, t, _: hidden(
+        lambda s, t, by: hidden(
             s["hidden_states"],
             t["hidden_states"],
             s["tokens"],
-            s.get("pairs"),
-            s.get("projections", ()),
-            s.get("scales", ()),
+            by.layers.pairs,
+            by.layers.projections,
+            by.layers.scales,
         ),
         "hidden_states",
         "tokens",
@@ -138,14 +192,14 @@ LOSSES = {
         "https://arxiv.org/abs/1909.10351",
     ),
     "features": Loss(
-        lambda s, t, _: features(places(s["features"], s), places(t["features"], s), s.get("feature_scale")),
+        lambda s, t, by: features(places(s["features"], s), places(t["features"], s), by.layers.feature_scale),
         "features",
         "predictions",
         "features before the head, which is reused",
         "https://arxiv.org/abs/2203.14001",
     ),
     "attention": Loss(
-        lambda s, t, _: attention(*_paired(s, t), s["tokens"]),
+        lambda s, t, by: attention(*_paired(s["attentions"], t["attentions"], by.layers), s["tokens"]),
         "attentions",
         "tokens",
         "attention maps",
@@ -164,21 +218,38 @@ LOSSES = {
         "labels",
         "task loss",
         "",
-        _own,
+        by_position=_cross_entropy,
     ),
 }
 """All losses by the name recipes use. `task` is the student's own loss on the labels."""
 
 
-def chunkable() -> list[str]:
-    """Losses that look at the logits of one position at a time."""
-    return [name for name, loss in LOSSES.items() if loss.each is not None]
+def signals_needed(names: Iterable[str]) -> set[str]:
+    """Return the signals that losses look at."""
+    return {LOSSES[name].needs for name in names}
 
 
-def _paired(student: Signals, teacher: Signals) -> tuple[list[Attention], list[Attention]]:
-    """The student's layers and those of the teacher that they learn from."""
-    here, there = student["attentions"], teacher["attentions"]
-    pairs = [(i - 1, j - 1) for i, j in student.get("pairs") or () if i and j]
-    if not pairs or max(pairs) != (len(here) - 1, len(there) - 1):
-        pairs = [(i, round((i + 1) * len(there) / len(here)) - 1) for i in range(len(here))]
-    return [here[i] for i, _ in pairs], [there[j] for _, j in pairs]
+def losses_of(signals: Collection[str]) -> list[str]:
+    """Return the names of all losses that look at one of these signals."""
+    return [name for name, loss in LOSSES.items() if loss.needs in signals]
+
+
+def default_losses(signals: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weights where a recipe names no losses: those of the first signal with a default that is there.
+
+    Args:
+        signals: what the task's model gives.
+    """
+    defaults = {name: loss for name, loss in LOSSES.items() if loss.default_weight is not None}
+    signal = next(loss.needs for loss in defaults.values() if loss.needs in signals)
+    return {name: loss.default_weight or 0.0 for name, loss in defaults.items() if loss.needs == signal}
+
+
+def _paired(
+    student: list[Attention], teacher: list[Attention], layers: LayerMapping
+) -> tuple[list[Attention], list[Attention]]:
+    """Return the attention of the student's layers and of those of the teacher that they learn from."""
+    pairs = [(i - 1, j - 1) for i, j in layers.pairs or () if i and j]
+    if not pairs or max(pairs) != (len(student) - 1, len(teacher) - 1):
+        pairs = [(i, round((i + 1) * len(teacher) / len(student)) - 1) for i in range(len(student))]
+    return [student[i] for i, _ in pairs], [teacher[j] for _, j in pairs]

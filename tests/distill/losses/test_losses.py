@@ -1,5 +1,8 @@
 """Properties every loss has: zero when the student equals the teacher, never negative, padding without a say."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,8 +10,8 @@ from hf_pe.distill.attention import Attention
 from hf_pe.distill.losses.attention import relations
 from hf_pe.distill.losses.embeddings import cosine, mse, similarity
 from hf_pe.distill.losses.hidden import hidden
-from hf_pe.distill.losses.logits import Top, agreement, jsd, kl, reverse_kl
-from hf_pe.distill.losses.registry import LOSSES, Settings, per_token
+from hf_pe.distill.losses.logits import TopKLogits, agrees, jsd, kl, reverse_kl
+from hf_pe.distill.losses.registry import LOSSES, LossSettings
 
 DISTILLATION = [name for name in LOSSES if name != "task"]
 
@@ -38,9 +41,9 @@ def attention(draw, mask, heads=4, size=3):
 @pytest.mark.parametrize("name", DISTILLATION)
 def test_zero_when_equal_and_positive_when_not(name):
     compute = LOSSES[name].compute
-    assert compute(signals(0), signals(0), Settings(2.0)).item() == pytest.approx(0, abs=1e-6)
+    assert compute(signals(0), signals(0), LossSettings(2.0)).item() == pytest.approx(0, abs=1e-6)
     for seed in range(1, 6):
-        assert compute(signals(seed), signals(0), Settings(2.0)) > 1e-4
+        assert compute(signals(seed), signals(0), LossSettings(2.0)) > 1e-4
 
 
 def detached(states):
@@ -52,7 +55,7 @@ def test_gradients_reach_the_student_only(name):
     student, teacher = signals(1), signals(0)
     with torch.no_grad():
         frozen = {k: v.detach() if isinstance(v, torch.Tensor) else detached(v) for k, v in teacher.items()}
-    LOSSES[name].compute(student, frozen, Settings(2.0)).backward()
+    LOSSES[name].compute(student, frozen, LossSettings(2.0)).backward()
     leaves = [*student["hidden_states"][1:], student["logits"], student["embeddings"], student["attentions"][-1].query]
     leaves += [student["features"]]
     assert any(leaf.grad is not None and leaf.grad.abs().sum() > 0 for leaf in leaves)
@@ -61,7 +64,7 @@ def test_gradients_reach_the_student_only(name):
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd", "dist", "hidden", "features", "attention", "relations"])
 def test_padding_has_no_say(name):
     student, teacher = signals(1), signals(0)
-    before = LOSSES[name].compute(student, teacher, Settings(1.0))
+    before = LOSSES[name].compute(student, teacher, LossSettings(1.0))
     with torch.no_grad():
         student["logits"][0, 3:] += 100
         student["features"][0, 3:] += 100
@@ -71,7 +74,7 @@ def test_padding_has_no_say(name):
             for part in seen[:3]:
                 part[0, :, 3:] += 100
             seen.weights[0, :, 3:] = 1
-    assert torch.equal(before, LOSSES[name].compute(student, teacher, Settings(1.0)))
+    assert torch.equal(before, LOSSES[name].compute(student, teacher, LossSettings(1.0)))
 
 
 def test_kl_is_the_textbook_formula():
@@ -99,9 +102,9 @@ def test_correlation_does_not_mind_scale_and_shift_of_the_probabilities():
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 5, generator=draw)
     one = {"logits": logits}
-    assert LOSSES["dist"].compute(one, {"logits": logits + 3}, Settings(1.0)) == pytest.approx(0, abs=1e-6)
+    assert LOSSES["dist"].compute(one, {"logits": logits + 3}, LossSettings(1.0)) == pytest.approx(0, abs=1e-6)
     single = {"logits": logits[:1]}
-    assert LOSSES["dist"].compute(single, {"logits": -logits[:1]}, Settings(1.0)) > 0.5
+    assert LOSSES["dist"].compute(single, {"logits": -logits[:1]}, LossSettings(1.0)) > 0.5
 
 
 def test_embedding_losses_by_hand():
@@ -164,17 +167,17 @@ def test_all_classes_kept_are_the_whole_distribution():
     draw = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 4, 9, generator=draw).unbind()
     for name in ("kl", "reverse_kl", "jsd"):
-        whole = per_token(name, student, teacher, None, Settings(2.0))
+        whole = LOSSES[name].by_position(student, teacher, None, LossSettings(2.0))
         for k, close in ((9, 1e-4), (8, 1e-4), (3, None)):
             logs, classes = torch.log_softmax(teacher / 2, -1).topk(k)
-            part = per_token(name, student, Top(logs, classes), None, Settings(2.0))
+            part = LOSSES[name].by_position(student, TopKLogits(logs, classes), None, LossSettings(2.0))
             assert (part <= whole + 1e-4).all()  # joining classes loses information, never adds any
             if close:
                 torch.testing.assert_close(part, whole, rtol=1e-3, atol=close)
-        own = Top(*torch.log_softmax(student / 2, -1).topk(3))
-        assert per_token(name, student, own, None, Settings(2.0)).abs().max() < 1e-5
-    top = Top(*torch.log_softmax(teacher, -1).topk(3))
-    assert torch.equal(agreement(student, top), agreement(student, teacher))
+        own = TopKLogits(*torch.log_softmax(student / 2, -1).topk(3))
+        assert LOSSES[name].by_position(student, own, None, LossSettings(2.0)).abs().max() < 1e-5
+    top = TopKLogits(*torch.log_softmax(teacher, -1).topk(3))
+    assert torch.equal(agrees(student, top), agrees(student, teacher))
 
 
 def test_rows_that_pad_one_vocabulary_have_no_say():
@@ -183,6 +186,14 @@ def test_rows_that_pad_one_vocabulary_have_no_say():
     padded = torch.cat([teacher, torch.full((4, 3), 50.0)], -1)
     for name in ("kl", "reverse_kl", "jsd"):
         torch.testing.assert_close(
-            per_token(name, student, padded, None, Settings(2.0)),
-            per_token(name, student, teacher, None, Settings(2.0)),
+            LOSSES[name].by_position(student, padded, None, LossSettings(2.0)),
+            LOSSES[name].by_position(student, teacher, None, LossSettings(2.0)),
         )
+
+
+def test_the_table_of_the_documentation_lists_each_loss_with_its_paper():
+    text = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text("utf-8")
+    table = text[text.index("| loss | looks at |") :].split("\n\n")[0].splitlines()[2:]
+    rows = {name: row for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert list(rows) == list(LOSSES)
+    assert all(loss.reference in rows[name] for name, loss in LOSSES.items())

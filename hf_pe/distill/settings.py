@@ -1,0 +1,128 @@
+"""The settings of a distillation: the fields of the recipe, and what follows from them alone."""
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from hf_pe.distill.augment import Augment
+from hf_pe.distill.build import ObjectiveSettings
+from hf_pe.distill.layer_states import DEFAULT_LAYERS, Layers
+from hf_pe.distill.lora import Lora
+from hf_pe.distill.losses.registry import CACHED_SIGNALS, LOSSES, losses_of
+from hf_pe.distill.schedule import Schedule, Scheduled
+from hf_pe.distill.teachers.cached import Cache
+from hf_pe.distill.teachers.load import Teacher
+from hf_pe.errors import nearest
+from hf_pe.recipe import Recipe
+
+
+def _name_losses(schema: dict[str, Any]) -> None:
+    """Write into the schema of the field which losses there are."""
+    schema["description"] = f"weights by name: {', '.join(LOSSES)}; a number, or start, end and shape; default by task"
+    schema["propertyNames"] = {"enum": list(LOSSES)}
+
+
+class DistillationSettings(Recipe):
+    """The fields of `Distillation`."""
+
+    tag = "distilled"
+    changes = "weights"
+    needs_plain_weights = "packed weights cannot be trained"
+
+    recipe: Literal["distil"] = "distil"
+    losses: dict[str, Scheduled] = Field(default_factory=dict, json_schema_extra=_name_losses)
+    temperature: Scheduled = Field(2.0, description="of the logits; a number, or start, end and shape")
+    beta: float = Field(0.5, gt=0, lt=1, description="of jsd: near 0 it is forward KL, near 1 reverse KL")
+    layers: Layers = Field(
+        DEFAULT_LAYERS,
+        description="which of the teacher's hidden states (0: the embeddings') each of the student's learns from: "
+        "spread evenly, the last ones, those most alike on calibration rows, or given one by one, rising",
+    )
+    teachers: tuple[Teacher, ...] = Field((), description="default: the original")
+    cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(32, ge=1)
+    accumulate: int = Field(1, ge=1, description="batches for one step")
+    learning_rate: float = Field(3e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
+    dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
+    lora: Lora | None = Field(None, description="train low-rank adapters in place of all weights, and merge them")
+    augment: Augment | None = Field(None, description="random crops and flips that student and teacher see alike")
+    head_first: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the head alone learns")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        "float32", description="bfloat16 trains under autocast; auto: where the hardware has it"
+    )
+    checkpoint_every: int | None = Field(
+        None, ge=1, description="steps; an interrupted run that is resumed goes on from the last one"
+    )
+    report_to: tuple[str, ...] = Field((), description="where the log goes: tensorboard, wandb, ... as the Trainer's")
+    seed: int = 0
+
+    @field_validator("losses")
+    @classmethod
+    def _known(cls, losses: dict[str, Scheduled]) -> dict[str, Scheduled]:
+        for name, weight in losses.items():
+            if name not in LOSSES:
+                raise ValueError(f"no loss is called '{name}'; expected {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+            most = max(weight.start, weight.end) if isinstance(weight, Schedule) else weight
+            if most <= 0:
+                raise ValueError(f"the weight of '{name}' must be above 0, got {most}; leave the loss out instead")
+        return losses
+
+    @field_validator("temperature")
+    @classmethod
+    def _warm(cls, temperature: Scheduled) -> Scheduled:
+        least = min(temperature.start, temperature.end) if isinstance(temperature, Schedule) else temperature
+        if least <= 0:
+            raise ValueError(f"expected a temperature above 0, got {least}")
+        return temperature
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> "DistillationSettings":
+        reusing = losses_of(["features"])
+        if self.lora is not None and (self.head_first or any(name in self.losses for name in reusing)):
+            raise ValueError(
+                f"adapters leave the head as it is: leave out {', '.join(reusing)} and head_first, or lora"
+            )
+        if self.cache is None:
+            return self
+        if self.augment is not None:
+            raise ValueError("a cache holds answers to images as they are: leave out augment, or the cache")
+        if isinstance(self.temperature, Schedule):
+            raise ValueError("a cache keeps logits at one temperature: give a number, or leave out the cache")
+        live = [name for name in self.losses if not LOSSES[name].is_cacheable]
+        if live:
+            signals = " and ".join(CACHED_SIGNALS)
+            raise ValueError(f"a cache holds {signals} only: leave out {', '.join(live)}, or the cache")
+        return self
+
+    @property
+    def leaves_precision_changed(self) -> bool:
+        """Whether adapters stay on packed weights, so that nothing can come after."""
+        return self.lora is not None and not self.lora.merge
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether forward passes run under bfloat16 autocast."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16())
+
+    @property
+    def reuses_head(self) -> bool:
+        """Whether a loss looks at the features of the teacher's head, which the student then reuses."""
+        return any(name in self.losses for name in losses_of(["features"]))
+
+    @property
+    def objective_settings(self) -> ObjectiveSettings:
+        """What the objective is built from, besides models and rows."""
+        return ObjectiveSettings(self.losses, self.temperature, self.beta, self.layers, self.seed)
+
+
+def _has_bfloat16() -> bool:
+    """Return whether products in bfloat16 are faster on this machine than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,0 +1,54 @@
+"""A teacher that is a model: each batch costs a forward pass."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from hf_pe.distill.losses.masked_mean import Signals
+from hf_pe.distill.signals import SignalRequest, chunked_signals, whole_signals
+from hf_pe.tasks import Batch, Head, as_read_by
+
+
+@dataclass(frozen=True)
+class LiveTeacher:
+    """A model that is asked anew for each batch.
+
+    Attributes:
+        model: in evaluation mode, without gradients.
+        weight: how much it counts beside other teachers.
+        head: makes its logits from its last hidden states, where losses read logits in chunks.
+        label_head: the linear map to the labels, where a loss reads the features that flow into it.
+    """
+
+    model: PreTrainedModel
+    weight: float = 1.0
+    head: Head | None = None
+    label_head: nn.Module | None = None
+
+    def to(self, device: torch.device) -> None:
+        """Move the model, unless its parts have their places already."""
+        if not (
+            is_sharded(self.model)
+            or getattr(self.model, "hf_device_map", None)
+            or getattr(self.model, "is_quantized", False)
+        ):
+            self.model.to(device)  # type: ignore[arg-type]
+
+    def signals(self, batch: Batch, request: SignalRequest) -> Signals:
+        """Run a forward pass; images and sounds are read in the teacher's own precision."""
+        with torch.no_grad():
+            return whole_signals(self.model, batch | as_read_by(self.model, batch), request, self.label_head)
+
+    def chunked_signals(self, batch: Batch, positions: torch.Tensor, request: SignalRequest) -> Signals:
+        """Run a forward pass up to the last hidden state."""
+        assert self.head is not None, "build gives a head where logits are read in chunks"
+        with torch.no_grad():
+            return chunked_signals(self.model, self.head, batch, positions, request)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Return whether a model's parameters are spread over processes (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -1,0 +1,64 @@
+"""The teachers of a distillation, from its settings and the state of a run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from hf_pe.calibration.cache import StatisticsKey
+from hf_pe.distill.schedule import Schedule
+from hf_pe.distill.settings import DistillationSettings
+from hf_pe.distill.teachers.cache_files import open_cache
+from hf_pe.distill.teachers.live import LiveTeacher
+from hf_pe.distill.teachers.load import Teacher, frozen
+from hf_pe.distill.teachers.source import TeacherSource
+from hf_pe.recipe import StageState
+
+
+@contextmanager
+def loaded_teachers(settings: DistillationSettings, state: StageState) -> Iterator[list[LiveTeacher]]:
+    """Yield the teachers as models, none of which learns meanwhile; `training_teachers` need not load them again."""
+    models = _models(settings, state)
+    for teacher, model in zip(settings.teachers, models, strict=False):
+        state.statistics.put(state.model, _key(teacher), model)
+    with frozen(models):
+        yield [LiveTeacher(model, teacher.weight) for teacher, model in zip(_named(settings), models, strict=True)]
+
+
+@contextmanager
+def training_teachers(settings: DistillationSettings, state: StageState) -> Iterator[list[TeacherSource]]:
+    """Yield the teachers to learn from: models, none of which learns meanwhile, or their caches, written where needed.
+
+    Raises:
+        UsageError: see `Teacher.load` and `open_cache`.
+    """
+    models = _models(settings, state)
+    with frozen(models):
+        yield [
+            _source(settings, state, teacher, model, number)
+            for number, (teacher, model) in enumerate(zip(_named(settings), models, strict=True), 1)
+        ]
+
+
+def _source(
+    settings: DistillationSettings, state: StageState, teacher: Teacher, model: PreTrainedModel, number: int
+) -> TeacherSource:
+    if settings.cache is None:
+        return LiveTeacher(model, teacher.weight)
+    assert not isinstance(settings.temperature, Schedule), "refused before"
+    name = "".join(c if c.isalnum() else "-" for c in teacher.name)
+    return open_cache(settings.cache, model, state.data, settings.temperature, teacher.weight, f"{number}-{name}")
+
+
+def _named(settings: DistillationSettings) -> tuple[Teacher, ...]:
+    return settings.teachers or (Teacher(),)
+
+
+def _models(settings: DistillationSettings, state: StageState) -> list[PreTrainedModel]:
+    """Return the teachers' models: those that the state holds, the others loaded."""
+    held = [state.statistics.pop(state.model, _key(teacher)) for teacher in _named(settings)]
+    return [model or teacher.load(state.data) for teacher, model in zip(_named(settings), held, strict=True)]
+
+
+def _key(teacher: Teacher) -> StatisticsKey[PreTrainedModel]:
+    return StatisticsKey("loaded teacher", teacher)

@@ -1,0 +1,46 @@
+"""What a distillation adds to the log of a Trainer: each term, the agreement, and the speed."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from hf_pe.distill.student_outputs import AGREEMENT
+from hf_pe.tasks import Batch
+
+
+class TermLog:
+    """Collects the terms of all batches since the last entry of the log, without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._terms: dict[str, dict[int, torch.Tensor]] = {}
+        self._tokens: list[torch.Tensor] = []
+        self._since = time.perf_counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._terms)
+
+    def add(self, step: int, terms: dict[str, torch.Tensor], batch: Batch) -> None:
+        """Add one batch of a step: terms of the same step add up, tokens are counted."""
+        for name, value in terms.items():
+            by_step = self._terms.setdefault(name, {})
+            by_step[step] = by_step.get(step, 0) + value.float()
+        first = next(iter(batch.values()))
+        mask = batch.get("attention_mask", batch.get("input_ids"))
+        count = torch.tensor(len(first) if mask is None else mask.numel(), device=first.device)
+        self._tokens.append(mask.sum() if mask is not None and "attention_mask" in batch else count)
+
+    def summary(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """Return the mean of each term over steps and processes, and the tokens per second of all processes.
+
+        Args:
+            gather: brings a value of each process together, as accelerate's.
+        """
+        device = self._tokens[0].device
+        entry = {}
+        for name, values in sorted(self._terms.items()):
+            mean = float(gather(torch.stack(list(values.values())).mean().to(device)).mean())
+            entry["teacher_agreement" if name == AGREEMENT else f"loss_{name}"] = mean
+        tokens = float(gather(torch.stack(self._tokens).sum().float()).sum())
+        entry["tokens_per_second"] = tokens / max(time.perf_counter() - self._since, 1e-9)
+        return entry

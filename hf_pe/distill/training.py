@@ -1,0 +1,185 @@
+"""Train a student by the settings of a distillation, under the stock Trainer."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_pe.anatomy import label_head
+from hf_pe.distill.build import build
+from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
+from hf_pe.distill.learner import learner_of, student_of
+from hf_pe.distill.objective import Objective
+from hf_pe.distill.precision import with_float_inputs
+from hf_pe.distill.sample import sample_batch
+from hf_pe.distill.settings import DistillationSettings
+from hf_pe.distill.teachers.cached import with_rows
+from hf_pe.distill.teachers.compatible import known_ids
+from hf_pe.distill.teachers.live import LiveTeacher
+from hf_pe.distill.teachers.source import TeacherSource
+from hf_pe.distill.teaching import training_teachers
+from hf_pe.distill.trainer import DistillationTrainer
+from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
+from hf_pe.progress import advance
+from hf_pe.recipe import StageState
+from hf_pe.stitching import Seam, folded_, reuse_
+from hf_pe.tasks import TaskData
+
+
+def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
+    """Return a trained copy of the student, in evaluation mode, and its loss curve.
+
+    Args:
+        settings: of the distillation.
+        state: with the student before; see `Distillation.apply`.
+
+    Raises:
+        NotFiniteError: a loss became infinite or no number; checkpoints stay.
+    """
+    learner = learner_of(state.model, settings)
+    data = _training_data(settings, state.data, learner)
+    with tempfile.TemporaryDirectory() as scratch, training_teachers(settings, state) as teachers:
+        batch = sample_batch(learner, data)
+        if settings.reuses_head:
+            _reuse_head_(learner, teachers, state.data)
+        known = known_ids(data.processor)
+        objective = build(learner, teachers, data.task, batch, settings.objective_settings, known=known)
+        trainer = _trainer(settings, state, data, learner, objective, scratch)
+        _train(trainer, resume=state.resume)
+        # under bfloat16 the Trainer leaves its autocast on the model's forward
+        learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
+    if objective.label_head is not None:
+        folded_(objective.label_head)
+    student = student_of(learner, state.model, settings)
+    return student, [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
+
+
+def _training_data(settings: DistillationSettings, data: TaskData, learner: Any) -> TaskData:
+    """Return the data with the rows and the collator of the training."""
+    rows, collate = with_rows(data) if settings.cache else (data.train, data.collate)
+    collate = settings.augment.over(collate) if settings.augment else collate
+    return replace(data, train=rows, collate=with_float_inputs(collate, learner.dtype))
+
+
+def _trainer(
+    settings: DistillationSettings,
+    state: StageState,
+    data: TaskData,
+    learner: Any,
+    objective: Objective,
+    scratch: str,
+) -> DistillationTrainer:
+    """Return the Trainer; checkpoints go into the state's folder where the settings ask for them."""
+    keeps = state.checkpoints is not None and settings.checkpoint_every is not None
+    folder = str(state.checkpoints) if keeps else scratch
+    by_length = "input_ids" in data.train.column_names
+    head_first = [HeadFirst(learner, settings.head_first)] if settings.head_first else []
+    trainer = DistillationTrainer(
+        model=learner,
+        args=training_arguments(settings, folder, len(data.train), by_length=by_length, keeps=keeps),
+        train_dataset=data.train,
+        data_collator=data.collate,
+        callbacks=[Progress(), MarkWhole(), *head_first],
+        objective=objective,
+    )
+    trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
+    return trainer
+
+
+def _train(trainer: DistillationTrainer, *, resume: bool) -> None:
+    """Train to the end, on request from the last whole checkpoint on."""
+    checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
+    if checkpoint is not None and ended_at(checkpoint):
+        load_ended_(trainer, checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def training_arguments(
+    settings: DistillationSettings, folder: str, rows: int, *, by_length: bool, keeps: bool
+) -> TrainingArguments:
+    """Return the arguments of the Trainer.
+
+    Args:
+        settings: of the distillation.
+        folder: for checkpoints.
+        rows: of training.
+        by_length: batch rows of similar length.
+        keeps: write checkpoints.
+    """
+    size = min(settings.batch_size, rows)
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=settings.steps,
+        per_device_train_batch_size=size,
+        dataloader_drop_last=rows % size == 1,  # batch norms have no variance of one row at one place
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=settings.learning_rate,
+        warmup_steps=round(settings.warmup * settings.steps),
+        weight_decay=settings.weight_decay,
+        lr_scheduler_type="cosine",
+        bf16=settings.autocasts,
+        train_sampling_strategy="group_by_length" if by_length else "random",
+        save_strategy="steps" if keeps else "no",
+        save_steps=settings.checkpoint_every or 500,
+        save_total_limit=2,
+        logging_steps=max(settings.steps // 50, 1),
+        use_cpu=not torch.accelerator.is_available(),
+        report_to=list(settings.report_to) or "none",
+        log_level="error",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=settings.seed,
+    )
+
+
+def _reuse_head_(student: PreTrainedModel, teachers: Sequence[TeacherSource], data: TaskData) -> None:
+    """Put the teacher's head, over a bridge, in the place of the student's; `build` says where that is impossible."""
+    live = [teacher.model for teacher in teachers if isinstance(teacher, LiveTeacher)]
+    names = [label_head(model.config, type(model)) for model in (*live, student)]
+    if len(live) == 1 and all(names):
+        with evaluating(student):
+            reuse_(live[0], student, Seam(*names), data)  # type: ignore[arg-type]
+
+
+class HeadFirst(TrainerCallback):
+    """Train the head alone in the first fraction of the steps: the gradients of all else are dropped."""
+
+    def __init__(self, model: PreTrainedModel, share: float) -> None:
+        head = label_head(model.config, type(model))
+        if head is None:
+            raise UsageError(f"distil.head_first: {type(model).__name__} has no map to labels. Leave it out.")
+        own = {id(p) for p in model.get_submodule(head).parameters()}
+        self.body = [p for p in model.parameters() if id(p) not in own]
+        self.share = share
+
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Drop the gradients of the body."""
+        if state.global_step < self.share * state.max_steps:
+            for parameter in self.body:
+                parameter.grad = None
+
+
+class Progress(TrainerCallback):
+    """Tell the listeners of a run which step the training is at."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell them."""
+        advance("distillation", state.global_step, state.max_steps)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Tell them."""
+        advance("distillation", state.global_step, state.max_steps)
