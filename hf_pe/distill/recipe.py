@@ -36,6 +36,11 @@ class Distillation(DistillationSettings):
         'distillation from the original (KL of the logits, hidden states; 100 steps of 32)'
     """
 
+    @property
+    def leaves_precision_changed(self) -> bool:
+        """Whether adapters stay on packed weights, so that nothing can come after."""
+        return self.lora is not None and not self.lora.merge
+
     def models_read(self) -> tuple[ModelRead, ...]:
         """Return the teachers and adapters that are named."""
         models = [ModelRead("the teacher", teacher.model) for teacher in self.teachers if teacher.model]

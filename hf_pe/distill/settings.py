@@ -100,11 +100,6 @@ class DistillationSettings(Recipe):
         return self
 
     @property
-    def leaves_precision_changed(self) -> bool:
-        """Whether adapters stay on packed weights, so that nothing can come after."""
-        return self.lora is not None and not self.lora.merge
-
-    @property
     def autocasts(self) -> bool:
         """Whether forward passes run under bfloat16 autocast."""
         return self.precision == "bfloat16" or (self.precision == "auto" and _has_bfloat16())
