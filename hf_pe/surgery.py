@@ -36,14 +36,14 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
             numbers of units per group (the stock config has one number for all).
     """
     size = _check(axis, kept)
-    if axis.kind == "vocabulary":
+    if axis.kind.is_vocabulary:
         _require_in_place(model, axis, kept)
     generation = vars(model.generation_config) if model.can_generate() else {}
     changes = generation_changes(generation, model.config, axis, kept)
     config = cut_config(model.config, axis, size, kept)
     state = model.state_dict()
     old = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    after = skeleton(config, type(model)).state_dict() if axis.kind == "layers" else state
+    after = skeleton(config, type(model)).state_dict() if axis.kind.is_depth else state
     weights = {
         name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
         for name, tensor in Narrowed(state, axis, kept, after).items()
@@ -151,7 +151,7 @@ def _attention(model: PreTrainedModel) -> dict[str, str]:
 
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
     """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
-    units = list(next(iter(kept.values()))) if kept and axis.kind in ("layers", "vocabulary") else None
+    units = list(next(iter(kept.values()))) if kept else None
     return resized(
         config,
         axis.config_field,
@@ -180,7 +180,7 @@ def _check(axis: Axis, kept: Kept) -> int:
         heads = axis.in_group(group)[0].heads
         each = Counter(unit * heads // axis.size for unit in units)
         if heads > 1 and len({each[head] for head in range(heads)}) > 1:
-            parts = "heads" if axis.kind == "hidden" else "key-value groups"
+            parts = "heads" if axis.kind.is_residual else "key-value groups"
             raise ValueError(
                 f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
             )
@@ -225,7 +225,7 @@ class Narrowed(Mapping[str, torch.Tensor]):
         self.state, self.axis, self.kept = state, axis, kept
         self.names = [name for name in names if self._before(name) in state]
         self.slots: dict[str, list[Slot]] = {}
-        for slot in axis.slots if axis.kind != "layers" else ():
+        for slot in axis.slots if not axis.kind.is_depth else ():
             self.slots.setdefault(slot.name, []).append(slot)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -246,7 +246,7 @@ class Narrowed(Mapping[str, torch.Tensor]):
 
     def _before(self, name: str) -> str:
         """What a tensor was called; what only a position has (T5's bias) stays with it."""
-        if self.axis.kind == "layers":
+        if self.axis.kind.is_depth:
             for stack, units in self.kept.items():
                 if name.startswith(stack + "."):
                     position, _, rest = name[len(stack) + 1 :].partition(".")

@@ -156,7 +156,7 @@ def _blocks(model: PreTrainedModel) -> list[str]:
     """Names of the layers, in order; of the deepest stack where there are several."""
     stacks: list[list[str]] = [[]]
     for axis in discover(model.config, type(model)).axes:
-        if axis.kind == "layers":
+        if axis.kind.is_depth:
             stacks += [[f"{stack}.{i}" for i in range(axis.size)] for stack in axis.groups]
     return max(stacks, key=len)
 

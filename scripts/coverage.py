@@ -106,7 +106,7 @@ def with_heads(config: PretrainedConfig, found: list[dict[str, Any]]) -> list[di
         for each in found:
             if each["status"] == "proved" and each["axis"] in axes:
                 axis = axes[each["axis"]]
-                proof = prove(config, model_class, axis, generates=axis.kind != "layers")
+                proof = prove(config, model_class, axis, generates=not axis.kind.is_depth)
                 if not proof.holds:
                     reason = f"{model_class.__name__}: {proof.reason}"
                     each |= row(each["model_type"], each["axis"], "refused", reason, each["native"])

@@ -46,9 +46,11 @@ LEVELS: Levels = {
         {"cli"},
     ],
     "anatomy": [
-        {"axis", "custom_modules", "fields", "module_names", "numbered"},
-        {"config_edit", "meta", "norms", "scales", "slots"},
-        {"attention", "depth", "generation_config", "label_head"},
+        {"custom_modules", "fields", "module_names", "numbered"},
+        {"meta", "resize"},
+        {"kinds", "label_head"},
+        {"axis", "config_edit"},
+        {"attention", "depth", "generation_config", "norms", "scales", "slots"},
         {"discover"},
     ],
     "backbones": [
@@ -125,7 +127,8 @@ LEVELS: Levels = {
     ],
     "dummies": [
         {"fields", "outputs", "sizes"},
-        {"inputs", "tiny"},
+        {"inputs", "shrink"},
+        {"tiny"},
     ],
     "files": [
         {"atomic", "front_matter", "json_files", "yaml_files"},
@@ -157,7 +160,7 @@ LEVELS: Levels = {
     "prune": [
         {"criteria", "sizes"},
         {"statistics"},
-        {"refit"},
+        {"choose", "refit"},
         {"basis", "on_disk"},
         {"recipe"},
     ],
@@ -172,13 +175,14 @@ LEVELS: Levels = {
         {"experts", "least_squares", "norm_warnings", "norms", "sequential"},
     ],
     "prune/sizes": [
-        {"search"},
+        {"layers", "search"},
         {"allowed", "sensitivity"},
         {"costs"},
         {"budget"},
     ],
     "prune/statistics": [
         {"moments", "residual", "unit_statistics"},
+        {"cached"},
     ],
     "quantize": [
         {"cast", "coverage", "grid", "inputs", "mix"},
@@ -207,6 +211,7 @@ LEVELS: Levels = {
     ],
     "verify": [
         {"ablate", "generation", "wrong_cuts"},
+        {"comparison"},
         {"equivalence"},
     ],
 }

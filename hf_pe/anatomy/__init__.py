@@ -16,10 +16,13 @@ from hf_pe.anatomy.custom_modules import form_of as form_of
 from hf_pe.anatomy.custom_modules import reshape_ as reshape_
 from hf_pe.anatomy.custom_modules import with_form as with_form
 from hf_pe.anatomy.discover import discover as discover
-from hf_pe.anatomy.fields import AXIS_OF_FIELD as AXIS_OF_FIELD
-from hf_pe.anatomy.fields import DEPTHS as DEPTHS
 from hf_pe.anatomy.fields import EVERYWHERE as EVERYWHERE
-from hf_pe.anatomy.fields import HEADS as HEADS
+from hf_pe.anatomy.kinds import KINDS as KINDS
+from hf_pe.anatomy.kinds import AxisKind as AxisKind
+from hf_pe.anatomy.kinds import kind_of as kind_of
+from hf_pe.anatomy.kinds import kind_of_field as kind_of_field
+from hf_pe.anatomy.kinds import kinds_of as kinds_of
+from hf_pe.anatomy.kinds import names_depth as names_depth
 from hf_pe.anatomy.label_head import label_head as label_head
 from hf_pe.anatomy.meta import Architecture as Architecture
 from hf_pe.anatomy.meta import skeleton as skeleton

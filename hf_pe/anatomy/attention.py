@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy.axis import Axis, Layout, Slot
 from hf_pe.anatomy.config_edit import locate_field, resized, shared_kv_groups, size_in
-from hf_pe.anatomy.fields import AXIS_OF_FIELD, BY_HEAD, QKVO, QUERIES_OF, ROTATIONS, THREE, UNSCALED
+from hf_pe.anatomy.fields import BY_HEAD, QKVO, QUERIES_OF, QUERY_HEADS, ROTATIONS, THREE, UNSCALED
 from hf_pe.anatomy.meta import skeleton
 from hf_pe.anatomy.module_names import (
     asks,
@@ -27,7 +27,7 @@ from hf_pe.anatomy.module_names import (
 
 def heads_of(module: nn.Module) -> int:
     """How many heads a module says it has; 0 where it says none."""
-    return next((value for name, value in integer_attributes(module).items() if AXIS_OF_FIELD.get(name) == "heads"), 0)
+    return next((value for name, value in integer_attributes(module).items() if name in QUERY_HEADS), 0)
 
 
 def model_with_whole_heads(

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from hf_pe.anatomy.kinds import AxisKind, kind_of
+
 EXPERT_STEP = 8
 """The inner width of experts is a multiple of it: grouped matrix products want rows of 16 bytes, in bfloat16 too."""
 
@@ -119,6 +121,9 @@ class Axis:
         parameters: number of parameters that belong to the axis.
         step: what the sizes that the config can say are multiples of.
         whole_heads: of the hidden width: heads keep their size and become fewer with it.
+
+    Raises:
+        ValueError: the last part of the name is no kind of axis (`hf_pe.anatomy.kinds.KINDS`).
     """
 
     name: str
@@ -131,10 +136,13 @@ class Axis:
     step: int = 1
     whole_heads: bool = False
 
+    def __post_init__(self) -> None:
+        kind_of(self.name)
+
     @property
-    def kind(self) -> str:
-        """The axis name without its tower: "ffn" for "encoder.ffn"."""
-        return self.name.rpartition(".")[2]
+    def kind(self) -> AxisKind:
+        """What its units are."""
+        return kind_of(self.name)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -159,7 +167,7 @@ class Axis:
     @functools.cached_property
     def narrows_heads(self) -> bool:
         """Whether heads become narrower with it."""
-        return self.kind == "hidden" and any(slot.heads > 1 for slot in self.slots)
+        return self.kind.is_residual and any(slot.heads > 1 for slot in self.slots)
 
     def in_group(self, group: str) -> tuple[Slot, ...]:
         """The slots of one group."""
@@ -203,7 +211,7 @@ class Anatomy:
 
     def named(self, name: str) -> tuple[Axis, ...]:
         """Axes called `name`, in full ("encoder.ffn") or without the tower ("ffn": all of them)."""
-        return tuple(axis for axis in self.axes if name in (axis.name, axis.kind))
+        return tuple(axis for axis in self.axes if name in (axis.name, axis.kind.name))
 
 
 Kept = Mapping[str, Sequence[int]]

@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from hf_pe.anatomy.fields import AXIS_OF_FIELD, FOLLOWERS, HEAD_SIZES, HEADS, QUERIES_OF, RATIOS, WIDTHS
-from hf_pe.anatomy.numbered import keep_layers_, renumber_
+from hf_pe.anatomy.fields import AXIS_OF_FIELD, FOLLOWERS, QUERIES_OF, RATIOS, WIDTHS
+from hf_pe.anatomy.kinds import KINDS
+from hf_pe.anatomy.resize import Resize
 
 
 def resized(
@@ -35,31 +36,11 @@ def resized(
         said = _ratio(holder, entry, size) if field in RATIOS else size
         setattr(holder, field, [said if i == int(entry) else each for i, each in enumerate(before)] if entry else said)
         return type(config).from_dict(new.to_dict())
-    if AXIS_OF_FIELD[field] == "vocabulary" and kept is not None:
-        for part in {id(new): new, id(holder): holder}.values():
-            renumber_(part, kept)
-    kept = [min(i, (before or size) - 1) for i in range(size)] if kept is None else kept
     for follower in FOLLOWERS.get(field, ()):
         if getattr(holder, follower, None) == before:
             setattr(holder, follower, size)
-    last = getattr(holder, "hidden_size", None) if field == "embed_dim" and hasattr(holder, "depths") else None
-    if isinstance(last, int) and last % before == 0:
-        holder.hidden_size = last // before * size  # Swin's last stage
-    if AXIS_OF_FIELD[field] == "layers":
-        keep_layers_(holder, before or 0, kept)
-    if AXIS_OF_FIELD[field] in ("heads", "kv_groups", "hidden"):
-        queries = "num_attention_heads" if AXIS_OF_FIELD[field] == "hidden" else QUERIES_OF.get(field, field)
-        heads = config_value(holder, queries)
-        told = any(config_value(holder, name) or vars(holder).get(name) for name in HEAD_SIZES)
-        one = isinstance(heads, int) and heads > 0
-        if one and keep_head_size and not whole_heads and not told and hasattr(holder, "hidden_size"):
-            holder.head_dim = holder.hidden_size // heads
-        if whole_heads:
-            _fewer_heads_(holder, size, before or size)
-        if AXIS_OF_FIELD[field] != "hidden":
-            setattr(holder, queries, (heads or 0) * size // (before or 1))
-    if AXIS_OF_FIELD[field] == "experts":
-        _require_routable(holder, size)
+    change = Resize(new, holder, field, before, size, kept, keep_head_size, whole_heads)
+    KINDS[AXIS_OF_FIELD[field]].resize_(change)
     setattr(holder, field, size)
     return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
 
@@ -70,23 +51,6 @@ def size_in(config: Any, path: str) -> int | None:
     value = getattr(holder, field)
     value = value[int(entry)] if entry else value
     return int(multiplied_width(holder, entry) * value) if field in RATIOS else value
-
-
-def config_value(holder: Any, name: str) -> Any:
-    """A field, by any of its names; None where it is not there, or differs between layers (Gemma 4)."""
-    try:
-        return getattr(holder, name, None)
-    except Exception:  # of a type of its own
-        return None
-
-
-def _fewer_heads_(holder: Any, size: int, before: int) -> None:
-    """As many heads less as the hidden width falls."""
-    for field, heads in holder.to_dict().items():
-        if AXIS_OF_FIELD.get(field) in HEADS and isinstance(heads, int):
-            if heads * size % before:
-                raise ValueError(f"{heads} heads of a width of {before} are no whole number of {size}")
-            setattr(holder, field, heads * size // before)
 
 
 def locate_field(config: Any, path: str) -> tuple[Any, str, str]:
@@ -113,14 +77,6 @@ def _ratio(holder: Any, entry: str, size: int) -> float:
     """What makes `size` units, whether models round or cut off, in later stages too; whole where it can be."""
     width = multiplied_width(holder, entry)
     return (size + 2**-6) / width if size % width else size // width
-
-
-def _require_routable(holder: Any, size: int) -> None:
-    for name in ("num_experts_per_tok", "moe_topk", "top_k_experts"):
-        if (getattr(holder, name, None) or 0) > size:
-            raise ValueError(f"each token takes {getattr(holder, name)} experts, so there cannot be {size}")
-    if size % (getattr(holder, "n_group", None) or 1):
-        raise ValueError(f"{size} experts do not make {holder.n_group} groups of the same size")
 
 
 def shared_kv_groups(values: dict[str, Any], field: str) -> int | None:

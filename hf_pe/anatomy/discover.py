@@ -4,7 +4,7 @@ Nothing here knows an architecture. The table below only says what people call a
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -12,7 +12,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.anatomy.attention import heads_of, model_with_whole_heads, with_head_slots
 from hf_pe.anatomy.axis import Anatomy, Axis, Slot
 from hf_pe.anatomy.config_edit import locate_field, resized, shared_kv_groups, size_in, size_step
-from hf_pe.anatomy.fields import AXIS_OF_FIELD, DEPTHS, HEADS, RATIOS, STAGES
+from hf_pe.anatomy.fields import AXIS_OF_FIELD, KIND_OF_LIST, RATIOS
+from hf_pe.anatomy.kinds import AxisKind, kind_of
 from hf_pe.anatomy.meta import Architecture, skeleton
 from hf_pe.anatomy.module_names import tensor_shapes, tower_of
 from hf_pe.anatomy.numbered import by_layer
@@ -38,17 +39,23 @@ def _discover(architecture: "Architecture") -> Anatomy:
         axis = _axis(config, model_class, base, path, name)
         if axis is None or any(same_slots(axis, other) for other in found):
             continue
-        if axis.kind != "hidden" or all(other.name != axis.name for other in found):
+        if not axis.kind.is_residual or all(other.name != axis.name for other in found):
             found.append(axis)
-    heads, groups = ({m: axis.size for axis in found if axis.kind == kind for m in axis.modules} for kind in HEADS)
+    heads = _sizes_by_module(axis for axis in found if axis.kind.is_heads and not axis.kind.takes_queries)
+    groups = _sizes_by_module(axis for axis in found if axis.kind.takes_queries)
     attention = {m: size for m, size in heads.items() if m not in groups} | groups  # what comes later counts
     for name, module in base.named_modules():
         if told := heads_of(module):
             attention.setdefault(name, told)
     for number, axis in enumerate(found):
-        if axis.kind == "hidden":
+        if axis.kind.is_residual:
             found[number] = with_head_slots(axis, attention, base)
     return Anatomy(tuple(found), sum(p.numel() for p in base.parameters()))
+
+
+def _sizes_by_module(axes: Iterable[Axis]) -> dict[str, int]:
+    """Return, for each module that moves along with one of the axes, that axis's size."""
+    return {module: axis.size for axis in axes for module in axis.modules}
 
 
 def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -66,29 +73,28 @@ def _fields(config: PretrainedConfig, prefix: str = "") -> Iterator[tuple[str, s
             continue  # one number does not say it
         elif field in AXIS_OF_FIELD and (values[field] is None or isinstance(values[field], int)):
             yield prefix + field, f"{tower}{AXIS_OF_FIELD[field]}"
-        elif field in (*DEPTHS, *RATIOS, *STAGES) and isinstance(values[field], (list, tuple)):
-            kind = "ffn" if field in RATIOS else "hidden" if field in STAGES else "layers"
+        elif field in KIND_OF_LIST and isinstance(values[field], (list, tuple)):
             for stage, count in enumerate(values[field]):
                 if isinstance(count, int) or field in RATIOS:
-                    yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.{kind}"
+                    yield f"{prefix}{field}.{stage}", f"{tower}stage{stage + 1}.{KIND_OF_LIST[field]}"
         elif field in RATIOS and isinstance(values[field], (int, float)):
-            yield prefix + field, f"{tower}ffn"
+            yield prefix + field, f"{tower}{KIND_OF_LIST[field]}"
 
 
 def _axis(
     config: PretrainedConfig, model_class: type[PreTrainedModel], base: PreTrainedModel, path: str, name: str
 ) -> Axis | None:
-    value = size_in(config, path)
-    for size in _probes(value, name):
+    value, kind = size_in(config, path), kind_of(name)
+    for size in _probes(value, kind):
         try:
             other = skeleton(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
             other = None
-        whole = model_with_whole_heads(config, base, other, path, size) if name.endswith("hidden") else None
+        whole = model_with_whole_heads(config, base, other, path, size) if kind.is_residual else None
         other = whole or other
-        if other is None or (name.endswith("hidden") and tensor_shapes(other).keys() != tensor_shapes(base).keys()):
+        if other is None or (kind.is_residual and tensor_shapes(other).keys() != tensor_shapes(base).keys()):
             continue  # as wide as its neighbour, a stage of ResNet has no shortcut: that is another model
-        slots = slots_of(base, other, value, size, name)
+        slots = slots_of(base, other, value, size, kind)
         modules = changed_modules(base, other)
         if slots or modules:
             axis = _finish(config, base, path, name, value, size, slots, modules)
@@ -97,7 +103,7 @@ def _axis(
             groups = shared_kv_groups(holder.to_dict(), field)
             if groups:  # each loses as many of its query heads
                 axis = replace(axis, slots=tuple(replace(slot, heads=groups) for slot in axis.slots))
-            return with_scales(axis, base, other, size) if axis.kind == "hidden" else axis
+            return with_scales(axis, base, other, size) if kind.is_residual else axis
     return None
 
 
@@ -113,13 +119,14 @@ def _finish(
 ) -> Axis:
     tensors = dict(base.named_parameters())
     names = {s.name for s in slots} & set(tensors)
-    native = bool(names) and (not name.endswith(HEADS) or any(s.consumes for s in slots))
+    native = bool(names) and (not kind_of(name).is_heads or any(s.consumes for s in slots))
     if not native:  # no weight moved with it: the weights of the modules that did are what the axis runs through
         names = {n for n in tensors if any(n.startswith(m + ".") for m in modules)}
     if value is None:  # the field was left to the model: the shapes tell its size (None: all units in `dim`)
         value = base.state_dict()[slots[0].name].shape[slots[0].dim or 0] if slots else probe
-    if slots and name.endswith("ffn") and all(slot.entry is not None for slot in slots):
-        name = f"{name.removesuffix('expert_ffn').removesuffix('ffn')}expert_ffn"
+    kind = kind_of(name)
+    if slots and kind.inside_experts and all(slot.entry is not None for slot in slots):
+        name = name.removesuffix(kind.name) + kind.inside_experts
     if config.is_encoder_decoder and "." not in name:
         towers = {tower_of(s.group) for s in slots} or {tower_of(m) for m in modules}
         if len(towers) == 1 and towers <= {"encoder", "decoder"}:
@@ -128,10 +135,8 @@ def _finish(
     return Axis(name, path, value, tuple(slots), tuple(modules), native, own, size_step(config, path, value))
 
 
-def _probes(value: int | None, name: str) -> list[int]:
-    """Sizes to try: something smaller that still divides, else something else."""
+def _probes(value: int | None, kind: AxisKind) -> list[int]:
+    """Return the sizes to compare the model with, the most telling first."""
     if value is None:
         return [48]
-    if name.endswith("vocabulary"):
-        return [value + 8]  # a smaller one would leave special tokens outside
-    return [v for v in dict.fromkeys([value // 2, value - 1, value * 2, value + 1]) if v > 0 and v != value]
+    return [size for size in dict.fromkeys(kind.probe_sizes(value)) if size > 0 and size != value]

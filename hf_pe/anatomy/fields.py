@@ -1,9 +1,5 @@
 """The names that architectures give to their sizes: all that is known of families, as data."""
 
-HEADS = ("heads", "kv_groups")
-"""The axes whose units are heads, alone or with their key-value heads."""
-
-
 AXIS_OF_FIELD = {
     "intermediate_size": "ffn",
     "ffn_dim": "ffn",
@@ -57,6 +53,11 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
     "expert_ffn_hidden_size": "expert_ffn",
 }
+"""Fields that say a size as one number, and the kind of axis that it is the size of."""
+
+
+QUERY_HEADS = tuple(field for field, kind in AXIS_OF_FIELD.items() if kind == "heads")
+"""Fields, and attributes of modules, that count query heads."""
 
 
 DEPTHS = ("depths", "depth", "stage_num_blocks", "n_attn_blocks", "blocks_per_stage")
@@ -69,6 +70,14 @@ STAGES = ("hidden_sizes", "embed_dims", "embed_dim")
 
 RATIOS = ("mlp_ratio", "mlp_ratios")
 """Fields that say the FFN width as a multiple of the hidden one; lists say it stage by stage."""
+
+
+KIND_OF_LIST = {
+    **dict.fromkeys(DEPTHS, "layers"),
+    **dict.fromkeys(STAGES, "hidden"),
+    **dict.fromkeys(RATIOS, "ffn"),
+}
+"""Fields that say a size stage by stage, or as a ratio, and the kind of axis that it is the size of."""
 
 
 WIDTHS = ("embed_dim", "embed_dims", "hidden_size", "hidden_sizes")
@@ -90,10 +99,6 @@ HEAD_SIZES = ("head_dim", "d_kv")
 
 EVERYWHERE = "model"
 """The one group of an axis whose units all blocks share: hidden width, vocabulary."""
-
-
-SHARED = ("hidden", "vocabulary")
-"""The axes with that one group."""
 
 
 UNSCALED = ("gpt_neo",)

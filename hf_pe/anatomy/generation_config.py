@@ -7,8 +7,7 @@ from transformers import PretrainedConfig
 
 from hf_pe.anatomy.axis import Axis, Kept
 from hf_pe.anatomy.config_edit import part_of
-from hf_pe.anatomy.fields import HEADS
-from hf_pe.anatomy.numbered import renumber_layers, renumber_tokens
+from hf_pe.anatomy.numbered import drop_alignment_heads
 
 
 def generation_changes(values: Mapping[str, Any], config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, Any]:
@@ -30,12 +29,7 @@ def generation_changes(values: Mapping[str, Any], config: PretrainedConfig, axis
     if tower or (holder is not config and holder is not config.get_text_config(decoder=True)):
         return {}
     units = list(next(iter(kept.values())))
-    if axis.kind == "vocabulary":
-        return renumber_tokens(values, units)
-    if axis.kind == "layers":
-        return renumber_layers(values, units)
-    heads_move = axis.kind in HEADS or axis.whole_heads
-    return {"alignment_heads": None} if heads_move and values.get("alignment_heads") else {}
+    return (drop_alignment_heads if axis.whole_heads else axis.kind.renumber)(values, units)
 
 
 def generation_losses(values: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[str, ...]:

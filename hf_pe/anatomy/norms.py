@@ -13,7 +13,7 @@ def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
     All hold the hidden width; of heads, OLMo 2 norms all queries as one; of the FFN, some norm what is in between.
     """
     found = {}
-    for slot in axis.slots if axis.kind not in ("layers", "experts") else ():
+    for slot in axis.slots if axis.kind.has_norms else ():
         module = model.get_submodule(slot.name.rpartition(".")[0])
         own, width = [*module.parameters()], slot.layout.length(axis.size)
         if own and all(p.ndim not in (0, 2) and p.numel() == p.shape[-1] == width for p in own):  # a matrix is a map

@@ -198,6 +198,11 @@ def renumber_layers(values: Mapping[str, Any], kept: Sequence[int]) -> dict[str,
     return new
 
 
+def drop_alignment_heads(values: Mapping[str, object], kept: Sequence[int]) -> dict[str, object]:
+    """Return the fields of a generation config that name heads, with nothing left to say: their numbers have moved."""
+    return {"alignment_heads": None} if values.get("alignment_heads") else {}
+
+
 def change_(generation_config: GenerationConfig, changes: Mapping[str, Any]) -> None:
     """Set new values; what is not of every generation config and has nothing left to say is removed, so that
     transformers says that it is not there."""

@@ -8,7 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy.axis import Axis, Layout, Slot
-from hf_pe.anatomy.fields import EVERYWHERE, HEADS, SHARED
+from hf_pe.anatomy.fields import EVERYWHERE
+from hf_pe.anatomy.kinds import AxisKind
 from hf_pe.anatomy.module_names import (
     all_blocks,
     block_of,
@@ -21,10 +22,10 @@ from hf_pe.anatomy.module_names import (
 )
 
 
-def slots_of(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, name: str) -> list[Slot]:
+def slots_of(base: PreTrainedModel, other: PreTrainedModel, size: int | None, probe: int, kind: AxisKind) -> list[Slot]:
     """Return the places where the shapes of two models, built with sizes `size` and `probe`, differ."""
     before, after = tensor_shapes(base), tensor_shapes(other)
-    if name.endswith("layers"):
+    if kind.is_depth:
         own = all_blocks(before)
         changed = own ^ all_blocks(after)
         outer = {stack_of(block) for block in changed if changed.isdisjoint(enclosing_modules(stack_of(block)))}
@@ -36,17 +37,22 @@ def slots_of(base: PreTrainedModel, other: PreTrainedModel, size: int | None, pr
         for dim in range(len(shape)) if key in after and len(shape) == len(after[key]) else ():
             if shape[dim] == after[key][dim]:
                 continue
-            layout = _layout(shape[dim], size, after[key][dim], probe, name)
-            if dim > 0 and name.endswith("ffn") and _holds_experts(base, key):
+            layout = _layout(shape[dim], size, after[key][dim], probe, kind)
+            if dim > 0 and kind.inside_experts and _holds_experts(base, key):
                 slots += _of_experts(base, key, dim - 1, layout)
             else:
-                group = EVERYWHERE if name.endswith(SHARED) else block_of(key)
+                group = EVERYWHERE if kind.is_shared else block_of(key)
                 slots.append(Slot(key, dim, group, reads_units(base, key, dim), layout))
-    joined = [slot for slot in slots if len(slot.layout.parts) > 1 and slot.entry is None and name.endswith("ffn")]
+    slots = _interleaved(slots) if kind.inside_experts else slots
+    slots = _fused(slots) if kind.takes_queries else slots
+    return _with_shared_bias(slots, base) if kind.is_heads else slots
+
+
+def _interleaved(slots: list[Slot]) -> list[Slot]:
+    """Where the map that reads the units has several inputs a unit, what a unit has in the block lies together."""
+    joined = [slot for slot in slots if len(slot.layout.parts) > 1 and slot.entry is None]
     wide = {slot.group for slot in joined if slot.consumes}
-    slots = [replace(s, layout=Layout((len(s.layout.parts),))) if s.group in wide else s for s in slots]
-    slots = _fused(slots) if name.endswith("kv_groups") else slots
-    return _with_shared_bias(slots, base) if name.endswith(HEADS) else slots
+    return [replace(s, layout=Layout((len(s.layout.parts),))) if s.group in wide else s for s in slots]
 
 
 def _with_shared_bias(slots: list[Slot], base: PreTrainedModel) -> list[Slot]:
@@ -75,14 +81,14 @@ def _of_experts(model: PreTrainedModel, key: str, dim: int, layout: Layout) -> l
     return [Slot(key, dim, f"{place}.{entry}", consumes, layout, entry) for entry in range(len(stack))]
 
 
-def _layout(length: int, size: int | None, other_length: int, probe: int, name: str) -> Layout:
+def _layout(length: int, size: int | None, other_length: int, probe: int, kind: AxisKind) -> Layout:
     """Read the layout off two lengths. Fused FFN parts and joined widths lie one after the other, heads are blocks;
     what is a whole number of times shorter than the hidden width holds a share of it. The proof checks."""
     share = (size or 0) // length
-    if name.endswith("hidden") and share > 1 and length * share == size and other_length * share == probe:
+    if kind.is_residual and share > 1 and length * share == size and other_length * share == probe:
         return Layout(share=share)
     per_unit = other_length // probe if size is None else (length - other_length) // (size - probe)
-    return Layout((1,) * per_unit if per_unit > 1 and name.endswith(("ffn", "hidden")) else (max(per_unit, 1),))
+    return Layout((1,) * per_unit if per_unit > 1 and kind.is_fused else (max(per_unit, 1),))
 
 
 def _fused(slots: list[Slot]) -> list[Slot]:

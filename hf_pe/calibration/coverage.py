@@ -26,7 +26,7 @@ def require_passage(seen: Collection[Any], axis: Axis) -> None:
 
 def reached(model: PreTrainedModel, axis: Axis, data: TaskData) -> list[str]:
     """Modules of an axis that the first calibration batch goes through which goes through any."""
-    names = {slot.group if axis.kind != "layers" else f"{slot.group}.0" for slot in axis.slots}
+    names = {slot.group if not axis.kind.is_depth else f"{slot.group}.0" for slot in axis.slots}
     names |= {slot.name.rpartition(".")[0] for slot in axis.slots}
     modules = {name: module for name, module in model.named_modules() if name and name in names}
     batches = data.batches(data.calibration, BATCH)

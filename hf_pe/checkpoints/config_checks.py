@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import AXIS_OF_FIELD, DEPTHS, Architecture, names_tokens, skeleton
+from hf_pe.anatomy import Architecture, kind_of_field, names_tokens, skeleton
 from hf_pe.errors import UsageError, one_line, pass_on_memory_errors
 from hf_pe.machine_memory import all_memory
 
@@ -29,10 +29,9 @@ def require_possible_sizes(config: PretrainedConfig, source: str) -> None:
         UsageError: there is one; names the field.
     """
     for name, value in _numbers(config.to_dict()):
-        field = name.rpartition(".")[2]
-        layers = AXIS_OF_FIELD.get(field) == "layers" or field in DEPTHS
-        most = MOST_LAYERS if layers else MOST_UNITS
-        if (layers or field in AXIS_OF_FIELD) and not 0 <= value <= most:
+        kind = kind_of_field(name.rpartition(".")[2])
+        most = MOST_LAYERS if kind is not None and kind.is_depth else MOST_UNITS
+        if kind is not None and not 0 <= value <= most:
             raise UsageError(
                 f"{source}: config.json has {name}: {value}; expected 0 to {most:,}. The file is damaged: download it "
                 "again, or correct the value."

@@ -8,16 +8,6 @@ LARGE = 512
 """Pixels a side from which an image is made smaller where widths are not: to a grid of patches, else to a sixteenth."""
 
 
-TINY = {
-    "ffn": 24,
-    "heads": 4,
-    "hidden": 32,
-    "vocabulary": 99,
-    "experts": 4,
-    "expert_ffn": 16,
-}
-
-
 TINY_FIELDS = {
     "head_dim": 8,
     "d_kv": 8,

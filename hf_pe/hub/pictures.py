@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from hf_pe.anatomy import names_depth
 from hf_pe.files.atomic import written_beside
 from hf_pe.report import Report
 
@@ -101,17 +102,16 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
     """Per width axis: units of the original, and what each original layer keeps (0: the layer is gone)."""
     found: dict[str, tuple[int, list[int]]] = {}
     for stage in report.stages:
-        depth = {s.axis: s for s in stage.plan.sizes if s.axis.endswith("layers")}
+        depth = {s.axis: s for s in stage.plan.sizes if names_depth(s.axis)}
         kept = stage.plan.kept or {}
         layers: dict[str, tuple[int, list[int]]] = {}
         for name, change in depth.items():
             units = next(iter(kept[name].values())) if name in kept else list(range(change.after))
             layers[name.rpartition(".")[0]] = (change.before, units)
         for change in stage.plan.sizes:
-            tower, _, kind = change.axis.rpartition(".")
-            if kind == "layers":
+            if change.axis in depth:
                 continue
-            count, units = layers.get(tower, (0, []))
+            count, units = layers.get(change.axis.rpartition(".")[0], (0, []))
             found[change.axis] = (
                 change.before,
                 [change.after if i in units else 0 for i in range(count)] or [change.after],

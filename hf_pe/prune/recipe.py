@@ -1,29 +1,23 @@
 """Structured pruning as a recipe: choose units, cut them out, repair what is left."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BeforeValidator, Field, model_validator
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import EVERYWHERE, HEADS, Axis, discover
-from hf_pe.anatomy.depth import removable_layers
+from hf_pe.anatomy import Axis, discover, kinds_of, names_depth
 from hf_pe.anatomy.generation_config import generation_changes, generation_losses
-from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.calibration.coverage import reached, require_passage
-from hf_pe.calibration.experts import expert_moments, expert_moments_by_block, routed
-from hf_pe.calibration.gradients import Slopes, consumer_slopes
-from hf_pe.calibration.influence import block_influence
 from hf_pe.errors import UsageError
-from hf_pe.machine_memory import available_memory
 from hf_pe.measure import judge, spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan, SizeChange
 from hf_pe.prune.basis.attention_heads import turned
 from hf_pe.prune.basis.residual import rotated, untied_spec
-from hf_pe.prune.criteria import CRITERIA, reap
+from hf_pe.prune.choose import ChoiceSettings, choose
+from hf_pe.prune.criteria import CRITERIA
 from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.least_squares import refit_
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
@@ -42,12 +36,11 @@ from hf_pe.prune.sizes.allowed import (
 )
 from hf_pe.prune.sizes.budget import Target, above_floor
 from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.layers import last_removed
 from hf_pe.prune.sizes.search import Setting, alone, by_loss, crossed, first_within, in_step, widest
-from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
-from hf_pe.prune.statistics.moments import consumer_moments, consumer_moments_by_block, moments_bytes
-from hf_pe.prune.statistics.unit_statistics import evidence
+from hf_pe.prune.sizes.sensitivity import least_loss, tried
+from hf_pe.prune.statistics.cached import moments_key, moments_of
 from hf_pe.recipe import Recipe, StageState
-from hf_pe.regression import Moments
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
 from hf_pe.verify.equivalence import require_generation, require_proof
@@ -56,8 +49,6 @@ Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
 
 
-MEMORY = 0.5
-"""Of the free memory: where the moments of all blocks would take more, they are made and used block by block."""
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
 REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
@@ -153,14 +144,12 @@ class StructuredPruning(Recipe):
             raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
         for name in dict.fromkeys((*target, *free)):
             require_proof(spec.config, spec.model_class, axes[name])
-        layers = {
-            name: _last_removed(spec, axes[name], size) for name, size in target.items() if _has([name], "layers")
-        }
+        layers = {name: last_removed(spec, axes[name], size) for name, size in target.items() if names_depth(name)}
         notes = (*notes, *require_generation(spec.config, spec.model_class, layers))
         for name in target:
-            needs, kind = CRITERIA[self.criterion].needs, axes[name].kind
+            needs, is_scored = CRITERIA[self.criterion].needs, axes[name].kind.choice == "criterion"
             read = any(slot.consumes and slot.layout.share == 1 for slot in axes[name].slots)
-            if needs and kind not in ("layers", "experts") and not read:
+            if needs and is_scored and not read:
                 raise UsageError(
                     f"prune.criterion: {self.criterion} looks at linear maps that read the units, and what reads "
                     f"'{name}' are convolutions. Choose magnitude_l2."
@@ -176,17 +165,17 @@ class StructuredPruning(Recipe):
                 "Choose least_squares."
             )
         in_turn, after = sizes_in_turn(spec, target)
-        if self.hidden == "rotation" and _has(target, "hidden"):
+        if self.hidden == "rotation" and _narrows_stream(target):
             after = untied_spec(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
         left = final_sizes(spec, after, target)
-        for name in (name for name in target if axes[name].kind != "hidden" and left[name] < in_turn[name]):
+        for name in (name for name in target if not axes[name].kind.is_residual and left[name] < in_turn[name]):
             others = f"{left[name]} of {axes[name].size} units are left, since more of them go with the hidden width"
             notes = (*notes, f"{name}: {others}")
-        for name in (name for name in target if axes[name].kind == "hidden"):
+        for name in (name for name in target if axes[name].kind.is_residual):
             notes = (*notes, f"hidden states, and embeddings made of them, are {target[name]} wide then")
         unscaled = [w for name in target if self.repair == "none" for w in rescaling_warnings(spec, axes[name])]
-        criterion = CRITERIA[self.criterion]
+        criterion, choices = CRITERIA[self.criterion], {axes[name].kind.choice for name in target}
         plan = self.planned(
             title=f"structured pruning ({criterion.title}{REPAIRS[self.repair]})",
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in left.items()),
@@ -195,9 +184,9 @@ class StructuredPruning(Recipe):
             warnings=tuple(unscaled),
             references=(
                 *([criterion.reference] if criterion.reference else []),
-                *([DEPTH_PAPERS[self.depth]] if _has(target, "layers") else []),
-                *([REAP] if _has(target, "experts") else []),
-                *([SLICING] if self.hidden == "rotation" and _has(target, "hidden") else []),
+                *([DEPTH_PAPERS[self.depth]] if "depth" in choices else []),
+                *([REAP] if "routing" in choices else []),
+                *([SLICING] if self.hidden == "rotation" and _narrows_stream(target) else []),
             ),
             **spec_sizes(after),
         )
@@ -228,12 +217,15 @@ class StructuredPruning(Recipe):
             axis = _axis(state.model, name)
             if size == axis.size:  # others took along what was to go
                 continue
-            choose = self._choose_layers if axis.kind == "layers" else self._choose_units
-            kept[axis.name] = choose(state, axis, size)
+            kept[axis.name] = choose(self._choice_settings, state, axis, size)
             losses += _generation_losses(state.model, axis, kept[axis.name])
             if name != [*sizes][-1]:  # the next axis is judged once this one is cut
                 state = replace(state, model=cut(state.model, axis, kept[axis.name]))
         return plan.model_copy(update={"kept": kept, "notes": tuple(losses)})
+
+    @property
+    def _choice_settings(self) -> ChoiceSettings:
+        return ChoiceSettings(self.criterion, self.depth, self.hidden == "rotation")
 
     @property
     def _steps(self) -> tuple[int, int]:
@@ -245,7 +237,7 @@ class StructuredPruning(Recipe):
         if self.target is None and self.floor is None:
             return []
         fixed = kept_sizes(spec, self.keep, *self._steps)
-        if self.hidden == "rotation" and _has(fixed | dict.fromkeys(self.axes, 0), "hidden") and _tied(spec):
+        if self.hidden == "rotation" and _narrows_stream((*fixed, *self.axes)) and _tied(spec):
             raise UsageError(
                 "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
                 "hidden: selection, or give all sizes in keep."
@@ -321,25 +313,25 @@ class StructuredPruning(Recipe):
         counts = {name: len(next(iter(kept.values()))) for name, kept in plan.kept.items()}
         spec = resized_spec(state.spec, counts)
         _require_planned(model, spec.config, plan)
-        layers = {name: kept for name, kept in plan.kept.items() if _has([name], "layers")}
+        layers = {name: kept for name, kept in plan.kept.items() if names_depth(name)}
         require_generation(model.config, type(model), layers)
         for name, kept in plan.kept.items():
             axis = _axis(model, name)
             require_proof(model.config, type(model), axis, kept)
-            if axis.kind == "hidden":  # comes last: then the blocks of the original are no measure any more
+            if axis.kind.is_residual:  # comes last: then the blocks of the original are no measure any more
                 if not narrower:
                     self._repair_in_order_(model, original, plan.kept, data)
                 narrower = True
                 model = rotated(model, axis, data) if self.hidden == "rotation" else model
                 if axis.narrows_heads:
-                    weighed = next(_moments(replace(state, model=model), axis, weighed=True))
+                    weighed = next(moments_of(replace(state, model=model), axis, weighed=True))
                     model, moments = turned(model, axis, weighed)
-                    statistics.put(model, _moments_key(axis, weighed=True), moments)
+                    statistics.put(model, moments_key(axis, weighed=True), moments)
             smaller = cut(model, axis, kept)
             if self.repair != "none" and any(slot.consumes for slot in axis.slots):
-                for seen in _moments(replace(state, model=model), axis, weighed=True):
+                for seen in moments_of(replace(state, model=model), axis, weighed=True):
                     refit_(smaller, model, axis, kept, seen)
-            if axis.kind == "experts" and self.repair != "none":
+            if axis.kind.choice == "routing" and self.repair != "none":
                 correct_(smaller, model, axis, data)
             if self.repair != "none":
                 rescale_norms_(smaller, model, axis, kept, data)
@@ -357,80 +349,11 @@ class StructuredPruning(Recipe):
         data: TaskData,
     ) -> None:
         if self.repair == "in_order" and model is not original:
-            layers = {stack: left for name in kept if _has([name], "layers") for stack, left in kept[name].items()}
+            layers = {stack: left for name in kept if names_depth(name) for stack, left in kept[name].items()}
             anatomy = discover(model.config, type(model))
-            heads = [axis for axis in anatomy.axes if axis.name in kept and axis.kind in HEADS]
+            heads = [axis for axis in anatomy.axes if axis.name in kept and axis.kind.is_heads]
             for axis in anatomy.named("ffn"):
                 repair_in_order_(model, original, axis, layers, data, heads)
-
-    def _choose_layers(self, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
-        free = _removable(state.spec, axis, size)
-        if self.depth == "greedy":
-            known = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
-            gone = least_missed(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
-        else:
-            influence = block_influence(state.model, axis, state.data)
-            gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
-        return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
-
-    def _choose_units(self, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
-        model, data, criterion = state.model, state.data, CRITERIA[self.criterion]
-        if axis.kind == "experts":
-            tokens = {} if self.criterion == "random" else routed(model, axis, data)
-            saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
-            return {g: axis.largest(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
-        kept = {group: axis.first(group, size) for group in self._sorted_by_turning(axis)}
-        groups = [group for group in axis.groups if group not in kept]
-        if not groups:
-            return kept
-        slopes = {}
-        if "gradients" in criterion.needs:
-            key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
-            slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
-            require_passage(slopes, axis)
-        tensors = model.state_dict()
-
-        def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
-            for group in groups:
-                scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
-                kept[group] = axis.largest(group, scores, size)
-
-        weighed, seen = "weighed activations" in criterion.needs, set[str]()
-        if not weighed and "activations" not in criterion.needs:
-            choose(groups, None)
-            return kept
-        group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
-        for moments in _moments(state, axis, weighed=weighed):
-            seen.update(moments)
-            choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
-        require_passage(seen, axis)
-        choose([group for group in groups if group not in kept], {})  # experts that no token reached
-        return {group: kept[group] for group in axis.groups}
-
-    def _sorted_by_turning(self, axis: Axis) -> list[str]:
-        """The groups whose units come in another basis before the cut, the most important first."""
-        if axis.kind != "hidden":
-            return []
-        inside = [group for group in axis.groups if group != EVERYWHERE and axis.narrows_heads]
-        return [*inside, *([EVERYWHERE] if self.hidden == "rotation" else [])]
-
-
-def _moments(state: StageState, axis: Axis, *, weighed: bool) -> Iterator[dict[str, list[Moments]]]:
-    """Yield second moments of what reads `axis`: all at once and cached, or by block where memory is too small."""
-    model, data = state.model, state.data
-    if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > available_memory() * MEMORY:
-        yield from consumer_moments_by_block(model, axis, data, weighed=weighed)
-        yield from expert_moments_by_block(model, axis, data)
-        return
-
-    def gathered() -> dict[str, list[Moments]]:
-        return consumer_moments(model, axis, data, weighed=weighed) | expert_moments(model, axis, data)
-
-    yield state.statistics.get(model, _moments_key(axis, weighed=weighed), gathered)
-
-
-def _moments_key(axis: Axis, *, weighed: bool) -> StatisticsKey[dict[str, list[Moments]]]:
-    return StatisticsKey("weighted second moments" if weighed else "second moments", axis.name)
 
 
 def _generation_losses(model: PreTrainedModel, axis: Axis, kept: dict[str, list[int]]) -> tuple[str, ...]:
@@ -465,24 +388,6 @@ def _tied(spec: ModelSpec) -> bool:
     return bool(spec.config.get_text_config().tie_word_embeddings)
 
 
-def _has(target: Iterable[str], kind: str) -> bool:
-    return any(name.rpartition(".")[2] == kind for name in target)
-
-
-def _last_removed(spec: ModelSpec, axis: Axis, size: int) -> dict[str, list[int]]:
-    """Return kept layers as they may come out: without the last ones that can be removed."""
-    free = _removable(spec, axis, size)
-    gone = set(free[len(free) - (axis.size - size) :])
-    return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
-
-
-def _removable(spec: ModelSpec, axis: Axis, size: int) -> list[int]:
-    free = removable_layers(spec.config, spec.model_class, axis)
-    least = axis.size - len(free)
-    if size < max(least, 1):
-        held = sorted(set(range(axis.size)) - set(free))
-        raise UsageError(
-            f"prune.keep.{axis.name}: {size} cannot be reached; the least is {max(least, 1)}: layers {held} are built "
-            "differently and hold their position."
-        )
-    return free
+def _narrows_stream(names: Iterable[str]) -> bool:
+    """Return whether the hidden width is among the named axes."""
+    return any(kind.is_residual for kind in kinds_of(names))

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from transformers import set_seed
 
 from hf_pe import progress
+from hf_pe.anatomy import names_depth
 from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.checkpoints.classes import brings_code, class_for
 from hf_pe.checkpoints.config import load_config
@@ -171,5 +172,5 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _brief(plan: Plan) -> Plan:
     """The plan as a report keeps it: which layers stay; the long lists of units are in plan.json."""
-    kept = {name: units for name, units in (plan.kept or {}).items() if name.endswith("layers")}
+    kept = {name: units for name, units in (plan.kept or {}).items() if names_depth(name)}
     return plan.model_copy(update={"kept": kept or None})

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,21 +18,26 @@ from hf_pe.anatomy import (
     is_norm,
 )
 from hf_pe.anatomy.axis import Kept
+from hf_pe.anatomy.kinds import Ablation
 from hf_pe.anatomy.norms import kept_along
 
 
+def ablated(model: PreTrainedModel, axis: Axis, kept: Kept) -> contextlib.AbstractContextManager[None]:
+    """Return a context inside which the removed units have no effect."""
+    return ABLATIONS[axis.kind.ablation](model, axis, kept)
+
+
 @contextlib.contextmanager
-def ablated(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
-    """Zero the removed units in every slot, or skip the removed layers, inside the block."""
-    if axis.kind == "layers":
-        names = [f"{stack}.{i}" for stack, units in kept.items() for i in set(range(axis.size)) - set(units)]
-        with skipped([model.get_submodule(name) for name in names]):
-            yield
-        return
-    if axis.kind == "experts":
-        with _never_routed(model, axis, kept):
-            yield
-        return
+def _skipped_layers(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
+    """Inside the block, removed layers hand on what they are given."""
+    names = [f"{stack}.{i}" for stack, units in kept.items() for i in set(range(axis.size)) - set(units)]
+    with skipped([model.get_submodule(name) for name in names]):
+        yield
+
+
+@contextlib.contextmanager
+def _zeroed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
+    """Inside the block, the removed units are zero in every slot."""
     state = model.state_dict()
     saved = {slot.name: state[slot.name].clone() for slot in axis.slots if slot.name in state}
     for slot in axis.slots:
@@ -117,11 +122,19 @@ def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]
         grouped = isinstance(module, nn.GroupNorm) and module.num_groups > 1  # other channels would come together
         if not grouped and not isinstance(module, _BatchNorm):  # which takes each channel for itself
             hooks.append(narrowed(module, places, next(module.parameters()).shape[-1]))
-    if axis.kind == "hidden":
+    if axis.kind.is_residual:
         units = torch.as_tensor(kept[EVERYWHERE])
         free = [m for m in model.modules() if is_norm(m) and not [*m.parameters(), *m.buffers()]]
         hooks += [narrowed(module, units, axis.size) for module in free]
     return hooks
+
+
+ABLATIONS: dict[Ablation, Callable[[PreTrainedModel, Axis, Kept], contextlib.AbstractContextManager[None]]] = {
+    "zero": _zeroed,
+    "skip": _skipped_layers,
+    "never_route": _never_routed,
+}
+"""By the name that the record of a kind of axis gives (`hf_pe.anatomy.AxisKind.ablation`)."""
 
 
 def narrowed_outputs(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:

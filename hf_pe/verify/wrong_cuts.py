@@ -18,7 +18,7 @@ TRIES = 12
 
 def wrong_cuts(model: PreTrainedModel, smaller: PreTrainedModel, kept: Kept, axis: Axis) -> Iterator[PreTrainedModel]:
     """Cuts with one mistake: one of the slots permuted, or two kept layers exchanged. One has to be noticed."""
-    if axis.kind != "layers":
+    if not axis.kind.is_depth:
         stored = smaller.state_dict()
         slots = [slot for slot in axis.slots if slot.name in stored]
         slots = sorted(slots, key=lambda slot: (not slot.consumes, -stored[slot.name].numel()))

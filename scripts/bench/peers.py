@@ -46,7 +46,7 @@ def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, t
     groups: dict[str, list[Any]] = {}
     for group in axis.groups:
         writing = [s for s in axis.in_group(group) if s.dim == 0 and s.name.endswith("weight")]
-        for slot in writing if axis.kind == "heads" else writing[:1]:
+        for slot in writing if axis.kind.name == "heads" else writing[:1]:
             layer = model.get_submodule(slot.name.rpartition(".")[0])
             places = list(range(layer.out_features))
             groups.setdefault(group, []).append(graph.get_pruning_group(layer, tp.prune_linear_out_channels, places))

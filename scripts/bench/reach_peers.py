@@ -118,7 +118,7 @@ def by_hf_pe(model: PreTrainedModel) -> Any:
     keep: dict[str, float] = {}
     axes = [axis for axis in discover(model.config, type(model)).axes if axis.native and axis.size > 1]
     for kind in ("ffn", "kv_groups", "heads", "hidden"):
-        for axis in (axis for axis in axes if axis.kind == kind):
+        for axis in (axis for axis in axes if axis.kind.name == kind):
             beside = any(name.rpartition(".")[2] == "kv_groups" for name in keep) and kind == "heads"
             if not beside and prove(model.config, type(model), axis).holds:
                 keep[axis.name] = 0.5

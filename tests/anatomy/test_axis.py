@@ -34,7 +34,7 @@ def test_an_axis_is_found_by_its_name_with_and_without_the_tower():
     anatomy = Anatomy((one, two), 10)
     assert anatomy.named("ffn") == (one, two)
     assert anatomy.named("decoder.ffn") == (two,)
-    assert one.kind == "ffn"
+    assert one.kind.name == "ffn"
     assert one.groups == ("a.0", "a.1")
     assert one.in_group("a.1") == slots[1:]
 

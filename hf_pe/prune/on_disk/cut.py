@@ -102,7 +102,7 @@ def cut_checkpoint(
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         for name in (*layers, *sizes):
             axis = next(a for a in discover(config, model_class).axes if a.name == name)
-            if axis.kind == "layers" and name not in layers:
+            if axis.kind.is_depth and name not in layers:
                 raise UsageError(
                     f"keep.{name}: which layers matter shows only on data. Say which stay (layers: [0, 1, 3]), or cut "
                     "with a recipe and calibration rows."

@@ -5,15 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from hf_pe.anatomy import EXPERT_STEP, HEADS, Anatomy, Axis, discover, size_in
+from hf_pe.anatomy import EXPERT_STEP, Anatomy, Axis, discover, kind_of, kinds_of, size_in
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.errors import UsageError, nearest
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.sizes.search import Setting
 from hf_pe.surgery import cut_config
-
-WIDTHS = ("ffn", "expert_ffn", "hidden", "vocabulary")
-"""The axes of which nobody wants a single unit, so that a whole number of 1 is asked back."""
 
 
 def amount(value: Any) -> Any:
@@ -30,9 +27,8 @@ def amount(value: Any) -> Any:
 
 def one_or_all(keep: Mapping[str, Any]) -> str:
     """Return why a whole number of 1 for a width is asked back: it is one unit, and looks like all; "" if none is 1."""
-    name = next(
-        (n for n, value in keep.items() if n.rpartition(".")[2] in WIDTHS and type(value) is int and value == 1), None
-    )
+    widths = (name for name in keep if any(kind.is_width for kind in kinds_of([name])))
+    name = next((name for name in widths if type(keep[name]) is int and keep[name] == 1), None)
     if name is None:
         return ""
     return (
@@ -84,9 +80,9 @@ def ladder(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[
         UsageError: unknown axis or one that cannot be cut natively.
     """
     first, *others = axes_named(discover(spec.config, spec.model_class), name)
-    if first.kind in ("ffn", "expert_ffn"):
+    if first.kind.is_rounded:
         sizes = {_rounded(size, first, multiple * devices) for size in range(1, first.size + 1)}
-    elif first.kind == "layers":
+    elif first.kind.is_depth:
         least = first.size - len(removable_layers(spec.config, spec.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
     else:
@@ -114,7 +110,7 @@ def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[Setting,
     for name, size in removed(spec, setting).items():
         axis = next(axis for axis in discover(config, spec.model_class).axes if axis.name == name)
         fitting = min(size, axis.size)
-        sizes[name] = fitting - fitting % axis.heads if axis.kind in HEADS else fitting
+        sizes[name] = fitting - fitting % axis.heads if axis.kind.is_heads else fitting
         config = cut_config(config, axis, sizes[name])
     return sizes, replace(spec, config=config)
 
@@ -141,7 +137,7 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
     known = [axis.name for axis in anatomy.axes]
     if not found:
         raise UsageError(f"prune: this model has no axis '{name}'; it has {', '.join(known)}.{nearest(name, known)}")
-    if found[0].kind == "vocabulary":
+    if found[0].kind.is_vocabulary:
         raise UsageError(
             f"prune: rows of '{name}' go only with a tokenizer that knows the others alone, which this version does "
             "not make. `hf_pe.cut` takes them away for token ids of your own."
@@ -156,8 +152,8 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
 
 
 def _turn(name: str) -> int:
-    """Query heads come after key-value groups, which take some along."""
-    return {"layers": 0, "heads": 2, "hidden": 3}.get(name.rpartition(".")[2], 1)
+    """Return when an axis is cut: a lower number comes first."""
+    return kind_of(name).turn
 
 
 def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
@@ -169,7 +165,7 @@ def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: in
         raise UsageError(
             f"prune.keep.{axis.name}: the model has {axis.size} units{gone}; expected 1 to {axis.size}, got {value}."
         )
-    if axis.kind in ("ffn", "expert_ffn"):
+    if axis.kind.is_rounded:
         return _rounded(int(count), axis, multiple * devices)
     able = _sayable(spec, axis, multiple, devices)
     if isinstance(value, int) and value not in able:
@@ -187,8 +183,7 @@ def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[i
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    own = {"hidden": multiple} | dict.fromkeys(HEADS, devices)
-    step = math.lcm(own.get(axis.kind, 1), axis.heads)
+    step = math.lcm(multiple if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.heads)
 
     def able(size: int) -> bool:
         try:
@@ -197,7 +192,7 @@ def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[i
             return False
         return True
 
-    whole = axis.kind not in HEADS
+    whole = not axis.kind.is_heads
     found = [n for n in range(1, axis.size + 1) if (n % step == 0 or (whole and n == axis.size)) and able(n)]
     if not found:
         raise UsageError(

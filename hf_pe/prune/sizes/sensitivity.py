@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Axis
+from hf_pe.anatomy import Axis, kind_of
 from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.calibration.coverage import reached, require_passage
 from hf_pe.progress import advance
@@ -114,4 +114,4 @@ def least_missed(
 
 def _narrows(setting: Setting) -> bool:
     """Whether embeddings may become narrower than those they are compared with."""
-    return any(name.rpartition(".")[2] == "hidden" for name in setting)
+    return any(kind_of(name).is_residual for name in setting)

@@ -1,0 +1,110 @@
+"""Chooses the units that are kept: layers by a depth order, experts by what a router sends them, the rest by score."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from hf_pe.anatomy import EVERYWHERE, Axis
+from hf_pe.anatomy.kinds import Choice
+from hf_pe.calibration.cache import StatisticsKey
+from hf_pe.calibration.coverage import require_passage
+from hf_pe.calibration.experts import routed
+from hf_pe.calibration.gradients import Slopes, consumer_slopes
+from hf_pe.calibration.influence import block_influence
+from hf_pe.prune.criteria import CRITERIA, reap
+from hf_pe.prune.sizes.layers import removable
+from hf_pe.prune.sizes.sensitivity import least_missed
+from hf_pe.prune.statistics.cached import moments_of
+from hf_pe.prune.statistics.unit_statistics import evidence
+from hf_pe.recipe import StageState
+from hf_pe.regression import Moments
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """What a prune recipe states of how units are chosen.
+
+    Attributes:
+        criterion: name of an entry of `CRITERIA`.
+        depth: how layers are ordered.
+        rotates: the residual stream is rotated before it is cut, so that its first coordinates matter most.
+    """
+
+    criterion: str
+    depth: Literal["influence", "greedy"]
+    rotates: bool
+
+
+def choose(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+    """Return the indices of `size` kept units for each group of an axis, rising.
+
+    Raises:
+        UsageError: so few layers cannot be reached, or no calibration row reaches the units.
+    """
+    return CHOICES[axis.kind.choice](settings, state, axis, size)
+
+
+def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+    free = removable(state.spec, axis, size)
+    if settings.depth == "greedy":
+        known = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
+        gone = least_missed(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
+    else:
+        influence = block_influence(state.model, axis, state.data)
+        gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
+    return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
+
+
+def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+    tokens = {} if settings.criterion == "random" else routed(state.model, axis, state.data)
+    saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
+    return {g: axis.largest(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+
+
+def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
+    model, data, criterion = state.model, state.data, CRITERIA[settings.criterion]
+    kept = {group: axis.first(group, size) for group in _sorted_by_turning(settings, axis)}
+    groups = [group for group in axis.groups if group not in kept]
+    if not groups:
+        return kept
+    slopes = {}
+    if "gradients" in criterion.needs:
+        key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
+        slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
+        require_passage(slopes, axis)
+    tensors = model.state_dict()
+
+    def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
+        for group in groups:
+            scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
+            kept[group] = axis.largest(group, scores, size)
+
+    weighed, seen = "weighed activations" in criterion.needs, set[str]()
+    if not weighed and "activations" not in criterion.needs:
+        choose(groups, None)
+        return kept
+    group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
+    for moments in moments_of(state, axis, weighed=weighed):
+        seen.update(moments)
+        choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
+    require_passage(seen, axis)
+    choose([group for group in groups if group not in kept], {})  # experts that no token reached
+    return {group: kept[group] for group in axis.groups}
+
+
+def _sorted_by_turning(settings: ChoiceSettings, axis: Axis) -> list[str]:
+    """The groups whose units come in another basis before the cut, the most important first."""
+    if not axis.kind.is_residual:
+        return []
+    inside = [group for group in axis.groups if group != EVERYWHERE and axis.narrows_heads]
+    return [*inside, *([EVERYWHERE] if settings.rotates else [])]
+
+
+CHOICES: dict[Choice, Callable[[ChoiceSettings, StageState, Axis, int], dict[str, list[int]]]] = {
+    "criterion": _choose_units,
+    "depth": _choose_layers,
+    "routing": _choose_experts,
+}
+"""By the name that the record of a kind of axis gives (`hf_pe.anatomy.AxisKind.choice`)."""
