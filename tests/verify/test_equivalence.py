@@ -22,8 +22,9 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively, tiny
 from hf_pe.surgery import cut, cut_config
+from hf_pe.verify import comparison
 from hf_pe.verify import equivalence as proof_module
-from hf_pe.verify.comparison import EFFECT
+from hf_pe.verify.comparison import EFFECT, compare
 from hf_pe.verify.equivalence import prove
 
 
@@ -109,8 +110,8 @@ def test_queries_that_are_not_scaled_are_noticed():
     axis = discover(config, BertModel).named("hidden")[0]
     careless = dataclasses.replace(axis, slots=tuple(dataclasses.replace(s, power=0.0) for s in axis.slots))
     kept = proof_module._pattern(axis, model)
-    assert proof_module._compare(model, axis, kept).holds
-    assert "differ by" in proof_module._compare(model, careless, kept).reason
+    assert compare(model, axis, kept).holds
+    assert "differ by" in compare(model, careless, kept).reason
 
 
 def test_heads_that_share_a_norm_are_proved_with_the_norm_told():
@@ -190,7 +191,7 @@ def test_a_wrong_layout_is_refused():
     )
     wrong = axis.__class__(axis.name, axis.config_field, axis.size, slots)
     kept = {g: list(range(0, axis.size, 2)) for g in axis.groups}
-    assert not proof_module._compare(model, wrong, kept).holds
+    assert not compare(model, wrong, kept).holds
 
 
 def test_a_cut_that_forgets_a_slot_is_refused():
@@ -199,7 +200,7 @@ def test_a_cut_that_forgets_a_slot_is_refused():
     axis = discover(config, BertModel).named("ffn")[0]
     forgetful = axis.__class__(axis.name, axis.config_field, axis.size, axis.slots[1:])
     with pytest.raises((RuntimeError, AssertionError), match="mismatch"):
-        proof_module._compare(model, forgetful, proof_module._pattern(axis, model))
+        compare(model, forgetful, proof_module._pattern(axis, model))
 
 
 def test_a_dead_axis_has_no_power():
@@ -209,7 +210,7 @@ def test_a_dead_axis_has_no_power():
     for layer in model.encoder.layer:
         layer.output.dense.weight.data.zero_()
     axis = discover(config, BertModel).named("ffn")[0]
-    found = proof_module._compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, proof_module._pattern(axis, model))
     assert not found.holds
     assert "no power" in found.reason
 
@@ -258,23 +259,22 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
     kept = proof_module._pattern(axis, model)
     alone = example_inputs(model)
     assert set(alone) == {"input_ids", "attention_mask"}
-    case = proof_module._Case(model, cut(model, axis, kept), axis, kept, "")
-    whole = proof_module._compare_at(case, alone, outputs_of(model, alone))
+    case = comparison._Case(model, cut(model, axis, kept), axis, kept, "")
+    whole = comparison._compare_ablated(case, alone, outputs_of(model, alone))
     assert "moves the output by 0.0e+00" in whole.reason
-    assert proof_module._compare(model, axis, kept).holds
+    assert compare(model, axis, kept).holds
 
 
 def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
     """The hidden width of a CTRL sizes its waves of positions: the whole model says so, nothing inside is."""
     asked = []
-    compare = proof_module._compare_at
-    monkeypatch.setattr(
-        proof_module, "_compare_at", lambda case, *rest: asked.append(case.place) or compare(case, *rest)
-    )
+    narrowed = comparison._compare_narrowed
+    asking = lambda case, *rest: asked.append(case.place) or narrowed(case, *rest)  # noqa: E731
+    monkeypatch.setitem(comparison.COMPARISONS, "narrowed_outputs", asking)
     config = tiny(AutoConfig.for_model("ctrl"))
     model = lively(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("hidden")[0]
-    found = proof_module._compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, proof_module._pattern(axis, model))
     assert "differ by" in found.reason and asked == [""]
 
 
@@ -284,9 +284,9 @@ def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch
     axis = discover(config, type(model)).named("text.ffn")[0]
     smaller = cut(model, axis, proof_module._pattern(axis, model))
     broken = torch.nn.Linear(7, 7)
-    monkeypatch.setattr(proof_module, "cut", lambda *_: smaller)
+    monkeypatch.setattr(comparison, "cut", lambda *_: smaller)
     smaller.language_model.layers[0].mlp.up_proj = broken
-    found = proof_module._compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, proof_module._pattern(axis, model))
     assert not found.holds and "what is cut cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
 
 
