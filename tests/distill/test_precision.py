@@ -17,6 +17,7 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, DistillationTrainer
+from hf_pe.distill.learner import learner_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
@@ -98,7 +99,7 @@ def test_adapters_learn_in_float32_on_weights_of_16_bits(images):
     data = replace(images, teacher=teacher)
     recipe = Distillation(steps=3, batch_size=8, lora={"rank": 4}, learning_rate=1e-2)
     assert recipe.plan(StageState(student, data)).notes == ("adapters trained in float32",)
-    learner = recipe._learner(student)
+    learner = learner_of(student, recipe)
     assert {p.dtype for p in learner.parameters() if p.requires_grad} == {torch.float32}
     trained, _ = train_student(recipe, student, data)
     assert dtypes(trained) == dtypes(student)

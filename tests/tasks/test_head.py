@@ -9,6 +9,7 @@ from transformers import BertForMaskedLM, LlamaForCausalLM
 from hf_pe.calibration import answers
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Cache, Distillation
+from hf_pe.distill.signals import SignalRequest
 from hf_pe.distill.teachers.cache_files import open_cache
 from hf_pe.dummies.tiny import lively
 from hf_pe.recipe import StageState
@@ -31,7 +32,7 @@ def language(llama_folder, tokenizer):
 @pytest.fixture
 def large(monkeypatch):
     """Every vocabulary counts as a large one, and few tokens have their logits at a time."""
-    for name in ("distill.build", "distill.cache", "tasks.likelihood"):
+    for name in ("distill.build", "distill.teachers.cache_files", "tasks.likelihood"):
         monkeypatch.setattr(f"hf_pe.{name}.LARGE", 1)
     monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
 
@@ -61,7 +62,7 @@ def test_evaluation_and_calibration_have_the_same_figures_in_parts(language, mon
     data.eval.set_format(None)
     whole, lost = student, answers(student, data)
     expected = CausalLM().judge(whole, data)
-    for name in ("distill.cache", "tasks.likelihood"):
+    for name in ("distill.teachers.cache_files", "tasks.likelihood"):
         monkeypatch.setattr(f"hf_pe.{name}.LARGE", 1)
     monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
     sizes = watched(student)
@@ -92,8 +93,8 @@ def test_a_cache_is_the_same_in_parts(language, tmp_path, monkeypatch):
         monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
         sizes = watched(data.teacher)
         cache = open_cache(Cache(folder=str(tmp_path / name), k=8), data.teacher, data, 2.0, 1.0, "a")
-        rows.append(cache.signals({ROW: torch.arange(4)}, task=data.task, hidden=False, attentions=False)["logits"])
-    torch.testing.assert_close(rows[0].logs, rows[1].logs, rtol=0, atol=0.02)
+        rows.append(cache.signals({ROW: torch.arange(4)}, SignalRequest(data.task))["logits"])
+    torch.testing.assert_close(rows[0].log_probs, rows[1].log_probs, rtol=0, atol=0.02)
     assert torch.equal(rows[0].classes, rows[1].classes)
     assert max(sizes) <= 16  # rows of a forward pass, with one token each
 
