@@ -196,7 +196,8 @@ LEVELS: Levels = {
     "run": [
         {"folder", "inputs", "measure_model", "order", "provenance"},
         {"dry_run", "identity", "recipe_content", "result"},
-        {"stages"},
+        {"original", "stages"},
+        {"side_by_side", "stage_chain"},
         {"compress"},
     ],
     "tasks": [

@@ -53,7 +53,7 @@ def bare(tokenizer):
 def test_a_decoder_classifier_is_compressed_in_batches_and_its_result_names_the_padding(
     live, bare, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=()))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
     model = llama()
     assert model.config.pad_token_id is None

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def hf_pe():
     """Runs the command line where the recipes are; times are of single examples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=(1,)))
+        patch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=(1,)))
 
         def run(*arguments):
             with contextlib.chdir(ROOT):
@@ -112,7 +112,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert len(blocks) == 2, "the other one, of the callbacks, is run by tests/callbacks"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=(1,)))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=(1,)))
     exec(blocks[0], {})
     assert "spearman" in capsys.readouterr().out
     assert AutoModel.from_pretrained(tmp_path / "build" / "small" / "main").config.num_hidden_layers == 5

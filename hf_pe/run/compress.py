@@ -4,7 +4,6 @@ import datetime
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,31 @@ from transformers import (
 )
 
 from hf_pe import progress
-from hf_pe.checkpoints.live_model import plain_model, unchanged
-from hf_pe.checkpoints.load import load_with_unread
-from hf_pe.checkpoints.mixed_dtypes import dtype_warnings
+from hf_pe.checkpoints.live_model import plain_model
 from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.sentence_source import is_sentence_transformer
 from hf_pe.checkpoints.source import Dtype, Source, resolve
-from hf_pe.checkpoints.stored import rounding_warnings
-from hf_pe.checkpoints.weight_checks import require_finite
 from hf_pe.data import Data, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.hub.base_card import model_card
 from hf_pe.measure import (
     Evaluate,
-    chance_warnings,
-    changes,
-    first_answers,
-    judge,
-    measure,
-    on_one_device,
 )
 from hf_pe.outputs import check_stages_folder, require_space, run_id, stages_folder
-from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
-from hf_pe.recipe import Recipe, StageState
+from hf_pe.recipe import Recipe
 from hf_pe.report import MAIN, Report
 from hf_pe.run import provenance
 from hf_pe.run.dry_run import DryRun, prepare_run
 from hf_pe.run.identity import origin_of, stage_ids
 from hf_pe.run.inputs import local_inputs
 from hf_pe.run.measure_model import with_folder_facts
+from hf_pe.run.original import load_original
 from hf_pe.run.recipe_content import recipe_of
 from hf_pe.run.result import Result
-from hf_pe.run.stages import Finished, StageFolder, require_resumable
+from hf_pe.run.side_by_side import measure_side_by_side
+from hf_pe.run.stage_chain import carry_out
+from hf_pe.run.stages import StageFolder, require_resumable
 from hf_pe.tasks import Task, prepare
 
 
@@ -100,78 +91,51 @@ def compress(
     live = plain_model(model) if isinstance(model, nn.Module) else None
     source = _source(model if live is None else live, processor, dtype)
     prepared = prepare_run(source, recipes, variants or {}, task=task, processor=processor, live=live)
-    recipes, variants, planned = prepared.recipes, prepared.variants, prepared.dry_run
-    config, model_class, the_task = prepared.config, prepared.model_class, prepared.task
+    recipes, variants, the_task = prepared.recipes, prepared.variants, prepared.task
     inputs = local_inputs(source, recipes, data, processor)
     named = str(processor) if isinstance(processor, (str, Path)) else None
     processor = prepared.processor
     if work is not None:
         check_stages_folder(Path(work), resume=resume, restart=restart, inputs=inputs)
-    _require_space(work, planned)
+    _require_space(work, prepared.dry_run)
     card = model_card(source.folder, source.path)
     progress.say("reading data")
     examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
-    processor = processor if processor is not None else load_processor(source, model_class.main_input_name)
-    ready = prepare(the_task, examples, processor, config)
-    examples = ready.examples
-    recipe = recipe_of(source, the_task, examples.config, recipes, variants, base_model, license, seed, named)
+    processor = processor if processor is not None else load_processor(source, prepared.model_class.main_input_name)
+    rows = prepare(the_task, examples, processor, prepared.config)
+    content = recipe_of(source, the_task, rows.examples.config, recipes, variants, base_model, license, seed, named)
     origin = None  # without a folder of the user's, no stage can be resumed
     if work is not None:
-        origin = origin_of(source, live, processor, the_task, examples, evaluate, seed)
-    chain, branches = stage_ids(origin, recipes, variants)
+        origin = origin_of(source, live, processor, the_task, rows.examples, evaluate, seed)
+    chain, branch_ids = stage_ids(origin, recipes, variants)
     if resume and work is not None and origin is not None:
-        require_resumable(Path(work), [*chain, *branches.values()], origin)
+        require_resumable(Path(work), [*chain, *branch_ids.values()], origin)
 
-    progress.say("loading the model")
-    set_seed(seed)
-    original, unread = (live, ()) if live is not None else load_with_unread(source, model_class)
-    if live is not None:
-        require_finite(live.state_dict().items(), source.name)
-    ready = replace(ready, teacher=original)
-    padding = padding_id(config, processor) if classifies_rows_alone(config, model_class) else None
-    with unchanged(live), padding_named(original, padding):
-        original.eval()
-        first_answers(original, ready)
-        for step in recipes:
-            step.check(StageState(original, ready))
-        progress.say("evaluating the original")
-        first = judge(original, ready) if evaluate is None else None
-    below = chance_warnings(original, first.scores(), ready) if first else ()
-    rounded = rounding_warnings(source, config, model_class, original) if live is None else ()
-    rounded += dtype_warnings(original)
-    warnings = (*card.warnings, *examples.warnings, *ready.warnings, *rounded, *below)
-    for warning in (*warnings, *planned.warnings):
+    original = load_original(prepared, rows, live, evaluate, seed)
+    warnings = (*card.warnings, *rows.examples.warnings, *rows.warnings, *original.warnings)
+    for warning in (*warnings, *prepared.dry_run.warnings):
         progress.warn(warning)
-    with unchanged(live), padding_named(original, padding), _workplace(work, resume=resume, restart=restart) as folder:
-        original.eval()
+    with original.in_use() as before, _workplace(work, resume=resume, restart=restart) as folder:
         stages = StageFolder(folder, origin, resume, evaluate, seed)
-        state, done = StageState(original, ready), []
-        for stage, step in zip(chain, recipes, strict=True):
-            state, finished = stages.make(stage, step, state)
-            done.append(finished)
-        copies = {name: stages.make(branches[name], step, state) for name, step in variants.items()}
-        states = {"before": StageState(original, ready), MAIN: state} | {n: copy for n, (copy, _) in copies.items()}
-        models = {name: each.model for name, each in states.items()}
-        progress.say("measuring before and after, side by side")
+        named_variants = {name: (branch_ids[name], recipe) for name, recipe in variants.items()}
+        branches = carry_out(stages, before, list(zip(chain, recipes, strict=True)), named_variants)
         set_seed(seed)
-        with on_one_device(models.values()):
-            judged = None
-            if first is not None:
-                after = {name: judge(each.model, each.data) for name, each in states.items() if name != "before"}
-                judged = {"before": first} | after
-            found = measure(models, ready, judged=judged, evaluate=evaluate)
-            before = with_folder_facts(found["before"], original, processor, folder, the_task.auto_class, source)
+        measured = measure_side_by_side(original, {n: branch.state for n, branch in branches.items()}, evaluate)
+        weighed = with_folder_facts(measured.before, before.model, processor, folder, the_task.auto_class, source)
 
+    data_of_original = original.state.data
     shared: dict[str, Any] = {
         "task": the_task.name,
         "pipeline_tag": the_task.pipeline_tag,
-        "metric": the_task.metric if evaluate is None else next(iter(before.quality), the_task.metric),
-        "metric_description": the_task.describe(ready) if evaluate is None else "Quality by the user's own function.",
+        "metric": the_task.metric if evaluate is None else next(iter(weighed.quality), the_task.metric),
+        "metric_description": the_task.describe(data_of_original)
+        if evaluate is None
+        else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
-        "base": provenance.base_facts(source, original, base_model, license, card),
-        "before": before,
-        "data": provenance.data_facts(examples),
-        "unread_parts": unread,
+        "base": provenance.base_facts(source, before.model, base_model, license, card),
+        "before": weighed,
+        "data": provenance.data_facts(rows.examples),
+        "unread_parts": original.unread,
         "library_name": "sentence-transformers" if is_sentence_transformer(source) else "transformers",
         "machine": provenance.machine(),
         "versions": provenance.versions(),
@@ -180,16 +144,23 @@ def compress(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
 
-    def result(name: str, finished: list[Finished], others: dict[str, Result]) -> Result:
-        stages = tuple(f.report for f in finished)
-        moved = changes(judged["before"], judged[name]) if judged else ()
-        said = (*warnings, *(warning for stage in stages for warning in stage.plan.warnings))
-        report = Report(name=name, after=found[name], stages=stages, changes=moved, warnings=said, **shared)
-        plans = tuple(f.plan for f in finished)
-        facts = (states[name].processor, report, plans, source, the_task.auto_class, recipe)
-        return Result(models[name], *facts, others, inputs, run_id(Path(work) if work else None))
+    def result(name: str, others: dict[str, Result]) -> Result:
+        branch = branches[name]
+        reports = tuple(finished.report for finished in branch.stages)
+        sentences = (*warnings, *(warning for stage in reports for warning in stage.plan.warnings))
+        report = Report(
+            name=name,
+            after=measured.after[name],
+            stages=reports,
+            changes=measured.changes[name],
+            warnings=sentences,
+            **shared,
+        )
+        plans = tuple(finished.plan for finished in branch.stages)
+        facts = (branch.state.processor, report, plans, source, the_task.auto_class, content)
+        return Result(branch.state.model, *facts, others, inputs, run_id(Path(work) if work else None))
 
-    return result(MAIN, done, {name: result(name, [*done, finished], {}) for name, (_, finished) in copies.items()})
+    return result(MAIN, {name: result(name, {}) for name in variants})
 
 
 @contextmanager

@@ -29,7 +29,7 @@ quick = functools.partial(measure, batches=(1,), length=8)
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch):
-    monkeypatch.setattr("hf_pe.run.compress.measure", quick)
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", quick)
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def tuned(folder=None):
 @pytest.fixture
 def quick(monkeypatch):
     """Nothing is timed or opened again."""
-    monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=()))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
 
 

@@ -139,7 +139,7 @@ def test_shapes_are_looked_at_on_disk_too(llama_folder, changed, tmp_path):
 
 
 def test_report_and_card_list_what_was_not_read(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr("hf_pe.run.compress.measure", functools.partial(measure, batches=()))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=()))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
     lively(BertForMaskedLM(bert_config(num_hidden_layers=2))).save_pretrained(tmp_path / "masked")
     tokenizer.save_pretrained(tmp_path / "masked")

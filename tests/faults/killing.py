@@ -238,7 +238,7 @@ def measure_quickly() -> None:
 
     import hf_pe.fresh.run
     import hf_pe.measure
-    import hf_pe.run.compress
+    import hf_pe.run.side_by_side
     from hf_pe.report import Latency
 
     def latency(models: dict[str, Any], *, batch: int, length: int, **_: Any) -> dict[str, Latency]:
@@ -250,7 +250,7 @@ def measure_quickly() -> None:
 
     hf_pe.measure.latency = latency  # type: ignore[assignment]
     hf_pe.measure.flops = lambda *_, **__: 1  # type: ignore[assignment]
-    hf_pe.run.compress.changes = functools.partial(hf_pe.run.compress.changes, resamples=4)  # type: ignore[assignment]
+    hf_pe.run.side_by_side.changes = functools.partial(hf_pe.run.side_by_side.changes, resamples=4)  # type: ignore[assignment]
     matplotlib.figure.Figure.savefig = savefig  # type: ignore[assignment,method-assign]
     hf_pe.fresh.run._by_server = _forked_program  # type: ignore[assignment]
 

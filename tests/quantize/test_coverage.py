@@ -50,7 +50,7 @@ def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
 
 def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, monkeypatch):
     measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
-    monkeypatch.setattr("hf_pe.run.compress.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *rest: measured)
     recipe, said = BitsAndBytesQuantization(repair="none"), []
     with listen(lambda what, done, total: said.append(what)):

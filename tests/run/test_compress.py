@@ -40,6 +40,7 @@ from hf_pe.recipe import StageState
 from hf_pe.recipe_file import read_recipe
 from hf_pe.report import Measurement
 from hf_pe.run import compress as pipeline
+from hf_pe.run import side_by_side
 from hf_pe.run.inputs import local_inputs
 from hf_pe.run.order import check_order, fitted
 from hf_pe.tasks import TextClassification
@@ -136,7 +137,7 @@ def test_the_original_is_not_touched(bert_folder, tokenizer):
 
 def test_a_broken_card_of_the_original_is_no_card_and_is_read_before_work(bert_folder, tmp_path, monkeypatch):
     measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
-    monkeypatch.setattr("hf_pe.run.compress.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
+    monkeypatch.setattr("hf_pe.run.side_by_side.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *rest: measured)
     original = shutil.copytree(bert_folder, tmp_path / "original")
     (original / "README.md").write_bytes("---\nlanguage: fr\n---\n# modèle\n".encode("latin-1"))
@@ -280,10 +281,10 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "measure", stop)
+        patch.setattr(side_by_side, "measure", stop)
         with pytest.raises(KeyboardInterrupt):
             compress(recipe.source(), recipe.recipes, **call)
-    monkeypatch.setattr(pipeline, "measure", partial(pipeline.measure, batches=(1,)))
+    monkeypatch.setattr(side_by_side, "measure", partial(side_by_side.measure, batches=(1,)))
     monkeypatch.setattr(pipeline, "with_folder_facts", lambda measured, *_: measured)
     monkeypatch.setattr(BitsAndBytesQuantization, "apply", lambda *_: pytest.fail("packed again"))
     made = compress(recipe.source(), recipe.recipes, resume=True, **call).save(tmp_path / "small")

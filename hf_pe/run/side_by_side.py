@@ -1,0 +1,49 @@
+"""The original, the result and its variants evaluated and measured in turns, on one device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hf_pe import progress
+from hf_pe.measure import Evaluate, changes, judge, measure, on_one_device
+from hf_pe.recipe import StageState
+from hf_pe.report import Measurement, MetricChange
+from hf_pe.run.original import Original
+
+BEFORE = "before"
+"""What the original is called among the results."""
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What was measured.
+
+    Attributes:
+        before: of the original.
+        after: of the result and its variants, by name.
+        changes: of metrics, with their intervals, by name; empty where the user's own function evaluates.
+    """
+
+    before: Measurement
+    after: dict[str, Measurement]
+    changes: dict[str, tuple[MetricChange, ...]]
+
+
+def measure_side_by_side(
+    original: Original, results: Mapping[str, StageState], evaluate: Evaluate | None
+) -> SideBySide:
+    """Evaluate the results, and measure them and the original in turns.
+
+    Args:
+        original: which is evaluated already, unless `evaluate` is given.
+        results: by name.
+        evaluate: the user's own function in place of the task's metrics.
+    """
+    progress.say("measuring before and after, side by side")
+    models = {BEFORE: original.state.model} | {name: state.model for name, state in results.items()}
+    first, judged = original.evaluation, None
+    with on_one_device(models.values()):
+        if first is not None:
+            judged = {BEFORE: first} | {name: judge(state.model, state.data) for name, state in results.items()}
+        measured = measure(models, original.state.data, judged=judged, evaluate=evaluate)
+    moved = {name: changes(judged[BEFORE], judged[name]) if judged else () for name in results}
+    return SideBySide(measured.pop(BEFORE), measured, moved)
