@@ -172,7 +172,9 @@ LEVELS: Levels = {
         {"cut"},
     ],
     "prune/refit": [
-        {"experts", "least_squares", "norm_warnings", "norms", "sequential"},
+        {"experts", "least_squares", "norm_warnings", "norms", "observed_norm"},
+        {"observed_block"},
+        {"sequential"},
     ],
     "prune/sizes": [
         {"layers", "search"},

@@ -29,7 +29,6 @@ LARGE_MODULES = {
     "hub/remote": 318,
     "hub/scan": 334,
     "prune/recipe": 393,
-    "prune/refit/sequential": 318,
 }
 CLASS_LINES = 200
 LARGE_CLASSES = {
@@ -43,9 +42,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 28.2
-ANY = 768
-VAGUE_NAMES = 385
+WORDS_PER_1000_LINES = 26.8
+ANY = 769
+VAGUE_NAMES = 373
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -16,5 +16,5 @@ from hf_pe.calibration.moments import moments_by_block as moments_by_block
 from hf_pe.calibration.output_distance import answers as answers
 from hf_pe.calibration.output_distance import distance as distance
 from hf_pe.calibration.output_distance import rows_within as rows_within
+from hf_pe.calibration.token_weights import direction_weight as direction_weight
 from hf_pe.calibration.token_weights import mean_square as mean_square
-from hf_pe.calibration.token_weights import turning as turning

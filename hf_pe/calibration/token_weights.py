@@ -2,29 +2,44 @@
 
 import torch
 
-GROWN = 0.5
-"""Power of a state's mean square that an error counts by beside `turning` where the state goes on without a norm: later
-blocks add to it before a norm divides by its size, which is then neither that of now (0) nor the same for all (1)."""
+SIZE_EXPONENT = 0.5
+"""Exponent of the mean square of the hidden state in a token's weight where the residual stream goes on without a norm.
+
+Later blocks add to the state before a norm divides by its size, which is then neither that of now (exponent 0) nor the
+same for all tokens (1)."""
 
 
-def turning(before: torch.Tensor, gives: torch.Tensor) -> torch.Tensor:
-    """What a squared error of a map counts, token by token [..., 1].
+def direction_weight(residual: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+    """Return how much a squared error in each token's update rotates its hidden state.
 
-    A few tokens of many models are a hundred times as large as the others, and a plain regression would give the others
-    up for them. But later blocks see states through norms: their direction alone. So an error counts by how far the
-    state turns where what the map gives is missing: sin^2 of the angle between `before` and before + gives, over the
-    mean square of `gives`. For something small at right angles that is 1 / the mean square of the state.
+    A block adds an update u to the residual stream r. Later blocks read the sum s = r + u through norms, its direction
+    alone, so an error in u matters by how far it turns s. With theta the angle between r and s,
+
+        weight = sin(theta)^2 / mean(u^2)
+
+    For an update that is small and orthogonal to r this is 1 / mean(r^2): a token whose state is a hundred times as
+    large as the others' (an attention sink) cannot dominate a least-squares fit.
 
     Args:
-        before: what the map's output is added to, [..., width].
-        gives: that output.
+        residual: r, the hidden state before the update. *Shape:* (..., width)
+        update: u, what the block adds to it. *Shape:* (..., width)
+
+    Returns:
+        One non-negative weight a token, float32. *Shape:* (..., 1)
+
+    Example:
+        >>> r, u = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+        >>> direction_weight(r, u)  # sin(theta)^2 = 16 / 25, mean(u^2) = 8
+        tensor([[0.0800]])
     """
-    before, gives = before.float(), gives.float()
-    state = before + gives
-    along = (state * gives).mean(-1, keepdim=True) / mean_square(state)
-    return mean_square(gives - along * state) / mean_square(gives) / mean_square(before)  # by the law of sines
+    residual, update = residual.float(), update.float()
+    state = residual + update
+    projection = (state * update).mean(-1, keepdim=True) / mean_square(state)
+    orthogonal = update - projection * state
+    # |orthogonal| / |residual| = |update| sin(angle of u and s) / |residual| = sin(theta), by the law of sines
+    return mean_square(orthogonal) / mean_square(update) / mean_square(residual)
 
 
 def mean_square(states: torch.Tensor) -> torch.Tensor:
-    """Of each token, never zero, [..., 1]."""
+    """Return the mean square of each token's state, never zero. *Shape:* (..., width) to (..., 1)"""
     return states.square().mean(-1, keepdim=True).clamp_min(1e-12)

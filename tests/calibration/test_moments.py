@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_pe.calibration import turning
+from hf_pe.calibration import direction_weight
 
 WIDTH = 64
 
@@ -15,26 +15,29 @@ def states():
 def test_an_error_counts_by_how_far_the_state_turns(states):
     before, gives = states
     sine = 1 - torch.cosine_similarity(before, before + gives, dim=-1) ** 2
-    found = turning(before, gives)
+    found = direction_weight(before, gives)
     assert found.shape == (5, 7, 1)
     assert torch.allclose(found[..., 0], sine / gives.square().mean(-1), rtol=1e-3)
-    assert torch.allclose(turning(3 * before, 3 * gives), found / 9, rtol=1e-3)
+    assert torch.allclose(direction_weight(3 * before, 3 * gives), found / 9, rtol=1e-3)
 
 
 def test_small_additions_at_right_angles_count_by_the_size_of_the_state(states):
     before, gives = states
     across = gives - (gives * before).sum(-1, keepdim=True) / before.square().sum(-1, keepdim=True) * before
-    found = turning(before, 1e-3 * across)
+    found = direction_weight(before, 1e-3 * across)
     assert torch.allclose(found, 1 / before.square().mean(-1, keepdim=True), rtol=1e-3)
 
 
 def test_a_huge_token_that_goes_on_as_it_was_counts_little(states):
     before, gives = states
-    assert (turning(before, 100 * before + gives) < 1e-3 * turning(before, gives)).all()
+    assert (direction_weight(before, 100 * before + gives) < 1e-3 * direction_weight(before, gives)).all()
 
 
 def test_a_map_that_gives_nothing_counts_something_finite(states):
     before, _ = states
-    for found in (turning(before, torch.zeros_like(before)), turning(torch.zeros_like(before), before)):
+    for found in (
+        direction_weight(before, torch.zeros_like(before)),
+        direction_weight(torch.zeros_like(before), before),
+    ):
         assert torch.isfinite(found).all()
         assert (found > 0).all()
