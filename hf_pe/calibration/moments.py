@@ -135,7 +135,7 @@ class _MomentSums:
     def _clear(self) -> None:
         self.sums: dict[str, Folds] = {}
         self.summed_as: dict[str, str] = {}  # maps that read the very same tensor share the sums of the first
-        self.last_inputs: Any = None
+        self.last_inputs: torch.Tensor | None = None
         self.last_name = ""
 
     @contextmanager
@@ -173,7 +173,7 @@ class _MomentSums:
         else:
             self.sums.setdefault(name, Folds()).add(number, counted_rows(inputs, mask))
 
-    def _follow(self, norm_input: Any, norm_output: Any) -> None:
+    def _follow(self, norm_input: torch.Tensor, norm_output: torch.Tensor) -> None:
         """Note what a norm says of pending updates: it reads the update, which it replaces, or the state r + u."""
         for update in self.pending:
             if same(norm_input, update.update):
