@@ -27,7 +27,7 @@ AUTO_CLASSES = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "object-detection": "AutoModelForObjectDetection",
 }
-"""The auto class of each task of the Hub, for reports that do not state it."""
+"""The auto class of each task of the Hub, for older reports, which do not state it; a new task needs no line."""
 ProcessorClass = Literal["AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor", "AutoProcessor"]
 PROCESSORS: dict[str, ProcessorClass] = {
     "image-classification": "AutoImageProcessor",

@@ -16,6 +16,7 @@ from hf_pe.hub import Publish
 from hf_pe.plans import Frozen
 from hf_pe.recipes import RECIPES, AnyRecipe, AnyVariant
 from hf_pe.run.order import check_order
+from hf_pe.tasks import TaskName
 
 
 class RecipeFile(Frozen):
@@ -31,21 +32,7 @@ class RecipeFile(Frozen):
         None, description="Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one"
     )
     license: str | None = Field(None, description="of the original, where its card does not state it")
-    task: (
-        Literal[
-            "embedding",
-            "causal_lm",
-            "text_classification",
-            "token_classification",
-            "question_answering",
-            "masked_lm",
-            "seq2seq",
-            "image_classification",
-            "audio_classification",
-            "object_detection",
-        ]
-        | None
-    ) = Field(None, description="default: by the model's class")
+    task: TaskName | None = Field(None, description="default: by the model's class")
     data: DataConfig
     recipes: tuple[AnyRecipe, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
     variants: dict[str, AnyVariant] = Field(

@@ -200,6 +200,10 @@ class Report(Frozen):
     metric: str
     metric_description: str
     higher_is_better: bool
+    hub_metrics: dict[str, str] = Field(
+        default={"spearman": "spearmanr", "f1_macro": "f1"},
+        description="the Hub's names of metrics where they are others; older reports do not state them",
+    )
     base: BaseModelFacts
     stages: tuple[StageReport, ...]
     before: Measurement

@@ -85,7 +85,7 @@ def within(seconds: int) -> Iterator[None]:
 
 def head_classes(config: PretrainedConfig) -> list[Any]:
     """The classes of a type for the tasks of hf_pe, each once, without the bare model's."""
-    mappings = [getattr(transformers, task().auto_class)._model_mapping for task in TASKS.values()]
+    mappings = [getattr(transformers, task.auto_class)._model_mapping for task in TASKS.values()]
     found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     bare = AutoModel._model_mapping[type(config)]
     return [*dict.fromkeys(each for each in found if each != bare and not isinstance(each, tuple))]

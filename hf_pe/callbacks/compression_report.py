@@ -5,7 +5,7 @@ import datetime
 import hashlib
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import transformers
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from hf_pe import progress
 from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
-from hf_pe.checkpoints.classes import class_for
+from hf_pe.checkpoints.classes import brings_code, class_for
 from hf_pe.checkpoints.source import Source
 from hf_pe.dummies.sizes import processor_size
 from hf_pe.errors import UsageError
@@ -26,18 +26,28 @@ from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
 from hf_pe.run import provenance
 from hf_pe.surgery import main_dtype
-from hf_pe.tasks import TASKS, require_classes
+from hf_pe.tasks import TASKS, hub_metrics, require_classes
+from hf_pe.tasks.infer import task_of_class
 
 AGREEMENT = "teacher_agreement"
-PIPELINES = {
-    "AutoModelForSeq2SeqLM": "text2text-generation",  # first: BART's class also loads as a masked language model
-    **{kind().auto_class: kind().pipeline_tag for kind in TASKS.values()},
-    "AutoModelForSpeechSeq2Seq": "automatic-speech-recognition",
-    "AutoModel": "feature-extraction",
-}
-"""The Hub's word for what the models of an AutoModel class do."""
-TASK_NAMES = {kind().auto_class: name for name, kind in TASKS.items()}
-"""The name in `TASKS` of what the models of an AutoModel class do, where it is one."""
+PIPELINE_TAGS = {"AutoModelForSpeechSeq2Seq": "automatic-speech-recognition", "AutoModel": "feature-extraction"}
+"""The Hub's names of what models do that a Trainer can train and no task of hf_pe, by their auto class."""
+
+
+class Use(NamedTuple):
+    """What a model is made for.
+
+    Attributes:
+        auto_class: of transformers, that loads it.
+        task: its name in reports.
+        pipeline_tag: the Hub's name of it.
+        classifies: whether it chooses one of its labels.
+    """
+
+    auto_class: str
+    task: str
+    pipeline_tag: str
+    classifies: bool = False
 
 
 class CompressionReport(TrainerCallback):
@@ -94,7 +104,7 @@ class CompressionReport(TrainerCallback):
             self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
             for warning in self.card.warnings:
                 progress.warn(warning)
-        if auto_class_of(model).endswith("Classification"):  # both say before training what cannot be reported after it
+        if use_of(model).classifies:  # both say before training what cannot be reported after it
             require_classes(model.config)
         require_comparable(model, self.teacher)
         self.facts["train_rows"] = _rows(train_dataloader)
@@ -147,7 +157,7 @@ class CompressionReport(TrainerCallback):
 
         Weights that no evaluation has seen (training went on after it) have no quality: "not measured".
         """
-        auto_class = auto_class_of(model)
+        use = use_of(model)
         quality = self.seen.get(_fingerprint(model), {})
         metric = (args.metric_for_best_model or AGREEMENT).removeprefix("eval_")
         if metric not in quality:
@@ -174,12 +184,13 @@ class CompressionReport(TrainerCallback):
         )
         return Report(
             name=Path(str(args.output_dir)).name,
-            task=TASK_NAMES.get(auto_class, PIPELINES[auto_class].replace("-", "_")),
-            pipeline_tag=PIPELINES[auto_class],
+            task=use.task,
+            pipeline_tag=use.pipeline_tag,
             metric=metric,
             metric_description=f"`{AGREEMENT}`: how often (for embeddings: how closely, as cosine) it answers as the "
             "original. The other metrics are those of the Trainer's evaluation; the original's were not measured.",
             higher_is_better=True if metric == AGREEMENT else bool(args.greater_is_better),
+            hub_metrics={name: hub for name, hub in hub_metrics().items() if name in quality},
             base=provenance.base_facts(self.source, self.teacher, self.base_model, self.license, self.card),
             stages=(stage,),
             before=self.found["before"].model_copy(update={"quality": {AGREEMENT: 1.0}}),
@@ -213,18 +224,22 @@ class CompressionReport(TrainerCallback):
         }
 
 
-def auto_class_of(model: Any) -> str:
-    """The AutoModel class that loads this model.
+def use_of(model: Any) -> Use:
+    """Return what a model is made for, by its class.
 
     Raises:
-        UsageError: none does: it is wrapped, or no stock class.
+        UsageError: no auto class loads it: it is wrapped, or no stock class.
     """
-    for name in PIPELINES:
+    kind = None if brings_code(type(model)) else task_of_class(model.config, type(model))
+    if kind is not None:
+        return Use(kind.auto_class, kind.name, PIPELINE_TAGS.get(kind.auto_class, kind.pipeline_tag), kind.classifies)
+    for name, tag in PIPELINE_TAGS.items():
         mapping = getattr(transformers, name)._model_mapping
         if type(model.config) in mapping and class_for(model.config, name) is type(model):
-            return name
+            return Use(name, tag.replace("-", "_"), tag)
+    names = dict.fromkeys([*(task.auto_class for task in TASKS.values()), *PIPELINE_TAGS])
     raise UsageError(
-        f"{type(model).__name__} is loaded by none of {', '.join(PIPELINES)}: expected a stock model. "
+        f"{type(model).__name__} is loaded by none of {', '.join(names)}: expected a stock model. "
         "Merge adapters first: model.merge_and_unload()."
     )
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from huggingface_hub import HfApi
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pe.callbacks.compression_report import CompressionReport, auto_class_of, plain_copy
+from hf_pe.callbacks.compression_report import CompressionReport, plain_copy, use_of
 from hf_pe.callbacks.ranks import MetricReader, better, decided, on_first, recall, remember, require_evaluation
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
@@ -149,7 +149,7 @@ class PublishCallback(TrainerCallback):
             made = self.report.report(args, state, copied)
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place, self.settings.repo.rpartition("/")[2])
-                save_result(copied, processor, folder, folder.name, made, auto_class_of(copied), self.report.source)
+                save_result(copied, processor, folder, folder.name, made, use_of(copied).auto_class, self.report.source)
                 try:
                     push(folder, self.settings, api=self.api, prove=False)  # saving has just proved it
                 except PushError as error:

@@ -14,29 +14,22 @@ import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.source import Source, package_path, public_folder_name, short_reason
 from hf_pe.dummies.sizes import processor_size
 from hf_pe.errors import UsageError, pass_on_memory_errors
-
-LOADERS = {
-    "pixel_values": "AutoImageProcessor",
-    "input_values": "AutoFeatureExtractor",
-    "input_features": "AutoFeatureExtractor",
-}
-"""What makes a model's inputs, by the name of its main one; else a tokenizer."""
+from hf_pe.loading import ProcessorClass
 
 
-def load_processor(source: Source, main_input: str = "input_ids") -> Any:
+def load_processor(source: Source, processor_class: ProcessorClass = "AutoTokenizer") -> Any:
     """Load what makes the model's inputs: its tokenizer, image processor or feature extractor, else its processor.
 
     Args:
         source: resolved.
-        main_input: `main_input_name` of the model's class.
+        processor_class: that loads it; where it loads none, a tokenizer is tried, then any processor.
 
     Raises:
         UsageError: the model comes with none.
     """
-    first = LOADERS.get(main_input, "AutoTokenizer")
     places = [source.path] if source.adapter is None else [source.adapter, source.path]
     reasons: list[Exception] = []
-    for name, place in itertools.product(dict.fromkeys((first, "AutoTokenizer", "AutoProcessor")), places):
+    for name, place in itertools.product(dict.fromkeys((processor_class, "AutoTokenizer", "AutoProcessor")), places):
         try:
             found = getattr(transformers, name).from_pretrained(place, **source.options())
             if not _knows_no_word(found):
@@ -62,12 +55,14 @@ def _knows_no_word(processor: Any) -> bool:
     return not words - set(processor.all_special_tokens)
 
 
-def load_named_processor(name: str, main_input: str = "input_ids", *, trust_remote_code: bool = False) -> Any:
+def load_named_processor(
+    name: str, processor_class: ProcessorClass = "AutoTokenizer", *, trust_remote_code: bool = False
+) -> Any:
     """Load the tokenizer or processor of another folder or id than the model's.
 
     Args:
         name: folder, Hub id or `package:NAME/inner/path`.
-        main_input: `main_input_name` of the model's class.
+        processor_class: see `load_processor`.
         trust_remote_code: run code that it brings along.
 
     Raises:
@@ -82,7 +77,7 @@ def load_named_processor(name: str, main_input: str = "input_ids", *, trust_remo
         path=str(path) if local else name,
         trust_remote_code=trust_remote_code,
     )
-    return load_processor(source, main_input)
+    return load_processor(source, processor_class)
 
 
 def tokenizer_of(source: Source) -> Any:
@@ -104,6 +99,6 @@ def pixels_from(source: Source, model_class: type[PreTrainedModel], processor: A
     if model_class.main_input_name != "pixel_values":
         return None
     try:
-        return processor_size(processor if processor is not None else load_processor(source, "pixel_values"))
+        return processor_size(processor if processor is not None else load_processor(source, "AutoImageProcessor"))
     except UsageError:  # measured without one, trained never
         return None

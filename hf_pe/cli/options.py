@@ -1,13 +1,27 @@
 """Arguments and options that several commands share."""
 
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-if TYPE_CHECKING:
-    pass
+LISTS = {"{tasks}": ("hf_pe.tasks", "TASKS")}
+"""What stands for the names in a list, in the help of an option: the module and the name of the list."""
+
+
+class ListingCommand(TyperCommand):
+    """A command whose help names the entries of `LISTS`; these are imported only when the help is asked for."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help, with the names in it."""
+        for option in self.params:
+            for mark, (module, name) in LISTS.items():
+                if isinstance(option, TyperOption) and mark in (option.help or ""):
+                    option.help = str(option.help).replace(mark, ", ".join(getattr(import_module(module), name)))
+        return super().get_help(ctx)
 
 
 FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")

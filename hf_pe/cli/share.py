@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     pass
 from hf_pe.cli.display import show_outgoing, show_sent
 from hf_pe.cli.main import Compared, ResultFolder, app
-from hf_pe.cli.options import Code, Model, Pickle
+from hf_pe.cli.options import Code, ListingCommand, Model, Pickle
 
 
-@app.command(epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
+@app.command(cls=ListingCommand, epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
 def measure(
     model: Model,
     data: Annotated[str | None, typer.Option(help="File or data set for quality; without it: not measured.")] = None,
-    task: Annotated[str | None, typer.Option(help="embedding, causal_lm or text_classification.")] = None,
+    task: Annotated[str | None, typer.Option(help="What the model does: {tasks}; default: by its class.")] = None,
     text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column with the second text.")] = None,
     label: Annotated[str | None, typer.Option(help="Column with the label or score.")] = None,

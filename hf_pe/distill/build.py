@@ -151,7 +151,7 @@ def _hidden_states(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[to
     batch = batch | as_read_by(model, batch)
     if few_tokens(batch) is batch:
         return tuple(task.signals(model, batch, hidden=True)["hidden_states"])
-    if hasattr(task, "predicted") and keeps_logits(model):
+    if task.predicts_tokens and keeps_logits(model):
         return states(model, batch)
     rows = [{k: v[i : i + 1] for k, v in batch.items()} for i in range(len(batch["input_ids"]))]
     by_row = [task.signals(model, row, hidden=True)["hidden_states"] for row in rows]
@@ -183,6 +183,6 @@ def _in_chunks(weights: Mapping[str, Any], task: Task, targets: Sequence[Signals
     """Return whether logits can be read in chunks, and are worth it."""
     by_position = {name for name in weights if LOSSES[name].by_position is not None}
     beside = {*losses_of(["hidden_states", "attentions"])}
-    if not by_position or {*weights} - by_position - beside or not hasattr(task, "predicted"):
+    if not by_position or {*weights} - by_position - beside or not task.predicts_tokens:
         return False
     return all(isinstance(s["logits"], TopKLogits) or s["logits"].shape[-1] >= LARGE for s in targets)

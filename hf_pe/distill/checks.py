@@ -39,12 +39,12 @@ def require_same_classes(
         UsageError: they differ, or a classifier has one output.
     """
     live = [teacher for teacher in teachers if isinstance(teacher, LiveTeacher)]
-    if task.auto_class.endswith(("Classification", "Detection")):
+    if task.names_labels:
         for teacher in live:
             require_same_labels(student.config, teacher.model.config)
-    if task.auto_class.endswith("Classification"):
+    if task.classifies:
         require_classes(student.config)
-    if hasattr(task, "predicted"):
+    if task.predicts_tokens:
         sizes = [each.classes for each in teachers if isinstance(each, CachedTeacher)]
         for size in (*sizes, *(_vocabulary_size(each.model) for each in live)):
             require_same_vocabulary(_vocabulary_size(student), size, known)
@@ -61,7 +61,7 @@ def require_given(losses: Iterable[str], task: Task, signals: Signals) -> None:
     Raises:
         UsageError: names those that it can have.
     """
-    available = {*signals, "attentions", *(["features"] if task.auto_class.endswith("Classification") else [])}
+    available = {*signals, "attentions", *(["features"] if task.classifies else [])}
     for name in losses:
         needs = LOSSES[name].needs
         if needs not in available:
@@ -93,7 +93,7 @@ def require_signals(weights: Mapping[str, Any], task: Task, student: Signals, ta
             if loss.needs not in ("logits", "embeddings"):
                 continue
             width, target_width = (_width(signals[loss.needs]) for signals in (student, teacher))
-            if width != target_width and not (loss.needs == "logits" and hasattr(task, "predicted")):
+            if width != target_width and not (loss.needs == "logits" and task.predicts_tokens):
                 raise UsageError(
                     f"distil.losses.{name}: expected the student's {loss.needs} as wide as the teacher's "
                     f"({target_width}), got {width}. Choose losses of the logits, or keep the hidden width."

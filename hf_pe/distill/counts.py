@@ -4,11 +4,11 @@ A step may be made of several batches, one after another (gradient accumulation)
 over all of them is not the mean of their means where they hold different numbers of tokens or labels.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from hf_pe.tasks import Batch
+from hf_pe.tasks import Batch, Task
 
 Unit = Literal["rows", "predictions", "labels", "tokens", "batches"]
 """Rows; positions that the logits predict something at; those of them that have a label; tokens whose hidden states
@@ -16,7 +16,7 @@ count; and whole batches, for losses that compare the rows of a batch with each 
 UNITS: tuple[Unit, ...] = ("rows", "predictions", "labels", "tokens", "batches")
 
 
-def count(task: Any, batch: Batch) -> torch.Tensor:
+def count(task: Task, batch: Batch) -> torch.Tensor:
     """Return how many of each of `UNITS` a batch has.
 
     Args:
@@ -33,10 +33,10 @@ def count(task: Any, batch: Batch) -> torch.Tensor:
     return torch.stack([rows, predictions, labelled, tokens, torch.ones_like(rows)])
 
 
-def _predictions(task: Any, batch: Batch, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _predictions(task: Task, batch: Batch, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Number of predictions, and of those with a label."""
     labels = batch.get("labels")
-    if hasattr(task, "predicted"):
+    if task.predicts_tokens:
         labelled = task.predicted(batch)[0].sum()
         return labelled, labelled
     if labels is None or labels.ndim > 2 or labels.is_floating_point():

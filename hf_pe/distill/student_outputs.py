@@ -108,7 +108,7 @@ class ChunkedOutputs:
     @classmethod
     def of(cls, model: nn.Module, batch: Batch, request: SignalRequest, head: Head) -> "ChunkedOutputs":
         """Run a forward pass of a student up to its last hidden state."""
-        positions, labels = request.task.predicted(batch)  # type: ignore[attr-defined]
+        positions, labels = request.task.predicted(batch)
         signals = with_token_mask(chunked_signals(model, head, batch, positions, request), batch, request)
         return cls(signals, signals.pop("logits"), positions, labels)
 

@@ -8,10 +8,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from hf_pe.hub.tables import FEWEST_ROWS
 from hf_pe.report import BaseModelFacts, Report
 
-METRICS = {"spearman": "spearmanr", "f1_macro": "f1"}
-"""Names that the `evaluate` library and the Hub give to our metrics, where they are others."""
-
-
 HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 
@@ -37,7 +33,7 @@ def card_data(report: Report) -> ModelCardData:
         library_name=report.library_name,
         pipeline_tag=report.pipeline_tag,
         datasets=_hub_datasets(report) or None,
-        metrics=[METRICS.get(name, name) for name in report.after.quality] or None,
+        metrics=[report.hub_metrics.get(name, name) for name in report.after.quality] or None,
         tags=["hf_pe", "compressed", *sorted({stage.plan.tag for stage in report.stages} - {""})],
         eval_results=results,
     )
@@ -68,7 +64,7 @@ def _results(report: Report) -> list[EvalResult]:
             dataset_type=names[0],
             dataset_name=", ".join(names),
             dataset_config=which,
-            metric_type=METRICS.get(metric, metric),
+            metric_type=report.hub_metrics.get(metric, metric),
             metric_name=f"{metric} ({which})",
             metric_value=round(value, 6),
         )

@@ -39,7 +39,7 @@ from hf_pe.run.result import Result
 from hf_pe.run.side_by_side import measure_side_by_side
 from hf_pe.run.stage_chain import carry_out
 from hf_pe.run.stages import StageFolder, require_resumable
-from hf_pe.tasks import Task, prepare
+from hf_pe.tasks import Task, hub_metrics, prepare
 
 
 def compress(
@@ -100,8 +100,8 @@ def compress(
     _require_space(work, prepared.dry_run)
     card = model_card(source.folder, source.path)
     progress.say("reading data")
-    examples = load_examples(data, needs_label=getattr(the_task, "needs_label", False))
-    processor = processor if processor is not None else load_processor(source, prepared.model_class.main_input_name)
+    examples = load_examples(data, needs_label=the_task.needs_label)
+    processor = processor if processor is not None else load_processor(source, the_task.processor_class)
     rows = prepare(the_task, examples, processor, prepared.config)
     content = recipe_of(source, the_task, rows.examples.config, recipes, variants, base_model, license, seed, named)
     origin = None  # without a folder of the user's, no stage can be resumed
@@ -132,6 +132,7 @@ def compress(
         if evaluate is None
         else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
+        "hub_metrics": {name: hub for name, hub in hub_metrics(type(the_task)).items() if name in weighed.quality},
         "base": provenance.base_facts(source, before.model, base_model, license, card),
         "before": weighed,
         "data": provenance.data_facts(rows.examples),

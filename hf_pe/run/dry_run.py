@@ -74,7 +74,7 @@ def prepare_run(
     model_class = type(live) if live is not None else class_for(config, the_task.auto_class)
     if isinstance(processor, (str, Path)):
         processor = load_named_processor(
-            str(processor), model_class.main_input_name, trust_remote_code=source.trust_remote_code
+            str(processor), the_task.processor_class, trust_remote_code=source.trust_remote_code
         )
     spec = ModelSpec(config=config, model_class=model_class, pixels=pixels_from(source, model_class, processor))
     sizes = dry_run(spec, fitting, variants, source)

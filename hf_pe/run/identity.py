@@ -153,8 +153,5 @@ def _name_of(thing: Any) -> str:
 
 def _plain_values(task: Task) -> dict[str, Any]:
     """Return the settings of a task that JSON can say."""
-    told = {
-        name: value.sha256 if isinstance(value, SentenceModules) else value
-        for name, value in getattr(task, "__dict__", {}).items()
-    }
+    told = {name: value.sha256 if isinstance(value, SentenceModules) else value for name, value in vars(task).items()}
     return {name: value for name, value in told.items() if isinstance(value, (str, int, float, bool, type(None)))}

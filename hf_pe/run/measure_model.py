@@ -5,10 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from hf_pe import progress
 from hf_pe.checkpoints.classes import class_for
@@ -18,7 +15,6 @@ from hf_pe.checkpoints.processor import load_processor, pixels_from
 from hf_pe.checkpoints.save import save_model, weight_bytes_on_disk
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig, load_for_evaluation
-from hf_pe.errors import UsageError
 from hf_pe.measure import (
     chance_warnings,
     first_answers,
@@ -26,8 +22,8 @@ from hf_pe.measure import (
     reopened,
 )
 from hf_pe.report import Measurement
-from hf_pe.tasks import TASKS, Task, prepare, task_named
-from hf_pe.tasks.infer import find_task
+from hf_pe.tasks import prepare
+from hf_pe.tasks.infer import find_task, task_of_class
 
 
 def measure_source(source: Source, task: str | None, data: DataConfig | None) -> Measurement:
@@ -38,15 +34,13 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     """
     config = load_config(source)
     if task is None and data is None:
-        auto_class, model_class, ready = "AutoModel", class_for(config), None
-        auto_class = next(
-            (t.auto_class for t in (task_named(n) for n in TASKS) if _is_class(config, t, model_class)),
-            auto_class,
-        )
+        model_class, ready = class_for(config), None
+        kind = task_of_class(config, model_class)
+        auto_class = kind.auto_class if kind else "AutoModel"
     else:
         the_task = find_task(task, source, config)
         auto_class, model_class = the_task.auto_class, class_for(config, the_task.auto_class)
-        processor = load_processor(source, model_class.main_input_name) if data else None
+        processor = load_processor(source, the_task.processor_class) if data else None
         ready = prepare(the_task, load_for_evaluation(data), processor, config) if data else None
     progress.say("loading the model")
     model = load_model(source, model_class)
@@ -81,10 +75,3 @@ def with_folder_facts(
     size = weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
     return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})
-
-
-def _is_class(config: PretrainedConfig, task: Task, model_class: type[PreTrainedModel]) -> bool:
-    try:
-        return class_for(config, task.auto_class) is model_class
-    except UsageError:
-        return False

@@ -162,7 +162,9 @@ def _loaded(place: Path, before: StageState, finished: Finished) -> StageState:
     source = resolve(str(place), trust_remote_code=brings_code(type(before.model)))
     model = load_model(source, class_for(load_config(source)))
     after = before.with_model(model)
-    return after.with_processor(load_processor(source, model.main_input_name)) if finished.own_processor else after
+    if not finished.own_processor:
+        return after
+    return after.with_processor(load_processor(source, before.data.task.processor_class))
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -30,6 +30,9 @@ from hf_pe.tasks.prepare import prepare as prepare
 from hf_pe.tasks.question_answering import NOWHERE as NOWHERE
 from hf_pe.tasks.question_answering import QuestionAnswering as QuestionAnswering
 from hf_pe.tasks.registry import TASKS as TASKS
+from hf_pe.tasks.registry import TaskName as TaskName
+from hf_pe.tasks.registry import hub_metrics as hub_metrics
+from hf_pe.tasks.registry import task_class as task_class
 from hf_pe.tasks.registry import task_named as task_named
 from hf_pe.tasks.seq2seq import Seq2Seq as Seq2Seq
 from hf_pe.tasks.text_classification import TextClassification as TextClassification

@@ -23,12 +23,13 @@ from hf_pe.tasks.classification import Classification, with_labels, with_media
 class AudioClassification(Classification):
     """Recordings are .wav files, their bytes, or {"array", "sampling_rate"}; longer than `seconds` they are cut."""
 
+    name = "audio_classification"
+    auto_class = "AutoModelForAudioClassification"
+    architectures = ("ForAudioClassification",)
+    processor_class = "AutoFeatureExtractor"
+    pipeline_tag = "audio-classification"
+
     seconds: float = 30.0
-    name: str = "audio_classification"
-    auto_class: str = "AutoModelForAudioClassification"
-    pipeline_tag: str = "audio-classification"
-    metric: str = "accuracy"
-    higher_is_better: bool = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Translate the labels into the model's; files are read batch by batch."""

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, default_data_collato
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
 from hf_pe.tasks.evaluation import Judged
@@ -19,7 +19,7 @@ from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Task):
     """Next-token prediction over texts that are packed into blocks of `data.max_length` tokens.
 
     Each block begins with what the tokenizer puts before a text (the BOS of Llama and Gemma), because a model that was
@@ -28,11 +28,14 @@ class CausalLM:
     text ends so.
     """
 
-    name: str = "causal_lm"
-    auto_class: str = "AutoModelForCausalLM"
-    pipeline_tag: str = "text-generation"
-    metric: str = "perplexity"
-    higher_is_better: bool = False
+    name = "causal_lm"
+    auto_class = "AutoModelForCausalLM"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    pipeline_tag = "text-generation"
+    metric = "perplexity"
+    higher_is_better = False
+    outputs = "logits of each token"
+    predicts_tokens = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize the texts and pack them; a rest shorter than a block is dropped."""

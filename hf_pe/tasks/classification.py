@@ -1,5 +1,6 @@
 """What tasks with labels of the model's own do alike: translate labels, judge them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -10,17 +11,22 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import ROW, Batch, label_loss, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.media import with_readable_media
 
 
-class Classification:
+class Classification(Task):
     """One label per example: what is asked of the model and how it is judged. Tasks say how examples become batches."""
 
+    metric = "accuracy"
+    hub_metrics = {"f1_macro": "f1"}  # noqa: RUF012
+    outputs = "logits of each example"
     needs_label = True
+    classifies = True
+    names_labels = True
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Logits [batch, labels], the task loss and, on request, hidden states."""
@@ -51,7 +57,13 @@ class Classification:
 
 
 def with_media(
-    task: Any, examples: Examples, processor: Any, config: PretrainedConfig, column: str | None, collate: Any, read: Any
+    task: Task,
+    examples: Examples,
+    processor: Any,
+    config: PretrainedConfig,
+    column: str | None,
+    collate: Callable[[list[dict[str, Any]]], Batch],
+    read: Callable[[Any], Any],
 ) -> TaskData:
     """Rows of files and labels; files are read batch by batch, by `collate`, and checked before by `read`.
 

@@ -12,10 +12,12 @@ from scipy.stats import spearmanr
 from transformers import DataCollatorWithPadding, PretrainedConfig, PreTrainedModel
 
 from hf_pe.checkpoints.sentence_modules import SentenceModules
+from hf_pe.checkpoints.sentence_source import is_sentence_transformer, sentence_modules
+from hf_pe.checkpoints.source import Source
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, model_inputs
 from hf_pe.tasks.evaluation import Judged, thirds
 from hf_pe.tasks.texts import Truncation, texts_of
@@ -23,23 +25,35 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Task):
     """Embeddings as sentence-transformers makes them: mean or CLS pooling, then the dense layers that the model has.
 
     With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
     similarities with the teacher's, over pairs of held-out sentences: each with the next one and with four random ones.
     """
 
+    name = "embedding"
+    auto_class = "AutoModel"
+    pipeline_tag = "sentence-similarity"
+    metric = "spearman"
+    hub_metrics = {"spearman": "spearmanr"}  # noqa: RUF012
+    outputs = "embeddings"
+
     modules: SentenceModules = field(default_factory=SentenceModules)
-    name: str = "embedding"
-    auto_class: str = "AutoModel"
-    pipeline_tag: str = "sentence-similarity"
-    metric: str = "spearman"
-    higher_is_better: bool = True
     _of_teachers: WeakKeyDictionary[PreTrainedModel, tuple[str, np.ndarray[Any, Any]]] = field(
         default_factory=WeakKeyDictionary, init=False, compare=False, repr=False
     )
     """The embeddings of each teacher, with the fingerprint of the rows that they are of."""
+
+    @classmethod
+    def recognizes(cls, source: Source) -> bool:
+        """Return whether sentence-transformers wrote the folder."""
+        return is_sentence_transformer(source)
+
+    @classmethod
+    def of_checkpoint(cls, source: Source) -> "Embedding":
+        """Return the task with the pooling, the dense layers and the prompt that lie beside the weights."""
+        return cls(sentence_modules(source))
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize texts; pairs with a score are needed for evaluation only."""

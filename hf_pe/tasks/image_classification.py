@@ -19,11 +19,11 @@ from hf_pe.tasks.classification import Classification, with_labels, with_media
 class ImageClassification(Classification):
     """Images are file names or the bytes of a file; they stay that until a batch is made."""
 
-    name: str = "image_classification"
-    auto_class: str = "AutoModelForImageClassification"
-    pipeline_tag: str = "image-classification"
-    metric: str = "accuracy"
-    higher_is_better: bool = True
+    name = "image_classification"
+    auto_class = "AutoModelForImageClassification"
+    architectures = ("ForImageClassification",)
+    processor_class = "AutoImageProcessor"
+    pipeline_tag = "image-classification"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Translate the labels into the model's; files are read batch by batch."""

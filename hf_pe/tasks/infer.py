@@ -1,34 +1,13 @@
-"""Infers the task from the class that a checkpoint names."""
+"""Infers the task from the class that a checkpoint names, or from that of a loaded model."""
 
-from typing import Any
+from transformers import PretrainedConfig, PreTrainedModel
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    PretrainedConfig,
-)
-
-from hf_pe.checkpoints.sentence_source import is_sentence_transformer, sentence_modules
+from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.source import Source
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Task
-from hf_pe.tasks.embedding import Embedding
 from hf_pe.tasks.labels import require_classes
-from hf_pe.tasks.registry import TASKS, task_named
-
-ENDINGS = {
-    "ForCausalLM": "causal_lm",
-    "LMHeadModel": "causal_lm",
-    "ForSequenceClassification": "text_classification",
-    "ForTokenClassification": "token_classification",
-    "ForQuestionAnswering": "question_answering",
-    "ForMaskedLM": "masked_lm",
-    "ForConditionalGeneration": "seq2seq",
-    "ForImageClassification": "image_classification",
-    "ForAudioClassification": "audio_classification",
-    "ForObjectDetection": "object_detection",
-}
-"""How the classes of each task's models end."""
+from hf_pe.tasks.registry import TASKS, task_class
 
 
 def find_task(task: str | Task | None, source: Source, config: PretrainedConfig) -> Task:
@@ -40,31 +19,42 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
     """
     if task is not None and not isinstance(task, str):
         return task
-    if task is None:
-        named = (config.architectures or [""])[0]
-        fallback = "embedding" if is_sentence_transformer(source) else None
-        task = next((t for ending, t in ENDINGS.items() if named.endswith(ending)), fallback)
-        if task is None:
-            raise UsageError(
-                f"task: cannot be told from {named or 'the config'}; expected one of {', '.join(TASKS)}. Where none is "
-                "what the model does, hf-pe cut, hf-pe quantize and hf-pe export work without data."
-            )
-        if task == "seq2seq":
-            _require_text_to_text(named, config)
-    found = Embedding(sentence_modules(source)) if task == "embedding" else task_named(task)
-    if found.auto_class.endswith("Classification"):
+    kind = _inferred(source, config) if task is None else task_class(task)
+    if kind.classifies:
         require_classes(config)
-    return found
+    return kind.of_checkpoint(source)
 
 
-def _require_text_to_text(named: str, config: PretrainedConfig) -> None:
-    """Refuse a model that reads sound or images, or that has no decoder of its own, and writes text."""
-    kind: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
-    if kind is not None and config.is_encoder_decoder and kind.main_input_name == "input_ids":
-        return
-    own: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    text = " For its text model alone: task: causal_lm." if own is not None and own.__name__ == named else ""
-    raise UsageError(
-        f"{named} does not turn a text into a text: training and evaluation of models that read sound or images and "
-        f"write text are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work.{text}"
-    )
+def task_of_class(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> type[Task] | None:
+    """Return the task whose auto class makes models of `model_class`; where several do, that of the class's name.
+
+    BART has one class for two auto classes: AutoModelForSeq2SeqLM and AutoModelForMaskedLM.
+    """
+    named = _of_name(model_class.__name__)
+    kinds = ([named] if named else []) + list(TASKS.values())
+    return next((kind for kind in kinds if _makes(kind, config, model_class)), None)
+
+
+def _inferred(source: Source, config: PretrainedConfig) -> type[Task]:
+    class_name = (config.architectures or [""])[0]
+    kind = _of_name(class_name) or next((kind for kind in TASKS.values() if kind.recognizes(source)), None)
+    if kind is None:
+        raise UsageError(
+            f"task: cannot be told from {class_name or 'the config'}; expected one of {', '.join(TASKS)}. Where none "
+            "is what the model does, hf-pe cut, hf-pe quantize and hf-pe export work without data."
+        )
+    kind.require_inferred(config)
+    return kind
+
+
+def _of_name(class_name: str) -> type[Task] | None:
+    """Return the task that has the longest ending of the name of a class."""
+    endings = {ending: kind for kind in TASKS.values() for ending in kind.architectures if class_name.endswith(ending)}
+    return endings[max(endings, key=len)] if endings else None
+
+
+def _makes(kind: type[Task], config: PretrainedConfig, model_class: type[PreTrainedModel]) -> bool:
+    try:
+        return class_for(config, kind.auto_class) is model_class
+    except UsageError:
+        return False

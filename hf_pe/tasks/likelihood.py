@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.head import LARGE, Head
@@ -47,7 +47,7 @@ def unigram_perplexity(known: Iterable[Sequence[int]], evaluated: Iterable[Seque
 
 
 def judged_tokens(
-    task: Any,
+    task: Task,
     model: PreTrainedModel,
     data: TaskData,
     size: int = 16,
@@ -75,13 +75,13 @@ def rows_within(data: TaskData, config: PretrainedConfig, most: int) -> int:
     return max(min(most, LOGITS_BYTES // row_bytes), 1)
 
 
-def token_head(task: Any, model: PreTrainedModel, batch: Batch) -> Head | None:
+def token_head(task: Task, model: PreTrainedModel, batch: Batch) -> Head | None:
     """Return the head by which logits of a large vocabulary can be made a few tokens at a time, where it is known."""
-    large = hasattr(task, "predicted") and model.config.get_text_config().vocab_size >= LARGE
+    large = task.predicts_tokens and model.config.get_text_config().vocab_size >= LARGE
     return Head.of(model, {k: v.to(model.device) for k, v in batch.items()}) if large else None
 
 
-def label_losses(task: Any, model: PreTrainedModel, batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+def label_losses(task: Task, model: PreTrainedModel, batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
     """Return of each label its negative log-likelihood and whether it is the likeliest token, without whole logits.
 
     Returns:
@@ -96,7 +96,7 @@ def label_losses(task: Any, model: PreTrainedModel, batch: Batch, head: Head) ->
     return losses, right
 
 
-def _from_parts(task: Any, model: PreTrainedModel, batch: Batch, head: Head) -> torch.Tensor:
+def _from_parts(task: Task, model: PreTrainedModel, batch: Batch, head: Head) -> torch.Tensor:
     """Loss, right guesses and number of labels of each row, [rows, 3]."""
     losses, right = label_losses(task, model, batch, head)
     mask = task.predicted(batch)[0]
@@ -104,7 +104,7 @@ def _from_parts(task: Any, model: PreTrainedModel, batch: Batch, head: Head) -> 
     return figures.new_zeros(len(mask), 3).index_add_(0, mask.nonzero()[:, 0], figures)
 
 
-def _from_logits(task: Any, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+def _from_logits(task: Task, model: PreTrainedModel, batch: Batch) -> torch.Tensor:
     """The same from whole logits."""
     found = task.signals(model, batch)
     logits, labels = found["logits"], batch["labels"][:, -found["logits"].shape[1] :]

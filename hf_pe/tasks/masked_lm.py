@@ -9,7 +9,7 @@ from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreT
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
@@ -18,17 +18,20 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Task):
     """A share of the tokens is hidden (Devlin et al. 2019, arXiv:1810.04805, section 3.1): anew in each training batch,
     once for all in the evaluation rows."""
 
+    name = "masked_lm"
+    auto_class = "AutoModelForMaskedLM"
+    architectures = ("ForMaskedLM",)
+    pipeline_tag = "fill-mask"
+    metric = "perplexity"
+    higher_is_better = False
+    outputs = "logits of each hidden token"
+    uncacheable = "it hides other tokens each time"
+
     share: float = 0.15
-    name: str = "masked_lm"
-    auto_class: str = "AutoModelForMaskedLM"
-    pipeline_tag: str = "fill-mask"
-    metric: str = "perplexity"
-    higher_is_better: bool = False
-    uncacheable: str = "it hides other tokens each time"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize; hide tokens of the evaluation rows."""

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.image_classification import opened
@@ -28,7 +28,7 @@ SIDE = 1000.0
 
 
 @dataclass(frozen=True)
-class ObjectDetection:
+class ObjectDetection(Task):
     """`data.image` is the image and `data.label` its objects, as detection data sets have them:
     {"bbox": [[x, y, width, height], ...], "category": [...]}, in pixels; categories by name or number.
 
@@ -36,15 +36,17 @@ class ObjectDetection:
     as DETR has; a detector that takes its queries from the image (RT-DETR) gives no logits.
     """
 
-    name: str = "object_detection"
-    auto_class: str = "AutoModelForObjectDetection"
-    pipeline_tag: str = "object-detection"
-    metric: str = "map"
-    higher_is_better: bool = True
-    needs_label: bool = field(default=True, repr=False)
-    uncacheable: str = "what its queries find is no class of a row"
-    has_places: bool = field(default=True, repr=False)
-    """Its labels say where in the image: images cannot be moved without them."""
+    name = "object_detection"
+    auto_class = "AutoModelForObjectDetection"
+    architectures = ("ForObjectDetection",)
+    processor_class = "AutoImageProcessor"
+    pipeline_tag = "object-detection"
+    metric = "map"
+    outputs = "logits of each query, where it is a learned one (DETR and the like)"
+    needs_label = True
+    names_labels = True
+    has_places = True
+    uncacheable = "what its queries find is no class of a row"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Check the boxes and translate the categories into the model's; files are read batch by batch."""

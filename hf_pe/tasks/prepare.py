@@ -132,7 +132,7 @@ def _evaluation_warnings(data: TaskData, config: PretrainedConfig) -> list[str]:
     """Return a sentence where the evaluation rows are too few or too much alike for a metric to mean anything."""
     if min(len(data.eval), len(data.examples.eval)) == 1:
         return ["Data: there is one evaluation row only: no metric on it says anything. Give more rows in data.eval."]
-    classes = _classes(data.eval) if data.task.auto_class.endswith("Classification") else np.empty(0)
+    classes = _classes(data.eval) if data.task.classifies else np.empty(0)
     if len(classes) != 1:
         return []
     names: dict[Any, str] = config.id2label or {}

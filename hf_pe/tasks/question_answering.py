@@ -4,7 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import POSSIBLE, Batch, label_loss, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.texts import texts_of
@@ -27,7 +27,7 @@ LONGEST = 30
 
 
 @dataclass(frozen=True)
-class QuestionAnswering:
+class QuestionAnswering(Task):
     """`data.text` is the question, `data.text_pair` the text, `data.label` the answers as SQuAD has them:
     {"text": [...], "answer_start": [...]}.
 
@@ -35,13 +35,14 @@ class QuestionAnswering:
     arXiv:1810.04805, section 4.2).
     """
 
-    name: str = "question_answering"
-    auto_class: str = "AutoModelForQuestionAnswering"
-    pipeline_tag: str = "question-answering"
-    metric: str = "f1"
-    higher_is_better: bool = True
-    needs_label: bool = field(default=True, repr=False)
-    uncacheable: str = "its classes are the tokens of each row"
+    name = "question_answering"
+    auto_class = "AutoModelForQuestionAnswering"
+    architectures = ("ForQuestionAnswering",)
+    pipeline_tag = "question-answering"
+    metric = "f1"
+    outputs = "logits of the first and the last token of the answer"
+    needs_label = True
+    uncacheable = "its classes are the tokens of each row"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize and find the first and last token of each answer."""

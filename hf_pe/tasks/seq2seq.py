@@ -1,17 +1,23 @@
 """Sequence to sequence: a text that follows from a text."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
 import torch
-from transformers import AutoModelForSeq2SeqLM, DataCollatorForSeq2Seq, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from hf_pe.anatomy import skeleton
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
@@ -20,15 +26,35 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 
 @dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(Task):
     """`data.text` is what is read, `data.label` what is to be written."""
 
-    name: str = "seq2seq"
-    auto_class: str = "AutoModelForSeq2SeqLM"
-    pipeline_tag: str = "text2text-generation"
-    metric: str = "perplexity"
-    higher_is_better: bool = False
-    needs_label: bool = field(default=True, repr=False)
+    name = "seq2seq"
+    auto_class = "AutoModelForSeq2SeqLM"
+    architectures = ("ForConditionalGeneration",)
+    pipeline_tag = "text2text-generation"
+    metric = "perplexity"
+    higher_is_better = False
+    outputs = "logits of each token of the target"
+    needs_label = True
+
+    @classmethod
+    def require_inferred(cls, config: PretrainedConfig) -> None:
+        """Refuse a model that reads sound or images, or that has no decoder of its own, and writes text.
+
+        Raises:
+            UsageError: it is one; names the task of its text model where there is one.
+        """
+        kind: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
+        if kind is not None and config.is_encoder_decoder and kind.main_input_name == "input_ids":
+            return
+        named = (config.architectures or [""])[0]
+        own: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+        text = " For its text model alone: task: causal_lm." if own is not None and own.__name__ == named else ""
+        raise UsageError(
+            f"{named} does not turn a text into a text: training and evaluation of models that read sound or images "
+            f"and write text are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work.{text}"
+        )
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize both texts.

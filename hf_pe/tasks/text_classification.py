@@ -20,11 +20,10 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 class TextClassification(Classification):
     """Labels may be the model's label names or their numbers."""
 
-    name: str = "text_classification"
-    auto_class: str = "AutoModelForSequenceClassification"
-    pipeline_tag: str = "text-classification"
-    metric: str = "accuracy"
-    higher_is_better: bool = True
+    name = "text_classification"
+    auto_class = "AutoModelForSequenceClassification"
+    architectures = ("ForSequenceClassification",)
+    pipeline_tag = "text-classification"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize and translate the labels into the model's.

@@ -1,7 +1,7 @@
 """Token classification: one label per word, such as the names in a sentence."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -11,7 +11,7 @@ from transformers import DataCollatorForTokenClassification, PretrainedConfig, P
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import TaskData
+from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
@@ -20,19 +20,22 @@ from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Task):
     """Each row has a list of words (or a text that is split at spaces) and a label for each.
 
     A word's label is that of its first token; the others count for nothing. With labels such as B-PER and I-PER the
     metric is F1 over whole spans, as conlleval counts them; else it is the accuracy of words.
     """
 
-    name: str = "token_classification"
-    auto_class: str = "AutoModelForTokenClassification"
-    pipeline_tag: str = "token-classification"
-    metric: str = "f1"
-    higher_is_better: bool = True
-    needs_label: bool = field(default=True, repr=False)
+    name = "token_classification"
+    auto_class = "AutoModelForTokenClassification"
+    architectures = ("ForTokenClassification",)
+    pipeline_tag = "token-classification"
+    metric = "f1"
+    outputs = "logits of each word's first token"
+    needs_label = True
+    classifies = True
+    names_labels = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize the words and translate their labels into the model's."""

@@ -181,11 +181,11 @@ def test_an_answer_is_never_sought_in_the_padding(tokenizer):
 def test_bart_is_no_masked_language_model(tokenizer):
     from transformers import BartConfig, BartForConditionalGeneration
 
-    from hf_pe.callbacks.compression_report import auto_class_of
+    from hf_pe.callbacks.compression_report import use_of
 
     sizes = {f"{part}_{name}": 1 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     model = BartForConditionalGeneration(BartConfig(vocab_size=20, d_model=8, **sizes))
-    assert auto_class_of(model) == "AutoModelForSeq2SeqLM"
+    assert use_of(model).auto_class == "AutoModelForSeq2SeqLM"
 
 
 def test_several_evaluation_sets_are_one_report(tokenizer, tmp_path):

@@ -53,8 +53,7 @@ def open_cache(
         UsageError: the folder holds answers to other data, by another teacher, or for other settings; or the task's
             answers cannot be kept.
     """
-    reason = getattr(data.task, "uncacheable", None)
-    if reason:
+    if reason := data.task.uncacheable:
         raise UsageError(f"distil.cache: answers of task '{data.task.name}' cannot be kept: {reason}. Leave it out.")
     folder = Path(cache.folder).expanduser() / name
     signals = _answers(teacher, data, list(range(min(2, len(data.train)))), few=True)
@@ -123,7 +122,7 @@ def _likeliest(
 ) -> tuple[TopKLogits, list[int]]:
     """The likeliest classes of the positions that count, without whole logits; how many of these each row has."""
     batch = _batch(teacher, data, rows)
-    mask, _ = data.task.predicted(batch)  # type: ignore[attr-defined]
+    mask, _ = data.task.predicted(batch)
     parts = [
         functional.log_softmax(logits.float() / temperature, -1).topk(k)
         for _, logits in head.parts(head.last_state(teacher, batch)[mask])

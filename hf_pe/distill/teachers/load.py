@@ -72,7 +72,7 @@ class Teacher(Frozen):
             kept = packing.kept_modules(skeleton(config, model_class), self.quantize)
             packed = {"quantization_config": packing.settings(self.quantize, kept=kept)}
         teacher: Any = load_model(source, model_class, **packed)
-        require_same_tokens(data.processor, load_processor(source, model_class.main_input_name), self.model)
+        require_same_tokens(data.processor, load_processor(source, data.task.processor_class), self.model)
         if self.adapter is not None:
             try:
                 if self.quantize:
