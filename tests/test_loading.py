@@ -8,7 +8,7 @@ import pytest
 from hf_pe.errors import UsageError
 from hf_pe.loading import AUTO_CLASSES, Loading, loading_of_task
 from hf_pe.report import read_report
-from hf_pe.tasks import TASKS, task_named
+from hf_pe.tasks import TASKS
 from tests.hub.test_card import report
 
 
@@ -78,8 +78,8 @@ def test_lines_of_an_older_report_are_built_anew(tmp_path):
     assert "os" not in old.model_dump_json().split("reload")[1].split("changes")[0]
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_an_older_report_of_any_task_names_its_class(name):
-    task = task_named(name)
-    assert task.pipeline_tag in AUTO_CLASSES
-    assert loading_of_task(task.pipeline_tag, plugin=False).auto_class == task.auto_class
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.pipeline_tag in AUTO_CLASSES])
+def test_an_older_report_of_any_task_names_its_classes(task):
+    assert loading_of_task(task.pipeline_tag, plugin=False) == Loading(
+        auto_class=task.auto_class, processor_class=task.processor_class
+    )

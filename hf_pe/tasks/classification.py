@@ -1,7 +1,7 @@
 """What tasks with labels of the model's own do alike: translate labels, judge them."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -22,7 +22,7 @@ class Classification(Task):
     """One label per example: what is asked of the model and how it is judged. Tasks say how examples become batches."""
 
     metric = "accuracy"
-    hub_metrics = {"f1_macro": "f1"}  # noqa: RUF012
+    hub_metrics: ClassVar[Mapping[str, str]] = {"f1_macro": "f1"}
     outputs = "logits of each example"
     needs_label = True
     classifies = True

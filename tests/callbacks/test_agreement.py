@@ -32,7 +32,6 @@ from hf_pe import CompressionReport, UsageError
 from hf_pe.callbacks.agreement import _compared, teacher_agreement
 from hf_pe.dummies.tiny import lively
 from hf_pe.report import read_report
-from hf_pe.tasks import TASKS
 from tests.helpers import TEXTS, bert_config, small_detr
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
@@ -152,7 +151,7 @@ def trained(kind, tokenizer, out, student=None, sets=None):
     return read_report(out), teacher, DataLoader(rows, batch_size=4, collate_fn=collate)
 
 
-@pytest.mark.parametrize("kind", TASKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_model_agrees_with_itself_and_less_with_another_for_every_task(kind, tokenizer, tmp_path):
     report, teacher, loader = trained(kind, tokenizer, tmp_path)
     assert report.task == kind
