@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Hold a model in evaluation mode, or frozen, for a while."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,26 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Hold a model in evaluation mode, and its parameters without gradients, inside the block.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> with frozen(layer):
+        ...     (layer.training, layer.weight.requires_grad)
+        (False, False)
+        >>> (layer.training, layer.weight.requires_grad)
+        (True, True)
+    """
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model):
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)

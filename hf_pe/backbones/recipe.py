@@ -24,7 +24,7 @@ from hf_pe.plans import Plan
 from hf_pe.recipe import ModelRead, Recipe, StageState
 from hf_pe.stitching import BATCH, fitted, fold_
 from hf_pe.surgery import in_dtype
-from hf_pe.tasks import TaskData, model_inputs
+from hf_pe.tasks import TaskData, model_inputs, on_device
 from hf_pe.weight_transfer import drawn, narrower_tables_, start_from, translated
 
 FEWEST = 0.05
@@ -250,7 +250,7 @@ def settle_(model: PreTrainedModel, data: TaskData) -> None:
     try:
         with torch.no_grad():
             for batch in data.batches(rows, BATCH):
-                model(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+                model(**on_device(model, model_inputs(batch)))
     finally:
         for norm, momentum in zip(norms, were, strict=True):
             norm.momentum = momentum

@@ -21,7 +21,7 @@ from hf_pe.progress import advance
 from hf_pe.recipe import Recipe, StageState
 from hf_pe.regression import fit_rows
 from hf_pe.stitching import BATCH
-from hf_pe.tasks import TaskData, model_inputs
+from hf_pe.tasks import TaskData, model_inputs, on_device
 
 PLACES = 128
 """Of a feature map that are looked at: neighbours say the same."""
@@ -172,7 +172,7 @@ def _looked_at(model: PreTrainedModel, name: str, batch: dict[str, torch.Tensor]
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
-        model(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+        model(**on_device(model, model_inputs(batch)))
     except _Seen:
         pass
     finally:
@@ -237,7 +237,7 @@ def _called(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> lis
     ]
     batch = next(iter(data.batches(data.calibration, 2)))
     try:
-        model.eval()(**{k: v.to(model.device) for k, v in model_inputs(batch).items()})
+        model.eval()(**on_device(model, model_inputs(batch)))
     finally:
         for handle in handles:
             handle.remove()

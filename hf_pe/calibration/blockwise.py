@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.dummies.outputs import no_cache
 from hf_pe.modes import evaluating
-from hf_pe.tasks import Batch, model_inputs
+from hf_pe.tasks import Batch, model_inputs, on_device
 
 
 class Stop(NamedTuple):
@@ -101,7 +101,7 @@ def lockstep(
         stops: in the order in which the model comes by; modules in between are run without a stop.
         before: called with the number of a batch, and it, whenever it goes on: hooks may then know whose turn it is.
     """
-    passes = [_Pass(model, {k: v.to(model.device) for k, v in batch.items()}, stops) for batch in batches]
+    passes = [_Pass(model, on_device(model, batch), stops) for batch in batches]
 
     def door(stop: Stop) -> Any:
         def pause(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
 from hf_pe.calibration.consumers import consumers_of
+from hf_pe.modes import frozen
 from hf_pe.progress import advance
-from hf_pe.tasks import TaskData
+from hf_pe.tasks import TaskData, on_device
 
 GRADIENT_BATCH = 4
 """Calibration rows a forward and backward pass takes."""
@@ -46,38 +47,33 @@ def consumer_slopes(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
 
         return read
 
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    training = model.training
-    model.eval().requires_grad_(False)
-    start = model.get_input_embeddings().register_forward_hook(lambda m, a, out: out.requires_grad_())
-    hooks = [m.register_forward_hook(keep(name)) for name, m in consumers_of(model, axis).items()]
+    hooks = [model.get_input_embeddings().register_forward_hook(lambda m, a, out: out.requires_grad_())]
+    hooks += [m.register_forward_hook(keep(name)) for name, m in consumers_of(model, axis).items()]
     draw = torch.Generator().manual_seed(0)
     try:
-        done = 0
-        for batch in data.batches(data.calibration, GRADIENT_BATCH):
-            rows = len(next(iter(batch.values())))
-            signals = data.task.signals(model, {k: v.to(model.device) for k, v in batch.items()})
-            loss: Any = signals.get("loss")
-            if loss is None:
-                target: Any = signals.get("embeddings", signals.get("logits"))
-                loss = (target * torch.randn(target.shape, generator=draw).to(target)).sum() / rows
-            (loss * rows).backward()
-            for name, (x, y) in now.items():
-                if y.grad is None:  # nothing of the loss comes through it (BERT's pooler, for embeddings)
-                    continue
-                by_gate = (x.detach() * _gradient(x)).float()
-                by_output = _gradient(y).float().flatten(0, -2)
-                gates.setdefault(name, []).append(by_gate.reshape(rows, -1, x.shape[-1]).sum(1))
-                outputs[name] = outputs.get(name, torch.zeros(())) + by_output.T @ by_output
-            now.clear()
-            done += rows
-            advance(f"gradients of {axis.name}", done, len(data.calibration))
+        with frozen(model):
+            done = 0
+            for batch in data.batches(data.calibration, GRADIENT_BATCH):
+                rows = len(next(iter(batch.values())))
+                signals = data.task.signals(model, on_device(model, batch))
+                loss: Any = signals.get("loss")
+                if loss is None:
+                    target: Any = signals.get("embeddings", signals.get("logits"))
+                    loss = (target * torch.randn(target.shape, generator=draw).to(target)).sum() / rows
+                (loss * rows).backward()
+                for name, (x, y) in now.items():
+                    if y.grad is None:  # nothing of the loss comes through it (BERT's pooler, for embeddings)
+                        continue
+                    by_gate = (x.detach() * _gradient(x)).float()
+                    by_output = _gradient(y).float().flatten(0, -2)
+                    gates.setdefault(name, []).append(by_gate.reshape(rows, -1, x.shape[-1]).sum(1))
+                    outputs[name] = outputs.get(name, torch.zeros(())) + by_output.T @ by_output
+                now.clear()
+                done += rows
+                advance(f"gradients of {axis.name}", done, len(data.calibration))
     finally:
-        for hook in [start, *hooks]:
+        for hook in hooks:
             hook.remove()
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-        model.train(training)
     return {name: Slopes(torch.cat(parts), outputs[name]) for name, parts in gates.items()}
 
 

@@ -13,7 +13,7 @@ from hf_pe.calibration.blockwise import Stop, lockstep
 from hf_pe.dummies.outputs import no_cache
 from hf_pe.modes import evaluating
 from hf_pe.progress import advance
-from hf_pe.tasks import Batch, TaskData, model_inputs
+from hf_pe.tasks import Batch, TaskData, model_inputs, on_device
 
 BATCH = 8
 """Calibration rows a forward pass takes."""
@@ -36,7 +36,7 @@ class Passes:
         done = 0
         with torch.no_grad():
             for number, batch in enumerate(data.batches(data.calibration, BATCH)):
-                batch = {k: v.to(self.model.device) for k, v in batch.items()}
+                batch = on_device(self.model, batch)
                 self._turn(number, batch)
                 self.body(**model_inputs(batch))
                 done += len(next(iter(batch.values())))
@@ -88,7 +88,7 @@ def comes_by(model: PreTrainedModel, modules: Mapping[str, nn.Module], batch: Ba
     calls: Counter[str] = Counter()
     hooks = [m.register_forward_hook(lambda *_, name=name: calls.update([name])) for name, m in modules.items()]
     with watching(Passes(model, model), hooks):
-        model(**model_inputs({k: v.to(model.device) for k, v in batch.items()}), **no_cache(model))
+        model(**model_inputs(on_device(model, batch)), **no_cache(model))
     return calls
 
 

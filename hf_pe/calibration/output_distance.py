@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.calibration.hooks import BATCH
 from hf_pe.errors import NotFiniteError
-from hf_pe.tasks import TaskData, label_losses, token_head
+from hf_pe.tasks import TaskData, label_losses, on_device, token_head
 
 ROWS = 64
 """Rows that the loss is taken on, behind those that calibrate where there are as many."""
@@ -41,7 +41,7 @@ def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_toke
     found, signal = [], "logits"
     head = None if by_token else token_head(data.task, model, *data.batches(given.select([0]), 1))
     for batch in data.batches(given.select(range(min(rows, len(given)))), BATCH):
-        batch = {k: v.to(model.device) for k, v in batch.items()}
+        batch = on_device(model, batch)
         if head is not None:
             signal = "loss"
             losses, _ = label_losses(data.task, model, batch, head)

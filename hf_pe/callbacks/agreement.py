@@ -10,6 +10,7 @@ from transformers.utils.generic import find_labels
 
 from hf_pe.dummies.outputs import result_of, tensors_of
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.tasks import NOWHERE
 
 NOTHING = -1
@@ -46,9 +47,10 @@ def teacher_agreement(model: PreTrainedModel, teacher: PreTrainedModel, loader: 
     if loader is None:
         raise UsageError("CompressionReport: the Trainer has no evaluation data; give it an eval_dataset.")
     total = torch.zeros(2, dtype=torch.float64)
-    for batch in itertools.islice(iter(loader), batches):
-        alike = _compared(model.eval(), teacher, batch)
-        total += torch.stack([(alike.values * alike.weights).sum(), alike.weights.sum()]).double().cpu()
+    with evaluating(model):
+        for batch in itertools.islice(iter(loader), batches):
+            alike = _compared(model, teacher, batch)
+            total += torch.stack([(alike.values * alike.weights).sum(), alike.weights.sum()]).double().cpu()
     if dist.is_available() and dist.is_initialized():
         shared = total.to(model.device) if dist.get_backend() == "nccl" else total
         dist.all_reduce(shared)

@@ -120,8 +120,7 @@ class CompressionReport(TrainerCallback):
         **_: Any,
     ) -> None:
         """Compare with the teacher, measure, and log; of several evaluation sets the agreement is the mean."""
-        with evaluating(model):
-            agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
+        agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
         given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         timed = ("runtime", "per_second", "epoch", "preparation_time")
         kept = {k: float(v) for k, v in given.items() if not k.endswith(timed)}

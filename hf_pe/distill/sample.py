@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.errors import UsageError
-from hf_pe.tasks import Batch, TaskData, as_read_by
+from hf_pe.tasks import Batch, TaskData, as_read_by, on_device
 
 SAMPLE_ROWS = 16
 """Calibration rows on which hidden states are compared."""
@@ -17,7 +17,7 @@ def sample_batch(model: PreTrainedModel, data: TaskData) -> Batch:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # collators that hide tokens hide the same ones in a resumed run
         (batch,) = data.batches(rows, SAMPLE_ROWS)
-    return {k: v.to(model.device) for k, v in batch.items()} | as_read_by(model, batch)
+    return on_device(model, batch) | as_read_by(model, batch)
 
 
 def require_targets(data: TaskData) -> None:

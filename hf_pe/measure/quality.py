@@ -11,7 +11,7 @@ from hf_pe.errors import NotFiniteError, UsageError, explained, one_line
 from hf_pe.modes import evaluating
 from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
-from hf_pe.tasks import Judged, TaskData, as_read_by
+from hf_pe.tasks import Judged, TaskData, as_read_by, on_device
 
 FIRST_ROWS = 4
 """Rows on which it is seen whether a model can answer at all."""
@@ -47,7 +47,7 @@ def first_answers(model: PreTrainedModel, data: TaskData) -> None:
     )
     with misfit, torch.no_grad(), torch.random.fork_rng(devices=[]):
         for batch in data.batches(rows, FIRST_ROWS):
-            placed = {name: value.to(model.device) for name, value in batch.items()}
+            placed = on_device(model, batch)
             data.task.signals(model, placed | as_read_by(model, batch))
 
 

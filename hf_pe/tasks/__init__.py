@@ -9,6 +9,7 @@ from hf_pe.tasks.batch import as_map as as_map
 from hf_pe.tasks.batch import as_read_by as as_read_by
 from hf_pe.tasks.batch import counted_rows as counted_rows
 from hf_pe.tasks.batch import model_inputs as model_inputs
+from hf_pe.tasks.batch import on_device as on_device
 from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
 from hf_pe.tasks.evaluation import Judged as Judged

@@ -40,8 +40,20 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return total / (flat != -100).sum().clamp_min(1)
 
 
+def on_device(model: PreTrainedModel, batch: Batch) -> Batch:
+    """Return the batch on the device of a model.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> tiny = BertConfig(hidden_size=8, num_attention_heads=2, intermediate_size=8, num_hidden_layers=1)
+        >>> on_device(BertModel(tiny), {"input_ids": torch.tensor([[1, 2]])})["input_ids"].device
+        device(type='cpu')
+    """
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
 def as_read_by(model: PreTrainedModel, batch: Batch) -> Batch:
-    """What a model reads of the batch, where it is; images and sounds in its precision."""
+    """Return what a model reads of the batch, on its device; images and sounds in its precision."""
     return {
         key: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
         for key, value in model_inputs(batch).items()

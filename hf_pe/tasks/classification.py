@@ -11,8 +11,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import ROW, Batch, label_loss, model_inputs
+from hf_pe.tasks.batch import ROW, Batch, label_loss, model_inputs, on_device
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.media import with_readable_media
@@ -46,9 +47,9 @@ class Classification(Task):
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Predicted and given label of each evaluation row; a slice per label."""
         predicted: list[int] = []
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in data.batches(data.eval):
-                logits = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
+                logits = self.signals(model, on_device(model, batch))["logits"]
                 predicted += logits.argmax(-1).tolist()
         gold = np.asarray(data.eval["labels"])
         names: dict[Any, str] = model.config.id2label or {}

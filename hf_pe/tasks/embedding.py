@@ -18,7 +18,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch, model_inputs
+from hf_pe.tasks.batch import Batch, model_inputs, on_device
 from hf_pe.tasks.evaluation import Judged, thirds
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
@@ -98,7 +98,7 @@ class Embedding(Task):
     def encode(self, model: PreTrainedModel, processor: Any, texts: Sequence[str]) -> torch.Tensor:
         """Return embeddings [texts, width] of a few short texts, on the CPU."""
         batch = processor.pad(self.tokenized(texts, processor, 128), return_tensors="pt")
-        signals = self.signals(model, {name: value.to(model.device) for name, value in batch.items()})
+        signals = self.signals(model, on_device(model, batch))
         found: torch.Tensor = signals["embeddings"].float().cpu()
         return found
 
@@ -107,7 +107,7 @@ class Embedding(Task):
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
         with evaluating(model), torch.no_grad():
             parts = [
-                self.signals(model, {k: v.to(model.device) for k, v in batch.items()})["embeddings"].float().cpu()
+                self.signals(model, on_device(model, batch))["embeddings"].float().cpu()
                 for batch in data.batches(rows.select(order))
             ]
         found = torch.cat(parts).numpy()

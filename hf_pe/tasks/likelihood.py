@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch
+from hf_pe.tasks.batch import Batch, on_device
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.head import LARGE, Head
 
@@ -58,12 +59,11 @@ def judged_tokens(
     Of a large vocabulary whole logits are not held: in chunks where the model's head is known, else a few rows at once.
     """
     rows: list[list[float]] = []
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         head = token_head(task, model, *data.batches(data.eval.select([0]), 1))
         rows_at_once = size if head is not None else rows_within(data, model.config, size)
         for batch in data.batches(data.eval, rows_at_once):
-            batch = {k: v.to(model.device) for k, v in batch.items()}
+            batch = on_device(model, batch)
             figures = _from_logits(task, model, batch) if head is None else _from_parts(task, model, batch, head)
             rows += figures.tolist()
     return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
@@ -78,7 +78,7 @@ def rows_within(data: TaskData, config: PretrainedConfig, most: int) -> int:
 def token_head(task: Task, model: PreTrainedModel, batch: Batch) -> Head | None:
     """Return the head by which logits of a large vocabulary can be made a few tokens at a time, where it is known."""
     large = task.predicts_tokens and model.config.get_text_config().vocab_size >= LARGE
-    return Head.of(model, {k: v.to(model.device) for k, v in batch.items()}) if large else None
+    return Head.of(model, on_device(model, batch)) if large else None
 
 
 def label_losses(task: Task, model: PreTrainedModel, batch: Batch, head: Head) -> tuple[torch.Tensor, torch.Tensor]:

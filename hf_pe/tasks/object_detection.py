@@ -14,8 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch, model_inputs
+from hf_pe.tasks.batch import Batch, model_inputs, on_device
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.image_classification import opened
 from hf_pe.tasks.labels import label_column, label_numbers
@@ -100,10 +101,10 @@ class ObjectDetection(Task):
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
         """Each image's boxes against those found; a slice per label."""
         wanted, found = [], []
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for number, batch in enumerate(data.batches(data.eval, 1)):  # alone, no image is padded to another's size
-                inputs = {k: v.to(model.device) for k, v in model_inputs(batch).items()}
-                (seen,) = data.processor.post_process_object_detection(model.eval()(**inputs), threshold=0.0)
+                inputs = on_device(model, model_inputs(batch))
+                (seen,) = data.processor.post_process_object_detection(model(**inputs), threshold=0.0)
                 corners = seen["boxes"].float().cpu() * SIDE
                 sizes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
                 found.append(_detections(number, seen["labels"], sizes, seen["scores"]))

@@ -14,8 +14,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import POSSIBLE, Batch, label_loss, model_inputs
+from hf_pe.tasks.batch import POSSIBLE, Batch, label_loss, model_inputs, on_device
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
@@ -100,12 +101,11 @@ class QuestionAnswering(Task):
         """F1 and exact match of each question."""
 
         def logits() -> Iterator[torch.Tensor]:
-            with torch.no_grad():
-                for batch in data.batches(data.eval):
-                    found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})["logits"]
-                    yield from found.float().cpu()
+            for batch in data.batches(data.eval):
+                yield from self.signals(model, on_device(model, batch))["logits"].float().cpu()
 
-        return _judged(logits(), data)
+        with evaluating(model), torch.no_grad():
+            return _judged(logits(), data)
 
 
 def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:

@@ -11,8 +11,9 @@ from transformers import DataCollatorForTokenClassification, PretrainedConfig, P
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
+from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch, label_loss, model_inputs
+from hf_pe.tasks.batch import Batch, label_loss, model_inputs, on_device
 from hf_pe.tasks.evaluation import Judged
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.texts import Truncation
@@ -103,9 +104,9 @@ class TokenClassification(Task):
         """Of each row: words, right words, given spans, found spans, right spans."""
         names = _label_names(model.config)
         counts: list[list[int]] = []
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             for batch in data.batches(data.eval):
-                found = self.signals(model.eval(), {k: v.to(model.device) for k, v in batch.items()})
+                found = self.signals(model, on_device(model, batch))
                 for said, mask, gold in zip(
                     found["logits"].argmax(-1).cpu(), found["mask"].cpu(), batch["labels"], strict=True
                 ):

@@ -299,14 +299,11 @@ def test_a_model_that_knows_the_answer_scores_one(tokenizer):
     data, _ = ready(question_answering, tokenizer)
     task = data.task
 
-    class Oracle:
+    class Oracle(torch.nn.Module):
         device = torch.device("cpu")
         at = 0
 
-        def eval(self):
-            return self
-
-        def __call__(self, input_ids, **_):
+        def forward(self, input_ids, **_):
             start, end = torch.zeros(input_ids.shape), torch.zeros(input_ids.shape)
             for number in range(len(input_ids)):
                 first, last = data.eval[self.at]["labels"]

@@ -27,7 +27,7 @@ from hf_pe.files.atomic import is_unfinished, write_whole, written_beside
 from hf_pe.files.hashes import processor_sha256
 from hf_pe.files.json_files import read_object
 from hf_pe.progress import advance
-from hf_pe.tasks import LARGE, Batch, Head, TaskData, few_tokens, rows_within, token_head
+from hf_pe.tasks import LARGE, Batch, Head, TaskData, few_tokens, on_device, rows_within, token_head
 
 ROWS = 256
 """In one file; what an interrupted run has finished is not computed again."""
@@ -112,8 +112,7 @@ def _answers(teacher: PreTrainedModel, data: TaskData, rows: list[int], *, few: 
 
 def _batch(teacher: PreTrainedModel, data: TaskData, rows: list[int]) -> Batch:
     (batch,) = data.batches(data.train.select(rows), len(rows))
-    device = next(teacher.parameters()).device
-    return {k: v.to(device) for k, v in batch.items()}
+    return on_device(teacher, batch)
 
 
 @torch.no_grad()
