@@ -1,4 +1,4 @@
-"""Audio classification: one label per recording."""
+"""Audio classification: a model chooses a label for each recording."""
 
 import io
 import struct
@@ -21,7 +21,14 @@ from hf_pe.tasks.classification import Classification, with_labels, with_media
 
 @dataclass(frozen=True)
 class AudioClassification(Classification):
-    """Recordings are .wav files, their bytes, or {"array", "sampling_rate"}; longer than `seconds` they are cut."""
+    """Choose a label for a recording.
+
+    A recording is the name of a .wav file, its bytes, or {"array", "sampling_rate"}. It is cut off after `seconds`.
+
+    Example:
+        >>> AudioClassification(seconds=5.0).processor_class
+        'AutoFeatureExtractor'
+    """
 
     name = "audio_classification"
     auto_class = "AutoModelForAudioClassification"
@@ -32,7 +39,11 @@ class AudioClassification(Classification):
     seconds: float = 30.0
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Translate the labels into the model's; files are read batch by batch."""
+        """Translate the labels into the model's; files are read batch by batch.
+
+        Raises:
+            UsageError: no column with recordings or labels is named, or a recording or a label cannot be read.
+        """
         column = examples.config.audio
         waves = Waves(processor, column or "", self.seconds)
         return with_media(self, examples, processor, config, column, waves, recording)

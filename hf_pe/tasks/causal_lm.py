@@ -1,4 +1,4 @@
-"""Causal language modelling: packed blocks, perplexity."""
+"""Causal language modelling: a model predicts the next token of packed texts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,18 @@ from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 
 @dataclass(frozen=True)
 class CausalLM(Task):
-    """Next-token prediction over texts that are packed into blocks of `data.max_length` tokens.
+    """Predict the next token of texts that are packed into blocks of `data.max_length` tokens.
 
     Each block begins with what the tokenizer puts before a text (the BOS of Llama and Gemma), because a model that was
     trained with it predicts badly without. It is part of the length and only context: the first predicted token is the
     one behind it. Texts are joined by line breaks; where the tokenizer ends a text with a token of its own (EOS), every
     text ends so.
+
+    Example:
+        >>> labels = torch.tensor([[-100, 7, 8, 9]])
+        >>> positions, next_tokens = CausalLM().predicted({"input_ids": labels, "labels": labels})
+        >>> positions.tolist(), next_tokens.tolist()
+        ([[True, True, True, False]], [7, 8, 9])
     """
 
     name = "causal_lm"
@@ -56,20 +62,20 @@ class CausalLM(Task):
         return TaskData(self, processor, train, evaluation, default_data_collator, examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits that predict the next token [batch, tokens - 1, vocabulary], their mask, and the task loss."""
+        """Return logits of the next token [batch, tokens - 1, vocabulary], their mask, and the task loss."""
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         logits, labels = out.logits[:, :-1], batch["labels"][:, 1:]
         found = {"logits": logits, "mask": labels != -100, "loss": label_loss(logits, labels)}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which positions [batch, tokens] predict something, and the next token's id for each of them, in order."""
+        """Return which positions [batch, tokens] predict a token, and the id of it for each of them, in order."""
         labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
         mask = labels != -100
         return mask, labels[mask]
 
     def describe(self, data: TaskData) -> str:
-        """Says how long the blocks are, and what begins them."""
+        """Return how long the blocks are, and what begins them."""
         options = data.examples.config
         added = added_tokens(data.processor, str(data.examples.train[options.text][0]))
         begin, end = (
@@ -87,5 +93,5 @@ class CausalLM(Task):
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Negative log-likelihood of each block's tokens; perplexity is exp of the mean over all of them."""
+        """Return the negative log-likelihood of each block; perplexity is exp of the mean over all tokens."""
         return judged_tokens(self, model, data, 4, perplexity)

@@ -1,4 +1,4 @@
-"""What tasks with labels of the model's own do alike: translate labels, judge them."""
+"""What tasks that choose one of the model's labels for an example have in common."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from hf_pe.tasks.media import with_readable_media
 
 
 class Classification(Task):
-    """One label per example: what is asked of the model and how it is judged. Tasks say how examples become batches."""
+    """Choose a label for each example. A subclass says how examples become batches."""
 
     metric = "accuracy"
     hub_metrics: ClassVar[Mapping[str, str]] = {"f1_macro": "f1"}
@@ -30,13 +30,13 @@ class Classification(Task):
     names_labels = True
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, labels], the task loss and, on request, hidden states."""
+        """Return logits [batch, labels], the task loss and, on request, hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         loss = label_loss(out.logits, batch["labels"])
         return {"logits": out.logits, "loss": loss} | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Says what is averaged."""
+        """Return what is averaged."""
         return "`accuracy` and `f1_macro` are over the evaluation rows."
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:
@@ -45,7 +45,7 @@ class Classification(Task):
         return float(counts.max() / counts.sum()) if len(counts) > 1 else None
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Predicted and given label of each evaluation row; a slice per label."""
+        """Return the predicted and the given label of each evaluation row; a slice per label."""
         predicted: list[int] = []
         with evaluating(model), torch.no_grad():
             for batch in data.batches(data.eval):
@@ -66,7 +66,7 @@ def with_media(
     collate: Callable[[list[dict[str, Any]]], Batch],
     read: Callable[[Any], Any],
 ) -> TaskData:
-    """Rows of files and labels; files are read batch by batch, by `collate`, and checked before by `read`.
+    """Return rows of files and labels; files are read batch by batch, by `collate`, and checked before by `read`.
 
     Raises:
         UsageError: no column with files or with labels is named, a label is none of the model's, or a file cannot be
@@ -87,7 +87,7 @@ def with_media(
 
 
 def with_labels(batch: Batch, rows: list[dict[str, Any]]) -> Batch:
-    """`batch` with what rows of files have beside them."""
+    """Return the batch with what rows of files have beside them."""
     names = [name for name in ("labels", ROW) if name in rows[0]]
     return batch | {name: torch.tensor([row[name] for row in rows]) for name in names}
 

@@ -1,4 +1,4 @@
-"""Sentence embeddings: pooled, normalised, compared by cosine."""
+"""Sentence embeddings: a model maps texts to vectors, which are compared by their cosine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,10 +26,14 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 @dataclass(frozen=True)
 class Embedding(Task):
-    """Embeddings as sentence-transformers makes them: mean or CLS pooling, then the dense layers that the model has.
+    """Embed texts as sentence-transformers does: mean or CLS pooling, then the dense layers that the model has.
 
     With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
     similarities with the teacher's, over pairs of held-out sentences: each with the next one and with four random ones.
+
+    Example:
+        >>> Embedding(SentenceModules(pooling="cls")).modules.pooling
+        'cls'
     """
 
     name = "embedding"
@@ -75,7 +79,7 @@ class Embedding(Task):
         return TaskData(self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=cut)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Embeddings [batch, width] and, on request, hidden states [batch, tokens, width]."""
+        """Return embeddings [batch, width] and, on request, hidden states [batch, tokens, width]."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         mask = batch["attention_mask"]
         last = out.last_hidden_state
@@ -103,7 +107,7 @@ class Embedding(Task):
         return found
 
     def embed(self, model: PreTrainedModel, data: TaskData, rows: datasets.Dataset) -> np.ndarray[Any, Any]:
-        """Embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
+        """Return the embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
         order = np.argsort([-len(ids) for ids in rows["input_ids"]], kind="stable")
         with evaluating(model), torch.no_grad():
             parts = [
@@ -122,7 +126,7 @@ class Embedding(Task):
         return embeddings
 
     def describe(self, data: TaskData) -> str:
-        """Says which of the two correlations it is, and what stands before each text."""
+        """Return which of the two correlations it is, and what stands before each text."""
         prompt = f" Every text begins with the model's prompt `{self.modules.prompt}`." if self.modules.prompt else ""
         if data.examples.config.label:
             return f"`spearman` is the rank correlation of cosine similarities with the given scores.{prompt}"
@@ -138,7 +142,7 @@ class Embedding(Task):
         return 1.645 / max(pairs - 1, 1) ** 0.5 if data.examples.config.label else None
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Similarities beside the given scores, one pair an example, or beside the teacher's, one sentence an example.
+        """Return similarities beside the given scores, a pair each, or beside the teacher's, a sentence each.
 
         Slices: thirds by length, and by what the similarity should be.
         """

@@ -1,4 +1,4 @@
-"""Image classification: one label per image."""
+"""Image classification: a model chooses a label for each image."""
 
 import io
 from dataclasses import dataclass
@@ -17,7 +17,14 @@ from hf_pe.tasks.classification import Classification, with_labels, with_media
 
 @dataclass(frozen=True)
 class ImageClassification(Classification):
-    """Images are file names or the bytes of a file; they stay that until a batch is made."""
+    """Choose a label for an image.
+
+    An image is the name of a file or the bytes of one. It is read only when a batch is made.
+
+    Example:
+        >>> ImageClassification().processor_class
+        'AutoImageProcessor'
+    """
 
     name = "image_classification"
     auto_class = "AutoModelForImageClassification"
@@ -26,7 +33,11 @@ class ImageClassification(Classification):
     pipeline_tag = "image-classification"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Translate the labels into the model's; files are read batch by batch."""
+        """Translate the labels into the model's; files are read batch by batch.
+
+        Raises:
+            UsageError: no column with images or labels is named, or an image or a label cannot be read.
+        """
         column = examples.config.image
         return with_media(self, examples, processor, config, column, Pixels(processor, column or ""), opened)
 

@@ -1,4 +1,4 @@
-"""Masked language modelling: words that were hidden."""
+"""Masked language modelling: a model guesses tokens that are hidden."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,15 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 @dataclass(frozen=True)
 class MaskedLM(Task):
-    """A share of the tokens is hidden (Devlin et al. 2019, arXiv:1810.04805, section 3.1): anew in each training batch,
-    once for all in the evaluation rows."""
+    """Guess tokens that are hidden (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
+
+    The fraction `share` of the tokens is hidden: other ones in each training batch, always the same ones in the
+    evaluation rows.
+
+    Example:
+        >>> MaskedLM(share=0.3).describe(None)
+        '`perplexity` and `accuracy` are over 30% of the tokens of held-out rows, hidden once.'
+    """
 
     name = "masked_lm"
     auto_class = "AutoModelForMaskedLM"
@@ -34,7 +41,11 @@ class MaskedLM(Task):
     share: float = 0.15
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize; hide tokens of the evaluation rows."""
+        """Tokenize; hide tokens of the evaluation rows.
+
+        Raises:
+            UsageError: the tokenizer has no mask token.
+        """
         if getattr(processor, "mask_token", None) is None:
             raise UsageError("task: masked_lm needs a tokenizer with a mask token; this one has none.")
         options = examples.config
@@ -61,14 +72,14 @@ class MaskedLM(Task):
         )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, tokens, vocabulary], which tokens were hidden, the task loss; on request hidden states."""
+        """Return logits [batch, tokens, vocabulary], which tokens are hidden, the loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
         found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Says what was hidden."""
+        """Return how many tokens are hidden."""
         return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, hidden once."
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float:
@@ -78,7 +89,7 @@ class MaskedLM(Task):
         return unigram_perplexity(known, data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Of each row negative log-likelihood, right guesses and number of the hidden tokens."""
+        """Return of each row the negative log-likelihood, the right guesses and the number of hidden tokens."""
         return judged_tokens(self, model, data)
 
 

@@ -1,4 +1,4 @@
-"""Object detection: boxes with labels in an image."""
+"""Object detection: a model finds objects in an image, with boxes and labels."""
 
 import contextlib
 import copy
@@ -30,11 +30,17 @@ SIDE = 1000.0
 
 @dataclass(frozen=True)
 class ObjectDetection(Task):
-    """`data.image` is the image and `data.label` its objects, as detection data sets have them:
+    """Find objects in an image: the box and the label of each.
+
+    `data.image` is the image and `data.label` its objects, as detection data sets have them:
     {"bbox": [[x, y, width, height], ...], "category": [...]}, in pixels; categories by name or number.
 
-    A distilled student's queries are compared with the teacher's one by one: so they are where both have learned ones,
-    as DETR has; a detector that takes its queries from the image (RT-DETR) gives no logits.
+    A distilled student's queries are compared with the teacher's one by one. So both need learned queries, as DETR has;
+    a detector that takes its queries from the image (RT-DETR) gives no logits.
+
+    Example:
+        >>> ObjectDetection().has_places  # so that images are not augmented
+        True
     """
 
     name = "object_detection"
@@ -50,7 +56,11 @@ class ObjectDetection(Task):
     uncacheable = "what its queries find is no class of a row"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Check the boxes and translate the categories into the model's; files are read batch by batch."""
+        """Check the boxes and translate the categories into the model's; files are read batch by batch.
+
+        Raises:
+            UsageError: pycocotools is missing, a column is not named, or boxes, categories or images cannot be read.
+        """
         _coco()
         column, label = examples.config.image, label_column(examples.config)
         names = examples.config.label_names
@@ -67,8 +77,9 @@ class ObjectDetection(Task):
         return with_readable_media(TaskData(self, processor, train, evaluation, collate, examples), column, opened)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits of each query, the task loss (set prediction: Carion et al. 2020, arXiv:2005.12872, section 3.1) and,
-        on request, what each layer of the decoder gives.
+        """Return logits of each query, the task loss and, on request, the hidden states of the decoder's layers.
+
+        The loss is that of set prediction (Carion et al. 2020, arXiv:2005.12872, section 3.1).
 
         Logits are [batch, queries, labels + 1] where one class is "nothing", else (labels each for itself)
         [batch, queries, labels, 2].
@@ -88,7 +99,7 @@ class ObjectDetection(Task):
         return signals
 
     def describe(self, data: TaskData) -> str:
-        """Says how boxes are compared."""
+        """Return how boxes are compared."""
         return (
             "`map` is the mean average precision over the labels and over overlaps from 0.5 to 0.95, `map_50` that at "
             "0.5, as COCO counts them, on the evaluation images."
@@ -99,7 +110,7 @@ class ObjectDetection(Task):
         return 0.0
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Each image's boxes against those found; a slice per label."""
+        """Return the mean average precision over the images; a slice per label."""
         wanted, found = [], []
         with evaluating(model), torch.no_grad():
             for number, batch in enumerate(data.batches(data.eval, 1)):  # alone, no image is padded to another's size

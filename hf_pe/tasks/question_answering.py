@@ -1,4 +1,4 @@
-"""Extractive question answering: where in a text the answer stands."""
+"""Extractive question answering: a model says where in a text the answer stands."""
 
 import re
 import string
@@ -29,11 +29,17 @@ LONGEST = 30
 
 @dataclass(frozen=True)
 class QuestionAnswering(Task):
-    """`data.text` is the question, `data.text_pair` the text, `data.label` the answers as SQuAD has them:
+    """Say where in a text the answer to a question stands.
+
+    `data.text` is the question, `data.text_pair` the text, `data.label` the answers as SQuAD has them:
     {"text": [...], "answer_start": [...]}.
 
     Long texts make several rows that overlap; a row without the answer points at the first token (Devlin et al. 2019,
     arXiv:1810.04805, section 4.2).
+
+    Example:
+        >>> QuestionAnswering().uncacheable
+        'its classes are the tokens of each row'
     """
 
     name = "question_answering"
@@ -46,7 +52,12 @@ class QuestionAnswering(Task):
     uncacheable = "its classes are the tokens of each row"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize and find the first and last token of each answer."""
+        """Tokenize and find the first and last token of each answer.
+
+        Raises:
+            UsageError: a column is not named, answers have another form than SQuAD's, or the tokenizer cannot say where
+                its tokens stand.
+        """
         options = examples.config
         if not options.text_pair or not options.label:
             raise UsageError("data: expected text (the question), text_pair (the text) and label (the answers).")
@@ -79,7 +90,7 @@ class QuestionAnswering(Task):
         return TaskData(self, processor, train, evaluation, Places(processor), examples, warnings=warnings)
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits of the first and the last token [batch, 2, tokens], the task loss and, on request, hidden states."""
+        """Return logits of the first and the last token [batch, 2, tokens], the task loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         logits = torch.stack([out.start_logits, out.end_logits], 1)
         logits = logits.masked_fill(~batch[POSSIBLE].bool()[:, None], NOWHERE)
@@ -87,7 +98,7 @@ class QuestionAnswering(Task):
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Says how answers are compared."""
+        """Return how answers are compared."""
         return "`exact_match` and `f1` over words, as SQuAD counts them, are over the evaluation questions."
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float:
@@ -98,7 +109,7 @@ class QuestionAnswering(Task):
         return max(_judged(places, data).scores()["f1"], sum(unanswered) / len(unanswered))
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """F1 and exact match of each question."""
+        """Return F1 and exact match of each question."""
 
         def logits() -> Iterator[torch.Tensor]:
             for batch in data.batches(data.eval):

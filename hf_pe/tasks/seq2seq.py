@@ -1,4 +1,4 @@
-"""Sequence to sequence: a text that follows from a text."""
+"""Sequence to sequence: a model writes the text that follows from a text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,16 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 @dataclass(frozen=True)
 class Seq2Seq(Task):
-    """`data.text` is what is read, `data.label` what is to be written."""
+    """Write the text that follows from a text, such as its translation.
+
+    `data.text` is what is read, `data.label` what is to be written.
+
+    Example:
+        >>> from transformers import WhisperConfig
+        >>> Seq2Seq.require_inferred(WhisperConfig(architectures=["WhisperForConditionalGeneration"]))
+        Traceback (most recent call last):
+        hf_pe.errors.UsageError: WhisperForConditionalGeneration does not turn a text into a text: ...
+    """
 
     name = "seq2seq"
     auto_class = "AutoModelForSeq2SeqLM"
@@ -89,15 +98,17 @@ class Seq2Seq(Task):
         )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, tokens, vocabulary] of the target, their mask, the task loss; on request the decoder's hidden
-        states."""
+        """Return logits [batch, tokens, vocabulary] of the target, their mask and the task loss.
+
+        On request also the decoder's hidden states.
+        """
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         labels = batch["labels"]
         found = {"logits": out.logits, "mask": labels != -100, "loss": label_loss(out.logits, labels)}
         return found | ({"hidden_states": out.decoder_hidden_states, "tokens": labels != -100} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Says what is read and counted."""
+        """Return what is read and counted."""
         return (
             "`perplexity` and `accuracy` are over the tokens of the held-out targets, each read after the right ones "
             "before it."
@@ -108,7 +119,7 @@ class Seq2Seq(Task):
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Of each row negative log-likelihood, right tokens and number of tokens of the target."""
+        """Return of each row the negative log-likelihood, the right tokens and the number of tokens of the target."""
         return judged_tokens(self, model, data)
 
 

@@ -1,4 +1,4 @@
-"""Text classification: one label per text or pair of texts."""
+"""Text classification: a model chooses a label for each text or pair of texts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,14 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 @dataclass(frozen=True)
 class TextClassification(Classification):
-    """Labels may be the model's label names or their numbers."""
+    """Choose a label for a text or a pair of texts.
+
+    Labels may be the model's label names or their numbers.
+
+    Example:
+        >>> TextClassification().hub_metrics
+        {'f1_macro': 'f1'}
+    """
 
     name = "text_classification"
     auto_class = "AutoModelForSequenceClassification"

@@ -1,4 +1,4 @@
-"""Token classification: one label per word, such as the names in a sentence."""
+"""Token classification: a model chooses a label for each word, such as the names in a sentence."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,10 +22,15 @@ from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
 @dataclass(frozen=True)
 class TokenClassification(Task):
-    """Each row has a list of words (or a text that is split at spaces) and a label for each.
+    """Choose a label for each word of a text, such as the names in a sentence.
 
-    A word's label is that of its first token; the others count for nothing. With labels such as B-PER and I-PER the
-    metric is F1 over whole spans, as conlleval counts them; else it is the accuracy of words.
+    Each row has a list of words (or a text that is split at spaces) and a label for each. A word's label is that of its
+    first token; the others do not count. With labels such as B-PER and I-PER the metric is F1 over whole spans, as
+    conlleval counts them; else it is the accuracy of words.
+
+    Example:
+        >>> sorted(spans(["B-PER", "I-PER", "O", "B-LOC"]))
+        [(0, 2, 'PER'), (3, 4, 'LOC')]
     """
 
     name = "token_classification"
@@ -39,7 +44,12 @@ class TokenClassification(Task):
     names_labels = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize the words and translate their labels into the model's."""
+        """Tokenize the words and translate their labels into the model's.
+
+        Raises:
+            UsageError: no column with labels is named, a row has more words than labels or fewer, a label is none of
+                the model's, or the tokenizer cannot say where its tokens stand.
+        """
         options = examples.config
         label = label_column(options)
         require_offsets(processor)
@@ -73,14 +83,14 @@ class TokenClassification(Task):
         )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Logits [batch, tokens, labels], which tokens have a label, the task loss and, on request, hidden states."""
+        """Return logits [batch, tokens, labels], which tokens have a label, the task loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
         found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
         return found | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Says what is counted."""
+        """Return what is counted."""
         return (
             "`f1` is over whole spans (conlleval) where labels begin with B- and I-, else over words; `accuracy` is of "
             "words."
@@ -101,7 +111,7 @@ class TokenClassification(Task):
         )
 
     def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
-        """Of each row: words, right words, given spans, found spans, right spans."""
+        """Return of each row the numbers of words, right words, given spans, predicted spans and right spans."""
         names = _label_names(model.config)
         counts: list[list[int]] = []
         with evaluating(model), torch.no_grad():
