@@ -1,15 +1,22 @@
 """Arguments and options that several commands share."""
 
 import re
-from importlib import import_module
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-LISTS = {"{tasks}": ("hf_pe.tasks", "TASKS")}
-"""What stands for the names in a list, in the help of an option: the module and the name of the list."""
+
+def _names_of_tasks() -> Iterable[str]:
+    from hf_pe.tasks import TASKS
+
+    return TASKS
+
+
+LISTS = {"{tasks}": _names_of_tasks}
+"""What stands for the names in a list, in the help of an option, and what returns these names."""
 
 
 class ListingCommand(TyperCommand):
@@ -18,9 +25,9 @@ class ListingCommand(TyperCommand):
     def get_help(self, ctx: Any) -> str:
         """Return the help, with the names in it."""
         for option in self.params:
-            for mark, (module, name) in LISTS.items():
+            for mark, names in LISTS.items():
                 if isinstance(option, TyperOption) and mark in (option.help or ""):
-                    option.help = str(option.help).replace(mark, ", ".join(getattr(import_module(module), name)))
+                    option.help = str(option.help).replace(mark, ", ".join(names()))
         return super().get_help(ctx)
 
 
