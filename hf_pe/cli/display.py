@@ -58,8 +58,8 @@ def show_sent(sent: "list[Sent]", repo: str) -> None:
 def verdict_on(axis: Any, proof: Any) -> str:
     """Return whether an axis is prunable, and why not."""
     if proof.holds:
-        return f"native, proved (cut and neutralised differ by {proof.error:.0e})"
-    return f"refused: {proof.reason}" if axis.native else proof.reason
+        return f"yes (verified, max. rel. error {proof.error:.0e})"
+    return f"no: {proof.reason}"
 
 
 def plan_cells(row: "Plan") -> list[str]:
@@ -70,7 +70,7 @@ def plan_cells(row: "Plan") -> list[str]:
         f"{row.parameters_without_embeddings:,}",
         f"{row.weight_bytes / 1e6:,.1f}",
         sizes,
-        "exact" if row.exact else "target, decided from weights",
+        "exact" if row.exact else "estimated",
     ]
 
 

@@ -38,7 +38,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
             ("parameters", "right"),
         ):
             table.add_column(column, justify=side)  # type: ignore[arg-type]
-        table.add_column("cutting it")
+        table.add_column("prunable")
         for axis in anatomy.axes:
             share = axis.parameters / max(anatomy.parameters, 1)
             verdict = verdict_on(axis, prove(config, model_class, axis))
@@ -62,7 +62,7 @@ def plan(file: RecipePath, set_: Set = None) -> None:
         for column in ("parameters", "without\nembeddings", "weights,\nMB"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("sizes")
-        table.add_column("how sure")
+        table.add_column("sizes are")
         notes: list[str] = []
         rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
         for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:

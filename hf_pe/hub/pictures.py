@@ -74,7 +74,7 @@ def draw_sensitivity(report: Report, path: Path) -> bool:
         return False
     lost, staying = plans[-1].sensitivity, set(plans[-1].unpacked or ())
     figure, panel = plt.subplots(figsize=(8, 3.2))
-    for label, colour, stays in (("packed", KEPT, False), ("kept", ACCENT, True)):
+    for label, colour, stays in (("quantized", KEPT, False), ("kept", ACCENT, True)):
         bars = [(at, value) for at, (name, value) in enumerate(lost.items()) if (name in staying) == stays]
         panel.bar([at for at, _ in bars], [value for _, value in bars], width=1.0, color=colour, label=label)
     panel.set(title="Lost with one layer packed", xlabel="linear layer, in the model's order", ylabel="loss")

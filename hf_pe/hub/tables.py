@@ -24,7 +24,7 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
     rows = [
         _row("Parameters", one.parameters, two.parameters, "{:,}"),
         _row(
-            "Parameters without embeddings",
+            "Non-embedding parameters",
             one.parameters_without_embeddings,
             two.parameters_without_embeddings,
             "{:,}",
@@ -71,10 +71,9 @@ def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
     """The most sensitive layers, what is lost with one packed, and what became of it."""
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     lost = plans[-1].sensitivity if plans else {}
+    kept = plans[-1].unpacked or () if plans else ()
     most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
-    return [
-        (code(name), f"{lost[name]:.2e}", "kept" if name in (plans[-1].unpacked or ()) else "packed") for name in most
-    ]
+    return [(code(name), f"{lost[name]:.2e}", "kept" if name in kept else "quantized") for name in most]
 
 
 def variant_rows(report: Report) -> list[list[str]]:
@@ -193,8 +192,8 @@ def _packed_speed(report: Report) -> list[str]:
     ]
     took = f"; here a pass takes {', '.join(times)}" if times else ""
     return [
-        "Packed weights are turned back for each product: memory is what they surely save. Time depends on the machine "
-        f"and its kernels; they pay where reading weights is what takes it{took}."
+        "Quantized weights are dequantized in every matrix product: memory shrinks, but latency may not. It depends on "
+        f"the machine and its kernels{took}."
     ]
 
 

@@ -290,7 +290,7 @@ def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
     told = base.model_copy(update={"stages": (base.stages[0].model_copy(update={"plan": plan}),)})
     write_card(told, tmp_path)
     card = (tmp_path / "README.md").read_text()
-    assert "| `layers.0.up` | 1.00e+00 | kept |" in card and "| `layers.7.up` | 1.00e+00 | packed |" in card
+    assert "| `layers.0.up` | 1.00e+00 | kept |" in card and "| `layers.7.up` | 1.00e+00 | quantized |" in card
     assert "`layers.6.up`" not in card and "](sensitivity.png)" in card and (tmp_path / "sensitivity.png").is_file()
     assert "sensitivity" not in render_card(base)
 

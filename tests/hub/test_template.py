@@ -48,5 +48,5 @@ def test_values_are_escaped_in_a_template_of_the_users_own(tmp_path):
         "{{ ['a', report.name]|join(', ') }}{% endblock %}"
     )
     text = render_card(report(name="# <b>"), template=own)
-    assert "## What was not gained, and limits\n" in text, "a block of ours is Markdown already"
+    assert "## Regressions and limitations\n" in text, "a block of ours is Markdown already"
     assert "\n- \\# &lt;b>\n`# <B>` *batch 1, length 128*a, \\# &lt;b>" in text
