@@ -1,58 +1,62 @@
-"""Imported, it teaches transformers to load models in the plug-in form; plain `from_pretrained` does the rest."""
+"""Imported, it teaches transformers to load models with custom modules; plain `from_pretrained` does the rest."""
 
 from typing import Any
 
-import torch
+from transformers import PreTrainedModel, modeling_utils
+from transformers.monkey_patching import patch_output_recorders
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_pe.anatomy import METHOD, Form, reshape_
+from hf_pe.anatomy import METHOD, Form, form_of, reshape_, with_form
+
+
+def _finish_model(model: PreTrainedModel) -> None:
+    """Give a model that transformers has just built, still without weights, the custom modules that its config names.
+
+    `from_pretrained` and `from_config` call it on the whole model, before a quantizer replaces modules.
+    """
+    patch_output_recorders(model)
+    form = form_of(model.config)
+    if form is not None:
+        reshape_(model, form)
+
+
+_building: Any = modeling_utils
+_building.patch_output_recorders = _finish_model
 
 
 @register_quantization_config(METHOD)
 class FormConfig(QuantizationConfigMixin):
-    """What `config.json` says of the form; see `hf_pe.anatomy.Form`."""
+    """What `quantization_config` says of custom modules in a config.json of an older version."""
 
     def __init__(self, **values: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
         self.form = Form(**{name: value for name, value in values.items() if name in Form.model_fields})
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is written."""
+        """Return it as it was written."""
         return {"quant_method": METHOD, **self.form.model_dump()}
 
 
 @register_quantizer(METHOD)
 class FormQuantizer(HfQuantizer):
-    """Changes the modules of an empty model before its weights are loaded. Weights stay what they are: nothing is
-    packed, so the model trains, compiles and saves as any other."""
+    """Moves the description of custom modules from `quantization_config` to its own key; quantizes nothing."""
 
-    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        with torch.device("meta"):
-            told: Any = self.quantization_config
-            reshape_(model, told.form)
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         return model
 
-    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        model.is_quantized = False  # its weights are plain ones: they may be moved, cast and trained
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        quantization: Any = self.quantization_config
+        model.config = with_form(model.config, quantization.form)
+        self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
-        """It can be saved again."""
+        """Return True: it can be saved again."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """All its weights can be trained."""
-        return True
-
-    @property
-    def is_qat_trainable(self) -> bool:
-        """What the Trainer asks before it trains without adapters."""
-        return True
-
-    @property
-    def is_compileable(self) -> bool:
-        """Its modules are plain ones."""
+        """Whether its weights can be trained, all of which are plain ones."""
         return True

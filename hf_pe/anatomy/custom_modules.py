@@ -1,7 +1,7 @@
-"""The plug-in form: what a stock config cannot say about a model's modules.
+"""Custom modules: what a stock config cannot say about a model's modules.
 
-It stands in `quantization_config`, where transformers looks for who changes a model before its weights are loaded (see
-`hf_pe.plugin`).
+Their description lives in the config under a key of its own, so that `quantization_config` stays free for a quantizer;
+`hf_pe.plugin` makes transformers read it. Before version 0.1 it stood in `quantization_config`, which is still read.
 """
 
 import copy
@@ -12,8 +12,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+KEY = "hf_pe_modules"
+"""The key of config.json that holds the description."""
 METHOD = "hf_pe"
-"""The name of the form among the methods of `quantization_config`."""
+"""The method in `quantization_config` that marks the description there, in configs of older versions."""
 
 
 class Form(BaseModel):
@@ -50,25 +52,53 @@ class Separable(nn.Module):
 
 
 def form_of(config: PretrainedConfig) -> Form | None:
-    """The form that a config names; None where the model is a stock one."""
-    told = getattr(config, "quantization_config", None)
-    values = told if isinstance(told, dict) else told.to_dict() if told is not None else {}
+    """Return the description of a model's custom modules; None where the model is a stock one.
+
+    Raises:
+        ValueError: the config holds something else under the key.
+    """
+    described = getattr(config, KEY, None)
+    if described is not None:
+        return Form.model_validate(described)
+    quantization = getattr(config, "quantization_config", None)
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict() if quantization else {}
     if values.get("quant_method") != METHOD:
         return None
     return Form(**{name: value for name, value in values.items() if name in Form.model_fields})
 
 
 def with_form(config: PretrainedConfig, form: Form) -> PretrainedConfig:
-    """A copy of `config` that names `form`."""
+    """Return a copy of `config` that describes custom modules, under their own key alone.
+
+    Example:
+        >>> config = with_form(PretrainedConfig(), Form(separable={"stem": 1}))
+        >>> config.hf_pe_modules
+        {'separable': {'stem': 1}}
+        >>> form_of(config)
+        Form(separable={'stem': 1})
+    """
     new = copy.deepcopy(config)
-    new.quantization_config = {"quant_method": METHOD, **form.model_dump()}
+    if getattr(new, KEY, None) is None and form_of(new) is not None:
+        del new.quantization_config
+    setattr(new, KEY, form.model_dump())
     return new
 
 
 def reshape_(model: PreTrainedModel, form: Form) -> None:
-    """Give a stock model the modules of `form`, with random weights (none on the meta device)."""
+    """Give a stock model its custom modules, with random weights (none on the meta device).
+
+    Names count from the model that was saved. Its base alone has them without its prefix, and lacks those of the head.
+
+    Raises:
+        ValueError: the model lacks a module of that name.
+    """
+    modules = dict(model.named_modules())
     for name, rank in form.separable.items():
-        model.set_submodule(name, Separable(model.get_submodule(name), rank))
+        place = name if name in modules else name.removeprefix(f"{model.base_model_prefix}.")
+        if place in modules and not isinstance(modules[place], Separable):  # else its base has it already
+            model.set_submodule(place, Separable(modules[place], rank))
+        elif place not in modules and model.base_model is not model:
+            raise ValueError(f"the config names a custom module '{name}', which {type(model).__name__} does not have")
 
 
 def built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:

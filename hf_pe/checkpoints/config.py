@@ -10,11 +10,11 @@ from transformers import (
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import fit_config_, read_adapter
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import form_of, skeleton
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config_checks import require_possible_sizes
 from hf_pe.checkpoints.source import Source, reading_files
-from hf_pe.errors import UsageError
+from hf_pe.errors import UsageError, one_line
 from hf_pe.files.json_files import AGAIN, read_object
 from hf_pe.quantizers.bnb import (
     BITSANDBYTES,
@@ -39,6 +39,7 @@ def load_config(source: Source) -> PretrainedConfig:
             f"{source.name}: config.json has architectures: {named!r:.80}; expected a list of names. {AGAIN}"
         )
     require_possible_sizes(config, source.name)
+    _require_form(config, source.name)
     if not source.trust_remote_code:
         _refuse_kernels(config, source.name)
     if source.gguf_file:
@@ -48,6 +49,21 @@ def load_config(source: Source) -> PretrainedConfig:
     if source.adapter is not None:
         _fit_adapter_(config, source)
     return config
+
+
+def _require_form(config: PretrainedConfig, source: str) -> None:
+    """Refuse a config whose description of custom modules is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        form_of(config)
+    except ValueError as error:
+        raise UsageError(
+            f"{source}: config.json describes custom modules in a way that this version cannot read "
+            f"({one_line(error, 200)}). {AGAIN}"
+        ) from None
 
 
 def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import built, form_of
+from hf_pe.anatomy import built, form_of, with_form
 from hf_pe.dummies.inputs import example_inputs
 
 LARGEST_REAL = 2_000_000_000
@@ -40,8 +40,9 @@ def flops(
         length: tokens, for text models.
         pixels: a side, or [height, width], where the config does not say.
     """
-    plain = copy.deepcopy(config)
-    if hasattr(plain, "quantization_config") and form_of(plain) is None:
+    form = form_of(config)
+    plain = copy.deepcopy(config) if form is None else with_form(config, form)
+    if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     plain._attn_implementation = "eager"
     plain._experts_implementation = "eager"

@@ -15,7 +15,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from hf_pe.adapters import adapters_aside, carried, merged
-from hf_pe.anatomy import form_of, skeleton
+from hf_pe.anatomy import METHOD, skeleton
 from hf_pe.errors import UsageError
 from hf_pe.surgery import in_dtype, main_dtype, rebuilt
 
@@ -143,10 +143,10 @@ def packed(model: PreTrainedModel, wanted: BitsAndBytesConfig, dtype: torch.dtyp
 def packed_by(config: PretrainedConfig) -> str | None:
     """The method that a model's weights are packed by; None where they are plain."""
     told = getattr(config, "quantization_config", None)
-    if not told or form_of(config) is not None:
+    if not told:
         return None
     method = told.get("quant_method") if isinstance(told, dict) else told.quant_method
-    return str(getattr(method, "value", method))
+    return None if method == METHOD else str(getattr(method, "value", method))
 
 
 def require_plain(config: PretrainedConfig) -> None:

@@ -1,6 +1,7 @@
 """Convolutions rewritten as depthwise and pointwise ones: exact where they can be, fitted where not, and they reload."""
 
 import copy
+import json
 import subprocess
 import sys
 
@@ -9,16 +10,21 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import (
+    AutoModel,
     AutoModelForImageClassification,
     BertForSequenceClassification,
+    BitsAndBytesConfig,
     ConvNextImageProcessorPil,
     ResNetConfig,
     ResNetForImageClassification,
 )
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
-from hf_pe.anatomy import Separable, discover, form_of
+from hf_pe.anatomy import Form, Separable, built, discover, form_of, with_form
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
+from hf_pe.checkpoints.config import load_config
+from hf_pe.checkpoints.load import load_model
+from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
@@ -26,6 +32,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import flops, parameters
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
+from hf_pe.quantizers.bnb import packed_by
 from hf_pe.recipe import StageState
 from tests.helpers import bert_config, taught
 from tests.images import NAMES
@@ -119,18 +126,115 @@ def test_fitting_to_data_beats_factors_of_the_weights_alone(images):
     assert ours < theirs / 2
 
 
+@pytest.fixture(scope="module")
+def new():
+    """A small net with custom modules and random weights; tests leave it as it is."""
+    config = resnet().config
+    names = SeparableConvolutions()._names(ModelSpec(config, ResNetForImageClassification))
+    return lively(built(with_form(config, Form(separable=dict.fromkeys(names, 1))), ResNetForImageClassification))
+
+
 def test_it_reloads_after_one_import_and_is_missed_without(images, tmp_path):
     new = rewritten(SeparableConvolutions(), resnet(), images)
     new.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
     assert difference(outputs_of(new, inputs), outputs_of(again, inputs)) == 0
-    assert again.hf_quantizer.is_compileable and not any(p.is_meta for p in again.parameters())
+    assert not hasattr(again, "hf_quantizer") and not any(p.is_meta for p in again.parameters())
     again.half().float().save_pretrained(tmp_path / "twice")
     assert form_of(AutoModelForImageClassification.from_pretrained(tmp_path / "twice").config) == form_of(new.config)
     program = "import sys, transformers; transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1])"
     done = subprocess.run([sys.executable, "-P", "-c", program, str(tmp_path)], capture_output=True, text=True)
-    assert "Unknown quantization type, got hf_pe" in done.stderr and "MISSING" in done.stderr
+    assert "MISSING" in done.stderr and "depthwise" in done.stderr
+
+
+def in_fresh_process(folder, pixels, tmp_path):
+    """The logits that plain `from_pretrained` gives after `import hf_pe.plugin`, where hf_pe has done nothing else."""
+    torch.save(pixels, tmp_path / "pixels.pt")
+    program = (
+        "import sys, torch, hf_pe.plugin\n"
+        "from transformers import AutoModelForImageClassification\n"
+        "model = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()\n"
+        "with torch.no_grad(): torch.save(model(pixel_values=torch.load(sys.argv[2])).logits, sys.argv[3])"
+    )
+    out = tmp_path / "logits.pt"
+    subprocess.run([sys.executable, "-c", program, str(folder), str(tmp_path / "pixels.pt"), str(out)], check=True)
+    return torch.load(out)
+
+
+def as_an_older_version_wrote_it_(folder):
+    """Move the description of custom modules to where it stood before it had a key of its own."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {"quant_method": "hf_pe", **config.pop("hf_pe_modules")}
+    path.write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_folder_loads_in_a_fresh_process_after_one_import(new, images, tmp_path, older):
+    new.save_pretrained(tmp_path / "model")
+    assert "quantization_config" not in json.loads((tmp_path / "model" / "config.json").read_text())
+    if older:
+        as_an_older_version_wrote_it_(tmp_path / "model")
+    pixels = torch.tensor(images.train[:4]["pixel_values"])
+    with torch.no_grad():
+        logits = new(pixel_values=pixels).logits
+    assert difference([logits], [in_fresh_process(tmp_path / "model", pixels, tmp_path)]) == 0
+
+
+def test_an_older_folder_is_the_same_model_and_is_saved_in_the_new_way(new, images, tmp_path):
+    new.save_pretrained(tmp_path / "older")
+    as_an_older_version_wrote_it_(tmp_path / "older")
+    source = resolve(str(tmp_path / "older"))
+    config = load_config(source)
+    assert form_of(config) == form_of(new.config) and packed_by(config) is None
+    assert flops(config, type(new)) == flops(new.config, type(new))
+    again = load_model(source, type(new))
+    inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
+    assert difference(outputs_of(new, inputs), outputs_of(again, inputs)) == 0
+    again.float().save_pretrained(tmp_path / "newer")
+    saved = json.loads((tmp_path / "newer" / "config.json").read_text())
+    assert saved["hf_pe_modules"] == form_of(new.config).model_dump() and "quantization_config" not in saved
+
+
+def test_a_quantizer_may_follow_since_its_place_in_the_config_is_free(new, images, tmp_path):
+    new.save_pretrained(tmp_path / "plain")
+    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["nothing"])
+    packed = type(new).from_pretrained(tmp_path / "plain", quantization_config=settings)
+    packed.save_pretrained(tmp_path / "packed")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "packed").eval()
+    assert again.is_quantized and form_of(again.config) == form_of(new.config) and packed_by(again.config)
+    assert type(again.classifier[1]).__name__ == "Linear8bitLt"
+    assert sum(isinstance(module, Separable) for module in again.modules()) == len(form_of(new.config).separable)
+    inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
+    assert difference(outputs_of(packed.eval(), inputs), outputs_of(again, inputs)) == 0
+
+
+def test_the_body_alone_loads_with_its_custom_modules(new, images, tmp_path):
+    new.save_pretrained(tmp_path)
+    body, lost = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not lost["missing_keys"]
+    pixels = torch.tensor(images.train[:4]["pixel_values"])
+    with torch.no_grad():
+        states = [each(pixel_values=pixels).last_hidden_state for each in (new.base_model, body.eval())]
+    assert difference(states[:1], states[1:]) == 0
+
+
+def test_a_module_that_is_not_there_is_named(new):
+    config = with_form(new.config, Form(separable={"resnet.nowhere": 1}))
+    with pytest.raises(ValueError, match=r"names a custom module 'resnet\.nowhere', which ResNetForImage"):
+        AutoModelForImageClassification.from_config(config)
+
+
+@pytest.mark.parametrize("described", ["x", 3, {"separable": {"stem": "x"}}, {"other": 1}])
+def test_a_damaged_description_is_named(tmp_path, described):
+    resnet().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hf_pe_modules": described}))
+    with pytest.raises(
+        UsageError, match=r"config\.json describes custom modules in a way that this version cannot read"
+    ):
+        load_config(resolve(str(tmp_path)))
 
 
 def test_it_is_taught_by_the_original_and_the_folder_proves_itself(images, tmp_path):
