@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hf_pe.anatomy import Form
 
@@ -31,11 +31,44 @@ class Frozen(BaseModel):
 
 
 class SizeChange(Frozen):
-    """How many units of an axis a stage leaves."""
+    """How many units of an axis a stage leaves.
+
+    Attributes:
+        axis: its name.
+        before: units in each group.
+        after: units that are left in each group: one number, or by group where the numbers differ.
+
+    Example:
+        >>> SizeChange(axis="ffn", before=8, after={"layer.0": 4, "layer.1": 6}).shown
+        '4 to 6'
+        >>> SizeChange(axis="ffn", before=8, after={"layer.0": 4, "layer.1": 4}).after
+        4
+    """
 
     axis: str
     before: int
-    after: int
+    after: int | dict[str, int]
+
+    @field_validator("after")
+    @classmethod
+    def _uniform_is_one_number(cls, after: int | dict[str, int]) -> int | dict[str, int]:
+        """Return one number where all groups keep the same."""
+        if isinstance(after, int):
+            return after
+        if not after:
+            raise ValueError("expected a number of units, or a number for each group; got no group")
+        sizes = {*after.values()}
+        return sizes.pop() if len(sizes) == 1 else after
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number that is left, or that of each group where they differ."""
+        return (self.after,) if isinstance(self.after, int) else tuple(self.after.values())
+
+    @property
+    def shown(self) -> str:
+        """What people read: "4", or "4 to 6"."""
+        return " to ".join(str(size) for size in dict.fromkeys((min(self.sizes), max(self.sizes))))
 
 
 class Plan(Frozen):

@@ -64,7 +64,7 @@ def verdict_on(axis: Any, proof: Any) -> str:
 
 def plan_cells(row: "Plan") -> list[str]:
     """Return the cells of a plan's row in the table of `hf-pe plan`."""
-    sizes = ", ".join(f"{s.axis} {s.before} -> {s.after}" for s in row.sizes)
+    sizes = ", ".join(f"{s.axis} {s.before} -> {s.shown}" for s in row.sizes)
     return [
         f"{row.parameters:,}",
         f"{row.parameters_without_embeddings:,}",

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from hf_pe.anatomy import names_depth
 from hf_pe.files.atomic import written_beside
+from hf_pe.plans import SizeChange
 from hf_pe.report import Report
 
 matplotlib.use("Agg")
@@ -106,21 +107,33 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
         kept = stage.plan.kept or {}
         layers: dict[str, tuple[int, list[int]]] = {}
         for name, change in depth.items():
-            units = next(iter(kept[name].values())) if name in kept else list(range(change.after))
+            units = next(iter(kept[name].values())) if name in kept else list(range(max(change.sizes)))
             layers[name.rpartition(".")[0]] = (change.before, units)
         for change in stage.plan.sizes:
             if change.axis in depth:
                 continue
             count, units = layers.get(change.axis.rpartition(".")[0], (0, []))
-            found[change.axis] = (
-                change.before,
-                [change.after if i in units else 0 for i in range(count)] or [change.after],
-            )
+            found[change.axis] = (change.before, _kept_by_original(change, units, count))
         if layers and len(depth) == len(stage.plan.sizes):
             found |= {
                 name: (1, [int(i in u) for i in range(n)]) for name, (n, u) in zip(depth, layers.values(), strict=True)
             }
     return found
+
+
+def _kept_by_original(change: SizeChange, layers: list[int], count: int) -> list[int]:
+    """Return how many units of a width each layer of the original keeps.
+
+    Args:
+        change: of the width.
+        layers: numbers of the layers that are left.
+        count: layers of the original; 0 where the stage removes none, and only what differs is listed.
+    """
+    sizes = change.sizes if len(change.sizes) > 1 else change.sizes * len(layers)
+    if not count or len(sizes) != len(layers):  # the groups are no layers
+        return list(change.sizes)
+    by_layer = dict(zip(layers, sizes, strict=True))
+    return [by_layer.get(layer, 0) for layer in range(count)]
 
 
 def _saved(figure: Figure, path: Path) -> bool:

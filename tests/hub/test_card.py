@@ -262,6 +262,19 @@ def test_a_removed_layer_keeps_nothing():
     assert kept_per_layer(report()) == {"ffn": (8, [4, 0, 4])}
 
 
+def test_widths_that_differ_from_layer_to_layer_are_shown_for_each():
+    layers, _ = report().stages[0].plan.sizes
+    ffn = SizeChange(axis="ffn", before=8, after={"encoder.layer.0": 6, "encoder.layer.1": 3})
+
+    def with_sizes(*sizes):
+        (stage,) = report().stages
+        return report(stages=(stage.model_copy(update={"plan": stage.plan.model_copy(update={"sizes": sizes})}),))
+
+    assert kept_per_layer(with_sizes(layers, ffn)) == {"ffn": (8, [6, 0, 3])}
+    assert kept_per_layer(with_sizes(ffn)) == {"ffn": (8, [6, 3])}
+    assert "ffn 8 → 3 to 6" in render_card(with_sizes(layers, ffn))
+
+
 @pytest.mark.parametrize("kept", [None, {}])
 def test_pictures_are_left_out_where_nothing_was_pruned(tmp_path, kept):
     write_card(report(stages=(), before=measurement(quality={}), after=measurement(quality={})), tmp_path)
