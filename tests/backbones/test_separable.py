@@ -252,7 +252,7 @@ def test_it_is_taught_by_the_original_and_the_folder_proves_itself(images, tmp_p
     saved = result.save(tmp_path / "small")
     assert saved.report.reload.status == "plug-in"
     card = (tmp_path / "small" / "README.md").read_text()
-    assert "import hf_pe.plugin" in card and "teaches transformers the form" in card
+    assert "import hf_pe.plugin" in card and "registers the custom modules with transformers" in card
 
 
 @pytest.mark.parametrize(
