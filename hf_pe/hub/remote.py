@@ -2,17 +2,13 @@
 
 import contextlib
 import hashlib
-import json
 import re
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, snapshot_download
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     LocalTokenNotFoundError,
     RepositoryNotFoundError,
 )
@@ -21,9 +17,10 @@ from huggingface_hub.utils._http import get_session
 
 from hf_pe import progress
 from hf_pe.checkpoints.save import weight_hashes
-from hf_pe.errors import PushError, UsageError, one_line
+from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.merge import card_text, merge_card
 from hf_pe.hub.outgoing import Outgoing, prove_reload
+from hf_pe.hub.patience import patiently
 from hf_pe.hub.seal import sealed
 from hf_pe.hub.settings import Publish, Sent
 from hf_pe.outputs import REPORT
@@ -31,16 +28,6 @@ from hf_pe.report import MAIN
 
 WEIGHTS = re.compile(r"(model|pytorch_model|tf_model|flax_model)[\w.-]*\.(safetensors|bin|h5|msgpack)(\.index\.json)?")
 """Remote files that a stale copy of would be loaded in place of what is pushed."""
-
-
-TRIES = 4
-
-
-TIMEOUT = 120.0
-"""Seconds a request may stay silent."""
-
-
-T = TypeVar("T")
 
 
 class Remote:
@@ -57,14 +44,15 @@ class Remote:
     def user(self) -> str:
         """Whose token this is."""
         try:
-            return str(self._patiently("whoami", self.api.whoami)["name"])
+            return str(patiently(self.repo, "whoami", self.api.whoami)["name"])
         except LocalTokenNotFoundError as error:
             raise UsageError("There is no token for the Hub: log in with `hf auth login`, or set HF_TOKEN.") from error
 
     def open(self) -> None:
         """Find out whether the token is good, make the repository, see whether it fits."""
         self.user()
-        self._patiently(
+        patiently(
+            self.repo,
             "create repo",
             lambda: self.api.create_repo(self.repo, private=self.settings.private, exist_ok=True),
         )
@@ -76,7 +64,7 @@ class Remote:
         Raises:
             UsageError: it is.
         """
-        public = self._patiently("look at the repository", self._is_public)
+        public = patiently(self.repo, "look at the repository", self._is_public)
         if public is None:
             return
         if self.settings.private and public:
@@ -98,11 +86,12 @@ class Remote:
     def send(self, outgoing: Outgoing) -> Sent:
         """Commit what differs, then compare hashes. A branch that was made for it goes again if it fails."""
         branch = outgoing.branch
-        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        refs = patiently(self.repo, "list refs", lambda: self.api.list_repo_refs(self.repo))
         heads = {ref.name: ref.target_commit for ref in refs.branches}
         if branch in heads:
             return self._send(outgoing, heads[branch])
-        self._patiently(
+        patiently(
+            self.repo,
             "create branch",
             lambda: self.api.create_branch(self.repo, branch=branch, revision=heads[MAIN], exist_ok=True),
         )
@@ -111,7 +100,7 @@ class Remote:
         except BaseException:
             with contextlib.suppress(PushError, UsageError):
                 if self._head(branch) == heads[MAIN]:
-                    self._patiently("delete branch", lambda: self.api.delete_branch(self.repo, branch=branch))
+                    patiently(self.repo, "delete branch", lambda: self.api.delete_branch(self.repo, branch=branch))
             raise
 
     def _send(self, outgoing: Outgoing, head: str) -> Sent:
@@ -137,7 +126,7 @@ class Remote:
         Raises:
             UsageError: it cannot be read.
         """
-        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        refs = patiently(self.repo, "list refs", lambda: self.api.list_repo_refs(self.repo))
         head = next((ref.target_commit for ref in refs.branches if ref.name == outgoing.branch), None)
         readme = outgoing.files["README.md"]
         assert isinstance(readme, bytes)
@@ -186,11 +175,11 @@ class Remote:
             )
             return Sent(branch=branch, commit=done.oid, changed=changed, removed=removed, pull_request=done.pr_url)
 
-        if asked and (earlier := self._patiently("list pull requests", arrived)):
+        if asked and (earlier := patiently(self.repo, "list pull requests", arrived)):
             return earlier
         progress.say(f"sending {len(changed)} files to {self.repo}, branch {branch}")
-        sent = self._patiently(f"commit to {branch}", commit, arrived)
-        if not self._patiently("compare", lambda: self._holds(sent.commit, adds, removed)):
+        sent = patiently(self.repo, f"commit to {branch}", commit, arrived)
+        if not patiently(self.repo, "compare", lambda: self._holds(sent.commit, adds, removed)):
             raise PushError(f"{self.repo}, commit {sent.commit}: the remote's files differ from those that were sent.")
         return sent
 
@@ -198,7 +187,8 @@ class Remote:
         """Set the tag on what was sent."""
         name = self.settings.tag
         assert name
-        self._patiently(
+        patiently(
+            self.repo,
             "create tag",
             lambda: self.api.create_tag(self.repo, tag=name, revision=sent.commit),
             lambda: self._tag(name) == sent.commit or None,
@@ -211,7 +201,7 @@ class Remote:
             get = lambda: snapshot_download(  # noqa: E731
                 self.repo, revision=sent.commit, local_dir=place, endpoint=self.api.endpoint, token=self.api.token
             )
-            self._patiently("download", get)
+            patiently(self.repo, "download", get)
             assert outgoing.report.reload
             if weight_hashes(Path(place)) != outgoing.report.reload.sha256:
                 raise PushError(f"{self.repo}, branch {sent.branch}: what came back is not what was sent.")
@@ -222,19 +212,19 @@ class Remote:
             found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
             return {item.path: item for item in found if isinstance(item, RepoFile)}
 
-        return self._patiently("list files", listed)
+        return patiently(self.repo, "list files", listed)
 
     def _holds(self, revision: str, adds: Mapping[str, CommitOperationAdd], removed: tuple[str, ...]) -> bool:
         there = self._tree(revision)
         return all(_same(there.get(n), add) for n, add in adds.items()) and not any(n in there for n in removed)
 
     def _head(self, revision: str) -> str:
-        info = self._patiently("look at the branch", lambda: self.api.model_info(self.repo, revision=revision))
+        info = patiently(self.repo, "look at the branch", lambda: self.api.model_info(self.repo, revision=revision))
         assert info.sha
         return info.sha
 
     def _tag(self, name: str) -> str | None:
-        refs = self._patiently("list refs", lambda: self.api.list_repo_refs(self.repo))
+        refs = patiently(self.repo, "list refs", lambda: self.api.list_repo_refs(self.repo))
         return next((ref.target_commit for ref in refs.tags if ref.name == name), None)
 
     def _read(self, name: str, revision: str) -> bytes:
@@ -245,55 +235,7 @@ class Remote:
             answer.raise_for_status()
             return bytes(answer.content)
 
-        return self._patiently("read the card", read)
-
-    def _patiently(self, what: str, call: Callable[[], T], arrived: Callable[[], T | None] | None = None) -> T:
-        """Call until it works: again after a broken connection or a server's error, with growing waits.
-
-        Args:
-            what: named in messages.
-            call: the request.
-            arrived: asked before another try whether the one that seemed to fail was carried out.
-        """
-        for attempt in range(TRIES):
-            get_session().timeout = TIMEOUT  # the client's own default is to wait for ever
-            try:
-                if attempt and arrived and (done := arrived()) is not None:
-                    return done
-                return call()
-            except (LocalTokenNotFoundError, PushError):
-                raise
-            except (HfHubHTTPError, OSError, RuntimeError, json.JSONDecodeError) as error:
-                last = error.__cause__ if type(error) is RuntimeError and error.__cause__ else error
-            except ValueError as error:  # what the Hub says of a card's metadata
-                raise UsageError(f"{what}: {error}") from error
-            except Exception as error:  # the transport's own family, which has no common public name
-                if not type(error).__module__.startswith("http"):
-                    raise
-                last = error
-            self._give_up_on(what, last)
-            progress.say(f"{what}: {_short(last)}; trying again")
-            time.sleep(_wait(attempt, last))
-        raise PushError(f"{what}: gave up after {TRIES} tries, last: {_short(last)}. Push again to go on from here.")
-
-    def _give_up_on(self, what: str, error: BaseException) -> None:
-        """Raise at once where waiting does not help."""
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        if status == 401:
-            raise UsageError(
-                f"{what}: the Hub does not know this token (401). Log in anew: `hf auth login`."
-            ) from error
-        if status == 403:
-            raise UsageError(
-                f"{what}: this token may not write to {self.repo} (403). Use one with write access to it."
-            ) from error
-        if status in (409, 412):
-            raise PushError(
-                f"{what}: someone else changed {self.repo} meanwhile ({status}). Nothing of this push is in it; see "
-                "what is there now, then push again."
-            ) from error
-        if status is not None and 400 <= status < 500 and status not in (408, 429):
-            raise PushError(f"{what}: the Hub refused it ({status}): {_short(error)}") from error
+        return patiently(self.repo, "read the card", read)
 
 
 def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:
@@ -305,14 +247,3 @@ def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:
     with add.as_file() as file:
         content = file.read()
     return there.blob_id == hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-
-
-def _wait(attempt: int, error: BaseException) -> float:
-    """Seconds: 1, 2, 4, 8, or what the Hub asks for."""
-    asked = getattr(getattr(error, "response", None), "headers", {}).get("retry-after", "")
-    return min(max(2.0**attempt, float(asked) if str(asked).isdigit() else 0.0), 60.0)
-
-
-def _short(error: Any) -> str:
-    text = one_line(error) or type(error).__name__
-    return text[:200]

@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.utils import _http
 
 from hf_pe.errors import UsageError
-from hf_pe.hub import Publish, PushError, push, remote
+from hf_pe.hub import Publish, PushError, patience, push
 from tests.hub.server import ENDPOINTS, TOKEN, Fault, Hub
 
 REPO = "someone/small"
@@ -24,14 +24,14 @@ LASTING = [(endpoint, kind) for endpoint in ("whoami", "preupload", "lfs upload"
 @contextmanager
 def impatient(seconds=0.6):
     """Online whatever the environment says, waits cut short, and timeouts of `seconds`."""
-    sleep, timeout, offline = time.sleep, remote.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE
+    sleep, timeout, offline = time.sleep, patience.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE
     _http.time.sleep = lambda _: sleep(0.001)
-    remote.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE = seconds, False
+    patience.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE = seconds, False
     huggingface_hub.utils.close_session()
     try:
         yield
     finally:
-        _http.time.sleep, remote.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE = sleep, timeout, offline
+        _http.time.sleep, patience.TIMEOUT, huggingface_hub.constants.HF_HUB_OFFLINE = sleep, timeout, offline
         huggingface_hub.utils.close_session()
 
 

@@ -14,7 +14,8 @@ from torch import ones
 from hf_pe.hub import private_facts
 from hf_pe.hub import scan as scanning
 from hf_pe.hub.private_facts import FACTS
-from hf_pe.hub.scan import BLOCK, LONGEST_MATCH, scan
+from hf_pe.hub.scan import LONGEST_MATCH, scan
+from hf_pe.hub.scan_text import BLOCK
 from hf_pe.hub.secret_forms import CONTEXT, SECRETS
 from tests.helpers import MINILM, needs_package, shared
 from tests.hub.planted import ADVERSARIAL, PLACES, PLANTED, WHOLE, WRAPPED, onnx_like, safetensors
