@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from hf_pe.quiet import silence
+from hf_pe.quantizers.quiet import silence
 
 if TYPE_CHECKING:
     from hf_pe.anatomy import discover as discover

@@ -2,7 +2,7 @@
 
 PEFT adds what an adapter learned to a weight in float32 and rounds the sum once, to the dtype of the weight. Weights
 of 4 or 8 bits would be rounded to their coarse levels again, which can cost more than the adapter gained: they are
-unpacked first (`hf_pe.quantizers.bnb.unpacked`).
+unpacked first (`hf_pe.quantizers.registry.dequantized`).
 """
 
 import warnings

@@ -18,7 +18,7 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, no_cache, outputs_of, tensors_of
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.outputs import replaced, require_space
-from hf_pe.quantizers.bnb import require_plain
+from hf_pe.quantizers.registry import require_plain
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 LENGTHS = (12, 29)

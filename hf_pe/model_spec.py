@@ -1,5 +1,6 @@
 """Sizes of a model, from its parameters or from its config alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -35,17 +36,22 @@ class Parameters(NamedTuple):
     without_embeddings: int
 
 
-def parameters(model: PreTrainedModel) -> Parameters:
-    """Count parameters, in all and without the tables of nn.Embedding; packed 4-bit tensors at their real size."""
+def counted_parameters(model: PreTrainedModel, count: Callable[[nn.Parameter], int]) -> Parameters:
+    """Count parameters, in all and without the tables of nn.Embedding.
+
+    Args:
+        model: on any device.
+        count: returns how many weights a parameter stands for.
+    """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    counts = {id(p): parameter_count(p) for p in model.parameters()}
+    counts = {id(p): count(p) for p in model.parameters()}
     return Parameters(sum(counts.values()), sum(n for key, n in counts.items() if key not in tables))
 
 
 def spec_sizes(spec: ModelSpec) -> dict[str, Any]:
     """The sizes a Plan states, from the config alone."""
     model = skeleton(spec.config, spec.model_class)
-    counted = parameters(model)
+    counted = counted_parameters(model, nn.Parameter.numel)
     plain = bits_loaded(model, spec.config.dtype)
     total = sum(p.numel() * spec.bits.get(name, plain[name]) for name, p in model.named_parameters())
     return {
@@ -71,9 +77,3 @@ def bits_loaded(model: PreTrainedModel, dtype: torch.dtype | str | None) -> dict
         name: 32 if excepted and excepted.search(name) else torch.finfo(loaded).bits
         for name, _ in model.named_parameters()
     }
-
-
-def parameter_count(parameter: torch.nn.Parameter) -> int:
-    """Return how many weights a parameter stands for, quantized ones unpacked."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

@@ -127,9 +127,9 @@ class Recipe(Frozen):
         """Return a plan of this recipe.
 
         Args:
-            facts: fields of `Plan`, without those that say which recipe it is.
+            facts: fields of `Plan`, without those that say which recipe it is; `tag` where it depends on the settings.
         """
-        return Plan(recipe=self.recipe, tag=self.tag, changes=self.changes, **facts)
+        return Plan(**{"tag": self.tag, **facts}, recipe=self.recipe, changes=self.changes)
 
     def models_read(self) -> tuple[ModelRead, ...]:
         """Return the models that it reads beside the one that it changes: a run is resumed only with the same ones."""

@@ -17,6 +17,7 @@ from transformers import BertForSequenceClassification, BertModel, LlamaConfig, 
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
 from hf_pe.dummies.tiny import lively
+from hf_pe.prune.criteria import CRITERIA, Criterion
 from tests.helpers import TEXTS, bert_config, saved
 from tests.images import images  # noqa: F401 - a fixture
 
@@ -50,6 +51,13 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def random_criterion(monkeypatch):
+    """Let recipes choose units at random, the control."""
+    score = Criterion(lambda evidence: torch.rand(evidence.consumer.shape[1]), (), "random choice", None)
+    monkeypatch.setitem(CRITERIA, "random", score)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,7 +17,8 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
-from hf_pe.quantizers.bnb import packable, unpacked, unpacked_weight
+from hf_pe.quantizers.layers import plain_linear_layers
+from hf_pe.quantizers.registry import dequantized, dequantized_weight
 from hf_pe.recipe import StageState
 from tests.helpers import saved
 
@@ -58,7 +59,9 @@ def with_adapter(base, folder, size=1e-3, rows=None, **changes):
 def exact(learner):
     """By name, the float32 weights that a LoRA over packed weights stands for."""
     layers = {n: m for n, m in learner.get_base_model().named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)}
-    return {n: unpacked_weight(m.get_base_layer()).float() + m.get_delta_weight("default") for n, m in layers.items()}
+    return {
+        n: dequantized_weight(m.get_base_layer()).float() + m.get_delta_weight("default") for n, m in layers.items()
+    }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -87,8 +90,8 @@ def test_quantize_packs_an_adapter_with_its_base_once(bases, base, tmp_path):
     wanted = recipe.carry_out(StageState(whole, None)).model
     quantize_checkpoint(str(tmp_path / "adapter"), tmp_path / "small")
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
-    for name in packable(whole, recipe.kept_modules(whole)):
-        one, other = (unpacked_weight(model.get_submodule(name)) for model in (wanted, small))
+    for name in plain_linear_layers(whole, recipe.kept_modules(whole)):
+        one, other = (dequantized_weight(model.get_submodule(name)) for model in (wanted, small))
         assert torch.equal(one, other), name
 
 
@@ -109,7 +112,7 @@ def test_every_kind_of_adapter_over_nf4_is_merged_as_what_it_was_trained_as(base
     """Compared over the unpacked base, since the CPU kernel of 4-bit weights rounds to bfloat16."""
     with_adapter(bases / "nf4", tmp_path / "adapter", size=0.1, **changes)
     packed_base = AutoModelForCausalLM.from_pretrained(bases / "nf4")
-    base = unpacked(packed_base, torch.float32)
+    base = dequantized(packed_base, torch.float32)
     if "rows" in changes:
         base.resize_token_embeddings(changes["rows"], mean_resizing=False)
     trained = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()

@@ -25,10 +25,9 @@ LEVELS: Levels = {
             "padding",
             "papers",
             "progress",
-            "quiet",
             "regression",
         },
-        {"anatomy", "files", "fresh", "hub_errors"},
+        {"anatomy", "files", "fresh", "hub_errors", "registered_names"},
         {"model_spec", "outputs", "plans", "plugin"},
         {"dummies", "loading", "surgery", "weight_transfer"},
         {"adapters", "report", "verify"},
@@ -170,9 +169,10 @@ LEVELS: Levels = {
     ],
     "prune": [
         {"criteria", "sizes"},
-        {"statistics"},
+        {"plan_sizes", "statistics"},
         {"choose", "refit"},
         {"basis", "on_disk"},
+        {"execute"},
         {"recipe"},
     ],
     "prune/basis": [
@@ -198,13 +198,16 @@ LEVELS: Levels = {
         {"cached"},
     ],
     "quantize": [
-        {"cast", "coverage", "grid", "inputs", "mix"},
-        {"repair", "sensitivity"},
+        {"cast", "coverage", "grid", "inputs", "layers"},
+        {"mix", "repair", "sensitivity"},
         {"recipe"},
         {"checkpoint"},
     ],
     "quantizers": [
+        {"layers", "quiet"},
+        {"base"},
         {"bnb"},
+        {"registry"},
     ],
     "run": [
         {"folder", "inputs", "measure_model", "order", "provenance"},

@@ -86,7 +86,7 @@ def changed(path, value):
         ),
         (
             changed(["recipes", 0, "criterion"], "magnitud"),
-            r"criterion: expected 'magnitude_l1', .* or 'random'; got 'magnitud'",
+            r"criterion: expected one of magnitude_l2, .*, surgeon; got 'magnitud'. Did you mean 'magnitude_l2'\?",
         ),
         (
             changed(["recipes", 1, "steps"], "many"),

@@ -25,14 +25,10 @@ SOURCES = {
 PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*.md")]
 
 MODULE_LINES = 300
-LARGE_MODULES = {
-    "prune/recipe": 393,
-}
+LARGE_MODULES = {}
 CLASS_LINES = 200
 LARGE_CLASSES = {
     "hub/remote:Remote": 206,
-    "prune/recipe:StructuredPruning": 298,
-    "quantize/recipe:BitsAndBytesQuantization": 240,
 }
 FUNCTION_LINES = 8
 """The median over all functions."""
@@ -40,9 +36,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 25.9
+WORDS_PER_1000_LINES = 24.2
 ANY = 758
-VAGUE_NAMES = 368
+VAGUE_NAMES = 353
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -16,10 +16,7 @@ from hf_pe.checkpoints.config_checks import require_possible_sizes
 from hf_pe.checkpoints.source import Source, reading_files
 from hf_pe.errors import UsageError, one_line
 from hf_pe.files.json_files import AGAIN, read_object
-from hf_pe.quantizers.bnb import (
-    BITSANDBYTES,
-    packed_by,
-)
+from hf_pe.quantizers.registry import quantized_by, quantizer_names, quantizer_of
 
 
 def load_config(source: Source) -> PretrainedConfig:
@@ -68,11 +65,12 @@ def _require_form(config: PretrainedConfig, source: str) -> None:
 
 def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:
     """Change the config of an adapter's base into that of the merged model."""
-    method = packed_by(config)
-    if method is not None and method not in BITSANDBYTES:
+    method = quantized_by(config)
+    if method is not None and quantizer_of(config) is None:
         raise UsageError(
             f"{source.name} is an adapter on weights that {method} has quantized, which cannot be unpacked. Expected a "
-            "base in 16 or 32 bits, or one that bitsandbytes has quantized: name another in base_model_name_or_path."
+            f"base in 16 or 32 bits, or one that {quantizer_names()} has quantized: name another in "
+            "base_model_name_or_path."
         )
     if method is not None:
         del config.quantization_config

@@ -29,13 +29,9 @@ from hf_pe.checkpoints.weight_checks import (
 from hf_pe.files.json_files import read_object
 from hf_pe.files.shards import require_whole
 from hf_pe.padding import classifies_rows_alone, name_padding_, padding_id
-from hf_pe.quantizers.bnb import (
-    keep_savable_,
-    packed,
-    packed_by,
-    remember_scales_,
-    unpacked,
-)
+from hf_pe.quantizers.base import quantized_copy
+from hf_pe.quantizers.layers import keep_savable_
+from hf_pe.quantizers.registry import dequantized, quantized_by, remember_layout_
 from hf_pe.surgery import dtype_name, in_dtype, main_dtype
 
 
@@ -116,10 +112,10 @@ def load_with_unread(
     if dtype is None and "quantization_config" not in options:
         _keep_float32_(model, source)
     if packing is not None:
-        model = packed(model, packing, dtype)
+        model = quantized_copy(model, packing, dtype)
     if classifies_rows_alone(model.config, model_class):
         name_padding_(model.config, padding_id(model.config, tokenizer_of(source)))
-    remember_scales_(model)
+    remember_layout_(model)
     keep_savable_(model)
     return model.eval(), unread
 
@@ -137,7 +133,7 @@ def _require_loadable(
     if brings_code(model_class) or "device_map" in options:
         return
     config = options.get("config") or load_config(source)
-    packs = "quantization_config" in options or packed_by(config) is not None
+    packs = "quantization_config" in options or quantized_by(config) is not None
     rounded = torch.float32 if source.gguf is not None else dtype
     bits = 4 if packs else None if rounded is None else torch.finfo(rounded).bits
     require_memory(config, model_class, source.name, bits=bits)
@@ -145,7 +141,7 @@ def _require_loadable(
 
 def _keep_float32_(model: PreTrainedModel, source: Source) -> None:
     """Put float32 tensors back that loading has rounded, in a model that is loaded in the dtype of its files."""
-    if source.adapter is None and packed_by(model.config) is None:
+    if source.adapter is None and quantized_by(model.config) is None:
         places = float32_places(stored_dtypes(source), model, main_dtype(model))
         put_back_(model, ((places[name], tensor) for name, tensor in stored_tensors(source, places)))
 
@@ -160,7 +156,7 @@ def _merged(model: PreTrainedModel, source: Source, dtype: torch.dtype | None) -
     """The plain model with an adapter merged, and the names of what the adapter holds."""
     adapter = read_adapter(str(source.adapter))
     own = dtype or main_dtype(model)
-    plain = unpacked(model, torch.float32) if packed_by(model.config) is not None else model
+    plain = dequantized(model, torch.float32) if quantized_by(model.config) is not None else model
     brought = {name.removeprefix(PREFIX) for name in adapter.state}
     return in_dtype(merged(plain, adapter), own), brought
 

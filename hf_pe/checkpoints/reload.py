@@ -19,6 +19,7 @@ from hf_pe.dummies.outputs import difference
 from hf_pe.fresh.run import run_fresh
 from hf_pe.loading import Loading, ProcessorClass
 from hf_pe.plans import Frozen
+from hf_pe.quantizers.registry import shape_attributes
 
 NO_ACCELERATOR = {"CUDA_VISIBLE_DEVICES": "", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
 """Variables under which a process has the CPU alone: packed weights go to an accelerator by themselves, where there is
@@ -82,6 +83,7 @@ def open_in_fresh_process(
     with tempfile.TemporaryDirectory() as work:
         save_file({k: v.contiguous().cpu() for k, v in inputs.items()}, Path(work, "inputs.safetensors"))
         order = {**loading.model_dump(), "folder": str(folder.resolve()), "device": str(device or "")}
+        order["shape_attributes"] = shape_attributes()
         Path(work, "order.json").write_text(json.dumps(order), "utf-8")
         on_cpu = device is not None and device.type == "cpu"
         hidden = NO_ACCELERATOR if on_cpu and torch.accelerator.is_available() else {}

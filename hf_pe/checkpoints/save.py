@@ -28,9 +28,7 @@ from hf_pe.files.own_files import (
     require_own,
     without_missing_code_,
 )
-from hf_pe.quantizers.bnb import (
-    plain_layout_,
-)
+from hf_pe.quantizers.registry import restore_layout_
 from hf_pe.surgery import main_dtype
 
 
@@ -38,7 +36,7 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
     """Write weights, config, processor and the source's side files (pooling, licence) into `folder`; beside the weights
     the adapters that lie in the model."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain_layout_(model)
+    restore_layout_(model)
     name_or_path = model.config._name_or_path
     model.config._name_or_path = ""
     if getattr(model, "_hf_peft_config_loaded", False):

@@ -21,9 +21,7 @@ from hf_pe.files.own_files import (
     require_own_shards,
 )
 from hf_pe.files.shards import open_shard
-from hf_pe.quantizers.bnb import (
-    packed_by,
-)
+from hf_pe.quantizers.registry import quantized_by
 from hf_pe.surgery import dtype_name
 
 
@@ -69,7 +67,7 @@ def rounding_warnings(
     """
     loaded: Any = source.loaded_dtype or config.dtype
     loaded = getattr(torch, loaded) if isinstance(loaded, str) else loaded
-    if loaded not in (torch.bfloat16, torch.float16) or packed_by(config) is not None or source.adapter is not None:
+    if loaded not in (torch.bfloat16, torch.float16) or quantized_by(config) is not None or source.adapter is not None:
         return ()
     stored, template = stored_dtypes(source), skeleton(config, model_class)
     keeps = kept_in_float32(template, loaded)

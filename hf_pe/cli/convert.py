@@ -51,7 +51,9 @@ def cut(
 def quantize(
     model: Model,
     output: Output,
-    method: Annotated[Literal["nf4", "fp4", "int8"], typer.Option(help="Format of the packed weights.")] = "nf4",
+    method: Annotated[
+        str, typer.Option(help="Format of the packed weights: nf4, fp4, int8 or that of an added quantizer.")
+    ] = "nf4",
     dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="A module to keep, by full name or last part. May be repeated.")
@@ -59,10 +61,12 @@ def quantize(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Pack a model by bitsandbytes while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
+    """Pack a model while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
+        from hf_pe.quantizers.registry import require_method
 
+        require_method(method)
         recipe = BitsAndBytesQuantization(method=method, dtype=dtype, skip=tuple(skip or ()))
         with progress():
             quantize_checkpoint(model, output, recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
@@ -77,7 +81,7 @@ def dequantize(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Unpack a model that bitsandbytes packed, for tools that cannot read packed weights."""
+    """Unpack a packed model, for tools that cannot read packed weights."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import dequantize_checkpoint
 

@@ -103,11 +103,11 @@ def messages(stopped: str = "Nothing was written; give the same command to begin
     Args:
         stopped: what to say where the user stops the block and no note says how things stand.
     """
-    import logging
-
     import transformers
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # the card says which CPU path was timed
+    from hf_pe.quantizers.quiet import errors_only
+
+    errors_only()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:

@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_pe.errors import UsageError
 from hf_pe.plans import Frozen
-from hf_pe.quantizers.bnb import is_linear, kept_modules, packed, plain_weight, settings, unpacked_weight
+from hf_pe.quantizers.base import QuantizationSettings
+from hf_pe.quantizers.layers import is_linear, plain_weight
+from hf_pe.quantizers.registry import METHODS, MethodName, dequantized_weight
 
 PAPER = "https://arxiv.org/abs/2106.09685"
 PACKED_PAPER = "https://arxiv.org/abs/2305.14314"
@@ -30,7 +32,7 @@ class Lora(Frozen):
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="which maps get adapters: all-linear (not the output head), or names such as q_proj"
     )
-    base: Literal["nf4", "int8"] | None = Field(
+    base: MethodName | None = Field(
         None,
         description="pack the weights under the adapters while they learn (QLoRA): less memory; unpacked again at the "
         "end, with what was learned on top",
@@ -71,8 +73,17 @@ class Lora(Frozen):
         """A copy of `model` to put adapters on, packed where that is asked for (Dettmers et al. 2023, section 3)."""
         if not self.base:
             return copy.deepcopy(model)
-        wanted = settings(self.base, kept=kept_modules(model, self.base), compute_dtype=model.dtype)
-        return packed(model, wanted)
+        quantizer = METHODS[self.base]
+        kept = quantizer.kept_layers(model, self.base)
+        return quantizer.quantized(model, QuantizationSettings(self.base, kept, compute_dtype=model.dtype))
+
+    def base_bits(self, model: PreTrainedModel) -> dict[str, float]:
+        """Return the bits that a weight takes under the adapters, by the names of parameters that are packed."""
+        if self.base is None:
+            return {}
+        quantizer = METHODS[self.base]
+        names = quantizer.quantizable_layers(model, quantizer.kept_layers(model, self.base))
+        return {f"{name}.weight": quantizer.bits(QuantizationSettings(self.base)) for name in names}
 
     def wrapped(self, model: PreTrainedModel, plain: PreTrainedModel) -> Any:
         """`model` with adapters in place, changed in place; only they want gradients.
@@ -130,9 +141,9 @@ class Lora(Frozen):
             linear: Any = module.get_base_layer() if adapted else module
             target = _linear_at(made, name) if is_linear(linear) else None
             if target is not None:
-                into = target.weight if isinstance(linear, Conv1D) else plain_weight(target)
-                learned: Any = module.get_delta_weight("default") if adapted else 0
-                into.copy_(unpacked_weight(linear).float() + learned)  # rounded once
+                delta: Any = module.get_delta_weight("default") if adapted else 0
+                delta = delta.T if adapted and isinstance(linear, Conv1D) else delta
+                plain_weight(target).copy_(dequantized_weight(linear).float() + delta)  # rounded once
         return made
 
 
@@ -146,7 +157,7 @@ def _start_with_residual_(learner: Any, plain: PreTrainedModel) -> None:
         if not isinstance(module, LoraLayer):
             continue
         down, up = (getattr(module, part)["default"].weight for part in ("lora_A", "lora_B"))
-        lost = plain_weight(plain.get_submodule(name)).float() - unpacked_weight(module.get_base_layer()).float()
+        lost = plain_weight(plain.get_submodule(name)).float() - dequantized_weight(module.get_base_layer()).float()
         rank = min(len(down), *lost.shape)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

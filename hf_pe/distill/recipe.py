@@ -20,7 +20,6 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
-from hf_pe.quantizers.bnb import kept_modules, packable, packed_bits
 from hf_pe.recipe import ModelRead, StageState
 from hf_pe.tasks import few_tokens
 
@@ -57,10 +56,9 @@ class Distillation(DistillationSettings):
 
     def _dry_run(self, spec: ModelSpec, stored: torch.dtype | str) -> tuple[Plan, ModelSpec]:
         """The same for weights that are stored as `stored`."""
-        if self.lora is not None and self.lora.base is not None and self.leaves_precision_changed:
-            model, bits = skeleton(spec.config, spec.model_class), packed_bits(self.lora.base)
-            linear = packable(model, kept_modules(model, self.lora.base))
-            spec = replace(spec, bits=spec.bits | {f"{name}.weight": bits for name in linear})
+        if self.lora is not None and self.leaves_precision_changed:
+            model = skeleton(spec.config, spec.model_class)
+            spec = replace(spec, bits=spec.bits | self.lora.base_bits(model))
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = self.planned(

@@ -25,7 +25,7 @@ from hf_pe.distill.teachers.compatible import known_ids, require_frozen
 from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.distill.term_log import TermLog
 from hf_pe.errors import NotFiniteError, UsageError
-from hf_pe.quantizers.bnb import plain_layout_
+from hf_pe.quantizers.registry import is_quantized, restore_layout_
 from hf_pe.tasks import Batch, Task, task_named
 
 
@@ -91,7 +91,7 @@ class DistillationMixin(ProjectionsMixin):
                 "hf_pe.stitching.reuse_ on the student before, and folded_ after; a Distillation recipe does both."
             )
         self.distillation = objective
-        self._packed = any(hasattr(parameter, "quant_state") for parameter in trainer.model.parameters())
+        self._packed = is_quantized(trainer.model)
         for source in objective.teachers:
             if isinstance(source, LiveTeacher):
                 require_frozen(trainer.model, source.model)
@@ -163,7 +163,7 @@ class DistillationMixin(ProjectionsMixin):
         """
         trainer: Any = self
         if self._packed and model.training:
-            plain_layout_(model)
+            restore_layout_(model)
         whole = return_outputs and not self._loss_only
         objective = replace(self.distillation, head=None) if whole else self.distillation
         shares = self._shares(inputs)

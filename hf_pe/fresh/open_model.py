@@ -6,9 +6,11 @@ Memory counts from after the imports: the largest anonymous resident memory, sam
 that the model still maps after the pass: where weights are not copied, they are those pages.
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
+import operator
 import re
 import sys
 import threading
@@ -90,7 +92,7 @@ def main(work: Path) -> None:
     tensors = [v for v in found.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     save_file({str(i): t.contiguous().clone().cpu() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
     seen = {
-        "parameters": sum(_count(p) for p in model.parameters()),
+        "parameters": sum(_count(p, order["shape_attributes"]) for p in model.parameters()),
         "peak_memory_bytes": max(peak[0] - floor, 0) + mapped if floor else None,
         "hashes": _hashes(model),
     }
@@ -103,10 +105,12 @@ def _loaded(auto_class: str, order: dict[str, Any]) -> Any:
     return loader.from_pretrained(order["folder"], trust_remote_code=order["trust_remote_code"])
 
 
-def _count(parameter: torch.nn.Parameter) -> int:
-    """Parameters that a possibly packed 4-bit tensor stands for."""
-    state = getattr(parameter, "quant_state", None)
-    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
+def _count(parameter: torch.nn.Parameter, shape_attributes: list[str]) -> int:
+    """Return how many weights a possibly quantized parameter stands for; see `Quantizer.shape_attribute`."""
+    for path in shape_attributes:
+        with contextlib.suppress(AttributeError):
+            return int(torch.Size(operator.attrgetter(path)(parameter)).numel())
+    return parameter.numel()
 
 
 if __name__ == "__main__":

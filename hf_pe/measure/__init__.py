@@ -22,10 +22,10 @@ from hf_pe.measure.quality import judge as judge
 from hf_pe.measure.quality import quality as quality
 from hf_pe.measure.sentences import sentence_difference as sentence_difference
 from hf_pe.measure.size import layer_bits as layer_bits
+from hf_pe.measure.size import parameters as parameters
 from hf_pe.measure.size import weight_bytes as weight_bytes
 from hf_pe.model_spec import Parameters as Parameters
 from hf_pe.model_spec import bits_loaded as bits_loaded
-from hf_pe.model_spec import parameters as parameters
 from hf_pe.model_spec import spec_sizes as spec_sizes
 from hf_pe.report import Latency, Measurement, pixels_named
 from hf_pe.surgery import dtype_name

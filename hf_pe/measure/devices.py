@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from hf_pe.quantizers.bnb import plain_layout_
+from hf_pe.quantizers.registry import restore_layout_
 
 
 @contextmanager
@@ -29,5 +29,5 @@ def on_one_device(models: Collection[PreTrainedModel]) -> Iterator[None]:
 
 
 def _move_(model: Any, place: Any) -> None:
-    plain_layout_(model)  # bitsandbytes lays out 4-bit weights for the CPU that they are on
+    restore_layout_(model)  # a quantizer may lay weights out for the device that they are on
     model.to(place)

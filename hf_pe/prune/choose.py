@@ -58,7 +58,7 @@ def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size
 
 
 def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
-    tokens = {} if settings.criterion == "random" else routed(state.model, axis, state.data)
+    tokens = routed(state.model, axis, state.data)
     saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
     return {g: axis.largest(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
 

@@ -1,9 +1,11 @@
 """Importance criteria: pure functions from weights and statistics to one score per unit. Larger is kept."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+
+from hf_pe.registered_names import RegisteredName
 
 
 class Evidence(NamedTuple):
@@ -17,6 +19,7 @@ class Evidence(NamedTuple):
         gram: X^T X / n of that input, [units * places, units * places]; None without calibration data.
         slopes: derivative of the loss by a gate of 1 on each unit, [examples, units]; None without gradients.
         outputs: sum of g g^T, g the derivative of the loss by the consumer's output, [outputs, outputs]; None likewise.
+        mean: mean of that input, [units * places]; None without calibration data. gram - mean mean^T is its covariance.
     """
 
     weights: list[torch.Tensor]
@@ -25,12 +28,24 @@ class Evidence(NamedTuple):
     gram: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
     outputs: torch.Tensor | None = None
+    mean: torch.Tensor | None = None
 
 
 class Criterion(NamedTuple):
     """A criterion with what it needs and what the card says about it.
 
-    "weighed activations": each token counts by how far its state turns, as in the repair.
+    Attributes:
+        score: returns one score per unit, [units]; the units with the largest ones are kept.
+        needs: the statistics that are gathered for it. "activations" gives `gram` and `mean`; with "weighed
+            activations" each token counts in them by how far its state turns, as in the repair; "gradients" gives
+            `slopes` and `outputs`.
+        title: as cards and plans name it.
+        reference: link of the paper; None without one.
+
+    Example:
+        >>> weights = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # two units of two weights each
+        >>> CRITERIA["magnitude_l2"].score(Evidence([weights], torch.zeros(1, 2, 1), keep=1))
+        tensor([5., 1.])
     """
 
     score: Callable[[Evidence], torch.Tensor]
@@ -39,19 +54,9 @@ class Criterion(NamedTuple):
     reference: str | None
 
 
-def magnitude_l1(evidence: Evidence) -> torch.Tensor:
-    """L1 norm over all weights of the unit [units] (Li et al. 2017, arXiv:1608.08710)."""
-    return torch.stack([w.float().abs().sum(1) for w in evidence.weights]).sum(0)
-
-
 def magnitude_l2(evidence: Evidence) -> torch.Tensor:
     """L2 norm over all weights of the unit [units] (Li et al. 2017, arXiv:1608.08710, with L2)."""
     return torch.stack([w.float().square().sum(1) for w in evidence.weights]).sum(0).sqrt()
-
-
-def activation(evidence: Evidence) -> torch.Tensor:
-    """Root mean square activation [units] (Hu et al. 2016, arXiv:1607.03250, with the mean square for the count)."""
-    return _mean_squares(evidence).sum(1).sqrt()
 
 
 def activation_weight(evidence: Evidence) -> torch.Tensor:
@@ -134,11 +139,6 @@ def reap(gates: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
     return (gates.float() * norms.float()).mean() if len(gates) else torch.zeros(())
 
 
-def random(evidence: Evidence) -> torch.Tensor:
-    """Uniform between 0 and 1 [units], from torch's generator as it stands: the control."""
-    return torch.rand(evidence.consumer.shape[1])
-
-
 RIDGE = 1e-3
 """Of the Gram matrix that obs inverts, relative to its mean diagonal."""
 STEPS = 64
@@ -166,9 +166,7 @@ def _slopes(evidence: Evidence) -> torch.Tensor:
 
 
 CRITERIA = {
-    "magnitude_l1": Criterion(magnitude_l1, (), "L1 magnitude", "https://arxiv.org/abs/1608.08710"),
     "magnitude_l2": Criterion(magnitude_l2, (), "L2 magnitude", "https://arxiv.org/abs/1608.08710"),
-    "activation": Criterion(activation, ("activations",), "activation", "https://arxiv.org/abs/1607.03250"),
     "activation_weight": Criterion(
         activation_weight, ("activations",), "activation times weight", "https://arxiv.org/abs/2306.11695"
     ),
@@ -178,5 +176,15 @@ CRITERIA = {
     "surgeon": Criterion(
         surgeon, ("weighed activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
     ),
-    "random": Criterion(random, (), "random choice", None),
 }
+"""By name in recipe files: recipes, their schema and cards follow from these."""
+
+REPLACEMENTS = {
+    "magnitude_l1": "Choose magnitude_l2.",
+    "activation": "Choose activation_weight, which takes the weights into account that read the unit.",
+    "random": "It is a control, no way to prune: for an experiment, add a line to hf_pe.prune.criteria.CRITERIA.",
+}
+"""Of criteria that recipes named before version 0.1, what to do in their place."""
+
+CriterionName = Annotated[str, RegisteredName(CRITERIA, REPLACEMENTS)]
+"""A name of `CRITERIA`."""

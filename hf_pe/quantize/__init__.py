@@ -1,4 +1,4 @@
-"""Fewer bits a weight: 4 and 8 through bitsandbytes, 16 by casting."""
+"""Fewer bits a weight: 4 and 8 through a quantizer, 16 by casting."""
 
 from hf_pe.quantize.cast import Cast as Cast
 from hf_pe.quantize.checkpoint import dequantize_checkpoint as dequantize_checkpoint

@@ -18,7 +18,7 @@ from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.outputs import replaced, require_space
 from hf_pe.quantize.recipe import BitsAndBytesQuantization
-from hf_pe.quantizers.bnb import BITSANDBYTES, packed_by, require_plain, unpacked
+from hf_pe.quantizers.registry import dequantized, quantized_by, quantizer_names, quantizer_of, require_plain
 
 
 def quantize_checkpoint(
@@ -65,7 +65,7 @@ def quantize_checkpoint(
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and packing")
         dtype = recipe.rest_dtype(config.dtype)
-        options: dict[str, Any] = {"quantization_config": recipe.settings(kept, dtype)}
+        options: dict[str, Any] = {"quantization_config": recipe.quantizer.config(recipe.settings(kept, dtype))}
         small = load_model(source, model_class, dtype=dtype, **options)
         _save(small, fresh, source)
     return Path(output)
@@ -82,7 +82,7 @@ def dequantize_checkpoint(
     """Unpack a model: a plain one in 16 bits that answers as the packed weights do, for what cannot read them.
 
     Args:
-        model: folder or Hub id of a model that bitsandbytes has packed, or folder of a PEFT adapter: the weights of its
+        model: folder or Hub id of a model that a quantizer has packed, or folder of a PEFT adapter: the weights of its
             base are unpacked, then it is merged in float32.
         output: folder of the result; written beside, then renamed.
         dtype: of its weights.
@@ -93,20 +93,20 @@ def dequantize_checkpoint(
         The folder.
 
     Raises:
-        UsageError: it is not packed by bitsandbytes.
+        UsageError: it is not packed by a quantizer that can unpack it.
     """
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
-    method = packed_by(config)
-    if source.adapter is None and method not in BITSANDBYTES:
-        raise UsageError(f"{source.name}: expected a model packed by bitsandbytes, got {method or 'plain weights'}.")
+    if source.adapter is None and quantizer_of(config) is None:
+        kind = quantized_by(config) or "plain weights"
+        raise UsageError(f"{source.name}: expected a model packed by {quantizer_names()}, got {kind}.")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and unpacking")
         wanted = getattr(torch, dtype)
         if source.adapter is not None:
             plain = load_model(source, class_for(config), dtype=wanted)
         else:
-            plain = unpacked(load_model(source, class_for(config)), wanted)
+            plain = dequantized(load_model(source, class_for(config)), wanted)
         require_space(fresh, sum(parameter.nbytes for parameter in plain.parameters()), "the result")
         _save(plain, fresh, source)
     return Path(output)

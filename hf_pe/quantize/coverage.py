@@ -42,13 +42,16 @@ class Unquantized:
             f"(of all parameters: {groups})"
         )
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """A sentence where the share is large."""
+    def warnings(self, quantizer: str) -> tuple[str, ...]:
+        """Return a sentence where the share is large.
+
+        Args:
+            quantizer: name of the library that quantized the rest.
+        """
         if self.parameters <= LARGE:
             return ()
         return (
-            f"Quantization reaches little of this model: {self.note}. bitsandbytes quantizes linear layers; "
+            f"Quantization reaches little of this model: {self.note}. {quantizer} quantizes linear layers; "
             "embeddings, convolutions and experts that are held as one tensor keep their dtype.",
         )
 

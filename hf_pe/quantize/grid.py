@@ -1,10 +1,8 @@
 """4-bit codes and scales for a weight, chosen by what it is multiplied with rather than weight by weight."""
 
-from collections.abc import Callable
-
 import torch
 
-from hf_pe.quantizers.bnb import BLOCK
+from hf_pe.quantizers.base import Stored
 
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Scales that are tried for a block, of its largest weight."""
@@ -12,9 +10,6 @@ DAMPING = 0.01
 """Added to the diagonal of the Gram matrix, of its mean."""
 COLUMNS = 128
 """Columns whose errors are handed on one by one; to those behind them, together."""
-
-Stored = Callable[[torch.Tensor], torch.Tensor]
-"""What scales become when they are stored."""
 
 
 def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
@@ -30,7 +25,7 @@ def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 def repaired(
-    weight: torch.Tensor, gram: torch.Tensor, levels: torch.Tensor, stored: Stored
+    weight: torch.Tensor, gram: torch.Tensor, levels: torch.Tensor, stored: Stored, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes and scales that stand for a weight W with little change of its outputs W x.
 
@@ -42,12 +37,13 @@ def repaired(
         gram: mean of x x^T, [inputs, inputs].
         levels: of the grid, [16].
         stored: what scales [outputs, blocks] become when they are stored: codes are chosen for those.
+        block: weights of a row that share a scale.
 
     Returns:
         Codes, int64 [outputs, inputs], and scales [outputs, blocks] as they go into `stored`.
     """
-    scales = _least_error(weight, gram.diagonal(), levels)
-    widths = stored(scales).repeat_interleave(BLOCK, dim=1).clamp_min(1e-12)
+    scales = _least_error(weight, gram.diagonal(), levels, block)
+    widths = stored(scales).repeat_interleave(block, dim=1).clamp_min(1e-12)
     order = gram.diagonal().argsort(descending=True)
     share = _factor(gram[order][:, order])
     codes = torch.empty_like(weight, dtype=torch.int64)
@@ -65,21 +61,22 @@ def repaired(
     return codes, scales
 
 
-def _least_error(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+def _least_error(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
     """Per block the scale, among those tried, whose rounding errors weigh least; [outputs, blocks].
 
     Args:
         weight: [outputs, inputs].
         inputs: mean square of each, [inputs].
         levels: of the grid.
+        block: weights of a row that share a scale.
     """
-    blocks = weight.reshape(len(weight), -1, BLOCK)
+    blocks = weight.reshape(len(weight), -1, block)
     largest = blocks.abs().amax(-1)
     best, found = torch.full_like(largest, torch.inf), largest
     for share in SHRUNK:
         scale = (largest * share).clamp_min(1e-12)[..., None]
         error = (levels[nearest(blocks / scale, levels)] * scale - blocks).square()
-        weighed = (error * inputs.reshape(-1, BLOCK)).sum(-1)
+        weighed = (error * inputs.reshape(-1, block)).sum(-1)
         found = torch.where(weighed < best, largest * share, found)
         best = torch.minimum(weighed, best)
     return found

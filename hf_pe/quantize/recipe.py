@@ -1,4 +1,4 @@
-"""bitsandbytes quantization as a recipe: linear layers to NF4, FP4 or int8, heads and tied embeddings kept."""
+"""Quantization as a recipe: linear layers to NF4, FP4 or int8, heads and tied embeddings kept."""
 
 import copy
 from collections.abc import Sequence
@@ -7,31 +7,26 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from hf_pe.anatomy import skeleton
-from hf_pe.errors import UsageError, listed
+from hf_pe.errors import UsageError
 from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.progress import say
 from hf_pe.quantize.coverage import unquantized
-from hf_pe.quantize.mix import Offer, worth_most
+from hf_pe.quantize.layers import LinearLayers, linear_layers
+from hf_pe.quantize.mix import keep_most_sensitive
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
-from hf_pe.quantizers import bnb as packing
-from hf_pe.quantizers.bnb import BLOCK, OUTPUTS, Method, packable, packed_bits, unfit_widths
+from hf_pe.quantizers.base import Method, QuantizationSettings, Quantizer
+from hf_pe.quantizers.bnb import BitsAndBytes
+from hf_pe.quantizers.registry import METHODS, MethodName
 from hf_pe.recipe import Recipe, StageState
-from hf_pe.report import percent
 from hf_pe.surgery import main_dtype
+from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-TITLES = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}
-PAPERS = {
-    "nf4": "https://arxiv.org/abs/2305.14314",
-    "fp4": "https://arxiv.org/abs/2305.14314",
-    "int8": "https://arxiv.org/abs/2208.07339",
-}
 REPAIR_PAPER = "https://arxiv.org/abs/2210.17323"
 SENSITIVITIES = {"measured": measured, "metric": by_metric, "estimated": estimated}
 
@@ -42,14 +37,14 @@ class BitsAndBytesQuantization(Recipe):
     Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
     """
 
-    tag = "bitsandbytes"
+    tag = BitsAndBytes.tag
     changes = "precision"
     needs_plain_weights = "packed weights cannot be packed again"
     takes_custom_modules = False
-    width_multiple = BLOCK
+    width_multiple = BitsAndBytes.input_multiple
 
     recipe: Literal["quantize"] = "quantize"
-    method: Method = "nf4"
+    method: MethodName = "nf4"
     double_quantization: bool = Field(True, description="4 bits: 4.13 bits a weight in place of 4.5")
     outlier_threshold: float = Field(6.0, ge=0, description="int8: inputs above it are multiplied in 16 bits; 0: none")
     compute_dtype: Dtype | None = Field(None, description="4 bits: what is multiplied in; default: `dtype`")
@@ -82,21 +77,24 @@ class BitsAndBytesQuantization(Recipe):
 
     @model_validator(mode="after")
     def _fits(self) -> "BitsAndBytesQuantization":
-        if self.repair == "gptq" and self.method == "int8":
-            raise ValueError("repair is for 4 bits; expected method nf4 or fp4 with it, got int8. Leave out repair")
-        if self.mean_bits is not None and self.weight_bytes is not None:
-            raise ValueError("expected one budget, got mean_bits and weight_bytes. Leave one out")
-        if self.mean_bits is not None and not self.bits <= self.mean_bits < 16:
-            raise ValueError(
-                f"mean_bits: expected at least {self.bits:.3g} (all layers {TITLES[self.method]}, scales included) and "
-                f"less than 16, got {self.mean_bits:g}. For less, prune first"
-            )
+        if problem := _contradiction(self):
+            raise ValueError(problem)
         return self
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The library that has the method."""
+        return METHODS[self.method]
+
+    @property
+    def format(self) -> Method:
+        """What is known of the method."""
+        return self.quantizer.methods[self.method]
 
     @property
     def bits(self) -> float:
         """Bits a packed weight takes, scales included."""
-        return packed_bits(self.method, double=self.double_quantization)
+        return self.quantizer.bits(self.settings(None))
 
     @property
     def budgeted(self) -> bool:
@@ -111,7 +109,7 @@ class BitsAndBytesQuantization(Recipe):
     @property
     def repairs(self) -> bool:
         """Whether packed weights are repaired, given calibration rows."""
-        return self.method != "int8" and self.repair != "none"
+        return self.format.has_grid and self.repair != "none"
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
@@ -119,16 +117,14 @@ class BitsAndBytesQuantization(Recipe):
         Raises:
             UsageError: nothing can be packed, or the budget is below what packing everything takes.
         """
-        spec, linear, _, kept_notes = self._layers(spec)
-        bits = self.bits
+        layers = self._layers(spec)
+        bits, count = self.bits, len(layers.weights)
+        first = f"{count} linear layers in {self.format.title}"
         if self.budgeted:
-            weights = sum(linear.values())
-            bits += min(self._room(spec, linear) / weights, _own_bits(spec) - self.bits)
-        after = replace(spec, bits=spec.bits | {f"{name}.weight": bits for name in linear})
-        first = f"{len(linear)} linear layers in {TITLES[self.method]}"
-        if self.budgeted:
-            first = f"{len(linear)} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
-        return self._plan(after, (first, *kept_notes), exact=not self.budgeted), after
+            bits += min(self._room(layers) / layers.total, layers.own_bits - self.bits)
+            first = f"{count} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
+        after = layers.with_bits(dict.fromkeys(layers.weights, bits))
+        return self._plan(after, (first, *layers.notes), exact=not self.budgeted), after
 
     def plan(self, state: StageState) -> Plan:
         """Return the plan of the dry run; under a budget, with the layers that stay: the most sensitive ones.
@@ -136,36 +132,27 @@ class BitsAndBytesQuantization(Recipe):
         Raises:
             UsageError: as above.
         """
-        model, data, spec = state.model, state.task_data, state.spec
+        data = state.task_data
         if data is None and self.needs_data:
             raise UsageError(
                 "quantize: a budget, repair and drift need calibration rows, got no data. Give data, or neither."
             )
         if data is None:
-            return self.model_copy(update={"repair": "none"}).dry_run(spec)[0]
+            return self.model_copy(update={"repair": "none"}).dry_run(state.spec)[0]
         if not self.budgeted:
-            return self.dry_run(spec)[0]
-        spec, linear, kept, kept_notes = self._layers(spec)
-        room, extra = self._room(spec, linear), _own_bits(spec) - self.bits
-        all_packed = self._packed(model, kept)
+            return self.dry_run(state.spec)[0]
+        return self._plan_mixed(state.model, data, self._layers(state.spec))
+
+    def _plan_mixed(self, model: PreTrainedModel, data: TaskData, layers: LinearLayers) -> Plan:
+        """Return the plan that keeps the most sensitive layers, as far as the budget has room for them."""
+        names = list(layers.weights)
+        all_quantized = self._quantized(model, layers.kept)
         if self.repairs:
-            repair_(all_packed, model, list(linear), data)
-        lost = SENSITIVITIES[self.sensitivity](model, all_packed, list(linear), data)
-        offers = [Offer(name, _own_bits(spec), lost[name], count * extra) for name, count in linear.items()]
-        taken = {each.layer: each for each in worth_most(offers, room)}
-        staying = list(taken)
-        bits = {name: taken[name].bits if name in taken else self.bits for name in linear}
-        after = replace(spec, bits=spec.bits | {f"{n}.weight": b for n, b in bits.items() if n not in staying})
-        took = sum(linear[name] * bits[name] for name in linear) / sum(linear.values())
-        whole, spared = sum(lost.values()), sum(each.spared for each in taken.values())
-        notes = (
-            f"{len(linear) - len(staying)} of {len(linear)} linear layers in {TITLES[self.method]}: "
-            f"{took:.3g} bits a weight in the mean",
-            f"{len(staying)} kept by their {self.sensitivity} sensitivity",
-            f"loss expected: {percent(1 - spared / max(whole, 1e-30))} of all packed",
-            *kept_notes,
-        )
-        return self._plan(after, notes, exact=True, unpacked=(*kept, *staying), sensitivity=lost)
+            repair_(all_quantized, model, names, data, self.quantizer)
+        lost = SENSITIVITIES[self.sensitivity](model, all_quantized, names, data)
+        mixed = keep_most_sensitive(layers, lost, self._room(layers), self.bits)
+        notes = (*mixed.notes(self.format.title, self.sensitivity), *layers.notes)
+        return self._plan(mixed.spec, notes, exact=True, unpacked=(*layers.kept, *mixed.kept), sensitivity=lost)
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
         """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
@@ -175,24 +162,18 @@ class BitsAndBytesQuantization(Recipe):
         """
         model, data = state.model, state.task_data
         kept = list(plan.unpacked or self.kept_modules(model))
-        made = self._packed(model, kept)
+        result = self._quantized(model, kept)
         if self.repairs and data is not None:
-            rounded = repair_(made, model, packable(model, kept), data)
+            rounded = repair_(result, model, self.quantizer.quantizable_layers(model, kept), data, self.quantizer)
             if rounded:
                 say(f"not repaired, no calibration row came by: {', '.join(rounded)}")
         if self.drift is not None and data is not None:
-            moved = lost_answers(model, made, data)
-            if not moved <= self.drift:
-                more = "Give" if self.repair != "none" else "Repair the weights (repair: gptq), give"
-                raise UsageError(
-                    f"quantize.drift: packing moves answers by {moved:.3g}, expected at most {self.drift:g}. {more} "
-                    "more bits (mean_bits, method: int8), or allow more."
-                )
-        return state.with_model(made)
+            _require_small_drift(lost_answers(model, result, data), self.drift, repaired=self.repair != "none")
+        return state.with_model(result)
 
     def kept_modules(self, model: PreTrainedModel) -> list[str]:
-        """The skip list whatever the budget; see `hf_pe.quantizers.bnb.kept_modules`."""
-        return packing.kept_modules(model, self.method, self.skip)
+        """The skip list whatever the budget; see `hf_pe.quantizers.base.Quantizer.kept_layers`."""
+        return self.quantizer.kept_layers(model, self.method, self.skip)
 
     def rest_dtype(self, own: Any) -> torch.dtype:
         """The dtype of what is not packed.
@@ -200,84 +181,79 @@ class BitsAndBytesQuantization(Recipe):
         Args:
             own: the model's, or its name; None is float32.
         """
-        told = self.dtype or ("bfloat16" if self.budgeted else own or "float32")
-        found: torch.dtype = getattr(torch, told) if isinstance(told, str) else told
-        return found
+        dtype = self.dtype or ("bfloat16" if self.budgeted else own or "float32")
+        rest: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        return rest
 
-    def settings(self, kept: list[str], dtype: torch.dtype) -> BitsAndBytesConfig:
-        """As transformers is told.
+    def settings(self, kept: list[str] | None, dtype: torch.dtype | None = None) -> QuantizationSettings:
+        """Return what the quantizer goes by.
 
         Args:
             kept: modules that are not packed.
             dtype: of these; computed in by default.
         """
-        return packing.settings(
+        return QuantizationSettings(
             self.method,
-            kept=kept,
-            double=self.double_quantization,
+            modules_to_not_convert=kept,
+            double_quantization=self.double_quantization,
             compute_dtype=getattr(torch, self.compute_dtype) if self.compute_dtype else dtype,
             storage_dtype=getattr(torch, self.storage_dtype),
-            threshold=self.outlier_threshold,
+            outlier_threshold=self.outlier_threshold,
         )
 
-    def _packed(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
+    def _quantized(self, model: PreTrainedModel, kept: list[str]) -> PreTrainedModel:
         dtype = self.rest_dtype(main_dtype(model))
-        return packing.packed(model, self.settings(kept, dtype), dtype)
+        return self.quantizer.quantized(model, self.settings(kept, dtype), dtype)
 
-    def _layers(self, spec: ModelSpec) -> tuple[ModelSpec, dict[str, int], list[str], tuple[str, ...]]:
-        """The spec in the dtype of the rest, the layers that can be packed with their weights, the other layers, and
-        notes on these."""
+    def _layers(self, spec: ModelSpec) -> LinearLayers:
+        """Return the linear layers of the model in the dtype of the rest."""
         config = copy.deepcopy(spec.config)
         config.dtype = self.rest_dtype(config.dtype)
-        spec = replace(spec, config=config)
-        model = skeleton(spec.config, spec.model_class)
-        kept = self.kept_modules(model)
-        anyway = packing.kept_modules(model, "int8", self.skip)
-        unfit = [name for name in unfit_widths(model, self.method) if name not in anyway]
-        others = [name for name in kept if name not in unfit]
-        notes = [f"kept as they are: {listed(others, layers_as_one=True)}"] if others else []
-        if unfit:
-            notes.append(
-                f"kept because of their widths (4-bit kernels want inputs in multiples of {BLOCK} and outputs in "
-                f"multiples of {OUTPUTS}): {listed(unfit, layers_as_one=True)}"
-            )
-        linear = {name: model.get_parameter(f"{name}.weight").numel() for name in packable(model, kept)}
-        if not linear:
-            raise UsageError(
-                f"quantize: {spec.model_class.__name__} has no linear layer that {self.method} can pack; "
-                f"{'; '.join(notes)}."
-            )
-        return spec, linear, kept, tuple(notes)
+        return linear_layers(replace(spec, config=config), self.quantizer, self.method, self.skip)
 
-    def _room(self, spec: ModelSpec, linear: dict[str, int]) -> float:
-        """Bits that the budget leaves above all of `linear` packed."""
+    def _room(self, layers: LinearLayers) -> float:
+        """Return the bits that the budget leaves above all layers quantized."""
         if self.mean_bits is not None:
-            return (self.mean_bits - self.bits) * sum(linear.values())
-        assert self.weight_bytes is not None
-        least = spec_sizes(replace(spec, bits=dict.fromkeys((f"{name}.weight" for name in linear), self.bits)))
-        room = self.weight_bytes - least["weight_bytes"]
-        if room < 0:
-            raise UsageError(
-                f"quantize.weight_bytes: expected at least {least['weight_bytes']:,} (all {len(linear)} layers that "
-                f"can be packed in {TITLES[self.method]}), got {self.weight_bytes:,}. Ask for more, or prune first."
-            )
-        return 8.0 * float(room)
+            return (self.mean_bits - self.bits) * layers.total
+        return layers.bits_left(self.weight_bytes or 0, self.bits, self.format.title)
 
     def _plan(self, after: ModelSpec, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
         rest = unquantized(after)
         return self.planned(
+            tag=self.quantizer.tag,
             dequantizes=True,
-            title=f"{TITLES[self.method]} quantization by bitsandbytes"
+            title=f"{self.format.title} quantization by {self.quantizer.name}"
             + (", repaired by what flows in" if self.repairs else ""),
             exact=exact,
             notes=(*notes, rest.note),
-            warnings=rest.warnings,
-            references=(PAPERS[self.method], *((REPAIR_PAPER,) if self.repairs else ())),
+            warnings=rest.warnings(self.quantizer.name),
+            references=(self.format.reference, *((REPAIR_PAPER,) if self.repairs else ())),
             **spec_sizes(after),
             **more,
         )
 
 
-def _own_bits(spec: ModelSpec) -> int:
-    dtype: Any = spec.config.dtype
-    return torch.finfo(dtype).bits
+def _with_grid() -> list[str]:
+    return [method for method, quantizer in METHODS.items() if quantizer.methods[method].has_grid]
+
+
+def _require_small_drift(drift: float, limit: float, *, repaired: bool) -> None:
+    if not drift <= limit:
+        more = "Give" if repaired else "Repair the weights (repair: gptq), give"
+        raise UsageError(
+            f"quantize.drift: packing moves answers by {drift:.3g}, expected at most {limit:g}. {more} "
+            "more bits (mean_bits, method: int8), or allow more."
+        )
+
+
+def _contradiction(recipe: BitsAndBytesQuantization) -> str:
+    """Return what of a recipe does not fit together, and the way out; "" where all does."""
+    if recipe.repair == "gptq" and not recipe.format.has_grid:
+        expected = " or ".join(_with_grid())
+        return f"repair is for 4 bits; expected method {expected} with it, got {recipe.method}. Leave out repair"
+    if recipe.mean_bits is not None and recipe.weight_bytes is not None:
+        return "expected one budget, got mean_bits and weight_bytes. Leave one out"
+    if recipe.mean_bits is not None and not recipe.bits <= recipe.mean_bits < 16:
+        least = f"{recipe.bits:.3g} (all layers {recipe.format.title}, scales included)"
+        return f"mean_bits: expected at least {least} and less than 16, got {recipe.mean_bits:g}. For less, prune first"
+    return ""

@@ -1,56 +1,46 @@
-"""Repair of packed 4-bit weights, without training: bitsandbytes' own tensors, with better codes in them."""
+"""Repair of quantized weights, without training: the quantizer's own tensors, with better codes in them."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
 from transformers import PreTrainedModel
 
 from hf_pe.quantize.grid import repaired
 from hf_pe.quantize.inputs import inputs_of
-from hf_pe.quantizers.bnb import OUTER_BLOCK, plain_layout_, plain_weight, remember_scales_
+from hf_pe.quantizers.base import Quantizer, Stored
+from hf_pe.quantizers.layers import plain_weight
 from hf_pe.regression import Moments
 from hf_pe.tasks import TaskData
 
 
 @torch.no_grad()
-def repair_(packed: PreTrainedModel, model: PreTrainedModel, names: Sequence[str], data: TaskData) -> list[str]:
-    """Choose codes and scales of packed layers by what flows into them; see `hf_pe.quantize.grid.repaired`.
+def repair_(
+    quantized: PreTrainedModel, model: PreTrainedModel, names: Sequence[str], data: TaskData, quantizer: Quantizer
+) -> list[str]:
+    """Choose codes and scales of quantized layers by what flows into them; see `hf_pe.quantize.grid.repaired`.
 
     Args:
-        packed: changed in place; loads as before, anywhere.
-        model: the one it was packed from.
-        names: of its 4-bit layers.
+        quantized: changed in place; loads as before, anywhere.
+        model: the one that it was made from.
+        names: of its quantized layers.
         data: calibration rows.
+        quantizer: that made it, by a method that has a grid.
 
     Returns:
         Those that no calibration row came by: they stay as they were.
     """
-    plain_layout_(packed)
+    quantizer.restore_layout_(quantized)
     left = dict.fromkeys(names)
     for name, sums in inputs_of(model, names, data):
-        _store_(packed.get_submodule(name).weight, plain_weight(model.get_submodule(name)), sums)
+        weight = plain_weight(model.get_submodule(name))
+        _encode_(quantizer, quantized.get_submodule(name), weight, sums)
         del left[name]
-    remember_scales_(packed)
+    quantizer.remember_layout_(quantized)
     return list(left)
 
 
-def _store_(packed: Any, weight: torch.Tensor, sums: Moments) -> None:
-    """Exchange codes and scales of a packed weight, two codes a byte, the first one in the higher half."""
-    state = packed.quant_state
-    levels = state.code.float()
+def _encode_(quantizer: Quantizer, module: torch.nn.Module, weight: torch.Tensor, sums: Moments) -> None:
+    def encode(levels: torch.Tensor, stored: Stored) -> torch.Tensor:
+        return repaired(weight.float(), sums.gram, levels, stored, quantizer.block)[0]
 
-    def stored(scales: torch.Tensor) -> torch.Tensor:
-        if not state.nested:
-            state.absmax = scales.flatten()
-            return scales
-        state.offset = scales.mean()
-        state.absmax, state.state2 = bnb.quantize_blockwise(scales.flatten() - state.offset, blocksize=OUTER_BLOCK)
-        found: torch.Tensor = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset
-        return found.view_as(scales)
-
-    codes, _ = repaired(weight.float(), sums.gram, levels, stored)
-    pairs = codes.to(torch.uint8).flatten()
-    halves = (pairs[::2] << 4 | pairs[1::2])[:, None].contiguous()
-    packed.data = halves.flatten().view(packed.dtype).view(packed.shape)
+    quantizer.encode_(module, encode)

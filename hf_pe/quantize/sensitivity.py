@@ -14,7 +14,8 @@ from hf_pe.errors import NotFiniteError
 from hf_pe.measure import judge
 from hf_pe.progress import advance
 from hf_pe.quantize.inputs import inputs_of
-from hf_pe.quantizers.bnb import plain_weight, unpacked_weight
+from hf_pe.quantizers.layers import plain_weight
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.tasks import TaskData
 
 TOKENS, NUMBERS = 2048, 2**27
@@ -76,7 +77,7 @@ def estimated(
     found = dict.fromkeys(names, 0.0)
     for name, sums in inputs_of(model, names, data):
         weight, gram = plain_weight(model.get_submodule(name)).float(), sums.gram
-        gone = weight - unpacked_weight(packed.get_submodule(name)).float()
+        gone = weight - dequantized_weight(packed.get_submodule(name)).float()
         whole = float(((weight @ gram) * weight).sum())
         found[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
     return found

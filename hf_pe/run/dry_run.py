@@ -17,7 +17,7 @@ from hf_pe.measure import (
 )
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
-from hf_pe.quantizers.bnb import require_plain
+from hf_pe.quantizers.registry import require_plain
 from hf_pe.recipe import Recipe
 from hf_pe.run.order import check_order, fitted, require_stock
 from hf_pe.tasks import Task

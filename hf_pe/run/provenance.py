@@ -12,9 +12,8 @@ from hf_pe.checkpoints.source import Source
 from hf_pe.data import Examples
 from hf_pe.data.config import names_of
 from hf_pe.hub.base_card import Card, dataset_card
+from hf_pe.quantizers.registry import QUANTIZERS
 from hf_pe.report import BaseModelFacts, DataFacts
-
-PACKAGES = ("hf-pe", "torch", "transformers", "bitsandbytes", "datasets")
 
 
 def base_facts(
@@ -88,7 +87,17 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide the numbers."""
-    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    packages = ("hf-pe", "torch", "transformers", *QUANTIZERS, "datasets")
+    installed = {name: _version(name) for name in packages}
+    return {"Python": platform.python_version()} | {name: version for name, version in installed.items() if version}
+
+
+def _version(package: str) -> str:
+    """Return the version of a package, "" where it is not installed: a quantizer need not be."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _processor() -> str:

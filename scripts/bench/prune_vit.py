@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, 
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples
 from hf_pe.prune import StructuredPruning
+from hf_pe.prune.criteria import CRITERIA, Criterion
 from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData, TextClassification
 
@@ -38,6 +39,7 @@ EPOCHS, BATCH, RATE = 4, 128, 1e-3
 HELD_BACK, CALIBRATION = 5_000, 2_048
 KEEP = {"ffn": 0.5, "heads": 0.5}
 GOAL = 1 / 3
+CRITERIA["random"] = Criterion(lambda evidence: torch.rand(evidence.consumer.shape[1]), (), "random choice", None)
 OURS = [{"criterion": criterion, "repair": "in_order"} for criterion in ("obs", "surgeon")]
 
 Images = tuple[torch.Tensor, torch.Tensor]

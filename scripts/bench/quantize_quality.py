@@ -32,7 +32,7 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.quantize import BitsAndBytesQuantization, Cast, Packing
-from hf_pe.quantizers.bnb import packable
+from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.recipe import StageState
 from hf_pe.tasks import TaskData, model_inputs
 
@@ -139,7 +139,9 @@ def convolutions() -> dict[str, Any]:
     """How much of MobileNetV2 bitsandbytes can pack: what plan says, and where there is nothing, that it is refused."""
     model = load_model(resolve(str(SHARED / "models" / "mobilenetv2-imagenet")), MobileNetV2ForImageClassification)
     recipe = BitsAndBytesQuantization()
-    count = sum(model.get_parameter(f"{n}.weight").numel() for n in packable(model, recipe.kept_modules(model)))
+    count = sum(
+        model.get_parameter(f"{n}.weight").numel() for n in plain_linear_layers(model, recipe.kept_modules(model))
+    )
     said = ""
     try:
         recipe.plan(StageState(model, None))
@@ -189,7 +191,7 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
         pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
     pack("mix, repaired", recipe.model_copy(update={"repair": "gptq"}), mix)
     fixed = recipe.kept_modules(case.model)
-    names = packable(case.model, fixed)
+    names = plain_linear_layers(case.model, fixed)
     counts = {n: case.model.get_parameter(f"{n}.weight").numel() for n in names}
     room = (BITS - recipe.bits) / (16 - recipe.bits) * sum(counts.values())
 

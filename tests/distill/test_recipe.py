@@ -27,7 +27,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import dequantize_checkpoint
-from hf_pe.quantizers.bnb import unpacked_weight
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config, train_student
@@ -248,7 +248,7 @@ def test_adapters_may_start_with_what_packing_took(llama_folder, base):
         assert gaps[32, "residual"] < 0.8 * gaps[8, "residual"] < 0.8 * gaps[8, "zero"]
     weight = plain.model.layers[0].mlp.up_proj.weight.detach()
     module = learner.get_base_model().model.layers[0].mlp.up_proj
-    lost = weight - unpacked_weight(module.get_base_layer())
+    lost = weight - dequantized_weight(module.get_base_layer())
     left = lost - module.get_delta_weight("default").detach()
     values = torch.linalg.svdvals(lost)
     assert float(left.square().sum()) == pytest.approx(float(values[32:].square().sum()), rel=0.02)  # Eckart and Young
@@ -319,7 +319,7 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     assert plain.state_dict().keys() == student.state_dict().keys()
     for module in trained.modules():
         if isinstance(module, Linear4bit):  # whose CPU kernel rounds to bfloat16
-            module.forward = partial(linear, weight=unpacked_weight(module))
+            module.forward = partial(linear, weight=dequantized_weight(module))
     close = 1e-4 if base == "nf4" else 0.2  # int8 also rounds what flows in
     assert difference(outputs_of(trained, inputs), outputs_of(plain, inputs)) < close
 

@@ -249,6 +249,7 @@ def test_several_axes_share_a_target_by_what_they_lose(trained):
     assert any("predicted parameters" in note for note in plan.notes)
 
 
+@pytest.mark.usefixtures("random_criterion")
 def test_what_matters_least_goes_first(causal):
     """Layers 1 and 2 add nothing; so depth goes first."""
     model, data = causal
@@ -278,6 +279,7 @@ def test_a_floor_is_kept_and_used(work, axes):
     assert f"found {kept:.4f}" in plan.notes[0]
 
 
+@pytest.mark.usefixtures("random_criterion")
 def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
     model, data = work
     recipe = StructuredPruning(floor=0.999999, criterion="random", repair="none", multiple=64)
@@ -295,7 +297,10 @@ def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
 @pytest.mark.parametrize(
     "fields",
     [
-        *({"keep": {"vision.ffn": 0.5}, "criterion": each} for each in ("obs", "surgeon", "activation", "taylor")),
+        *(
+            {"keep": {"vision.ffn": 0.5}, "criterion": each}
+            for each in ("obs", "surgeon", "activation_weight", "taylor")
+        ),
         *({"keep": {"vision.layers": 1}, "depth": each} for each in ("influence", "greedy")),
         {"target": {"parameters": 0.95}, "axes": ["text.ffn", "vision.ffn"], "criterion": "magnitude_l2"},
     ],

@@ -14,7 +14,7 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantizers.bnb import unpacked_weight
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
 from tests.helpers import saved
 
@@ -50,7 +50,7 @@ def test_from_disk_as_in_memory_and_back(folder, method, tmp_path):
     assert (tmp_path / "plain" / "tokenizer.json").is_file()
     name = "model.layers.0.mlp.up_proj" if hasattr(model, "model") else "transformer.h.0.mlp.c_fc"
     fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "small")  # a pass on a CPU rounds scales to bfloat16
-    weight, told = plain.get_parameter(f"{name}.weight"), unpacked_weight(fresh.get_submodule(name))
+    weight, told = plain.get_parameter(f"{name}.weight"), dequantized_weight(fresh.get_submodule(name))
     assert torch.equal(weight, told if weight.shape == told.shape else told.T)
     close = 0.06 if method == "nf4" else 0.1  # the packed ones multiply in 16 or 8 bits
     assert difference(outputs_of(plain, inputs), outputs_of(small, inputs)) < close

@@ -4,7 +4,7 @@ from transformers import AlbertConfig, AlbertModel, BertModel
 from hf_pe.data import load_examples
 from hf_pe.dummies.tiny import lively
 from hf_pe.quantize.inputs import _block, inputs_of
-from hf_pe.quantizers.bnb import packable
+from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config
 
@@ -40,7 +40,7 @@ def test_moments_are_of_all_that_flows_in_also_where_a_block_runs_again(tokenize
     albert = AlbertModel(AlbertConfig(vocab_size=200, embedding_size=64, pad_token_id=0, **sizes))
     for model in (lively(BertModel(bert_config())).eval(), lively(albert).eval()):
         data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
-        names = packable(model)
+        names = plain_linear_layers(model)
         found = dict(inputs_of(model, names, data))
         assert {n for n in names if "pooler" not in n} <= set(found)
         for name in (names[0], names[-2]):

@@ -13,7 +13,7 @@ from hf_pe.measure import parameters, weight_bytes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import by_metric, lost_answers
-from hf_pe.quantizers.bnb import packable
+from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
@@ -249,7 +249,7 @@ def test_without_calibration_rows_weights_are_rounded(language):
 def test_the_metric_says_what_a_layer_is_worth(language):
     """Perplexity, where lower is better: as many layers matter, and none by less than nothing."""
     model, data = language
-    names, inputs = packable(model, ["lm_head"]), example_inputs(model)
+    names, inputs = plain_linear_layers(model, ["lm_head"]), example_inputs(model)
     before = outputs_of(model, inputs)
     lost = by_metric(model, packed(model), names, data)
     assert lost.keys() == {*names} and min(lost.values()) >= 0 < max(lost.values())

@@ -9,7 +9,8 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.repair import repair_
-from hf_pe.quantizers.bnb import packable, unpacked_weight
+from hf_pe.quantizers.layers import plain_linear_layers
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
@@ -67,9 +68,9 @@ def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
     small = recipe.carry_out(StageState(model, data)).model
-    names = packable(model, recipe.kept_modules(model))
-    before = {name: unpacked_weight(small.get_submodule(name)).clone() for name in names}
+    names = plain_linear_layers(model, recipe.kept_modules(model))
+    before = {name: dequantized_weight(small.get_submodule(name)).clone() for name in names}
     left = repair_(small, model, names, data)
     assert left == [name for name in names if "crossattention" in name] and left
     for name in names:
-        assert torch.equal(unpacked_weight(small.get_submodule(name)), before[name]) == (name in left)
+        assert torch.equal(dequantized_weight(small.get_submodule(name)), before[name]) == (name in left)

@@ -8,7 +8,8 @@ from hf_pe.calibration import answers, distance
 from hf_pe.data import load_examples
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import estimated, measured
-from hf_pe.quantizers.bnb import is_linear, packable, unpacked_weight
+from hf_pe.quantizers.layers import is_linear, plain_linear_layers
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
@@ -20,7 +21,7 @@ def case(llama_folder, tokenizer):
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
     packed = recipe.carry_out(StageState(model, data)).model
-    return model, packed, packable(model, recipe.kept_modules(model)), data
+    return model, packed, plain_linear_layers(model, recipe.kept_modules(model)), data
 
 
 def test_measured_is_the_divergence_with_one_layer_exchanged(case):
@@ -30,7 +31,7 @@ def test_measured_is_the_divergence_with_one_layer_exchanged(case):
     assert all(is_linear(model.get_submodule(name)) for name in names)
     name = names[3]
     by_hand = copy.deepcopy(model)
-    by_hand.get_submodule(name).weight.data = unpacked_weight(packed.get_submodule(name))
+    by_hand.get_submodule(name).weight.data = dequantized_weight(packed.get_submodule(name))
     wanted = distance(answers(by_hand, data, by_token=True), answers(model, data, by_token=True))
     assert found[name] == pytest.approx(wanted, rel=0.02)  # the packed layer multiplies in bfloat16
 
@@ -46,5 +47,5 @@ def test_estimated_is_the_share_of_the_outputs_that_changes(case):
             data.task.signals(model, batch)
     handle.remove()
     inputs, weight = torch.cat(seen), model.get_submodule(name).weight.detach()
-    gone = inputs @ (weight - unpacked_weight(packed.get_submodule(name))).T
+    gone = inputs @ (weight - dequantized_weight(packed.get_submodule(name))).T
     assert found[name] == pytest.approx(float(gone.square().sum() / (inputs @ weight.T).square().sum()), rel=1e-3)

@@ -34,7 +34,6 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
 from hf_pe.hub import Publish, prepare
-from hf_pe.prune import recipe as prune_recipe
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe import StageState
 from hf_pe.recipe_file import read_recipe
@@ -215,7 +214,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
             compress(str(bert_folder), [StructuredPruning(keep={"ffn": 0.25}), DISTIL], resume=True, **call)
 
     pruned = []
-    monkeypatch.setattr(prune_recipe, "cut", lambda *a: pruned.append(a))
+    monkeypatch.setattr("hf_pe.prune.execute.cut", lambda *a: pruned.append(a))
     made = compress(str(bert_folder), steps, resume=True, **call)
     assert not pruned
     assert [s.plan.recipe for s in made.report.stages] == ["prune", "distil"]

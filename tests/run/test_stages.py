@@ -64,6 +64,7 @@ def test_a_changed_later_stage_keeps_the_earlier_ones_and_what_it_was_before(run
     assert runs.said == ["stage 1-cast: finished before, loaded", "stage 2-quantize: finished before, loaded"]
 
 
+@pytest.mark.usefixtures("random_criterion")
 def test_what_follows_on_a_loaded_stage_is_what_follows_on_a_made_one(runs, tmp_path):
     later = StructuredPruning(keep={"ffn": 0.5}, criterion="random", multiple=1)
     whole, made = runs.run(CAST, later, resume=False)

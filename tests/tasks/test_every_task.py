@@ -31,7 +31,8 @@ from hf_pe.distill import Cache, Distillation
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantizers.bnb import packable, unpacked_weight
+from hf_pe.quantizers.layers import plain_linear_layers
+from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
 from hf_pe.tasks import TASKS, Judged, task_named
 from hf_pe.tasks.audio_classification import heard
@@ -175,9 +176,9 @@ def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     for repair in ("none", None):
         recipe = BitsAndBytesQuantization(repair=repair)
         found[repair] = recipe.carry_out(StageState(model, data)).model
-    names = packable(model, BitsAndBytesQuantization().kept_modules(model))
+    names = plain_linear_layers(model, BitsAndBytesQuantization().kept_modules(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
-    plain, repaired = ([unpacked_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
+    plain, repaired = ([dequantized_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
     assert not any(torch.equal(a, b) for a, b in zip(plain, repaired, strict=True))
     assert all(value == value for value in data.task.judge(found[None], data).scores().values())
 

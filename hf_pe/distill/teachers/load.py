@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel
 from pydantic import Field, field_serializer
@@ -19,7 +19,8 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.distill.teachers.compatible import require_same_tokens
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.plans import Frozen
-from hf_pe.quantizers import bnb as packing
+from hf_pe.quantizers.base import QuantizationSettings
+from hf_pe.quantizers.registry import METHODS, MethodName
 from hf_pe.tasks import TaskData
 
 
@@ -36,7 +37,7 @@ class Teacher(Frozen):
     model: str | None = Field(None, description="Hub id, folder, .gguf file or package:NAME; default: the original")
     weight: float = Field(1.0, gt=0, description="how much it counts beside the others")
     adapter: str | None = Field(None, description="Hub id or folder of a peft adapter on top of it")
-    quantize: Literal["nf4", "int8"] | None = Field(None, description="pack it while it is loaded: less memory")
+    quantize: MethodName | None = Field(None, description="pack it while it is loaded: less memory")
 
     @property
     def name(self) -> str:
@@ -69,8 +70,9 @@ class Teacher(Frozen):
         model_class = class_for(config, data.task.auto_class)
         packed: dict[str, Any] = {}
         if self.quantize:
-            kept = packing.kept_modules(skeleton(config, model_class), self.quantize)
-            packed = {"quantization_config": packing.settings(self.quantize, kept=kept)}
+            quantizer = METHODS[self.quantize]
+            kept = quantizer.kept_layers(skeleton(config, model_class), self.quantize)
+            packed = {"quantization_config": quantizer.config(QuantizationSettings(self.quantize, kept))}
         teacher: Any = load_model(source, model_class, **packed)
         require_same_tokens(data.processor, load_processor(source, data.task.processor_class), self.model)
         if self.adapter is not None:

@@ -1,6 +1,7 @@
 """What a criterion may look at, gathered from a model and its statistics."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -33,28 +34,31 @@ def evidence(
     weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
     consuming = {s.key: s for s in slots if s.consumes and s.layout.share == 1}
     reading = {key: s.of(state).movedim(s.dim or 0, 1) for key, s in consuming.items()}
-    grams = {}
+    grams, means = {}, {}
     if moments is not None:
         for name, weight in reading.items():
-            grams[name] = pooled(moments[name]).gram if name in moments else torch.eye(weight.shape[1])
+            sums = pooled(moments[name]) if name in moments else _white(weight.shape[1])
+            grams[name], means[name] = sums.gram, sums.x / sums.count
     seen = {name: slopes[name] for name in reading if name in slopes}
     gates = [
         consuming[key].layout.by_unit(s.gates.T, axis.size).reshape(axis.size, -1, len(s.gates)).sum(1).T
         for key, s in seen.items()
     ]
     if not reading:  # convolutions: there are the weights to go by
-        consumer, gram, outputs = torch.zeros(1, axis.size), None, None
+        consumer, gram, outputs, mean = torch.zeros(1, axis.size), None, None, None
     elif len(reading) > 1:
         felt = {name: s.outputs for name, s in seen.items()}
         maps = []
         for name in (name for name in reading if not felt or name in felt):
             for places in consuming[name].layout.apart(axis.size):  # joined widths are read by a map each
                 gram = grams[name][places][:, places] if grams else None
-                maps.append((reading[name][:, places], gram, felt.get(name)))
-        consumer, gram, outputs = _as_one(maps)
+                mean = means[name][places] if means else None
+                maps.append(_Map(reading[name][:, places], gram, felt.get(name), mean))
+        consumer, gram, outputs, mean = _as_one(maps)
     else:
         (one,) = reading
         consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
+        mean = means.get(one)
     return Evidence(
         weights=weights,
         consumer=consumer.reshape(len(consumer), axis.size, -1),
@@ -62,28 +66,55 @@ def evidence(
         gram=gram,
         slopes=torch.stack(gates).sum(0) if gates else None,
         outputs=outputs,
+        mean=mean,
     )
 
 
-def _as_one(
-    maps: list[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]],
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Many maps that read the same units as one with the same cost: a root of the sum of W^T M W, each map by the size
-    of its output; the mean Gram matrix, each of trace 1; M = I.
+class _Map(NamedTuple):
+    """A linear map that reads the units, and the statistics of it that were asked for.
 
-    Args:
-        maps: of each W [outputs, units], the Gram matrix and M; None where they are not asked for.
+    Attributes:
+        consumer: its weight, [outputs, units].
+        gram: Gram matrix of its input, [units, units].
+        outputs: that of the derivatives by its output, [outputs, outputs].
+        mean: of its input, [units].
     """
-    total = mean = torch.zeros(())
-    for weight, gram, felt in maps:
+
+    consumer: torch.Tensor
+    gram: torch.Tensor | None
+    outputs: torch.Tensor | None
+    mean: torch.Tensor | None
+
+
+def _as_one(maps: Sequence[_Map]) -> _Map:
+    """Return one map in place of many that read the same units, with the same cost.
+
+    Its weight is a root of the sum of W^T M W, each map by the size of its output; its Gram matrix is the mean of
+    theirs, each scaled to a trace of one a unit, and its mean that of their means, in the same scale; M is I.
+    """
+    total = gram_sum = mean_sum = torch.zeros(())
+    for weight, gram, felt, mean in maps:
         weight = weight.double()
         held = weight.T @ (felt.double() @ weight if felt is not None else weight)
-        here = gram.double() if gram is not None else torch.eye(len(held)).double()
-        here = here / here.diagonal().mean().clamp_min(1e-30)
-        total = total + held / (held * here).sum().clamp_min(1e-30)
-        mean = mean + here / len(maps)
+        scaled = gram.double() if gram is not None else torch.eye(len(held)).double()
+        level = scaled.diagonal().mean().clamp_min(1e-30)
+        scaled = scaled / level
+        total = total + held / (held * scaled).sum().clamp_min(1e-30)
+        gram_sum = gram_sum + scaled / len(maps)
+        if mean is not None:
+            mean_sum = mean_sum + mean.double() / level.sqrt() / len(maps)
     values, vectors = torch.linalg.eigh(total)
     consumer = values.clamp_min(0).sqrt()[:, None] * vectors.T
     first = maps[0]
-    outputs = torch.eye(len(consumer)) if first[2] is not None else None
-    return consumer.float(), mean.float() if first[1] is not None else None, outputs
+    return _Map(
+        consumer.float(),
+        gram_sum.float() if first.gram is not None else None,
+        torch.eye(len(consumer)) if first.outputs is not None else None,
+        mean_sum.float() if first.mean is not None else None,
+    )
+
+
+def _white(width: int) -> Moments:
+    """Return the moments of inputs with mean zero and the identity as their Gram matrix."""
+    empty = torch.zeros(width, 0)
+    return Moments(torch.eye(width), empty, torch.zeros(width), empty[0], 1.0)

@@ -109,6 +109,7 @@ def test_only_what_normalises_is_scaled(module, is_one):
     assert _normalises(module) == is_one
 
 
+@pytest.mark.usefixtures("random_criterion")
 @pytest.mark.parametrize("hidden", ["selection", "rotation"])
 def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_path):
     config = AutoConfig.from_pretrained(llama_folder)

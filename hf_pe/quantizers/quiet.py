@@ -1,4 +1,4 @@
-"""Leaves out one log message of bitsandbytes that comes with every import and says nothing about a result."""
+"""Leaves out log messages of quantizers that say nothing about a result. Needs no torch: `import hf_pe` calls it."""
 
 import logging
 
@@ -15,3 +15,8 @@ def silence() -> None:
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     if _is_wanted not in logger.filters:
         logger.addFilter(_is_wanted)
+
+
+def errors_only() -> None:
+    """Leave out all log messages of quantizers below errors: the card says which CPU path was timed."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,150 @@
+"""The size of every axis of a pruned model: as stated, or as a budget or a floor of the metric leads to it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from hf_pe.anatomy import Axis, discover, kinds_of
+from hf_pe.calibration.coverage import reached, require_passage
+from hf_pe.errors import UsageError
+from hf_pe.measure import judge
+from hf_pe.model_spec import ModelSpec
+from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_spec, snapped
+from hf_pe.prune.sizes.budget import Target, above_floor
+from hf_pe.prune.sizes.costs import Costs
+from hf_pe.prune.sizes.search import Setting, alone, by_loss, crossed, first_within, in_step, widest
+from hf_pe.prune.sizes.sensitivity import least_loss, tried
+from hf_pe.recipe import StageState
+
+PruneTo = Callable[[Setting], PreTrainedModel]
+"""Returns the model pruned to sizes beside those that are stated."""
+
+
+@dataclass(frozen=True)
+class SizeSettings:
+    """What decides the sizes of a pruned model.
+
+    Attributes:
+        keep: axis to what remains, a number of units (int) or a fraction (float).
+        axes: names of the axes that shrink until the budget or the floor is met.
+        budget: what the model may cost.
+        floor: smallest fraction of the metric to retain.
+        multiple: what widths are multiples of on each device.
+        devices: how many devices share the widths.
+        rotates: whether hidden width goes by a rotation of the residual stream.
+    """
+
+    keep: dict[str, int | float]
+    axes: tuple[str, ...]
+    budget: Target | None
+    floor: float | None
+    multiple: int
+    devices: int
+    rotates: bool
+
+    def fixed(self, spec: ModelSpec) -> Setting:
+        """Return the sizes that `keep` states."""
+        return kept_sizes(spec, self.keep, self.multiple, self.devices)
+
+    def candidates(self, spec: ModelSpec) -> list[list[Setting]]:
+        """Return for each of `axes` the sizes that it can have, largest first; none where `keep` states all sizes.
+
+        Raises:
+            UsageError: `keep` fixes one of `axes`, or a rotation would change what the sizes cost.
+        """
+        if self.budget is None and self.floor is None:
+            return []
+        fixed = self.fixed(spec)
+        if self.rotates and narrows_stream((*fixed, *self.axes)) and _tied(spec):
+            raise UsageError(
+                "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
+                "hidden: selection, or give all sizes in keep."
+            )
+        candidates = [ladder(spec, name, self.multiple, self.devices) for name in self.axes]
+        for name, sizes in zip(self.axes, candidates, strict=True):
+            if any(axis in fixed for axis in sizes[0]):
+                raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
+        return candidates
+
+    def from_config(self, spec: ModelSpec) -> tuple[Setting, tuple[str, ...], bool]:
+        """Return sizes, notes on them, and whether they are final: a floor or a measured budget needs data."""
+        fixed, candidates = self.fixed(spec), self.candidates(spec)
+        notes = snapped(spec, self.keep, fixed)
+        if self.floor is not None:
+            search = f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays"
+            return fixed, (*notes, search), False
+        if self.budget is None:
+            return fixed, notes, True
+        note = f"{self.budget}, along {', '.join(self.axes)}"
+        if self.budget.measured():
+            return fixed, (*notes, f"{note}; decided by measuring"), False
+        path = [fixed | setting for setting in in_step(candidates)]
+        return self.budget.within(spec, path, Costs(spec)), (*notes, note), len(candidates) == 1
+
+    def from_data(self, state: StageState, prune_to: PruneTo) -> tuple[Setting, tuple[str, ...]]:
+        """Return the sizes that the budget or the floor leads to, and notes on what is expected of them.
+
+        Args:
+            state: with the model before anything is cut.
+            prune_to: prunes a copy of it.
+
+        Raises:
+            UsageError: even the smallest cut misses the floor, or even the largest misses the budget; or the
+                calibration data never reach one of `axes`.
+        """
+        model, data, spec = state.model, state.data, state.spec
+        fixed, candidates = self.fixed(spec), self.candidates(spec)
+        for axis in (axis_named(model, name) for sizes in candidates for name in sizes[0]):
+            require_passage(reached(model, axis, data), axis)
+        budget = self.budget or Target(parameters=1.0)
+        costs = Costs(spec, budget.batch, model.device)
+
+        def overrun(setting: Setting) -> float:
+            return max(budget.overrun(costs, resized_spec(spec, fixed | setting)).values())
+
+        path = self._path(state, candidates, prune_to, overrun)
+        if self.floor is None:
+            sizes = budget.within(spec, [fixed | setting for setting in path], costs)
+            return sizes, (str(budget), *budget.predicted(costs, resized_spec(spec, sizes)))
+
+        def metric(setting: Setting) -> float:
+            return judge(prune_to(setting), data).scores()[data.task.metric]
+
+        dense = judge(model, data).scores()[data.task.metric]
+        sizes, note = above_floor(self.floor, data.task, dense, [fixed | setting for setting in path], metric)
+        return sizes, (note,)
+
+    def _path(
+        self,
+        state: StageState,
+        candidates: list[list[Setting]],
+        prune_to: PruneTo,
+        overrun: Callable[[Setting], float],
+    ) -> list[Setting]:
+        """Return the sizes to try, from the whole model to the smallest; what costs least quality goes first."""
+        path = in_step(candidates)
+        if len(candidates) == 1:
+            return path
+        path = by_loss(candidates, tried(state.model, state.data, candidates, prune_to, overrun))
+        if self.floor is not None:
+            return path
+        # what each axis loses alone says little of them together: the ends of several paths are compared
+        combined = [] if self.budget is not None and self.budget.measured() else crossed(candidates)
+        paths = (path, in_step(candidates), *alone(candidates), *combined)
+        ends = widest([end for each in paths if (end := first_within(each, overrun)) is not None])
+        return [least_loss(state.model, state.data, ends, prune_to), path[-1]] if ends else path
+
+
+def axis_named(model: PreTrainedModel, name: str) -> Axis:
+    """Return the axis of `model` with this name."""
+    return next(axis for axis in discover(model.config, type(model)).axes if axis.name == name)
+
+
+def narrows_stream(names: Iterable[str]) -> bool:
+    """Return whether the hidden width is among the named axes."""
+    return any(kind.is_residual for kind in kinds_of(names))
+
+
+def _tied(spec: ModelSpec) -> bool:
+    return bool(spec.config.get_text_config().tie_word_embeddings)
