@@ -78,7 +78,7 @@ def test_lines_of_an_older_report_are_built_anew(tmp_path):
     assert "os" not in old.model_dump_json().split("reload")[1].split("changes")[0]
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.pipeline_tag in AUTO_CLASSES])
+@pytest.mark.parametrize("task", [task for task in TASKS.values() if task.auto_class in AUTO_CLASSES.values()])
 def test_an_older_report_of_any_task_names_its_classes(task):
     assert loading_of_task(task.pipeline_tag, plugin=False) == Loading(
         auto_class=task.auto_class, processor_class=task.processor_class

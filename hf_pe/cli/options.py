@@ -24,11 +24,16 @@ class ListingCommand(TyperCommand):
 
     def get_help(self, ctx: Any) -> str:
         """Return the help, with the names in it."""
-        for option in self.params:
+        written = {option: option.help for option in self.params if isinstance(option, TyperOption)}
+        for option, text in written.items():
             for mark, names in LISTS.items():
-                if isinstance(option, TyperOption) and mark in (option.help or ""):
-                    option.help = str(option.help).replace(mark, ", ".join(names()))
-        return super().get_help(ctx)
+                if text and mark in text:
+                    option.help = text.replace(mark, ", ".join(names()))
+        try:
+            return super().get_help(ctx)
+        finally:
+            for option, text in written.items():
+                option.help = text
 
 
 FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")

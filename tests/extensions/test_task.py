@@ -125,6 +125,15 @@ def test_a_recipe_file_its_schema_and_the_help_know_its_name(file):
     assert "next_sentence" in call("measure", "--help").output
 
 
+def test_the_help_keeps_no_names(monkeypatch):
+    before = call("measure", "--help").output
+    for name in ("first_task", "second_task"):
+        with monkeypatch.context() as patch:
+            patch.setitem(TASKS, name, NextSentence)
+            assert name in call("measure", "--help").output
+    assert call("measure", "--help").output == before
+
+
 def test_it_is_inferred_from_the_class_that_a_checkpoint_names(registered):
     config = AutoConfig.for_model("bert", architectures=["BertForNextSentencePrediction"])
     assert find_task(None, Source(name="x", path="x"), config) == NextSentence()
