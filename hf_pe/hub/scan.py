@@ -115,8 +115,8 @@ def scan(files: Mapping[str, Path | bytes], allow: Iterable[str] = ()) -> list[F
         UsageError: a safetensors file whose header cannot be read.
     """
     here, allowed = _kinds_of_this_machine(), set(allow)
-    found = (finding for name, content in files.items() for finding in _in_file(name, content, *here))
-    return [finding for finding in found if finding.text not in allowed]
+    findings = (finding for name, content in files.items() for finding in _in_file(name, content, *here))
+    return [finding for finding in findings if finding.text not in allowed]
 
 
 def _in_file(name: str, content: Path | bytes, secrets: tuple[Kind, ...], names: tuple[Kind, ...]) -> Iterator[Finding]:

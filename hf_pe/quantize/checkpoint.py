@@ -102,11 +102,11 @@ def dequantize_checkpoint(
         raise UsageError(f"{source.name}: expected a model packed by {quantizer_names()}, got {kind}.")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and unpacking")
-        wanted = getattr(torch, dtype)
+        target_dtype = getattr(torch, dtype)
         if source.adapter is not None:
-            plain = load_model(source, class_for(config), dtype=wanted)
+            plain = load_model(source, class_for(config), dtype=target_dtype)
         else:
-            plain = dequantized(load_model(source, class_for(config)), wanted)
+            plain = dequantized(load_model(source, class_for(config)), target_dtype)
         require_space(fresh, sum(parameter.nbytes for parameter in plain.parameters()), "the result")
         _save(plain, fresh, source)
     return Path(output)

@@ -72,14 +72,14 @@ def _least_error(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tenso
     """
     blocks = weight.reshape(len(weight), -1, block)
     largest = blocks.abs().amax(-1)
-    best, found = torch.full_like(largest, torch.inf), largest
+    best, scales = torch.full_like(largest, torch.inf), largest
     for share in SHRUNK:
         scale = (largest * share).clamp_min(1e-12)[..., None]
         error = (levels[nearest(blocks / scale, levels)] * scale - blocks).square()
         weighed = (error * inputs.reshape(-1, block)).sum(-1)
-        found = torch.where(weighed < best, largest * share, found)
+        scales = torch.where(weighed < best, largest * share, scales)
         best = torch.minimum(weighed, best)
-    return found
+    return scales
 
 
 def _factor(gram: torch.Tensor) -> torch.Tensor:

@@ -24,8 +24,8 @@ def inputs_of(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> I
     blocks = _as_they_run(model, dict.fromkeys(_block(name) for name in names), data)
     once = len(set(blocks)) == len(blocks)
     parts = moments_by_block(model, modules, blocks, data, what) if once else [moments(model, modules, data, what)]
-    for found in parts:
-        for name, folds in found.items():
+    for moments_by_layer in parts:
+        for name, folds in moments_by_layer.items():
             sums = pooled(folds)
             if sums.count:
                 yield name, sums
@@ -33,9 +33,9 @@ def inputs_of(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> I
 
 def _as_they_run(model: PreTrainedModel, blocks: dict[str, None], data: TaskData) -> list[str]:
     """Blocks in the order in which one row passes them; one that it passes twice is there twice."""
-    found: list[str] = []
+    order: list[str] = []
     handles = [
-        model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: found.append(name))
+        model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: order.append(name))
         for name in blocks
     ]
     try:
@@ -44,7 +44,7 @@ def _as_they_run(model: PreTrainedModel, blocks: dict[str, None], data: TaskData
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return order
 
 
 def _block(name: str) -> str:

@@ -47,14 +47,14 @@ def worth_most(offers: Sequence[Offer], room: float) -> list[Offer]:
     layers = {name: number for number, name in enumerate(dict.fromkeys(each.layer for each in offers))}
     once = np.zeros((len(layers), len(offers)))
     once[[layers[each.layer] for each in offers], np.arange(len(offers))] = 1
-    found = milp(
+    solution = milp(
         -values / values.sum(),
         constraints=[LinearConstraint(costs / room, ub=1.0), LinearConstraint(once, ub=1.0)],
         integrality=np.ones(len(offers)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": GAP, "time_limit": SECONDS},
     )
-    return [offer for offer, chosen in zip(offers, found.x.round(), strict=True) if chosen]
+    return [offer for offer, chosen in zip(offers, solution.x.round(), strict=True) if chosen]
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ TOKENS, NUMBERS = 2048, 2**27
 def lost_answers(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
     """How far the answers of another model are from those of `model`; see `measured`."""
     rows = _rows(model, data)
-    wanted = answers(model, data, rows, by_token=True)
-    return distance(answers(other, data, rows, by_token=True), wanted)
+    own_answers = answers(model, data, rows, by_token=True)
+    return distance(answers(other, data, rows, by_token=True), own_answers)
 
 
 def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
@@ -41,8 +41,8 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
         data: the rows.
     """
     rows = _rows(model, data)
-    wanted = answers(model, data, rows, by_token=True)
-    return _one_by_one(model, packed, names, lambda: distance(answers(model, data, rows, by_token=True), wanted))
+    own_answers = answers(model, data, rows, by_token=True)
+    return _one_by_one(model, packed, names, lambda: distance(answers(model, data, rows, by_token=True), own_answers))
 
 
 def by_metric(
@@ -74,30 +74,30 @@ def estimated(
     Args:
         model, packed, names, data: as above.
     """
-    found = dict.fromkeys(names, 0.0)
+    losses = dict.fromkeys(names, 0.0)
     for name, sums in inputs_of(model, names, data):
         weight, gram = plain_weight(model.get_submodule(name)).float(), sums.gram
         gone = weight - dequantized_weight(packed.get_submodule(name)).float()
         whole = float(((weight @ gram) * weight).sum())
-        found[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
-    return found
+        losses[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
+    return losses
 
 
 def _one_by_one(
     model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], lost: Callable[[], float]
 ) -> dict[str, float]:
     """By layer, what is `lost` with only this one exchanged for its packed twin; never negative."""
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for name in names:
         with _exchanged(model, name, packed.get_submodule(name)):
-            found[name] = max(lost(), 0.0)
-        if not math.isfinite(found[name]):
+            losses[name] = max(lost(), 0.0)
+        if not math.isfinite(losses[name]):
             raise NotFiniteError(
                 f"With {name} alone packed the outputs on the calibration rows are not finite, so no budget can be "
                 f"shared out. Leave that layer as it is (skip: [{name}])."
             )
-        advance("sensitivity, layer by layer", len(found), len(names))
-    return found
+        advance("sensitivity, layer by layer", len(losses), len(names))
+    return losses
 
 
 @contextmanager
