@@ -32,7 +32,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import flops, parameters
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
-from hf_pe.quantizers.bnb import packed_by
+from hf_pe.quantizers.registry import quantized_by
 from hf_pe.recipe import StageState
 from tests.helpers import bert_config, taught
 from tests.images import NAMES
@@ -187,7 +187,7 @@ def test_an_older_folder_is_the_same_model_and_is_saved_in_the_new_way(new, imag
     as_an_older_version_wrote_it_(tmp_path / "older")
     source = resolve(str(tmp_path / "older"))
     config = load_config(source)
-    assert form_of(config) == form_of(new.config) and packed_by(config) is None
+    assert form_of(config) == form_of(new.config) and quantized_by(config) is None
     assert flops(config, type(new)) == flops(new.config, type(new))
     again = load_model(source, type(new))
     inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
@@ -203,7 +203,7 @@ def test_a_quantizer_may_follow_since_its_place_in_the_config_is_free(new, image
     packed = type(new).from_pretrained(tmp_path / "plain", quantization_config=settings)
     packed.save_pretrained(tmp_path / "packed")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "packed").eval()
-    assert again.is_quantized and form_of(again.config) == form_of(new.config) and packed_by(again.config)
+    assert again.is_quantized and form_of(again.config) == form_of(new.config) and quantized_by(again.config)
     assert type(again.classifier[1]).__name__ == "Linear8bitLt"
     assert sum(isinstance(module, Separable) for module in again.modules()) == len(form_of(new.config).separable)
     inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
