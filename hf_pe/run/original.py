@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel, set_seed
 
 from hf_pe import progress
+from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.checkpoints.live_model import unchanged
 from hf_pe.checkpoints.load import load_with_unread
 from hf_pe.checkpoints.mixed_dtypes import dtype_warnings
@@ -72,7 +73,7 @@ def load_original(
     with original.in_use() as state:
         first_answers(model, state.data)
         for recipe in run.recipes:
-            recipe.check(state)
+            recipe.check(replace(state, statistics=StatisticsCache()))  # what it loads is not held during the run
         progress.say("evaluating the original")
         evaluation = judge(model, state.data) if evaluate is None else None
     below = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
