@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-import psutil
 import torch
 from torch import nn
+
+from hf_pe.machine_memory import available_memory
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class StatisticsCache:
     """
 
     def __init__(self, limit: int | None = None) -> None:
-        self.limit = int(psutil.virtual_memory().available * SHARE_OF_FREE_MEMORY) if limit is None else limit
+        self.limit = int(available_memory() * SHARE_OF_FREE_MEMORY) if limit is None else limit
         self._values: OrderedDict[tuple[int, StatisticsKey[Any]], tuple[Any, int]] = OrderedDict()
         self._models: dict[int, weakref.ref[nn.Module]] = {}
 
@@ -84,7 +85,7 @@ class StatisticsCache:
     @property
     def held_bytes(self) -> int:
         """Bytes of all tensors that are held."""
-        return sum(size for _, size in self._values.values())
+        return sum(size for _, size in [*self._values.values()])  # a copy: a model may go meanwhile, with its values
 
     def __len__(self) -> int:
         return len(self._values)

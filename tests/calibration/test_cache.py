@@ -43,6 +43,11 @@ def test_what_was_used_longest_ago_goes_first_and_the_bound_is_kept(model):
     assert cache.pop(model, keys[1]) is None
 
 
+def test_the_default_bound_counts_the_limit_of_a_container(monkeypatch):
+    monkeypatch.setattr("hf_pe.calibration.cache.available_memory", lambda: 1000)
+    assert StatisticsCache().limit == 500
+
+
 def test_a_value_larger_than_the_bound_is_handed_out_but_not_held(model):
     cache = StatisticsCache(limit=10)
     assert len(cache.get(model, MOMENTS, lambda: torch.zeros(10))) == 10
