@@ -68,13 +68,13 @@ class StageState:
         return replace(self, model=model, statistics=StatisticsCache(), losses=tuple(losses))
 
     def with_processor(self, processor: Any) -> "StageState":
-        """Return the state with another processor, by which the examples are tokenized anew.
+        """Return the state with another processor, by which the examples are tokenized anew, without statistics.
 
         Raises:
             UsageError: the examples do not fit the task, or the processor not the model.
         """
         data = prepare(self.data.task, self.data.examples, processor, self.model.config)
-        return replace(self, task_data=replace(data, teacher=self.data.teacher))
+        return replace(self, task_data=replace(data, teacher=self.data.teacher), statistics=StatisticsCache())
 
 
 @dataclass(frozen=True)
