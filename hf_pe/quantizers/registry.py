@@ -117,8 +117,11 @@ def dequantized_weight(module: nn.Module) -> torch.Tensor:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Return whether a module of the model, or inside it, holds a quantized weight."""
-    return any(quantizer.is_quantized(module) for module in model.modules() for quantizer in QUANTIZERS.values())
+    """Return whether a module of the model, or inside it, holds a quantized weight, whoever put it there."""
+    quantizers = QUANTIZERS.values()
+    return any(each.is_quantized(module) for module in model.modules() for each in quantizers) or any(
+        each.parameter_count(parameter) is not None for parameter in model.parameters() for each in quantizers
+    )
 
 
 def remember_layout_(model: nn.Module) -> None:
