@@ -1,5 +1,6 @@
 """Reports: frozen data of what was measured before and after, where and how. The card is a pure function of it."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ REPORT_FORMAT: Literal[1] = 1
 WRITE_AGAIN = "Take back the file as hf-pe wrote it, or make the result again."
 PROBLEMS = 3
 """Values that a message names."""
+LICENSE_ID = re.compile(r"[\w.-]+")
 
 
 def pixels_named(pixels: int | Sequence[int] | None) -> str:
@@ -118,6 +120,15 @@ class BaseModelFacts(Frozen):
     citation: str | None = Field(None, description="BibTeX")
     model_class: str
     model_type: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_licenses(cls, values: Any) -> Any:
+        """Take apart the ids of several licences, which older reports state in one text."""
+        if not isinstance(values, dict) or "licenses" in values:
+            return values
+        ids = str(values.get("license") or "").split(", ")
+        return values | {"licenses": ids if len(ids) > 1 and all(LICENSE_ID.fullmatch(each) for each in ids) else ()}
 
     @property
     def descent(self) -> str:

@@ -149,6 +149,18 @@ def test_several_licences_are_a_list():
     assert "- Licence of the original: mit, apache-2.0." in render_card(report(base=base))
 
 
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [("mit, apache-2.0", ["mit", "apache-2.0"]), ("mit", "mit"), ("mine, see LICENSE", "mine, see LICENSE")],
+)
+def test_licences_that_an_older_report_joins_are_a_list_again(text, listed):
+    older = report().model_dump(mode="json")
+    older["base"]["license"] = text
+    del older["base"]["licenses"]
+    card = render_card(Report.model_validate(older))
+    assert yaml.safe_load(card.split("---")[1])["license"] == listed
+
+
 def test_a_language_that_looks_like_a_truth_value_stays_a_language():
     base = report().base.model_copy(update={"language": ("no", "en")})
     assert yaml.safe_load(render_card(report(base=base)).split("---")[1])["language"] == ["no", "en"]
