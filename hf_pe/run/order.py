@@ -22,9 +22,11 @@ def require_stock(spec: ModelSpec, recipe: Recipe) -> None:
         UsageError: `recipe` cannot follow.
     """
     if form_of(spec.config) is not None and not recipe.takes_custom_modules:
+        last = recipe.changes == "precision"  # then it cannot come first either
+        way_out = "Leave out one of the two." if last else f"Put {recipe.recipe} before separate, or leave out one."
         raise UsageError(
             f"{recipe.recipe}: expected a model that a stock config can say; its convolutions were rewritten before "
-            f"(separate). Put {recipe.recipe} before separate, or leave one of the two."
+            f"(separate). {way_out}"
         )
 
 
