@@ -143,6 +143,8 @@ class Objective:
                     targets = outputs.ask(teacher, batch, self.request)
             fractions = {n: fraction if LOSSES[n].needs_teacher else 1.0 for n in weights}
             own_weights = {n: weights[n] * fractions[n] for n in weights if number == 0 or LOSSES[n].needs_teacher}
+            if not own_weights and not agreement:  # the labels count once, beside the first teacher
+                continue
             comparison = outputs.compare(own_weights, targets, settings._replace(layers=mapping), agreement=agreement)
             total.add(comparison, fractions | {AGREEMENT: fraction})
         return ObjectiveValue(total.loss, total.detached_terms, outputs.signals)

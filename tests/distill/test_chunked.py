@@ -1,5 +1,7 @@
 """Chunked equals plain: in value and in every gradient, for each kind of head."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -8,8 +10,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_pe.distill.chunked import chunked
 from hf_pe.distill.logit_source import ChunkedLogits
 from hf_pe.distill.losses.registry import LOSSES, LossSettings
+from hf_pe.distill.objective import Objective
+from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.dummies.tiny import lively, tiny
-from hf_pe.tasks import Head, states
+from hf_pe.tasks import CausalLM, Head, states
 
 WEIGHTS = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}
 KINDS = {
@@ -116,3 +120,11 @@ def test_without_gradients_only_the_value_is_made():
             ChunkedLogits(hidden, head),
         )
     assert not loss.requires_grad and loss.abs() < 1e-3
+
+
+def test_labels_alone_count_once_beside_several_teachers():
+    student, teachers = ready("tied", 0), [LiveTeacher(ready("tied", seed)) for seed in (1, 2)]
+    batch = batch_of(student)
+    objective = Objective(CausalLM(), {"task": 1.0}, teachers, head=Head.of(student, batch))
+    expected = replace(objective, teachers=teachers[:1], head=None)(student, batch)
+    torch.testing.assert_close(objective(student, batch).loss, expected.loss)
