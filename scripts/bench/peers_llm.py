@@ -15,6 +15,7 @@ from torch import nn
 
 from hf_pe.anatomy import discover
 from hf_pe.calibration import BATCH
+from hf_pe.calibration.cache import StatisticsCache, StatisticsKey
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.recipe import StageState
@@ -23,6 +24,8 @@ from hf_pe.tasks import TaskData
 
 FIRST, LAST = 4, 2
 """LLM-Pruner leaves the first four and the last two blocks whole."""
+STATISTICS = StatisticsCache()
+"""Inputs of a model's maps, which are the same for all shares and settings."""
 
 
 class Block(NamedTuple):
@@ -101,11 +104,13 @@ def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
 def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
     """FLAP (An et al. 2024, arXiv:2312.11983, eq. 4 to 6): weighted fluctuation, standardised by layer and then global,
     with the baseline bias; over FFN and heads, over the FFN alone, and the FFN with the same width everywhere."""
-    if ("FLAP", model) not in data.memory:  # the same for all shares and settings
+
+    def inputs() -> dict[str, Moments]:
         axes = [discover(model.config, type(model)).named(name)[0] for name in ("ffn", "kv_groups")]
-        known = {key: pooled(f) for axis in axes for key, f in consumer_moments(model, axis, data).items()}
-        data.memory["FLAP", model] = known
-    seen: dict[str, Moments] = data.memory["FLAP", model]
+        return {key: pooled(f) for axis in axes for key, f in consumer_moments(model, axis, data).items()}
+
+    key = StatisticsKey[dict[str, Moments]]("inputs of FFN and heads", data.examples.fingerprint)
+    seen = STATISTICS.get(model, key, inputs)
 
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean()) / scores.std()
