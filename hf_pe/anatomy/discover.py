@@ -1,6 +1,6 @@
 """Finds a model's axes by difference: change one config field, build again on the meta device, compare.
 
-Nothing here knows an architecture. The table below only says what people call a field.
+Nothing here knows an architecture. The tables of `fields` only say what people call a size.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Loading what users name, saving, and the proof that what was saved loads again without hf_pe."""
+"""Loads the weights of what users name, and refuses those that are not the model's."""
 
 import json
 from collections.abc import Mapping
@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import PREFIX, adapter_settings, merged, read_adapter

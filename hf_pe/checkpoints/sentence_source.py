@@ -1,8 +1,6 @@
 """What sentence-transformers puts behind the model of a source."""
 
-from transformers import (
-    PretrainedConfig,
-)
+from transformers import PretrainedConfig
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.sentence_modules import SentenceModules

@@ -17,9 +17,7 @@ from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_places, kept_in_float32
 from hf_pe.checkpoints.source import Source
 from hf_pe.errors import listed
-from hf_pe.files.own_files import (
-    require_own_shards,
-)
+from hf_pe.files.own_files import require_own_shards
 from hf_pe.files.shards import open_shard
 from hf_pe.quantizers.registry import quantized_by
 from hf_pe.surgery import dtype_name

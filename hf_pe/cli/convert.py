@@ -1,18 +1,15 @@
 """Commands that make one model of another without data: cut, quantize, dequantize, export; swap lists backbones."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from hf_pe.cli.terminal import messages, noting, out, progress
-
-if TYPE_CHECKING:
-    pass
 from hf_pe.cli.display import untouched_note
 from hf_pe.cli.main import app
 from hf_pe.cli.options import Code, Dtype, Model, Output, Overwrite, kept_units_of
+from hf_pe.cli.terminal import messages, noting, out, progress
 
 
 @app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")

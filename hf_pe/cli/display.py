@@ -1,7 +1,7 @@
 """What the commands print: results, plans, and what a push would send."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from hf_pe.hub import Publish
     from hf_pe.hub.settings import Sent
     from hf_pe.plans import Plan
+    from hf_pe.verify.comparison import Proof
 
 
 def show_result(target: Path) -> None:
@@ -55,8 +56,8 @@ def show_sent(sent: "list[Sent]", repo: str) -> None:
         out.print(f"{repo}: {where}: {what}{removed}")
 
 
-def verdict_on(axis: Any, proof: Any) -> str:
-    """Return whether an axis is prunable, and why not."""
+def verdict_on(proof: "Proof") -> str:
+    """Return whether the axis of a proof is prunable, and why not."""
     if proof.holds:
         return f"yes (verified, max. rel. error {proof.error:.0e})"
     return f"no: {proof.reason}"

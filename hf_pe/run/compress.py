@@ -22,9 +22,7 @@ from hf_pe.data import Data, load_examples
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.hub.base_card import model_card
-from hf_pe.measure import (
-    Evaluate,
-)
+from hf_pe.measure import Evaluate
 from hf_pe.outputs import check_stages_folder, require_space, run_id, stages_folder
 from hf_pe.recipe import Recipe
 from hf_pe.report import MAIN, Report

@@ -12,9 +12,7 @@ from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.processor import load_named_processor, pixels_from
 from hf_pe.checkpoints.sentence_source import require_sentence_width
 from hf_pe.checkpoints.source import Source
-from hf_pe.measure import (
-    spec_sizes,
-)
+from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.quantizers.registry import require_plain

@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers import (
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 
 from hf_pe.checkpoints.classes import brings_code
 from hf_pe.checkpoints.save import say_left_behind
 from hf_pe.checkpoints.source import Source
 from hf_pe.hub import Publish, push
 from hf_pe.hub.settings import Sent
-from hf_pe.measure import (
-    weight_bytes,
-)
+from hf_pe.measure import weight_bytes
 from hf_pe.outputs import replaced, require_space
 from hf_pe.plans import Plan
 from hf_pe.report import MAIN, Measurement, Report

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import (
-    Axis,
-)
+from hf_pe.anatomy import Axis
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.depth import removable_layers
 

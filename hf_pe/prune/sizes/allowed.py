@@ -1,4 +1,4 @@
-"""From what the user wants to the size of every axis: ladders of sizes, a path down them, the first step that fits."""
+"""The sizes that axes may have: those that are stated, those that a config can say, and what follows from each."""
 
 import math
 from collections.abc import Iterable, Mapping
