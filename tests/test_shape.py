@@ -27,16 +27,14 @@ PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*
 MODULE_LINES = 300
 LARGE_MODULES = {}
 CLASS_LINES = 200
-LARGE_CLASSES = {
-    "hub/remote:Remote": 206,
-}
+LARGE_CLASSES = {}
 FUNCTION_LINES = 8
 """The median over all functions."""
 
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 23.6
+WORDS_PER_1000_LINES = 23.5
 ANY = 758
 VAGUE_NAMES = 342
 

@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 
 from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.outgoing import prepare
-from hf_pe.hub.remote import Remote
+from hf_pe.hub.remote import Remote, load_back
 from hf_pe.hub.settings import Publish, Sent, check_names, in_full
 
 
@@ -47,7 +47,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         raise
     if settings.load_back:
         for each, done in zip(outgoing, sent, strict=True):
-            remote.load_back(each, done)
+            load_back(remote, each, done)
     return sent
 
 

@@ -194,19 +194,6 @@ class Remote:
             lambda: self._tag(name) == sent.commit or None,
         )
 
-    def load_back(self, outgoing: Outgoing, sent: Sent) -> None:
-        """Download a commit and load it in a fresh process."""
-        progress.say(f"downloading {sent.branch} and loading it in a fresh process")
-        with tempfile.TemporaryDirectory() as place:
-            get = lambda: snapshot_download(  # noqa: E731
-                self.repo, revision=sent.commit, local_dir=place, endpoint=self.api.endpoint, token=self.api.token
-            )
-            patiently(self.repo, "download", get)
-            assert outgoing.report.reload
-            if weight_hashes(Path(place)) != outgoing.report.reload.sha256:
-                raise PushError(f"{self.repo}, branch {sent.branch}: what came back is not what was sent.")
-            prove_reload(Path(place), outgoing.report)
-
     def _tree(self, revision: str) -> dict[str, RepoFile]:
         def listed() -> dict[str, RepoFile]:
             found = self.api.list_repo_tree(self.repo, recursive=True, revision=revision)
@@ -247,3 +234,25 @@ def _same(there: RepoFile | None, add: CommitOperationAdd) -> bool:
     with add.as_file() as file:
         content = file.read()
     return there.blob_id == hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+
+
+def load_back(remote: Remote, outgoing: Outgoing, sent: Sent) -> None:
+    """Download a commit, compare its weights with those that were sent, and load it in a fresh process.
+
+    Raises:
+        PushError: the weights are others.
+    """
+    progress.say(f"downloading {sent.branch} and loading it in a fresh process")
+    api, reload = remote.api, outgoing.report.reload
+    assert reload
+    with tempfile.TemporaryDirectory() as place:
+
+        def download() -> str:
+            return snapshot_download(
+                remote.repo, revision=sent.commit, local_dir=place, endpoint=api.endpoint, token=api.token
+            )
+
+        patiently(remote.repo, "download", download)
+        if weight_hashes(Path(place)) != reload.sha256:
+            raise PushError(f"{remote.repo}, branch {sent.branch}: what came back is not what was sent.")
+        prove_reload(Path(place), outgoing.report)
