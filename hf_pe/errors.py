@@ -57,7 +57,7 @@ class NotFiniteError(ArithmeticError):
     """A loss became infinite or no number; says which term, in which batch, and where the last good weights are."""
 
 
-class OutOfMemory(RuntimeError):
+class OutOfMemoryError(RuntimeError):
     """A process of ours had not enough memory; nothing is said about what it was to check."""
 
 
@@ -107,7 +107,7 @@ def pass_on_memory_errors(error: BaseException) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError | OutOfMemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM

@@ -16,12 +16,8 @@ def test_a_reason_is_said_once():
 
 
 def test_the_first_known_reason_behind_an_error_is_taken():
-    try:
-        try:
-            raise OfflineModeIsEnabled("offline mode is enabled.")
-        except OfflineModeIsEnabled as first:
-            raise LocalEntryNotFoundError("cannot find") from first
-    except LocalEntryNotFoundError as second:
-        assert "HF_HUB_OFFLINE" in hub_reason(second)
+    second = LocalEntryNotFoundError("cannot find")
+    second.__cause__ = OfflineModeIsEnabled("offline mode is enabled.")
+    assert "HF_HUB_OFFLINE" in hub_reason(second)
     assert hub_reason(ValueError("a  b.\nc")) == "a b. c"
     assert issubclass(HfHubHTTPError, OSError)

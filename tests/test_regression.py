@@ -38,7 +38,7 @@ def test_a_gram_matrix_made_in_strips_is_the_whole(width):
     assert torch.equal(found, found.T)
 
 
-@pytest.mark.parametrize("noise, expected", [(0.0, "weak"), (30.0, "strong")])
+@pytest.mark.parametrize(("noise", "expected"), [(0.0, "weak"), (30.0, "strong")])
 def test_the_ridge_follows_the_noise(noise, expected):
     draw = torch.Generator().manual_seed(0)
     inputs = torch.randn(60, 20, generator=draw)

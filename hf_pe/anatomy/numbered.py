@@ -21,7 +21,7 @@ Places = Mapping[int, int]
 """Old token id to new one, for the tokens that are kept."""
 
 
-class Gone(Exception):
+class TokenGoneError(Exception):
     """A token that a field cannot do without is not kept: its id."""
 
 
@@ -30,7 +30,7 @@ def _id(value: Any, places: Places) -> Any:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         return value
     if value not in places:
-        raise Gone(value)
+        raise TokenGoneError(value)
     return places[value]
 
 
@@ -52,7 +52,7 @@ def _required(value: Any, places: Places) -> Any:
         return _id(value, places)
     kept = _kept_ids(value, places)
     if value and not kept:
-        raise Gone(value[0])
+        raise TokenGoneError(value[0])
     return kept
 
 
@@ -162,7 +162,7 @@ def renumber_tokens(values: Mapping[str, Any], kept: Sequence[int]) -> dict[str,
         if (form := _form(name)) is not None and value is not None:
             try:
                 new[name] = form(value, places)
-            except Gone as gone:
+            except TokenGoneError as gone:
                 raise ValueError(
                     f"{name} {gone} is not among the {len(kept)} rows of the vocabulary that are kept"
                 ) from None

@@ -230,7 +230,7 @@ def _vocabulary_head(config: PretrainedConfig, model_class: type[PreTrainedModel
     return next(str(name) for name, module in model.named_modules() if module is head)
 
 
-def _with_part(
+def _with_part(  # noqa: C901  one step after the other
     config: PretrainedConfig, model_class: type[PreTrainedModel], to: str | None, changes: Mapping[str, Any], part: str
 ) -> Target:
     """A sub-config exchanged: what lies outside keeps its parameters; what reads the part's features is bridged."""

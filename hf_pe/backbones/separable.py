@@ -151,7 +151,7 @@ class SeparableConvolutions(Recipe):
         return new
 
 
-class _Seen(Exception):
+class _Seen(Exception):  # noqa: N818  a signal, not an error
     """A forward pass has come as far as it is needed."""
 
 

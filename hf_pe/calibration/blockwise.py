@@ -41,7 +41,7 @@ class Waiting(NamedTuple):
     output: Any
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818  a signal, not an error
     """Nothing behind the last door is needed."""
 
 

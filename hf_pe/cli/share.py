@@ -13,7 +13,7 @@ from hf_pe.cli.terminal import messages, out, progress
 
 
 @app.command(cls=ListingCommand, epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
-def measure(
+def measure(  # noqa: PLR0913  options of one command
     model: Model,
     data: Annotated[str | None, typer.Option(help="File or data set for quality; without it: not measured.")] = None,
     task: Annotated[str | None, typer.Option(help="What the model does: {tasks}; default: by its class.")] = None,
@@ -83,7 +83,7 @@ def seal(folder: ResultFolder) -> None:
 
 
 @app.command(epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
-def push(
+def push(  # noqa: PLR0913  options of one command
     folder: Annotated[Path, typer.Argument(help="Folder of a result, or of a result with its variants.")],
     repo: Annotated[str, typer.Argument(help="NAME or USER/NAME.")],
     public: Annotated[

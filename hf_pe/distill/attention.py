@@ -64,7 +64,7 @@ def watched() -> Iterator[list[Attention]]:
         _recorded.reset(token)
 
 
-def _attend(
+def _attend(  # noqa: PLR0913  transformers calls it with these
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,

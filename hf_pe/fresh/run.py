@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import torch
 
-from hf_pe.errors import OutOfMemory, ReloadError, out_of_memory
+from hf_pe.errors import OutOfMemoryError, ReloadError, out_of_memory
 
 SERVER = "server.py"
 READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
@@ -91,7 +91,7 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
         variables: of the environment, besides those of this process.
 
     Raises:
-        OutOfMemory: it had not enough memory.
+        OutOfMemoryError: it had not enough memory.
         ReloadError: it fails; `failure` and the program's own last words.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
@@ -110,8 +110,8 @@ def _failure(status: int, failure: str, words: str) -> RuntimeError:
     """Return the error of a program that ended with `status`; what lacked memory has shown nothing."""
     error = ReloadError(f"{failure}:\n{words}")
     if status == -signal.SIGKILL:
-        return OutOfMemory("the system killed the process that loads the result, most likely for want of memory")
-    return error if out_of_memory(error) is None else OutOfMemory(words.strip().splitlines()[-1])
+        return OutOfMemoryError("the system killed the process that loads the result, most likely for want of memory")
+    return error if out_of_memory(error) is None else OutOfMemoryError(words.strip().splitlines()[-1])
 
 
 def _can_fork() -> bool:

@@ -40,7 +40,7 @@ from hf_pe.run.stages import StageFolder, require_resumable
 from hf_pe.tasks import Task, hub_metrics, prepare
 
 
-def compress(
+def compress(  # noqa: PLR0913  each argument is named by its caller
     model: str | Path | Source | nn.Module,
     recipes: Sequence[Recipe],
     *,

@@ -42,7 +42,7 @@ def save_result(
     return finish_result(write_result(model, processor, folder, name, report, auto_class, source), folder)
 
 
-def write_result(
+def write_result(  # noqa: PLR0913  each argument is named by its caller
     model: PreTrainedModel,
     processor: Any,
     folder: Path,

@@ -10,7 +10,7 @@ from hf_pe.run import provenance
 from hf_pe.tasks import Task
 
 
-def recipe_of(
+def recipe_of(  # noqa: PLR0913  each argument is named by its caller
     source: Source,
     task: Task,
     data: DataConfig,

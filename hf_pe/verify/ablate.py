@@ -91,7 +91,7 @@ def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[No
             state[name].data.copy_(tensor)
 
 
-def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:
+def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:  # noqa: C901  one step after the other
     """Let every norm along `axis`, of the hidden width those without weights too, count the kept coordinates only."""
 
     def narrowed(module: nn.Module, places: torch.Tensor, width: int) -> Any:

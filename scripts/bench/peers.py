@@ -138,7 +138,7 @@ BY_FLUCTUATION = "fluctuation with bias compensation (reimplementation of FLAP)"
 REPAIRED = " + our repair"
 
 
-def deep_and_narrow(
+def deep_and_narrow(  # noqa: C901  one step after the other
     model: PreTrainedModel,
     data: TaskData,
     share: float,

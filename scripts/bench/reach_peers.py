@@ -129,7 +129,7 @@ def by_hf_pe(model: PreTrainedModel) -> Any:
         return loader.from_pretrained(Path(folder, "small")).eval()
 
 
-def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:
+def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:  # noqa: C901, PLR0912  one step after the other
     """As its examples do it (examples/LLMs, examples/transformers of its repository)."""
     import torch_pruning as tp
 

@@ -122,7 +122,7 @@ class Point(NamedTuple):
         return f"{self.how} {operation} {what}"
 
 
-def watch(place: Path, at: Callable[[Point, Path], None]) -> None:
+def watch(place: Path, at: Callable[[Point, Path], None]) -> None:  # noqa: C901  one step after the other
     """Call `at` at every point of this process under `place`, from now on; the process may be ended there."""
     root = os.path.realpath(place)
     count = [0]

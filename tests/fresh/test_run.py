@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hf_pe.errors import OutOfMemory, ReloadError, out_of_memory
+from hf_pe.errors import OutOfMemoryError, ReloadError, out_of_memory
 from hf_pe.fresh import run as fresh
 from hf_pe.fresh.run import run_fresh
 
@@ -135,8 +135,8 @@ def test_a_server_that_has_ended_is_not_missed(program, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "words", "kind"),
     [
-        (-9, "", OutOfMemory),
-        (1, "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", OutOfMemory),
+        (-9, "", OutOfMemoryError),
+        (1, "Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n", OutOfMemoryError),
         (1, "Traceback ...\nKeyError: 'weight'", ReloadError),
     ],
 )

@@ -142,9 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.answer(name, raw, {k: unquote(v) for k, v in match.groupdict().items() if v})
         return self.reply(404, {"error": f"no route {self.command} {self.path}"})
 
-    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = do
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = do  # noqa: N815  the names of http.server
 
-    def answer(self, name, raw, args):
+    def answer(self, name, raw, args):  # noqa: PLR0911  one step after the other
         hub = self.hub
         with hub.lock:
             hub.calls[name] += 1

@@ -21,7 +21,7 @@ def test_a_broken_card_is_no_card_with_one_warning(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case, expected",
+    ("case", "expected"),
     [
         ("language_no", {"language": ("da", "no", "sv"), "license": "mit"}),
         ("numeric_tag_license_list", {"language": ("no",), "tags": ("asr", "2024"), "license": "mit, apache-2.0"}),

@@ -8,7 +8,7 @@ EXTENDS = '{% extends "card.md.jinja" %}'
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("{{ report.__class__.__mro__ }}", "line 2: access to attribute '__class__'.*run in a sandbox"),
         ("{{ ''.__class__ }}", "'__class__'.*run in a sandbox"),

@@ -372,7 +372,7 @@ def test_a_loaded_model_needs_its_tokenizer(bert_folder):
         compress(BertModel.from_pretrained(bert_folder), [PRUNE], data=TEXTS, task="embedding")
 
 
-class Reached(Exception):
+class Reached(Exception):  # noqa: N818  a signal, not an error
     """Carries what `prepare` was given."""
 
 

@@ -10,7 +10,7 @@ from hf_pe.run.provenance import base_facts
 
 
 @pytest.mark.parametrize(
-    "stated, expected",
+    ("stated", "expected"),
     [
         ("license: mit", "mit"),
         ("license: [mit, cc-by-4.0]", "mit, cc-by-4.0"),

@@ -38,7 +38,7 @@ ROWS = 1024
 Keep = Mapping[str, float | int | Sequence[int]]
 
 
-def cut_checkpoint(
+def cut_checkpoint(  # noqa: C901, PLR0913, PLR0915  one step after the other
     model: str,
     output: str | Path,
     keep: Keep,
