@@ -1,7 +1,8 @@
 """Cuts a checkpoint on disk without ever holding the model: tensor by tensor, by weights alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ ROWS = 1024
 Keep = Mapping[str, float | int | Sequence[int]]
 
 
-def cut_checkpoint(  # noqa: C901, PLR0913, PLR0915  one step after the other
+def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
     model: str,
     output: str | Path,
     keep: Keep,
@@ -73,35 +74,25 @@ def cut_checkpoint(  # noqa: C901, PLR0913, PLR0915  one step after the other
         UsageError: no such model or axis, a cut that is not proved, files that do not hold what the model does or hold
             values that are not finite, layers by number without saying which, or `output` is taken.
     """
-    unclear = one_or_all(keep)
-    if unclear:
-        raise UsageError(f"keep.{unclear}.")
-    asked: dict[str, Any] = dict(keep)
-    for name, value in asked.items():
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            continue
-        try:
-            amount(value)
-        except ValueError as error:
-            raise UsageError(f"keep.{name}: {error}.") from error
+    _require_clear(keep)
     source = resolve(model, trust_remote_code=trust_remote_code)
     folder = _folder(source)
     config, stored = load_config(source), Stored(folder)
     model_class = class_for(config)
-    state: Tensors
-    state, used = as_in_memory(stored, skeleton(config, model_class))
-    told = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
+    tensors, used = as_in_memory(stored, skeleton(config, model_class))
+    numbers = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
     spec = ModelSpec(config, model_class)
-    sizes, _ = sizes_in_turn(spec, kept_sizes(spec, told, multiple, tensor_parallel))
+    sizes, _ = sizes_in_turn(spec, kept_sizes(spec, numbers, multiple, tensor_parallel))
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
     check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read
     progress.say("checking the weights")
-    require_finite(state.items(), source.name)
-    generation, depths = _generation_settings(folder), dict[str, Kept]()
+    require_finite(tensors.items(), source.name)
+    remaining = _Remaining(folder, model_class, config, tensors, _generation_settings(folder))
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
+        depths: dict[str, Kept] = {}
         for name in (*layers, *sizes):
-            axis = next(a for a in discover(config, model_class).axes if a.name == name)
+            axis = remaining.axis(name)
             if axis.kind.is_depth and name not in layers:
                 raise UsageError(
                     f"keep.{name}: which layers matter shows only on data. Say which stay (layers: [0, 1, 3]), or cut "
@@ -110,34 +101,91 @@ def cut_checkpoint(  # noqa: C901, PLR0913, PLR0915  one step after the other
             if axis.size == sizes.get(name):  # others took along what was to go
                 continue
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
-            require_proof(config, model_class, axis, named)
-            for sentence in rescaling_warnings(ModelSpec(config, model_class), axis):
-                progress.warn(sentence)
+            remaining.require_proof(axis, named)
             depths |= {name: named} if named else {}
             if named and len(depths) == len(layers):
-                for sentence in require_generation(spec.config, model_class, depths):
-                    progress.warn(sentence)
+                _warn(require_generation(config, model_class, depths))
             progress.say(f"choosing units of {name}")
-            kept = named or _largest(state, axis, sizes[name], norm)
-            size = len(next(iter(kept.values())))
-            new = cut_config(config, axis, size, kept)
-            require_size(new, axis, size)
-            changes = generation_changes(generation, config, axis, kept)
-            for sentence in generation_losses(generation, changes):
-                progress.warn(sentence)
-            generation |= changes
-            state = Narrowed(state, axis, kept, skeleton(new, model_class).state_dict())
-            config = new
-            require_width(folder, getattr(config, "hidden_size", None))
-        _write(state, skeleton(config, model_class), used, fresh, shard_size)
-        config.architectures = [model_class.__name__]
-        config.save_pretrained(fresh)
-        if generation:
-            said = {name: value for name, value in generation.items() if value is not None}
-            (fresh / GENERATION).write_text(json.dumps(said, indent=2) + "\n", "utf-8")
-        copy_beside(folder, fresh, config, own_code=trust_remote_code)
+            remaining.cut_(axis, named or _largest(remaining.tensors, axis, sizes[name], norm))
+        remaining.write(fresh, used, shard_size)
+        copy_beside(folder, fresh, remaining.config, own_code=trust_remote_code)
         say_left_behind(source)
     return Path(output)
+
+
+def _require_clear(keep: Mapping[str, Any]) -> None:
+    """Refuse amounts that are none, or that may mean a share or a number.
+
+    Raises:
+        UsageError: one is.
+    """
+    unclear = one_or_all(keep)
+    if unclear:
+        raise UsageError(f"keep.{unclear}.")
+    for name, value in keep.items():
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            continue
+        try:
+            amount(value)
+        except ValueError as error:
+            raise UsageError(f"keep.{name}: {error}.") from error
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        progress.warn(sentence)
+
+
+@dataclass
+class _Remaining:
+    """What remains of a checkpoint after each cut; its tensors are read and cut when they are written.
+
+    Attributes:
+        folder: of the checkpoint.
+        model_class: of the model.
+        config, tensors: as they are after the cuts so far.
+        generation: values of the generation config, by field; None where a field goes.
+    """
+
+    folder: Path
+    model_class: type[PreTrainedModel]
+    config: PretrainedConfig
+    tensors: Tensors
+    generation: dict[str, Any]
+
+    def axis(self, name: str) -> Axis:
+        """Return the axis called `name`."""
+        return next(axis for axis in discover(self.config, self.model_class).axes if axis.name == name)
+
+    def require_proof(self, axis: Axis, named: Kept | None) -> None:
+        """Refuse an axis that does not hold its verification; warn where norms are not rescaled."""
+        require_proof(self.config, self.model_class, axis, named)
+        _warn(rescaling_warnings(ModelSpec(self.config, self.model_class), axis))
+
+    def cut_(self, axis: Axis, kept: Kept) -> None:
+        """Cut an axis.
+
+        Raises:
+            UsageError: the config cannot state the size, or a module behind the model needs another width.
+        """
+        size = len(next(iter(kept.values())))
+        new = cut_config(self.config, axis, size, kept)
+        require_size(new, axis, size)
+        changes = generation_changes(self.generation, self.config, axis, kept)
+        _warn(generation_losses(self.generation, changes))
+        self.generation |= changes
+        self.tensors = Narrowed(self.tensors, axis, kept, skeleton(new, self.model_class).state_dict())
+        self.config = new
+        require_width(self.folder, getattr(new, "hidden_size", None))
+
+    def write(self, fresh: Path, used: list[WeightTransform], shard_size: str) -> None:
+        """Write the tensors, the config and the generation config into the folder `fresh`."""
+        _write(self.tensors, skeleton(self.config, self.model_class), used, fresh, shard_size)
+        self.config.architectures = [self.model_class.__name__]
+        self.config.save_pretrained(fresh)
+        if self.generation:
+            stated = {name: value for name, value in self.generation.items() if value is not None}
+            (fresh / GENERATION).write_text(json.dumps(stated, indent=2) + "\n", "utf-8")
 
 
 def _generation_settings(folder: Path) -> dict[str, Any]:
