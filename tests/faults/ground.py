@@ -62,7 +62,7 @@ def make_results(place: Path) -> None:
         raise KeyboardInterrupt
 
     def stopped() -> None:
-        Distillation.train = stop  # type: ignore[method-assign,assignment]
+        Distillation.apply = stop  # type: ignore[method-assign,assignment]
         app(["run", "stopped.yaml", "--output", "stopped"])
 
     assert forked(stopped, place / "making.log") == 130, (place / "making.log").read_text()

@@ -41,16 +41,16 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data)
-    rungs = [{"a": size} for size in range(10, 0, -1)]
-    (curve,) = tried(model, data, [rungs], lambda s: noisy(model, s["a"]), lambda s: s["a"] / 10)
+    rungs = [{"ffn": size} for size in range(10, 0, -1)]
+    (curve,) = tried(model, data, [rungs], lambda s: noisy(model, s["ffn"]), lambda s: s["ffn"] / 10)
     assert curve[0].rung == 0 and curve[-1].rung == 9
     losses = [each.loss for each in curve]
     assert losses == sorted(losses) and losses[-1] > 0
-    assert [each.cost for each in curve] == [rungs[each.rung]["a"] / 10 for each in curve]
-    settings = [{"a": 3}, {"a": 10}, {"a": 6}]
-    assert least_loss(model, data, settings, lambda s: noisy(model, s["a"])) == {"a": 10}
-    same = least_loss(model, data, [{"a": 1}, {"a": 1}], lambda s: noisy(model, s["a"]))
-    assert same == {"a": 1}
+    assert [each.cost for each in curve] == [rungs[each.rung]["ffn"] / 10 for each in curve]
+    settings = [{"ffn": 3}, {"ffn": 10}, {"ffn": 6}]
+    assert least_loss(model, data, settings, lambda s: noisy(model, s["ffn"])) == {"ffn": 10}
+    same = least_loss(model, data, [{"ffn": 1}, {"ffn": 1}], lambda s: noisy(model, s["ffn"]))
+    assert same == {"ffn": 1}
 
 
 def test_layers_go_one_by_one_where_they_are_missed_least(deep):
