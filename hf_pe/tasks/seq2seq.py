@@ -33,7 +33,8 @@ class Seq2Seq(Task):
 
     Example:
         >>> from transformers import WhisperConfig
-        >>> Seq2Seq.require_inferred(WhisperConfig(architectures=["WhisperForConditionalGeneration"]))
+        >>> config = WhisperConfig(architectures=["WhisperForConditionalGeneration"])
+        >>> Seq2Seq.require_inferred(config)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         hf_pe.errors.UsageError: WhisperForConditionalGeneration does not turn a text into a text: ...
     """

@@ -70,7 +70,7 @@ def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
     small = recipe.carry_out(StageState(model, data)).model
     names = plain_linear_layers(model, recipe.kept_modules(model))
     before = {name: dequantized_weight(small.get_submodule(name)).clone() for name in names}
-    left = repair_(small, model, names, data)
+    left = repair_(small, model, names, data, recipe.quantizer)
     assert left == [name for name in names if "crossattention" in name] and left
     for name in names:
         assert torch.equal(dequantized_weight(small.get_submodule(name)), before[name]) == (name in left)

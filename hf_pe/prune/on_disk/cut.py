@@ -113,7 +113,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
     return Path(output)
 
 
-def _require_clear(keep: Mapping[str, Any]) -> None:
+def _require_clear(keep: Mapping[str, object]) -> None:
     """Refuse amounts that are none, or that may mean a share or a number.
 
     Raises:
