@@ -109,7 +109,7 @@ def main() -> None:
     chosen: dict[float, dict[str, Any]] = {share: {} for share in SHARES}
     everything = TextClassification().prepare(load_for_evaluation(rows("train")), processor, model.config)
     for seed in range(count):
-        data = replace(everything, train=everything.train.shuffle(seed=seed), memory={})
+        data = replace(everything, train=everything.train.shuffle(seed=seed))
         for share in SHARES:
             made = (
                 deep_and_narrow(model, data, share, task_loss, chosen[share]),
