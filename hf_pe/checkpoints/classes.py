@@ -11,7 +11,6 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.config_checks import require_buildable
 from hf_pe.errors import UsageError
 

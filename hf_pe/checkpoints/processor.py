@@ -10,7 +10,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.source import Source, package_path, public_folder_name, short_reason
 from hf_pe.dummies.sizes import processor_size
 from hf_pe.errors import UsageError, pass_on_memory_errors

@@ -14,7 +14,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.dummies.outputs import difference
 from hf_pe.fresh.run import run_fresh
 from hf_pe.loading import Loading, ProcessorClass

@@ -13,7 +13,6 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe import progress
 from hf_pe.adapters import adapters_aside
 from hf_pe.checkpoints.load import write_dtype

@@ -2,7 +2,6 @@
 
 from transformers import PretrainedConfig
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.sentence_modules import SentenceModules
 from hf_pe.checkpoints.sentence_transformers import is_sentence_folder, read_sentence_modules, require_width
 from hf_pe.checkpoints.source import Source

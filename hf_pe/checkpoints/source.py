@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers.integrations.gguf.reader import GgufHeader
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.checkpoints.sentence_transformers import (
     MODULES,
     PROMPTS,

@@ -12,7 +12,6 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.anatomy import skeleton
 from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_places, kept_in_float32
 from hf_pe.checkpoints.source import Source
