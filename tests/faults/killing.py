@@ -209,7 +209,13 @@ def run(place: Path, *flags: str, at: Callable[[Point, Path], None] | None = Non
 
 
 def forked(work: Callable[[], None], log: Path | None = None) -> int:
-    """Return the exit status of `work` in a forked process, whose output goes to `log`."""
+    """Return the exit status of `work` in a forked process on one thread, whose output goes to `log`.
+
+    The process makes torch's thread pool anew before it begins: the pool does not survive a fork, and threads that
+    load weights and ask for it at the same time end the process ("Invalid thread pool!").
+    """
+    import torch
+
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -220,6 +226,7 @@ def forked(work: Callable[[], None], log: Path | None = None) -> int:
             file = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
             os.dup2(file, 1)
             os.dup2(file, 2)
+        torch.set_num_threads(1)
         work()
         status = 0
     except SystemExit as stop:
