@@ -118,11 +118,14 @@ def main_dtype(model: PreTrainedModel) -> torch.dtype:
 
 def _keep_dtypes_(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
     """Give parameters that were in another dtype than most (a head in float32) their own values back."""
+    given_back = False
     for name, parameter in model.named_parameters():
         given = weights.get(name)
         if given is not None and given.is_floating_point() and given.dtype != parameter.dtype:
             parameter.data = given.detach().to(parameter.device)
-            align_dtypes_(model)
+            given_back = True
+    if given_back:
+        align_dtypes_(model)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
