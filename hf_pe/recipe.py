@@ -74,7 +74,7 @@ class StageState:
             UsageError: the examples do not fit the task, or the processor not the model.
         """
         data = prepare(self.data.task, self.data.examples, processor, self.model.config)
-        return replace(self, task_data=replace(data, teacher=self.data.teacher), statistics=StatisticsCache())
+        return replace(self, task_data=replace(data, teacher=self.teacher), statistics=StatisticsCache())
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The teachers of a distillation, from its settings and the state of a run."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from transformers import PreTrainedModel
 
@@ -10,8 +10,9 @@ from hf_pe.distill.schedule import Schedule
 from hf_pe.distill.settings import DistillationSettings
 from hf_pe.distill.teachers.cache_files import open_cache
 from hf_pe.distill.teachers.live import LiveTeacher
-from hf_pe.distill.teachers.load import Teacher, frozen
+from hf_pe.distill.teachers.load import Teacher
 from hf_pe.distill.teachers.source import TeacherSource
+from hf_pe.modes import frozen
 from hf_pe.recipe import StageState
 
 
@@ -21,7 +22,7 @@ def loaded_teachers(settings: DistillationSettings, state: StageState) -> Iterat
     models = _models(settings, state)
     for teacher, model in zip(settings.teachers, models, strict=False):
         state.statistics.put(state.model, _key(teacher), model)
-    with frozen(models):
+    with _none_learning(models):
         yield [LiveTeacher(model, teacher.weight) for teacher, model in zip(_named(settings), models, strict=True)]
 
 
@@ -33,11 +34,20 @@ def training_teachers(settings: DistillationSettings, state: StageState) -> Iter
         UsageError: see `Teacher.load` and `open_cache`.
     """
     models = _models(settings, state)
-    with frozen(models):
+    with _none_learning(models):
         yield [
             _source(settings, state, teacher, model, number)
             for number, (teacher, model) in enumerate(zip(_named(settings), models, strict=True), 1)
         ]
+
+
+@contextmanager
+def _none_learning(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Let no teacher learn inside the block; they stay in evaluation mode afterwards."""
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(frozen(model.eval()))
+        yield
 
 
 def _source(

@@ -18,7 +18,7 @@ from transformers import (
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, Teacher
-from hf_pe.distill.teachers.load import frozen
+from hf_pe.distill.teaching import loaded_teachers
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import lively
@@ -151,7 +151,8 @@ def test_packing_the_original_needs_its_name(language):
 
 def test_the_original_may_learn_again_afterwards(language):
     before = [p.requires_grad for p in language.teacher.parameters()]
-    with frozen([language.teacher]):
+    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    with loaded_teachers(Distillation(), StageState(student, language)):
         assert not any(p.requires_grad for p in language.teacher.parameters())
     assert [p.requires_grad for p in language.teacher.parameters()] == before and all(before)
 

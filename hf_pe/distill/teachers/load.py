@@ -1,7 +1,5 @@
 """Load who teaches: the original, other models, packed or adapted ones."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,18 +86,3 @@ class Teacher(Frozen):
                 ) from error
         frozen_teacher: PreTrainedModel = teacher.eval().requires_grad_(False)
         return frozen_teacher
-
-
-@contextmanager
-def frozen(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Let no teacher learn meanwhile; in evaluation mode, which they stay in."""
-    trainable = [p for model in models for p in model.parameters() if p.requires_grad]
-    for model in models:
-        model.eval()
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
