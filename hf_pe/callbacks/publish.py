@@ -12,7 +12,7 @@ from hf_pe.callbacks.ranks import MetricReader, better, decided, on_first, recal
 from hf_pe.errors import UsageError
 from hf_pe.hub import Publish, PushError, check_access, push
 from hf_pe.progress import say
-from hf_pe.run.folder import save_result
+from hf_pe.run.folder import finish_result, write_result
 
 
 class PublishCallback(TrainerCallback):
@@ -149,7 +149,8 @@ class PublishCallback(TrainerCallback):
             made = self.report.report(args, state, copied)
             with tempfile.TemporaryDirectory() as place:
                 folder = Path(place, self.settings.repo.rpartition("/")[2])
-                save_result(copied, processor, folder, folder.name, made, use_of(copied).auto_class, self.report.source)
+                auto_class, source = use_of(copied).auto_class, self.report.source
+                finish_result(write_result(copied, processor, folder, folder.name, made, auto_class, source), folder)
                 try:
                     push(folder, self.settings, api=self.api, prove=False)  # saving has just proved it
                 except PushError as error:

@@ -29,19 +29,6 @@ ROUNDED_TOLERANCE = 2e-2
 """Largest difference of an embedding's values where weights or activations are rounded to 16 bits or fewer."""
 
 
-def save_result(
-    model: PreTrainedModel,
-    processor: Any,
-    folder: Path,
-    name: str,
-    report: Report,
-    auto_class: str,
-    source: Source | None = None,
-) -> Report:
-    """Write a result without variants into `folder`, card included; see `write_result`."""
-    return finish_result(write_result(model, processor, folder, name, report, auto_class, source), folder)
-
-
 def write_result(  # noqa: PLR0913  each argument is named by its caller
     model: PreTrainedModel,
     processor: Any,

@@ -21,7 +21,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.errors import ReloadError
 from hf_pe.files.hashes import value_sha256
 from hf_pe.hub.card import render_card
-from hf_pe.run.folder import save_result
+from hf_pe.run.folder import finish_result, write_result
 from hf_pe.tasks.infer import find_task
 from tests.helpers import TEXTS, needs_package
 
@@ -98,7 +98,8 @@ def test_all_modules_come_along_and_the_result_is_opened_and_compared(folder, tm
     model, told = load_model(source, BertModel), result[0].report
     after = told.after.model_copy(update={"parameters": model.num_parameters()})
     told = told.model_copy(update={"after": after, "folder": None})
-    written = save_result(model, load_processor(source), tmp_path / "small", "small", told, "AutoModel", source)
+    report = write_result(model, load_processor(source), tmp_path / "small", "small", told, "AutoModel", source)
+    written = finish_result(report, tmp_path / "small")
     names = {str(path.relative_to(tmp_path / "small")) for path in (tmp_path / "small").rglob("*")}
     expected = {"1_Pooling/config.json", "2_Dropout/config.json", "3_Dense/config.json", "3_Dense/model.safetensors"}
     assert expected | {"4_Normalize", "modules.json", "config_sentence_transformers.json"} <= names
@@ -262,7 +263,7 @@ def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, t
     monkeypatch.setattr("hf_pe.run.folder.reopened", lambda folder, name, model, *_: (_seen(model, result), ""))
     source = resolve(str(folder))
     with pytest.raises(ReloadError, match="gives other embeddings when SentenceTransformer opens it"):
-        save_result(
+        write_result(
             load_model(source, BertModel), load_processor(source), tmp_path / "out", "out", result[0].report,
             "AutoModel", source,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from transformers import BertModel
 from hf_pe.checkpoints.save import save_model
 from hf_pe.dummies.tiny import lively
 from hf_pe.errors import ReloadError
-from hf_pe.run.folder import save_result
+from hf_pe.run.folder import write_result
 from tests.helpers import bert_config
 from tests.hub.test_card import measurement, report
 
@@ -26,4 +26,4 @@ def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeyp
     monkeypatch.setattr("hf_pe.measure.memory.longest", lambda *_: 16)
     told = report(after=measurement(parameters=model.num_parameters()))
     with pytest.raises(ReloadError, match=r"small reloads with other weights: embeddings\.position_embeddings\.weight"):
-        save_result(model, None, tmp_path / "small", "small", told, "AutoModel")
+        write_result(model, None, tmp_path / "small", "small", told, "AutoModel")
