@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from hf_pe import StructuredPruning, UsageError
 from hf_pe.data import load_examples
@@ -31,18 +30,8 @@ def registered(monkeypatch):
 
 
 @pytest.fixture
-def file(bert_folder, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "model": str(bert_folder),
-        "data": {"train": str(texts)},
-        "task": "embedding",
-        "recipes": [{"recipe": "prune", "keep": {"ffn": 0.5}, "criterion": "fluctuation"}],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+def file(write_recipe, bert_folder):
+    return write_recipe(bert_folder, {"recipe": "prune", "keep": {"ffn": 0.5}, "criterion": "fluctuation"})
 
 
 def criteria_in_schema() -> list[str]:

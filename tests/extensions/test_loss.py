@@ -4,14 +4,13 @@ import json
 
 import pytest
 import torch
-import yaml
 
 from hf_pe import UsageError
 from hf_pe.distill.losses.logits import softened
 from hf_pe.distill.losses.registry import LOSSES, LossSettings, divergence_loss
 from hf_pe.papers import PAPERS, Paper
 from hf_pe.recipe_file import json_schema, read_recipe
-from tests.helpers import TEXTS, call
+from tests.helpers import call
 
 PAPER = Paper("someone1909distance", "Some One", "A Distance of Distributions", 1909, "0909.00001")
 LINK = f"https://arxiv.org/abs/{PAPER.arxiv}"
@@ -30,21 +29,10 @@ def registered(monkeypatch):
 
 
 @pytest.fixture
-def file(registered, llama_folder, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "model": str(llama_folder),
-        "data": {"train": str(texts), "max_length": 16},
-        "task": "causal_lm",
-        "recipes": [
-            {"recipe": "prune", "keep": {"ffn": 0.5}},
-            {"recipe": "distil", "losses": {"hellinger": 1.0}, "steps": 3, "batch_size": 4, "learning_rate": 1e-3},
-        ],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+def file(registered, write_recipe, llama_folder):
+    prune = {"recipe": "prune", "keep": {"ffn": 0.5}}
+    distil = {"recipe": "distil", "losses": {"hellinger": 1.0}, "steps": 3, "batch_size": 4, "learning_rate": 1e-3}
+    return write_recipe(llama_folder, prune, distil, task="causal_lm", max_length=16)
 
 
 def test_it_is_read_from_a_recipe_file_and_stands_in_the_schema(file):

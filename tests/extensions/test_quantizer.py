@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-import yaml
 from transformers import BertModel
 
 from hf_pe import BitsAndBytesQuantization, Distillation, UsageError
@@ -18,7 +17,7 @@ from hf_pe.quantizers.registry import QUANTIZERS
 from hf_pe.recipe import StageState
 from hf_pe.recipe_file import json_schema, read_recipe
 from tests.extensions.row_int8 import RowInt8Config, RowInt8Linear
-from tests.helpers import TEXTS, call
+from tests.helpers import call
 
 PAPER = "https://arxiv.org/abs/2208.07339"
 
@@ -61,18 +60,8 @@ def known_to_transformers(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def file(bert_folder, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "model": str(bert_folder),
-        "data": {"train": str(texts)},
-        "task": "embedding",
-        "recipes": [{"recipe": "quantize", "method": "row_int8"}],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+def file(write_recipe, bert_folder):
+    return write_recipe(bert_folder, {"recipe": "quantize", "method": "row_int8"})
 
 
 def methods_in_schema() -> list[str]:

@@ -5,7 +5,6 @@ import json
 from typing import Literal
 
 import pytest
-import yaml
 from pydantic import Field
 
 from hf_pe import BitsAndBytesQuantization, UsageError, compress
@@ -13,7 +12,7 @@ from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.recipe import Recipe, StageState
-from hf_pe.recipe_file import RecipeFile, json_schema, read_recipe
+from hf_pe.recipe_file import json_schema, read_recipe
 from hf_pe.recipes import RECIPES
 from hf_pe.run.order import check_order
 from tests.helpers import TEXTS, call
@@ -42,27 +41,13 @@ class Shortened(Recipe):
 
 
 @pytest.fixture
-def registered(monkeypatch):
-    monkeypatch.setitem(RECIPES, Shortened.kind(), Shortened)  # the one line
-    RecipeFile.model_rebuild(force=True)
-    yield
-    monkeypatch.undo()
-    RecipeFile.model_rebuild(force=True)
+def registered(register):
+    register(RECIPES, Shortened.kind(), Shortened)  # the one line
 
 
 @pytest.fixture
-def file(registered, bert_folder, tmp_path):
-    texts = tmp_path / "texts.txt"
-    texts.write_text("\n".join(TEXTS))
-    path = tmp_path / "recipe.yaml"
-    content = {
-        "model": str(bert_folder),
-        "data": {"train": str(texts)},
-        "task": "embedding",
-        "recipes": [{"recipe": "shorten", "length": 16}],
-    }
-    path.write_text(yaml.safe_dump(content))
-    return path
+def file(registered, write_recipe, bert_folder):
+    return write_recipe(bert_folder, {"recipe": "shorten", "length": 16})
 
 
 def test_it_is_read_from_a_recipe_file_and_stands_in_the_schema(file):

@@ -27,7 +27,7 @@ from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig
 from hf_pe.dummies.tiny import lively
 from hf_pe.modes import evaluating
-from hf_pe.recipe_file import RecipeFile, json_schema, read_recipe
+from hf_pe.recipe_file import json_schema, read_recipe
 from hf_pe.report import read_report
 from hf_pe.tasks import TASKS, Judged, Task, TaskData, model_inputs
 from hf_pe.tasks.infer import find_task
@@ -80,12 +80,8 @@ class NextSentence(Task):
 
 
 @pytest.fixture
-def registered(monkeypatch):
-    monkeypatch.setitem(TASKS, NextSentence.name, NextSentence)  # the one line
-    RecipeFile.model_rebuild(force=True)
-    yield
-    monkeypatch.undo()
-    RecipeFile.model_rebuild(force=True)
+def registered(register):
+    register(TASKS, NextSentence.name, NextSentence)  # the one line
 
 
 @pytest.fixture
