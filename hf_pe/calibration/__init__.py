@@ -1,14 +1,17 @@
-"""Forward passes over calibration rows: what flows into modules, block by block where memory asks for it, and how far
-answers move."""
+"""Forward passes over calibration rows and the statistics that they give.
 
+The statistics are second moments of module inputs, gradients, block influence, routing of experts, and the distance
+between the outputs of two models. Where memory is short, the rows pass one block at a time (blockwise passes).
+"""
+
+from hf_pe.calibration.blockwise import PausedBatch as PausedBatch
 from hf_pe.calibration.blockwise import Stop as Stop
-from hf_pe.calibration.blockwise import Waiting as Waiting
 from hf_pe.calibration.blockwise import lockstep as lockstep
 from hf_pe.calibration.hooks import BATCH as BATCH
 from hf_pe.calibration.hooks import Passes as Passes
-from hf_pe.calibration.hooks import comes_by as comes_by
+from hf_pe.calibration.hooks import count_calls as count_calls
 from hf_pe.calibration.hooks import hidden_of as hidden_of
-from hf_pe.calibration.hooks import same as same
+from hf_pe.calibration.hooks import same_tensor as same_tensor
 from hf_pe.calibration.hooks import watch as watch
 from hf_pe.calibration.hooks import watching as watching
 from hf_pe.calibration.moments import moments as moments

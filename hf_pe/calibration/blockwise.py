@@ -1,8 +1,9 @@
-"""Many forward passes side by side: all batches pass one block before any enters the next.
+"""Blockwise passes: forward passes in which all batches pass one block of a model before any enters the next.
 
-What is learned at a block can change it before the batches go through it, in one pass over the data and with the
-statistics of one block in memory. Each batch runs in a thread of its own that sleeps at the blocks' doors, so that all
-a model keeps on its way (masks, positions, caches, encoder states) stays as the model made it. One runs at a time.
+A caller can so gather statistics at a block and change its weights before the batches go through it, with one pass over
+the data and the statistics of a single block in memory. Each batch is a forward pass in a thread of its own that
+sleeps before or after the blocks. So everything that the model computes on the way (masks, positions, caches, encoder
+states) stays on that thread's stack, and no code has to know about it. Only one thread runs at a time.
 """
 
 import threading
@@ -20,19 +21,20 @@ from hf_pe.tasks import Batch, model_inputs, on_device
 
 
 class Stop(NamedTuple):
-    """A door: before a module runs, or after."""
+    """A point where all batches pause: before a module runs, or after it."""
 
     module: str
     after: bool
 
 
-class Waiting(NamedTuple):
-    """One batch at a door.
+class PausedBatch(NamedTuple):
+    """One batch whose forward pass has paused at a `Stop`.
 
     Attributes:
-        batch: what went in at the model's front.
-        args, kwargs: of the module, before it runs.
-        output: of the module, after it ran.
+        batch: the inputs of the model.
+        args: the positional arguments of the module.
+        kwargs: its keyword arguments.
+        output: its output; None before it runs.
     """
 
     batch: Batch
@@ -42,22 +44,22 @@ class Waiting(NamedTuple):
 
 
 class _Enough(Exception):  # noqa: N818  a signal, not an error
-    """Nothing behind the last door is needed."""
+    """Ends a forward pass behind the last stop."""
 
 
 class _Pass(threading.Thread):
-    """One batch on its way."""
+    """The forward pass of one batch."""
 
     def __init__(self, model: PreTrainedModel, batch: Batch, stops: Sequence[Stop]) -> None:
         super().__init__(daemon=True)
-        self.model, self.batch, self.left = model, batch, list(stops)
-        self.go, self.came = threading.Semaphore(0), threading.Semaphore(0)
-        self.at: Waiting | None = None
+        self.model, self.batch, self.stops_ahead = model, batch, list(stops)
+        self.may_run, self.has_paused = threading.Semaphore(0), threading.Semaphore(0)
+        self.paused: PausedBatch | None = None
         self.error: BaseException | None = None
         self.stopped = False
 
     def run(self) -> None:
-        self.go.acquire()
+        self.may_run.acquire()
         try:
             if not self.stopped:
                 with torch.no_grad():
@@ -67,23 +69,25 @@ class _Pass(threading.Thread):
             pass
         except BaseException as error:
             self.error = error
-        self.came.release()
+        self.has_paused.release()
 
-    def wait_here(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.at = Waiting(self.batch, args, kwargs, output)
-        self.came.release()
-        self.go.acquire()
-        self.at = None
+    def pause(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Wait, on the thread of this pass, until the caller of `advance` lets it go on."""
+        self.paused = PausedBatch(self.batch, args, kwargs, output)
+        self.has_paused.release()
+        self.may_run.acquire()
+        self.paused = None
         if self.stopped:
             raise _Enough
 
-    def step(self) -> Waiting:
-        self.go.release()
-        self.came.acquire()
+    def advance(self) -> PausedBatch:
+        """Let the pass run to its next stop, and return what it has there."""
+        self.may_run.release()
+        self.has_paused.acquire()
         if self.error is not None:
             raise self.error
-        assert self.at is not None
-        return self.at
+        assert self.paused is not None
+        return self.paused
 
 
 @contextmanager
@@ -92,44 +96,46 @@ def lockstep(
     batches: Iterable[Batch],
     stops: Sequence[Stop],
     before: Callable[[int, Batch], None] = lambda number, batch: None,
-) -> Iterator[Iterator[list[Waiting]]]:
-    """Iterate over `stops`: at each, all batches wait there. `model` runs in evaluation mode, without gradients.
+) -> Iterator[Iterator[list[PausedBatch]]]:
+    """Give an iterator over `stops` that yields all batches once they have paused at that stop.
+
+    The model runs in evaluation mode and without gradients.
 
     Args:
-        model: its modules may be changed, and be called with what `Waiting` holds, while the batches wait.
+        model: while the batches wait, its modules may be changed, and be called with the arguments in `PausedBatch`.
         batches: kept in memory until the end.
-        stops: in the order in which the model comes by; modules in between are run without a stop.
-        before: called with the number of a batch, and it, whenever it goes on: hooks may then know whose turn it is.
+        stops: in the order in which the model runs their modules; other modules run without a pause.
+        before: called with a batch's number and the batch whenever its pass goes on, so that hooks know which one runs.
     """
     passes = [_Pass(model, on_device(model, batch), stops) for batch in batches]
 
-    def door(stop: Stop) -> Any:
-        def pause(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
-            me = threading.current_thread()
-            if isinstance(me, _Pass) and me.left[:1] == [stop]:
-                me.left.pop(0)
-                me.wait_here(args, kwargs, output)
+    def pausing(stop: Stop) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any = None) -> None:
+            thread = threading.current_thread()
+            if isinstance(thread, _Pass) and thread.stops_ahead[:1] == [stop]:
+                thread.stops_ahead.pop(0)
+                thread.pause(args, kwargs, output)
 
-        return pause
+        return hook
 
-    def step(number: int, each: _Pass) -> Waiting:
-        before(number, each.batch)
-        return each.step()
+    def advance(number: int, forward: _Pass) -> PausedBatch:
+        before(number, forward.batch)
+        return forward.advance()
 
     handles = []
     for stop in dict.fromkeys(stops):
         module = model.get_submodule(stop.module)
         register: Any = module.register_forward_hook if stop.after else module.register_forward_pre_hook
-        handles.append(register(door(stop), with_kwargs=True))
+        handles.append(register(pausing(stop), with_kwargs=True))
     with evaluating(model):
-        for each in passes:
-            each.start()
+        for forward in passes:
+            forward.start()
         try:
-            yield ([step(number, each) for number, each in enumerate(passes)] for _ in stops)
+            yield ([advance(number, forward) for number, forward in enumerate(passes)] for _ in stops)
         finally:
-            for each in passes:
-                each.stopped = True
-                each.go.release()
-                each.join()
+            for forward in passes:
+                forward.stopped = True
+                forward.may_run.release()
+                forward.join()
             for handle in handles:
                 handle.remove()

@@ -15,16 +15,16 @@ from hf_pe.machine_memory import available_memory
 T = TypeVar("T")
 
 SHARE_OF_FREE_MEMORY = 0.5
-"""Of the memory that is free when a cache is made, how much it may hold by default."""
+"""The fraction of the memory that is free when a cache is made which it may hold by default."""
 
 
 @dataclass(frozen=True)
 class StatisticsKey(Generic[T]):
-    """What a cached value of type `T` is.
+    """Name a cached value of type `T`.
 
     Attributes:
-        kind: of the value, such as "second moments".
-        detail: what else decides it besides the model, such as the name of an axis.
+        kind: what the value is, such as "second moments".
+        detail: what it depends on besides the model, such as the name of an axis.
     """
 
     kind: str
@@ -32,13 +32,13 @@ class StatisticsKey(Generic[T]):
 
 
 class StatisticsCache:
-    """Values computed from a model, each computed once.
+    """Hold values computed from models, so that each is computed once.
 
     A value belongs to one model object and is dropped with it. Once more than `limit` bytes are held, the values that
-    were used longest ago are dropped; a value larger than the limit is handed out but not kept.
+    were used longest ago are dropped; a value larger than the limit is returned but not held.
 
     Args:
-        limit: in bytes; default: `SHARE_OF_FREE_MEMORY` of the memory that is free now.
+        limit: the most bytes to hold; default: `SHARE_OF_FREE_MEMORY` of the memory that is free now.
 
     Example:
         >>> import torch
@@ -58,12 +58,12 @@ class StatisticsCache:
 
     def get(self, model: nn.Module, key: StatisticsKey[T], compute: Callable[[], T]) -> T:
         """Return the value of `model` for `key`; call `compute` where it is not held."""
-        place = (id(model), key)
-        if place not in self._values:
+        entry = (id(model), key)
+        if entry not in self._values:
             self.put(model, key, value := compute())
             return value
-        self._values.move_to_end(place)
-        return cast(T, self._values[place][0])
+        self._values.move_to_end(entry)
+        return cast(T, self._values[entry][0])
 
     def put(self, model: nn.Module, key: StatisticsKey[T], value: T) -> None:
         """Hold a value in place of one with the same key, if there is room for it."""
@@ -84,7 +84,7 @@ class StatisticsCache:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all tensors that are held."""
+        """Return the bytes of all tensors that are held."""
         return sum(size for _, size in [*self._values.values()])  # a copy: a model may go meanwhile, with its values
 
     def __len__(self) -> int:
@@ -93,8 +93,8 @@ class StatisticsCache:
     def _forget(self, number: int) -> None:
         """Drop the values of a model that is gone."""
         self._models.pop(number, None)
-        for place in [place for place in self._values if place[0] == number]:
-            del self._values[place]
+        for entry in [entry for entry in self._values if entry[0] == number]:
+            del self._values[entry]
 
 
 def nested_bytes(value: Any) -> int:

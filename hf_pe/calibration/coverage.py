@@ -1,4 +1,4 @@
-"""Whether the calibration data reach the units of an axis."""
+"""Check that the calibration rows reach the units of an axis: texts alone never run the image tower of a LLaVA."""
 
 from collections.abc import Collection
 from typing import Any
@@ -6,28 +6,36 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
-from hf_pe.calibration.hooks import BATCH, comes_by
+from hf_pe.calibration.hooks import BATCH, count_calls
 from hf_pe.errors import UsageError
 from hf_pe.tasks import TaskData
 
 
-def require_passage(seen: Collection[Any], axis: Axis) -> None:
-    """Refuse to choose along an axis of which nothing was seen.
+def require_reached(statistics: Collection[Any], axis: Axis) -> None:
+    """Refuse to choose units of an axis that the calibration rows never reach.
+
+    Args:
+        statistics: what was gathered of the axis on the calibration rows; empty where no row reaches it.
+        axis: the axis.
 
     Raises:
-        UsageError: no calibration row goes through it: it lies in another tower.
+        UsageError: `statistics` is empty.
     """
-    if not seen:
+    if not statistics:
         raise UsageError(
-            f"prune: no calibration row goes through what '{axis.name}' counts, so that nothing tells its units apart. "
-            "Give data that do, leave this axis out, or set its size with keep and choose by magnitude_l2."
+            f"prune: the calibration data never reach '{axis.name}' (are images missing?), so its units cannot be "
+            "ranked. Give data that reach it, leave this axis out, or set its size with keep and choose by "
+            "magnitude_l2."
         )
 
 
 def reached(model: PreTrainedModel, axis: Axis, data: TaskData) -> list[str]:
-    """Modules of an axis that the first calibration batch goes through which goes through any."""
+    """Return the modules of an axis that the calibration rows run.
+
+    They are those of the first batch that runs any; the list is empty where no batch does.
+    """
     names = {slot.group if not axis.kind.is_depth else f"{slot.group}.0" for slot in axis.slots}
     names |= {slot.name.rpartition(".")[0] for slot in axis.slots}
     modules = {name: module for name, module in model.named_modules() if name and name in names}
-    batches = data.batches(data.calibration, BATCH)
-    return next((list(found) for batch in batches if (found := comes_by(model, modules, batch))), [])
+    counts = (count_calls(model, modules, batch) for batch in data.batches(data.calibration, BATCH))
+    return next((list(calls) for calls in counts if calls), [])

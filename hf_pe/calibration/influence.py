@@ -1,4 +1,4 @@
-"""Block influence: how far each layer turns the hidden states."""
+"""Block influence: how far each layer rotates the hidden states."""
 
 from typing import Any
 
@@ -6,31 +6,39 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis
-from hf_pe.calibration.coverage import require_passage
+from hf_pe.calibration.coverage import require_reached
 from hf_pe.calibration.hooks import hidden_of, watch
 from hf_pe.tasks import TaskData, counted_rows
 
 
 def block_influence(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[int, float]:
-    """How much each layer turns the hidden states: 1 - mean cosine between input and output.
+    """Return the block influence of each layer: 1 - the mean cosine between its input and its output.
 
     Men et al. 2024, arXiv:2403.03853, eq. 1.
+
+    Args:
+        model: the model.
+        axis: an axis of depth; its first stack of layers is looked at.
+        data: has the calibration rows.
+
+    Raises:
+        UsageError: no calibration row reaches the layers.
     """
     stack = axis.groups[0]
-    turned: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
+    distances: dict[str, list[torch.Tensor]] = {str(i): [] for i in range(axis.size)}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        given = hidden_of(output)
-        if given.shape != inputs.shape:  # leads into a stage of another width: never chosen
-            turned[name].append(torch.ones(1))
-        elif inputs.ndim == 4:  # maps, channels first or last: image by image
-            turned[name].append(1 - torch.cosine_similarity(inputs.flatten(1).float(), given.flatten(1).float()))
+        hidden = hidden_of(output)
+        if hidden.shape != inputs.shape:  # a layer that leads into a stage of another width is never removed
+            distances[name].append(torch.ones(1))
+        elif inputs.ndim == 4:  # feature maps, channels first or last: image by image
+            distances[name].append(1 - torch.cosine_similarity(inputs.flatten(1).float(), hidden.flatten(1).float()))
         else:
-            before, after = counted_rows(inputs, mask).float(), counted_rows(given, mask).float()
-            turned[name].append(1 - torch.cosine_similarity(before, after))
+            before, after = counted_rows(inputs, mask).float(), counted_rows(hidden, mask).float()
+            distances[name].append(1 - torch.cosine_similarity(before, after))
 
-    layers = {name: model.get_submodule(f"{stack}.{name}") for name in turned}
+    layers = {name: model.get_submodule(f"{stack}.{name}") for name in distances}
     with watch(model, layers, collect) as passes:
         passes.run(data, f"influence of {axis.name}")
-    require_passage([values for values in turned.values() if values], axis)
-    return {int(name): float(torch.cat(values).mean()) for name, values in turned.items()}
+    require_reached([values for values in distances.values() if values], axis)
+    return {int(name): float(torch.cat(values).mean()) for name, values in distances.items()}

@@ -1,17 +1,17 @@
-"""Second moments of what flows into modules, optionally weighted by token.
+"""Second moments of the inputs of linear layers, optionally with a weight for each token.
 
-With x the input of a linear map at one token and q the token's weight, the second moment is the sum over all tokens of
-q x x^T. A map whose output is added to the residual stream weighs its tokens by how far an error turns the stream:
+With x the input of a layer at one token and q the token's weight, the second moment is the sum over all tokens of
+q x x^T. Where a layer's output is added to the residual stream, q says how far an error there rotates the stream:
 
-    r    residual state that the block adds to
-    y    output of the map
-    u    update: y itself, or what a norm of the block makes of it (Gemma)
-    s    state that comes of adding, r + u
-    q    direction_weight(r, u), times mean(u^2) / mean(y^2) where a norm lies between, times mean(s^2)^SIZE_EXPONENT
-         where no norm reads s at once
+    r    residual stream: the hidden state that the block adds the update to
+    y    output of the layer
+    u    update: y itself, or a norm of y where the block has one (Gemma)
+    s    the sum r + u
+    q    direction_weight(r, u), times mean(u^2) / mean(y^2) where a norm makes u of y, times mean(s^2)^SIZE_EXPONENT
+         where no norm reads s before another block adds to it
 
-s is only known after the map has run: the next norm of the block reads it, or the block ends with it. Until then the
-map's tensors wait as a `_PendingUpdate`.
+s is known only after the layer has run: it is the input of the block's next norm, or the block's output. Until then
+the layer's tensors wait as a `_PendingUpdate`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import is_norm
-from hf_pe.calibration.hooks import fits, hidden_of, same, watch
+from hf_pe.calibration.hooks import hidden_of, same_rows, same_tensor, watch
 from hf_pe.calibration.token_weights import SIZE_EXPONENT, direction_weight, mean_square
 from hf_pe.regression import Folds, Moments
 from hf_pe.tasks import TaskData, counted_rows
@@ -38,21 +38,21 @@ def moments(
     what: str,
     added: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, list[Moments]]:
-    """Return second moments of what flows into `modules`, by their keys, one for each fold.
+    """Return the second moments of the inputs of `modules`, by their keys, as one `Moments` for each fold.
 
     Args:
         model: in evaluation mode meanwhile.
-        modules: of the model; each takes what it maps as its first argument.
-        data: calibration rows.
-        what: as progress is told.
-        added: by some of these keys the block that adds the module's output to the residual stream: there each token
-            has the weight q of this module's docstring; elsewhere all count the same.
+        modules: linear layers of the model, whose first argument is their input, by keys of the caller's choice.
+        data: has the calibration rows.
+        what: names the work in progress lines.
+        added: for some of the keys the name of the block that adds the layer's output to the residual stream. These
+            layers weigh their tokens by q, see above; in the others all tokens count the same.
     """
     sums = _MomentSums(added)
     if modules:
         with sums.hooked(model), watch(model, modules, sums.collect) as passes:
             passes.run(data, what)
-    return sums.taken()
+    return sums.pop()
 
 
 def moments_by_block(
@@ -63,30 +63,36 @@ def moments_by_block(
     what: str,
     added: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[dict[str, list[Moments]]]:
-    """Yield the same block by block, in one pass over the data, with the moments of one block in memory.
+    """Yield the second moments of one block after the other, in one pass over the data.
+
+    Only the moments of one block are in memory at a time.
 
     Args:
-        model, modules, data, what, added: as above.
-        blocks: names of modules that hold `modules`, as the model comes by.
+        model: see `moments`.
+        modules: see `moments`.
+        blocks: names of the blocks that hold `modules`, in the order in which the model runs them.
+        data: see `moments`.
+        what: see `moments`.
+        added: see `moments`.
     """
     sums = _MomentSums(added)
     if modules:
         with sums.hooked(model), watch(model, modules, sums.collect) as passes:
             for _ in passes.walk(data, blocks, what):
-                yield sums.taken()
+                yield sums.pop()
 
 
 @dataclass
 class _PendingUpdate:
-    """What a map gave in one batch, until the state that it was added to is known.
+    """Hold the tensors of a layer on one batch until the sum s is known.
 
     Attributes:
-        name: of the map.
-        batch_number: of the batch.
-        mask: tokens of the batch that count.
-        inputs: x, of the map.
-        outputs: y, of the map.
-        update: u, the map's outputs or what a norm made of them.
+        name: key of the layer.
+        batch_number: number of the batch.
+        mask: attention mask of the batch; None where all tokens count.
+        inputs: x.
+        outputs: y.
+        update: u, the outputs or a norm of them.
         state: s, once it is known.
     """
 
@@ -99,14 +105,14 @@ class _PendingUpdate:
     state: torch.Tensor | None = None
 
     def rows(self, block_output: Any, is_normed: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the inputs x [tokens, inputs], and the weights q [tokens]; None: no state is of the update's shape.
+        """Return the inputs x [tokens, inputs] and the weights q [tokens]; no weights where s has another shape.
 
         Args:
-            block_output: the state that the block ended with.
-            is_normed: whether that state is the output of a norm.
+            block_output: the hidden state that the block handed on.
+            is_normed: whether a norm computed that state.
         """
         state = self.state if self.state is not None else block_output
-        if not isinstance(state, torch.Tensor) or not fits(self.update, state):
+        if not isinstance(state, torch.Tensor) or not same_rows(self.update, state):
             return counted_rows(self.inputs, self.mask), None
         lead = max(state.shape, self.update.shape, key=len)[:-1]  # some models flatten batch and tokens
         state, update = (part.reshape(*lead, -1).float() for part in (state, self.update))
@@ -119,28 +125,28 @@ class _PendingUpdate:
 
 
 class _MomentSums:
-    """Moments by map, summed up as batches come by.
+    """Sum up second moments while batches run.
 
     Args:
-        added: by name of a map the block that adds its output to the residual stream.
+        added: see `moments`.
     """
 
     def __init__(self, added: Mapping[str, str]) -> None:
         self.added = added
         self.pending: list[_PendingUpdate] = []
-        self.block_input: Any = None  # r of the block that runs
-        self.norm_output: Any = None  # of the last norm that ran in it
+        self.block_input: Any = None  # the residual stream as the running block reads it
+        self.norm_output: Any = None  # output of the last norm that ran in this block
         self._clear()
 
     def _clear(self) -> None:
         self.sums: dict[str, Folds] = {}
-        self.summed_as: dict[str, str] = {}  # maps that read the very same tensor share the sums of the first
+        self.summed_as: dict[str, str] = {}  # layers that read the very same tensor share the sums of the first
         self.last_inputs: torch.Tensor | None = None
         self.last_name = ""
 
     @contextmanager
     def hooked(self, model: PreTrainedModel) -> Iterator[None]:
-        """Keep hooks on the blocks in `added` and on their norms."""
+        """Hold hooks on the blocks in `added` and on their norms."""
 
         def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._settle()
@@ -164,7 +170,7 @@ class _MomentSums:
                 handle.remove()
 
     def collect(self, name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        """Sum a map's inputs, or keep them until its update has been added."""
+        """Add a layer's inputs to its sums, or hold them until its update has been added to the residual stream."""
         if inputs is self.last_inputs and self.summed_as.setdefault(name, self.last_name) != name:
             return
         self.last_inputs, self.last_name = inputs, self.summed_as.setdefault(name, name)
@@ -174,23 +180,27 @@ class _MomentSums:
             self.sums.setdefault(name, Folds()).add(number, counted_rows(inputs, mask))
 
     def _follow(self, norm_input: torch.Tensor, norm_output: torch.Tensor) -> None:
-        """Note what a norm says of pending updates: it reads the update, which it replaces, or the state r + u."""
-        for update in self.pending:
-            if same(norm_input, update.update):
-                update.update = norm_output
-            elif update.state is None and fits(update.update, norm_input) and not same(norm_input, self.block_input):
-                update.state = norm_input
+        """Match a norm with pending updates: its input is an update, which its output replaces, or the sum s."""
+        for pending in self.pending:
+            if same_tensor(norm_input, pending.update):
+                pending.update = norm_output
+            elif (
+                pending.state is None
+                and same_rows(pending.update, norm_input)
+                and not same_tensor(norm_input, self.block_input)
+            ):
+                pending.state = norm_input
         self.norm_output = norm_output
 
     def _settle(self, block_output: Any = None) -> None:
-        """Sum all pending updates, now that their block has ended."""
-        for update in self.pending:
-            rows, weight = update.rows(block_output, is_normed=same(block_output, self.norm_output))
-            self.sums.setdefault(update.name, Folds()).add(update.batch_number, rows, weight=weight)
+        """Add all pending updates to the sums, now that their block has ended."""
+        for pending in self.pending:
+            rows, weight = pending.rows(block_output, is_normed=same_tensor(block_output, self.norm_output))
+            self.sums.setdefault(pending.name, Folds()).add(pending.batch_number, rows, weight=weight)
         self.pending.clear()
 
-    def taken(self) -> dict[str, list[Moments]]:
-        """Return the moments since the last call."""
+    def pop(self) -> dict[str, list[Moments]]:
+        """Return the moments since the last call, and start again from zero."""
         self._settle()
         sums = {name: folds.moments() for name, folds in self.sums.items()}
         by_name = {name: sums[source] for name, source in self.summed_as.items()}

@@ -1,19 +1,20 @@
-"""Token weights: how much an error at a token changes what later layers read."""
+"""Token weights: how much a squared error at a token matters to the layers that read the hidden states later."""
 
 import torch
 
 SIZE_EXPONENT = 0.5
-"""Exponent of the mean square of the hidden state in a token's weight where the residual stream goes on without a norm.
+"""Exponent of the hidden state's mean square in a token's weight where the residual stream continues without a norm.
 
-Later blocks add to the state before a norm divides by its size, which is then neither that of now (exponent 0) nor the
-same for all tokens (1)."""
+There later blocks add to the state before a norm divides by its size. If they changed that size little, an error would
+count relative to it (exponent 0); if they made it the same for all tokens, an error would count as it is (1). Real
+models lie between."""
 
 
 def direction_weight(residual: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
     """Return how much a squared error in each token's update rotates its hidden state.
 
-    A block adds an update u to the residual stream r. Later blocks read the sum s = r + u through norms, its direction
-    alone, so an error in u matters by how far it turns s. With theta the angle between r and s,
+    A block adds an update u to the residual stream r. Later blocks read the sum s = r + u through norms, which keep
+    only its direction, so an error in u matters by how far it rotates s. With theta the angle between r and s,
 
         weight = sin(theta)^2 / mean(u^2)
 
@@ -25,7 +26,7 @@ def direction_weight(residual: torch.Tensor, update: torch.Tensor) -> torch.Tens
         update: u, what the block adds to it. *Shape:* (..., width)
 
     Returns:
-        One non-negative weight a token, float32. *Shape:* (..., 1)
+        One non-negative weight per token, float32. *Shape:* (..., 1)
 
     Example:
         >>> r, u = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
@@ -41,5 +42,12 @@ def direction_weight(residual: torch.Tensor, update: torch.Tensor) -> torch.Tens
 
 
 def mean_square(states: torch.Tensor) -> torch.Tensor:
-    """Return the mean square of each token's state, never zero. *Shape:* (..., width) to (..., 1)"""
+    """Return the mean square of each token's hidden state, at least 1e-12.
+
+    Args:
+        states: *Shape:* (..., width)
+
+    Returns:
+        *Shape:* (..., 1)
+    """
     return states.square().mean(-1, keepdim=True).clamp_min(1e-12)

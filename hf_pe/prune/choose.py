@@ -9,7 +9,7 @@ import torch
 from hf_pe.anatomy import EVERYWHERE, Axis
 from hf_pe.anatomy.kinds import Choice
 from hf_pe.calibration.cache import StatisticsKey
-from hf_pe.calibration.coverage import require_passage
+from hf_pe.calibration.coverage import require_reached
 from hf_pe.calibration.experts import routed
 from hf_pe.calibration.gradients import Slopes, consumer_slopes
 from hf_pe.calibration.influence import block_influence
@@ -73,7 +73,7 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
     if "gradients" in criterion.needs:
         key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
         slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
-        require_passage(slopes, axis)
+        require_reached(slopes, axis)
     tensors = model.state_dict()
 
     def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
@@ -89,7 +89,7 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
     for moments in moments_of(state, axis, weighed=weighed):
         seen.update(moments)
         choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
-    require_passage(seen, axis)
+    require_reached(seen, axis)
     choose([group for group in groups if group not in kept], {})  # experts that no token reached
     return {group: kept[group] for group in axis.groups}
 

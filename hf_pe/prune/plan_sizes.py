@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover, kinds_of
-from hf_pe.calibration.coverage import reached, require_passage
+from hf_pe.calibration.coverage import reached, require_reached
 from hf_pe.errors import UsageError
 from hf_pe.measure import judge
 from hf_pe.model_spec import ModelSpec
@@ -96,7 +96,7 @@ class SizeSettings:
         model, data, spec = state.model, state.data, state.spec
         fixed, candidates = self.fixed(spec), self.candidates(spec)
         for axis in (axis_named(model, name) for sizes in candidates for name in sizes[0]):
-            require_passage(reached(model, axis, data), axis)
+            require_reached(reached(model, axis, data), axis)
         budget = self.budget or Target(parameters=1.0)
         costs = Costs(spec, budget.batch, model.device)
 

@@ -1,4 +1,7 @@
-"""Repairs what is left: the maps that read the removed units learn to do without them, in closed form."""
+"""Refit the linear layers that read pruned units, so that they return their original output from the kept units alone.
+
+Each layer is refitted by itself, in closed form, from the second moments of its inputs (Gram matrix G).
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,16 +18,20 @@ from hf_pe.surgery import narrowed
 def without_removed(
     weight: torch.Tensor, bias: torch.Tensor | None, folds: Sequence[Moments], kept: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Best weights on the kept inputs to give the map's own output: W' = W_S + W_R G_RS (G_SS + r I)^-1.
+    """Return the weights on the kept inputs that come nearest to the layer's original output.
+
+    With S the kept and R the removed inputs, G the Gram matrix of all, and r the ridge that `hf_pe.regression` chooses,
+
+        W' = W_S + W_R G_RS (G_SS + r I)^-1
 
     Args:
-        weight: [outputs, inputs].
-        bias: [outputs] or None.
-        folds: moments of all inputs.
-        kept: kept input indices, rising.
+        weight: W. *Shape:* (outputs, inputs)
+        bias: of the layer, or None. *Shape:* (outputs,)
+        folds: moments of all inputs, one for each fold.
+        kept: indices of the kept inputs, rising.
 
     Returns:
-        weight [outputs, kept] and bias, in float32.
+        The weight W', *Shape:* (outputs, kept inputs), and the bias, in float32.
     """
     removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[kept] = False
@@ -35,9 +42,8 @@ def without_removed(
         )
         for f in folds
     ]
-    found = fit(parts, bias=bias is not None, by_size=CHANGE)
-    new = weight[:, kept].float() + found.move.T
-    return new, None if bias is None else bias.float() + found.shift
+    change = fit(parts, bias=bias is not None, by_size=CHANGE)
+    return weight[:, kept].float() + change.move.T, None if bias is None else bias.float() + change.shift
 
 
 def refit_(
@@ -47,32 +53,40 @@ def refit_(
     kept: Kept,
     moments: dict[str, list[Moments]],
 ) -> None:
-    """Rewrite the consuming maps of `smaller` in place from the full ones of `model`; those without moments stay."""
+    """Refit the linear layers of `smaller` that read the units of an axis, in place.
+
+    Args:
+        smaller: the model cut along `axis`.
+        model: the model before this cut.
+        axis: the axis.
+        kept: the kept units of each group.
+        moments: second moments of the layers' inputs in `model`, by slot; a layer without them stays as it is.
+    """
     before, after = model.state_dict(), smaller.state_dict()
-    written: dict[tuple[str, int | None], list[Slot]] = {}
+    slots_of: dict[tuple[str, int | None], list[Slot]] = {}
     for slot in axis.slots:
-        written.setdefault((slot.name, slot.entry), []).append(slot)
+        slots_of.setdefault((slot.name, slot.entry), []).append(slot)
     for slot in axis.slots:
         if not slot.consumes or slot.key not in moments:
             continue
         dim = slot.dim or 0
-        shift = _bias(slot)
+        bias_slot = _bias(slot)
         weight, bias = without_removed(
             slot.of(before).movedim(dim, 1),
-            shift.of(before) if shift.name in before else None,
+            bias_slot.of(before) if bias_slot.name in before else None,
             moments[slot.key],
             slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
         )
-        for other in written[slot.name, slot.entry]:  # what the map writes may be cut as well
-            weight = weight if other is slot else narrowed(weight, replace(other, dim=0), axis, kept)
+        for output in slots_of[slot.name, slot.entry]:  # the layer's outputs may be cut as well
+            weight = weight if output is slot else narrowed(weight, replace(output, dim=0), axis, kept)
         slot.of(after).copy_(weight.movedim(1, dim))
         if bias is not None:
-            for other in written.get((shift.name, shift.entry), []):
-                bias = narrowed(bias, other, axis, kept)
-            shift.of(after).copy_(bias)
+            for output in slots_of.get((bias_slot.name, bias_slot.entry), []):
+                bias = narrowed(bias, output, axis, kept)
+            bias_slot.of(after).copy_(bias)
 
 
 def _bias(slot: Slot) -> Slot:
-    """What is added to the output of a consuming map: beside its weight, or in a stack of its own."""
+    """Return the slot of a layer's bias, from that of its weight: beside it, or in a stack of its own for experts."""
     name = f"{slot.name.rpartition('.')[0]}.bias" if slot.entry is None else f"{slot.name}_bias"
     return replace(slot, name=name)

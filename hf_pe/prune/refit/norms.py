@@ -1,4 +1,4 @@
-"""Refits the scale of norms that run over cut units."""
+"""Refit the scale of norms that run over cut units."""
 
 from typing import Any
 
@@ -15,46 +15,57 @@ from hf_pe.tasks import TaskData
 
 
 def gain_offset(norm: nn.Module) -> float:
-    """0 where a norm's weight is what it multiplies with, 1 where that is 1 + weight (Gemma)."""
+    """Return 0 where a norm multiplies by its weight, and 1 where it multiplies by 1 + weight (Gemma)."""
     weight = next(norm.parameters())
     if isinstance(norm, nn.LayerNorm):
         return 0.0
-    given = norm(torch.ones(1, len(weight)).to(weight))[0]
-    return 1.0 if (given - weight - 1).abs().mean() < (given - weight).abs().mean() else 0.0
+    gain = norm(torch.ones(1, len(weight)).to(weight))[0]
+    return 1.0 if (gain - weight - 1).abs().mean() < (gain - weight).abs().mean() else 0.0
 
 
 @torch.no_grad()
 def rescale_norms_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept, data: TaskData) -> None:
-    """Let each norm along `axis` of `smaller` give what stays at the size it had: its mean now runs over fewer.
+    """Scale the weights of the norms along an axis in place, so that their kept outputs have the size they had.
 
-    The factor is sqrt(d / d') E[ ||x_S|| / ||x|| ], x what the norm of the original is given, S the kept of d.
+    A norm divides by the size of its input, which is now a mean over fewer coordinates. With x the input of the norm in
+    the original, S its d' kept coordinates of d, the factor is sqrt(d / d') E[ ||x_S|| / ||x|| ].
+
+    Args:
+        smaller: the model cut along `axis`.
+        model: the model before this cut.
+        axis: the axis.
+        kept: the kept units of each group.
+        data: has the calibration rows, which the expectation is taken over.
     """
-    _keep_normed_weights_(smaller, model, axis, kept)
-    places = kept_along(model, axis, kept)
-    norms = {name: norm for name in places if _normalises(norm := model.get_submodule(name))}
+    _restore_normed_weights_(smaller, model, axis, kept)
+    indices = kept_along(model, axis, kept)
+    norms = {name: norm for name in indices if _normalizes(norm := model.get_submodule(name))}
     if not norms:
         return
-    for name, share in kept_length(model, norms, places, data).items():
+    for name, fraction in kept_length(model, norms, indices, data).items():
         norm = smaller.get_submodule(name)
         weight = next(norm.parameters())
-        offset, before = gain_offset(norm), len(next(norms[name].parameters()))
-        weight.copy_((weight + offset) * share * (before / len(places[name])) ** 0.5 - offset)
+        offset, width = gain_offset(norm), len(next(norms[name].parameters()))
+        weight.copy_((weight + offset) * fraction * (width / len(indices[name])) ** 0.5 - offset)
 
 
-def _normalises(norm: nn.Module) -> bool:
-    """Whether a module gives the same for an input at any size: a layer scale does not, nor does a batch norm."""
-    some = next(norm.parameters())
-    if some.ndim != 1 or isinstance(norm, nn.LayerNorm):
-        return some.ndim == 1
-    trial = torch.randn(4, len(some), generator=torch.Generator().manual_seed(0)).to(some)
+def _normalizes(norm: nn.Module) -> bool:
+    """Return whether a module is a norm: it ignores the size of its input, unlike a layer scale or a batch norm."""
+    weight = next(norm.parameters())
+    if weight.ndim != 1 or isinstance(norm, nn.LayerNorm):
+        return weight.ndim == 1
+    trial = torch.randn(4, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     try:
         return torch.allclose(norm(trial), norm(3 * trial), rtol=1e-2, atol=1e-2)
-    except Exception:  # it wants another shape
+    except Exception:  # the module takes inputs of another shape
         return False
 
 
-def _keep_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
-    """Weights stored as direction and length (wav2vec 2.0's positions): those that stay are what they were."""
+def _restore_normed_weights_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
+    """Copy the kept rows of weights that are stored as direction and length (positions of wav2vec 2.0).
+
+    Cutting both parts would change the length that the direction is divided by, and with it the kept rows.
+    """
     weights: dict[str, Any] = {}
     for slot in axis.slots:
         name, _, stored = slot.name.partition(".parametrizations.weight.")

@@ -1,8 +1,9 @@
-"""One block run on one batch, with one of its linear maps, the norms around it and the state that comes of it.
+"""Run one block on one batch and record the tensors that the sequential refit needs.
 
-The symbols are those of `hf_pe.prune.refit.sequential`: the map reads x and gives y; u is y, or what a norm of the
-block makes of y; the block adds g u to the residual stream r, and the sum s, or what a last norm of the block makes of
-it, is the state h that the block hands on.
+These are the input and output of one linear layer, the norms around it, and the hidden state that results. The symbols
+are those of `hf_pe.prune.refit.sequential`: the layer reads x and returns y; the update u is y, or a norm of the block
+applied to y; the block adds g u to the residual stream r; the hidden state h that the block hands on is the sum s, or
+the block's last norm applied to s.
 """
 
 from dataclasses import dataclass
@@ -13,16 +14,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import is_norm
-from hf_pe.calibration import Waiting, hidden_of, same
+from hf_pe.calibration import PausedBatch, hidden_of, same_tensor
 from hf_pe.prune.refit.observed_norm import TOLERANCE, ObservedNorm
 
 
-class LastMap(NamedTuple):
-    """The map that ends a block's FFN.
+class LastLinear(NamedTuple):
+    """The linear layer that ends a block's FFN.
 
     Attributes:
-        name: inside the block.
-        factor: g, by which each coordinate of its u is multiplied before it is added. *Shape:* (width,)
+        name: its name inside the block.
+        factor: g, by which each coordinate of its update u is multiplied before it is added. *Shape:* (width,)
     """
 
     name: str
@@ -30,14 +31,14 @@ class LastMap(NamedTuple):
 
 
 @dataclass
-class ObservedMap:
-    """A linear map at work.
+class ObservedLinear:
+    """Hold what a linear layer computed on one batch.
 
     Attributes:
         inputs: x. *Shape:* (batch, tokens, inputs)
         outputs: y. *Shape:* (batch, tokens, width)
-        update: u, what the norm that reads y gives, or y. *Shape:* (batch, tokens, width)
-        update_module: the module that gives u.
+        update: u, the output of the norm that reads y, or y itself. *Shape:* (batch, tokens, width)
+        update_module: the module whose output u is.
         norm: the norm that reads y, if any.
     """
 
@@ -48,12 +49,13 @@ class ObservedMap:
     norm: ObservedNorm | None = None
 
     def follow(self, module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-        """Note that a norm ran: where it reads y, u is what it gives."""
-        if self.norm is None and same(inputs, self.outputs) and (norm := ObservedNorm.of(module, inputs, outputs)):
+        """Take the output of a norm as the update u, where the norm reads y."""
+        is_read = self.norm is None and same_tensor(inputs, self.outputs)
+        if is_read and (norm := ObservedNorm.of(module, inputs, outputs)):
             self.norm, self.update, self.update_module = norm, outputs, module
 
     def in_float32(self, like: torch.Tensor) -> None:
-        """Turn the tensors into float32, of the shape of `like` where y is as large: some models flatten tokens."""
+        """Convert the tensors to float32, and to the shape of `like` where a model flattened batch and tokens."""
         self.inputs, self.outputs, self.update = self.inputs.float(), self.outputs.float(), self.update.float()
         if self.outputs.numel() == like.numel():
             self.inputs = self.inputs.reshape(*like.shape[:-1], -1)
@@ -61,75 +63,78 @@ class ObservedMap:
 
 
 class ObservedBlock(NamedTuple):
-    """One map of a block at work, and what comes of it.
+    """What a block computed on one batch.
 
     Attributes:
-        map: with tensors in float32.
-        state: h, at the block's end, or the state that its FFN is handed. *Shape:* (batch, tokens, width)
-        norm: that gives h, if any.
-        sum: s, the input of that norm, or h. *Shape:* (batch, tokens, width)
+        linear: the linear layer that was asked for; its tensors are float32.
+        state: h, the hidden state after the block, or the one that its FFN reads. *Shape:* (batch, tokens, width)
+        norm: the norm whose output h is, if any.
+        sum: s, the input of that norm; h where there is none. *Shape:* (batch, tokens, width)
     """
 
-    map: ObservedMap
+    linear: ObservedLinear
     state: torch.Tensor
     norm: ObservedNorm | None
     sum: torch.Tensor
 
 
 class _NormRun(NamedTuple):
-    """One pass of a batch through a norm."""
+    """The input and output of a norm on one batch."""
 
     module: nn.Module
     inputs: torch.Tensor
     outputs: torch.Tensor
 
 
-def observe(model: PreTrainedModel, block: str, name: str, last: LastMap | None, waiting: Waiting) -> ObservedBlock:
-    """Run one block and return its map `name` at work, and the state at its end.
+def observe(
+    model: PreTrainedModel, block: str, name: str, last: LastLinear | None, paused: PausedBatch
+) -> ObservedBlock:
+    """Run one block on one batch and return what its linear layer `name` and its norms computed.
 
     Args:
-        model: that the block is part of.
-        block: its name.
-        name: of the map inside it.
-        last: the map that ends the block's FFN: the state is then the one before what this map adds.
-        waiting: a batch before the block.
+        model: the model that the block belongs to.
+        block: name of the block.
+        name: name of the linear layer inside the block.
+        last: the linear layer that ends the block's FFN, to get the hidden state before the FFN's update is added.
+            None: the hidden state after the block.
+        paused: a batch that waits before the block.
     """
     module = model.get_submodule(block)
-    maps: dict[str, ObservedMap] = {}
+    linears: dict[str, ObservedLinear] = {}
     norms: list[_NormRun] = []
 
-    def keep_map(key: str) -> Any:
-        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            maps[key] = ObservedMap(args[0], output, output, module)
+    def record_linear(key: str) -> Any:
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            linears[key] = ObservedLinear(args[0], output, output, module)
 
-        return keep
+        return record
 
-    def keep_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record_norm(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if len(args) == 1 and isinstance(output, torch.Tensor):
             norms.append(_NormRun(module, args[0], output))
-            for each in maps.values():
-                each.follow(module, args[0], output)
+            for linear in linears.values():
+                linear.follow(module, args[0], output)
 
     names = (name, last.name) if last else (name,)
-    handles = [module.get_submodule(key).register_forward_hook(keep_map(key)) for key in dict.fromkeys(names)]
-    handles += [each.register_forward_hook(keep_norm) for each in module.modules() if is_norm(each)]
+    handles = [module.get_submodule(key).register_forward_hook(record_linear(key)) for key in dict.fromkeys(names)]
+    handles += [norm.register_forward_hook(record_norm) for norm in module.modules() if is_norm(norm)]
     try:
         with torch.no_grad():
-            state = hidden_of(module(*waiting.args, **waiting.kwargs)).float()
+            state = hidden_of(module(*paused.args, **paused.kwargs)).float()
     finally:
         for handle in handles:
             handle.remove()
-    norm, total = _norm_behind(norms, state)
+    norm, total = _norm_before(norms, state)
     if last is not None:
-        state = total - last.factor * maps[last.name].update.float().reshape(total.shape)
-        norm, total = _norm_behind(norms, state)
-    observed = maps[name]
+        state = total - last.factor * linears[last.name].update.float().reshape(total.shape)
+        norm, total = _norm_before(norms, state)
+    observed = linears[name]
     observed.in_float32(like=total)
     return ObservedBlock(observed, state, norm, total)
 
 
-def _norm_behind(norms: list[_NormRun], state: torch.Tensor) -> tuple[ObservedNorm | None, torch.Tensor]:
-    """Return the norm whose output a state is, and the norm's input; None and the state where there is none."""
+def _norm_before(norms: list[_NormRun], state: torch.Tensor) -> tuple[ObservedNorm | None, torch.Tensor]:
+    """Return the norm whose output is `state`, and that norm's input; None and `state` itself where there is none."""
     tolerance = TOLERANCE * state.square().mean().sqrt()
     for run in reversed(norms):
         is_state = run.outputs.shape == state.shape and (run.outputs.float() - state).abs().max() <= tolerance
@@ -139,29 +144,33 @@ def _norm_behind(norms: list[_NormRun], state: torch.Tensor) -> tuple[ObservedNo
 
 
 def update_factor(
-    model: PreTrainedModel, block: str, name: str, last: LastMap | None, waiting: Waiting
+    model: PreTrainedModel, block: str, name: str, last: LastLinear | None, paused: PausedBatch
 ) -> torch.Tensor | None:
-    """Return g, what each coordinate of a map's update u is multiplied by before the block adds it.
+    """Return g, the factor of each coordinate of a linear layer's update u in the sum s.
 
-    A random step is added to u, and the sum s must move by g times this step at every token.
+    It is measured: a random step is added to u, and s must move by g times this step at every token.
 
     Args:
-        model, block, name, last, waiting: see `observe`.
+        model: see `observe`, as for all arguments.
+        block: name of the block.
+        name: name of the linear layer inside the block.
+        last: the linear layer that ends the block's FFN, or None.
+        paused: a batch that waits before the block.
 
     Returns:
-        *Shape:* (width,); None where that is not the same for every token, or something else happens to u.
+        *Shape:* (width,). None where the factor differs between tokens, or s depends on u in another way.
     """
-    before = observe(model, block, name, last, waiting)
-    update = before.map.update
+    before = observe(model, block, name, last, paused)
+    update = before.linear.update
     if update.shape != before.sum.shape:
         return None
     step = torch.randn(update.shape, generator=torch.Generator().manual_seed(0)).to(update.device)
     step = step * update.abs().mean()
-    handle = before.map.update_module.register_forward_hook(
+    handle = before.linear.update_module.register_forward_hook(
         lambda module, args, output: output + step.reshape(output.shape).to(output)
     )
     try:
-        moved = observe(model, block, name, last, waiting).sum - before.sum
+        moved = observe(model, block, name, last, paused).sum - before.sum
     finally:
         handle.remove()
     tokens = tuple(range(step.ndim - 1))

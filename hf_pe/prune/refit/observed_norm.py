@@ -1,4 +1,4 @@
-"""A norm at work on one batch, and its inverse with the mean and the size that its input had."""
+"""Describe what a norm did to one batch, so that it can be inverted for the mean and the size that its input had."""
 
 from typing import NamedTuple
 
@@ -6,15 +6,17 @@ import torch
 from torch import nn
 
 TOLERANCE = 2e-2
-"""How far, over the root mean square, a tensor may be from a norm's output to count as that."""
+"""How far a tensor may be from a norm's output, relative to its root mean square, and still count as that output."""
 
 
 class ObservedNorm(NamedTuple):
-    """A norm that gave (input - mean) / size * gain + bias.
+    """A norm whose output on one batch was (input - mean) / size * gain + bias.
 
     Attributes:
-        gain, bias: *Shape:* (width,)
-        mean, size: of each token. *Shape:* (..., 1)
+        gain: factor of each coordinate. *Shape:* (width,)
+        bias: zero where the norm has none. *Shape:* (width,)
+        mean: of each token's input; zero for RMS norms. *Shape:* (..., 1)
+        size: standard deviation of each token's input, for RMS norms its root mean square. *Shape:* (..., 1)
     """
 
     gain: torch.Tensor
@@ -24,7 +26,10 @@ class ObservedNorm(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module, inputs: torch.Tensor, outputs: torch.Tensor) -> "ObservedNorm | None":
-        """Return what a module did, from its input and output; None where that is no such norm (over places, say)."""
+        """Return the norm that a module applied, from its input and output.
+
+        None where the module is no norm over the last dimension, such as a batch norm.
+        """
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if weight is None or weight.shape != inputs.shape[-1:] or outputs.shape != inputs.shape:
             return None
@@ -43,7 +48,7 @@ class ObservedNorm(NamedTuple):
         return cls(gain, shift, mean, size)
 
     def inverse(self, target: torch.Tensor) -> torch.Tensor:
-        """Return the input that gives `target`, mean and size as they are.
+        """Return the input whose output would be `target`, if the mean and the size stayed as they are.
 
         Example:
             >>> norm = ObservedNorm(torch.tensor([2.0, 0.5]), torch.zeros(2), torch.zeros(1, 1), torch.tensor([[4.0]]))

@@ -1,38 +1,45 @@
-"""Refit a pruned model block by block in closed form: each block sees the refitted ones before it.
+"""Refit a pruned model block by block in closed form, so that later blocks correct the errors of earlier ones.
 
-For one block of the student and one linear map in it, at one token:
+The pruned model is the student, the model before pruning the teacher. In each block of the student, the linear layer
+that reads pruned units changes so that the block hands on, as nearly as it can, the hidden state that the teacher has
+at the same depth. This takes forward passes only. For each block of the student, from the first to the last:
 
-    x   input of the map                                        (inputs,)
-    y   its output, W x + b                                     (width,)
-    N   the norm that reads y, where there is one (Gemma, OLMo 2); it gives (y - mean) / size * n + bias
-    u   the update: N(y), or y
-    g   factor of each coordinate of u (layer scales, Granite); often 1
-    r   residual state that the block adds to
+    1. run all calibration batches through the teacher up to the same depth; its hidden states are the targets
+    2. run them through the student's block, whose inputs come from the blocks that are refitted already
+    3. change the linear layer by the least-squares step that brings the hidden states nearest to the targets
+    4. run the changed block, and go on to the next
+
+`hf_pe.calibration.blockwise` keeps all batches waiting at a block while it is refitted, so no forward pass has to start
+again from the inputs. The symbols, for one linear layer in a block of the student, at one token (`docs/pruning.md` has
+a figure):
+
+    x   input of the linear layer                                        (inputs,)
+    y   its output W x + b                                               (width,), as all that follow
+    N   the norm that reads y, where there is one (Gemma, OLMo 2): N(y) = (y - mean) / size * n + bias
+    u   update: N(y) where there is such a norm, else y
+    g   factor of each coordinate of u (layer scales, the residual multiplier of Granite); 1 in most models
+    r   residual stream: the hidden state that the block adds the update to
     s   the sum r + g u
-    M   the norm that the block ends in, where there is one (BERT)
-    h   hidden state that the block hands on: M(s), or s
-    t   target: the teacher's hidden state at the same depth. A block that stands for several layers of the teacher, as
-        some between it and the next one are gone, has the target behind the last of these
-    d   the change of s that would reach the target: t - s; with M it is M^-1(t) - s, by the mean and the size that
-        s has now
-    q   token weight: 1 / mean(t^2), with M 1 / mean(s^2). Later norms divide by the size of the state, so that an error
-        counts relative to it. (`direction_weight` counts a token less whose state only grows or shrinks; but d also
-        makes good what earlier blocks left, growth too.)
+    M   the norm that the block ends with, where there is one (BERT)
+    h   hidden state that the block hands on: M(s) where there is such a norm, else s
+    t   target: the teacher's hidden state at the same depth. Where pruning removed the teacher's next layers, it is the
+        state after the last of them, so that this block takes over their work as well
+    d   change: what s lacks to reach the target. d = t - s, or M^-1(t) - s with the mean and size that s has now
+    q   token weight: 1 / mean(t^2), with M 1 / mean(s^2). Later norms divide by the size of the state, so an error
+        matters relative to it. (The weight of the pruning criteria, `direction_weight`, ignores an error that only
+        scales the state. Here d also corrects what earlier blocks left, and that can be a wrong scale.)
 
-The map moves by the ridge regression of d on x,
+The linear layer moves by a ridge regression of d on x:
 
     D, c = argmin  sum over tokens of  q |D x + c - d|^2  +  ridge |D|^2
-    W, b <-  W + D / g,  b + c / g
+    W <- W + D / g,   b <- b + c / g
 
-With N the regression is of n g dy in place of d, where dy = N^-1(u + d / g) - y is the change of y, each token counts
-q / size^2, and W and b move by D / (n g) and c / (n g). Coordinates with a gain n g near zero stay as they are.
+With N, a change of y passes the norm before it is added. The change that y needs is dy = N^-1(u + d / g) - y, and the
+regression is of n g dy on x with the token weights q / size^2, after which W moves by D / (n g) and b by c / (n g).
+Output coordinates whose gain n g is almost zero stay as they are: no change of W could reach the state through them.
 
 Worked example: a block without norms, one token, width 1. r = 1, x = 2, W = 0.5, so u = y = 1 and s = 2. The teacher
 has t = 3: d = 1, and without a ridge D = d / x = 0.5. The new W = 1 gives u = 2 and s = 3 = t.
-
-All batches pass one block before any enters the next (`hf_pe.calibration.lockstep`): the next block's r and x are those
-of the refitted blocks before it, which is why later blocks make good what earlier ones leave. `docs/pruning.md` has a
-figure. Only forward passes are made.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,10 +49,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot, discover
-from hf_pe.calibration import BATCH, Stop, Waiting, comes_by, hidden_of, lockstep, mean_square
+from hf_pe.calibration import BATCH, PausedBatch, Stop, count_calls, hidden_of, lockstep, mean_square
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
-from hf_pe.prune.refit.observed_block import LastMap, ObservedBlock, observe, update_factor
+from hf_pe.prune.refit.observed_block import LastLinear, ObservedBlock, observe, update_factor
 from hf_pe.regression import CHANGE, Folds, fit
 from hf_pe.tasks import TaskData, counted_rows
 
@@ -54,22 +61,24 @@ MIN_GAIN = 1e-3
 
 
 def maps_in_order(axis: Axis) -> list[Slot]:
-    """Return what `repair_in_order_` moves: the maps that read units of `axis`, those inside experts and those outside
-    of blocks (a merger of patches) left out."""
+    """Return the slots of the linear layers that `repair_in_order_` changes, as far as the units of `axis` go.
+
+    These are the layers that read the units. Left out are experts, and layers outside of blocks (a merger of patches).
+    """
     slots = (slot for slot in axis.slots if slot.consumes and slot.entry is None)
     return [slot for slot in slots if any(map(str.isdigit, slot.name.split(".")))]
 
 
 class _BlockPlan(NamedTuple):
-    """What is refitted in one block.
+    """The linear layers to refit in one block, and where their targets come from.
 
     Attributes:
-        ffn: the map that reads the FFN's units.
-        attention: output maps of attention whose heads were cut, which move first.
+        ffn: weight of the layer that reads the units of the FFN.
+        attention: weights of attention's output projections whose heads were cut; they are refitted first.
         block: name of the student's block.
-        teacher_block: name of the teacher's block that it was.
-        stops: where the teacher's states are targets: what that block is handed, if attention moves, then what the last
-            block hands on that the student's stands for.
+        teacher_block: name of the same block in the teacher.
+        stops: where the teacher's batches pause to give the targets: before `teacher_block`, if attention is refitted;
+            then after it, or after the last of the removed blocks that follow it.
     """
 
     ffn: Slot
@@ -88,65 +97,68 @@ def repair_in_order_(
     data: TaskData,
     heads: Sequence[Axis] = (),
 ) -> None:
-    """Refit the maps that read the units of `axis`, so that each block gives what the teacher has at the same depth.
+    """Refit each block of the student in place, so that it hands on the teacher's hidden state at the same depth.
 
-    The module's docstring has the formulas. The output maps of `heads` move first, towards the state that the teacher's
-    own layer hands to its FFN. Those whose output does not reach that state so stay: a decoder's attention to itself,
-    say, where that to its encoder follows.
+    The module's docstring has the method. In each block the FFN's output layer changes. Where heads were cut, the
+    output projection of attention changes first; its target is the hidden state that the teacher's FFN reads. An
+    output projection whose update is not simply added to that state stays as it is, such as self-attention in a
+    decoder that adds cross-attention after it.
+
+    Nothing changes where the calibration rows never run through the blocks (those of another tower), or run through
+    one block several times (ALBERT's, which has a target at every depth).
 
     Args:
-        student: changed in place.
-        teacher: the model before anything was cut.
-        axis: of the student, its FFN width.
-        layers: per stack the teacher's layers that are left; a stack that is not named has all.
-        data: calibration rows.
-        heads: of the student, where some were cut.
-
-    Nothing changes where `data` never reach the blocks (those of another tower), or come by more than once: the one
-    block of ALBERT has no one target.
+        student: the pruned model, changed in place.
+        teacher: the model before pruning.
+        axis: the student's FFN width.
+        layers: by stack of blocks, the indices of the teacher's layers that the student has; all of them in stacks that
+            are not named.
+        data: the calibration rows.
+        heads: the student's head axes that were cut.
 
     Raises:
-        UsageError: what the FFN gives is not added to the state.
+        UsageError: the blocks do more with the FFN's output than to norm it, scale it and add it to the hidden state.
     """
     batches = list(data.batches(data.calibration, BATCH))
     plans = _block_plans(teacher, axis, layers, heads)
-    if not plans or comes_by(student, {"": student.get_submodule(plans[0].block)}, batches[0])[""] != 1:
+    if not plans or count_calls(student, {"": student.get_submodule(plans[0].block)}, batches[0])[""] != 1:
         return
     target_stops = [stop for plan in plans for stop in plan.stops]
     own_stops = [Stop(plan.block, after=False) for plan in plans]
-    with lockstep(teacher, batches, target_stops) as targets, lockstep(student, batches, own_stops) as doors:
-        for done, (plan, waiting) in enumerate(zip(plans, doors, strict=True), 1):
-            starts, ends = next(targets) if plan.attention else [], next(targets)
+    with lockstep(teacher, batches, target_stops) as teacher_pauses, lockstep(student, batches, own_stops) as pauses:
+        for done, (plan, paused) in enumerate(zip(plans, pauses, strict=True), 1):
+            teacher_starts, teacher_ends = next(teacher_pauses) if plan.attention else [], next(teacher_pauses)
             ffn = _module(plan.ffn, plan.block)
-            factor = update_factor(student, plan.block, ffn, None, waiting[0])
+            factor = update_factor(student, plan.block, ffn, None, paused[0])
             if factor is not None:
-                last = LastMap(ffn, factor)
-                _refit_attention_(student, teacher, plan, last, waiting, starts)
-                states = (hidden_of(end.output).float() for end in ends)
-                _refit_(student, plan.block, plan.ffn, factor, None, waiting, states)
+                last = LastLinear(ffn, factor)
+                _refit_attention_(student, teacher, plan, last, paused, teacher_starts)
+                targets = (hidden_of(end.output).float() for end in teacher_ends)
+                _refit_(student, plan.block, plan.ffn, factor, None, paused, targets)
             elif done == 1:
                 raise UsageError(
-                    f"prune.repair: in_order needs blocks that add what {plan.block}.{ffn} gives to their state, "
-                    "scaled or normed at most; this one does something else. Choose repair: least_squares."
+                    f"prune.repair: in_order expects blocks that add the output of {plan.block}.{ffn} to their hidden "
+                    "state, at most after a norm or a factor for each coordinate; these blocks compute something else "
+                    "from it. Choose repair: least_squares."
                 )
-            advance("repair, block by block", done, len(plans))
+            advance("refit, block by block", done, len(plans))
 
 
 def _block_plans(
     teacher: PreTrainedModel, axis: Axis, layers: Mapping[str, Sequence[int]], heads: Sequence[Axis]
 ) -> list[_BlockPlan]:
-    """Return what is refitted, block by block; the arguments are those of `repair_in_order_`."""
+    """Return the linear layers to refit, block by block, from arguments of `repair_in_order_`."""
     stacks = [stack for depth in discover(teacher.config, type(teacher)).named("layers") for stack in depth.groups]
-    outputs: dict[tuple[str, int], list[Slot]] = {}
+    projections: dict[tuple[str, int], list[Slot]] = {}
     for slot in (slot for cut in heads for slot in maps_in_order(cut)):
-        outputs.setdefault(_place(slot.name, stacks), []).append(slot)
+        projections.setdefault(_block_of(slot.name, stacks), []).append(slot)
     plans = []
     for slot in maps_in_order(axis):
-        stack, number = _place(slot.name, stacks)
+        stack, number = _block_of(slot.name, stacks)
         count = len(teacher.get_submodule(stack))  # type: ignore[arg-type]
         kept = list(layers.get(stack, range(count)))
         deepest = (kept[number + 1] if number + 1 < len(kept) else count) - 1
-        attention, teacher_block = outputs.pop((stack, number), []), f"{stack}.{kept[number]}"
+        attention, teacher_block = projections.pop((stack, number), []), f"{stack}.{kept[number]}"
         starts = [Stop(teacher_block, after=False)] if attention else []
         stops = [*starts, Stop(f"{stack}.{deepest}", after=True)]
         plans.append(_BlockPlan(slot, attention, f"{stack}.{number}", teacher_block, stops))
@@ -157,26 +169,26 @@ def _refit_attention_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     plan: _BlockPlan,
-    last: LastMap,
-    waiting: Sequence[Waiting],
-    starts: Sequence[Waiting],
+    last: LastLinear,
+    paused: Sequence[PausedBatch],
+    teacher_paused: Sequence[PausedBatch],
 ) -> None:
-    """Refit the output maps of a block's attention towards the state that the teacher's FFN is handed.
+    """Refit the output projections of a block's attention towards the hidden state that the teacher's FFN reads.
 
     Args:
-        student: changed in place.
-        teacher: the model before anything was cut.
-        plan: of the block.
-        last: the map that ends the block's FFN.
-        waiting: all batches before the student's block.
-        starts: all batches before the teacher's block.
+        student: the pruned model, changed in place.
+        teacher: the model before pruning.
+        plan: the plan of the block.
+        last: the linear layer that ends the block's FFN.
+        paused: all batches, before the student's block.
+        teacher_paused: all batches, before the teacher's block.
     """
     for slot in plan.attention:
         name = _module(slot, plan.block)
-        factor = update_factor(student, plan.block, name, last, waiting[0])
+        factor = update_factor(student, plan.block, name, last, paused[0])
         if factor is not None:
-            states = (observe(teacher, plan.teacher_block, name, last, start).state for start in starts)
-            _refit_(student, plan.block, slot, factor, last, waiting, states)
+            targets = (observe(teacher, plan.teacher_block, name, last, start).state for start in teacher_paused)
+            _refit_(student, plan.block, slot, factor, last, paused, targets)
 
 
 def _refit_(
@@ -184,31 +196,31 @@ def _refit_(
     block: str,
     slot: Slot,
     factor: torch.Tensor,
-    last: LastMap | None,
-    waiting: Sequence[Waiting],
+    last: LastLinear | None,
+    paused: Sequence[PausedBatch],
     targets: Iterable[torch.Tensor],
 ) -> None:
-    """Refit one map of a block towards target states.
+    """Refit one linear layer of a block towards target hidden states.
 
     Args:
-        student: changed in place.
-        block: its name.
-        slot: of the map.
+        student: the pruned model, changed in place.
+        block: name of the block.
+        slot: the weight of the linear layer.
         factor: g. *Shape:* (width,)
         last: see `observe`.
-        waiting: all batches before the block.
+        paused: all batches, before the block.
         targets: t of each batch. *Shape:* (batch, tokens, width)
     """
     name = _module(slot, block)
     linear: Any = student.get_submodule(f"{block}.{name}")
     folds = Folds()
-    for number, (target, start) in enumerate(zip(targets, waiting, strict=True)):
+    for number, (target, start) in enumerate(zip(targets, paused, strict=True)):
         observed = observe(student, block, name, last, start)
-        parts = observed.map.inputs, *_change_and_weight(observed, target, factor)
+        parts = observed.linear.inputs, *_change_and_weight(observed, target, factor)
         inputs, change, weight = (counted_rows(part, start.batch.get("attention_mask")) for part in parts)
         folds.add(number, inputs, change, weight[:, 0])
     regression = fit(folds.moments(), bias=getattr(linear, "bias", None) is not None, by_size=CHANGE)
-    gain = factor * (1 if observed.map.norm is None else observed.map.norm.gain)
+    gain = factor * (1 if observed.linear.norm is None else observed.linear.norm.gain)
     gain = torch.where(gain.abs() > MIN_GAIN * gain.abs().max(), gain, torch.inf)
     move = regression.move / gain
     linear.weight.data = linear.weight.data + (move if slot.dim == 0 else move.T).to(linear.weight.data)
@@ -219,35 +231,38 @@ def _refit_(
 def _change_and_weight(
     observed: ObservedBlock, target: torch.Tensor, factor: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what the regression is of, and the token weights.
+    """Return the regression's target and the token weights, for one batch.
 
     Args:
-        observed: the block at work on a batch.
+        observed: the tensors of the block on the batch.
         target: t. *Shape:* (batch, tokens, width)
         factor: g. *Shape:* (width,)
 
     Returns:
-        d, *Shape:* (batch, tokens, width), and q, *Shape:* (batch, tokens, 1); where a norm N reads the map's output,
+        d, *Shape:* (batch, tokens, width), and q, *Shape:* (batch, tokens, 1). Where a norm N reads the layer's output,
         n g dy and q / size^2.
     """
-    change, weight, norm = target - observed.sum, 1 / mean_square(target), observed.map.norm
+    change, weight, norm = target - observed.sum, 1 / mean_square(target), observed.linear.norm
     if observed.norm is not None:
         change, weight = observed.norm.inverse(target) - observed.sum, 1 / mean_square(observed.sum)
     if norm is None:
         return change, weight
-    update = observed.map.update + torch.where(factor == 0, 0, change / factor)
-    change = (norm.inverse(update) - observed.map.outputs) * norm.gain * factor
+    update = observed.linear.update + torch.where(factor == 0, 0, change / factor)
+    change = (norm.inverse(update) - observed.linear.outputs) * norm.gain * factor
     return change, weight / norm.size.square()
 
 
 def _module(slot: Slot, block: str) -> str:
-    """Return a map's name inside its block."""
+    """Return the name of a slot's module inside its block."""
     return slot.name.rpartition(".")[0].removeprefix(f"{block}.")
 
 
-def _place(name: str, stacks: Sequence[str]) -> tuple[str, int]:
-    """Return stack and number of the block that a parameter lies in: of the innermost of `stacks`, or the outermost."""
+def _block_of(name: str, stacks: Sequence[str]) -> tuple[str, int]:
+    """Return the stack and the number of the block that a parameter belongs to.
+
+    The stack is the innermost of `stacks` around the parameter; where none is, the name up to its first number.
+    """
     parts = name.split(".")
-    inside = [stack.count(".") + 1 for stack in stacks if name.startswith(f"{stack}.")]
-    at = max(inside, default=next(i for i, part in enumerate(parts) if part.isdigit()))
-    return ".".join(parts[:at]), int(parts[at])
+    depths = [stack.count(".") + 1 for stack in stacks if name.startswith(f"{stack}.")]
+    depth = max(depths, default=next(i for i, part in enumerate(parts) if part.isdigit()))
+    return ".".join(parts[:depth]), int(parts[depth])

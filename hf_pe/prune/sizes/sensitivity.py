@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, kind_of
 from hf_pe.calibration import answers, distance, rows_within
-from hf_pe.calibration.coverage import reached, require_passage
+from hf_pe.calibration.coverage import reached, require_reached
 from hf_pe.progress import advance
 from hf_pe.prune.sizes.search import Setting, Tried
 from hf_pe.tasks import TaskData
@@ -97,7 +97,7 @@ def least_missed(
         `gone`, at least `count` of them.
     """
     if len(gone) < count:
-        require_passage(reached(model, axis, data), axis)
+        require_reached(reached(model, axis, data), axis)
     rows = rows_within(data, TOKENS)
     wanted = answers(model, data, rows) if len(gone) < count else None
     for number in range(len(gone), count):

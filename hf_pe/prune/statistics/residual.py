@@ -1,4 +1,4 @@
-"""The covariance of the residual stream, and how much of it kept coordinates hold."""
+"""Statistics of the residual stream: its covariance, and the fraction of its length that kept coordinates hold."""
 
 from typing import Any
 
@@ -11,7 +11,16 @@ from hf_pe.tasks import TaskData, counted_rows
 
 
 def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], data: TaskData) -> torch.Tensor:
-    """Mean of u u^T over tokens and norms, u what a norm is given over its root mean square, [width, width]."""
+    """Return the mean of u u^T over tokens and norms, scaled to a trace of 1; u is a norm's input over its size.
+
+    Args:
+        model: the model.
+        norms: norms that read the residual stream, by name.
+        data: has the calibration rows.
+
+    Returns:
+        *Shape:* (width, width)
+    """
     total: dict[str, torch.Tensor] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
@@ -27,17 +36,26 @@ def residual_covariance(model: PreTrainedModel, norms: dict[str, nn.Module], dat
 def kept_length(
     model: PreTrainedModel, norms: dict[str, nn.Module], kept: dict[str, torch.Tensor], data: TaskData
 ) -> dict[str, float]:
-    """Of what each norm is given, centred where it centres: length of its `kept` coordinates over that of all."""
-    seen: dict[str, list[torch.Tensor]] = {}
+    """Return for each norm the length of the `kept` coordinates of its input over that of all, as a mean over tokens.
+
+    Where the norm subtracts a mean (LayerNorm), both are centred first.
+
+    Args:
+        model: the model.
+        norms: the norms, by name.
+        kept: indices of the kept coordinates, by name of the norm.
+        data: has the calibration rows.
+    """
+    fractions: dict[str, list[torch.Tensor]] = {}
 
     def collect(name: str, number: int, mask: torch.Tensor | None, inputs: torch.Tensor, output: Any) -> None:
-        last = inputs.shape[-1] == len(next(norms[name].parameters()))
-        rows = counted_rows(inputs if last else inputs.movedim(1, -1), mask).float()
-        few = rows[:, kept[name]]
+        channels_last = inputs.shape[-1] == len(next(norms[name].parameters()))
+        rows = counted_rows(inputs if channels_last else inputs.movedim(1, -1), mask).float()
+        kept_rows = rows[:, kept[name]]
         if isinstance(norms[name], nn.LayerNorm):
-            rows, few = rows - rows.mean(-1, keepdim=True), few - few.mean(-1, keepdim=True)
-        seen.setdefault(name, []).append(few.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
+            rows, kept_rows = rows - rows.mean(-1, keepdim=True), kept_rows - kept_rows.mean(-1, keepdim=True)
+        fractions.setdefault(name, []).append(kept_rows.norm(dim=-1) / rows.norm(dim=-1).clamp_min(1e-12))
 
     with watch(model, norms, collect) as passes:
         passes.run(data, "norms of the kept width")
-    return {name: float(torch.cat(parts).mean()) for name, parts in seen.items()}
+    return {name: float(torch.cat(parts).mean()) for name, parts in fractions.items()}

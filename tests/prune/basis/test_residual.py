@@ -14,7 +14,7 @@ from hf_pe.measure import judge
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.basis.residual import rotated, untied
-from hf_pe.prune.refit.norms import _normalises, gain_offset, rescale_norms_
+from hf_pe.prune.refit.norms import _normalizes, gain_offset, rescale_norms_
 from hf_pe.prune.statistics.residual import residual_covariance
 from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
@@ -106,7 +106,7 @@ def test_norms_give_kept_coordinates_at_the_size_they_had(model_type, tokenizer)
     ids=lambda each: type(each).__name__,
 )
 def test_only_what_normalises_is_scaled(module, is_one):
-    assert _normalises(module) == is_one
+    assert _normalizes(module) == is_one
 
 
 @pytest.mark.usefixtures("random_criterion")

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from hf_pe.anatomy import discover
-from hf_pe.calibration.experts import Call, expert_moments, inner, routed
+from hf_pe.calibration.experts import Call, expert_inner, expert_moments, routed
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
@@ -72,7 +72,7 @@ def test_what_flows_inside_an_expert_gives_what_the_expert_gives(model_type):
     model = lively(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(model_type))))
     experts = model.model.layers[0].mlp.experts
     rows = torch.randn(5, model.config.hidden_size)
-    x = inner(experts, 1, rows)
+    x = expert_inner(experts, 1, rows)
     weight = experts.down_proj[1] if experts.is_transposed else experts.down_proj[1].T
     found = x @ weight + (experts.down_proj_bias[1] if experts.has_bias else 0)
     expert = torch.full((5, 1), 1)

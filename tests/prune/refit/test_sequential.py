@@ -105,7 +105,7 @@ def test_maps_that_were_spoiled_come_back(kind, tokenizer, images):
 def test_a_block_that_does_something_else_with_what_the_ffn_gives_is_refused(tokenizer):
     model = small("gemma4_text")  # gates by token come after the FFN
     data = ready(Embedding(), model, tokenizer)
-    with pytest.raises(UsageError, match=r"adds? what .* least_squares"):
+    with pytest.raises(UsageError, match=r"blocks that add the output of .* least_squares"):
         repair_in_order_(model, model, discover(model.config, type(model)).named("ffn")[0], {}, data)
 
 
