@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from hf_pe.run.compress import compress as compress
     from hf_pe.run.result import Result as Result
     from hf_pe.surgery import cut as cut
-    from hf_pe.verify.equivalence import prove as prove
+    from hf_pe.verify.equivalence import verify_cut as verify_cut
     from hf_pe.weight_transfer import start_from as start_from
 
 _HOME = {
@@ -76,7 +76,7 @@ _HOME = {
     "Teacher": "distill",
     "UsageError": "errors",
     "Plan": "plans",
-    "prove": "verify.equivalence",
+    "verify_cut": "verify.equivalence",
     "StructuredPruning": "prune",
     "cut_checkpoint": "prune",
     "BitsAndBytesQuantization": "quantize",

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def counted_parameters(model: PreTrainedModel, count: Callable[[nn.Parameter], i
 
 def spec_sizes(spec: ModelSpec) -> dict[str, Any]:
     """The sizes a Plan states, from the config alone."""
-    model = skeleton(spec.config, spec.model_class)
+    model = meta_model(spec.config, spec.model_class)
     counted = counted_parameters(model, nn.Parameter.numel)
     plain = bits_loaded(model, spec.config.dtype)
     total = sum(p.numel() * spec.bits.get(name, plain[name]) for name, p in model.named_parameters())

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from hf_pe.anatomy import Form
+from hf_pe.anatomy import CustomModules
 
 PLAN_FORMAT: Literal[1] = 1
 _OLDER = {
@@ -16,6 +16,8 @@ _OLDER = {
     "cast": ("half-precision", "precision"),
 }
 """Tag and kind of change of the recipes whose plans did not state them yet."""
+_RENAMED = {"form": "custom_modules", "unpacked": "modules_to_not_convert"}
+"""Keys by what plans called them before version 0.1."""
 
 
 def _without_example(schema: dict[str, Any]) -> None:
@@ -90,11 +92,13 @@ class Plan(Frozen):
     parameters_without_embeddings: int
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
     exact: bool = Field(description="False where a size is a target that only the weights decide")
-    unpacked: tuple[str, ...] | None = Field(None, description="linear layers that stay as they are when others pack")
+    modules_to_not_convert: tuple[str, ...] | None = Field(None, description="linear layers that are not quantized")
     sensitivity: dict[str, float] = Field(
         default_factory=dict, description="by layer, what packing it alone costs; see `sensitivity` of the recipe"
     )
-    form: Form | None = Field(None, description="what a stock config cannot say of the model after this stage")
+    custom_modules: CustomModules | None = Field(
+        None, description="what a stock config cannot say of the model after this stage"
+    )
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = Field((), description="sentences said before work: what may make the stage worthless")
     references: tuple[str, ...] = ()
@@ -107,4 +111,4 @@ class Plan(Frozen):
             return content
         tag, changes = _OLDER.get(str(content.get("recipe")), ("", None))
         older = {"tag": tag, "changes": changes, "dequantizes": content.get("recipe") == "quantize"}
-        return older | {key: value for key, value in content.items() if key != "eight_bits"}
+        return older | {_RENAMED.get(key, key): value for key, value in content.items() if key != "eight_bits"}

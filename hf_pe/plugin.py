@@ -8,7 +8,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_pe.anatomy import METHOD, Form, form_of, reshape_, with_form
+from hf_pe.anatomy import METHOD, CustomModules, custom_modules_of, reshape_, with_custom_modules
 
 
 def _finish_model(model: PreTrainedModel) -> None:
@@ -17,9 +17,9 @@ def _finish_model(model: PreTrainedModel) -> None:
     `from_pretrained` and `from_config` call it on the whole model, before a quantizer replaces modules.
     """
     patch_output_recorders(model)
-    form = form_of(model.config)
-    if form is not None:
-        reshape_(model, form)
+    custom = custom_modules_of(model.config)
+    if custom is not None:
+        reshape_(model, custom)
 
 
 _building: Any = modeling_utils
@@ -32,11 +32,13 @@ class FormConfig(QuantizationConfigMixin):
 
     def __init__(self, **values: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
-        self.form = Form(**{name: value for name, value in values.items() if name in Form.model_fields})
+        self.custom = CustomModules(
+            **{name: value for name, value in values.items() if name in CustomModules.model_fields}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as it was written."""
-        return {"quant_method": METHOD, **self.form.model_dump()}
+        return {"quant_method": METHOD, **self.custom.model_dump()}
 
 
 @register_quantizer(METHOD)
@@ -48,7 +50,7 @@ class FormQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
         quantization: Any = self.quantization_config
-        model.config = with_form(model.config, quantization.form)
+        model.config = with_custom_modules(model.config, quantization.custom)
         self.remove_quantization_config(model)  # type: ignore[no-untyped-call]
         return model
 

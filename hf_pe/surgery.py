@@ -1,6 +1,6 @@
 """Cuts a model down to the kept units. Mechanics only: what to keep is decided elsewhere.
 
-Cutting and loading are the same act: the smaller config makes the skeleton, transformers' own loading code fills it
+Cutting and loading are the same act: the smaller config makes the meta_model, transformers' own loading code fills it
 with the sliced weights, ties and rebuilds what is not stored. The given model is left alone.
 """
 
@@ -16,10 +16,10 @@ from hf_pe.anatomy import (
     Axis,
     Slot,
     change_,
+    meta_model,
     resized,
     rows_in_place,
     size_in,
-    skeleton,
 )
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.generation_config import generation_changes
@@ -43,7 +43,7 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
     config = cut_config(model.config, axis, size, kept)
     state = model.state_dict()
     old = {tensor.untyped_storage().data_ptr() for tensor in state.values()}
-    after = skeleton(config, type(model)).state_dict() if axis.kind.is_depth else state
+    after = meta_model(config, type(model)).state_dict() if axis.kind.is_depth else state
     weights = {
         name: tensor.clone() if tensor.untyped_storage().data_ptr() in old else tensor
         for name, tensor in Narrowed(state, axis, kept, after).items()

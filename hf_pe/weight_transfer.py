@@ -128,7 +128,7 @@ def _form(token: str, style: str) -> tuple[bool, str]:
     return marked != (style == "##"), token.removeprefix(style)
 
 
-def drawn(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
+def random_init(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """A model with random weights through which signals get.
 
     transformers draws the batch norms of an EfficientNet around 0 with a deviation of 0.02, as its convolutions: block

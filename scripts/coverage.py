@@ -1,7 +1,7 @@
 """Which axes of which architectures are proved: every model type that AutoModel knows, shrunk, cut and compared.
 
 Of each type the bare model and, unless --bare is given, its class for each task: a head can do more with the hidden
-states than read them (T5's divides them by the root of their width). A row is proved where it is for all of them.
+states than read them (T5's divides them by the root of their width). A row is verified where it is for all of them.
 
 Writes docs/architectures.json (rows {model_type, axis, status, reason, native}, and with heads the classes) and
 docs/architectures.md.
@@ -36,14 +36,14 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from hf_pe.anatomy import discover, keep_layers_
 from hf_pe.anatomy.fields import AXIS_OF_FIELD
 from hf_pe.tasks import TASKS
-from hf_pe.verify.equivalence import prove
+from hf_pe.verify.equivalence import verify_cut
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 AXES = ("ffn", "heads", "kv_groups", "layers", "hidden", "vocabulary", "experts", "expert_ffn")
 GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 340, "experts": 55}
 """Types to be proved on each axis; heads natively, alone or with their key-value groups."""
 LAYERS = 6
-"""Depth is proved on at most so many."""
+"""Depth is verified on at most so many."""
 AT_ONCE = 100
 """Types that go through one process."""
 SERIES = {"prediction_length": 8, "context_length": 8}
@@ -104,17 +104,17 @@ def with_heads(config: PretrainedConfig, found: list[dict[str, Any]]) -> list[di
             continue
         classes.append(model_class)
         for each in found:
-            if each["status"] == "proved" and each["axis"] in axes:
+            if each["status"] == "verified" and each["axis"] in axes:
                 axis = axes[each["axis"]]
-                proof = prove(config, model_class, axis, generates=not axis.kind.is_depth)
-                if not proof.holds:
-                    reason = f"{model_class.__name__}: {proof.reason}"
+                verification = verify_cut(config, model_class, axis, generates=not axis.kind.is_depth)
+                if not verification.holds:
+                    reason = f"{model_class.__name__}: {verification.reason}"
                     each |= row(each["model_type"], each["axis"], "refused", reason, each["native"])
     return [each | {"classes": [model_class.__name__ for model_class in classes]} for each in found]
 
 
 def rows(model_type: str, seconds: int, *, heads: bool = True) -> list[dict[str, Any]]:
-    """Of each axis of a type whether its cut is proved; one row without an axis where no model comes of it."""
+    """Of each axis of a type whether its cut is verified; one row without an axis where no model comes of it."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -128,9 +128,9 @@ def rows(model_type: str, seconds: int, *, heads: bool = True) -> list[dict[str,
             model_class = classes[0] if isinstance(classes, tuple) else classes
             config = shallow(config)
             for axis in discover(config, model_class).axes:
-                proof = prove(config, model_class, axis)
-                status = "proved" if proof.holds else "refused"
-                found.append(row(model_type, axis.name, status, proof.reason, axis.native))
+                verification = verify_cut(config, model_class, axis)
+                status = "verified" if verification.holds else "refused"
+                found.append(row(model_type, axis.name, status, verification.reason, axis.native))
             found = with_heads(config, found) if heads else found
     except (Exception, TooLong) as error:
         reason = f"{type(error).__name__}: {error}"
@@ -202,11 +202,11 @@ def kind(axis: str) -> str:
     return axis.rpartition(".")[2]
 
 
-def proved(found: list[dict[str, Any]]) -> dict[str, int]:
+def verified_types(found: list[dict[str, Any]]) -> dict[str, int]:
     """Types with at least one tower proved, by axis; heads with or without key-value groups."""
     types: dict[str, set[str]] = {axis: set() for axis in AXES}
     for each in found:
-        if each["status"] == "proved":
+        if each["status"] == "verified":
             types["heads" if kind(each["axis"]) == "kv_groups" else kind(each["axis"])].add(each["model_type"])
             if kind(each["axis"]) == "kv_groups":
                 types["kv_groups"].add(each["model_type"])
@@ -215,20 +215,20 @@ def proved(found: list[dict[str, Any]]) -> dict[str, int]:
 
 def page(found: list[dict[str, Any]], run: str) -> str:
     """docs/architectures.md."""
-    counts, types = proved(found), sorted({each["model_type"] for each in found})
-    signs = {"proved": "yes", "refused": "no", "cannot_build": "-"}
+    counts, types = verified_types(found), sorted({each["model_type"] for each in found})
+    signs = {"verified": "yes", "refused": "no", "cannot_build": "-"}
     lines = [
         "# Architectures",
         "",
         f"Of the {len(types)} model types that `AutoModel` of transformers {transformers.__version__} knows, how many "
-        "have an axis whose cut is proved: a tiny model of the type, with the units neutralised, gives the same output "
+        "have an axis whose cut is verified: a tiny model of the type, with the units ablated, gives the same output "
         "as the model with those units cut out, and a wrong cut is noticed. Where a type has several towers, one of "
         "them is enough here; [architectures.json](architectures.json) has all rows, with the reason where a cut is "
         "refused.",
         "",
         f"Made by `python scripts/coverage.py` ({run}).{headed(found)}",
         "",
-        "| axis | types proved | goal |",
+        "| axis | types verified | goal |",
         "| --- | --- | --- |",
         *(f"| {axis} | {counts[axis]} | {GOALS.get(axis, '')} |" for axis in AXES),
         "",
@@ -285,7 +285,7 @@ def main() -> None:
         run = re.search(r"coverage\.py` \((.*?)\)", page_was)[1]
         found += [each for each in was if each["model_type"] not in types]
     found.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
-    print(proved(found))
+    print(verified_types(found))
     if told.update or not told.types:
         lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in found)
         (DOCS / "architectures.json").write_text(f"[\n{lines}\n]\n", "utf-8")

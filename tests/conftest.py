@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.prune.criteria import CRITERIA, Criterion
 from tests.helpers import TEXTS, bert_config, saved
 from tests.images import images  # noqa: F401 - a fixture
@@ -56,7 +56,7 @@ def own_cache(tmp_path_factory):
 @pytest.fixture
 def random_criterion(monkeypatch):
     """Let recipes choose units at random, the control."""
-    score = Criterion(lambda evidence: torch.rand(evidence.consumer.shape[1]), (), "random choice", None)
+    score = Criterion(lambda statistics: torch.rand(statistics.consumer.shape[1]), (), "random choice", None)
     monkeypatch.setitem(CRITERIA, "random", score)
 
 
@@ -92,14 +92,16 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def bert_folder(tmp_path_factory, tokenizer) -> Path:
     """A tiny BertModel with its tokenizer."""
-    return saved(tmp_path_factory.mktemp("models") / "tiny-bert", lively(BertModel(bert_config())), tokenizer)
+    return saved(
+        tmp_path_factory.mktemp("models") / "tiny-bert", randomize_weights_(BertModel(bert_config())), tokenizer
+    )
 
 
 @pytest.fixture(scope="session")
 def classifier_folder(tmp_path_factory, tokenizer) -> Path:
     """A tiny classifier with the labels negative and positive."""
     names = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
-    model = lively(BertForSequenceClassification(bert_config(**names)))
+    model = randomize_weights_(BertForSequenceClassification(bert_config(**names)))
     return saved(tmp_path_factory.mktemp("models") / "tiny-classifier", model, tokenizer)
 
 
@@ -111,7 +113,9 @@ def llama_folder(tmp_path_factory, tokenizer) -> Path:
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
         pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
-    return saved(tmp_path_factory.mktemp("models") / "tiny-llama", lively(LlamaForCausalLM(config)), tokenizer)
+    return saved(
+        tmp_path_factory.mktemp("models") / "tiny-llama", randomize_weights_(LlamaForCausalLM(config)), tokenizer
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, DetrConfig, DetrForO
 from typer.testing import CliRunner, Result
 
 from hf_pe.cli import app
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.recipe import StageState
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -61,11 +61,11 @@ def bert_config(**changes) -> BertConfig:
 
 
 def small(kind, **changes):
-    """A lively model of two layers that knows the words of the tests' tokenizer."""
+    """A randomize_weights_ model of two layers that knows the words of the tests' tokenizer."""
     config = tiny(AutoConfig.for_model(kind))
     for name, value in {"vocab_size": 200, **changes}.items():
         setattr(config, name, value)
-    return lively(AutoModel.from_config(config)).eval()
+    return randomize_weights_(AutoModel.from_config(config)).eval()
 
 
 def small_detr(**changes) -> DetrForObjectDetection:

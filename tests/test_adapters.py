@@ -15,7 +15,7 @@ from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.source import resolve
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.quantizers.registry import dequantized, dequantized_weight
@@ -90,7 +90,7 @@ def test_quantize_packs_an_adapter_with_its_base_once(bases, base, tmp_path):
     wanted = recipe.carry_out(StageState(whole, None)).model
     quantize_checkpoint(str(tmp_path / "adapter"), tmp_path / "small")
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
-    for name in plain_linear_layers(whole, recipe.kept_modules(whole)):
+    for name in plain_linear_layers(whole, recipe.modules_to_not_convert(whole)):
         one, other = (dequantized_weight(model.get_submodule(name)) for model in (wanted, small))
         assert torch.equal(one, other), name
 
@@ -129,7 +129,9 @@ def test_every_kind_of_adapter_over_nf4_is_merged_as_what_it_was_trained_as(base
 
 
 def test_an_adapter_for_transposed_layers_is_merged(tmp_path):
-    model = lively(GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, pad_token_id=0)))
+    model = randomize_weights_(
+        GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, pad_token_id=0))
+    )
     recipe = BitsAndBytesQuantization()
     recipe.carry_out(StageState(model, None)).model.save_pretrained(tmp_path / "nf4")
     learner = with_adapter(

@@ -18,10 +18,10 @@ from transformers import (
 from hf_pe.anatomy import discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, no_cache, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.surgery import cut
-from hf_pe.verify.comparison import Proof
-from hf_pe.verify.equivalence import _pattern, prove
+from hf_pe.verify.comparison import Verification
+from hf_pe.verify.equivalence import _pattern, verify_cut
 
 ROOT = Path(__file__).resolve().parents[1]
 spec = importlib.util.spec_from_file_location("coverage_script", ROOT / "scripts" / "coverage.py")
@@ -63,7 +63,7 @@ PROVED["layers"], PROVED["expert_ffn"] = [*PROVED["ffn"], "convnext"], PROVED["e
 def test_what_is_relied_on_is_proved(kind):
     for model_type in PROVED[kind]:
         mine = [e for e in ROWS if e["model_type"] == model_type and e["axis"] and coverage.kind(e["axis"]) == kind]
-        assert mine and all(each["status"] == "proved" for each in mine), mine
+        assert mine and all(each["status"] == "verified" for each in mine), mine
 
 
 def built(model_type):
@@ -79,11 +79,11 @@ def test_the_table_says_what_is_so(model_type):
 
 def test_a_row_is_refused_where_a_head_is(monkeypatch):
     config = AutoConfig.for_model("t5", decoder_start_token_id=0)
-    bare = [coverage.row("t5", "hidden", "proved", "", True)]
+    bare = [coverage.row("t5", "hidden", "verified", "", True)]
     monkeypatch.setattr(coverage, "head_classes", lambda config: [T5ForConditionalGeneration])
     (each,) = coverage.with_heads(config, copy.deepcopy(bare))
-    assert (each["status"], each["classes"]) == ("proved", ["T5ForConditionalGeneration"])
-    monkeypatch.setattr(coverage, "prove", lambda *_, **__: Proof("hidden", False, "they differ"))
+    assert (each["status"], each["classes"]) == ("verified", ["T5ForConditionalGeneration"])
+    monkeypatch.setattr(coverage, "verify_cut", lambda *_, **__: Verification("hidden", False, "they differ"))
     (each,) = coverage.with_heads(config, bare)
     assert (each["status"], each["reason"]) == ("refused", "T5ForConditionalGeneration: they differ")
     assert all("T5ForConditionalGeneration" in row["classes"] for row in ROWS if row["model_type"] == "t5")
@@ -94,10 +94,10 @@ def test_the_table_has_every_type_and_gives_reasons():
     assert {each["model_type"] for each in ROWS} == {
         config.model_type for config in AutoModel._model_mapping if config.__module__.startswith("transformers.")
     }
-    assert all(each["reason"] for each in ROWS if each["status"] != "proved")
-    assert {each["status"] for each in ROWS} <= {"proved", "refused", "cannot_build"}
+    assert all(each["reason"] for each in ROWS if each["status"] != "verified")
+    assert {each["status"] for each in ROWS} <= {"verified", "refused", "cannot_build"}
     page = (ROOT / "docs" / "architectures.md").read_text("utf-8")
-    counts = coverage.proved(ROWS)
+    counts = coverage.verified_types(ROWS)
     assert all(f"| {axis} | {counts[axis]} |" in page for axis in coverage.AXES)
 
 
@@ -112,10 +112,10 @@ GENERATING = [
 def test_what_is_cut_works_on(model_type, auto_class, tmp_path):
     """Nothing on meta, ties intact, eager and sdpa agree, generates, reloads to the bit, bfloat16."""
     config = tiny(AutoConfig.for_model(model_type))
-    model = lively(auto_class.from_config(config))
+    model = randomize_weights_(auto_class.from_config(config))
     for kind in ("ffn", "experts", "kv_groups", "heads", "vocabulary"):
         for axis in discover(model.config, type(model)).axes:
-            if axis.kind.name == kind and axis.size > 2 and prove(model.config, type(model), axis).holds:
+            if axis.kind.name == kind and axis.size > 2 and verify_cut(model.config, type(model), axis).holds:
                 model = cut(model, axis, _pattern(axis, model))
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
     if model.config.get_text_config().tie_word_embeddings:
@@ -143,7 +143,7 @@ def test_what_is_cut_works_on(model_type, auto_class, tmp_path):
 )
 def test_what_is_cut_compiles(model_type):
     config, model_class = built(model_type)
-    model = lively(model_class(config))
+    model = randomize_weights_(model_class(config))
     for kind in ("ffn", "hidden"):
         for axis in [a for a in discover(config, model_class).axes if a.kind.name == kind]:
             model = cut(model, axis, _pattern(axis, model))

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from hf_pe import export_onnx, quantize_checkpoint
 from hf_pe.cli import app
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.export import CLOSE
 from tests.helpers import needs_package
@@ -25,7 +25,9 @@ def _installed():
 @pytest.mark.parametrize("kind", ["llama_folder", "classifier_folder", "images"])
 def test_exported_is_the_model(kind, request, tmp_path):
     if kind == "images":
-        net = lively(MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=32)))
+        net = randomize_weights_(
+            MobileNetV2ForImageClassification(MobileNetV2Config(depth_multiplier=0.35, image_size=32))
+        )
         net.save_pretrained(tmp_path / "model")
     folder = tmp_path / "model" if kind == "images" else request.getfixturevalue(kind)
     found = export_onnx(str(folder), tmp_path / "onnx")

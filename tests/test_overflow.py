@@ -2,13 +2,13 @@ import torch
 from transformers import BertModel
 
 from hf_pe.dummies.inputs import example_inputs
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.overflow import overflow_of
 from tests.helpers import bert_config
 
 
 def overflowing(dtype):
-    model = lively(BertModel(bert_config()))
+    model = randomize_weights_(BertModel(bert_config()))
     with torch.no_grad():
         model.encoder.layer[1].intermediate.dense.weight.mul_(1e5 / 2)
         model.encoder.layer[1].output.dense.weight.mul_(100)
@@ -25,5 +25,5 @@ def test_the_module_in_which_float16_overflows_is_named():
 def test_other_dtypes_and_finite_models_are_not_accused():
     wide = overflowing(torch.bfloat16)
     assert overflow_of(wide, lambda: wide(**example_inputs(wide))) is None
-    fine = lively(BertModel(bert_config())).to(torch.float16)
+    fine = randomize_weights_(BertModel(bert_config())).to(torch.float16)
     assert overflow_of(fine, lambda: fine(**example_inputs(fine))) is None

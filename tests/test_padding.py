@@ -23,10 +23,10 @@ from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.measure import measure
 from hf_pe.padding import padding_id, padding_token
-from hf_pe.verify.equivalence import prove
+from hf_pe.verify.equivalence import verify_cut
 from tests.helpers import TEXTS, bert_config, saved
 
 LABELS = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
@@ -34,11 +34,15 @@ LABELS = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0
 
 def llama():
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    return lively(LlamaForSequenceClassification(LlamaConfig(**sizes, **LABELS, vocab_size=200, eos_token_id=3)))
+    return randomize_weights_(
+        LlamaForSequenceClassification(LlamaConfig(**sizes, **LABELS, vocab_size=200, eos_token_id=3))
+    )
 
 
 def gpt2():
-    return lively(GPT2ForSequenceClassification(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=200, **LABELS)))
+    return randomize_weights_(
+        GPT2ForSequenceClassification(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=200, **LABELS))
+    )
 
 
 @pytest.fixture
@@ -80,7 +84,7 @@ def test_a_decoder_classifier_is_compressed_in_batches_and_its_result_names_the_
 def test_without_data_too_more_than_one_row_goes_through(make, bare, tmp_path):
     model = make()
     axis = next(axis for axis in discover(model.config, type(model)).axes if axis.kind.name == "ffn")
-    assert prove(model.config, type(model), axis).holds
+    assert verify_cut(model.config, type(model), axis).holds
     loaded = load_model(resolve(str(saved(tmp_path, model, bare))), type(model))
     assert loaded.config.pad_token_id == 3
     assert outputs_of(loaded, example_inputs(loaded, batch=4))[0].shape == (4, 2)

@@ -100,11 +100,11 @@ def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
     model = load_model(source, class_for(config, "AutoModel"))
     pairs = DataConfig(train=dev, text="sentence1", text_pair="sentence2", label="score", calibration=480)
     data = Embedding().prepare(load_for_evaluation(pairs), load_processor(source), config)
-    dense = Embedding().judge(model, data).scores()["spearman"]
+    dense = Embedding().evaluate(model, data).scores()["spearman"]
     recipe = StructuredPruning(keep=keep, criterion=criterion)
     small = recipe.carry_out(StageState(model, data)).model
     assert dense == pytest.approx(0.867, abs=0.001)
-    assert Embedding().judge(small, data).scores()["spearman"] > dense - loss
+    assert Embedding().evaluate(small, data).scores()["spearman"] > dense - loss
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):

@@ -16,7 +16,7 @@ import hf_pe
 from hf_pe import BackboneSwap, BitsAndBytesQuantization, Distillation, StructuredPruning
 from hf_pe.cli import app
 from hf_pe.data import load_examples
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.recipe import StageState
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, assert_same_text, bert_config, call
@@ -97,7 +97,7 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_plan_of_a_recipe(name, tokenizer, unchanged):
-    model = lively(BertModel(bert_config(num_hidden_layers=2, intermediate_size=64))).eval()
+    model = randomize_weights_(BertModel(bert_config(num_hidden_layers=2, intermediate_size=64))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     plan = PLANS[name].plan(StageState(model, replace(data, teacher=model)))
     unchanged(f"plan_{name}.json", json.dumps(rounded(plan.model_dump(mode="json")), indent=2) + "\n")

@@ -22,7 +22,7 @@ class Outer:
 
             return x
 
-def alone(): pass
+def single_axis_paths(): pass
 '''
 
 

@@ -1,4 +1,4 @@
-"""A bridge fits, folds without a rest, and says where features do not stand at the same places."""
+"""A stitching layer fits, folds without a rest, and says where features do not stand at the same places."""
 
 from dataclasses import replace
 
@@ -9,10 +9,19 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, default_data_collator
 
 from hf_pe.data import DataConfig, Examples
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.regression import Fit
-from hf_pe.stitching import Bridge, Seam, bridged, fitted, fold_, folded_, read_by, reuse_
+from hf_pe.stitching import (
+    StitchingLayer,
+    StitchPoint,
+    fit_stitching_layer,
+    merge_,
+    read_by,
+    remove_stitching_,
+    reuse_,
+    stitched_features,
+)
 from hf_pe.tasks import ImageClassification, TaskData
 
 
@@ -25,7 +34,7 @@ def vit(width=32, seed=0, **changes):
         "patch_size": 4,
     }
     config = ViTConfig(hidden_size=width, num_labels=5, hidden_dropout_prob=0.0, **sizes | changes)
-    return lively(ViTForImageClassification(config), seed).eval()
+    return randomize_weights_(ViTForImageClassification(config), seed).eval()
 
 
 @pytest.fixture
@@ -37,7 +46,7 @@ def data():
     return TaskData(ImageClassification(), None, found, found, default_data_collator, told)
 
 
-SEAM = Seam("classifier", "classifier")
+SEAM = StitchPoint("classifier", "classifier")
 
 
 def logits(model, data):
@@ -47,23 +56,23 @@ def logits(model, data):
 
 def test_the_same_body_needs_no_bridge(data):
     old = vit()
-    bridge = fitted(old, vit(), SEAM, data)
-    assert bridge.explained > 0.999
+    stitching = fit_stitching_layer(old, vit(), SEAM, data)
+    assert stitching.explained > 0.999
     new = vit()
     nn.init.normal_(new.classifier.weight)
-    fold_(old.classifier, new.classifier, bridge)
+    merge_(old.classifier, new.classifier, stitching)
     torch.testing.assert_close(logits(new, data), logits(old, data), rtol=1e-2, atol=1e-2)
 
 
 def test_a_folded_bridge_is_the_head_over_the_bridge(data):
     old, new = vit(), vit(16, seed=1)
-    bridge = fitted(old, new, SEAM, data)
-    assert bridge.explained < 1
-    fold_(old.classifier, new.classifier, bridge)
+    stitching = fit_stitching_layer(old, new, SEAM, data)
+    assert stitching.explained < 1
+    merge_(old.classifier, new.classifier, stitching)
     batch = next(data.batches(data.train, 8))
     with torch.no_grad(), read_by(new.classifier) as seen:
         found = data.task.signals(new, batch)["logits"]
-    wanted = old.classifier(seen[0] @ bridge.fit.move + bridge.fit.shift)
+    wanted = old.classifier(seen[0] @ stitching.fit.move + stitching.fit.shift)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -71,7 +80,7 @@ def test_a_folded_bridge_is_the_head_over_the_bridge(data):
 def test_it_folds_into_a_convolution(kernel):
     old, new = nn.Conv2d(6, 4, kernel, padding=kernel // 2), nn.Conv2d(3, 4, kernel, padding=kernel // 2)
     move = torch.randn(3, 6)
-    fold_(old, new, Bridge(Fit(move, torch.zeros(6), 0.0), 1.0))
+    merge_(old, new, StitchingLayer(Fit(move, torch.zeros(6), 0.0), 1.0))
     x = torch.randn(2, 3, 5, 5)
     wanted = old(torch.einsum("bchw,cd->bdhw", x, move))
     torch.testing.assert_close(new(x), wanted, rtol=1e-4, atol=1e-4)
@@ -84,10 +93,10 @@ def test_a_reused_head_learns_its_bridge_only_and_folds_into_a_plain_one(data):
     batch = next(data.batches(data.train, 8))
     with read_by(new.classifier) as seen:
         loss = data.task.signals(new, batch)["loss"]
-    torch.testing.assert_close(new.classifier(seen[0]), old.classifier(bridged(new.classifier, seen[0])))
+    torch.testing.assert_close(new.classifier(seen[0]), old.classifier(stitched_features(new.classifier, seen[0])))
     loss.backward()
     before = logits(new, data)
-    folded_(new.classifier)
+    remove_stitching_(new.classifier)
     assert {name for name, _ in new.classifier.named_parameters()} == {"weight", "bias"}
     torch.testing.assert_close(logits(new, data), before)
 
@@ -100,7 +109,7 @@ def test_features_at_other_places_are_refused(data):
 
     one, other = (_Reading(model(first)) for first in (old, new))
     with pytest.raises(UsageError, match="expected 6 x 6 as the original has, got 3 x 3"):
-        fitted(one, other, Seam("net.1", "net.1"), replace(data, collate=default_data_collator))
+        fit_stitching_layer(one, other, StitchPoint("net.1", "net.1"), replace(data, collate=default_data_collator))
 
 
 class _Reading(nn.Module):

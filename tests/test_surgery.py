@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertModel
 from hf_pe.anatomy import discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.surgery import cast, cut, main_dtype
 
 CAUSAL = ["llama", "qwen3", "gemma3_text", "gpt2"]
@@ -20,7 +20,7 @@ def every_other(axis):
 
 
 def test_the_given_model_is_left_alone():
-    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    model = randomize_weights_(BertModel(tiny(AutoConfig.for_model("bert"))))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     axis = ffn_of(model)
     smaller = cut(model, axis, every_other(axis))
@@ -31,7 +31,7 @@ def test_the_given_model_is_left_alone():
 
 @pytest.mark.parametrize("name", ["ffn", "layers"])
 def test_training_the_cut_model_in_place_leaves_the_original_alone(name):
-    model = lively(BertModel(tiny(AutoConfig.for_model("bert"), depth=True)))
+    model = randomize_weights_(BertModel(tiny(AutoConfig.for_model("bert"), depth=True)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
     axis = discover(model.config, BertModel).named(name)[0]
     smaller = cut(model, axis, every_other(axis))
@@ -44,7 +44,7 @@ def test_training_the_cut_model_in_place_leaves_the_original_alone(name):
 @pytest.mark.parametrize("model_type", ["bert", "modernbert", "t5", "vit", "whisper", *CAUSAL])
 def test_a_cut_model_reloads_with_stock_classes_to_the_bit(model_type, tmp_path):
     config = tiny(AutoConfig.for_model(model_type))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     axis = ffn_of(model)
     smaller = cut(model, axis, every_other(axis))
     smaller.save_pretrained(tmp_path)
@@ -57,7 +57,7 @@ def test_a_cut_model_reloads_with_stock_classes_to_the_bit(model_type, tmp_path)
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "phi3", "mistral", "gemma3_text", "vit"])
 def test_a_model_with_fewer_heads_reloads_with_stock_classes_to_the_bit(model_type, tmp_path):
     config = tiny(AutoConfig.for_model(model_type))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     axis = next(a for a in discover(config, type(model)).axes if a.kind.is_heads)
     smaller = cut(model, axis, every_other(axis))
     smaller.save_pretrained(tmp_path)
@@ -70,7 +70,7 @@ def test_a_model_with_fewer_heads_reloads_with_stock_classes_to_the_bit(model_ty
 @pytest.mark.parametrize("model_type", CAUSAL)
 def test_ties_attention_kinds_generation_and_dtype_survive(model_type):
     config = tiny(AutoConfig.for_model(model_type, tie_word_embeddings=True))
-    model = lively(AutoModelForCausalLM.from_config(config))
+    model = randomize_weights_(AutoModelForCausalLM.from_config(config))
     model.generation_config.max_new_tokens = 3
     axis = ffn_of(model)
     smaller = cut(model, axis, every_other(axis))
@@ -87,7 +87,7 @@ def test_ties_attention_kinds_generation_and_dtype_survive(model_type):
 
 def test_depth_keeps_the_named_layers_in_order():
     config = tiny(AutoConfig.for_model("bert", num_hidden_layers=5), depth=True)
-    model = lively(BertModel(config))
+    model = randomize_weights_(BertModel(config))
     axis = discover(config, BertModel).named("layers")[0]
     smaller = cut(model, axis, {"encoder.layer": [0, 3, 4]})
     for new, old in enumerate([0, 3, 4]):
@@ -105,7 +105,7 @@ def test_depth_keeps_the_named_layers_in_order():
     ],
 )
 def test_impossible_cuts_are_refused(kept, message):
-    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    model = randomize_weights_(BertModel(tiny(AutoConfig.for_model("bert"))))
     with pytest.raises(ValueError, match=message):
         cut(model, ffn_of(model), kept)
 
@@ -119,7 +119,7 @@ def test_impossible_cuts_are_refused(kept, message):
 )
 def test_units_that_are_bound_together_go_together(model_type, name, units, message):
     config = tiny(AutoConfig.for_model(model_type))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     (axis,) = discover(config, type(model)).named(name)
     kept = {group: axis.first(group, 16 if name == "hidden" else 4) for group in axis.groups}
     cut(model, axis, kept)
@@ -134,7 +134,7 @@ def test_units_that_are_bound_together_go_together(model_type, name, units, mess
 def test_a_model_is_cast_as_loading_in_that_dtype_casts_it(model_type, dtype, tmp_path):
     sizes = {"resnet": {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"}}
     config = AutoConfig.for_model(model_type, **sizes.get(model_type, {}))
-    model = lively(AutoModel.from_config(config if model_type in sizes else tiny(config)))
+    model = randomize_weights_(AutoModel.from_config(config if model_type in sizes else tiny(config)))
     model.save_pretrained(tmp_path / "plain")
     made = cast(model, dtype)
     made.save_pretrained(tmp_path / "cast")
@@ -149,7 +149,7 @@ def test_a_model_is_cast_as_loading_in_that_dtype_casts_it(model_type, dtype, tm
 
 
 def test_a_model_in_the_dtype_asked_for_is_copied():
-    model = lively(AutoModel.from_config(tiny(AutoConfig.for_model("t5")))).to(torch.float16)
+    model = randomize_weights_(AutoModel.from_config(tiny(AutoConfig.for_model("t5")))).to(torch.float16)
     made = cast(model, torch.float16)
     places = {tensor.data_ptr() for tensor in model.state_dict().values()}
     assert not [name for name, tensor in made.state_dict().items() if tensor.data_ptr() in places]
@@ -158,7 +158,7 @@ def test_a_model_in_the_dtype_asked_for_is_copied():
 def mixed(parts, dtype=torch.bfloat16):
     """A language model of which some parts are in float32, and what it is in each."""
     config = tiny(AutoConfig.for_model("llama", tie_word_embeddings=False))
-    model = lively(AutoModelForCausalLM.from_config(config)).to(dtype)
+    model = randomize_weights_(AutoModelForCausalLM.from_config(config)).to(dtype)
     for part in parts:
         model.get_submodule(part).float().weight.data.normal_()  # what 16 bits cannot hold
     return model, {name: parameter.dtype for name, parameter in model.named_parameters()}
@@ -181,7 +181,7 @@ def test_what_is_in_float32_in_a_model_of_16_bits_stays_so(parts, name):
 
 def test_what_a_class_keeps_in_float32_stays_so_when_it_is_cut_and_loaded_again(tmp_path):
     config = tiny(AutoConfig.for_model("ernie4_5_moe"))
-    lively(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
+    randomize_weights_(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     assert {*dtypes.values()} == {torch.bfloat16, torch.float32}

@@ -15,14 +15,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
-from hf_pe.weight_transfer import drawn, start_from, translated
+from hf_pe.weight_transfer import random_init, start_from, translated
 from tests.helpers import bert_config
 
 
 def distilbert(layers):
-    return lively(
+    return randomize_weights_(
         DistilBertModel(
             DistilBertConfig(
                 vocab_size=200, dim=64, n_layers=layers, n_heads=4, hidden_dim=128, max_position_embeddings=64
@@ -33,7 +33,7 @@ def distilbert(layers):
 
 
 def test_another_architecture_with_the_same_shapes_becomes_the_same_function():
-    teacher = lively(BertModel(bert_config(), add_pooling_layer=False)).eval()
+    teacher = randomize_weights_(BertModel(bert_config(), add_pooling_layer=False)).eval()
     teacher.embeddings.token_type_embeddings.weight.data.zero_()
     student = distilbert(4)
     copied = start_from(teacher, student)
@@ -44,7 +44,7 @@ def test_another_architecture_with_the_same_shapes_becomes_the_same_function():
 
 
 def test_a_shallower_student_takes_the_layers_it_is_told():
-    teacher = lively(BertModel(bert_config())).eval()
+    teacher = randomize_weights_(BertModel(bert_config())).eval()
     student = distilbert(2)
     start_from(teacher, student, [1, 3])
     for mine, theirs in enumerate((1, 3)):
@@ -55,8 +55,8 @@ def test_a_shallower_student_takes_the_layers_it_is_told():
 
 
 def test_what_does_not_fit_stays_as_it_was():
-    teacher = lively(BertModel(bert_config())).eval()
-    student = lively(BertModel(BertConfig(**bert_config(intermediate_size=96).to_dict())), 5)
+    teacher = randomize_weights_(BertModel(bert_config())).eval()
+    student = randomize_weights_(BertModel(BertConfig(**bert_config(intermediate_size=96).to_dict())), 5)
     before = {n: p.clone() for n, p in student.named_parameters()}
     copied = set(start_from(teacher, student))
     for name, parameter in student.named_parameters():
@@ -68,8 +68,8 @@ def test_what_does_not_fit_stays_as_it_was():
 def test_language_models_keep_their_ties():
     sizes = {"vocab_size": 200, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    teacher = lively(LlamaForCausalLM(LlamaConfig(**sizes))).eval()
-    student = lively(MistralForCausalLM(MistralConfig(**sizes, sliding_window=None)), 5).eval()
+    teacher = randomize_weights_(LlamaForCausalLM(LlamaConfig(**sizes))).eval()
+    student = randomize_weights_(MistralForCausalLM(MistralConfig(**sizes, sliding_window=None)), 5).eval()
     start_from(teacher, student)
     ids = torch.randint(6, 190, (2, 7))
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_language_models_keep_their_ties():
 @pytest.mark.parametrize("layers", [[0], [0, 4]])
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(UsageError, match=r"expected 2 numbers within 0\.\.3"):
-        start_from(lively(BertModel(bert_config())), distilbert(2), layers)
+        start_from(randomize_weights_(BertModel(bert_config())), distilbert(2), layers)
 
 
 def tokenizer_of(words, style):
@@ -119,6 +119,6 @@ def test_signals_get_through_a_random_model(model_type):
     """What it says of two images differs, as far as they do."""
     config = AutoConfig.for_model(model_type, image_size=32)
     torch.manual_seed(0)
-    model = drawn(AutoModel._model_mapping[type(config)], config).train()
+    model = random_init(AutoModel._model_mapping[type(config)], config).train()
     features = model(pixel_values=torch.randn(16, 3, 32, 32)).pooler_output
     assert float(features.std(0).mean()) > 0.01

@@ -9,12 +9,12 @@ from hf_pe.anatomy.config_edit import part_of as part_of
 from hf_pe.anatomy.config_edit import resized as resized
 from hf_pe.anatomy.config_edit import size_in as size_in
 from hf_pe.anatomy.custom_modules import METHOD as METHOD
-from hf_pe.anatomy.custom_modules import Form as Form
+from hf_pe.anatomy.custom_modules import CustomModules as CustomModules
 from hf_pe.anatomy.custom_modules import Separable as Separable
 from hf_pe.anatomy.custom_modules import built as built
-from hf_pe.anatomy.custom_modules import form_of as form_of
+from hf_pe.anatomy.custom_modules import custom_modules_of as custom_modules_of
 from hf_pe.anatomy.custom_modules import reshape_ as reshape_
-from hf_pe.anatomy.custom_modules import with_form as with_form
+from hf_pe.anatomy.custom_modules import with_custom_modules as with_custom_modules
 from hf_pe.anatomy.discover import discover as discover
 from hf_pe.anatomy.fields import EVERYWHERE as EVERYWHERE
 from hf_pe.anatomy.kinds import KINDS as KINDS
@@ -25,7 +25,7 @@ from hf_pe.anatomy.kinds import kinds_of as kinds_of
 from hf_pe.anatomy.kinds import names_depth as names_depth
 from hf_pe.anatomy.label_head import label_head as label_head
 from hf_pe.anatomy.meta import Architecture as Architecture
-from hf_pe.anatomy.meta import skeleton as skeleton
+from hf_pe.anatomy.meta import meta_model as meta_model
 from hf_pe.anatomy.module_names import asks as asks
 from hf_pe.anatomy.module_names import is_norm as is_norm
 from hf_pe.anatomy.numbered import by_layer as by_layer

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.anatomy.axis import Axis, Layout, Slot
 from hf_pe.anatomy.config_edit import locate_field, resized, shared_kv_groups, size_in
 from hf_pe.anatomy.fields import BY_HEAD, QKVO, QUERIES_OF, QUERY_HEADS, ROTATIONS, THREE, UNSCALED
-from hf_pe.anatomy.meta import skeleton
+from hf_pe.anatomy.meta import meta_model
 from hf_pe.anatomy.module_names import (
     asks,
     block_of,
@@ -39,7 +39,7 @@ def model_with_whole_heads(
     if other is not None and not (_odd(base, other, width) or _rotated(base, other) or _torn(base, other)):
         return None
     try:
-        found = skeleton(resized(config, path, size, whole_heads=True), type(base))
+        found = meta_model(resized(config, path, size, whole_heads=True), type(base))
     except Exception:  # a size the architecture does not allow may raise anything
         return None
     holder = locate_field(config, path)[0].to_dict()

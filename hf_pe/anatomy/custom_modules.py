@@ -18,7 +18,7 @@ METHOD = "hf_pe"
 """The method in `quantization_config` that marks the description there, in configs of older versions."""
 
 
-class Form(BaseModel):
+class CustomModules(BaseModel):
     """What differs from the stock model.
 
     Attributes:
@@ -51,7 +51,7 @@ class Separable(nn.Module):
         return found
 
 
-def form_of(config: PretrainedConfig) -> Form | None:
+def custom_modules_of(config: PretrainedConfig) -> CustomModules | None:
     """Return the description of a model's custom modules; None where the model is a stock one.
 
     Raises:
@@ -59,32 +59,32 @@ def form_of(config: PretrainedConfig) -> Form | None:
     """
     described = getattr(config, KEY, None)
     if described is not None:
-        return Form.model_validate(described)
+        return CustomModules.model_validate(described)
     quantization = getattr(config, "quantization_config", None)
     values = quantization if isinstance(quantization, dict) else quantization.to_dict() if quantization else {}
     if values.get("quant_method") != METHOD:
         return None
-    return Form(**{name: value for name, value in values.items() if name in Form.model_fields})
+    return CustomModules(**{name: value for name, value in values.items() if name in CustomModules.model_fields})
 
 
-def with_form(config: PretrainedConfig, form: Form) -> PretrainedConfig:
+def with_custom_modules(config: PretrainedConfig, custom: CustomModules) -> PretrainedConfig:
     """Return a copy of `config` that describes custom modules, under their own key alone.
 
     Example:
-        >>> config = with_form(PretrainedConfig(), Form(separable={"stem": 1}))
+        >>> config = with_custom_modules(PretrainedConfig(), CustomModules(separable={"stem": 1}))
         >>> config.hf_pe_modules
         {'separable': {'stem': 1}}
-        >>> form_of(config)
-        Form(separable={'stem': 1})
+        >>> custom_modules_of(config)
+        CustomModules(separable={'stem': 1})
     """
     new = copy.deepcopy(config)
-    if getattr(new, KEY, None) is None and form_of(new) is not None:
+    if getattr(new, KEY, None) is None and custom_modules_of(new) is not None:
         del new.quantization_config
-    setattr(new, KEY, form.model_dump())
+    setattr(new, KEY, custom.model_dump())
     return new
 
 
-def reshape_(model: PreTrainedModel, form: Form) -> None:
+def reshape_(model: PreTrainedModel, custom: CustomModules) -> None:
     """Give a stock model its custom modules, with random weights (none on the meta device).
 
     Names count from the model that was saved. Its base alone has them without its prefix, and lacks those of the head.
@@ -93,7 +93,7 @@ def reshape_(model: PreTrainedModel, form: Form) -> None:
         ValueError: the model lacks a module of that name.
     """
     modules = dict(model.named_modules())
-    for name, rank in form.separable.items():
+    for name, rank in custom.separable.items():
         place = name if name in modules else name.removeprefix(f"{model.base_model_prefix}.")
         if place in modules and not isinstance(modules[place], Separable):  # else its base has it already
             model.set_submodule(place, Separable(modules[place], rank))
@@ -104,7 +104,7 @@ def reshape_(model: PreTrainedModel, form: Form) -> None:
 def built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """A model with random weights, in the form that its config names; `config` is not changed."""
     model: PreTrainedModel = model_class(copy.deepcopy(config))
-    form = form_of(config)
-    if form is not None:
-        reshape_(model, form)
+    custom = custom_modules_of(config)
+    if custom is not None:
+        reshape_(model, custom)
     return model

@@ -3,13 +3,13 @@
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy.axis import Axis
-from hf_pe.anatomy.meta import skeleton
+from hf_pe.anatomy.meta import meta_model
 
 
 def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis) -> list[int]:
     """Layers built like their neighbours. The others (ModernBERT's first has no norm, SAM's last looks at all of an
     image) hold their position."""
-    shapes_of = {name: tuple(tensor.shape) for name, tensor in skeleton(config, model_class).state_dict().items()}
+    shapes_of = {name: tuple(tensor.shape) for name, tensor in meta_model(config, model_class).state_dict().items()}
     members: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
     for slot in axis.slots:
         position, _, rest = slot.name[len(slot.group) + 1 :].partition(".")

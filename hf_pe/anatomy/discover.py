@@ -14,7 +14,7 @@ from hf_pe.anatomy.axis import Anatomy, Axis, Slot
 from hf_pe.anatomy.config_edit import locate_field, resized, shared_kv_groups, size_in, size_step
 from hf_pe.anatomy.fields import AXIS_OF_FIELD, KIND_OF_LIST, RATIOS
 from hf_pe.anatomy.kinds import AxisKind, kind_of
-from hf_pe.anatomy.meta import Architecture, skeleton
+from hf_pe.anatomy.meta import Architecture, meta_model
 from hf_pe.anatomy.module_names import tensor_shapes, tower_of
 from hf_pe.anatomy.numbered import by_layer
 from hf_pe.anatomy.scales import with_scales
@@ -33,7 +33,7 @@ def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> An
 @functools.lru_cache(maxsize=256)
 def _discover(architecture: "Architecture") -> Anatomy:
     config, model_class = architecture.config, architecture.model_class
-    base = skeleton(config, model_class)
+    base = meta_model(config, model_class)
     found: list[Axis] = []
     for path, name in _fields(config):
         axis = _axis(config, model_class, base, path, name)
@@ -87,7 +87,7 @@ def _axis(
     value, kind = size_in(config, path), kind_of(name)
     for size in _probes(value, kind):
         try:
-            other = skeleton(resized(config, path, size), model_class)
+            other = meta_model(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
             other = None
         whole = model_with_whole_heads(config, base, other, path, size) if kind.is_residual else None

@@ -6,7 +6,7 @@ import functools
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy.meta import Architecture, skeleton
+from hf_pe.anatomy.meta import Architecture, meta_model
 
 
 def label_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:
@@ -21,7 +21,7 @@ def label_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> 
 def _label_head(architecture: Architecture) -> str | None:
     more = copy.deepcopy(architecture.config)
     more.num_labels = (more.num_labels or 0) + 1
-    base, other = (skeleton(config, architecture.model_class) for config in (architecture.config, more))
+    base, other = (meta_model(config, architecture.model_class) for config in (architecture.config, more))
     shapes = {name: p.shape for name, p in other.named_parameters()}
     moved = {name.rpartition(".")[0] for name, p in base.named_parameters() if shapes.get(name, p.shape) != p.shape}
     if len(moved) != 1:

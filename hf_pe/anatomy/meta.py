@@ -26,7 +26,7 @@ class Architecture:
         return cls(model_class, config.to_json_string(use_diff=False), copy.deepcopy(config))
 
 
-def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
+def meta_model(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
     """Build `model_class` on the meta device: shapes and attributes, no memory. `config` is not changed."""
     with torch.device("meta"), _Unfilled():
         model = built(config, model_class)
@@ -35,7 +35,7 @@ def skeleton(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> Pr
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` would do to tensors that hold nothing: a third of a skeleton's time."""
+    """Leaves out what `torch.nn.init` would do to tensors that hold nothing: a third of a meta model's time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

@@ -1,4 +1,4 @@
-"""Swapping the backbone as a recipe: a compact body, what can be taken over, and a bridge folded into the head."""
+"""The recipe that swaps a backbone: a compact body, the weights that fit it, and a stitching layer before the head."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe import progress
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.backbones.bottleneck_init import grow_
-from hf_pe.backbones.resolve import Target, is_known_by_name, target_of
+from hf_pe.backbones.resolve import SwapSpec, is_known_by_name, resolve_swap
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.processor import load_processor
 from hf_pe.dummies.inputs import reads
@@ -22,10 +22,10 @@ from hf_pe.measure import parameters, spec_sizes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.recipe import ModelRead, Recipe, StageState
-from hf_pe.stitching import BATCH, fitted, fold_
+from hf_pe.stitching import BATCH, fit_stitching_layer, merge_
 from hf_pe.surgery import in_dtype
 from hf_pe.tasks import TaskData, model_inputs, on_device
-from hf_pe.weight_transfer import drawn, narrower_tables_, start_from, translated
+from hf_pe.weight_transfer import narrower_tables_, random_init, start_from, translated
 
 FEWEST = 0.05
 """Share of tokens that two tokenizers must have in common."""
@@ -34,8 +34,8 @@ FEWEST = 0.05
 class BackboneSwap(Recipe):
     """Put a compact backbone under the head, the labels and the preprocessing that are there.
 
-    The result is a stock model of the compact architecture. Without training it answers by the bridge alone: let a
-    `Distillation` follow.
+    The result is a stock model of the compact architecture. Without training, the stitching layer alone
+    connects it to the head: let a `Distillation` follow.
     """
 
     tag = "backbone-swap"
@@ -77,20 +77,20 @@ class BackboneSwap(Recipe):
         Raises:
             UsageError: the backbone is not known, does not fit, or is not smaller.
         """
-        target = self._target(spec)
-        after = ModelSpec(config=target.config, model_class=target.model_class, pixels=spec.pixels)
-        before = parameters(skeleton(spec.config, spec.model_class)).total
+        swap = self._swap_spec(spec)
+        after = ModelSpec(config=swap.config, model_class=swap.model_class, pixels=spec.pixels)
+        before = parameters(meta_model(spec.config, spec.model_class)).total
         sizes = spec_sizes(after)
         if sizes["parameters"] >= before:
             raise UsageError(
                 f"swap.to: expected a model of fewer than {before:,} parameters, got {sizes['parameters']:,} "
-                f"({target.model_class.__name__}). `hf-pe swap MODEL --list` shows presets with their sizes."
+                f"({swap.model_class.__name__}). `hf-pe swap MODEL --list` shows presets with their sizes."
             )
         plan = self.planned(
-            title=self._title(spec.config, target),
+            title=self._title(spec.config, swap),
             exact=True,
-            notes=(*target.notes, *self._taken_over(spec.config, target)),
-            references=target.references,
+            notes=(*swap.notes, *self._taken_over(spec.config, swap)),
+            references=swap.references,
             **sizes,
         )
         return plan, after
@@ -107,7 +107,7 @@ class BackboneSwap(Recipe):
         """
         data, spec = state.data, state.spec
         plan = self.dry_run(spec)[0]
-        theirs = self._other_tokenizer(self._target(spec), data)
+        theirs = self._other_tokenizer(self._swap_spec(spec), data)
         if theirs is None:
             return plan
         shared = translated(torch.zeros(len(theirs), 1), theirs, data.processor)[1]
@@ -120,7 +120,7 @@ class BackboneSwap(Recipe):
         return plan.model_copy(update={"notes": (*plan.notes, note)})
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Build the compact model, take over what fits, fit the bridge on the calibration rows and fold it.
+        """Build the compact model, take over what fits, fit the stitching layer on the calibration rows and fold it.
 
         Returns:
             A stock model in evaluation mode; shares no memory with `model`.
@@ -129,90 +129,92 @@ class BackboneSwap(Recipe):
             UsageError: the features stand at other places than the head expects.
         """
         model, data = state.model, state.data
-        target = self._target(state.spec)
+        swap = self._swap_spec(state.spec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            new: PreTrainedModel = self._started(model, target, data).to(model.device)  # type: ignore[arg-type]
-        if self._grows(model.config, target) and (count := grow_(model, new, data, self.seed)):
+            new: PreTrainedModel = self._started(model, swap, data).to(model.device)  # type: ignore[arg-type]
+        if self._grows(model.config, swap) and (count := grow_(model, new, data, self.seed)):
             progress.say(f"{count} linear bottlenecks fitted to the original's feature maps")
         new = in_dtype(new, model.dtype)
         settle_(new, data)
-        for seam in target.seams:  # one after the other: what one gives may flow into the next
-            bridge = fitted(model, new, seam, data)
-            fold_(model.get_submodule(seam.old), new.get_submodule(seam.new), bridge)
-            progress.say(f"bridge to {seam.new}: explains {bridge.explained:.0%} of the features' variance")
+        for point in swap.stitch_points:  # one after the other: what one gives may flow into the next
+            stitching = fit_stitching_layer(model, new, point, data)
+            merge_(model.get_submodule(point.old), new.get_submodule(point.new), stitching)
+            progress.say(
+                f"stitching layer at {point.new}: explains {stitching.explained:.0%} of the features' variance"
+            )
         new.config._name_or_path = model.config._name_or_path
         new.eval()
         return state.with_model(new)
 
-    def _target(self, spec: ModelSpec) -> Target:
+    def _swap_spec(self, spec: ModelSpec) -> SwapSpec:
         """What the model becomes, for images as they are: the recipe's size, the config's, the processor's."""
         given = spec.pixels if image_size(spec.config) is None else None
         size = self.image_size or (given if given is None or isinstance(given, int) else min(given))
-        return target_of(spec.config, spec.model_class, self.to, self.config, self.part, size)
+        return resolve_swap(spec.config, spec.model_class, self.to, self.config, self.part, size)
 
-    def _grows(self, config: PretrainedConfig, target: Target) -> bool:
+    def _grows(self, config: PretrainedConfig, swap: SwapSpec) -> bool:
         """Whether the body is one of images, whole, and random."""
-        random = not (target.source and self.weights) and not _alike(config, target.config)
-        return self.fit and random and not target.prefix and reads(target.model_class) == "pixel_values"
+        random = not (swap.source and self.weights) and not _alike(config, swap.config)
+        return self.fit and random and not swap.prefix and reads(swap.model_class) == "pixel_values"
 
-    def _started(self, model: PreTrainedModel, target: Target, data: TaskData) -> PreTrainedModel:
+    def _started(self, model: PreTrainedModel, swap: SwapSpec, data: TaskData) -> PreTrainedModel:
         """The compact model with what can be taken over; random elsewhere."""
-        source = target.source if self.weights else None
-        if target.prefix:
-            new = drawn(target.model_class, target.config)
+        source = swap.source if self.weights else None
+        if swap.prefix:
+            new = random_init(swap.model_class, swap.config)
             if source:
-                part: Any = new.get_submodule(target.prefix)
+                part: Any = new.get_submodule(swap.prefix)
                 part.load_state_dict(load_model(source, type(part), config=part.config).state_dict())
             kept = model.state_dict().items()
-            _fill_(new, {name: tensor for name, tensor in kept if not name.startswith(target.prefix + ".")})
+            _fill_(new, {name: tensor for name, tensor in kept if not name.startswith(swap.prefix + ".")})
             return new
-        theirs = self._other_tokenizer(target, data)
+        theirs = self._other_tokenizer(swap, data)
         if source and theirs is not None:
-            loaded = load_model(source, target.model_class, new_head=True)
-            new = drawn(target.model_class, target.config)
+            loaded = load_model(source, swap.model_class, new_head=True)
+            new = random_init(swap.model_class, swap.config)
             _fill_(new, loaded.state_dict())
             tables: list[Any] = [m.get_input_embeddings() for m in (loaded, new)]
             found = translated(tables[0].weight.detach(), theirs, data.processor)[0]
             tables[1].weight.data[: len(found)] = found
             return new
         if source:
-            return load_model(source, target.model_class, config=target.config, new_head=True)
-        new = drawn(target.model_class, target.config)
-        if _alike(model.config, target.config):
+            return load_model(source, swap.model_class, config=swap.config, new_head=True)
+        new = random_init(swap.model_class, swap.config)
+        if _alike(model.config, swap.config):
             start_from(model, new)
         elif model.main_input_name == "input_ids":
             narrower_tables_(model, new)
         return new
 
-    def _other_tokenizer(self, target: Target, data: TaskData) -> Any:
+    def _other_tokenizer(self, swap: SwapSpec, data: TaskData) -> Any:
         """That of the backbone, where it has weights and reads other tokens than the user's tokenizer gives."""
-        if not (target.source and self.weights and hasattr(data.processor, "get_vocab")):
+        if not (swap.source and self.weights and hasattr(data.processor, "get_vocab")):
             return None
-        theirs = load_processor(target.source)
+        theirs = load_processor(swap.source)
         return None if theirs.get_vocab() == data.processor.get_vocab() else theirs
 
-    def _title(self, config: PretrainedConfig, target: Target) -> str:
-        name = target.source.name if target.source else self.to or "a smaller one"
+    def _title(self, config: PretrainedConfig, swap: SwapSpec) -> str:
+        name = swap.source.name if swap.source else self.to or "a smaller one"
         values = ", ".join(f"{key} {value}" for key, value in self.config.items())
         where = f"{self.part or 'backbone'} of {config.model_type}"
         return f"backbone swap: {where} to {name}" + (f" ({values})" if values else "")
 
-    def _taken_over(self, config: PretrainedConfig, target: Target) -> tuple[str, ...]:
+    def _taken_over(self, config: PretrainedConfig, swap: SwapSpec) -> tuple[str, ...]:
         """For the plan: with what the new body begins."""
-        bridge = ", ".join(seam.new for seam in target.seams)
+        stitching = ", ".join(point.new for point in swap.stitch_points)
         begins = (
-            f"weights of {target.source.name}"
-            if target.source and self.weights
+            f"weights of {swap.source.name}"
+            if swap.source and self.weights
             else "the original's parameters where shapes allow"
-            if not target.prefix and _alike(config, target.config)
+            if not swap.prefix and _alike(config, swap.config)
             else "the original's embedding tables, turned and narrowed; its layers are random"
-            if not target.prefix and target.model_class.main_input_name == "input_ids"
+            if not swap.prefix and swap.model_class.main_input_name == "input_ids"
             else "random weights; its linear bottlenecks, if it has any, are fitted to the original's feature maps"
-            if self._grows(config, target)
+            if self._grows(config, swap)
             else "random weights"
         )
-        return (f"the body begins with {begins}", *((f"bridge folded into {bridge}",) if bridge else ()))
+        return (f"the body begins with {begins}", *((f"stitching layer merged into {stitching}",) if stitching else ()))
 
 
 def _fill_(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> None:

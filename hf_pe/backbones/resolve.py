@@ -1,4 +1,4 @@
-"""What the swapped model will be: its config, its class, and where a bridge has to be folded. No weights."""
+"""What the swapped model will be: its config, its class, and where a stitching layer has to be folded. No weights."""
 
 import copy
 import math
@@ -10,14 +10,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
-from hf_pe.anatomy import label_head, skeleton
+from hf_pe.anatomy import label_head, meta_model
 from hf_pe.backbones.presets import PRESETS
 from hf_pe.checkpoints.classes import auto_class_of, class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.dummies.inputs import reads
 from hf_pe.errors import UsageError, nearest, pass_on_memory_errors
-from hf_pe.stitching import Seam, foldable
+from hf_pe.stitching import StitchPoint, mergeable
 
 CARRIED = (
     "id2label", "label2id", "problem_type", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id",
@@ -40,13 +40,13 @@ PART = "backbone_config"
 """The part that is exchanged where a model has it and no other is named."""
 
 
-class Target(NamedTuple):
+class SwapSpec(NamedTuple):
     """The model after a swap.
 
     Attributes:
         config: whole.
         model_class: as transformers calls it.
-        seams: where the head reads the body's features.
+        stitch_points: where the head reads the body's features.
         prefix: of the exchanged part's parameters; "" where the whole body is.
         source: where weights come from, if any.
         notes: for the plan.
@@ -55,26 +55,26 @@ class Target(NamedTuple):
 
     config: PretrainedConfig
     model_class: type[PreTrainedModel]
-    seams: tuple[Seam, ...]
+    stitch_points: tuple[StitchPoint, ...]
     prefix: str
     source: Source | None
     notes: tuple[str, ...]
     references: tuple[str, ...]
 
 
-def target_of(
+def resolve_swap(
     config: PretrainedConfig,
     model_class: type[PreTrainedModel],
     to: str | None,
     changes: Mapping[str, Any],
     part: str | None,
     image_size: int | None,
-) -> Target:
+) -> SwapSpec:
     """What `config` becomes; see `BackboneSwap` for the arguments.
 
     Raises:
         UsageError: an unknown preset, values that build no model, no head of this kind for the architecture, a head
-            without features to bridge.
+            without features to stitch.
     """
     part = part or (PART if getattr(config, PART, None) is not None else None)
     if part is not None:
@@ -99,8 +99,8 @@ def target_of(
             f"{new_class.__name__} reads {reads(new_class)}."
         )
     _built(new, new_class)
-    seams = _whole_seams(config, model_class, new, new_class)
-    return Target(new, new_class, seams, "", source, tuple(notes), references)
+    stitch_points = _body_stitch_points(config, model_class, new, new_class)
+    return SwapSpec(new, new_class, stitch_points, "", source, tuple(notes), references)
 
 
 def adapt_(config: PretrainedConfig, size: int, keep: Any = ()) -> list[str]:
@@ -185,35 +185,35 @@ def _built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreT
         UsageError: no model comes of these values.
     """
     try:
-        return skeleton(config, model_class)
+        return meta_model(config, model_class)
     except Exception as error:  # values that do not fit together may raise anything
         pass_on_memory_errors(error)
         raise UsageError(f"swap.config: {model_class.__name__} cannot be built: {error}") from error
 
 
-def _whole_seams(
+def _body_stitch_points(
     config: PretrainedConfig,
     model_class: type[PreTrainedModel],
     new: PretrainedConfig,
     new_class: type[PreTrainedModel],
-) -> tuple[Seam, ...]:
+) -> tuple[StitchPoint, ...]:
     """The map to the labels, or to the vocabulary, in both."""
     if "Classification" in model_class.__name__ or "QuestionAnswering" in model_class.__name__:
         heads = label_head(config, model_class), label_head(new, new_class)
         for found, name in zip(heads, (model_class.__name__, new_class.__name__), strict=True):
             if found is None:
                 raise UsageError(
-                    f"swap: {name} has no single linear map to its labels, so there are no features to bridge. "
+                    f"swap: {name} has no single linear map to its labels, so there are no features to stitch. "
                     "Fine-tune a plain classification head first."
                 )
-        return (Seam(*heads),)  # type: ignore[arg-type]
+        return (StitchPoint(*heads),)  # type: ignore[arg-type]
     old_out, new_out = (_vocabulary_head(*each) for each in ((config, model_class), (new, new_class)))
     if old_out and new_out:
-        return (Seam(old_out, new_out),)
+        return (StitchPoint(old_out, new_out),)
     if not old_out and config.hidden_size != new.hidden_size and not model_class.can_generate():
         raise UsageError(
             f"swap: the embeddings would be {new.hidden_size} wide in place of {config.hidden_size}, and nothing after "
-            "the model reads them that a bridge could be folded into. Keep the width (config: {hidden_size: "
+            "the model reads them that a stitching layer could be folded into. Keep the width (config: {hidden_size: "
             f"{config.hidden_size}}})."
         )
     return ()
@@ -221,7 +221,7 @@ def _whole_seams(
 
 def _vocabulary_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:
     """The map to the vocabulary, where its weight is its own."""
-    model: Any = skeleton(config, model_class)
+    model: Any = meta_model(config, model_class)
     head = model.get_output_embeddings()
     inner = model.get_input_embeddings()
     tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
@@ -232,8 +232,8 @@ def _vocabulary_head(config: PretrainedConfig, model_class: type[PreTrainedModel
 
 def _with_part(  # noqa: C901  one step after the other
     config: PretrainedConfig, model_class: type[PreTrainedModel], to: str | None, changes: Mapping[str, Any], part: str
-) -> Target:
-    """A sub-config exchanged: what lies outside keeps its parameters; what reads the part's features is bridged."""
+) -> SwapSpec:
+    """A sub-config exchanged: what lies outside keeps its parameters; what reads the part's features is stitched."""
     old_part = getattr(config, part, None)
     if not isinstance(old_part, PretrainedConfig):
         parts = [name for name in config.to_dict() if isinstance(vars(config).get(name), PretrainedConfig)]
@@ -263,19 +263,19 @@ def _with_part(  # noqa: C901  one step after the other
             f"swap: outside of {part} the two models differ ({strange[0]}), so the backbone does not fit this head. "
             f"Choose one with {len(getattr(old_part, 'out_features', None) or [1])} feature maps."
         )
-    seams = []
+    stitch_points = []
     for name in dict.fromkeys(n.rpartition(".")[0] for n in before if before[n].shape != after[n].shape):
         module = model.get_submodule(name)
         moved = [n for n in before if n.rpartition(".")[0] == name and before[n].shape != after[n].shape]
         same = all(before[n].shape[0] == after[n].shape[0] for n in moved)
-        if not foldable(module) or not same:
+        if not mergeable(module) or not same:
             raise UsageError(
                 f"swap: {name} ({type(module).__name__}) changes with the backbone and is no linear map of its "
-                "features, so a bridge cannot be folded into it. Choose a backbone with the same widths."
+                "features, so a stitching layer cannot be folded into it. Choose a backbone with the same widths."
             )
-        seams.append(Seam(name, name))
+        stitch_points.append(StitchPoint(name, name))
     notes = (f"{part}: {old_part.model_type} made {new_part.model_type}",)
-    return Target(new, model_class, tuple(seams), prefix, source, notes, references)
+    return SwapSpec(new, model_class, tuple(stitch_points), prefix, source, notes, references)
 
 
 def _channels(part: PretrainedConfig) -> list[int]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import Form, Separable, form_of, skeleton, with_form
+from hf_pe.anatomy import CustomModules, Separable, custom_modules_of, meta_model, with_custom_modules
 from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.errors import UsageError
 from hf_pe.measure import spec_sizes
@@ -30,8 +30,8 @@ CLIP = 1e-4
 
 
 def _rewritten_key(plan: Plan) -> StatisticsKey[PreTrainedModel]:
-    assert plan.form is not None
-    return StatisticsKey("rewritten convolutions", tuple(plan.form.separable.items()))
+    assert plan.custom_modules is not None
+    return StatisticsKey("rewritten convolutions", tuple(plan.custom_modules.separable.items()))
 
 
 class SeparableConvolutions(Recipe):
@@ -60,7 +60,7 @@ class SeparableConvolutions(Recipe):
         Raises:
             UsageError: there is none that would get smaller, or the model is in the plug-in form already.
         """
-        if form_of(spec.config) is not None:
+        if custom_modules_of(spec.config) is not None:
             raise UsageError("separate: the model's convolutions have been rewritten before. Drop this step.")
         names = self._names(spec)
         return self._planned(spec, names, exact=self.error is None)
@@ -87,21 +87,21 @@ class SeparableConvolutions(Recipe):
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
         """Return the rewritten model in evaluation mode; it shares no memory with the one before."""
-        assert plan.form is not None
+        assert plan.custom_modules is not None
         made = state.statistics.pop(state.model, _rewritten_key(plan))
         if made is None:
-            names, all_of_them = list(plan.form.separable), self.model_copy(update={"error": None})
+            names, all_of_them = list(plan.custom_modules.separable), self.model_copy(update={"error": None})
             made = all_of_them._rewritten(state.model, names, state.data, {})
-        made.config = with_form(made.config, plan.form)
+        made.config = with_custom_modules(made.config, plan.custom_modules)
         return state.with_model(made)
 
     def _planned(self, spec: ModelSpec, names: Sequence[str], *, exact: bool) -> tuple[Plan, ModelSpec]:
-        form = Form(separable=dict.fromkeys(names, self.rank))
-        after = replace(spec, config=with_form(spec.config, form))
+        custom = CustomModules(separable=dict.fromkeys(names, self.rank))
+        after = replace(spec, config=with_custom_modules(spec.config, custom))
         plan = self.planned(
             title=f"{len(names)} convolutions rewritten as depthwise (rank {self.rank}) and pointwise",
             exact=exact,
-            form=form,
+            custom_modules=custom,
             notes=("loads after `import hf_pe.plugin`: a stock config cannot say such layers",),
             references=("https://arxiv.org/abs/1704.04861",),
             **spec_sizes(after),
@@ -110,7 +110,7 @@ class SeparableConvolutions(Recipe):
 
     def _names(self, spec: ModelSpec) -> list[str]:
         """Convolutions that get smaller, in the order in which they were built."""
-        model = skeleton(spec.config, spec.model_class)
+        model = meta_model(spec.config, spec.model_class)
         found = [
             name
             for name, module in model.named_modules()

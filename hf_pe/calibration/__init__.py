@@ -16,8 +16,8 @@ from hf_pe.calibration.hooks import watch as watch
 from hf_pe.calibration.hooks import watching as watching
 from hf_pe.calibration.moments import moments as moments
 from hf_pe.calibration.moments import moments_by_block as moments_by_block
-from hf_pe.calibration.output_distance import answers as answers
 from hf_pe.calibration.output_distance import distance as distance
 from hf_pe.calibration.output_distance import rows_within as rows_within
+from hf_pe.calibration.output_distance import task_outputs as task_outputs
 from hf_pe.calibration.token_weights import direction_weight as direction_weight
 from hf_pe.calibration.token_weights import mean_square as mean_square

@@ -91,7 +91,7 @@ class _Pass(threading.Thread):
 
 
 @contextmanager
-def lockstep(
+def blockwise_passes(
     model: PreTrainedModel,
     batches: Iterable[Batch],
     stops: Sequence[Stop],

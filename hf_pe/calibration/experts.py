@@ -131,7 +131,7 @@ def expert_moments_by_block(model: PreTrainedModel, axis: Axis, data: TaskData) 
     owners, collect = _collecting(axis, sums)
     if owners:
         with expert_calls(model, owners, collect) as passes:
-            for _ in passes.walk(data, list(owners), f"statistics of {axis.name}"):
+            for _ in passes.by_block(data, list(owners), f"statistics of {axis.name}"):
                 yield {key: folds.moments() for key, folds in sums.items()}
                 sums.clear()
 

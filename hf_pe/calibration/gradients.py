@@ -79,7 +79,7 @@ def consumer_slopes(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: Slopes(torch.cat(parts), outputs[name]) for name, parts in gates.items()}
+    return {name: Gradients(torch.cat(parts), outputs[name]) for name, parts in gates.items()}
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:

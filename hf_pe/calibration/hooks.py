@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.calibration.blockwise import Stop, lockstep
+from hf_pe.calibration.blockwise import Stop, blockwise_passes
 from hf_pe.dummies.outputs import no_cache
 from hf_pe.modes import evaluating
 from hf_pe.progress import advance

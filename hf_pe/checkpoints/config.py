@@ -10,7 +10,7 @@ from transformers import (
 
 import hf_pe.plugin  # noqa: F401  so that from_pretrained knows the form
 from hf_pe.adapters import fit_config_, read_adapter
-from hf_pe.anatomy import form_of, skeleton
+from hf_pe.anatomy import custom_modules_of, meta_model
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config_checks import require_possible_sizes
 from hf_pe.checkpoints.source import Source, reading_files
@@ -36,7 +36,7 @@ def load_config(source: Source) -> PretrainedConfig:
             f"{source.name}: config.json has architectures: {named!r:.80}; expected a list of names. {AGAIN}"
         )
     require_possible_sizes(config, source.name)
-    _require_form(config, source.name)
+    _require_custom_modules(config, source.name)
     if not source.trust_remote_code:
         _refuse_kernels(config, source.name)
     if source.gguf_file:
@@ -48,14 +48,14 @@ def load_config(source: Source) -> PretrainedConfig:
     return config
 
 
-def _require_form(config: PretrainedConfig, source: str) -> None:
+def _require_custom_modules(config: PretrainedConfig, source: str) -> None:
     """Refuse a config whose description of custom modules is none.
 
     Raises:
         UsageError: it cannot be read.
     """
     try:
-        form_of(config)
+        custom_modules_of(config)
     except ValueError as error:
         raise UsageError(
             f"{source}: config.json describes custom modules in a way that this version cannot read "
@@ -74,7 +74,7 @@ def _fit_adapter_(config: PretrainedConfig, source: Source) -> None:
         )
     if method is not None:
         del config.quantization_config
-    fit_config_(config, skeleton(config, class_for(config)), read_adapter(str(source.adapter)))
+    fit_config_(config, meta_model(config, class_for(config)), read_adapter(str(source.adapter)))
 
 
 def forget_gguf_(config: PretrainedConfig) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Architecture, kind_of_field, names_tokens, skeleton
+from hf_pe.anatomy import Architecture, kind_of_field, meta_model, names_tokens
 from hf_pe.errors import UsageError, one_line, pass_on_memory_errors
 from hf_pe.machine_memory import all_memory
 
@@ -79,7 +79,7 @@ def require_buildable(config: PretrainedConfig, model_class: type[PreTrainedMode
 def _parameters(architecture: Architecture) -> int:
     config, model_class = architecture.config, architecture.model_class
     try:
-        return sum(parameter.numel() for parameter in skeleton(config, model_class).parameters())
+        return sum(parameter.numel() for parameter in meta_model(config, model_class).parameters())
     except Exception as error:  # values that do not fit together may raise anything
         pass_on_memory_errors(error)
         raise UsageError(

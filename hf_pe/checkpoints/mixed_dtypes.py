@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.errors import listed
 from hf_pe.layer_dtypes import align_dtypes_
 from hf_pe.surgery import cast, dtype_name, main_dtype
@@ -37,7 +37,7 @@ def differing_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(main)
     try:
-        template = skeleton(model.config, type(model))
+        template = meta_model(model.config, type(model))
     finally:
         torch.set_default_dtype(usual)
     loaded = {name: parameter.dtype for name, parameter in template.named_parameters()}

@@ -12,7 +12,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_places, kept_in_float32
 from hf_pe.checkpoints.source import Source
 from hf_pe.errors import listed
@@ -66,7 +66,7 @@ def rounding_warnings(
     loaded = getattr(torch, loaded) if isinstance(loaded, str) else loaded
     if loaded not in (torch.bfloat16, torch.float16) or quantized_by(config) is not None or source.adapter is not None:
         return ()
-    stored, template = stored_dtypes(source), skeleton(config, model_class)
+    stored, template = stored_dtypes(source), meta_model(config, model_class)
     keeps = kept_in_float32(template, loaded)
     own = differing_dtypes(model) if model is not None else {}
     held = {name for name, place in float32_places(stored, template, loaded).items() if place in own}

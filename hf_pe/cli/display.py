@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hf_pe.hub import Publish
     from hf_pe.hub.settings import Sent
     from hf_pe.plans import Plan
-    from hf_pe.verify.comparison import Proof
+    from hf_pe.verify.comparison import Verification
 
 
 def show_result(target: Path) -> None:
@@ -56,11 +56,11 @@ def show_sent(sent: "list[Sent]", repo: str) -> None:
         out.print(f"{repo}: {where}: {what}{removed}")
 
 
-def verdict_on(proof: "Proof") -> str:
+def verdict_on(verification: "Verification") -> str:
     """Return whether the axis of a proof is prunable, and why not."""
-    if proof.holds:
-        return f"yes (verified, max. rel. error {proof.error:.0e})"
-    return f"no: {proof.reason}"
+    if verification.holds:
+        return f"yes (verified, max. rel. error {verification.error:.0e})"
+    return f"no: {verification.reason}"
 
 
 def plan_cells(row: "Plan") -> list[str]:

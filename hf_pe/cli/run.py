@@ -25,7 +25,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         from hf_pe.checkpoints.classes import class_for
         from hf_pe.checkpoints.config import load_config
         from hf_pe.checkpoints.source import resolve
-        from hf_pe.verify.equivalence import prove
+        from hf_pe.verify.equivalence import verify_cut
 
         config = load_config(resolve(model, trust_remote_code=trust_remote_code, allow_pickle=True))
         model_class = class_for(config)
@@ -41,7 +41,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         table.add_column("prunable")
         for axis in anatomy.axes:
             share = axis.parameters / max(anatomy.parameters, 1)
-            verdict = verdict_on(prove(config, model_class, axis))
+            verdict = verdict_on(verify_cut(config, model_class, axis))
             table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
         out.print(table)
 
@@ -102,7 +102,7 @@ def run(
             show_result(target)
             if recipe.publish:
                 with noting(lambda: f"The result is in {target}; push it with --resume."):
-                    _publish(recipe, target, prove=begun.finished)
+                    _publish(recipe, target, verify=begun.finished)
 
 
 def _run_folder(
@@ -152,14 +152,14 @@ def _compress(
     ).save(target, overwrite=overwrite)
 
 
-def _publish(recipe: "RecipeFile", target: Path, *, prove: bool) -> None:
-    """Push a result; `prove` where an earlier process saved it, since when it may have been changed."""
+def _publish(recipe: "RecipeFile", target: Path, *, verify: bool) -> None:
+    """Push a result; `verify_cut` where an earlier process saved it, since when it may have been changed."""
     from hf_pe.hub import push as send
 
     assert recipe.publish
     own_code = recipe.trust_remote_code or recipe.publish.trust_remote_code
     settings = recipe.publish.model_copy(update={"trust_remote_code": own_code})
-    show_sent(send(target, settings, prove=prove), settings.repo)
+    show_sent(send(target, settings, verify=verify), settings.repo)
 
 
 def _stages(work: Path) -> str:

@@ -126,7 +126,7 @@ def with_heads(
 def with_label_heads(
     student: PreTrainedModel, teachers: Sequence[TeacherSource]
 ) -> tuple[nn.Module, list[LiveTeacher]]:
-    """Return the student's map to the labels, made one with a bridge, and the teacher with its own.
+    """Return the student's map to the labels, made one with a stitching layer, and the teacher with its own.
 
     Raises:
         UsageError: there is no such map, or not one teacher.

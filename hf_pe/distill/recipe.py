@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.distill.build import build
 from hf_pe.distill.checks import require_given
 from hf_pe.distill.losses.registry import LOSSES
@@ -57,7 +57,7 @@ class Distillation(DistillationSettings):
     def _dry_run(self, spec: ModelSpec, stored: torch.dtype | str) -> tuple[Plan, ModelSpec]:
         """The same for weights that are stored as `stored`."""
         if self.lora is not None and self.leaves_precision_changed:
-            model = skeleton(spec.config, spec.model_class)
+            model = meta_model(spec.config, spec.model_class)
             spec = replace(spec, bits=spec.bits | self.lora.base_bits(model))
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"

@@ -18,7 +18,7 @@ from hf_pe.distill.losses.masked_mean import Signals, counted
 from hf_pe.distill.losses.registry import LOSSES, LossSettings
 from hf_pe.distill.signals import SignalRequest, chunked_signals, whole_signals
 from hf_pe.distill.teachers.source import TeacherSource
-from hf_pe.stitching import bridged
+from hf_pe.stitching import stitched_features
 from hf_pe.tasks import Batch, Head
 
 AGREEMENT = "agreement"
@@ -70,10 +70,10 @@ class WholeOutputs:
 
     @classmethod
     def of(cls, model: nn.Module, batch: Batch, request: SignalRequest, label_head: nn.Module | None) -> "WholeOutputs":
-        """Run a forward pass of a student; `label_head` reads features through a bridge to the teacher's width."""
+        """Run a forward pass of a student; `label_head` reads features through a stitching layer."""
         signals = with_token_mask(whole_signals(model, batch, request, label_head), batch, request)
         if label_head is not None:
-            signals["features"] = bridged(label_head, signals["features"])
+            signals["features"] = stitched_features(label_head, signals["features"])
         return cls(signals)
 
     def ask(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:

@@ -87,8 +87,9 @@ class DistillationMixin(ProjectionsMixin):
         head = objective.label_head
         if head is not None and not is_parametrized(head, "weight"):
             raise UsageError(
-                "DistillationMixin: `features` needs the student's head to be the teacher's over a bridge. Call "
-                "hf_pe.stitching.reuse_ on the student before, and folded_ after; a Distillation recipe does both."
+                "DistillationMixin: `features` needs the teacher's head behind a stitching layer as its head. "
+                "Call hf_pe.stitching.reuse_ on the student before and remove_stitching_ after it; a Distillation "
+                "recipe does both."
             )
         self.distillation = objective
         self._packed = is_quantized(trainer.model)

@@ -34,7 +34,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.progress import advance
 from hf_pe.recipe import StageState
-from hf_pe.stitching import Seam, folded_, reuse_
+from hf_pe.stitching import StitchPoint, remove_stitching_, reuse_
 from hf_pe.tasks import TaskData
 
 
@@ -61,7 +61,7 @@ def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrain
         # under bfloat16 the Trainer leaves its autocast on the model's forward
         learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
     if objective.label_head is not None:
-        folded_(objective.label_head)
+        remove_stitching_(objective.label_head)
     student = student_of(learner, state.model, settings)
     return student, [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
 
@@ -147,12 +147,12 @@ def training_arguments(
 
 
 def _reuse_head_(student: PreTrainedModel, teachers: Sequence[TeacherSource], data: TaskData) -> None:
-    """Put the teacher's head, over a bridge, in the place of the student's; `build` says where that is impossible."""
+    """Give the student the teacher's head behind a stitching layer; `build` says where that is impossible."""
     live = [teacher.model for teacher in teachers if isinstance(teacher, LiveTeacher)]
     names = [label_head(model.config, type(model)) for model in (*live, student)]
     if len(live) == 1 and all(names):
         with evaluating(student):
-            reuse_(live[0], student, Seam(*names), data)  # type: ignore[arg-type]
+            reuse_(live[0], student, StitchPoint(*names), data)  # type: ignore[arg-type]
 
 
 class HeadFirst(TrainerCallback):

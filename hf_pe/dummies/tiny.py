@@ -25,7 +25,7 @@ def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, 
     return type(config).from_dict(new.to_dict())
 
 
-def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
+def tiny_configs(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
     """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, at first with small
     images, then as it is.
 
@@ -58,7 +58,7 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tupl
         last = small
 
 
-def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def randomize_weights_(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Redraw all parameters so that nothing is zero: vectors around 1, biases around 0, matrices by fan-in."""
     draw = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

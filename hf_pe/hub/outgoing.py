@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_pe import progress
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.reload import open_in_fresh_process
@@ -56,7 +56,7 @@ class Outgoing:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> list[Outgoing]:
+def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> list[Outgoing]:
     """Find what would go out and check it, without network.
 
     A result with variants gives one branch for each, "main" last: its card may name the others.
@@ -75,12 +75,12 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     check_names(settings)
     outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
     for each in outgoing:
-        if prove or settings.load_back:
+        if verify or settings.load_back:
             require_code_allowed(each.report, settings)
         check_licence(each.report)
         if not any(name.endswith(".safetensors") for name in each.files):
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
-        if prove:
+        if verify:
             require_measured(each.report, each.folder)
     allowed = (*settings.allow, settings.repo.partition("/")[0])  # whose repository it is, everyone can read
     problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, allowed)]
@@ -90,12 +90,12 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
             + "\n  ".join(problems)
             + "\nRemove them, or let a text pass that is none: --allow TEXT (publish.allow)."
         )
-    if prove:
+    if verify:
         for each in outgoing:
             require_sealed(each.folder, each.files)
         for each in outgoing:
             progress.say(f"loading {each.branch} in a fresh process")
-            prove_reload(each.folder, each.report)
+            verify_reload(each.folder, each.report)
     return outgoing
 
 
@@ -225,11 +225,11 @@ def require_sealed(folder: Path, names: Iterable[str]) -> None:
         )
 
 
-def prove_reload(folder: Path, report: Report) -> None:
+def verify_reload(folder: Path, report: Report) -> None:
     """Load a result in a fresh process and compare its number of parameters with the report."""
     assert report.reload
     config = load_config(resolve(str(folder), trust_remote_code=report.loading.trust_remote_code))
-    inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
+    inputs = example_inputs(meta_model(config, class_for(config)), batch=1, length=8, device="cpu")
     seen = open_in_fresh_process(folder, report.loading, inputs, None)
     if seen.parameters != report.after.parameters:
         raise ReloadError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")

@@ -73,7 +73,7 @@ def draw_sensitivity(report: Report, path: Path) -> bool:
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     if not plans:
         return False
-    lost, staying = plans[-1].sensitivity, set(plans[-1].unpacked or ())
+    lost, staying = plans[-1].sensitivity, set(plans[-1].modules_to_not_convert or ())
     figure, panel = plt.subplots(figsize=(8, 3.2))
     for label, colour, stays in (("quantized", KEPT, False), ("kept", ACCENT, True)):
         bars = [(at, value) for at, (name, value) in enumerate(lost.items()) if (name in staying) == stays]

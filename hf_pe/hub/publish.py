@@ -10,7 +10,7 @@ from hf_pe.hub.remote import Remote, load_back
 from hf_pe.hub.settings import Publish, Sent, check_names, in_full
 
 
-def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, prove: bool = True) -> list[Sent]:
+def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, verify: bool = True) -> list[Sent]:
     """Check a result, then send it: one commit a branch, card and weights together.
 
     Files that the remote has already are not sent again; after a broken connection only what is missing is. Weight
@@ -31,7 +31,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
     remote = Remote(api or HfApi(), settings)
     if "/" not in settings.repo:
         settings = remote.settings = in_full(settings, remote.user())
-    outgoing = prepare(folder, settings, prove=prove)
+    outgoing = prepare(folder, settings, verify=verify)
     remote.open()
     for each in outgoing:
         remote.check_card(each)

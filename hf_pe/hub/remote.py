@@ -19,7 +19,7 @@ from hf_pe import progress
 from hf_pe.checkpoints.save import weight_hashes
 from hf_pe.errors import PushError, UsageError
 from hf_pe.hub.merge import card_text, merge_card
-from hf_pe.hub.outgoing import Outgoing, prove_reload
+from hf_pe.hub.outgoing import Outgoing, verify_reload
 from hf_pe.hub.patience import patiently
 from hf_pe.hub.seal import sealed
 from hf_pe.hub.settings import Publish, Sent
@@ -255,4 +255,4 @@ def load_back(remote: Remote, outgoing: Outgoing, sent: Sent) -> None:
         patiently(remote.repo, "download", download)
         if weight_hashes(Path(place)) != reload.sha256:
             raise PushError(f"{remote.repo}, branch {sent.branch}: what came back is not what was sent.")
-        prove_reload(Path(place), outgoing.report)
+        verify_reload(Path(place), outgoing.report)

@@ -71,7 +71,7 @@ def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
     """The most sensitive layers, what is lost with one packed, and what became of it."""
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     lost = plans[-1].sensitivity if plans else {}
-    kept = plans[-1].unpacked or () if plans else ()
+    kept = plans[-1].modules_to_not_convert or () if plans else ()
     most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
     return [(code(name), f"{lost[name]:.2e}", "kept" if name in kept else "quantized") for name in most]
 
@@ -171,7 +171,7 @@ def regressions(report: Report) -> list[str]:
         )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         found.append("Loading and one pass need no less memory than the original.")
-    found += _packed_speed(report)
+    found += _quantized_speed(report)
     if two.quality and report.data.eval_rows < FEWEST_ROWS:
         found.append(
             f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
@@ -181,7 +181,7 @@ def regressions(report: Report) -> list[str]:
     return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
 
 
-def _packed_speed(report: Report) -> list[str]:
+def _quantized_speed(report: Report) -> list[str]:
     """When packed weights pay, by what was measured beside the same weights unpacked (else the original)."""
     if not any(stage.plan.dequantizes for stage in report.stages):
         return []

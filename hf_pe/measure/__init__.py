@@ -17,8 +17,8 @@ from hf_pe.measure.memory import reopened as reopened
 from hf_pe.measure.quality import Evaluate as Evaluate
 from hf_pe.measure.quality import chance_warnings as chance_warnings
 from hf_pe.measure.quality import changes as changes
-from hf_pe.measure.quality import first_answers as first_answers
-from hf_pe.measure.quality import judge as judge
+from hf_pe.measure.quality import evaluate_task as evaluate_task
+from hf_pe.measure.quality import first_outputs as first_outputs
 from hf_pe.measure.quality import quality as quality
 from hf_pe.measure.sentences import sentence_difference as sentence_difference
 from hf_pe.measure.size import layer_bits as layer_bits
@@ -29,7 +29,7 @@ from hf_pe.model_spec import bits_loaded as bits_loaded
 from hf_pe.model_spec import spec_sizes as spec_sizes
 from hf_pe.report import Latency, Measurement, pixels_named
 from hf_pe.surgery import dtype_name
-from hf_pe.tasks import Judged, TaskData
+from hf_pe.tasks import EvalResult, TaskData
 
 LENGTH = 128
 BATCHES = (1, 32)
@@ -39,7 +39,7 @@ def measure(
     models: dict[str, PreTrainedModel],
     data: TaskData | None = None,
     *,
-    judged: dict[str, Judged] | None = None,
+    evaluations: dict[str, EvalResult] | None = None,
     evaluate: Evaluate | None = None,
     batches: Sequence[int] = BATCHES,
     length: int = LENGTH,
@@ -47,7 +47,7 @@ def measure(
 ) -> dict[str, Measurement]:
     """Measure models side by side, on images of the same size: sizes, FLOPs, interleaved latency, quality.
 
-    Quality comes from `judged` where given (see `judge`), else it is measured on `data` or by `evaluate`.
+    Quality comes from `evaluations` where given (see `evaluate_task`), else it is measured on `data` or by `evaluate`.
     Bytes on disk and peak memory belong to a folder and are added when one is saved. Images have the size that a config
     says, else `pixels` a side (or [height, width]; default: what the processor of `data` gives).
     """
@@ -67,7 +67,7 @@ def measure(
             if model.main_input_name == "input_ids"
             else f"batch 1{pixels_named(pixels_of(model, shared))}",
             latency=tuple(times[name]),
-            quality=judged[name].scores() if judged else quality(model, data, evaluate),
+            quality=evaluations[name].scores() if evaluations else quality(model, data, evaluate),
         )
         for name, model in models.items()
     }

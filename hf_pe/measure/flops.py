@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import built, form_of, with_form
+from hf_pe.anatomy import built, custom_modules_of, with_custom_modules
 from hf_pe.dummies.inputs import example_inputs
 
 LARGEST_REAL = 2_000_000_000
@@ -40,8 +40,8 @@ def flops(
         length: tokens, for text models.
         pixels: a side, or [height, width], where the config does not say.
     """
-    form = form_of(config)
-    plain = copy.deepcopy(config) if form is None else with_form(config, form)
+    custom = custom_modules_of(config)
+    plain = copy.deepcopy(config) if custom is None else with_custom_modules(config, custom)
     if hasattr(plain, "quantization_config"):
         del plain.quantization_config
     plain._attn_implementation = "eager"

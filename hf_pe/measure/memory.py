@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import form_of
+from hf_pe.anatomy import custom_modules_of
 from hf_pe.checkpoints.classes import brings_code
 from hf_pe.checkpoints.reload import Seen, loading_for, open_in_fresh_process
 from hf_pe.dummies.inputs import example_inputs
@@ -40,7 +40,7 @@ def reopened(
     loading = loading_for(
         auto_class,
         processor,
-        plugin=form_of(model.config) is not None,
+        plugin=custom_modules_of(model.config) is not None,
         own_code=brings_code(type(model)),
     )
     inputs = example_inputs(model, batch=1, length=length, pixels=pixels or processor_size(processor))

@@ -11,27 +11,27 @@ from hf_pe.errors import NotFiniteError, UsageError, explained, one_line
 from hf_pe.modes import evaluating
 from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
-from hf_pe.tasks import Judged, TaskData, as_read_by, on_device
+from hf_pe.tasks import EvalResult, TaskData, as_read_by, on_device
 
 FIRST_ROWS = 4
 """Rows on which it is seen whether a model can answer at all."""
 Evaluate = Callable[[PreTrainedModel], dict[str, float]]
 
 
-def judge(model: PreTrainedModel, data: TaskData) -> Judged:
+def evaluate_task(model: PreTrainedModel, data: TaskData) -> EvalResult:
     """Return what the task sees of every held-out example.
 
     Raises:
         NotFiniteError: `model` is in float16 and overflows on the first rows.
     """
     with evaluating(model):
-        overflow = overflow_of(model, lambda: first_answers(model, data))
+        overflow = overflow_of(model, lambda: first_outputs(model, data))
         if overflow is not None:
             raise NotFiniteError(overflow)
-        return data.task.judge(model, data)
+        return data.task.evaluate(model, data)
 
 
-def first_answers(model: PreTrainedModel, data: TaskData) -> None:
+def first_outputs(model: PreTrainedModel, data: TaskData) -> None:
     """Pass the first evaluation rows through `model`.
 
     Raises:
@@ -58,7 +58,7 @@ def quality(model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | 
         UsageError: the user's function does not give a dict of numbers.
     """
     if evaluate is None:
-        return judge(model, data).scores() if data else {}
+        return evaluate_task(model, data).scores() if data else {}
     with evaluating(model):
         found = evaluate(model)
     if not isinstance(found, dict) or not all(isinstance(v, (int, float)) for v in found.values()):
@@ -85,7 +85,7 @@ def chance_warnings(model: PreTrainedModel, scores: Mapping[str, float], data: T
     )
 
 
-def changes(before: Judged, after: Judged, *, resamples: int = 500, seed: int = 0) -> tuple[MetricChange, ...]:
+def changes(before: EvalResult, after: EvalResult, *, resamples: int = 500, seed: int = 0) -> tuple[MetricChange, ...]:
     """Each metric's change with its 95 % interval by paired bootstrap over the same examples, and slice by slice.
 
     Percentile intervals (Efron & Tibshirani 1993, chapter 13): examples are drawn with replacement, the same for both
@@ -121,7 +121,7 @@ def changes(before: Judged, after: Judged, *, resamples: int = 500, seed: int = 
 
 
 def _intervals(
-    before: Judged, after: Judged, rows: np.ndarray[Any, Any], resamples: int, generator: np.random.Generator
+    before: EvalResult, after: EvalResult, rows: np.ndarray[Any, Any], resamples: int, generator: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
     drawn: dict[str, list[float]] = {}
     for _ in range(resamples):

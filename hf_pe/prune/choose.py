@@ -11,13 +11,13 @@ from hf_pe.anatomy.kinds import Choice
 from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.calibration.coverage import require_reached
 from hf_pe.calibration.experts import routed
-from hf_pe.calibration.gradients import Slopes, consumer_slopes
+from hf_pe.calibration.gradients import Gradients, consumer_gradients
 from hf_pe.calibration.influence import block_influence
 from hf_pe.prune.criteria import CRITERIA, reap
 from hf_pe.prune.sizes.layers import removable
-from hf_pe.prune.sizes.sensitivity import least_missed
+from hf_pe.prune.sizes.sensitivity import greedy_depth_order
 from hf_pe.prune.statistics.cached import moments_of
-from hf_pe.prune.statistics.unit_statistics import evidence
+from hf_pe.prune.statistics.unit_statistics import unit_statistics
 from hf_pe.recipe import StageState
 from hf_pe.regression import Moments
 
@@ -50,7 +50,7 @@ def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size
     free = removable(state.spec, axis, size)
     if settings.depth == "greedy":
         known = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
-        gone = least_missed(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
+        gone = greedy_depth_order(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
     else:
         influence = block_influence(state.model, axis, state.data)
         gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
@@ -69,7 +69,7 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
     groups = [group for group in axis.groups if group not in kept]
     if not groups:
         return kept
-    slopes = {}
+    gradients = {}
     if "gradients" in criterion.needs:
         key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
         slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
@@ -78,15 +78,15 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
 
     def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
         for group in groups:
-            scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
+            scores = criterion.score(unit_statistics(tensors, axis, group, size, moments, gradients))
             kept[group] = axis.largest(group, scores, size)
 
-    weighed, seen = "weighed activations" in criterion.needs, set[str]()
-    if not weighed and "activations" not in criterion.needs:
+    weighted, seen = "weighted activations" in criterion.needs, set[str]()
+    if not weighted and "activations" not in criterion.needs:
         choose(groups, None)
         return kept
     group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
-    for moments in moments_of(state, axis, weighed=weighed):
+    for moments in moments_of(state, axis, weighted=weighted):
         seen.update(moments)
         choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
     require_reached(seen, axis)

@@ -8,7 +8,7 @@ import torch
 from hf_pe.registered_names import RegisteredName
 
 
-class Evidence(NamedTuple):
+class UnitStatistics(NamedTuple):
     """What a criterion may look at for one group of units.
 
     Attributes:
@@ -17,7 +17,7 @@ class Evidence(NamedTuple):
             head_dim of them.
         keep: how many units will stay.
         gram: X^T X / n of that input, [units * places, units * places]; None without calibration data.
-        slopes: derivative of the loss by a gate of 1 on each unit, [examples, units]; None without gradients.
+        gradients: derivative of the loss by a gate of 1 on each unit, [examples, units]; None without gradients.
         outputs: sum of g g^T, g the derivative of the loss by the consumer's output, [outputs, outputs]; None likewise.
         mean: mean of that input, [units * places]; None without calibration data. gram - mean mean^T is its covariance.
     """
@@ -26,7 +26,7 @@ class Evidence(NamedTuple):
     consumer: torch.Tensor
     keep: int
     gram: torch.Tensor | None = None
-    slopes: torch.Tensor | None = None
+    gradients: torch.Tensor | None = None
     outputs: torch.Tensor | None = None
     mean: torch.Tensor | None = None
 
@@ -36,72 +36,72 @@ class Criterion(NamedTuple):
 
     Attributes:
         score: returns one score per unit, [units]; the units with the largest ones are kept.
-        needs: the statistics that are gathered for it. "activations" gives `gram` and `mean`; with "weighed
+        needs: the statistics that are gathered for it. "activations" gives `gram` and `mean`; with "weighted
             activations" each token counts in them by how far its state turns, as in the repair; "gradients" gives
-            `slopes` and `outputs`.
+            `gradients` and `outputs`.
         title: as cards and plans name it.
         reference: link of the paper; None without one.
 
     Example:
         >>> weights = torch.tensor([[3.0, 4.0], [0.0, 1.0]])  # two units of two weights each
-        >>> CRITERIA["magnitude_l2"].score(Evidence([weights], torch.zeros(1, 2, 1), keep=1))
+        >>> CRITERIA["magnitude_l2"].score(UnitStatistics([weights], torch.zeros(1, 2, 1), keep=1))
         tensor([5., 1.])
     """
 
-    score: Callable[[Evidence], torch.Tensor]
-    needs: tuple[Literal["activations", "weighed activations", "gradients"], ...]
+    score: Callable[[UnitStatistics], torch.Tensor]
+    needs: tuple[Literal["activations", "weighted activations", "gradients"], ...]
     title: str
     reference: str | None
 
 
-def magnitude_l2(evidence: Evidence) -> torch.Tensor:
+def magnitude_l2(statistics: UnitStatistics) -> torch.Tensor:
     """L2 norm over all weights of the unit [units] (Li et al. 2017, arXiv:1608.08710, with L2)."""
-    return torch.stack([w.float().square().sum(1) for w in evidence.weights]).sum(0).sqrt()
+    return torch.stack([w.float().square().sum(1) for w in statistics.weights]).sum(0).sqrt()
 
 
-def activation_weight(evidence: Evidence) -> torch.Tensor:
+def activation_weight(statistics: UnitStatistics) -> torch.Tensor:
     """Root mean square activation times the norm of the weights that read it [units].
 
     The structured form of |W| * ||X|| (Sun et al. 2024, arXiv:2306.11695, eq. 1; An et al. 2024, arXiv:2312.11983).
     """
-    reading = evidence.consumer.float().square().sum(0)
-    return (_mean_squares(evidence) * reading).sum(1).sqrt()
+    reading = statistics.consumer.float().square().sum(0)
+    return (_mean_squares(statistics) * reading).sum(1).sqrt()
 
 
-def taylor(evidence: Evidence) -> torch.Tensor:
+def taylor(statistics: UnitStatistics) -> torch.Tensor:
     """First-order change of the loss when the unit goes, its size averaged over examples [units].
 
     Molchanov et al. 2017, arXiv:1611.06440, eq. 7: the mean of |dL/da * a|.
     """
-    return _slopes(evidence).abs().mean(0)
+    return _gradients(statistics).abs().mean(0)
 
 
-def fisher(evidence: Evidence) -> torch.Tensor:
+def fisher(statistics: UnitStatistics) -> torch.Tensor:
     """Second-order change of the loss, its Hessian by the diagonal of the empirical Fisher matrix of the gates [units].
 
     Theis et al. 2018, arXiv:1801.05787, eq. 8; for transformers Kwon et al. 2022, arXiv:2204.09656, eq. 8.
     """
-    return _slopes(evidence).square().mean(0) / 2
+    return _gradients(statistics).square().mean(0) / 2
 
 
-def obs(evidence: Evidence) -> torch.Tensor:
+def obs(statistics: UnitStatistics) -> torch.Tensor:
     """Optimal brain surgeon: what the output loses when the unit goes and all others adapt [units].
 
     With P the inverse Gram matrix, unit B costs tr(W_B P_BB^-1 W_B^T). The cheapest few go, W and P are updated as if
     they were gone, and so on; the score is the turn at which a unit went, kept units come last by their cost (Hassibi
     and Stork 1992, eq. 5; for structures Kurtic et al. 2023, arXiv:2302.04089, eq. 5 and 6).
     """
-    assert evidence.gram is not None, "obs needs calibration data"
-    outputs, units, places = evidence.consumer.shape
-    weight = evidence.consumer.double().reshape(outputs, -1).clone()
-    gram = evidence.gram.double()
+    assert statistics.gram is not None, "obs needs calibration data"
+    outputs, units, places = statistics.consumer.shape
+    weight = statistics.consumer.double().reshape(outputs, -1).clone()
+    gram = statistics.gram.double()
     inverse = torch.linalg.inv(gram + RIDGE * gram.diagonal().mean().clamp_min(1e-12) * torch.eye(len(gram)).to(gram))
     left = torch.arange(units, device=gram.device)
     scores = torch.zeros(units, dtype=torch.float64, device=gram.device)
     turn = 0
     while True:
         cost = _costs(weight, inverse, places)
-        count = min(max(len(left) // STEPS, 1), len(left) - evidence.keep)
+        count = min(max(len(left) // STEPS, 1), len(left) - statistics.keep)
         if count == 0:
             scores[left] = turn + 1 + cost / cost.max().clamp_min(1e-30)
             return scores.float()
@@ -116,19 +116,19 @@ def obs(evidence: Evidence) -> torch.Tensor:
         left, turn = left[stays], turn + 1
 
 
-def surgeon(evidence: Evidence) -> torch.Tensor:
+def obs_kfac(statistics: UnitStatistics) -> torch.Tensor:
     """As obs, but what the output loses is weighted by what the loss feels of it [units].
 
     The Hessian of the consumer is the product of the inputs' Gram matrix and M, that of the derivatives by its output
     (van der Ouderaa et al. 2023, arXiv:2312.17244, eq. 5 and 9): the cost becomes tr(P_BB^-1 W_B^T M W_B). M is
     measured from few directions: half of it is the identity of the same mean.
     """
-    assert evidence.outputs is not None, "surgeon needs gradients"
-    felt = evidence.outputs.double()
+    assert statistics.outputs is not None, "surgeon needs gradients"
+    felt = statistics.outputs.double()
     felt = felt / felt.diagonal().mean().clamp_min(1e-30)
     root = torch.linalg.cholesky((felt + torch.eye(len(felt)).to(felt)) / 2)
-    consumer = evidence.consumer.double()
-    return obs(evidence._replace(consumer=(root.T @ consumer.flatten(1)).reshape(consumer.shape)))
+    consumer = statistics.consumer.double()
+    return obs(statistics._replace(consumer=(root.T @ consumer.flatten(1)).reshape(consumer.shape)))
 
 
 def reap(gates: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
@@ -155,14 +155,14 @@ def _costs(weight: torch.Tensor, inverse: torch.Tensor, places: int) -> torch.Te
     return cost
 
 
-def _mean_squares(evidence: Evidence) -> torch.Tensor:
-    assert evidence.gram is not None, "this criterion needs calibration data"
-    return evidence.gram.diagonal().float().reshape(evidence.consumer.shape[1:])
+def _mean_squares(statistics: UnitStatistics) -> torch.Tensor:
+    assert statistics.gram is not None, "this criterion needs calibration data"
+    return statistics.gram.diagonal().float().reshape(statistics.consumer.shape[1:])
 
 
-def _slopes(evidence: Evidence) -> torch.Tensor:
-    assert evidence.slopes is not None, "this criterion needs gradients"
-    return evidence.slopes.float()
+def _gradients(statistics: UnitStatistics) -> torch.Tensor:
+    assert statistics.gradients is not None, "this criterion needs gradients"
+    return statistics.gradients.float()
 
 
 CRITERIA = {
@@ -172,9 +172,9 @@ CRITERIA = {
     ),
     "taylor": Criterion(taylor, ("gradients",), "first-order Taylor", "https://arxiv.org/abs/1611.06440"),
     "fisher": Criterion(fisher, ("gradients",), "diagonal Fisher", "https://arxiv.org/abs/1801.05787"),
-    "obs": Criterion(obs, ("weighed activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
+    "obs": Criterion(obs, ("weighted activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
     "surgeon": Criterion(
-        surgeon, ("weighed activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
+        obs_kfac, ("weighted activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
     ),
 }
 """By name in recipe files: recipes, their schema and cards follow from these."""

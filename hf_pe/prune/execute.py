@@ -20,7 +20,7 @@ from hf_pe.prune.statistics.cached import moments_key, moments_of
 from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
 from hf_pe.tasks import TaskData
-from hf_pe.verify.equivalence import require_generation, require_proof
+from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Execution:
         narrower = False
         for name, kept in plan.kept.items():
             axis = axis_named(model, name)
-            require_proof(model.config, type(model), axis, kept)
+            require_verified_cut(model.config, type(model), axis, kept)
             if axis.kind.is_residual:  # comes last: then the blocks of the original are no measure any more
                 if not narrower:
                     self._refit_in_order_(model, original, plan.kept, state.data)
@@ -73,9 +73,9 @@ class Execution:
         """Return a model with the same outputs whose hidden coordinates are sorted, where that is asked for."""
         model = rotated(state.model, axis, state.data) if self.rotates else state.model
         if axis.narrows_heads:
-            weighed = next(moments_of(replace(state, model=model), axis, weighed=True))
-            model, moments = turned(model, axis, weighed)
-            state.statistics.put(model, moments_key(axis, weighed=True), moments)
+            weighted = next(moments_of(replace(state, model=model), axis, weighted=True))
+            model, moments = turned(model, axis, weighted)
+            state.statistics.put(model, moments_key(axis, weighted=True), moments)
         return model
 
     def _cut(self, state: StageState, axis: Axis, kept: dict[str, list[int]]) -> PreTrainedModel:
@@ -84,7 +84,7 @@ class Execution:
         if not self.refits:
             return smaller
         if any(slot.consumes for slot in axis.slots):
-            for moments in moments_of(state, axis, weighed=True):
+            for moments in moments_of(state, axis, weighted=True):
                 refit_(smaller, model, axis, kept, moments)
         if axis.kind.choice == "routing":
             correct_(smaller, model, axis, data)

@@ -8,16 +8,24 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import Axis, discover, kinds_of
 from hf_pe.calibration.coverage import reached, require_reached
 from hf_pe.errors import UsageError
-from hf_pe.measure import judge
+from hf_pe.measure import evaluate_task
 from hf_pe.model_spec import ModelSpec
-from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_spec, snapped
-from hf_pe.prune.sizes.budget import Target, above_floor
+from hf_pe.prune.sizes.allowed import candidate_sizes, kept_sizes, resized_spec, snapped
+from hf_pe.prune.sizes.budget import Budget, above_floor
 from hf_pe.prune.sizes.costs import Costs
-from hf_pe.prune.sizes.search import Setting, alone, by_loss, crossed, first_within, in_step, widest
-from hf_pe.prune.sizes.sensitivity import least_loss, tried
+from hf_pe.prune.sizes.search import (
+    AxisSizes,
+    by_loss,
+    depth_by_width_paths,
+    first_within,
+    pareto_maximal,
+    single_axis_paths,
+    uniform_path,
+)
+from hf_pe.prune.sizes.sensitivity import least_loss, sensitivity_curves
 from hf_pe.recipe import StageState
 
-PruneTo = Callable[[Setting], PreTrainedModel]
+PruneTo = Callable[[AxisSizes], PreTrainedModel]
 """Returns the model pruned to sizes beside those that are stated."""
 
 
@@ -37,17 +45,17 @@ class SizeSettings:
 
     keep: dict[str, int | float]
     axes: tuple[str, ...]
-    budget: Target | None
+    budget: Budget | None
     floor: float | None
     multiple: int
     devices: int
     rotates: bool
 
-    def fixed(self, spec: ModelSpec) -> Setting:
+    def fixed(self, spec: ModelSpec) -> AxisSizes:
         """Return the sizes that `keep` states."""
         return kept_sizes(spec, self.keep, self.multiple, self.devices)
 
-    def candidates(self, spec: ModelSpec) -> list[list[Setting]]:
+    def candidates(self, spec: ModelSpec) -> list[list[AxisSizes]]:
         """Return for each of `axes` the sizes that it can have, largest first; none where `keep` states all sizes.
 
         Raises:
@@ -61,13 +69,13 @@ class SizeSettings:
                 "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
                 "hidden: selection, or give all sizes in keep."
             )
-        candidates = [ladder(spec, name, self.multiple, self.devices) for name in self.axes]
+        candidates = [candidate_sizes(spec, name, self.multiple, self.devices) for name in self.axes]
         for name, sizes in zip(self.axes, candidates, strict=True):
             if any(axis in fixed for axis in sizes[0]):
                 raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
         return candidates
 
-    def from_config(self, spec: ModelSpec) -> tuple[Setting, tuple[str, ...], bool]:
+    def from_config(self, spec: ModelSpec) -> tuple[AxisSizes, tuple[str, ...], bool]:
         """Return sizes, notes on them, and whether they are final: a floor or a measured budget needs data."""
         fixed, candidates = self.fixed(spec), self.candidates(spec)
         notes = snapped(spec, self.keep, fixed)
@@ -79,10 +87,10 @@ class SizeSettings:
         note = f"{self.budget}, along {', '.join(self.axes)}"
         if self.budget.measured():
             return fixed, (*notes, f"{note}; decided by measuring"), False
-        path = [fixed | setting for setting in in_step(candidates)]
+        path = [fixed | setting for setting in uniform_path(candidates)]
         return self.budget.within(spec, path, Costs(spec)), (*notes, note), len(candidates) == 1
 
-    def from_data(self, state: StageState, prune_to: PruneTo) -> tuple[Setting, tuple[str, ...]]:
+    def from_data(self, state: StageState, prune_to: PruneTo) -> tuple[AxisSizes, tuple[str, ...]]:
         """Return the sizes that the budget or the floor leads to, and notes on what is expected of them.
 
         Args:
@@ -100,7 +108,7 @@ class SizeSettings:
         budget = self.budget or Target(parameters=1.0)
         costs = Costs(spec, budget.batch, model.device)
 
-        def overrun(setting: Setting) -> float:
+        def overrun(setting: AxisSizes) -> float:
             return max(budget.overrun(costs, resized_spec(spec, fixed | setting)).values())
 
         path = self._path(state, candidates, prune_to, overrun)
@@ -108,31 +116,31 @@ class SizeSettings:
             sizes = budget.within(spec, [fixed | setting for setting in path], costs)
             return sizes, (str(budget), *budget.predicted(costs, resized_spec(spec, sizes)))
 
-        def metric(setting: Setting) -> float:
-            return judge(prune_to(setting), data).scores()[data.task.metric]
+        def metric(setting: AxisSizes) -> float:
+            return evaluate_task(prune_to(setting), data).scores()[data.task.metric]
 
-        dense = judge(model, data).scores()[data.task.metric]
+        dense = evaluate_task(model, data).scores()[data.task.metric]
         sizes, note = above_floor(self.floor, data.task, dense, [fixed | setting for setting in path], metric)
         return sizes, (note,)
 
     def _path(
         self,
         state: StageState,
-        candidates: list[list[Setting]],
+        candidates: list[list[AxisSizes]],
         prune_to: PruneTo,
-        overrun: Callable[[Setting], float],
-    ) -> list[Setting]:
+        overrun: Callable[[AxisSizes], float],
+    ) -> list[AxisSizes]:
         """Return the sizes to try, from the whole model to the smallest; what costs least quality goes first."""
-        path = in_step(candidates)
+        path = uniform_path(candidates)
         if len(candidates) == 1:
             return path
-        path = by_loss(candidates, tried(state.model, state.data, candidates, prune_to, overrun))
+        path = by_loss(candidates, sensitivity_curves(state.model, state.data, candidates, prune_to, overrun))
         if self.floor is not None:
             return path
         # what each axis loses alone says little of them together: the ends of several paths are compared
-        combined = [] if self.budget is not None and self.budget.measured() else crossed(candidates)
-        paths = (path, in_step(candidates), *alone(candidates), *combined)
-        ends = widest([end for each in paths if (end := first_within(each, overrun)) is not None])
+        combined = [] if self.budget is not None and self.budget.measured() else depth_by_width_paths(candidates)
+        paths = (path, uniform_path(candidates), *single_axis_paths(candidates), *combined)
+        ends = pareto_maximal([end for each in paths if (end := first_within(each, overrun)) is not None])
         return [least_loss(state.model, state.data, ends, prune_to), path[-1]] if ends else path
 
 

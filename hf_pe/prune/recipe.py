@@ -21,12 +21,12 @@ from hf_pe.prune.plan_sizes import SizeSettings, axis_named, narrows_stream
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
 from hf_pe.prune.refit.sequential import maps_in_order
 from hf_pe.prune.sizes.allowed import amount, final_sizes, one_or_all, removed, sizes_in_turn
-from hf_pe.prune.sizes.budget import Target
+from hf_pe.prune.sizes.budget import Budget
 from hf_pe.prune.sizes.layers import last_removed
-from hf_pe.prune.sizes.search import Setting
+from hf_pe.prune.sizes.search import AxisSizes
 from hf_pe.recipe import Recipe, StageState
 from hf_pe.surgery import cut
-from hf_pe.verify.equivalence import require_generation, require_proof
+from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 Amount = Annotated[int | float, BeforeValidator(amount)]
 """A share (float, 0.5) or a number of units (int, 4)."""
@@ -53,7 +53,7 @@ class StructuredPruning(Recipe):
     keep: dict[str, Amount] = Field(
         default_factory=dict, description="axis to what remains: a number of units (int) or a share (float, 1.0 is all)"
     )
-    target: Target | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
+    target: Budget | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
     floor: float | None = Field(
         None,
         gt=0,
@@ -127,7 +127,7 @@ class StructuredPruning(Recipe):
         if not target and not free:
             raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
         for name in dict.fromkeys((*target, *free)):
-            require_proof(spec.config, spec.model_class, axes[name])
+            require_verified_cut(spec.config, spec.model_class, axes[name])
         layers = {n: last_removed(spec, axes[n], size) for n, size in target.items() if names_depth(n)}
         notes = (*notes, *require_generation(spec.config, spec.model_class, layers))
         for name in target:
@@ -194,12 +194,12 @@ class StructuredPruning(Recipe):
         )
         return how.carry_out(state, plan)
 
-    def _with_sizes(self, spec: ModelSpec, setting: Setting) -> "StructuredPruning":
+    def _with_sizes(self, spec: ModelSpec, setting: AxisSizes) -> "StructuredPruning":
         """Return the recipe with all sizes in `keep`."""
         sizes, _ = sizes_in_turn(spec, setting)
         return self.model_copy(update={"keep": sizes, "target": None, "floor": None})
 
-    def _pruned_to(self, state: StageState, setting: Setting) -> PreTrainedModel:
+    def _pruned_to(self, state: StageState, setting: AxisSizes) -> PreTrainedModel:
         """Return the model pruned to `setting` and to what `keep` states."""
         spec = state.spec
         return self._with_sizes(spec, self._size_settings.fixed(spec) | setting).carry_out(state).model

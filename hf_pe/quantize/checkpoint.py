@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe import progress
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
@@ -60,7 +60,7 @@ def quantize_checkpoint(
         progress.say(note)
     for warning in (*plan.warnings, *rounding_warnings(source, config, model_class)):
         progress.warn(warning)
-    kept = recipe.kept_modules(skeleton(config, model_class))
+    kept = recipe.modules_to_not_convert(meta_model(config, model_class))
     require_space(Path(output), plan.weight_bytes, "the result")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
         progress.say("loading and packing")

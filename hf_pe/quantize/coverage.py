@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.errors import without_numbers
 from hf_pe.measure import bits_loaded
 from hf_pe.model_spec import ModelSpec
@@ -62,7 +62,7 @@ def unquantized(spec: ModelSpec) -> Unquantized:
     Args:
         spec: `bits` names every quantized weight.
     """
-    model = skeleton(spec.config, spec.model_class)
+    model = meta_model(spec.config, spec.model_class)
     plain = bits_loaded(model, spec.config.dtype)
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     rest = {name: count for name, count in counts.items() if name not in spec.bits}

@@ -76,9 +76,9 @@ def _least_error(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tenso
     for share in SHRUNK:
         scale = (largest * share).clamp_min(1e-12)[..., None]
         error = (levels[nearest(blocks / scale, levels)] * scale - blocks).square()
-        weighed = (error * inputs.reshape(-1, block)).sum(-1)
-        scales = torch.where(weighed < best, largest * share, scales)
-        best = torch.minimum(weighed, best)
+        weighted = (error * inputs.reshape(-1, block)).sum(-1)
+        scales = torch.where(weighted < best, largest * share, scales)
+        best = torch.minimum(weighted, best)
     return scales
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.errors import UsageError, listed
 from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
@@ -75,7 +75,7 @@ def linear_layers(spec: ModelSpec, quantizer: Quantizer, method: str, skip: tupl
     Raises:
         UsageError: no layer can be quantized.
     """
-    model = skeleton(spec.config, spec.model_class)
+    model = meta_model(spec.config, spec.model_class)
     kept = quantizer.kept_layers(model, method, skip)
     by_name = quantizer.kept_layers(model, None, skip)
     unfit = [name for name in quantizer.unfit_layers(model, method) if name not in by_name]

@@ -18,7 +18,7 @@ from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.layers import LinearLayers, linear_layers
 from hf_pe.quantize.mix import keep_most_sensitive
 from hf_pe.quantize.repair import repair_
-from hf_pe.quantize.sensitivity import by_metric, estimated, lost_answers, measured
+from hf_pe.quantize.sensitivity import by_metric, estimated, measured, output_change
 from hf_pe.quantizers.base import Method, QuantizationSettings, Quantizer
 from hf_pe.quantizers.bnb import BitsAndBytes
 from hf_pe.quantizers.registry import METHODS, MethodName
@@ -150,9 +150,11 @@ class BitsAndBytesQuantization(Recipe):
         if self.repairs:
             repair_(all_quantized, model, names, data, self.quantizer)
         lost = SENSITIVITIES[self.sensitivity](model, all_quantized, names, data)
-        mixed = keep_most_sensitive(layers, lost, self._room(layers), self.bits)
-        notes = (*mixed.notes(self.format.title, self.sensitivity), *layers.notes)
-        return self._plan(mixed.spec, notes, exact=True, unpacked=(*layers.kept, *mixed.kept), sensitivity=lost)
+        mix = keep_most_sensitive(layers, lost, self._room(layers), self.bits)
+        notes = (*mix.notes(self.format.title, self.sensitivity), *layers.notes)
+        return self._plan(
+            mix.spec, notes, exact=True, modules_to_not_convert=(*layers.kept, *mix.kept), sensitivity=lost
+        )
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
         """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
@@ -161,17 +163,17 @@ class BitsAndBytesQuantization(Recipe):
             UsageError: its answers have moved further than `drift`.
         """
         model, data = state.model, state.task_data
-        kept = list(plan.unpacked or self.kept_modules(model))
+        kept = list(plan.modules_to_not_convert or self.modules_to_not_convert(model))
         result = self._quantized(model, kept)
         if self.repairs and data is not None:
             rounded = repair_(result, model, self.quantizer.quantizable_layers(model, kept), data, self.quantizer)
             if rounded:
                 say(f"not repaired, no calibration row came by: {', '.join(rounded)}")
         if self.drift is not None and data is not None:
-            _require_small_drift(lost_answers(model, result, data), self.drift, repaired=self.repair != "none")
+            _require_small_drift(output_change(model, result, data), self.drift, repaired=self.repair != "none")
         return state.with_model(result)
 
-    def kept_modules(self, model: PreTrainedModel) -> list[str]:
+    def modules_to_not_convert(self, model: PreTrainedModel) -> list[str]:
         """The skip list whatever the budget; see `hf_pe.quantizers.base.Quantizer.kept_layers`."""
         return self.quantizer.kept_layers(model, self.method, self.skip)
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hf_pe.calibration import answers, distance, rows_within
+from hf_pe.calibration import distance, rows_within, task_outputs
 from hf_pe.errors import NotFiniteError
-from hf_pe.measure import judge
+from hf_pe.measure import evaluate_task
 from hf_pe.progress import advance
 from hf_pe.quantize.inputs import inputs_of
 from hf_pe.quantizers.layers import plain_weight
@@ -22,11 +22,11 @@ TOKENS, NUMBERS = 2048, 2**27
 """Most tokens, and log-probabilities, that answers are compared at."""
 
 
-def lost_answers(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
+def output_change(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
     """How far the answers of another model are from those of `model`; see `measured`."""
     rows = _rows(model, data)
-    own_answers = answers(model, data, rows, by_token=True)
-    return distance(answers(other, data, rows, by_token=True), own_answers)
+    own_answers = task_outputs(model, data, rows, by_token=True)
+    return distance(task_outputs(other, data, rows, by_token=True), own_answers)
 
 
 def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
@@ -41,8 +41,10 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
         data: the rows.
     """
     rows = _rows(model, data)
-    own_answers = answers(model, data, rows, by_token=True)
-    return _one_by_one(model, packed, names, lambda: distance(answers(model, data, rows, by_token=True), own_answers))
+    own_answers = task_outputs(model, data, rows, by_token=True)
+    return _one_by_one(
+        model, packed, names, lambda: distance(task_outputs(model, data, rows, by_token=True), own_answers)
+    )
 
 
 def by_metric(
@@ -57,7 +59,7 @@ def by_metric(
     held, sign = replace(data, eval=data.calibration), 1.0 if data.task.higher_is_better else -1.0
 
     def score() -> float:
-        return sign * judge(model, held).scores()[data.task.metric]
+        return sign * evaluate_task(model, held).scores()[data.task.metric]
 
     dense = score()
     return _one_by_one(model, packed, names, lambda: dense - score())

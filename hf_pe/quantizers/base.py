@@ -16,7 +16,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.quantizers.layers import plain_linear_layers, plain_weight
 from hf_pe.surgery import main_dtype, rebuilt
 
@@ -189,7 +189,7 @@ class Quantizer(ABC):
         config = copy.deepcopy(model.config)
         del config.quantization_config
         config.dtype = dtype
-        plain, weights = skeleton(config, type(model)), {}
+        plain, weights = meta_model(config, type(model)), {}
         state = model.state_dict()
         for name in plain.state_dict():
             owner = name.rpartition(".")[0]

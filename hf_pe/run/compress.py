@@ -119,20 +119,20 @@ def compress(  # noqa: PLR0913  each argument is named by its caller
         branches = carry_out(stages, before, list(zip(chain, recipes, strict=True)), named_variants)
         set_seed(seed)
         measured = measure_side_by_side(original, {n: branch.state for n, branch in branches.items()}, evaluate)
-        weighed = with_folder_facts(measured.before, before.model, processor, folder, the_task.auto_class, source)
+        weighted = with_folder_facts(measured.before, before.model, processor, folder, the_task.auto_class, source)
 
     data_of_original = original.state.data
     shared: dict[str, Any] = {
         "task": the_task.name,
         "pipeline_tag": the_task.pipeline_tag,
-        "metric": the_task.metric if evaluate is None else next(iter(weighed.quality), the_task.metric),
+        "metric": the_task.metric if evaluate is None else next(iter(weighted.quality), the_task.metric),
         "metric_description": the_task.describe(data_of_original)
         if evaluate is None
         else "Quality by the user's own function.",
         "higher_is_better": the_task.higher_is_better,
-        "hub_metrics": {name: hub for name, hub in hub_metrics(type(the_task)).items() if name in weighed.quality},
+        "hub_metrics": {name: hub for name, hub in hub_metrics(type(the_task)).items() if name in weighted.quality},
         "base": provenance.base_facts(source, before.model, base_model, license, card),
-        "before": weighed,
+        "before": weighted,
         "data": provenance.data_facts(rows.examples),
         "unread_parts": original.unread,
         "library_name": "sentence-transformers" if is_sentence_transformer(source) else "transformers",

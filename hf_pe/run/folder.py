@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe import progress
-from hf_pe.anatomy import form_of
+from hf_pe.anatomy import custom_modules_of
 from hf_pe.checkpoints.mixed_dtypes import as_stock_loads
 from hf_pe.checkpoints.save import save_model, weight_bytes_on_disk, weight_hashes
 from hf_pe.checkpoints.source import Source
@@ -83,7 +83,7 @@ def write_result(  # noqa: PLR0913  each argument is named by its caller
         }
     )
     reload = Reload(
-        status="native" if form_of(model.config) is None else "plug-in",
+        status="native" if custom_modules_of(model.config) is None else "plug-in",
         loading=loading,
         parameters=seen.parameters,
         max_difference=seen.max_difference,

@@ -17,7 +17,7 @@ from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig, load_for_evaluation
 from hf_pe.measure import (
     chance_warnings,
-    first_answers,
+    first_outputs,
     measure,
     reopened,
 )
@@ -46,7 +46,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     model = load_model(source, model_class)
     pixels = pixels_from(source, model_class)
     if ready is not None:
-        first_answers(model, ready)
+        first_outputs(model, ready)
     found = measure({"model": model}, ready, pixels=pixels)["model"]
     if ready is not None:
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 
-from hf_pe.anatomy import form_of
+from hf_pe.anatomy import custom_modules_of
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.recipe import Recipe
@@ -21,7 +21,7 @@ def require_stock(spec: ModelSpec, recipe: Recipe) -> None:
     Raises:
         UsageError: `recipe` cannot follow.
     """
-    if form_of(spec.config) is not None and not recipe.takes_custom_modules:
+    if custom_modules_of(spec.config) is not None and not recipe.takes_custom_modules:
         last = recipe.changes == "precision"  # then it cannot come first either
         way_out = "Leave out one of the two." if last else f"Put {recipe.recipe} before separate, or leave out one."
         raise UsageError(

@@ -13,11 +13,11 @@ from hf_pe.checkpoints.load import load_with_unread
 from hf_pe.checkpoints.mixed_dtypes import dtype_warnings
 from hf_pe.checkpoints.stored import rounding_warnings
 from hf_pe.checkpoints.weight_checks import require_finite
-from hf_pe.measure import Evaluate, chance_warnings, first_answers, judge
+from hf_pe.measure import Evaluate, chance_warnings, evaluate_task, first_outputs
 from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
 from hf_pe.recipe import StageState
 from hf_pe.run.dry_run import PreparedRun
-from hf_pe.tasks import Judged, TaskData
+from hf_pe.tasks import EvalResult, TaskData
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Original:
     live: PreTrainedModel | None
     padding: int | None
     unread: tuple[str, ...] = ()
-    evaluation: Judged | None = None
+    evaluation: EvalResult | None = None
     warnings: tuple[str, ...] = ()
 
     @contextmanager
@@ -71,11 +71,11 @@ def load_original(
     padding = padding_id(run.config, data.processor) if classifies_rows_alone(run.config, run.model_class) else None
     original = Original(StageState(model, replace(data, teacher=model)), live, padding, unread)
     with original.in_use() as state:
-        first_answers(model, state.data)
+        first_outputs(model, state.data)
         for recipe in run.recipes:
             recipe.check(replace(state, statistics=StatisticsCache()))  # what it loads is not held during the run
         progress.say("evaluating the original")
-        evaluation = judge(model, state.data) if evaluate is None else None
+        evaluation = evaluate_task(model, state.data) if evaluate is None else None
     below = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
     rounded = rounding_warnings(run.source, run.config, run.model_class, model) if live is None else ()
     return replace(original, evaluation=evaluation, warnings=(*rounded, *dtype_warnings(model), *below))

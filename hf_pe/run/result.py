@@ -75,7 +75,7 @@ class Result:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place, repo.rpartition("/")[2])
             self.save(folder)
-            return push(folder, wanted, prove=False)  # saving has just proved it
+            return push(folder, wanted, verify=False)  # saving has just proved it
 
     def _written(self, folder: Path, name: str, place: str = "") -> "Result":
         """Write all but the card, which may name other variants."""

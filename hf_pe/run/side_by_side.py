@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hf_pe import progress
-from hf_pe.measure import Evaluate, changes, judge, measure, on_one_device
+from hf_pe.measure import Evaluate, changes, evaluate_task, measure, on_one_device
 from hf_pe.recipe import StageState
 from hf_pe.report import Measurement, MetricChange
 from hf_pe.run.original import Original
@@ -40,10 +40,12 @@ def measure_side_by_side(
     """
     progress.say("measuring before and after, side by side")
     models = {BEFORE: original.state.model} | {name: state.model for name, state in results.items()}
-    first, judged = original.evaluation, None
+    first, evaluations = original.evaluation, None
     with on_one_device(models.values()):
         if first is not None:
-            judged = {BEFORE: first} | {name: judge(state.model, state.data) for name, state in results.items()}
-        measured = measure(models, original.state.data, judged=judged, evaluate=evaluate)
-    moved = {name: changes(judged[BEFORE], judged[name]) if judged else () for name in results}
+            evaluations = {BEFORE: first} | {
+                name: evaluate_task(state.model, state.data) for name, state in results.items()
+            }
+        measured = measure(models, original.state.data, evaluations=evaluations, evaluate=evaluate)
+    moved = {name: changes(evaluations[BEFORE], evaluations[name]) if evaluations else () for name in results}
     return SideBySide(measured.pop(BEFORE), measured, moved)

@@ -12,7 +12,7 @@ from hf_pe.tasks.batch import model_inputs as model_inputs
 from hf_pe.tasks.batch import on_device as on_device
 from hf_pe.tasks.causal_lm import CausalLM as CausalLM
 from hf_pe.tasks.embedding import Embedding as Embedding
-from hf_pe.tasks.evaluation import Judged as Judged
+from hf_pe.tasks.evaluation import EvalResult as EvalResult
 from hf_pe.tasks.head import LARGE as LARGE
 from hf_pe.tasks.head import TOKENS as TOKENS
 from hf_pe.tasks.head import Head as Head

@@ -17,7 +17,7 @@ from hf_pe.dummies.sizes import processor_size
 from hf_pe.loading import ProcessorClass
 from hf_pe.model_spec import ModelSpec
 from hf_pe.tasks.batch import Batch
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 
 
 class Task(ABC):
@@ -39,11 +39,11 @@ class Task(ABC):
     pipeline_tag: ClassVar[str]
     """The Hub's name of the task."""
     metric: ClassVar[str]
-    """The metric that matters most; a key of what `Judged.scores` gives."""
+    """The metric that matters most; a key of what `EvalResult.scores` gives."""
     higher_is_better: ClassVar[bool] = True
     """Whether higher values of that metric are better."""
     hub_metrics: ClassVar[Mapping[str, str]] = {}
-    """The Hub's names of metrics, by the names in `Judged.scores`, where the two differ."""
+    """The Hub's names of metrics, by the names in `EvalResult.scores`, where the two differ."""
     outputs: ClassVar[str]
     """What a teacher gives and a student learns from, as a phrase for the documentation."""
     needs_label: ClassVar[bool] = False
@@ -110,7 +110,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: "TaskData") -> EvalResult:
         """Evaluate `model` on `data.eval`, example by example; `scores()` of the result are the task's metrics."""
 
 

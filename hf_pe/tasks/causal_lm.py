@@ -12,8 +12,8 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
-from hf_pe.tasks.evaluation import Judged
-from hf_pe.tasks.likelihood import judged_tokens, perplexity, unigram_perplexity
+from hf_pe.tasks.evaluation import EvalResult
+from hf_pe.tasks.likelihood import perplexity, scored_tokens, unigram_perplexity
 from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 
@@ -92,6 +92,6 @@ class CausalLM(Task):
         """Return the perplexity of predictions by the frequency of tokens alone."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return the negative log-likelihood of each block; perplexity is exp of the mean over all tokens."""
-        return judged_tokens(self, model, data, 4, perplexity)
+        return scored_tokens(self, model, data, 4, perplexity)

@@ -14,7 +14,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import ROW, Batch, label_loss, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.media import with_readable_media
 
@@ -44,7 +44,7 @@ class Classification(Task):
         counts = np.unique(data.eval["labels"], return_counts=True)[1]
         return float(counts.max() / counts.sum()) if len(counts) > 1 else None
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return the predicted and the given label of each evaluation row; a slice per label."""
         predicted: list[int] = []
         with evaluating(model), torch.no_grad():
@@ -54,7 +54,7 @@ class Classification(Task):
         gold = np.asarray(data.eval["labels"])
         names: dict[Any, str] = model.config.id2label or {}
         slices = {f"label {names.get(int(label), label)}": gold == label for label in np.unique(gold)}
-        return Judged({"predicted": np.asarray(predicted), "gold": gold}, _accuracy, slices)
+        return EvalResult({"predicted": np.asarray(predicted), "gold": gold}, _accuracy, slices)
 
 
 def with_media(

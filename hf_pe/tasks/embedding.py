@@ -19,7 +19,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged, thirds
+from hf_pe.tasks.evaluation import EvalResult, thirds
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -141,7 +141,7 @@ class Embedding(Task):
         pairs = len(data.examples.eval)
         return 1.645 / max(pairs - 1, 1) ** 0.5 if data.examples.config.label else None
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return similarities beside the given scores, a pair each, or beside the teacher's, a sentence each.
 
         Slices: thirds by length, and by what the similarity should be.
@@ -158,7 +158,7 @@ class Embedding(Task):
             other = sentence_pairs(len(found), options.seed)
             similar, wanted = ((e[:, None] * e[other]).sum(2) for e in (found, teacher))
         slices = thirds(lengths, "length") | thirds(wanted.reshape(len(wanted), -1).mean(1), "similarity")
-        return Judged({"similarity": similar, "wanted": wanted}, _spearman, slices)
+        return EvalResult({"similarity": similar, "wanted": wanted}, _spearman, slices)
 
 
 def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalResult:
     """What a task saw of each evaluation example: enough to score all of them or any sample of them.
 
     Attributes:

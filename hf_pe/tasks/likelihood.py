@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.head import LARGE, Head
 
 LOGITS_BYTES = 2**28
@@ -47,13 +47,13 @@ def unigram_perplexity(known: Iterable[Sequence[int]], evaluated: Iterable[Seque
     return float(np.exp(-np.log(counts[tokens] / counts.sum()).mean())) if len(tokens) else math.inf
 
 
-def judged_tokens(
+def scored_tokens(
     task: Task,
     model: PreTrainedModel,
     data: TaskData,
     size: int = 16,
     score: Callable[[Columns], dict[str, float]] = perplexity_and_accuracy,
-) -> Judged:
+) -> EvalResult:
     """Of each evaluation row negative log-likelihood, right guesses and number of the tokens with a label.
 
     Of a large vocabulary whole logits are not held: in chunks where the model's head is known, else a few rows at once.
@@ -66,7 +66,7 @@ def judged_tokens(
             batch = on_device(model, batch)
             figures = _from_logits(task, model, batch) if head is None else _from_parts(task, model, batch, head)
             rows += figures.tolist()
-    return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
+    return EvalResult(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
 
 
 def rows_within(data: TaskData, config: PretrainedConfig, most: int) -> int:

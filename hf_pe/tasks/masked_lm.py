@@ -11,8 +11,8 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
-from hf_pe.tasks.evaluation import Judged
-from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.evaluation import EvalResult
+from hf_pe.tasks.likelihood import scored_tokens, unigram_perplexity
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -88,9 +88,9 @@ class MaskedLM(Task):
         known = [[token for token in ids if token not in special] for ids in data.calibration["input_ids"]]
         return unigram_perplexity(known, data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return of each row the negative log-likelihood, the right guesses and the number of hidden tokens."""
-        return judged_tokens(self, model, data)
+        return scored_tokens(self, model, data)
 
 
 def _hide_one(row: dict[str, list[int]], tokenizer: Any) -> None:

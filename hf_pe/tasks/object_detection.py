@@ -17,7 +17,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.image_classification import opened
 from hf_pe.tasks.labels import label_column, label_numbers
 from hf_pe.tasks.media import with_readable_media
@@ -109,7 +109,7 @@ class ObjectDetection(Task):
         """Return 0: boxes without a look at the image hardly ever overlap an object enough."""
         return 0.0
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return the mean average precision over the images; a slice per label."""
         wanted, found = [], []
         with evaluating(model), torch.no_grad():
@@ -127,7 +127,7 @@ class ObjectDetection(Task):
         there = [{int(each["category_id"]) for each in some} for some in wanted]
         kinds = sorted(set().union(*there))
         slices = {f"label {names.get(k, k)}": np.array([k in some for some in there]) for k in kinds}
-        return Judged({"image": np.arange(len(wanted))}, Precision(wanted, found, kinds), slices)
+        return EvalResult({"image": np.arange(len(wanted))}, Precision(wanted, found, kinds), slices)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import POSSIBLE, Batch, label_loss, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.texts import texts_of
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 
@@ -106,9 +106,9 @@ class QuestionAnswering(Task):
         draw = torch.Generator().manual_seed(0)
         places = (torch.randn(2, len(row), generator=draw) for row in data.eval["offsets"])
         unanswered = [not _answers(each)[0] for each in data.examples.eval[data.examples.config.label]]
-        return max(_judged(places, data).scores()["f1"], sum(unanswered) / len(unanswered))
+        return max(_evaluated(places, data).scores()["f1"], sum(unanswered) / len(unanswered))
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return F1 and exact match of each question."""
 
         def logits() -> Iterator[torch.Tensor]:
@@ -116,10 +116,10 @@ class QuestionAnswering(Task):
                 yield from self.signals(model, on_device(model, batch))["logits"].float().cpu()
 
         with evaluating(model), torch.no_grad():
-            return _judged(logits(), data)
+            return _evaluated(logits(), data)
 
 
-def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:
+def _evaluated(logits: Iterable[torch.Tensor], data: TaskData) -> EvalResult:
     """Return F1 and exact match of each question, from the logits [2, tokens] of each evaluation row, in order."""
     best: dict[int, tuple[float, str]] = {}
     options = data.examples.config
@@ -134,7 +134,7 @@ def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:
     said = [best[number][1] for number in range(len(gold))]
     f1 = [max(_overlap(one, other) for other in some) for one, some in zip(said, gold, strict=True)]
     exact = [float(max(_plain(one) == _plain(other) for other in some)) for one, some in zip(said, gold, strict=True)]
-    return Judged({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
+    return EvalResult({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
 
 
 @dataclass(frozen=True)

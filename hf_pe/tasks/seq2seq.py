@@ -14,13 +14,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
-from hf_pe.tasks.evaluation import Judged
-from hf_pe.tasks.likelihood import judged_tokens, unigram_perplexity
+from hf_pe.tasks.evaluation import EvalResult
+from hf_pe.tasks.likelihood import scored_tokens, unigram_perplexity
 from hf_pe.tasks.texts import Truncation, texts_of
 from hf_pe.tasks.tokens import unknown_token_warnings
 
@@ -119,9 +119,9 @@ class Seq2Seq(Task):
         """Return the perplexity of targets by the frequency of tokens alone."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return of each row the negative log-likelihood, the right tokens and the number of tokens of the target."""
-        return judged_tokens(self, model, data)
+        return scored_tokens(self, model, data)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def decoder_inputs(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.T
     model_class: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
     if not hasattr(model_class, "prepare_decoder_input_ids_from_labels"):
         return lambda labels: _shifted(labels, config)
-    model: Any = skeleton(config, model_class)
+    model: Any = meta_model(config, model_class)
 
     def shift(labels: torch.Tensor) -> torch.Tensor:
         try:

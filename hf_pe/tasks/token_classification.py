@@ -14,7 +14,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.texts import Truncation
 from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
@@ -110,7 +110,7 @@ class TokenClassification(Task):
             for guess in guesses
         )
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Return of each row the numbers of words, right words, given spans, predicted spans and right spans."""
         names = _label_names(model.config)
         counts: list[list[int]] = []
@@ -121,7 +121,7 @@ class TokenClassification(Task):
                     found["logits"].argmax(-1).cpu(), found["mask"].cpu(), batch["labels"], strict=True
                 ):
                     counts.append(_counts(gold.cpu()[mask].tolist(), said[mask].tolist(), names))
-        return Judged(_columns(counts), _f1)
+        return EvalResult(_columns(counts), _f1)
 
 
 def _label_names(config: PretrainedConfig) -> dict[int, str]:

@@ -22,13 +22,13 @@ Inputs = dict[str, torch.Tensor]
 Outputs = list[torch.Tensor]
 
 TOLERANCE = 1e-5
-"""Largest relative difference, in float32, between neutralised and cut."""
+"""Largest relative difference, in float32, between ablated and cut."""
 EFFECT = 1e-2
-"""Smallest relative change that neutralising must make, and that a wrong cut must show."""
+"""Smallest relative change that ablating must make, and that a wrong cut must show."""
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """The outcome for one axis: relative differences, and the reason where it does not hold."""
 
     axis: str
@@ -58,7 +58,7 @@ class _Case(NamedTuple):
         return [narrowed_outputs(whole, cut_out, self.axis, self.kept) for whole, cut_out in pairs]
 
 
-def compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
+def compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Verification:
     """Compare a cut with an ablation on the whole model, or on a model inside it that holds all of the axis.
 
     The inner ones are tried, the largest first, where the whole cannot be run or does not depend on the axis (an image
@@ -73,7 +73,9 @@ def compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Proof:
                 plain = case.run(model, inputs)
             except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
                 pass_on_memory_errors(error)
-                first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+                first = first or Verification(
+                    axis.name, False, f"the proof could not run: {type(error).__name__}: {error}"
+                )
                 continue
             found = COMPARISONS[axis.kind.comparison](case, inputs, plain)
             if found.holds or found.error > TOLERANCE:
@@ -91,7 +93,7 @@ def _places(model: PreTrainedModel, axis: Axis) -> list[str]:
 
 def _compare_ablated(
     case: _Case, inputs: Inputs, plain: Outputs, narrow: Callable[[Outputs, Outputs], Outputs] | None = None
-) -> Proof:
+) -> Verification:
     """Compare the outputs with units ablated and with units cut out.
 
     Args:
@@ -106,18 +108,20 @@ def _compare_ablated(
         found = case.run(case.smaller, inputs)
     except Exception as error:  # the original ran: a larger instance would end in the same way
         pass_on_memory_errors(error)
-        return Proof(case.axis.name, False, f"what is cut cannot be run: {type(error).__name__}: {error}", math.inf)
+        return Verification(
+            case.axis.name, False, f"what is cut cannot be run: {type(error).__name__}: {error}", math.inf
+        )
     effect = difference(plain, reference)
     reference = reference if narrow is None else narrow(reference, found)
-    return _judged(case, inputs, reference, found, effect)
+    return _verification(case, inputs, reference, found, effect)
 
 
-def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
     """Compare likewise where outputs have an entry for each unit: those of the kept units."""
     return _compare_ablated(case, inputs, plain, case.narrowed)
 
 
-def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
     """Compare on texts of kept tokens only, by their old and by their new numbers; `plain` says nothing of these."""
     units = torch.as_tensor(case.kept[EVERYWHERE])
     ids = [name for name in inputs if name.endswith("input_ids")]
@@ -131,16 +135,16 @@ def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
     found = case.run(case.smaller, new)
     reference = case.run(case.model, inputs | {name: units[new[name]] for name in ids})
     reference = case.narrowed(reference, found)
-    return _judged(case, new, reference, found, difference(reference, case.run(case.smaller, other)))
+    return _verification(case, new, reference, found, difference(reference, case.run(case.smaller, other)))
 
 
-def _judged(
+def _verification(
     case: _Case,
     inputs: Inputs,
     reference: Outputs,
     found: Outputs,
     effect: float,
-) -> Proof:
+) -> Verification:
     error, sabotage, reason = difference(reference, found), float("nan"), ""
     if error <= TOLERANCE and effect >= EFFECT:
         for wrong in wrong_cuts(case.model, case.smaller, case.kept, case.axis):
@@ -148,15 +152,15 @@ def _judged(
             if sabotage >= EFFECT:
                 break
     if not error <= TOLERANCE:
-        reason = f"cut and neutralised differ by {error:.1e} (allowed {TOLERANCE:.0e})"
+        reason = f"cut and ablated differ by {error:.1e} (allowed {TOLERANCE:.0e})"
     elif not effect >= EFFECT:
-        reason = f"neutralising moves the output by {effect:.1e} only: the proof has no power"
+        reason = f"ablating moves the output by {effect:.1e} only: the proof has no power"
     elif not sabotage >= EFFECT:
         reason = f"a wrong cut moves the output by {sabotage:.1e} only: the proof has no power"
-    return Proof(case.axis.name, not reason, reason, error, effect, sabotage)
+    return Verification(case.axis.name, not reason, reason, error, effect, sabotage)
 
 
-COMPARISONS: dict[Comparison, Callable[[_Case, Inputs, Outputs], Proof]] = {
+COMPARISONS: dict[Comparison, Callable[[_Case, Inputs, Outputs], Verification]] = {
     "outputs": _compare_ablated,
     "narrowed_outputs": _compare_narrowed,
     "renumbered_tokens": _compare_tokens,

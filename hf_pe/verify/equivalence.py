@@ -18,31 +18,31 @@ from hf_pe.anatomy import (
     Architecture,
     Axis,
     discover,
+    meta_model,
     rows_in_place,
-    skeleton,
     tokens_named,
 )
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.dummies.fields import LARGEST
-from hf_pe.dummies.tiny import instances, lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny, tiny_configs
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.padding import classifies_rows_alone, name_padding_
 from hf_pe.surgery import cut_config
-from hf_pe.verify.comparison import TOLERANCE, Proof, compare
+from hf_pe.verify.comparison import TOLERANCE, Verification, compare
 from hf_pe.verify.generation import depth_fault, generation_fault
 
 NOT_THERE = "the axis is not found in a tiny instance"
 
 
-def prove(
+def verify_cut(
     config: PretrainedConfig,
     model_class: type[PreTrainedModel],
     axis: Axis,
     kept: Kept | None = None,
     *,
     generates: bool = True,
-) -> Proof:
+) -> Verification:
     """Prove the cut of `axis` alone on a tiny instance of `config`.
 
     Args:
@@ -51,17 +51,17 @@ def prove(
         kept: of depth, the pattern; default: without a layer in the middle.
         generates: the model still has to generate; of several towers that may need a cut of the others as well.
     """
-    return _prove(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=generates)
+    return _verify_cut(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=generates)
 
 
 def _as_pattern(axis: Axis, kept: Kept | None) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((stack, tuple(units)) for stack, units in kept.items()) if kept and axis.kind.is_depth else ()
 
 
-def require_proof(
+def require_verified_cut(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
 ) -> None:
-    """Refuse the cut of `axis` where `prove` finds none.
+    """Refuse the cut of `axis` where `verify_cut` finds none.
 
     Whether a model that lost layers still generates depends on all of its towers: see `require_generation`.
 
@@ -69,11 +69,11 @@ def require_proof(
         UsageError: the proof does not hold.
     """
     pattern, generates = _as_pattern(axis, kept), not axis.kind.is_depth
-    proof = _prove(Architecture.of(config, model_class), axis, pattern, generates=generates)
-    if not proof.holds:
+    verification = _verify_cut(Architecture.of(config, model_class), axis, pattern, generates=generates)
+    if not verification.holds:
         raise UsageError(
-            f"Cutting '{axis.name}' of {model_class.__name__} could not be proved and is refused: {proof.reason}. See "
-            "`hf-pe inspect` for the axes that can be cut."
+            f"Cutting '{axis.name}' of {model_class.__name__} could not be verified and is refused: "
+            f"{verification.reason}. See `hf-pe inspect` for the axes that can be cut."
         )
 
 
@@ -111,56 +111,56 @@ def require_generation(
 
 
 @functools.lru_cache(maxsize=256)
-def _prove(
+def _verify_cut(
     architecture: Architecture, axis: Axis, pattern: tuple[tuple[str, tuple[int, ...]], ...], *, generates: bool
-) -> Proof:
+) -> Verification:
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if not axis.native:
-        return Proof(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
+        return Verification(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
     if axis.size < 2 and not kept:
-        return Proof(axis.name, False, "there is only one")
+        return Verification(axis.name, False, "there is only one")
     first = found = None
     try:
-        for small, again in instances(config, depth=axis.kind.is_depth):
+        for small, again in tiny_configs(config, depth=axis.kind.is_depth):
             if again and found is not None and not math.isnan(found.effect):
                 continue
-            found = _on_instance(small, model_class, axis, kept, generates)
+            found = _on_tiny_model(small, model_class, axis, kept, generates)
             if found.holds or found.error > TOLERANCE:
                 return found
             first = first or found  # it could not be run, or says nothing: a larger one may
         if first is not None and first.reason == NOT_THERE and not axis.kind.is_depth:  # Jamba's only attention is deep
-            return _on_instance(tiny(config, depth=True), model_class, axis, kept, generates)
+            return _on_tiny_model(tiny(config, depth=True), model_class, axis, kept, generates)
     except Exception as error:  # a config that cannot be made smaller in this way
         pass_on_memory_errors(error)
-        first = first or Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+        first = first or Verification(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
     assert first is not None
     return first
 
 
-def _on_instance(
+def _on_tiny_model(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept, generates: bool
-) -> Proof:
+) -> Verification:
     try:
-        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > LARGEST:
-            return Proof(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
+        if sum(p.numel() for p in meta_model(config, model_class).parameters()) > LARGEST:
+            return Verification(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
         if classifies_rows_alone(config, model_class):
             name_padding_(config, 0)  # no input has it
-        model = lively(model_class(copy.deepcopy(config)))
+        model = randomize_weights_(model_class(copy.deepcopy(config)))
         found = [a for a in discover(config, model_class).axes if a.name == axis.name]
         if not found:
-            return Proof(axis.name, False, NOT_THERE)
+            return Verification(axis.name, False, NOT_THERE)
         kept = kept or _pattern(found[0], model)
-        proof = compare(model, found[0], kept)
+        verification = compare(model, found[0], kept)
         after = cut_config(config, found[0], len(next(iter(kept.values()))), kept)
-        fault = generation_fault(config, after, model_class) if proof.holds and generates else ""
+        fault = generation_fault(config, after, model_class) if verification.holds and generates else ""
         return (
-            replace(proof, holds=False, reason=f"cut alone, it cannot generate: {fault}", error=math.inf)
+            replace(verification, holds=False, reason=f"cut alone, it cannot generate: {fault}", error=math.inf)
             if fault
-            else proof
+            else verification
         )
     except Exception as error:  # whatever stops the proof is the reason why the axis is refused
         pass_on_memory_errors(error)
-        return Proof(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+        return Verification(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
 
 
 def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Architecture, skeleton
+from hf_pe.anatomy import Architecture, meta_model
 from hf_pe.dummies.fields import SECTIONS
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import one_line, pass_on_memory_errors
 
 TOKENS = 4
@@ -68,9 +68,9 @@ def _fault(architecture: Architecture) -> str:
     generating: Any = model_class
     ways = (generating.generate, GenerationMixin.generate)  # a model's own may ask for more than text
     try:
-        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > LARGEST:
+        if sum(p.numel() for p in meta_model(config, model_class).parameters()) > LARGEST:
             return f"a tiny model has more than {LARGEST:,} parameters"
-        model = lively(model_class(copy.deepcopy(config)))
+        model = randomize_weights_(model_class(copy.deepcopy(config)))
     except Exception as error:
         pass_on_memory_errors(error)
         return _as_reason(error)

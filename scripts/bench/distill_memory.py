@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, default_data_collator
 
 from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, build, training
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.fresh.open_model import _anonymous, _watch
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, TaskData
@@ -35,7 +35,7 @@ def models() -> tuple[LlamaForCausalLM, TaskData]:
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=1536, num_hidden_layers=LAYERS,
         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=TOKENS, tie_word_embeddings=True,
     )  # fmt: skip
-    student, teacher = (lively(LlamaForCausalLM(config), seed=seed).eval() for seed in (0, 1))
+    student, teacher = (randomize_weights_(LlamaForCausalLM(config), seed=seed).eval() for seed in (0, 1))
     ids = torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
     examples = Examples(rows, rows, DataConfig(train="random tokens"), "")

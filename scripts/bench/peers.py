@@ -14,7 +14,7 @@ from hf_pe.dummies.outputs import no_cache
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.sizes.allowed import kept_sizes, ladder, resized_spec
+from hf_pe.prune.sizes.allowed import candidate_sizes, kept_sizes, resized_spec
 from hf_pe.prune.sizes.costs import Costs
 from hf_pe.prune.sizes.search import first
 from hf_pe.prune.statistics.moments import consumer_moments
@@ -24,7 +24,7 @@ from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
 """Axis to block to units."""
-Tried = tuple[str, Any, PreTrainedModel]
+SensitivityPoint = tuple[str, Any, PreTrainedModel]
 """A method's name, which of its settings this is, and what it made."""
 TORCH_PRUNING = ("Torch-Pruning magnitude", "Torch-Pruning Taylor")
 
@@ -126,7 +126,7 @@ def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
     costs = Costs(spec)
     found = []
     for depth in range(1, model.config.num_hidden_layers + 1):
-        path = [{"layers": depth, **rung} for rung in ladder(spec, "ffn", 8)]
+        path = [{"layers": depth, **rung} for rung in candidate_sizes(spec, "ffn", 8)]
         widest = first(path, lambda s: costs.share("parameters", resized_spec(spec, s)) <= 1 - share)
         if widest is not None:
             found.append((depth, path[widest]["ffn"]))
@@ -144,7 +144,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
     share: float,
     loss: Callable[[Any, Any], torch.Tensor],
     chosen: Mapping[str, Any],
-) -> Iterator[Tried]:
+) -> Iterator[SensitivityPoint]:
     """`share` of the parameters outside embeddings removed by each tool, as it is and with our repair.
 
     Every depth (by block influence, as ShortGPT) with the FFN width that fits; for those in `chosen` the depth they
@@ -184,9 +184,9 @@ def deep_and_narrow(  # noqa: C901  one step after the other
                 yield BY_FLUCTUATION + suffix, depth, small
 
 
-def best_of(made: Iterable[Tried], score: Callable[[Any], float]) -> dict[str, Tried]:
+def best_of(made: Iterable[SensitivityPoint], score: Callable[[Any], float]) -> dict[str, SensitivityPoint]:
     """By name what scores highest."""
-    best: dict[str, tuple[float, Tried]] = {}
+    best: dict[str, tuple[float, SensitivityPoint]] = {}
     for tried in made:
         found = score(tried[2])
         if tried[0] not in best or found > best[tried[0]][0]:
@@ -194,7 +194,7 @@ def best_of(made: Iterable[Tried], score: Callable[[Any], float]) -> dict[str, T
     return {name: tried for name, (_, tried) in best.items()}
 
 
-def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[Tried]:
+def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[SensitivityPoint]:
     """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
     recipe = StructuredPruning(
         target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy"

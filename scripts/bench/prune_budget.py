@@ -27,7 +27,7 @@ from hf_pe.prune import StructuredPruning
 from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.recipe import StageState
 from hf_pe.tasks import Embedding, TaskData, model_inputs
-from hf_pe.verify.equivalence import _prove
+from hf_pe.verify.equivalence import _verify_cut
 
 ROUNDS = 5
 TARGET = 0.6
@@ -77,7 +77,7 @@ def torch_pruning(model: Any) -> None:
 
 def cut_half(model: Any, data: TaskData) -> Any:
     _discover.cache_clear()  # each round finds and proves anew
-    _prove.cache_clear()
+    _verify_cut.cache_clear()
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
     return recipe.carry_out(StageState(model, data)).model
 
@@ -99,7 +99,7 @@ def main() -> None:
 
     planned = in_turns({"ours": lambda: cut_half(model, data), "peer": lambda: torch_pruning(model)})
     seen = in_turns(
-        {"ours": lambda: consumer_moments(model, axis, data, weighed=True), "floor": lambda: bare(model, data)}
+        {"ours": lambda: consumer_moments(model, axis, data, weighted=True), "floor": lambda: bare(model, data)}
     )
 
     recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")

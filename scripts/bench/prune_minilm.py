@@ -40,7 +40,7 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.prune.criteria import CRITERIA, Criterion
 from hf_pe.tasks import Embedding, TaskData
 
-CRITERIA["random"] = Criterion(lambda evidence: torch.rand(evidence.consumer.shape[1]), (), "random choice", None)
+CRITERIA["random"] = Criterion(lambda statistics: torch.rand(statistics.consumer.shape[1]), (), "random choice", None)
 SENTENCES, TRIAL_PAIRS = 480, 500
 SHARES = (0.7, 0.85)
 ANY = (0.3, 0.5)

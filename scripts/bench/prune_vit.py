@@ -18,7 +18,7 @@ from common import ROOT, SHARED, seeds, share_of_loss, write
 from peers import (
     BY_FLUCTUATION,
     REPAIRED,
-    Tried,
+    SensitivityPoint,
     best_of,
     cut_to,
     fluctuation,
@@ -39,7 +39,7 @@ EPOCHS, BATCH, RATE = 4, 128, 1e-3
 HELD_BACK, CALIBRATION = 5_000, 2_048
 KEEP = {"ffn": 0.5, "heads": 0.5}
 GOAL = 1 / 3
-CRITERIA["random"] = Criterion(lambda evidence: torch.rand(evidence.consumer.shape[1]), (), "random choice", None)
+CRITERIA["random"] = Criterion(lambda statistics: torch.rand(statistics.consumer.shape[1]), (), "random choice", None)
 OURS = [{"criterion": criterion, "repair": "in_order"} for criterion in ("obs", "surgeon")]
 
 Images = tuple[torch.Tensor, torch.Tensor]
@@ -109,7 +109,7 @@ def right(model: PreTrainedModel, of: Images) -> np.ndarray:
     return torch.cat([model(pixel_values=p).logits.argmax(-1) == n for p, n in parts]).numpy().astype(float)
 
 
-def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
+def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoint]:
     axes = {name: discover(model.config, type(model)).named(name)[0] for name in KEEP}
     sizes = {name: round(axis.size * KEEP[name]) for name, axis in axes.items()}
     graded = copy.deepcopy(model)
@@ -135,7 +135,7 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
         yield name, "", recipe.carry_out(StageState(model, data)).model
 
 
-def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[Tried]:
+def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoint]:
     for settings in OURS:
         recipe = StructuredPruning(keep=KEEP, **settings)
         yield "hf_pe", settings, recipe.carry_out(StageState(model, data)).model

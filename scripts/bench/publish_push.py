@@ -105,11 +105,11 @@ def resent(folder: Path) -> list[dict]:
             api = HfApi(endpoint=url, token=TOKEN)
             hub.faults = [Fault("lfs verify", "reset before", times=60), Fault("commit", "reset before", times=99)]
             with contextlib.suppress(PushError):
-                push(shards, Publish(repo=REPO), api=api, prove=False)
+                push(shards, Publish(repo=REPO), api=api, verify=False)
             finished = {oid: size for oid, size in hub.sent.items() if oid in hub.objects}
             assert finished
             hub.faults = []
-            push(shards, Publish(repo=REPO), api=api, prove=False)
+            push(shards, Publish(repo=REPO), api=api, verify=False)
             twice = sum(hub.sent[oid] - len(hub.objects[oid]) for oid in finished)
             total = sum(len(hub.objects[oid]) for oid in finished)
     setting = (
@@ -138,7 +138,7 @@ def timed(folder: Path) -> list[dict]:
                         hub.delay, hub.rate = delay, rate
                         start = time.perf_counter()
                         if way == "hf_pe":
-                            push(place / "main", Publish(repo=REPO), api=api, prove=False)
+                            push(place / "main", Publish(repo=REPO), api=api, verify=False)
                         else:
                             with contextlib.redirect_stderr(io.StringIO()):
                                 api.upload_folder(repo_id=REPO, folder_path=place / "main")

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from transformers import MobileNetV2ForImageClassification
 
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import distance, task_outputs
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
@@ -69,11 +69,11 @@ def smollm2() -> Case:
     told = data.examples.config.model_copy(update={"calibration": CALIBRATION_BLOCKS})
     data = replace(data, examples=replace(data.examples, config=told))
     test = task_data(processor, data.eval, data.eval)
-    wanted = answers(model, test, TEST_BLOCKS, by_token=True)
+    wanted = task_outputs(model, test, TEST_BLOCKS, by_token=True)
     return Case(
         model,
         data,
-        lambda m: distance(answers(m, test, TEST_BLOCKS, by_token=True), wanted),
+        lambda m: distance(task_outputs(m, test, TEST_BLOCKS, by_token=True), wanted),
         lambda m: math.exp(losses(m, test).mean()),
         "perplexity",
         "KL",
@@ -140,7 +140,8 @@ def convolutions() -> dict[str, Any]:
     model = load_model(resolve(str(SHARED / "models" / "mobilenetv2-imagenet")), MobileNetV2ForImageClassification)
     recipe = BitsAndBytesQuantization()
     count = sum(
-        model.get_parameter(f"{n}.weight").numel() for n in plain_linear_layers(model, recipe.kept_modules(model))
+        model.get_parameter(f"{n}.weight").numel()
+        for n in plain_linear_layers(model, recipe.modules_to_not_convert(model))
     )
     said = ""
     try:
@@ -190,7 +191,7 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     if case.sensitivity != "estimated":
         pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
     pack("mix, repaired", recipe.model_copy(update={"repair": "gptq"}), mix)
-    fixed = recipe.kept_modules(case.model)
+    fixed = recipe.modules_to_not_convert(case.model)
     names = plain_linear_layers(case.model, fixed)
     counts = {n: case.model.get_parameter(f"{n}.weight").numel() for n in names}
     room = (BITS - recipe.bits) / (16 - recipe.bits) * sum(counts.values())
@@ -202,7 +203,7 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
             if counts[each] <= left:
                 kept.append(each)
                 left -= counts[each]
-        return mix.model_copy(update={"unpacked": (*fixed, *kept)})
+        return mix.model_copy(update={"modules_to_not_convert": (*fixed, *kept)})
 
     draw = np.random.default_rng(0)
     for number in range(draws):

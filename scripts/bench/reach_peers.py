@@ -35,8 +35,8 @@ from hf_pe import cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, no_cache, outputs_of, tensors_of
-from hf_pe.dummies.tiny import instances, lively
-from hf_pe.verify.equivalence import prove
+from hf_pe.dummies.tiny import randomize_weights_, tiny_configs
+from hf_pe.verify.equivalence import verify_cut
 
 TYPES = [
     "albert", "bart", "bert", "bloom", "clip_vision_model", "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert",
@@ -57,11 +57,13 @@ SECONDS = 30
 
 
 def model_of(model_type: str) -> PreTrainedModel:
-    """The smallest that runs, its weights lively."""
-    for config, _ in instances(AutoConfig.for_model(model_type)):
+    """The smallest that runs, its weights randomize_weights_."""
+    for config, _ in tiny_configs(AutoConfig.for_model(model_type)):
         mapping = next(m for name in CLASSES if type(config) in (m := getattr(transformers, name)._model_mapping))
         found = mapping[type(config)]
-        model: PreTrainedModel = lively((found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config)))
+        model: PreTrainedModel = randomize_weights_(
+            (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
+        )
         try:
             outputs_of(model, example_inputs(model))
         except Exception:  # what belongs together in a config is not always told
@@ -120,7 +122,7 @@ def by_hf_pe(model: PreTrainedModel) -> Any:
     for kind in ("ffn", "kv_groups", "heads", "hidden"):
         for axis in (axis for axis in axes if axis.kind.name == kind):
             beside = any(name.rpartition(".")[2] == "kv_groups" for name in keep) and kind == "heads"
-            if not beside and prove(model.config, type(model), axis).holds:
+            if not beside and verify_cut(model.config, type(model), axis).holds:
                 keep[axis.name] = 0.5
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder, "model"))

@@ -1,12 +1,12 @@
 """A RegNet trained here on CIFAR-10, its backbone swapped for a MobileNetV2 and an EfficientNet, beside the same nets
-from scratch and by plain logits distillation, each for the same processor time; what they answer by the bridge alone;
-and what an ImageNet backbone brings.
+from scratch and by plain logits distillation, each for the same processor time; what they answer by the stitching layer
+alone; and what an ImageNet backbone brings.
 
 Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
 for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
 Needs ../shared/data/cifar10 and ../shared/models/mobilenetv2-imagenet. Seeds: --seeds (default 5; 3 are enough).
-Seconds: --teacher (7200: an hour on two cores) and --student (240, fitting and bridge included). A part alone, beside
-another on the next core: --only.
+Seconds: --teacher (7200: an hour on two cores) and --student (240, fitting and stitching layer included). A part alone,
+beside another on the next core: --only.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from hf_pe.distill import Augment, Distillation
 from hf_pe.measure import latency, parameters
 from hf_pe.recipe import StageState
 from hf_pe.tasks import ImageClassification, TaskData
-from hf_pe.weight_transfer import drawn
+from hf_pe.weight_transfer import random_init
 
 BATCH, TAUGHT, CALIBRATION, TRIED = 128, 64, 1024, 0.15
 CROP = Augment(crop=0.125, flip=True)
@@ -147,17 +147,17 @@ def lessons(train: Images, of: Any) -> TaskData:
 
 
 def student(way: str, onto: dict[str, Any], model: Any, data: TaskData, seed: int) -> Any:
-    """Where each way begins: with a bridge to the teacher's head, or from nothing."""
+    """Where each way begins: with a stitching layer to the teacher's head, or from nothing."""
     swap = BackboneSwap(**{"seed": seed, "image_size": 32, "fit": way == "hf_pe"} | onto)
     small = swap.carry_out(StageState(model, data)).model
     if way != "hf_pe":
         set_seed(seed)
-        small = drawn(type(small), small.config).eval()
+        small = random_init(type(small), small.config).eval()
     return undilated_(small.to(memory_format=torch.channels_last))
 
 
 def made(way: str, onto: dict[str, Any], model: Any, data: TaskData, rate: float, seconds: float, seed: int) -> Any:
-    """A student after `seconds` of processor time, of which the bridge takes its part."""
+    """A student after `seconds` of processor time, of which the stitching layer takes its part."""
     start = time.process_time()
     small = student(way, onto, model, data, seed)
     bridge = time.process_time() - start if way == "hf_pe" else 0.0
@@ -198,7 +198,7 @@ def taught(way: str, small: Any, data: TaskData, rate: float, seconds: float, se
 
 
 def untrained(name: str, model: Any, data: TaskData, test: Images, told: Any) -> dict[bool, list[np.ndarray]]:
-    """Which test images a student has right by the bridge alone: fitted to the teacher's maps, and random."""
+    """Which test images a student has right by the stitching layer alone: fitted to the teacher's maps, and random."""
     found: dict[bool, list[np.ndarray]] = {True: [], False: []}
     for seed in range(told.seeds):
         for fit, scores in found.items():
@@ -225,7 +225,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for name in told.only or [*ONTO, *PARTS]:
         if name == "bridge":
-            rows += [alone(net, untrained(net, model, data, test, told), dense, told) for net in ONTO]
+            rows += [single_axis_paths(net, untrained(net, model, data, test, told), dense, told) for net in ONTO]
         elif name == "imagenet":
             rows.append(brought(imagenet(model, data, test, told), dense, told))
         else:
@@ -276,14 +276,14 @@ def figures(name: str, model: Any, dense: np.ndarray, found: dict[str, Any], tol
     ]
 
 
-def alone(name: str, found: dict[bool, list[np.ndarray]], dense: np.ndarray, told: Any) -> dict[str, Any]:
+def single_axis_paths(name: str, found: dict[bool, list[np.ndarray]], dense: np.ndarray, told: Any) -> dict[str, Any]:
     fitted, random = (float(np.mean(found[fit])) for fit in (True, False))
     return row(
         f"swap.3.{name}",
         fitted,
         0.1,
         "higher",
-        "accuracy by the bridge alone",
+        "accuracy by the stitching layer alone",
         f"RegNet on CIFAR-10 (test accuracy {dense.mean():.4f}) onto {ONTO[name]} without weights, {CALIBRATION} "
         f"calibration images, nothing trained; mean over {told.seeds} seeds; goal: chance; interval over images "
         "(bootstrap)",

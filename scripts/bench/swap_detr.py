@@ -79,7 +79,7 @@ def exchanged_backbone() -> dict[str, Any]:
     swap = BackboneSwap(to="resnet", config=narrow)
     small = swap.carry_out(StageState(model, data)).model
     unseen = made_up(200)
-    before, bridged = judged(model, *unseen), judged(small, *unseen)
+    before, stitched_features = judged(model, *unseen), judged(small, *unseen)
     start = time.perf_counter()
     epoch(small, *made_up(101))
     seconds, after = time.perf_counter() - start, judged(small, *unseen)
@@ -90,7 +90,7 @@ def exchanged_backbone() -> dict[str, Any]:
         small.save_pretrained(folder)
         again = AutoModelForObjectDetection.from_pretrained(folder).eval()
     gap = difference(*(outputs_of(each, {"pixel_values": unseen[0][:8]}) for each in (small, again)))
-    print("detector", before, bridged, after, "reload", gap, flush=True)
+    print("detector", before, stitched_features, after, "reload", gap, flush=True)
     return row(
         "swap.5.detr",
         after,
@@ -101,7 +101,11 @@ def exchanged_backbone() -> dict[str, Any]:
         f"width and depth ({parameters(small).total:,} in all), one epoch of {BOXES} made-up images of 64 pixels in "
         f"{seconds:.0f} s; stock reload differs by {gap:.0e}; goal: the same small detector from random weights after "
         "the same epoch",
-        peers={"original": before, "bridge alone": bridged, "from random weights": judged(alone, *unseen)},
+        peers={
+            "original": before,
+            "stitching layer alone": stitched_features,
+            "from random weights": judged(alone, *unseen),
+        },
     )
 
 

@@ -25,12 +25,12 @@ def main() -> None:
     count = seeds()
     teacher, data, test = lessons()
     dense = right(teacher, test)
-    found: dict[str, list[np.ndarray]] = {"bridge alone": [], "hf_pe": [], "fine-tuned alone": []}
+    found: dict[str, list[np.ndarray]] = {"stitching layer alone": [], "hf_pe": [], "fine-tuned alone": []}
     small: Any = None
     for seed in range(count):
         swap = BackboneSwap(to="bert_tiny", seed=seed)
         small = swap.carry_out(StageState(teacher, data)).model
-        found["bridge alone"].append(right(small, test))
+        found["stitching layer alone"].append(right(small, test))
         learned = Distillation(seed=seed, **TOLD, **OURS).carry_out(StageState(small, data)).model
         found["hf_pe"].append(right(learned, test))
         set_seed(seed)
@@ -44,9 +44,9 @@ def main() -> None:
 
 
 def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
-    """The gain over the encoder alone, the share of the teacher's accuracy, and what the bridge alone gives."""
+    """The gain over the encoder alone, the share of the teacher's accuracy, and the stitching layer alone."""
     ours, alone, bridge = (
-        np.array([v.mean() for v in found[name]]) for name in ("hf_pe", "fine-tuned alone", "bridge alone")
+        np.array([v.mean() for v in found[name]]) for name in ("hf_pe", "fine-tuned alone", "stitching layer alone")
     )
     taken = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
     speed = taken["teacher"].p50_ms / taken["small"].p50_ms
@@ -72,10 +72,10 @@ def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[n
             float(bridge.mean()),
             0.5,
             "higher",
-            "accuracy by the bridge alone",
+            "accuracy by the stitching layer alone",
             f"{setting.replace(f', {STEPS} steps of {BATCH} rows', '')}, nothing trained; goal: chance",
             peers={"chance": 0.5, "teacher": float(dense.mean())},
-            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["bridge alone"]]), len(dense)),
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["stitching layer alone"]]), len(dense)),
         ),
     ]
 

@@ -17,7 +17,7 @@ from hf_pe import (
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.measure import measure, on_one_device, reopened
 from hf_pe.measure.latency import latency
 from hf_pe.recipe import StageState
@@ -123,7 +123,7 @@ def devices(result):
 
 
 def test_a_pass_is_timed_until_the_device_has_done_it():
-    model = lively(BertModel(bert_config())).to("fake:0")
+    model = randomize_weights_(BertModel(bert_config())).to("fake:0")
     before = torch.fake.synchronizations()
     latency({"one": model}, batch=1, length=8, seconds=0.01, most_rounds=2)
     assert torch.fake.synchronizations() - before >= 2 * 3, "before and after each of the warm-up and two rounds"

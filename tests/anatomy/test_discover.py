@@ -11,7 +11,7 @@ from transformers import (
     SwinModel,
 )
 
-from hf_pe.anatomy import discover, resized, skeleton
+from hf_pe.anatomy import discover, meta_model, resized
 from hf_pe.dummies.tiny import tiny
 
 
@@ -103,7 +103,7 @@ def test_a_shorter_stack_keeps_the_kept_layer_types():
 def test_the_skeleton_takes_no_memory_and_leaves_the_config_alone():
     config = AutoConfig.for_model("llama")
     before = config.to_dict()
-    assert all(p.is_meta for p in skeleton(config, transformers.LlamaModel).parameters())
+    assert all(p.is_meta for p in meta_model(config, transformers.LlamaModel).parameters())
     assert config.to_dict() == before
 
 
@@ -113,7 +113,7 @@ def test_one_ratio_stands_for_the_widths_of_all_stages():
     assert (axis.config_field, axis.size, axis.step) == ("mlp_ratio", 96, 1)
     assert [slot.layout.parts for slot in axis.slots if slot.consumes] == [(1,), (2,), (4,)]  # a unit is 4 in a row
     for size in range(1, 96):
-        state = skeleton(resized(config, "mlp_ratio", size), SwinModel).state_dict()
+        state = meta_model(resized(config, "mlp_ratio", size), SwinModel).state_dict()
         widths = [len(state[f"encoder.layers.{stage}.blocks.0.mlp.fc1.bias"]) for stage in range(3)]
         assert widths == [size, 2 * size, 4 * size]
 

@@ -17,17 +17,17 @@ from hf_pe.anatomy import (
     change_,
     discover,
     keep_layers_,
+    meta_model,
     names_tokens,
     renumber_layers,
     renumber_tokens,
     rows_in_place,
-    skeleton,
     tokens_named,
 )
 from hf_pe.dummies.outputs import outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.surgery import cut
-from hf_pe.verify.equivalence import prove
+from hf_pe.verify.equivalence import verify_cut
 
 KEPT = [0, 1, 2, 5, 7, 9]  # become 0 to 5; 3, 4, 6 and 8 are gone
 
@@ -125,7 +125,7 @@ def test_a_padding_token_from_which_positions_are_counted_stays_in_its_row():
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         max_position_embeddings=20, pad_token_id=1, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
-    model = lively(RobertaModel(config))
+    model = randomize_weights_(RobertaModel(config))
     axis = vocabulary(model)
     with pytest.raises(ValueError, match="RobertaModel counts positions from its padding token, which is row 1"):
         cut(model, axis, {axis.groups[0]: [1, 2, 3, *range(10, 40)]})
@@ -143,7 +143,7 @@ def test_a_padding_token_from_which_positions_are_counted_stays_in_its_row():
 def test_models_that_count_positions_from_their_padding_are_known(model_type, rows):
     config = tiny(AutoConfig.for_model(model_type, **({"pad_token_id": 1} if model_type == "llama" else {})))
     model_class = AutoModel._model_mapping[type(config)]
-    model = skeleton(config, model_class)
+    model = meta_model(config, model_class)
     (axis,) = discover(config, model_class).named("vocabulary")
     assert rows_in_place(model, {slot.name.rpartition(".")[0] for slot in axis.slots}) == rows
 
@@ -151,7 +151,7 @@ def test_models_that_count_positions_from_their_padding_are_known(model_type, ro
 def test_rows_of_a_model_with_its_padding_in_place_are_proved():
     for model_class in (RobertaModel, MPNetModel):
         config = model_class.config_class(vocab_size=200)
-        assert prove(config, model_class, discover(config, model_class).named("vocabulary")[0]).holds
+        assert verify_cut(config, model_class, discover(config, model_class).named("vocabulary")[0]).holds
 
 
 def whisper(**settings) -> WhisperForConditionalGeneration:
@@ -161,7 +161,7 @@ def whisper(**settings) -> WhisperForConditionalGeneration:
         max_target_positions=32, pad_token_id=39, bos_token_id=39, eos_token_id=39, decoder_start_token_id=40,
         begin_suppress_tokens=[7, 39], median_filter_width=1,
     )  # fmt: skip
-    model = lively(WhisperForConditionalGeneration(config))
+    model = randomize_weights_(WhisperForConditionalGeneration(config))
     languages = {"lang_to_id": {"<|en|>": 41, "<|de|>": 42}, "task_to_id": {"transcribe": 44, "translate": 43}}
     named = {**languages, "no_timestamps_token_id": 45, "is_multilingual": True, "suppress_tokens": [5, 8]}
     ids = {"pad_token_id": 39, "bos_token_id": 39, "eos_token_id": 39, "decoder_start_token_id": 40}

@@ -20,10 +20,10 @@ from transformers import (
 from hf_pe.backbones import BackboneSwap
 from hf_pe.backbones.bottleneck_init import Bottleneck, _Fitting, bottlenecks, grow_, kernels_
 from hf_pe.checkpoints.classes import class_for
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.recipe import StageState
 from hf_pe.tasks import ImageClassification, as_map
-from hf_pe.weight_transfer import drawn
+from hf_pe.weight_transfer import random_init
 from tests.images import of_rows
 
 SMALL_RESNET = {"to": "resnet", "config": {"depths": [1, 1], "hidden_sizes": [8, 16], "layer_type": "basic"}}
@@ -40,7 +40,7 @@ def body(config, **changes):
     for name, value in {"image_size": 32, "num_labels": 3, **changes}.items():
         setattr(config, name, value)
     torch.manual_seed(0)
-    return drawn(class_for(config, "AutoModelForImageClassification"), config).eval()
+    return random_init(class_for(config, "AutoModelForImageClassification"), config).eval()
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,14 @@ def test_kernels_see_blobs_edges_and_points():
 
 def vit(width=32):
     sizes = {"hidden_size": width, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 4 * width}
-    return lively(ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes)), 0).eval()
+    return randomize_weights_(
+        ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, num_labels=3, **sizes)), 0
+    ).eval()
 
 
 def resnet():
     config = ResNetConfig(num_labels=3, depths=[1, 1], hidden_sizes=[16, 32], embedding_size=8, layer_type="basic")
-    return lively(ResNetForImageClassification(config), 0).eval()
+    return randomize_weights_(ResNetForImageClassification(config), 0).eval()
 
 
 @pytest.mark.parametrize("original", [vit, resnet])

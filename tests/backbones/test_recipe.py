@@ -40,12 +40,12 @@ from transformers import (
 )
 
 from hf_pe.backbones import PRESETS, BackboneSwap
-from hf_pe.backbones.resolve import target_of
+from hf_pe.backbones.resolve import resolve_swap
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Augment, Distillation
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import latency, measure, parameters
 from hf_pe.model_spec import ModelSpec
@@ -62,7 +62,7 @@ def vit(**changes):
     sizes = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
     labels = {"id2label": NAMES, "label2id": {v: k for k, v in NAMES.items()}}
     config = ViTConfig(image_size=32, patch_size=8, hidden_dropout_prob=0.0, **sizes | labels | changes)
-    return lively(ViTForImageClassification(config), 0).eval()
+    return randomize_weights_(ViTForImageClassification(config), 0).eval()
 
 
 def swapped(recipe, model, data):
@@ -84,7 +84,7 @@ def assert_reloads(model, folder, loader):
 @pytest.mark.parametrize("name", sorted(n for n, p in PRESETS.items() if p.kind == "pixel_values"))
 def test_every_image_preset_keeps_the_labels_and_a_map_of_four_pixels_where_its_config_can(name):
     large = ViTConfig(num_labels=3, id2label=NAMES, image_size=32, patch_size=4)
-    target = target_of(large, ViTForImageClassification, name, {}, None, None)
+    target = resolve_swap(large, ViTForImageClassification, name, {}, None, None)
     assert target.config.id2label == NAMES and target.config.image_size == 32
     with torch.device("meta"):
         model = target.model_class(target.config).eval()
@@ -114,28 +114,28 @@ def test_image_classifiers_of_every_kind_hand_their_head_on(kind):
     if kind in UNFIT:
         error, message = UNFIT[kind]
         with pytest.raises(error, match=message):
-            target_of(config, model_class, "mobilenet_v2_0.35", {}, None, None)
+            resolve_swap(config, model_class, "mobilenet_v2_0.35", {}, None, None)
         return
-    target = target_of(config, model_class, "mobilenet_v2_0.35", {}, None, None)
-    assert target.config.num_labels == 3 and [seam.new for seam in target.seams] == ["classifier"]
+    target = resolve_swap(config, model_class, "mobilenet_v2_0.35", {}, None, None)
+    assert target.config.num_labels == 3 and [point.new for point in target.stitch_points] == ["classifier"]
 
 
 @pytest.mark.parametrize("to", ["resnet_10", "pvt"])
 def test_labels_that_are_counted_and_not_named_are_as_many_afterwards(to):
     """PVT's config has a number of labels of its own."""
-    target = target_of(PvtConfig(num_labels=5), PvtForImageClassification, to, {}, None, None)
+    target = resolve_swap(PvtConfig(num_labels=5), PvtForImageClassification, to, {}, None, None)
     assert target.config.num_labels == 5
-    named = target_of(ViTConfig(num_labels=3, id2label=NAMES), ViTForImageClassification, to, {}, None, None)
+    named = resolve_swap(ViTConfig(num_labels=3, id2label=NAMES), ViTForImageClassification, to, {}, None, None)
     assert named.config.num_labels == 3 and named.config.id2label == NAMES
 
 
 @pytest.mark.parametrize("name", sorted(n for n, p in PRESETS.items() if p.kind == "input_ids"))
 def test_every_text_preset_reads_the_same_tokens(name):
     config = bert_config(hidden_size=1024, num_attention_heads=16, vocab_size=500, num_labels=3, id2label=NAMES)
-    target = target_of(config, BertForSequenceClassification, name, {}, None, None)
+    target = resolve_swap(config, BertForSequenceClassification, name, {}, None, None)
     found = target.config
     assert (found.vocab_size, found.max_position_embeddings, found.id2label) == (500, 64, NAMES)
-    assert [seam.new for seam in target.seams] == ["classifier"]
+    assert [point.new for point in target.stitch_points] == ["classifier"]
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def learned(images):
 
 
 def accuracy(model, data):
-    return data.task.judge(model, data).scores()["accuracy"]
+    return data.task.evaluate(model, data).scores()["accuracy"]
 
 
 def test_an_image_classifier_becomes_a_mobilenet_that_answers_by_the_bridge_alone(learned, images, tmp_path):
@@ -199,7 +199,7 @@ def test_the_head_alone_learns_at_first(images):
 
 def test_a_pretrained_folder_brings_its_weights(images, tmp_path):
     config = MobileNetV2Config(depth_multiplier=0.35, finegrained_output=False, num_labels=7, image_size=32)
-    compact = lively(MobileNetV2ForImageClassification(config), 5)
+    compact = randomize_weights_(MobileNetV2ForImageClassification(config), 5)
     compact.save_pretrained(tmp_path / "compact")
     swap = BackboneSwap(to=str(tmp_path / "compact"))
     assert swap.model_dump()["to"] == "compact", "no path of this machine is told"
@@ -230,7 +230,7 @@ def test_a_residual_net_comes_under_a_transformers_head_and_back(images, tmp_pat
     new = swapped(BackboneSwap(to="resnet", config=SMALL_RESNET), vit(), images)
     assert isinstance(new, ResNetForImageClassification)
     assert_reloads(new, tmp_path, AutoModelForImageClassification)
-    big = lively(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
+    big = randomize_weights_(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
     recipe = BackboneSwap(to="efficientnet_b0", config={"width_coefficient": 0.25}, image_size=32)
     plan = recipe.plan(StageState(big, images))
     assert any("made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
@@ -254,7 +254,7 @@ def classifier_data(model, tokenizer, tmp_path):
 
 
 def test_an_encoder_becomes_a_narrower_one_whose_tokens_lie_as_they_did(tokenizer, tmp_path):
-    model = lively(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
+    model = randomize_weights_(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
     data = classifier_data(model, tokenizer, tmp_path)
     new = swapped(BackboneSwap(to="bert_tiny", config={"hidden_size": 32, "intermediate_size": 64}), model, data)
     old, own = (m.bert.embeddings.word_embeddings.weight.detach() for m in (model, new))
@@ -268,7 +268,7 @@ def test_a_head_of_another_kind_is_bridged_at_its_last_map(tokenizer, tmp_path):
         vocab_size=200, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
         max_position_embeddings=66, num_labels=2, pad_token_id=0,
     )  # fmt: skip
-    model = lively(RobertaForSequenceClassification(config), 1).eval()
+    model = randomize_weights_(RobertaForSequenceClassification(config), 1).eval()
     data = classifier_data(model, tokenizer, tmp_path)
     new = swapped(BackboneSwap(to="bert_tiny", config={"hidden_size": 32, "intermediate_size": 64}), model, data)
     assert isinstance(new, BertForSequenceClassification) and new.config.pad_token_id == 0
@@ -293,7 +293,7 @@ def test_a_model_of_sound_becomes_a_shallower_one():
         classifier_proj_size=16,
         num_labels=3,
     )
-    model = lively(Wav2Vec2ForSequenceClassification(config), 3).eval()
+    model = randomize_weights_(Wav2Vec2ForSequenceClassification(config), 3).eval()
     rows = {"input_values": torch.randn(24, 800).numpy(), "labels": [i % 3 for i in range(24)]}
     new = swapped(BackboneSwap(config={"num_hidden_layers": 1}), model, of_rows(ImageClassification(), rows))
     assert torch.equal(new.projector.weight, model.projector.weight)
@@ -311,7 +311,7 @@ def detr(**changes):
 
 
 def test_the_backbone_of_a_detector_is_exchanged_and_all_else_survives(images, tmp_path):
-    model = lively(detr(), 4).eval()
+    model = randomize_weights_(detr(), 4).eval()
     new = swapped(BackboneSwap(to="resnet", config=SMALL_RESNET), model, images)
     assert new.config.backbone_config.hidden_sizes == [8, 16]
     own, kept = new.state_dict(), model.state_dict()
@@ -331,11 +331,13 @@ def test_a_head_that_reads_several_maps_has_a_bridge_for_each(images):
         hidden_sizes=[16, 32, 48, 64], depths=[1, 1, 1, 1], out_features=[f"stage{i}" for i in range(1, 5)]
     )
     sizes = {"hidden_size": 16, "pool_scales": [1, 2], "use_auxiliary_head": False, "num_labels": 3}
-    model = lively(UperNetForSemanticSegmentation(UperNetConfig(backbone_config=convnext, **sizes)), 5).eval()
+    model = randomize_weights_(
+        UperNetForSemanticSegmentation(UperNetConfig(backbone_config=convnext, **sizes)), 5
+    ).eval()
     data = of_rows(ImageClassification(), {"pixel_values": torch.randn(24, 3, 64, 64).numpy()})
     changes = {"embedding_size": 8, "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1], "layer_type": "basic"}
     recipe = BackboneSwap(to="resnet", config=changes)
-    assert len(target_of(model.config, type(model), "resnet", changes, None, None).seams) == 6
+    assert len(resolve_swap(model.config, type(model), "resnet", changes, None, None).stitch_points) == 6
     new = swapped(recipe, model, data)
     assert new.config.backbone_config.out_features == ["stage1", "stage2", "stage3", "stage4"]
     assert torch.equal(new.decode_head.classifier.weight, model.decode_head.classifier.weight)
@@ -401,7 +403,7 @@ PARTS = [
 
 def with_part(kind, model_class, told):
     config = AutoConfig.for_model(kind, **told)
-    model = lively(getattr(transformers, model_class)(config), 1).eval()
+    model = randomize_weights_(getattr(transformers, model_class)(config), 1).eval()
     pixels = torch.randn(16, 3, *[56 if "patch_size" in told else 64] * 2, generator=torch.Generator().manual_seed(0))
     return model, of_rows(ImageClassification(), {"pixel_values": pixels.numpy()})
 
@@ -410,10 +412,10 @@ def with_part(kind, model_class, told):
 def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_class, told, to, config, tmp_path):
     model, data = with_part(kind, model_class, told)
     recipe = BackboneSwap(to=to, config=config)
-    target = target_of(model.config, type(model), to, config, None, None)
-    assert target.seams and target.config.backbone_config.model_type == to
+    target = resolve_swap(model.config, type(model), to, config, None, None)
+    assert target.stitch_points and target.config.backbone_config.model_type == to
     new = swapped(recipe, model, data)
-    bridges = [seam.new for seam in target.seams]
+    bridges = [point.new for point in target.stitch_points]
     own, kept = new.state_dict(), model.state_dict()
     outside = [n for n in own if not n.startswith((target.prefix + ".", *bridges))]
     assert all(torch.equal(own[n], kept[n]) for n in outside if "running" not in n and "num_batches" not in n)
@@ -445,7 +447,7 @@ def test_one_tower_is_exchanged_alone(images):
         vision_config=vision,
         projection_dim=16,
     )
-    model = lively(CLIPModel(config), 6).eval()
+    model = randomize_weights_(CLIPModel(config), 6).eval()
     rows = {
         "pixel_values": images.train["pixel_values"],
         "input_ids": [[1, 5, 7, 2]] * 96,
@@ -491,7 +493,7 @@ def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
 def test_a_convolutional_student_learns_from_the_maps_of_a_convolutional_teacher(layers, images):
     sizes = {"embedding_size": 16, "hidden_sizes": [96, 160], "depths": [2, 2], "layer_type": "basic"}
     model = ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES, **sizes))
-    data = replace(images, teacher=lively(model, 0))
+    data = replace(images, teacher=randomize_weights_(model, 0))
     small = SMALL_RESNET if isinstance(layers, tuple) else None  # as many maps as the teacher's
     recipe = BackboneSwap(config=small) if small else BackboneSwap(image_size=32, **SMALL)
     new = swapped(recipe, model, data)
@@ -540,13 +542,15 @@ def other_tokenizer(words):
 
 
 def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
-    model = lively(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
+    model = randomize_weights_(BertForSequenceClassification(bert_config(num_labels=2)), 1).eval()
     data = classifier_data(model, tokenizer, tmp_path)
     theirs = other_tokenizer(
         ["dog", "cat", "the", "garden", "house", "quiet", "bird", "horse", "long", "street", "old"]
     )
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": len(theirs)}
-    small = saved(tmp_path / "small", lively(BertForSequenceClassification(bert_config(**sizes)), 2), theirs)
+    small = saved(
+        tmp_path / "small", randomize_weights_(BertForSequenceClassification(bert_config(**sizes)), 2), theirs
+    )
     recipe = BackboneSwap(to=str(small))
     assert any(
         "of your tokens keep the backbone's embeddings" in note for note in recipe.plan(StageState(model, data)).notes

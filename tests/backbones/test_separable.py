@@ -20,14 +20,14 @@ from transformers import (
 )
 
 from hf_pe import BitsAndBytesQuantization, Distillation, StructuredPruning, compress
-from hf_pe.anatomy import Form, Separable, built, discover, form_of, with_form
+from hf_pe.anatomy import CustomModules, Separable, built, custom_modules_of, discover, with_custom_modules
 from hf_pe.backbones import BackboneSwap, SeparableConvolutions
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.source import resolve
 from hf_pe.data import DataConfig
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, parameters
 from hf_pe.model_spec import ModelSpec
@@ -41,7 +41,7 @@ from tests.images import NAMES
 def resnet(**changes):
     sizes = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2], "layer_type": "basic"}
     labels = {"id2label": NAMES, "label2id": {v: k for k, v in NAMES.items()}}
-    return lively(ResNetForImageClassification(ResNetConfig(**sizes | labels | changes)), 2).eval()
+    return randomize_weights_(ResNetForImageClassification(ResNetConfig(**sizes | labels | changes)), 2).eval()
 
 
 def rewritten(recipe, model, data):
@@ -65,8 +65,8 @@ def test_what_is_separable_already_stays_what_it_was(images):
     new = recipe.apply(StageState(model, images), plan).model
     inputs = {"pixel_values": torch.tensor(images.train[:8]["pixel_values"])}
     assert difference(outputs_of(model, inputs), outputs_of(new, inputs)) < 1e-3
-    assert list(plan.form.separable) == [n for n, m in new.named_modules() if isinstance(m, Separable)]
-    assert len(plan.form.separable) == len(names) >= 5
+    assert list(plan.custom_modules.separable) == [n for n, m in new.named_modules() if isinstance(m, Separable)]
+    assert len(plan.custom_modules.separable) == len(names) >= 5
 
 
 def test_sizes_are_exact_the_original_stays_and_errors_are_told(images):
@@ -79,9 +79,9 @@ def test_sizes_are_exact_the_original_stays_and_errors_are_told(images):
     assert outlined.parameters == plan.parameters == parameters(new).total < parameters(model).total
     assert flops(after.config, type(model)) < flops(model.config, type(model))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
-    assert form_of(model.config) is None
+    assert custom_modules_of(model.config) is None
     told = [note for note in plan.notes if "variance lost" in note]
-    assert len(told) == len(plan.form.separable)
+    assert len(told) == len(plan.custom_modules.separable)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     again = recipe.apply(StageState(model, images), plan).model  # nothing remembered
     assert all(torch.equal(one, other) for one, other in zip(new.parameters(), again.parameters(), strict=True))
@@ -98,7 +98,7 @@ def test_a_higher_rank_loses_less_and_layers_that_lose_too_much_stay(images):
     bound = sorted(lost(one))[len(lost(one)) // 2] / 100
     some = SeparableConvolutions(error=bound)
     plan = some.plan(StageState(model, images))
-    assert 0 < len(plan.form.separable) < len(one.form.separable)
+    assert 0 < len(plan.custom_modules.separable) < len(one.custom_modules.separable)
     new = some.apply(StageState(model, images), plan).model
     plain = [
         n for n, m in new.named_modules() if type(m) is nn.Conv2d and "pointwise" not in n and "depthwise" not in n
@@ -112,7 +112,7 @@ def test_fitting_to_data_beats_factors_of_the_weights_alone(images):
     model = taught(resnet(), images)
     new = rewritten(SeparableConvolutions(), model, images)
     plain = copy.deepcopy(model)
-    for name in form_of(new.config).separable:
+    for name in custom_modules_of(new.config).separable:
         conv = plain.get_submodule(name)
         made = Separable(conv, 1)
         kernels = conv.weight.flatten(2).movedim(1, 0)
@@ -131,7 +131,11 @@ def new():
     """A small net with custom modules and random weights; tests leave it as it is."""
     config = resnet().config
     names = SeparableConvolutions()._names(ModelSpec(config, ResNetForImageClassification))
-    return lively(built(with_form(config, Form(separable=dict.fromkeys(names, 1))), ResNetForImageClassification))
+    return randomize_weights_(
+        built(
+            with_custom_modules(config, CustomModules(separable=dict.fromkeys(names, 1))), ResNetForImageClassification
+        )
+    )
 
 
 def test_it_reloads_after_one_import_and_is_missed_without(images, tmp_path):
@@ -142,7 +146,9 @@ def test_it_reloads_after_one_import_and_is_missed_without(images, tmp_path):
     assert difference(outputs_of(new, inputs), outputs_of(again, inputs)) == 0
     assert not hasattr(again, "hf_quantizer") and not any(p.is_meta for p in again.parameters())
     again.half().float().save_pretrained(tmp_path / "twice")
-    assert form_of(AutoModelForImageClassification.from_pretrained(tmp_path / "twice").config) == form_of(new.config)
+    assert custom_modules_of(
+        AutoModelForImageClassification.from_pretrained(tmp_path / "twice").config
+    ) == custom_modules_of(new.config)
     program = "import sys, transformers; transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1])"
     done = subprocess.run([sys.executable, "-P", "-c", program, str(tmp_path)], capture_output=True, text=True)
     assert "MISSING" in done.stderr and "depthwise" in done.stderr
@@ -187,14 +193,14 @@ def test_an_older_folder_is_the_same_model_and_is_saved_in_the_new_way(new, imag
     as_an_older_version_wrote_it_(tmp_path / "older")
     source = resolve(str(tmp_path / "older"))
     config = load_config(source)
-    assert form_of(config) == form_of(new.config) and quantized_by(config) is None
+    assert custom_modules_of(config) == custom_modules_of(new.config) and quantized_by(config) is None
     assert flops(config, type(new)) == flops(new.config, type(new))
     again = load_model(source, type(new))
     inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
     assert difference(outputs_of(new, inputs), outputs_of(again, inputs)) == 0
     again.float().save_pretrained(tmp_path / "newer")
     saved = json.loads((tmp_path / "newer" / "config.json").read_text())
-    assert saved["hf_pe_modules"] == form_of(new.config).model_dump() and "quantization_config" not in saved
+    assert saved["hf_pe_modules"] == custom_modules_of(new.config).model_dump() and "quantization_config" not in saved
 
 
 def test_a_quantizer_may_follow_since_its_place_in_the_config_is_free(new, images, tmp_path):
@@ -203,9 +209,15 @@ def test_a_quantizer_may_follow_since_its_place_in_the_config_is_free(new, image
     packed = type(new).from_pretrained(tmp_path / "plain", quantization_config=settings)
     packed.save_pretrained(tmp_path / "packed")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "packed").eval()
-    assert again.is_quantized and form_of(again.config) == form_of(new.config) and quantized_by(again.config)
+    assert (
+        again.is_quantized
+        and custom_modules_of(again.config) == custom_modules_of(new.config)
+        and quantized_by(again.config)
+    )
     assert type(again.classifier[1]).__name__ == "Linear8bitLt"
-    assert sum(isinstance(module, Separable) for module in again.modules()) == len(form_of(new.config).separable)
+    assert sum(isinstance(module, Separable) for module in again.modules()) == len(
+        custom_modules_of(new.config).separable
+    )
     inputs = {"pixel_values": torch.tensor(images.train[:4]["pixel_values"])}
     assert difference(outputs_of(packed.eval(), inputs), outputs_of(again, inputs)) == 0
 
@@ -221,7 +233,7 @@ def test_the_body_alone_loads_with_its_custom_modules(new, images, tmp_path):
 
 
 def test_a_module_that_is_not_there_is_named(new):
-    config = with_form(new.config, Form(separable={"resnet.nowhere": 1}))
+    config = with_custom_modules(new.config, CustomModules(separable={"resnet.nowhere": 1}))
     with pytest.raises(ValueError, match=r"names a custom module 'resnet\.nowhere', which ResNetForImage"):
         AutoModelForImageClassification.from_config(config)
 

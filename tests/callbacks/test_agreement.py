@@ -30,7 +30,7 @@ from transformers import (
 import hf_pe.measure
 from hf_pe import CompressionReport, UsageError
 from hf_pe.callbacks.agreement import _compared, teacher_agreement
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.report import read_report
 from tests.helpers import TEXTS, bert_config, small_detr
 
@@ -133,7 +133,7 @@ def _without_flops(monkeypatch):
 
 def trained(kind, tokenizer, out, student=None, sets=None):
     model, rows, collate = KINDS[kind](tokenizer)
-    teacher = lively(model, 1).eval()
+    teacher = randomize_weights_(model, 1).eval()
     args = TrainingArguments(
         str(out), max_steps=1, eval_strategy="steps", eval_steps=1, save_strategy="no", report_to="none", use_cpu=True,
         disable_tqdm=True, learning_rate=0.0, per_device_train_batch_size=4, remove_unused_columns=False,
@@ -156,7 +156,7 @@ def test_a_model_agrees_with_itself_and_less_with_another_for_every_task(kind, t
     report, teacher, loader = trained(kind, tokenizer, tmp_path)
     assert report.task == kind
     assert report.after.quality["teacher_agreement"] == pytest.approx(1)
-    others = (lively(copy.deepcopy(teacher), seed) for seed in (5, 6, 7))
+    others = (randomize_weights_(copy.deepcopy(teacher), seed) for seed in (5, 6, 7))
     assert min(teacher_agreement(other, teacher, loader, 8) for other in others) < 0.9
 
 
@@ -170,10 +170,10 @@ def test_what_a_causal_model_predicts_counts_where_the_next_token_has_a_label(to
 
 
 def test_an_answer_is_never_sought_in_the_padding(tokenizer):
-    model = lively(question_answering(tokenizer)[0])
+    model = randomize_weights_(question_answering(tokenizer)[0])
     batch = {k: torch.tensor([v]) for k, v in tokenizer(TEXTS[0], padding="max_length", max_length=40).items()}
     batch["attention_mask"][:, 1:] = 0
-    other = lively(copy.deepcopy(model), 3)
+    other = randomize_weights_(copy.deepcopy(model), 3)
     assert _compared(model, other, batch).values.tolist() == [[1, 1]], "one token is left"
 
 

@@ -13,7 +13,7 @@ from hf_pe.checkpoints.live_model import plain_model, unchanged
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.source import resolve
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import measure
 from tests.helpers import TEXTS, bert_config
@@ -23,7 +23,9 @@ PRUNE = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="n
 
 def tuned(folder=None):
     """A model with weights of its own that still names the folder it came from."""
-    model = lively(BertModel(bert_config()) if folder is None else BertModel.from_pretrained(folder), seed=7)
+    model = randomize_weights_(
+        BertModel(bert_config()) if folder is None else BertModel.from_pretrained(folder), seed=7
+    )
     return model.train()
 
 

@@ -27,7 +27,7 @@ from hf_pe import StructuredPruning, compress, cut_checkpoint, quantize_checkpoi
 from hf_pe.checkpoints.load import load_model, load_with_unread
 from hf_pe.checkpoints.source import resolve
 from hf_pe.checkpoints.weight_checks import require_finite, require_present, unread_parts
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card
 from hf_pe.measure import measure
@@ -67,7 +67,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(way, value, changed, ll
 
 
 def test_a_loaded_model_is_looked_at_too(tokenizer):
-    model = lively(BertModel(bert_config()))
+    model = randomize_weights_(BertModel(bert_config()))
     model.encoder.layer[2].output.dense.bias.data[0] = math.nan
     with pytest.raises(UsageError, match=r"1 of the 64 values of encoder\.layer\.2\.output\.dense\.bias"):
         compress(model, [StructuredPruning(keep={"ffn": 0.5})], data=TEXTS, task="embedding", processor=tokenizer)
@@ -114,12 +114,12 @@ def test_weights_inside_the_model_that_its_config_denies_are_refused(way, name, 
 
 
 def test_the_head_of_another_task_and_what_transformers_ignores_are_listed(tmp_path, changed, bert_folder):
-    lively(BertForMaskedLM(bert_config())).save_pretrained(tmp_path / "masked")
+    randomize_weights_(BertForMaskedLM(bert_config())).save_pretrained(tmp_path / "masked")
     assert load_with_unread(resolve(str(tmp_path / "masked")), BertModel)[1] == ("cls (5 tensors)",)
     old = changed(bert_folder, lambda tensors: tensors.update({"embeddings.position_ids": torch.arange(64.0)[None]}))
     load_model(resolve(str(old)), BertModel)
     config = T5Config(vocab_size=99, d_model=32, d_kv=8, d_ff=24, num_layers=1, num_heads=4)
-    lively(T5ForConditionalGeneration(config)).save_pretrained(tmp_path / "t5")
+    randomize_weights_(T5ForConditionalGeneration(config)).save_pretrained(tmp_path / "t5")
     (unread,) = load_with_unread(resolve(str(tmp_path / "t5")), T5EncoderModel)[1]
     assert unread.startswith("decoder (")
 
@@ -141,7 +141,7 @@ def test_shapes_are_looked_at_on_disk_too(llama_folder, changed, tmp_path):
 def test_report_and_card_list_what_was_not_read(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr("hf_pe.run.side_by_side.measure", functools.partial(measure, batches=()))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *_: measured)
-    lively(BertForMaskedLM(bert_config(num_hidden_layers=2))).save_pretrained(tmp_path / "masked")
+    randomize_weights_(BertForMaskedLM(bert_config(num_hidden_layers=2))).save_pretrained(tmp_path / "masked")
     tokenizer.save_pretrained(tmp_path / "masked")
     made = compress(
         str(tmp_path / "masked"), [StructuredPruning(keep={"ffn": 0.5})], data=TEXTS, task="embedding",

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments, default_data_collator
 
 from hf_pe.distill import DistillationTrainer, build
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from tests.distill import sharded
 
 SETTINGS = {"kl": ("kl,task", 4096), "hidden": ("hidden", 4096), "chunks": ("kl,hidden", 1)}
@@ -35,7 +35,7 @@ def train(model, output, batch, losses):
     config = LlamaConfig.from_pretrained(model)
     if "hidden" in losses:
         config.update({"hidden_size": 32, "head_dim": 8})
-    student = lively(LlamaForCausalLM(config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(config), seed=9)
     trainer = DistillationTrainer(
         model=student,
         args=TrainingArguments(

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pe.distill.build import ObjectiveSettings, build
 from hf_pe.distill.teachers.live import LiveTeacher
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.tasks import CausalLM
 
 STEPS, BATCH = 5, 8
@@ -51,7 +51,7 @@ def sharded(model):
 
 def main(model, output):
     teacher = LlamaForCausalLM.from_pretrained(model).requires_grad_(False).eval()
-    student = lively(LlamaForCausalLM(LlamaConfig.from_pretrained(model)), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(LlamaConfig.from_pretrained(model)), seed=9)
     whole = learned(copy.deepcopy(student), teacher)
     student, teacher = sharded(student), sharded(teacher)
     are = [all(isinstance(p, DTensor) for p in m.parameters()) for m in (student, teacher)]

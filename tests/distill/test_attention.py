@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, BertModel
 from hf_pe.distill.attention import NAME, watchable, watched
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from tests.helpers import bert_config
 
 FAMILIES = (
@@ -28,7 +28,7 @@ FAMILIES = (
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answers_stay_the_same_and_every_layer_is_seen(family):
     config = tiny(AutoConfig.for_model(family))
-    model = lively(AutoModel.from_config(config)).eval()
+    model = randomize_weights_(AutoModel.from_config(config)).eval()
     inputs = example_inputs(model)
     plain = outputs_of(model, inputs)
     before = model.config._attn_implementation
@@ -43,7 +43,7 @@ def test_answers_stay_the_same_and_every_layer_is_seen(family):
 
 
 def test_padding_is_not_looked_at():
-    model = lively(BertModel(bert_config())).eval()
+    model = randomize_weights_(BertModel(bert_config())).eval()
     mask = torch.tensor([[1, 1, 1, 0, 0]])
     with watchable(model), watched() as seen, torch.no_grad():
         model(input_ids=torch.arange(5)[None] + 6, attention_mask=mask)
@@ -53,7 +53,7 @@ def test_padding_is_not_looked_at():
 
 
 def test_nothing_is_kept_outside():
-    model = lively(BertModel(bert_config())).eval()
+    model = randomize_weights_(BertModel(bert_config())).eval()
     with watchable(model):
         model(input_ids=torch.arange(5)[None] + 6)
         with watched() as seen:

@@ -7,7 +7,7 @@ from transformers import BertForSequenceClassification, LlamaConfig, LlamaForCau
 from hf_pe.distill.build import ObjectiveSettings, build
 from hf_pe.distill.student_outputs import agreement_of
 from hf_pe.distill.teachers.live import LiveTeacher
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.tasks import CausalLM, TextClassification
 from tests.helpers import bert_config
@@ -27,7 +27,7 @@ def test_the_attention_of_models_in_16_bits_can_be_looked_at(dtype):
     config = LlamaConfig(
         vocab_size=200, hidden_size=64, intermediate_size=192, num_hidden_layers=12, num_attention_heads=4
     )
-    model = lively(LlamaForCausalLM(config)).to(dtype)
+    model = randomize_weights_(LlamaForCausalLM(config)).to(dtype)
     ids = torch.arange(6, 166).reshape(5, 32)
     settings = ObjectiveSettings({"attention": 1.0}, temperature=1.0)
     batch = {"input_ids": ids, "labels": ids}

@@ -24,7 +24,7 @@ from hf_pe.distill.teachers import cache_files as module
 from hf_pe.distill.teachers.cache_files import open_cache
 from hf_pe.distill.teachers.cached import Cache, with_rows
 from hf_pe.distill.teachers.packed_logits import packed, unpacked
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
 from hf_pe.recipe import StageState
@@ -125,7 +125,7 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
     _, data = language
     cache = Cache(folder=str(tmp_path), k=8)
     open_cache(cache, data.teacher, data, 2.0, 1.0, "a")
-    other = lively(LlamaForCausalLM(data.teacher.config), seed=5).eval()
+    other = randomize_weights_(LlamaForCausalLM(data.teacher.config), seed=5).eval()
     fewer = replace(data, train=data.train.select(range(3)))
     for teacher, rows, temperature, what in (
         (other, data, 2.0, "teacher"),

@@ -10,7 +10,7 @@ from transformers import BertModel
 from hf_pe.data import load_examples
 from hf_pe.distill import Distillation
 from hf_pe.distill.checkpoint import WHOLE, last_whole_checkpoint
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS, bert_config, train_student
@@ -19,13 +19,13 @@ from tests.helpers import TEXTS, bert_config, train_student
 @pytest.fixture(scope="module")
 def run(tokenizer, tmp_path_factory):
     """A whole training with two checkpoints: how to train again, the folder, and the student that came out."""
-    teacher = lively(BertModel(bert_config(num_hidden_layers=1)))
+    teacher = randomize_weights_(BertModel(bert_config(num_hidden_layers=1)))
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, teacher.config)
     folder = tmp_path_factory.mktemp("training")
     recipe = Distillation(steps=6, batch_size=4, checkpoint_every=2, losses={"cosine": 1.0})
 
     def train(work, *, resume):
-        student = lively(BertModel(teacher.config), seed=1)
+        student = randomize_weights_(BertModel(teacher.config), seed=1)
         return train_student(recipe, student, replace(data, teacher=teacher), work=work, resume=resume)
 
     return train, folder, train(folder, resume=False)

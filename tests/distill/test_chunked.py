@@ -12,7 +12,7 @@ from hf_pe.distill.logit_source import ChunkedLogits
 from hf_pe.distill.losses.registry import LOSSES, LossSettings
 from hf_pe.distill.objective import Objective
 from hf_pe.distill.teachers.live import LiveTeacher
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.tasks import CausalLM, Head, states
 
 WEIGHTS = {"kl": 0.7, "reverse_kl": 0.2, "jsd": 0.5, "task": 0.3}
@@ -31,7 +31,7 @@ def ready(kind, seed):
     model_type, changes = KINDS[kind]
     config = tiny(AutoConfig.for_model(model_type, **changes))
     config.update(changes)
-    model = lively(AutoModelForCausalLM.from_config(config), seed)
+    model = randomize_weights_(AutoModelForCausalLM.from_config(config), seed)
     if kind == "adapters":
         for parameter in model.parameters():
             parameter.requires_grad_(False)

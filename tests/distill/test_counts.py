@@ -22,10 +22,10 @@ from hf_pe.data import DataConfig, Examples
 from hf_pe.distill import Distillation, DistillationTrainer
 from hf_pe.distill.counts import UNITS, count
 from hf_pe.distill.losses.registry import LOSSES
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.recipe import StageState
-from hf_pe.stitching import Seam, reuse_
+from hf_pe.stitching import StitchPoint, reuse_
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, TaskData, task_named
 from tests.helpers import bert_config, train_student
@@ -94,12 +94,14 @@ class Gradients(TrainerCallback):
 def first_step(kind, losses, rows, collate, batch, accumulate, folder, llama_folder):
     model_class, config, _ = KINDS[kind]
     config = config or LlamaForCausalLM.from_pretrained(llama_folder).config
-    student, teacher = (lively(model_class(config), seed=seed).eval() for seed in (9, 0))
+    student, teacher = (randomize_weights_(model_class(config), seed=seed).eval() for seed in (9, 0))
     data = datasets.Dataset.from_dict(rows)
     task = task_named(kind)
     if "features" in losses:
         told = Examples(data, data, DataConfig(train="x"), "")
-        reuse_(teacher, student, Seam("classifier", "classifier"), TaskData(task, None, data, data, collate, told))
+        reuse_(
+            teacher, student, StitchPoint("classifier", "classifier"), TaskData(task, None, data, data, collate, told)
+        )
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -226,7 +228,7 @@ def test_rows_that_pad_a_vocabulary_are_left_out(language, cached, tmp_path):
 
 def test_losses_within_a_batch_are_said_in_the_plan_when_batches_are_added_up(tokenizer):
     rows = datasets.Dataset.from_dict(sentences(tokenizer)[0])
-    teacher = lively(BertModel(bert_config())).eval()
+    teacher = randomize_weights_(BertModel(bert_config())).eval()
     data = TaskData(
         task_named("embedding"), tokenizer, rows, rows, sentences(tokenizer)[1],
         Examples(rows, rows, DataConfig(train="x"), ""), teacher=teacher,

@@ -18,7 +18,7 @@ from transformers import (
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation, DistillationTrainer
 from hf_pe.distill.learner import learner_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.recipe import StageState
@@ -33,7 +33,7 @@ def language(llama_folder, tokenizer):
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    return lively(LlamaForCausalLM(teacher.config), seed=9).eval(), data
+    return randomize_weights_(LlamaForCausalLM(teacher.config), seed=9).eval(), data
 
 
 def dtypes(model):
@@ -79,7 +79,9 @@ def test_each_tensor_keeps_its_own_dtype(language):
 @pytest.mark.parametrize("how", [{}, {"losses": {"features": 1.0}}, {"head_first": 0.5}, {"precision": "bfloat16"}])
 def test_running_statistics_and_heads_of_image_models_come_back_too(images, how):
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **LABELS)
-    teacher, student = (lively(ResNetForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9))
+    teacher, student = (
+        randomize_weights_(ResNetForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9)
+    )
     data = replace(images, teacher=teacher)
     recipe = Distillation(steps=2, batch_size=8, **how)
     recipe.plan(StageState(student, data))
@@ -95,7 +97,7 @@ def test_running_statistics_and_heads_of_image_models_come_back_too(images, how)
 def test_adapters_learn_in_float32_on_weights_of_16_bits(images):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     config = ViTConfig(image_size=32, patch_size=16, **sizes, **LABELS)
-    teacher, student = (lively(ViTForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9))
+    teacher, student = (randomize_weights_(ViTForImageClassification(config), seed=s).bfloat16().eval() for s in (0, 9))
     data = replace(images, teacher=teacher)
     recipe = Distillation(steps=3, batch_size=8, lora={"rank": 4}, learning_rate=1e-2)
     assert recipe.plan(StageState(student, data)).notes == ("adapters trained in float32",)

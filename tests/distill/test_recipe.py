@@ -22,7 +22,7 @@ from hf_pe.distill import Distillation, Lora
 from hf_pe.distill.losses.registry import LOSSES
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
@@ -95,7 +95,7 @@ def test_a_classifier_learns_the_logits(classifier_folder, tokenizer, tmp_path, 
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    student = lively(BertForSequenceClassification(teacher.config), seed=9)
+    student = randomize_weights_(BertForSequenceClassification(teacher.config), seed=9)
     _, curve = train_student(Distillation(steps=60, losses=losses, learning_rate=2e-3, batch_size=16), student, data)
     values = [loss for _, loss in curve]
     assert sum(values[-10:]) < 0.9 * sum(values[:10])
@@ -106,7 +106,7 @@ def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
     examples = load_examples(TEXTS)
     examples = replace(examples, config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    student = lively(LlamaForCausalLM(teacher.config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(teacher.config), seed=9)
     trained, curve = train_student(
         Distillation(steps=40, losses={"kl": 1.0, "hidden": 0.1}, learning_rate=3e-3), student, data
     )
@@ -187,7 +187,7 @@ def test_adapters_for_maps_that_are_not_there_are_refused(work):
 
 def test_signals_of_another_width_are_refused_before_training(work):
     _student, data = work
-    narrow = lively(BertModel(bert_config(hidden_size=32)))
+    narrow = randomize_weights_(BertModel(bert_config(hidden_size=32)))
     with pytest.raises(UsageError, match=r"distil\.losses\.cosine: .*as wide as the teacher's \(64\), got 32"):
         Distillation(steps=1, losses={"cosine": 1.0}).plan(StageState(narrow, data))
 
@@ -266,10 +266,10 @@ def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     if kind == "gpt2":  # its layers are stored the other way round
         sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128}
-        teacher = lively(GPT2LMHeadModel(GPT2Config(vocab_size=200, pad_token_id=0, **sizes))).eval()
+        teacher = randomize_weights_(GPT2LMHeadModel(GPT2Config(vocab_size=200, pad_token_id=0, **sizes))).eval()
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    student = lively(type(teacher)(teacher.config), seed=9).eval()
+    student = randomize_weights_(type(teacher)(teacher.config), seed=9).eval()
     seen = {}
     merge = Lora.merged
 
@@ -295,7 +295,7 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    student = lively(LlamaForCausalLM(teacher.config), seed=9).eval()
+    student = randomize_weights_(LlamaForCausalLM(teacher.config), seed=9).eval()
     recipe = Distillation(steps=20, lora={"base": base, "rank": 8, "merge": False}, learning_rate=1e-2, batch_size=8)
     plan = recipe.plan(StageState(student, data))
     assert "beside weights packed in" in plan.title and not plan.exact

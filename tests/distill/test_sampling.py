@@ -7,7 +7,7 @@ from transformers import BertModel, TrainingArguments
 
 from hf_pe.distill import DistillationTrainer
 from hf_pe.distill.sampling import SimilarLengthSampler
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from tests.helpers import bert_config
 
 SIZE = 16
@@ -36,7 +36,7 @@ def trainer(rows, folder, **changes):
     """A trainer over rows of these lengths that groups by length."""
     data = datasets.Dataset.from_dict({"input_ids": [[1] * int(n) for n in rows]})
     settings = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": SIZE, "use_cpu": True}
-    student, teacher = (lively(BertModel(bert_config(num_hidden_layers=1)), seed=seed) for seed in (0, 1))
+    student, teacher = (randomize_weights_(BertModel(bert_config(num_hidden_layers=1)), seed=seed) for seed in (0, 1))
     return DistillationTrainer(
         model=student,
         args=TrainingArguments(output_dir=str(folder), report_to="none", **settings | changes),

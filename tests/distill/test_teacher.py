@@ -21,7 +21,7 @@ from hf_pe.distill import Distillation, Teacher
 from hf_pe.distill.teaching import loaded_teachers
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, TextClassification
@@ -41,7 +41,7 @@ def test_a_named_teacher_is_the_model_it_names(language, llama_folder):
     inputs = example_inputs(found)
     assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) == 0
     assert not any(p.requires_grad for p in found.parameters())
-    student = lively(LlamaForCausalLM(found.config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(found.config), seed=9)
     recipe = Distillation(steps=20, teachers=({"model": str(llama_folder)},), learning_rate=3e-3)
     state = StageState(student, data)
     plan = recipe.plan(state)
@@ -74,7 +74,7 @@ def test_a_packed_teacher_with_widths_that_the_cpu_kernel_cannot_multiply_teache
         vocab_size=200, hidden_size=64, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=1, pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
-    folder = saved(tmp_path / "teacher", lively(LlamaForCausalLM(config)), tokenizer)
+    folder = saved(tmp_path / "teacher", randomize_weights_(LlamaForCausalLM(config)), tokenizer)
     found = Teacher(model=str(folder), quantize="nf4").load(language)
     layer = found.model.layers[0]
     assert found.is_quantized and hasattr(layer.self_attn.q_proj.weight, "quant_state")
@@ -86,7 +86,7 @@ def test_a_packed_teacher_with_widths_that_the_cpu_kernel_cannot_multiply_teache
 def test_a_packed_teacher_teaches(language, llama_folder, method):
     found = Teacher(model=str(llama_folder), quantize=method).load(language)
     assert found.is_quantized
-    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
     recipe = Distillation(
         steps=20, teachers=({"model": str(llama_folder), "quantize": method},), learning_rate=3e-3, batch_size=8
     )
@@ -97,7 +97,7 @@ def test_a_packed_teacher_teaches(language, llama_folder, method):
 @pytest.mark.parametrize("large", [1, 10**9])
 def test_several_teachers_teach_in_one_run(language, llama_folder, large, monkeypatch):
     monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
-    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
     alone, curves = Distillation(steps=3, batch_size=8), []
     for teachers in ((), ({}, {"model": str(llama_folder), "weight": 2.0})):  # the same model twice is one teacher
         recipe = Distillation.model_validate(alone.model_dump() | {"teachers": teachers})
@@ -116,7 +116,7 @@ def test_another_tokenizer_is_refused(language, tmp_path):
 
 
 def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_path):
-    big = lively(LlamaForCausalLM(copy.deepcopy(language.teacher.config)), seed=4)
+    big = randomize_weights_(LlamaForCausalLM(copy.deepcopy(language.teacher.config)), seed=4)
     big.resize_token_embeddings(256)
     folder = saved(tmp_path / "wide", big, tokenizer)
     recipe = Distillation(steps=3, teachers=({"model": str(folder)},))
@@ -131,7 +131,9 @@ def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_
 def test_other_labels_are_refused(classifier_folder, tokenizer, tmp_path, labels):
     student = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
     told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
-    folder = saved(tmp_path / "other", lively(BertForSequenceClassification(bert_config(**told))), tokenizer)
+    folder = saved(
+        tmp_path / "other", randomize_weights_(BertForSequenceClassification(bert_config(**told))), tokenizer
+    )
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, student.config), teacher=student)
@@ -151,7 +153,7 @@ def test_packing_the_original_needs_its_name(language):
 
 def test_the_original_may_learn_again_afterwards(language):
     before = [p.requires_grad for p in language.teacher.parameters()]
-    student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+    student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
     with loaded_teachers(Distillation(), StageState(student, language)):
         assert not any(p.requires_grad for p in language.teacher.parameters())
     assert [p.requires_grad for p in language.teacher.parameters()] == before and all(before)
@@ -172,7 +174,7 @@ def test_trls_trainer_learns_as_the_stock_one(language, tokenizer, tmp_path):
     told = {"teacher": language.teacher.requires_grad_(False), "task": "causal_lm", "losses": {"kl": 1.0, "task": 0.5}}
     curves = []
     for kind, settings in ((Distilled, SFTConfig), (DistillationTrainer, None)):
-        student = lively(LlamaForCausalLM(language.teacher.config), seed=9)
+        student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
         plain = arguments(tmp_path).to_dict()
         args = arguments(tmp_path) if settings is None else SFTConfig(
             str(tmp_path), **{k: plain[k] for k in ("max_steps", "per_device_train_batch_size", "logging_steps",

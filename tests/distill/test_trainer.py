@@ -29,7 +29,7 @@ from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Distillation, DistillationMixin, DistillationTrainer
 from hf_pe.distill.build import ObjectiveSettings, build
 from hf_pe.distill.teachers.live import LiveTeacher
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import NotFiniteError, UsageError
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, TextClassification
 from tests.distill import many_processes
@@ -41,7 +41,7 @@ def language(llama_folder, tokenizer):
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval().requires_grad_(False)
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    return lively(LlamaForCausalLM(teacher.config), seed=9), data
+    return randomize_weights_(LlamaForCausalLM(teacher.config), seed=9), data
 
 
 def arguments(folder, **changes):
@@ -87,7 +87,7 @@ def test_any_trainer_learns_the_same(language, tmp_path):
     student, data = language
     curves = []
     for kind in (DistillationTrainer, DistilledOwn):
-        trainer = made(kind, lively(LlamaForCausalLM(student.config), seed=9), data, tmp_path)
+        trainer = made(kind, randomize_weights_(LlamaForCausalLM(student.config), seed=9), data, tmp_path)
         trainer.train()
         curves.append(logged(trainer))
     assert curves[0] == curves[1]
@@ -101,7 +101,7 @@ def test_a_seq2seq_trainer_is_taught_and_still_generates(tokenizer, tmp_path):
     told = Examples(rows, rows.select(range(8)), DataConfig(train="x", label="label", max_length=16), "")
     data = Seq2Seq().prepare(told, tokenizer, config)
     trainer = DistilledSeq2Seq(
-        model=lively(T5ForConditionalGeneration(config), seed=9),
+        model=randomize_weights_(T5ForConditionalGeneration(config), seed=9),
         args=Seq2SeqTrainingArguments(
             str(tmp_path), max_steps=30, per_device_train_batch_size=8, logging_steps=1, learning_rate=3e-3,
             save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True, predict_with_generate=True,
@@ -109,7 +109,7 @@ def test_a_seq2seq_trainer_is_taught_and_still_generates(tokenizer, tmp_path):
         train_dataset=data.train,
         eval_dataset=data.eval,
         data_collator=data.collate,
-        teacher=lively(T5ForConditionalGeneration(config), seed=1).requires_grad_(False),
+        teacher=randomize_weights_(T5ForConditionalGeneration(config), seed=1).requires_grad_(False),
         task="seq2seq",
         losses={"kl": 1.0, "hidden": 0.1},
     )  # fmt: skip
@@ -135,7 +135,7 @@ def test_small_batches_added_up_are_one_large_batch(language, tmp_path):
     student, data = language
     found = []
     for batch, accumulate in ((4, 1), (1, 4)):
-        model = lively(LlamaForCausalLM(student.config), seed=9)
+        model = randomize_weights_(LlamaForCausalLM(student.config), seed=9)
         trainer = made(
             DistillationTrainer, model, data, tmp_path,
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
@@ -273,7 +273,7 @@ def test_a_resumed_run_is_the_run(bert_folder, tokenizer, tmp_path):
 
 def test_several_teachers_count_by_their_weights(language):
     student, data = language
-    other = lively(LlamaForCausalLM(student.config), seed=3).requires_grad_(False)
+    other = randomize_weights_(LlamaForCausalLM(student.config), seed=3).requires_grad_(False)
     batch = next(data.batches(data.train, 4))
     settings = ObjectiveSettings({"kl": 1.0, "task": 0.5}, temperature=1.0)
 
@@ -310,7 +310,7 @@ def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_lay
     student, data = language
     sizes = {"num_hidden_layers": student.config.num_hidden_layers + 2, "hidden_size": 2 * student.config.hidden_size}
     config = LlamaConfig(**student.config.to_dict() | sizes | {"head_dim": None})
-    other = lively(LlamaForCausalLM(config), seed=3).requires_grad_(False)
+    other = randomize_weights_(LlamaForCausalLM(config), seed=3).requires_grad_(False)
     batch = next(data.batches(data.train, 4))
     settings = ObjectiveSettings({"hidden": 1.0}, temperature=1.0)
     teachers = [LiveTeacher(data.teacher, 3.0), LiveTeacher(other, 1.0)]
@@ -333,9 +333,9 @@ def test_features_without_a_bridge_are_refused(classifier_folder, tokenizer, tmp
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = TextClassification().prepare(examples, tokenizer, teacher.config)
-    student = lively(BertForSequenceClassification(teacher.config), seed=9)
+    student = randomize_weights_(BertForSequenceClassification(teacher.config), seed=9)
     told = {"train_dataset": data.train, "data_collator": data.collate, "args": arguments(tmp_path / "out")}
-    with pytest.raises(UsageError, match="needs the student's head to be the teacher's over a bridge"):
+    with pytest.raises(UsageError, match="needs the student's head to be the teacher's over a stitching layer"):
         DistillationTrainer(
             model=student, teacher=teacher, task="text_classification", losses={"features": 1.0}, **told
         )

@@ -15,8 +15,8 @@ from hf_pe.anatomy import discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import outputs_of
 from hf_pe.dummies.sizes import processor_size
-from hf_pe.dummies.tiny import lively, tiny
-from hf_pe.verify.equivalence import prove
+from hf_pe.dummies.tiny import randomize_weights_, tiny
+from hf_pe.verify.equivalence import verify_cut
 
 
 class Timm:
@@ -47,7 +47,7 @@ def test_a_tokenizer_makes_no_images(tokenizer):
 
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_a_decoder_that_classifies_the_end_of_a_text_gets_texts_with_an_end(kind):
-    model = lively(
+    model = randomize_weights_(
         AutoModelForSequenceClassification.from_config(
             tiny(AutoConfig.for_model(kind, num_labels=3, decoder_start_token_id=0))
         )
@@ -58,4 +58,4 @@ def test_a_decoder_that_classifies_the_end_of_a_text_gets_texts_with_an_end(kind
     assert outputs_of(model, inputs)[0].shape == (4, 3)
     for name in ("hidden", "vocabulary"):
         (axis,) = discover(model.config, type(model)).named(name)
-        assert prove(model.config, type(model), axis).holds
+        assert verify_cut(model.config, type(model), axis).holds

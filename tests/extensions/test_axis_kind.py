@@ -14,12 +14,12 @@ from hf_pe.anatomy.fields import AXIS_OF_FIELD
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.recipe import StageState
 from hf_pe.tasks.embedding import Embedding
 from hf_pe.verify.ablate import ABLATIONS
 from hf_pe.verify.comparison import COMPARISONS
-from hf_pe.verify.equivalence import prove
+from hf_pe.verify.equivalence import verify_cut
 from tests.helpers import TEXTS
 
 
@@ -84,12 +84,12 @@ def test_it_is_discovered_and_verified(registered):
     assert (axis.kind, axis.size, axis.native) == (MEMORIES, 64, True)
     assert axis.groups == ("layers.0", "layers.1")
     assert tiny(config).memory_count == MEMORIES.tiny_size
-    proof = prove(config, MemoryModel, axis)
-    assert proof.holds, proof.reason
+    verification = verify_cut(config, MemoryModel, axis)
+    assert verification.holds, verification.reason
 
 
 def test_a_prune_recipe_cuts_it_and_the_result_reloads(registered, tokenizer, tmp_path):
-    model = lively(MemoryModel(MemoryConfig(vocab_size=len(tokenizer))))
+    model = randomize_weights_(MemoryModel(MemoryConfig(vocab_size=len(tokenizer))))
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = StructuredPruning(keep={"memories": 0.5, "hidden": 0.75})
     plan = recipe.plan(StageState(model, data))
@@ -103,7 +103,7 @@ def test_a_prune_recipe_cuts_it_and_the_result_reloads(registered, tokenizer, tm
 
 
 def test_a_recipe_that_names_it_is_refused_where_a_model_has_none(registered, tokenizer):
-    model = lively(MemoryModel(MemoryConfig(vocab_size=len(tokenizer))))
+    model = randomize_weights_(MemoryModel(MemoryConfig(vocab_size=len(tokenizer))))
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     with pytest.raises(UsageError, match=r"has no axis 'memoires'.*memories"):
         StructuredPruning(keep={"memoires": 0.5}).plan(StageState(model, data))

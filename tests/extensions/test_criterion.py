@@ -7,7 +7,7 @@ import torch
 
 from hf_pe import StructuredPruning, UsageError
 from hf_pe.data import load_examples
-from hf_pe.prune.criteria import CRITERIA, REPLACEMENTS, Criterion, Evidence
+from hf_pe.prune.criteria import CRITERIA, REPLACEMENTS, Criterion, UnitStatistics
 from hf_pe.recipe import StageState
 from hf_pe.recipe_file import json_schema, read_recipe
 from hf_pe.tasks import Embedding
@@ -16,11 +16,11 @@ from tests.helpers import TEXTS, call
 PAPER = "https://arxiv.org/abs/2312.11983"
 
 
-def fluctuation(evidence: Evidence) -> torch.Tensor:
+def fluctuation(statistics: UnitStatistics) -> torch.Tensor:
     """Return the variance of each unit's input times the squared norm of the weights that read it [units]."""
-    assert evidence.gram is not None and evidence.mean is not None
-    variances = (evidence.gram.diagonal() - evidence.mean.square()).reshape(evidence.consumer.shape[1:])
-    return (variances * evidence.consumer.square().sum(0)).sum(1)
+    assert statistics.gram is not None and statistics.mean is not None
+    variances = (statistics.gram.diagonal() - statistics.mean.square()).reshape(statistics.consumer.shape[1:])
+    return (variances * statistics.consumer.square().sum(0)).sum(1)
 
 
 @pytest.fixture

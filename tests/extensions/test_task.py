@@ -25,11 +25,11 @@ import hf_pe
 from hf_pe import CompressionReport, Distillation, UsageError, compress
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import DataConfig
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.modes import evaluating
 from hf_pe.recipe_file import json_schema, read_recipe
 from hf_pe.report import read_report
-from hf_pe.tasks import TASKS, Judged, Task, TaskData, model_inputs
+from hf_pe.tasks import TASKS, EvalResult, Task, TaskData, model_inputs
 from hf_pe.tasks.infer import find_task
 from hf_pe.tasks.texts import texts_of
 from tests.helpers import TEXTS, bert_config, call, saved
@@ -72,11 +72,11 @@ class NextSentence(Task):
     def describe(self, data):
         return "`right` is the fraction of pairs for which the choice is right."
 
-    def judge(self, model, data):
+    def evaluate(self, model, data):
         with evaluating(model), torch.no_grad():
             choices = [self.signals(model, batch)["logits"].argmax(-1) for batch in data.batches(data.eval)]
         right = torch.cat(choices).numpy() == np.asarray(data.eval["labels"])
-        return Judged({"right": right}, lambda columns: {"right": float(columns["right"].mean())})
+        return EvalResult({"right": right}, lambda columns: {"right": float(columns["right"].mean())})
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def registered(register):
 
 @pytest.fixture
 def model():
-    return lively(BertForNextSentencePrediction(bert_config(num_hidden_layers=1))).eval()
+    return randomize_weights_(BertForNextSentencePrediction(bert_config(num_hidden_layers=1))).eval()
 
 
 @pytest.fixture

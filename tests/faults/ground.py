@@ -90,16 +90,16 @@ def _make_models(place: Path) -> None:
     import transformers as hf
     from transformers import AutoTokenizer
 
-    from hf_pe.dummies.tiny import lively
+    from hf_pe.dummies.tiny import randomize_weights_
 
     tokenizer = AutoTokenizer.from_pretrained(place / "encoder")
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
     bert = hf.BertConfig(vocab_size=64, max_position_embeddings=32, pad_token_id=0, **SIZES, **names)
-    lively(hf.BertForSequenceClassification(bert)).save_pretrained(place / "classifier")
+    randomize_weights_(hf.BertForSequenceClassification(bert)).save_pretrained(place / "classifier")
     llama = hf.LlamaConfig(
         vocab_size=64, max_position_embeddings=64, **SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3
     )
-    causal = lively(hf.LlamaForCausalLM(llama))
+    causal = randomize_weights_(hf.LlamaForCausalLM(llama))
     causal.save_pretrained(place / "llama", max_shard_size="30kB")
     learner = peft.get_peft_model(causal, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     learner.peft_config["default"].base_model_name_or_path = "llama"
@@ -107,14 +107,14 @@ def _make_models(place: Path) -> None:
     for folder in ("classifier", "llama"):
         tokenizer.save_pretrained(place / folder)
     vit = hf.ViTConfig(**SIZES, image_size=16, patch_size=8, **names)
-    lively(hf.ViTForImageClassification(vit)).save_pretrained(place / "vit")
+    randomize_weights_(hf.ViTForImageClassification(vit)).save_pretrained(place / "vit")
     hf.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(place / "vit")
     wave = hf.Wav2Vec2Config(
         **SIZES, conv_dim=(16, 16), conv_stride=(8, 8), conv_kernel=(10, 8), num_feat_extract_layers=2,
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, classifier_proj_size=16, mask_time_prob=0.0,
         layerdrop=0.0, **names,
     )  # fmt: skip
-    lively(hf.Wav2Vec2ForSequenceClassification(wave)).save_pretrained(place / "wav2vec2")
+    randomize_weights_(hf.Wav2Vec2ForSequenceClassification(wave)).save_pretrained(place / "wav2vec2")
     hf.Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(place / "wav2vec2")
     if importlib.util.find_spec("gguf") is not None:
         gguf_file(place / "model.gguf")

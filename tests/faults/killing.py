@@ -37,7 +37,7 @@ def make_model(folder: Path) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    from hf_pe.dummies.tiny import lively
+    from hf_pe.dummies.tiny import randomize_weights_
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = sorted({word for text in TEXTS for word in text.lower().strip(".").split()})
@@ -50,7 +50,7 @@ def make_model(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=raw, **names).save_pretrained(folder)
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
     config = BertConfig(vocab_size=64, max_position_embeddings=32, pad_token_id=0, **sizes)
-    lively(BertModel(config)).save_pretrained(folder)
+    randomize_weights_(BertModel(config)).save_pretrained(folder)
 
 
 def recipe(model: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.save import save_model
 from hf_pe.checkpoints.source import Source, resolve
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import (
     carried_files,
@@ -175,7 +175,7 @@ def test_the_modules_of_a_sentence_model_take_along_what_they_need(folder, tmp_p
     pooled(folder)
     for name in (".env.json", "private.txt", "hook.py"):
         (folder / "1_Pooling" / name).write_text("x")
-    save_model(lively(BertModel(bert_config())), None, tmp_path / "out", resolve(str(folder)))
+    save_model(randomize_weights_(BertModel(bert_config())), None, tmp_path / "out", resolve(str(folder)))
     assert [path.name for path in (tmp_path / "out" / "1_Pooling").iterdir()] == ["config.json"]
 
 
@@ -195,7 +195,7 @@ def test_code_comes_along_only_by_the_users_word(tmp_path):
     assert {path.name for path in carried_files(tmp_path, own_code=True) if path.suffix == ".py"} == own
     assert left_behind(tmp_path, own_code=True) == ["setup.py", "train.py"]
     trusted = Source(name="own", path=str(tmp_path), trust_remote_code=True)
-    save_model(lively(BertModel(bert_config())), None, tmp_path / "out", trusted)
+    save_model(randomize_weights_(BertModel(bert_config())), None, tmp_path / "out", trusted)
     assert {path.name for path in (tmp_path / "out").glob("*.py")} == own
 
 
@@ -232,7 +232,7 @@ def test_a_variant_that_is_a_link_elsewhere_does_not_go_out(tmp_path):
         write_report(report(), place)
     (tmp_path / "result" / "nf4").symlink_to(tmp_path / "outside" / "nf4")
     with pytest.raises(UsageError, match="leads out of the folder result"):
-        prepare(tmp_path / "result", Publish(repo="someone/small"), prove=False)
+        prepare(tmp_path / "result", Publish(repo="someone/small"), verify=False)
     (tmp_path / "outside" / "report.json").symlink_to(tmp_path / "result" / "main" / "report.json")
     with pytest.raises(UsageError, match=r"report.json is a link that leads out"):
         read_report(tmp_path / "outside")

@@ -60,7 +60,7 @@ def attempt(result: Path, endpoint: str, kind: str, times: int = 1) -> tuple[str
     hub = Hub()
     with hub.serve() as url:
         api = HfApi(endpoint=url, token=TOKEN)
-        push(result / "main", Publish(repo=REPO), api=api, prove=False)
+        push(result / "main", Publish(repo=REPO), api=api, verify=False)
         before = hub.snapshot()
         hub.reset()
         folder, settings = scenario(endpoint, result)
@@ -68,7 +68,7 @@ def attempt(result: Path, endpoint: str, kind: str, times: int = 1) -> tuple[str
         hub.faults = [fault, *([Fault(*AFTER[endpoint])] if endpoint in AFTER else [])]
         message = ""
         try:
-            sent = push(folder, settings, api=api, prove=False)
+            sent = push(folder, settings, api=api, verify=False)
         except (PushError, UsageError) as error:
             message = str(error)
         assert fault.times < times, f"the push never called {endpoint}"

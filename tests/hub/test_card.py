@@ -309,7 +309,7 @@ def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
     lost = {f"layers.{i}.up": 10.0 ** -(i % 7) for i in range(20)}
     plan = Plan(
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True,
-        sensitivity=lost, unpacked=("lm_head", "layers.0.up"),
+        sensitivity=lost, modules_to_not_convert=("lm_head", "layers.0.up"),
     )  # fmt: skip
     base = report()
     told = base.model_copy(update={"stages": (base.stages[0].model_copy(update={"plan": plan}),)})

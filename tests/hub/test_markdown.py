@@ -52,7 +52,7 @@ def full_report():
     stage = base.stages[0].model_copy(update={"losses": ((1, 2.0), (2, 1.0)), "layer_bits": (32.0,)})
     packing = Plan(
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True,
-        sensitivity={"layers.0.up": 0.1}, unpacked=("layers.0.up",), notes=("a note",), references=("https://x.org/1",),
+        sensitivity={"layers.0.up": 0.1}, modules_to_not_convert=("layers.0.up",), notes=("a note",), references=("https://x.org/1",),
     )  # fmt: skip
     counts = RowCounts(read=9, empty=1, duplicate=1, over_limit=1, overlapping=1, truncated=1)
     said = {"license": "other", "license_name": "own", "license_link": "terms", "revision": "abc", "tags": ("a",)}

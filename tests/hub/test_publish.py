@@ -76,7 +76,7 @@ def test_what_was_pushed_loads_with_plain_from_pretrained(hub, api, folder, resu
 
 def test_the_main_result_does_not_take_the_branch_of_a_variant(result):
     with pytest.raises(UsageError, match="branch: 'nf4' is the branch of the variant"):
-        prepare(result[1], Publish(repo=REPO, branch="nf4"), prove=False)
+        prepare(result[1], Publish(repo=REPO, branch="nf4"), verify=False)
 
 
 def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder, tmp_path):
@@ -138,7 +138,7 @@ def test_what_lies_beside_a_model_on_the_hub_comes_along(hub, api, folder, tmp_p
 
 
 def test_the_card_on_the_hub_names_the_repository(hub, api, folder):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     card = files(hub)["README.md"].decode()
     assert f'AutoModel.from_pretrained("{REPO}")' in card
     assert read_report(folder).name == "small", "the folder itself is not changed"
@@ -146,22 +146,22 @@ def test_the_card_on_the_hub_names_the_repository(hub, api, folder):
 
 
 def test_a_second_push_sends_nothing_and_makes_no_commit(hub, api, folder):
-    first = push(folder, Publish(repo=REPO), api=api, prove=False)
+    first = push(folder, Publish(repo=REPO), api=api, verify=False)
     commits, sent = len(hub.repos[REPO].commits), sum(hub.sent.values())
-    again = push(folder, Publish(repo=REPO), api=api, prove=False)
+    again = push(folder, Publish(repo=REPO), api=api, verify=False)
     assert again[0].commit == first[0].commit
     assert not again[0].changed
     assert (len(hub.repos[REPO].commits), sum(hub.sent.values())) == (commits, sent)
 
 
 def test_only_what_changed_is_sent_and_stale_shards_go(hub, api, folder):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     repo = hub.repos[REPO]
     old = {**files(hub), "model-00001-of-00002.safetensors": b"stale", "notes.md": b"of a person"}
     repo.branches["main"] = repo.commit(repo.branches["main"], old)
     hub.reset()
     (folder / "extra.txt").write_text("new")
-    sent = push(folder, Publish(repo=REPO), api=api, prove=False)
+    sent = push(folder, Publish(repo=REPO), api=api, verify=False)
     assert sent[0].changed == ("extra.txt", "report.json"), "the report states the hash of every file"
     assert sent[0].removed == ("model-00001-of-00002.safetensors",)
     assert "notes.md" in files(hub)
@@ -169,8 +169,8 @@ def test_only_what_changed_is_sent_and_stale_shards_go(hub, api, folder):
 
 
 def test_variants_are_branches_of_one_repository(hub, api, result):
-    assert all(each.report.folder is None for each in prepare(result[1], Publish(repo=REPO), prove=False))
-    sent = push(result[1], Publish(repo=REPO, tag="v1"), api=api, prove=False)
+    assert all(each.report.folder is None for each in prepare(result[1], Publish(repo=REPO), verify=False))
+    sent = push(result[1], Publish(repo=REPO, tag="v1"), api=api, verify=False)
     assert [s.branch for s in sent] == ["nf4", "main"]
     assert hub.repos[REPO].tags["v1"] == hub.repos[REPO].branches["main"]
     for branch in ("main", "nf4"):
@@ -181,24 +181,24 @@ def test_variants_are_branches_of_one_repository(hub, api, result):
 
 
 def test_a_pull_request_leaves_the_branch_alone_and_is_not_opened_twice(hub, api, folder):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     (folder / "extra.txt").write_text("new")
     before = hub.repos[REPO].branches["main"]
-    sent = push(folder, Publish(repo=REPO, create_pr=True), api=api, prove=False)
-    again = push(folder, Publish(repo=REPO, create_pr=True), api=api, prove=False)
+    sent = push(folder, Publish(repo=REPO, create_pr=True), api=api, verify=False)
+    again = push(folder, Publish(repo=REPO, create_pr=True), api=api, verify=False)
     assert sent[0].pull_request == again[0].pull_request == f"{hub.url}/{REPO}/discussions/1"
     assert hub.repos[REPO].branches["main"] == before
 
 
 def test_what_people_wrote_on_the_hub_survives(hub, api, folder):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     repo = hub.repos[REPO]
     card = files(hub)["README.md"].decode()
     edited = card.replace("---\n\n", "new_version: someone/next\n---\n\nBy hand.\n\n", 1).replace("1.5x", "9.9x")
     repo.branches["main"] = repo.commit(repo.branches["main"], {**files(hub), "README.md": edited.encode()})
     report = read_report(folder)
     write_report(report.model_copy(update={"date": "2031-01-01"}), folder)
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     now = files(hub)["README.md"].decode()
     assert "By hand." in now
     assert "new_version: someone/next" in now
@@ -208,7 +208,7 @@ def test_what_people_wrote_on_the_hub_survives(hub, api, folder):
 @pytest.mark.parametrize("case", ["not_yaml", "latin1"])
 def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push_before_anything_is_sent(hub, api, result, case):
     """Of all branches: the card of the main one is read before a variant is sent."""
-    push(result[1], Publish(repo=REPO), api=api, prove=False)
+    push(result[1], Publish(repo=REPO), api=api, verify=False)
     repo = hub.repos[REPO]
     card = shared(f"cases/{'remote' if case == 'not_yaml' else 'base'}_cards/{case}.md").read_bytes()
     repo.branches["main"] = repo.commit(repo.branches["main"], {**files(hub), "README.md": card})
@@ -217,12 +217,12 @@ def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push_before_anything_is
     with pytest.raises(
         UsageError, match=r"README.md of someone/small, branch main, is a card that cannot be merged with"
     ):
-        push(result[1], Publish(repo=REPO), api=api, prove=False)
+        push(result[1], Publish(repo=REPO), api=api, verify=False)
     assert hub.snapshot() == before
 
 
 def test_two_pushes_at_once_end_whole(hub, api, folder, tmp_path):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     other = shutil.copytree(folder, tmp_path / "other")
     (folder / "who.txt").write_text("one")
     (other / "who.txt").write_text("two")
@@ -231,7 +231,7 @@ def test_two_pushes_at_once_end_whole(hub, api, folder, tmp_path):
 
     def go(place):
         try:
-            push(place, Publish(repo=REPO), api=api, prove=False)
+            push(place, Publish(repo=REPO), api=api, verify=False)
             outcomes.append("sent")
         except PushError as error:
             outcomes.append(str(error))
@@ -256,11 +256,11 @@ def test_a_transfer_that_broke_goes_on_where_it_stopped(hub, api, folder):
     write_report(report.model_copy(update={"reload": reload}), folder)
     hub.faults = [Fault("commit", "reset before", times=99)]
     with pytest.raises(PushError, match="Push again to go on from here"):
-        push(folder, Publish(repo=REPO), api=api, prove=False)
+        push(folder, Publish(repo=REPO), api=api, verify=False)
     once = {oid: size for oid, size in hub.sent.items() if oid != "in commits"}
     assert once
     hub.faults = []
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     assert {oid: size for oid, size in hub.sent.items() if oid != "in commits"} == once
 
 
@@ -324,7 +324,7 @@ def changed_report(folder):
     ],
 )
 def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(folder, monkeypatch, spoil, message):
-    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     assert prepare(folder, Publish(repo=REPO))
     spoil(folder)
     with pytest.raises(UsageError, match=rf"not as it was made: {message}\. Undo that.*hf-pe seal"):
@@ -335,7 +335,7 @@ def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(fol
 
 
 def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
-    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     card = (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text(f"{card}\nBy hand.\n", "utf-8")
     told = []
@@ -346,7 +346,7 @@ def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
 
 
 def test_an_older_report_is_not_refused(folder, monkeypatch):
-    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     report = read_report(folder)
     reload = report.reload.model_copy(update={"loading": None})
     write_report(report.model_copy(update={"files": {}, "seal": None, "reload": reload}), folder)
@@ -368,7 +368,7 @@ def test_weights_are_never_sealed_anew(folder):
 
 
 def test_what_was_pushed_is_sealed(hub, api, folder, tmp_path):
-    push(folder, Publish(repo=REPO), api=api, prove=False)
+    push(folder, Publish(repo=REPO), api=api, verify=False)
     there = tmp_path / "there"
     for name, content in hub.contents(REPO).items():
         (there / name).parent.mkdir(parents=True, exist_ok=True)
@@ -383,20 +383,20 @@ def test_a_report_cannot_allow_code(folder):
     with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
         prepare(folder, Publish(repo=REPO))
     with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
-        prepare(folder, Publish(repo=REPO, load_back=True), prove=False)
+        prepare(folder, Publish(repo=REPO, load_back=True), verify=False)
 
 
 def test_a_text_that_is_no_secret_can_be_let_pass(folder):
     (folder / "note.txt").write_text("made in /home/anna/models")
-    assert prepare(folder, Publish(repo=REPO, allow=("/home/anna",)), prove=False)
+    assert prepare(folder, Publish(repo=REPO, allow=("/home/anna",)), verify=False)
 
 
 def test_a_user_may_be_called_here_as_on_the_hub(folder, monkeypatch):
     monkeypatch.setattr("hf_pe.hub.private_facts.getpass.getuser", lambda: REPO.partition("/")[0])
-    assert prepare(folder, Publish(repo=REPO), prove=False)
+    assert prepare(folder, Publish(repo=REPO), verify=False)
     (folder / "note.txt").write_text("someone made it")
     with pytest.raises(UsageError, match="name of the user: someone"):
-        prepare(folder, Publish(repo="another/small"), prove=False)
+        prepare(folder, Publish(repo="another/small"), verify=False)
 
 
 def test_weights_that_do_not_load_are_not_sent(folder, monkeypatch):
@@ -424,25 +424,25 @@ def test_a_licence_that_forbids_derivatives_stops_the_push(folder, licence):
     report = read_report(folder)
     write_report(report.model_copy(update={"base": report.base.model_copy(update={"license": licence})}), folder)
     with pytest.raises(UsageError, match="forbids derivatives"):
-        prepare(folder, Publish(repo=REPO), prove=False)
+        prepare(folder, Publish(repo=REPO), verify=False)
 
 
 def test_a_wrong_name_and_a_taken_tag(hub, api, folder):
     with pytest.raises(UsageError, match="expected NAME or USER/NAME"):
         push(folder, Publish(repo="a/b/c"), api=api)
-    push(folder, Publish(repo=REPO, tag="v1"), api=api, prove=False)
+    push(folder, Publish(repo=REPO, tag="v1"), api=api, verify=False)
     with pytest.raises(UsageError, match="tag v1 is taken"):
-        push(folder, Publish(repo=REPO, tag="v1"), api=api, prove=False)
+        push(folder, Publish(repo=REPO, tag="v1"), api=api, verify=False)
 
 
 def test_without_a_token_it_says_how_to_log_in(hub, folder, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_api.get_token", lambda: None)
     with pytest.raises(UsageError, match="hf auth login"):
-        push(folder, Publish(repo=REPO), api=HfApi(endpoint=hub.url), prove=False)
+        push(folder, Publish(repo=REPO), api=HfApi(endpoint=hub.url), verify=False)
 
 
 def test_a_name_alone_belongs_to_the_user(hub, api, folder):
-    push(folder, Publish(repo="small", private=False), api=api, prove=False)
+    push(folder, Publish(repo="small", private=False), api=api, verify=False)
     assert not hub.repos["someone/small"].private
     assert "someone/small" in files(hub)["README.md"].decode()
 
@@ -487,7 +487,7 @@ def test_the_command_line(hub, api, result, monkeypatch):
     done = CliRunner().invoke(app, ["push", where, REPO, "--tag", "v1"])
     assert done.exit_code == 0, done.output
     assert "branch nf4, commit" in done.output
-    monkeypatch.setattr("hf_pe.hub.outgoing.prove_reload", lambda *_: None)
+    monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     again = CliRunner().invoke(app, ["push", where, REPO])
     assert "nothing new" in again.output
     shown = CliRunner().invoke(app, ["diff", f"{where}/main", f"{where}/nf4"])
@@ -508,7 +508,7 @@ def test_hidden_files_never_go_out(folder):
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("PASSWORD=hunter2" if name != ".gitattributes" else "*.safetensors filter=lfs")
-    (outgoing,) = prepare(folder, Publish(repo=REPO), prove=False)
+    (outgoing,) = prepare(folder, Publish(repo=REPO), verify=False)
     assert [name for name in outgoing.files if "." in (name[0], name.split("/")[-1][0])] == [".gitattributes"]
 
 
@@ -516,9 +516,9 @@ def test_a_repository_that_is_public_already_is_pushed_to_by_the_users_word_only
     api.create_repo(REPO, private=False)
     before = hub.snapshot()
     with pytest.raises(UsageError, match=r"someone/small is public.*--public"):
-        push(folder, Publish(repo=REPO), api=api, prove=False)
+        push(folder, Publish(repo=REPO), api=api, verify=False)
     assert hub.snapshot() == before
-    assert push(folder, Publish(repo=REPO, private=False), api=api, prove=False)[0].changed
+    assert push(folder, Publish(repo=REPO, private=False), api=api, verify=False)[0].changed
 
 
 def test_a_public_repository_and_a_taken_tag_are_refused_before_work(hub, api):
@@ -535,10 +535,10 @@ def test_a_public_repository_and_a_taken_tag_are_refused_before_work(hub, api):
 def test_a_folder_that_is_half_written_is_no_branch(result, tmp_path):
     folder = shutil.copytree(result[1], tmp_path / "small")
     shutil.copytree(folder / "main", folder / ".main.hf_pe-0123abcd")
-    assert [each.branch for each in prepare(folder, Publish(repo=REPO), prove=False)] == ["nf4", "main"]
+    assert [each.branch for each in prepare(folder, Publish(repo=REPO), verify=False)] == ["nf4", "main"]
     (folder / "nf4").rename(folder / "four bits")
     with pytest.raises(UsageError, match="branch of the variant small/four bits: git takes no branch"):
-        prepare(folder, Publish(repo=REPO), prove=False)
+        prepare(folder, Publish(repo=REPO), verify=False)
 
 
 @pytest.mark.parametrize("settings", [{"branch": "bad name"}, {"tag": "v1..2"}])
@@ -554,5 +554,5 @@ def test_a_name_that_no_branch_or_tag_can_have_is_refused_before_anything(settin
 def test_what_hf_pe_notes_for_itself_stays_here(folder):
     for name in (".hf_pe.json", ".README.md.hf_pe-0123abcd"):
         (folder / name).write_text("{}")
-    (outgoing,) = prepare(folder, Publish(repo=REPO), prove=False)
+    (outgoing,) = prepare(folder, Publish(repo=REPO), verify=False)
     assert not [name for name in outgoing.files if "hf_pe" in name]

@@ -7,13 +7,13 @@ import torch
 from transformers import BertModel, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from hf_pe.checkpoints.source import resolve
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, latency, measure, parameters, quality, spec_sizes, weight_bytes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.progress import listen
 from hf_pe.run.measure_model import measure_source
-from hf_pe.tasks import ImageClassification, Judged
+from hf_pe.tasks import EvalResult, ImageClassification
 from tests.helpers import bert_config
 from tests.images import of_rows
 
@@ -43,7 +43,7 @@ def test_a_spec_has_the_sizes_of_the_model():
 
 def test_latency_is_interleaved_and_stated_with_its_setting():
     turns = []
-    models = {name: lively(BertModel(bert_config())) for name in ("one", "two")}
+    models = {name: randomize_weights_(BertModel(bert_config())) for name in ("one", "two")}
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: turns.append(name))
     found = latency(models, batch=2, length=16, seconds=0.01)
@@ -56,7 +56,7 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
 
 
 def test_warming_up_is_said_before_the_first_pass():
-    model, said = lively(BertModel(bert_config())), []
+    model, said = randomize_weights_(BertModel(bert_config())), []
     model.register_forward_hook(lambda *_: said.append("pass"))
     with listen(lambda what, done, total: said.append((what, done, total))):
         latency({"one": model}, batch=2, length=8, seconds=0.0)
@@ -65,18 +65,20 @@ def test_warming_up_is_said_before_the_first_pass():
 
 def test_large_models_are_run_twice_only(monkeypatch):
     monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "LONG_MS", 0.0)
-    found = latency({"one": lively(BertModel(bert_config()))}, batch=1, length=8, seconds=0.0)
+    found = latency({"one": randomize_weights_(BertModel(bert_config()))}, batch=1, length=8, seconds=0.0)
     assert found["one"].rounds == 2 and found["one"].p50_ms <= found["one"].p90_ms
 
 
 def test_a_longer_model_takes_longer():
-    short, long = (lively(BertModel(bert_config(hidden_size=128, num_hidden_layers=n))) for n in (1, 12))
+    short, long = (randomize_weights_(BertModel(bert_config(hidden_size=128, num_hidden_layers=n))) for n in (1, 12))
     found = latency({"short": short, "long": long}, batch=4, length=64, seconds=0.5)
     assert found["long"].p50_ms > 2 * found["short"].p50_ms
 
 
 def test_measure_all_at_once():
-    found = measure({"a": lively(BertModel(bert_config()))}, evaluate=lambda model: {"mine": 3}, batches=(1,))["a"]
+    found = measure(
+        {"a": randomize_weights_(BertModel(bert_config()))}, evaluate=lambda model: {"mine": 3}, batches=(1,)
+    )["a"]
     assert found.quality == {"mine": 3.0}
     assert found.flops_setting == "batch 1, length 64"
     assert found.disk_bytes is None
@@ -101,9 +103,9 @@ def timed_at(monkeypatch):
 
 def test_images_without_a_size_in_the_config_have_the_processors(timed_at):
     """A ResNet for 32 pixels was counted and timed at 128, or at what the model beside it says."""
-    models = {"a": lively(ResNetForImageClassification(ResNetConfig(**RESNET)))}
+    models = {"a": randomize_weights_(ResNetForImageClassification(ResNetConfig(**RESNET)))}
     data = replace(of_rows(ImageClassification(), {"pixel_values": [[0.0]]}), processor=ViTImageProcessor(size=32))
-    found = measure(models, data, judged={"a": Judged({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
+    found = measure(models, data, evaluations={"a": EvalResult({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
     assert found.flops == flops(models["a"].config, ResNetForImageClassification, pixels=32)
     assert found.flops_setting == found.latency[0].inputs == "batch 1, 32 pixels"
     plain = measure(models, batches=(1,))["a"]
@@ -115,7 +117,7 @@ def test_images_without_a_size_in_the_config_have_the_processors(timed_at):
 
 
 def test_a_pass_is_timed_on_images_of_the_size_that_is_stated():
-    model, shapes = lively(ResNetForImageClassification(ResNetConfig(**RESNET))), set()
+    model, shapes = randomize_weights_(ResNetForImageClassification(ResNetConfig(**RESNET))), set()
     model.register_forward_pre_hook(lambda _, __, given: shapes.add(given["pixel_values"].shape), with_kwargs=True)
     found = latency({"a": model}, batch=2, seconds=0.0, pixels=32)["a"]
     assert shapes == {(2, 3, 32, 32)} and found.inputs == "batch 2, 32 pixels"

@@ -5,7 +5,7 @@ from hf_pe.checkpoints.reload import open_in_fresh_process
 from hf_pe.checkpoints.save import save_model, weight_bytes_on_disk
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import ReloadError
 from hf_pe.files.hashes import value_sha256
 from hf_pe.loading import Loading
@@ -14,7 +14,7 @@ from tests.helpers import bert_config
 
 
 def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
-    model = lively(BertModel(bert_config(vocab_size=400_000)))
+    model = randomize_weights_(BertModel(bert_config(vocab_size=400_000)))
     save_model(model, tokenizer, tmp_path / "small")
     weights = weight_bytes_on_disk(tmp_path / "small")
     seen, loading = reopened(tmp_path / "small", "me/small", model, "AutoModel", tokenizer)
@@ -26,14 +26,16 @@ def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
 
 
 def test_other_weights_are_noticed(tmp_path, tokenizer):
-    save_model(lively(BertModel(bert_config()), seed=1), tokenizer, tmp_path / "small")
-    seen, _ = reopened(tmp_path / "small", "small", lively(BertModel(bert_config())), "AutoModel", tokenizer)
+    save_model(randomize_weights_(BertModel(bert_config()), seed=1), tokenizer, tmp_path / "small")
+    seen, _ = reopened(
+        tmp_path / "small", "small", randomize_weights_(BertModel(bert_config())), "AutoModel", tokenizer
+    )
     assert seen.max_difference > 1e-2
 
 
 def test_a_folder_that_does_not_load_says_why(tmp_path):
     (tmp_path / "broken").mkdir()
-    model = lively(BertModel(bert_config()))
+    model = randomize_weights_(BertModel(bert_config()))
     loading = Loading(auto_class="AutoModel")
     inputs = example_inputs(model)
     with pytest.raises(ReloadError, match=r"does not load in a fresh process[\s\S]*config"):

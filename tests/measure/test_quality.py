@@ -9,8 +9,8 @@ from transformers import BertModel, LlamaConfig, LlamaForCausalLM
 
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.errors import NotFiniteError, UsageError
-from hf_pe.measure import chance_warnings, changes, first_answers, judge, quality
-from hf_pe.tasks import CausalLM, Judged
+from hf_pe.measure import chance_warnings, changes, evaluate_task, first_outputs, quality
+from hf_pe.tasks import CausalLM, EvalResult
 from tests.helpers import TEXTS, bert_config, taught
 
 DRAW = np.random.default_rng(3)
@@ -19,7 +19,7 @@ HARD = np.arange(400) < 100
 
 
 def judged(right, slices=None):
-    return Judged({"right": right}, lambda c: {"accuracy": float(c["right"].mean())}, slices or {})
+    return EvalResult({"right": right}, lambda c: {"accuracy": float(c["right"].mean())}, slices or {})
 
 
 def test_a_model_beside_itself_has_no_change_and_no_doubt():
@@ -60,10 +60,10 @@ def test_a_slice_tells_where_it_got_worse():
 def test_a_model_that_cannot_read_its_batches_is_named_before_work(tokenizer, llama_folder):
     model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
-    first_answers(model, data)
+    first_outputs(model, data)
     model.model.embed_tokens = torch.nn.Embedding(200, 32)
     with pytest.raises(UsageError, match=r"LlamaForCausalLM cannot read what its tokenizer or processor makes"):
-        first_answers(model, data)
+        first_outputs(model, data)
 
 
 def test_a_float16_model_that_overflows_is_named_before_it_is_scored(tokenizer, llama_folder):
@@ -71,9 +71,9 @@ def test_a_float16_model_that_overflows_is_named_before_it_is_scored(tokenizer, 
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.mul_(1e4)
-    judge(model, data)
+    evaluate_task(model, data)
     with pytest.raises(NotFiniteError, match=r"float16, which overflows in model\.layers\.1\..*bfloat16"):
-        judge(model.to(torch.float16).train(), data)
+        evaluate_task(model.to(torch.float16).train(), data)
     assert all(module.training for module in model.modules())
 
 

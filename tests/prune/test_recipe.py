@@ -36,9 +36,9 @@ from hf_pe.anatomy import EVERYWHERE
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
-from hf_pe.measure import judge, parameters
+from hf_pe.measure import evaluate_task, parameters
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
@@ -128,7 +128,7 @@ def test_where_memory_is_short_blocks_go_one_by_one_to_the_same_model(causal, mo
 def test_query_heads_of_groups_are_cut_as_planned(tokenizer, settings, heads, groups):
     sizes = {"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
     config = MistralConfig(vocab_size=len(tokenizer), num_hidden_layers=2, intermediate_size=32, **sizes)
-    model = lively(MistralForCausalLM(config))
+    model = randomize_weights_(MistralForCausalLM(config))
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     recipe = StructuredPruning(**settings, criterion="magnitude_l2", repair="none")
     plan = recipe.plan(StageState(model, data))
@@ -273,7 +273,7 @@ def test_a_floor_is_kept_and_used(work, axes):
     outline, after = recipe.dry_run(SKETCH)
     assert not outline.exact and after.config is SKETCH.config
     plan = recipe.plan(StageState(model, data))
-    kept = judge(recipe.apply(StageState(model, data), plan).model, data).scores()["spearman"]
+    kept = evaluate_task(recipe.apply(StageState(model, data), plan).model, data).scores()["spearman"]
     assert 0.8 <= kept < 1
     assert plan.sizes
     assert f"found {kept:.4f}" in plan.notes[0]
@@ -290,7 +290,7 @@ def test_a_floor_that_no_cut_keeps_is_refused_with_what_is_left(work):
 def test_an_architecture_that_cannot_be_proved_is_refused_with_the_reason():
     """CTRL's positions are waves of its width."""
     spec = ModelSpec(AutoConfig.for_model("ctrl", n_layer=2), CTRLModel)
-    with pytest.raises(UsageError, match=r"could not be proved and is refused: .+"):
+    with pytest.raises(UsageError, match=r"could not be verified and is refused: .+"):
         StructuredPruning(keep={"hidden": 0.5}).dry_run(spec)
 
 
@@ -360,7 +360,7 @@ def test_heads_of_a_t5_go_in_step_and_are_repaired(tokenizer, tmp_path):
     small = recipe.apply(StageState(model, data), plan).model
     assert small.config.num_heads == 2 and small.config.d_kv == 8
     rough = StructuredPruning(keep={"heads": 0.5}, repair="none").apply(StageState(model, data), plan).model
-    scores = [judge(each, data).scores()["perplexity"] for each in (small, rough)]
+    scores = [evaluate_task(each, data).scores()["perplexity"] for each in (small, rough)]
     assert scores[0] < scores[1]
 
 

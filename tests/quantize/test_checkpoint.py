@@ -11,7 +11,7 @@ from hf_pe import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.cli import app
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.registry import dequantized_weight
@@ -25,7 +25,9 @@ def folder(request, llama_folder, tokenizer, tmp_path):
     if request.param == "llama":
         model = LlamaForCausalLM.from_pretrained(llama_folder)
     else:
-        model = lively(GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, pad_token_id=0)))
+        model = randomize_weights_(
+            GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200, pad_token_id=0))
+        )
     model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
     tokenizer.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
@@ -73,7 +75,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(llama_folder, bert_fol
         quantize_checkpoint(str(tmp_path / "small"), tmp_path / "out")
     with pytest.raises(UsageError, match="not empty"):
         quantize_checkpoint(str(llama_folder), tmp_path / "small")
-    tiny = lively(
+    tiny = randomize_weights_(
         GPT2LMHeadModel(GPT2Config(n_embd=32, n_inner=96, n_layer=1, n_head=2, vocab_size=200, n_positions=8))
     )
     with pytest.raises(UsageError, match="no linear layer"):

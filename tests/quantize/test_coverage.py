@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from hf_pe import BitsAndBytesQuantization, compress, quantize_checkpoint
 from hf_pe.cli import app
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import listed
 from hf_pe.hub import render_card
 from hf_pe.hub.markdown import escape
@@ -27,7 +27,7 @@ def mixture():
         vocab_size=200, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=8, max_position_embeddings=64, pad_token_id=0,
     )  # fmt: skip
-    return lively(MixtralForCausalLM(config))
+    return randomize_weights_(MixtralForCausalLM(config))
 
 
 def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):

@@ -2,7 +2,7 @@ import torch
 from transformers import AlbertConfig, AlbertModel, BertModel
 
 from hf_pe.data import load_examples
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.quantize.inputs import _block, inputs_of
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.tasks import Embedding
@@ -38,7 +38,7 @@ def watched(model, name, data):
 def test_moments_are_of_all_that_flows_in_also_where_a_block_runs_again(tokenizer):
     sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
     albert = AlbertModel(AlbertConfig(vocab_size=200, embedding_size=64, pad_token_id=0, **sizes))
-    for model in (lively(BertModel(bert_config())).eval(), lively(albert).eval()):
+    for model in (randomize_weights_(BertModel(bert_config())).eval(), randomize_weights_(albert).eval()):
         data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
         names = plain_linear_layers(model)
         found = dict(inputs_of(model, names, data))

@@ -2,17 +2,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import distance, task_outputs
 from hf_pe.checkpoints.save import save_model
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, weight_bytes
 from hf_pe.model_spec import ModelSpec
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantize.sensitivity import by_metric, lost_answers
+from hf_pe.quantize.sensitivity import by_metric, output_change
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding
@@ -26,7 +26,7 @@ def packed(model, **settings):
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_reload_is_equal_to_the_bit_and_near_the_original(method, tmp_path):
-    model = lively(BertForSequenceClassification(bert_config()))
+    model = randomize_weights_(BertForSequenceClassification(bert_config()))
     small = packed(model, method=method)
     inputs = example_inputs(model)
     gap = difference(outputs_of(model, inputs), outputs_of(small, inputs))
@@ -38,7 +38,7 @@ def test_reload_is_equal_to_the_bit_and_near_the_original(method, tmp_path):
 
 
 def test_heads_are_kept_and_the_whole_list_is_stored():
-    model = lively(BertForSequenceClassification(bert_config()))
+    model = randomize_weights_(BertForSequenceClassification(bert_config()))
     small = packed(model, skip=("pooler.dense",))
     assert type(small.classifier) is torch.nn.Linear
     assert type(small.bert.pooler.dense) is torch.nn.Linear
@@ -69,13 +69,13 @@ def test_the_dry_run_states_the_bytes_that_come(settings, bits):
     recipe = BitsAndBytesQuantization(**settings)
     assert recipe.bits == pytest.approx(bits, abs=1e-3)
     plan, _ = recipe.dry_run(ModelSpec(config=config, model_class=BertModel))
-    small = packed(lively(BertModel(config)), **settings)
+    small = packed(randomize_weights_(BertModel(config)), **settings)
     assert plan.weight_bytes == pytest.approx(weight_bytes(small), rel=0.02)
     assert f"25 linear layers in {'int8' if bits == 8 else 'NF4'}" in plan.notes
 
 
 def test_the_given_model_is_left_alone():
-    model = lively(BertModel(bert_config()))
+    model = randomize_weights_(BertModel(bert_config()))
     packed(model)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert not hasattr(model.config, "quantization_config")
@@ -87,7 +87,7 @@ def test_a_quantized_model_still_does_its_task(bert_folder, tokenizer):
     from dataclasses import replace
 
     data = replace(data, teacher=model)
-    assert Embedding().judge(packed(model, method="int8"), data).scores()["spearman"] > 0.9
+    assert Embedding().evaluate(packed(model, method="int8"), data).scores()["spearman"] > 0.9
 
 
 def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
@@ -95,7 +95,7 @@ def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
     config = bert_config(hidden_size=96, intermediate_size=128)
     plan, _ = BitsAndBytesQuantization().dry_run(ModelSpec(config=config, model_class=BertModel))
     assert "4 linear layers in NF4" in plan.notes
-    small = packed(lively(BertModel(config)))
+    small = packed(randomize_weights_(BertModel(config)))
     assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
     assert type(small.encoder.layer[0].output.dense) is not torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
@@ -115,7 +115,7 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
     (kept,) = [note for note in plan.notes if note.startswith("kept as they are")]
     assert "self_attn.k_proj" not in kept, "said once, with the reason"
     assert "lm_head" not in unfit and "multiples of 32" in unfit
-    small = packed(lively(LlamaForCausalLM(config)))
+    small = packed(randomize_weights_(LlamaForCausalLM(config)))
     assert type(small.model.layers[0].self_attn.k_proj) is torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
     eight, _ = BitsAndBytesQuantization(method="int8").dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
@@ -152,16 +152,16 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     spec, _ = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
     plan = recipe.plan(StageState(model, data))
     assert plan.exact and not spec.exact
-    assert len(plan.sensitivity) == 21 and len(plan.unpacked) > 1
+    assert len(plan.sensitivity) == 21 and len(plan.modules_to_not_convert) > 1
     if "weight_bytes" in budget:
         assert 0.9 * budget["weight_bytes"] < plan.weight_bytes <= budget["weight_bytes"]
     near = plan.weight_bytes == pytest.approx(spec.weight_bytes, rel=0.05)
     below = plan.weight_bytes < spec.weight_bytes
-    lost = [value for name, value in plan.sensitivity.items() if name not in plan.unpacked]
+    lost = [value for name, value in plan.sensitivity.items() if name not in plan.modules_to_not_convert]
     assert near or (below and not any(lost))  # what loses nothing is packed, whatever room is left
     small = recipe.apply(StageState(model, data), plan).model
     assert weight_bytes(small) == pytest.approx(plan.weight_bytes, rel=0.03)
-    staying = [n for n in plan.unpacked if n != "lm_head"]
+    staying = [n for n in plan.modules_to_not_convert if n != "lm_head"]
     assert all(small.get_submodule(n).weight.dtype == torch.bfloat16 for n in staying)
     small.save_pretrained(tmp_path)
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -174,12 +174,12 @@ def test_the_layers_that_stay_are_those_that_answers_miss(language):
     model, data = language
     recipe = BitsAndBytesQuantization(mean_bits=6.0, dtype="bfloat16")
     plan = recipe.plan(StageState(model, data))
-    wanted = answers(model, data, by_token=True)
-    count = len(plan.unpacked) - 1
+    wanted = task_outputs(model, data, by_token=True)
+    count = len(plan.modules_to_not_convert) - 1
     least = sorted(plan.sensitivity, key=lambda name: plan.sensitivity[name])[:count]
-    worst = plan.model_copy(update={"unpacked": ("lm_head", *least)})
+    worst = plan.model_copy(update={"modules_to_not_convert": ("lm_head", *least)})
     lost = [
-        distance(answers(recipe.apply(StageState(model, data), p).model, data, by_token=True), wanted)
+        distance(task_outputs(recipe.apply(StageState(model, data), p).model, data, by_token=True), wanted)
         for p in (plan, worst)
     ]
     assert lost[0] < lost[1]
@@ -220,7 +220,7 @@ def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
 
 def test_packing_that_moves_answers_too_far_is_refused(language):
     model, data = language
-    moved = lost_answers(model, packed(model), data)
+    moved = output_change(model, packed(model), data)
     near = BitsAndBytesQuantization(drift=moved * 1.01, repair="none")
     near.carry_out(StageState(model, data))
     far = BitsAndBytesQuantization(drift=moved * 0.5, repair="none")

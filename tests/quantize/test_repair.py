@@ -2,11 +2,11 @@ import pytest
 import torch
 from transformers import AlbertConfig, AlbertModel, BertModel, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import distance, task_outputs
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.repair import repair_
 from hf_pe.quantizers.layers import plain_linear_layers
@@ -26,10 +26,12 @@ def case(request, bert_folder, llama_folder, tokenizer):
     elif request.param == "llama":
         model = LlamaForCausalLM.from_pretrained(llama_folder)
     elif request.param == "gpt2":
-        model = lively(GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, **SMALL)))
+        model = randomize_weights_(
+            GPT2LMHeadModel(GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=128, **SMALL))
+        )
     else:
         sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
-        model = lively(AlbertModel(AlbertConfig(embedding_size=64, **sizes, **SMALL)))
+        model = randomize_weights_(AlbertModel(AlbertConfig(embedding_size=64, **sizes, **SMALL)))
     task = CausalLM() if model.can_generate() else Embedding()
     return model.eval(), task.prepare(load_examples(TEXTS), tokenizer, model.config)
 
@@ -41,12 +43,12 @@ def case(request, bert_folder, llama_folder, tokenizer):
 )
 def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_path):
     model, data = case
-    wanted = answers(model, data, by_token=True)
+    wanted = task_outputs(model, data, by_token=True)
     lost = {}
     for repair in ("none", "gptq"):
         recipe = BitsAndBytesQuantization(repair=repair, **settings)
         small = recipe.carry_out(StageState(model, data)).model
-        lost[repair] = distance(answers(small, data, by_token=True), wanted)
+        lost[repair] = distance(task_outputs(small, data, by_token=True), wanted)
     assert 0 < lost["gptq"] < 0.7 * lost["none"]
     small.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
@@ -64,11 +66,11 @@ def test_the_given_model_stays_as_it_is(case):
 
 def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
     """A decoder that is given no encoder's states never runs its attention to them."""
-    model = lively(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
+    model = randomize_weights_(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
     small = recipe.carry_out(StageState(model, data)).model
-    names = plain_linear_layers(model, recipe.kept_modules(model))
+    names = plain_linear_layers(model, recipe.modules_to_not_convert(model))
     before = {name: dequantized_weight(small.get_submodule(name)).clone() for name in names}
     left = repair_(small, model, names, data, recipe.quantizer)
     assert left == [name for name in names if "crossattention" in name] and left

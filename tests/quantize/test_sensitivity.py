@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import distance, task_outputs
 from hf_pe.data import load_examples
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantize.sensitivity import estimated, measured
@@ -21,7 +21,7 @@ def case(llama_folder, tokenizer):
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(repair="none")
     packed = recipe.carry_out(StageState(model, data)).model
-    return model, packed, plain_linear_layers(model, recipe.kept_modules(model)), data
+    return model, packed, plain_linear_layers(model, recipe.modules_to_not_convert(model)), data
 
 
 def test_measured_is_the_divergence_with_one_layer_exchanged(case):
@@ -32,7 +32,7 @@ def test_measured_is_the_divergence_with_one_layer_exchanged(case):
     name = names[3]
     by_hand = copy.deepcopy(model)
     by_hand.get_submodule(name).weight.data = dequantized_weight(packed.get_submodule(name))
-    wanted = distance(answers(by_hand, data, by_token=True), answers(model, data, by_token=True))
+    wanted = distance(task_outputs(by_hand, data, by_token=True), task_outputs(model, data, by_token=True))
     assert found[name] == pytest.approx(wanted, rel=0.02)  # the packed layer multiplies in bfloat16
 
 

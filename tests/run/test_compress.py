@@ -32,7 +32,7 @@ from hf_pe.checkpoints.source import Source, resolve
 from hf_pe.data import DataConfig
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.hub import Publish, prepare
 from hf_pe.quantize import dequantize_checkpoint, quantize_checkpoint
 from hf_pe.recipe import StageState
@@ -419,7 +419,7 @@ def novel_folder(tokenizer, tmp_path):
     told = {"model_type": "novel", "architectures": ["NovelModel"], "auto_map": places, "vocab_size": 200}
     (folder / "config.json").write_text(json.dumps(told), "utf-8")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    model = lively(AutoModel.from_config(config, trust_remote_code=True))
+    model = randomize_weights_(AutoModel.from_config(config, trust_remote_code=True))
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     tokenizer.save_pretrained(folder)
     return folder
@@ -498,7 +498,7 @@ def test_what_no_task_does_is_quantized_and_cut_nonetheless(tmp_path):
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "num_mel_bins": 8, "vocab_size": 60}
     ids = {"pad_token_id": 3, "bos_token_id": 3, "eos_token_id": 3, "decoder_start_token_id": 4}
     config = WhisperConfig(**sizes, **heads, **ids, max_source_positions=16, max_target_positions=32)
-    lively(WhisperForConditionalGeneration(config)).save_pretrained(tmp_path / "whisper")
+    randomize_weights_(WhisperForConditionalGeneration(config)).save_pretrained(tmp_path / "whisper")
     quantize_checkpoint(str(tmp_path / "whisper"), tmp_path / "nf4")
     cut_checkpoint(str(tmp_path / "whisper"), tmp_path / "cut", {"ffn": 0.5})
     for name in ("nf4", "cut"):

@@ -5,7 +5,7 @@ import torch
 from transformers import BertModel
 
 from hf_pe.checkpoints.save import save_model
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import ReloadError
 from hf_pe.run.folder import write_result
 from tests.helpers import bert_config
@@ -13,11 +13,11 @@ from tests.hub.test_card import measurement, report
 
 
 def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeypatch):
-    model = lively(BertModel(bert_config()))
+    model = randomize_weights_(BertModel(bert_config()))
     save = save_model
 
     def damaged(model, *args):
-        other = lively(BertModel(bert_config()))
+        other = randomize_weights_(BertModel(bert_config()))
         with torch.no_grad():
             other.embeddings.position_embeddings.weight[-1] += 1  # the inputs are shorter
         save(other, *args)

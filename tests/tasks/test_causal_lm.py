@@ -43,7 +43,7 @@ def test_perplexity_is_exp_of_the_models_own_loss(llama_folder, tokenizer, examp
             for row in data.eval
         ]
     counts = torch.tensor([sum(label != -100 for label in row["labels"][1:]) for row in data.eval])
-    assert CausalLM().judge(model, data).scores()["perplexity"] == pytest.approx(
+    assert CausalLM().evaluate(model, data).scores()["perplexity"] == pytest.approx(
         math.exp((torch.stack(losses) * counts).sum() / counts.sum()), rel=1e-4
     )
 
@@ -88,7 +88,7 @@ def test_the_first_token_is_predicted_from_the_bos(llama_folder, adding, example
             predictions = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
             loss -= predictions.gather(1, ids[1:, None]).sum()
     expected = math.exp(loss / (15 * len(data.eval)))
-    assert CausalLM().judge(model, data).scores()["perplexity"] == pytest.approx(expected, rel=1e-4)
+    assert CausalLM().evaluate(model, data).scores()["perplexity"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_every_text_ends_and_the_next_begins_where_the_tokenizer_has_it_so(adding, examples):

@@ -54,14 +54,14 @@ def _positions(mask):
 def test_the_teacher_agrees_with_itself_and_not_with_noise(model, tokenizer):
     from dataclasses import replace
 
-    from hf_pe.dummies.tiny import lively
+    from hf_pe.dummies.tiny import randomize_weights_
     from tests.helpers import bert_config
 
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
     data = replace(data, teacher=model)
-    assert Embedding().judge(model, data).scores()["spearman"] == pytest.approx(1)
-    other = lively(BertModel(bert_config()), seed=5)
-    assert Embedding().judge(other, data).scores()["spearman"] < 0.95
+    assert Embedding().evaluate(model, data).scores()["spearman"] == pytest.approx(1)
+    other = randomize_weights_(BertModel(bert_config()), seed=5)
+    assert Embedding().evaluate(other, data).scores()["spearman"] < 0.95
 
 
 def test_scored_pairs(model, tokenizer, tmp_path):
@@ -78,7 +78,7 @@ def test_scored_pairs(model, tokenizer, tmp_path):
     from scipy.stats import spearmanr
 
     wanted = spearmanr((embeddings[:half] * embeddings[half:]).sum(1), data.examples.eval["score"]).statistic
-    assert Embedding().judge(model, data).scores()["spearman"] == pytest.approx(wanted)
+    assert Embedding().evaluate(model, data).scores()["spearman"] == pytest.approx(wanted)
 
 
 def test_a_score_without_a_pair_is_refused(tokenizer, model, tmp_path):

@@ -28,13 +28,13 @@ from transformers import (
 
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.distill import Cache, Distillation
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
-from hf_pe.tasks import TASKS, Judged, task_named
+from hf_pe.tasks import TASKS, EvalResult, task_named
 from hf_pe.tasks.audio_classification import heard
 from hf_pe.tasks.question_answering import _overlap
 from hf_pe.tasks.token_classification import spans
@@ -142,14 +142,14 @@ KINDS = [
 def ready(kind, tokenizer):
     told, model, processor = kind()
     task = task_named(kind.__name__)
-    teacher = lively(model, 1).eval()
+    teacher = randomize_weights_(model, 1).eval()
     return replace(task.prepare(told, processor or tokenizer, model.config), teacher=teacher), teacher
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_student_learns_by_every_signal_the_task_gives(kind, tokenizer):
     data, teacher = ready(kind, tokenizer)
-    student = lively(copy.deepcopy(teacher), 7).eval()
+    student = randomize_weights_(copy.deepcopy(teacher), 7).eval()
     losses = {"kl": 1.0, "task": 0.1, "hidden": 0.1}
     recipe = Distillation(steps=40, losses=losses, batch_size=8, learning_rate=3e-3)
     recipe.plan(StageState(student, data))
@@ -162,7 +162,7 @@ def test_a_student_learns_by_every_signal_the_task_gives(kind, tokenizer):
 @pytest.mark.parametrize("kind", [token_classification, seq2seq, image_classification, audio_classification])
 def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
     data, teacher = ready(kind, tokenizer)
-    student = lively(copy.deepcopy(teacher), 7).eval()
+    student = randomize_weights_(copy.deepcopy(teacher), 7).eval()
     live = Distillation(steps=3, losses={"kl": 1.0, "task": 0.1}, batch_size=8)
     cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), k=200)})
     one, other = (train_student(recipe, student, data)[1] for recipe in (live, cached))
@@ -176,18 +176,18 @@ def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     for repair in ("none", None):
         recipe = BitsAndBytesQuantization(repair=repair)
         found[repair] = recipe.carry_out(StageState(model, data)).model
-    names = plain_linear_layers(model, BitsAndBytesQuantization().kept_modules(model))
+    names = plain_linear_layers(model, BitsAndBytesQuantization().modules_to_not_convert(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
     plain, repaired = ([dequantized_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
     assert not any(torch.equal(a, b) for a, b in zip(plain, repaired, strict=True))
-    assert all(value == value for value in data.task.judge(found[None], data).scores().values())
+    assert all(value == value for value in data.task.evaluate(found[None], data).scores().values())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_scores_are_those_of_the_examples(kind, tokenizer):
     data, teacher = ready(kind, tokenizer)
-    judged = data.task.judge(teacher, data)
-    assert isinstance(judged, Judged) and judged.count == 12
+    judged = data.task.evaluate(teacher, data)
+    assert isinstance(judged, EvalResult) and judged.count == 12
     whole = judged.scores()
     assert data.task.metric in whole
     assert judged.scores(np.arange(12)) == pytest.approx(whole)
@@ -231,7 +231,7 @@ def test_bart_learns_as_well(tokenizer):
     told, model, _ = seq2seq("bart")
     data = task_named("seq2seq").prepare(told, tokenizer, model.config)
     batch = data.collate([data.train[0], data.train[1]])
-    model = lively(model).eval()
+    model = randomize_weights_(model).eval()
     with torch.no_grad():
         own = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss
         found = data.task.signals(model, batch)["loss"]
@@ -312,7 +312,7 @@ def test_a_model_that_knows_the_answer_scores_one(tokenizer):
                 self.at += 1
             return type("Out", (), {"start_logits": start, "end_logits": end})()
 
-    assert task.judge(Oracle(), data).scores() == {"f1": 1.0, "exact_match": 1.0}
+    assert task.evaluate(Oracle(), data).scores() == {"f1": 1.0, "exact_match": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_answers_are_compared_as_squad_does(said, gold, score):
 
 def test_evaluation_rows_are_hidden_once_and_training_rows_anew(tokenizer):
     data, teacher = ready(masked_lm, tokenizer)
-    assert data.task.judge(teacher, data).scores() == data.task.judge(teacher, data).scores()
+    assert data.task.evaluate(teacher, data).scores() == data.task.evaluate(teacher, data).scores()
     one, other = (data.collate([data.train[i] for i in range(8)])["input_ids"] for _ in range(2))
     assert not torch.equal(one, other)
 

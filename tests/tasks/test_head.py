@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import BertForMaskedLM, LlamaForCausalLM
 
-from hf_pe.calibration import answers
+from hf_pe.calibration import task_outputs
 from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Cache, Distillation
 from hf_pe.distill.signals import SignalRequest
 from hf_pe.distill.teachers.cache_files import open_cache
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Head, MaskedLM, few_tokens
 from hf_pe.tasks.batch import ROW
@@ -26,7 +26,7 @@ def language(llama_folder, tokenizer):
     examples = load_examples(TEXTS)
     examples = replace(examples, config=DataConfig(train="x", max_length=48, calibration=24))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    return lively(LlamaForCausalLM(teacher.config), seed=9).eval(), data
+    return randomize_weights_(LlamaForCausalLM(teacher.config), seed=9).eval(), data
 
 
 @pytest.fixture
@@ -60,17 +60,17 @@ def test_what_a_student_learns_from_is_found_out_on_few_tokens(language, losses,
 def test_evaluation_and_calibration_have_the_same_figures_in_parts(language, monkeypatch):
     student, data = language
     data.eval.set_format(None)
-    whole, lost = student, answers(student, data)
-    expected = CausalLM().judge(whole, data)
+    whole, lost = student, task_outputs(student, data)
+    expected = CausalLM().evaluate(whole, data)
     for name in ("distill.teachers.cache_files", "tasks.likelihood"):
         monkeypatch.setattr(f"hf_pe.{name}.LARGE", 1)
     monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
     sizes = watched(student)
-    found = CausalLM().judge(student, data)
+    found = CausalLM().evaluate(student, data)
     for name, column in expected.columns.items():
         assert found.columns[name] == pytest.approx(column, rel=1e-5), name
-    assert answers(student, data)[0] == lost[0] == "loss"
-    torch.testing.assert_close(answers(student, data)[1], lost[1])
+    assert task_outputs(student, data)[0] == lost[0] == "loss"
+    torch.testing.assert_close(task_outputs(student, data)[1], lost[1])
     assert max(sizes) <= CHUNK
 
 
@@ -78,10 +78,10 @@ def test_where_the_head_is_not_known_as_many_rows_are_evaluated_at_once_as_their
     tokenizer, large, monkeypatch
 ):
     monkeypatch.setattr("hf_pe.tasks.likelihood.LOGITS_BYTES", 4 * 128 * 200)  # one row of 200 words
-    model = lively(BertForMaskedLM(bert_config(num_hidden_layers=1))).eval()
+    model = randomize_weights_(BertForMaskedLM(bert_config(num_hidden_layers=1))).eval()
     data = MaskedLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     sizes = watched(model)
-    MaskedLM().judge(model, data)
+    MaskedLM().evaluate(model, data)
     assert len(sizes) == len(data.eval)
 
 

@@ -130,7 +130,7 @@ def test_detectors_of_other_kinds_learn(kind, losses, folder):
         Distillation(steps=12, batch_size=6, learning_rate=2e-3, losses=losses), teacher, replace(data, teacher=teacher)
     )
     assert all(np.isfinite(loss) for _, loss in curve)
-    assert set(data.task.judge(trained, data).scores()) == {"map", "map_50"}
+    assert set(data.task.evaluate(trained, data).scores()) == {"map", "map_50"}
 
 
 def test_queries_taken_from_the_image_are_no_logits(folder):

@@ -18,7 +18,7 @@ def test_labels_by_name_and_by_number(classifier_folder, tokenizer, tmp_path, la
     model = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
     data = TextClassification().prepare(write(tmp_path, labels), tokenizer, model.config)
     assert data.train["labels"][:4] == [0, 1, 0, 1]
-    found = TextClassification().judge(model, data).scores()
+    found = TextClassification().evaluate(model, data).scores()
     assert 0 <= found["accuracy"] <= 1
     assert set(found) == {"accuracy", "f1_macro"}
 
@@ -31,7 +31,7 @@ def test_accuracy_is_the_share_of_agreement(classifier_folder, tokenizer, tmp_pa
     with torch.no_grad():
         said = [int(TextClassification().signals(model, b)["logits"].argmax()) for b in data.batches(data.eval, 1)]
     share = sum(a == b for a, b in zip(said, data.eval["labels"], strict=True)) / len(said)
-    assert TextClassification().judge(model, data).scores()["accuracy"] == pytest.approx(share)
+    assert TextClassification().evaluate(model, data).scores()["accuracy"] == pytest.approx(share)
 
 
 def test_a_label_the_model_does_not_know(classifier_folder, tokenizer, tmp_path):

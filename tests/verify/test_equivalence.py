@@ -20,12 +20,12 @@ from hf_pe.anatomy.norms import norms_along
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.surgery import cut, cut_config
 from hf_pe.verify import comparison
-from hf_pe.verify import equivalence as proof_module
+from hf_pe.verify import equivalence as equivalence
 from hf_pe.verify.comparison import EFFECT, compare
-from hf_pe.verify.equivalence import prove
+from hf_pe.verify.equivalence import verify_cut
 
 
 @pytest.mark.parametrize("model_type", ["ctrl", "m2m_100"])
@@ -33,7 +33,7 @@ def test_hidden_width_that_sizes_waves_of_positions_is_refused(model_type):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
-    assert "differ by" in prove(config, model_class, axis).reason
+    assert "differ by" in verify_cut(config, model_class, axis).reason
 
 
 @pytest.mark.parametrize(
@@ -44,15 +44,15 @@ def test_whole_heads_go_with_the_width_where_something_has_their_size(model_type
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("hidden")
-    proof = prove(config, model_class, axis)
+    verification = verify_cut(config, model_class, axis)
     assert axis.whole_heads and not axis.narrows_heads
-    assert proof.holds, proof.reason
+    assert verification.holds, verification.reason
 
 
 def test_a_router_that_still_picks_removed_experts_is_noticed():
     """A zero row is a logit of 0, not minus infinity: as a reference it must not pass."""
     config = tiny(AutoConfig.for_model("mixtral"))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     (axis,) = discover(config, type(model)).named("experts")
     kept = {group: [0, 1] for group in axis.groups}
     zeroed = copy.deepcopy(model)
@@ -71,7 +71,7 @@ def test_any_share_of_heads_is_proved(heads, groups):
     )
     for axis in discover(config, LlamaForCausalLM).axes:
         if axis.size > 1:
-            found = prove(config, LlamaForCausalLM, axis)
+            found = verify_cut(config, LlamaForCausalLM, axis)
             assert found.holds, found.reason
 
 
@@ -82,7 +82,7 @@ def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attenti
     model_class = AutoModel._model_mapping[type(config)]
     for axis in discover(config, model_class).named("hidden"):
         assert axis.heads > 1 and len(axis.groups) > 1
-        found = prove(config, model_class, axis)
+        found = verify_cut(config, model_class, axis)
         assert found.holds, found.reason
 
 
@@ -92,7 +92,7 @@ def test_scaled_embeddings_keep_their_size_and_tied_heads_theirs(model_class):
     config = AutoConfig.for_model(model_class.config_class.model_type)
     assert config.tie_word_embeddings
     (axis,) = discover(config, model_class).named("hidden")
-    found = prove(config, model_class, axis)
+    found = verify_cut(config, model_class, axis)
     assert found.holds, found.reason
     assert {slot.power for slot in axis.slots} >= {-0.5, 0.5}
 
@@ -100,16 +100,16 @@ def test_scaled_embeddings_keep_their_size_and_tied_heads_theirs(model_class):
 def test_a_norm_without_weights_is_told_the_width():
     config = AutoConfig.for_model("olmo")
     model_class = AutoModel._model_mapping[type(config)]
-    assert prove(config, model_class, discover(config, model_class).named("hidden")[0]).holds
+    assert verify_cut(config, model_class, discover(config, model_class).named("hidden")[0]).holds
 
 
 def test_queries_that_are_not_scaled_are_noticed():
     """Narrower heads divide by a smaller root: a cut that forgets it differs."""
     config = tiny(AutoConfig.for_model("bert"))
-    model = lively(BertModel(config))
+    model = randomize_weights_(BertModel(config))
     axis = discover(config, BertModel).named("hidden")[0]
     careless = dataclasses.replace(axis, slots=tuple(dataclasses.replace(s, power=0.0) for s in axis.slots))
-    kept = proof_module._pattern(axis, model)
+    kept = equivalence._pattern(axis, model)
     assert compare(model, axis, kept).holds
     assert "differ by" in compare(model, careless, kept).reason
 
@@ -119,7 +119,7 @@ def test_heads_that_share_a_norm_are_proved_with_the_norm_told():
     config = AutoConfig.for_model("olmo2")
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("kv_groups")
-    assert prove(config, model_class, axis).holds
+    assert verify_cut(config, model_class, axis).holds
     norms = norms_along(model_class(tiny(config)), discover(tiny(config), model_class).named("kv_groups")[0])
     assert sorted(norms) == [f"layers.{i}.self_attn.{name}" for i in range(2) for name in ("k_norm", "q_norm")]
 
@@ -129,7 +129,7 @@ def test_norms_of_groups_of_channels_are_not_told(monkeypatch):
     config = AutoConfig.for_model("bit", hidden_sizes=[64, 64], depths=[1, 1], num_groups=2, embedding_size=64)
     model_class = AutoModel._model_mapping[type(config)]
     axis = next(a for a in discover(config, model_class).axes if a.kind.is_residual)
-    assert not prove(config, model_class, axis).holds
+    assert not verify_cut(config, model_class, axis).holds
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,9 @@ def test_hidden_widths_of_all_kinds_are_proved(model_type, alike):
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     axes = discover(config, model_class).named("hidden")
-    assert all(axis.alike(EVERYWHERE) == alike and prove(config, model_class, axis).holds for axis in axes) and axes
+    assert (
+        all(axis.alike(EVERYWHERE) == alike and verify_cut(config, model_class, axis).holds for axis in axes) and axes
+    )
 
 
 def test_query_heads_beside_their_groups_are_proved():
@@ -149,8 +151,8 @@ def test_query_heads_beside_their_groups_are_proved():
     config = AutoConfig.for_model("mistral", num_key_value_heads=1, num_attention_heads=8)
     model_class = AutoModel._model_mapping[type(config)]
     heads, groups = (discover(config, model_class).named(name)[0] for name in ("heads", "kv_groups"))
-    assert prove(config, model_class, heads).holds
-    assert prove(config, model_class, groups).reason == "there is only one"
+    assert verify_cut(config, model_class, heads).holds
+    assert verify_cut(config, model_class, groups).reason == "there is only one"
 
 
 @pytest.mark.parametrize(("model_type", "groups"), [("t5", 2), ("umt5", 12)])
@@ -160,7 +162,7 @@ def test_heads_that_share_a_table_of_biases_go_together(model_type, groups):
     model_class = AutoModel._model_mapping[type(config)]
     (axis,) = discover(config, model_class).named("heads")
     assert len(axis.groups) == groups
-    assert prove(config, model_class, axis).holds
+    assert verify_cut(config, model_class, axis).holds
 
 
 @pytest.mark.parametrize(("kind", "divides"), [("t5", True), ("umt5", True), ("mt5", False)])
@@ -169,7 +171,7 @@ def test_a_head_that_divides_by_the_root_of_the_width_is_cut_with_it(kind, divid
     model_class = class_for(config, "AutoModelForSeq2SeqLM")
     (axis,) = discover(config, model_class).named("hidden")
     assert [slot.name for slot in axis.slots if slot.power] == ["decoder.final_layer_norm.weight"] * divides
-    assert prove(config, model_class, axis).holds
+    assert verify_cut(config, model_class, axis).holds
 
 
 def test_a_t5_that_does_not_scale_its_states_has_nothing_taken_back():
@@ -177,13 +179,13 @@ def test_a_t5_that_does_not_scale_its_states_has_nothing_taken_back():
     assert not config.scale_decoder_outputs
     (axis,) = discover(config, T5ForConditionalGeneration).named("hidden")
     assert not any(slot.power for slot in axis.slots)
-    assert prove(config, T5ForConditionalGeneration, axis).holds
+    assert verify_cut(config, T5ForConditionalGeneration, axis).holds
 
 
 def test_a_wrong_layout_is_refused():
     """Gate and up lie one after the other in ModernBERT; read as neighbours, the cut is wrong and must be noticed."""
     config = tiny(AutoConfig.for_model("modernbert"))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("ffn")[0]
     slots = tuple(
         s if s.layout.parts == (1,) else s.__class__(s.name, s.dim, s.group, s.consumes, Layout((2,)))
@@ -196,21 +198,21 @@ def test_a_wrong_layout_is_refused():
 
 def test_a_cut_that_forgets_a_slot_is_refused():
     config = tiny(AutoConfig.for_model("bert"))
-    model = lively(BertModel(config))
+    model = randomize_weights_(BertModel(config))
     axis = discover(config, BertModel).named("ffn")[0]
     forgetful = axis.__class__(axis.name, axis.config_field, axis.size, axis.slots[1:])
     with pytest.raises((RuntimeError, AssertionError), match="mismatch"):
-        compare(model, forgetful, proof_module._pattern(axis, model))
+        compare(model, forgetful, equivalence._pattern(axis, model))
 
 
 def test_a_dead_axis_has_no_power():
     """Weights that leave the FFN without effect must not count as a proof."""
     config = tiny(AutoConfig.for_model("bert"))
-    model = lively(BertModel(config))
+    model = randomize_weights_(BertModel(config))
     for layer in model.encoder.layer:
         layer.output.dense.weight.data.zero_()
     axis = discover(config, BertModel).named("ffn")[0]
-    found = compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, equivalence._pattern(axis, model))
     assert not found.holds
     assert "no power" in found.reason
 
@@ -220,7 +222,7 @@ def test_the_very_pattern_that_will_be_cut_is_proved():
     model_class = AutoModel._model_mapping[type(config)]
     axis = discover(config, model_class).named("layers")[0]
     kept = {axis.groups[0]: [i for i in range(axis.size) if i % 3]}
-    assert prove(config, model_class, axis, kept).holds
+    assert verify_cut(config, model_class, axis, kept).holds
 
 
 def test_layers_that_are_built_differently_hold_their_position():
@@ -233,11 +235,11 @@ def test_layers_that_are_built_differently_hold_their_position():
 def test_what_cannot_be_proved_is_refused_with_the_reason():
     config = AutoConfig.for_model("bert")
     heads = discover(config, BertModel).named("heads")[0]
-    assert "needs the plug-in form" in prove(config, BertModel, heads).reason
+    assert "needs the plug-in form" in verify_cut(config, BertModel, heads).reason
 
 
 def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():
-    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    model = randomize_weights_(BertModel(tiny(AutoConfig.for_model("bert"))))
     assert all((p != 0).all() for p in model.parameters())
     norm = model.encoder.layer[0].output.LayerNorm
     assert 0.7 < norm.weight.mean() < 1.3
@@ -245,7 +247,7 @@ def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():
 
 
 def test_example_inputs_are_the_same_each_time():
-    model = lively(BertModel(tiny(AutoConfig.for_model("bert"))))
+    model = randomize_weights_(BertModel(tiny(AutoConfig.for_model("bert"))))
     one, two = outputs_of(model, example_inputs(model)), outputs_of(model, example_inputs(model))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
@@ -255,8 +257,8 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
     model_class = AutoModel._model_mapping[type(config)]
     small = tiny(config)
     axis = discover(small, model_class).named("vision.ffn")[0]
-    model = lively(model_class(small))
-    kept = proof_module._pattern(axis, model)
+    model = randomize_weights_(model_class(small))
+    kept = equivalence._pattern(axis, model)
     alone = example_inputs(model)
     assert set(alone) == {"input_ids", "attention_mask"}
     case = comparison._Case(model, cut(model, axis, kept), axis, kept, "")
@@ -272,27 +274,27 @@ def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
     asking = lambda case, *rest: asked.append(case.place) or narrowed(case, *rest)  # noqa: E731
     monkeypatch.setitem(comparison.COMPARISONS, "narrowed_outputs", asking)
     config = tiny(AutoConfig.for_model("ctrl"))
-    model = lively(AutoModel.from_config(config))
+    model = randomize_weights_(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("hidden")[0]
-    found = compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, equivalence._pattern(axis, model))
     assert "differ by" in found.reason and asked == [""]
 
 
 def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch):
     config = tiny(AutoConfig.for_model("llava"))
-    model = lively(AutoModel._model_mapping[type(config)](config))
+    model = randomize_weights_(AutoModel._model_mapping[type(config)](config))
     axis = discover(config, type(model)).named("text.ffn")[0]
-    smaller = cut(model, axis, proof_module._pattern(axis, model))
+    smaller = cut(model, axis, equivalence._pattern(axis, model))
     broken = torch.nn.Linear(7, 7)
     monkeypatch.setattr(comparison, "cut", lambda *_: smaller)
     smaller.language_model.layers[0].mlp.up_proj = broken
-    found = compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, equivalence._pattern(axis, model))
     assert not found.holds and "what is cut cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
 
 
 def test_rows_of_the_vocabulary_go_and_tokens_that_are_named_stay():
     config = tiny(AutoConfig.for_model("llama", eos_token_id=2, bos_token_id=1, pad_token_id=50))
-    model = lively(LlamaForCausalLM(config))
+    model = randomize_weights_(LlamaForCausalLM(config))
     axis = discover(config, LlamaForCausalLM).named("vocabulary")[0]
     rows = [1, 2, 7, 20, 50, 98]
     smaller = cut(model, axis, {axis.groups[0]: rows})
@@ -330,5 +332,5 @@ def test_an_ffn_twice_as_wide_as_the_stream_is_no_attention():
         config = cut_config(config, axis, axis.size // 2)
     (axis,) = discover(config, model_class).named("hidden")
     assert axis.groups == ("model",)
-    proof = prove(config, model_class, axis)
-    assert proof.holds, proof.reason
+    verification = verify_cut(config, model_class, axis)
+    assert verification.holds, verification.reason

@@ -18,7 +18,7 @@ from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.verify import generation
-from hf_pe.verify.equivalence import prove, require_generation
+from hf_pe.verify.equivalence import require_generation, verify_cut
 from hf_pe.verify.generation import depth_fault, generation_fault
 from tests.helpers import bert_config
 
@@ -28,9 +28,9 @@ T5 = T5Config(num_layers=4, num_decoder_layers=4)
 def test_fewer_encoder_layers_than_decoder_layers_of_a_t5_are_refused():
     """The cache has as many layers as the encoder, the decoder asks for more."""
     encoder, decoder = discover(T5, T5ForConditionalGeneration).named("layers")
-    proof = prove(T5, T5ForConditionalGeneration, encoder)
-    assert not proof.holds and proof.reason.startswith("cut alone, it cannot generate: IndexError")
-    assert prove(T5, T5ForConditionalGeneration, decoder).holds
+    verification = verify_cut(T5, T5ForConditionalGeneration, encoder)
+    assert not verification.holds and verification.reason.startswith("cut alone, it cannot generate: IndexError")
+    assert verify_cut(T5, T5ForConditionalGeneration, decoder).holds
     with pytest.raises(UsageError, match=r"encoder\.layers of T5ForConditionalGeneration .* as many in each tower"):
         require_generation(T5, T5ForConditionalGeneration, {encoder.name: {encoder.groups[0]: [0, 1]}})
     both = {axis.name: {axis.groups[0]: [0, 1]} for axis in (encoder, decoder)}
@@ -40,9 +40,9 @@ def test_fewer_encoder_layers_than_decoder_layers_of_a_t5_are_refused():
 def test_the_only_layer_with_full_attention_is_needed_for_the_cache():
     config = AutoConfig.for_model("qwen3_next", num_hidden_layers=4)
     (axis,) = discover(config, Qwen3NextForCausalLM).named("layers")
-    proof = prove(config, Qwen3NextForCausalLM, axis, {axis.groups[0]: [0, 1, 2]})
-    assert not proof.holds and "cannot generate: ValueError: `get_seq_length`" in proof.reason
-    assert prove(config, Qwen3NextForCausalLM, axis, {axis.groups[0]: [0, 2, 3]}).holds
+    verification = verify_cut(config, Qwen3NextForCausalLM, axis, {axis.groups[0]: [0, 1, 2]})
+    assert not verification.holds and "cannot generate: ValueError: `get_seq_length`" in verification.reason
+    assert verify_cut(config, Qwen3NextForCausalLM, axis, {axis.groups[0]: [0, 2, 3]}).holds
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_generates_has_no_fault(model_type, model_class):
 
 def test_a_cache_that_is_wrong_is_noticed(monkeypatch):
     config = tiny(AutoConfig.for_model("llama"))
-    model = generation.lively(LlamaForCausalLM(config))
+    model = generation.randomize_weights_(LlamaForCausalLM(config))
     assert generation._fault_of(model, LlamaForCausalLM.generate) == ""
     forward = model.model.layers[0].self_attn.forward
 
@@ -90,13 +90,13 @@ def test_a_want_of_memory_is_no_fault_of_a_model(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     config = tiny(AutoConfig.for_model("llama", num_hidden_layers=3, vocab_size=77))
-    monkeypatch.setattr(generation, "lively", full)
+    monkeypatch.setattr(generation, "randomize_weights_", full)
     with pytest.raises(torch.OutOfMemoryError):
         generation._fault(generation.Architecture.of(config, LlamaForCausalLM))
-    monkeypatch.setattr("hf_pe.verify.equivalence.lively", full)
+    monkeypatch.setattr("hf_pe.verify.equivalence.randomize_weights_", full)
     (axis,) = discover(config, LlamaForCausalLM).named("ffn")
     with pytest.raises(torch.OutOfMemoryError):
-        prove(config, LlamaForCausalLM, axis)
+        verify_cut(config, LlamaForCausalLM, axis)
 
 
 def test_what_never_generated_is_not_held_against_a_cut():

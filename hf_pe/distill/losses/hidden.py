@@ -75,8 +75,8 @@ def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
 def features(student: torch.Tensor, teacher: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
     """Return the squared difference of what the heads read over the teacher's mean square.
 
-    Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a bridge to the teacher's width, and the
-    teacher's head is used again.
+    Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a stitching layer to the teacher's width, and
+    the teacher's head is used again.
 
     Args:
         student, teacher: at the places that count; the loss is 0 where there are none. *Shape:* (places, width)

@@ -56,7 +56,7 @@ def open_cache(
     if reason := data.task.uncacheable:
         raise UsageError(f"distil.cache: answers of task '{data.task.name}' cannot be kept: {reason}. Leave it out.")
     folder = Path(cache.folder).expanduser() / name
-    signals = _answers(teacher, data, list(range(min(2, len(data.train)))), few=True)
+    signals = _teacher_outputs(teacher, data, list(range(min(2, len(data.train)))), few=True)
     classes = signals["logits"].shape[-1] if "logits" in signals else 0
     k = min(cache.k, classes)
     note = {
@@ -98,14 +98,14 @@ def _write(
                 top, lengths = _likeliest(teacher, head, data, numbers, kept.k, temperature)
                 answers = _split(_bytes_of(top, kept), lengths)
             else:
-                answers = _by_row(_answers(teacher, data, numbers), kept, temperature, dense)
+                answers = _by_row(_teacher_outputs(teacher, data, numbers), kept, temperature, dense)
             for answer in answers:
                 writer.write({"answers": answer})
         writer.finalize()
 
 
 @torch.no_grad()
-def _answers(teacher: PreTrainedModel, data: TaskData, rows: list[int], *, few: bool = False) -> Signals:
+def _teacher_outputs(teacher: PreTrainedModel, data: TaskData, rows: list[int], *, few: bool = False) -> Signals:
     batch = _batch(teacher, data, rows)
     return data.task.signals(teacher, few_tokens(batch) if few else batch)
 

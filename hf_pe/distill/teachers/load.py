@@ -8,7 +8,7 @@ from pydantic import Field, field_serializer
 from transformers import PreTrainedModel
 
 from hf_pe.adapters import merged, read_adapter
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.checkpoints.classes import class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
@@ -69,7 +69,7 @@ class Teacher(Frozen):
         packed: dict[str, Any] = {}
         if self.quantize:
             quantizer = METHODS[self.quantize]
-            kept = quantizer.kept_layers(skeleton(config, model_class), self.quantize)
+            kept = quantizer.kept_layers(meta_model(config, model_class), self.quantize)
             packed = {"quantization_config": quantizer.config(QuantizationSettings(self.quantize, kept))}
         teacher: Any = load_model(source, model_class, **packed)
         require_same_tokens(data.processor, load_processor(source, data.task.processor_class), self.model)

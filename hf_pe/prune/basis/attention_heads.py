@@ -3,7 +3,7 @@
 Where heads are as wide as the hidden width allows (BERT, BART, GPT-2), a smaller width makes them narrower. Scores are
 products q^T k, and what a head adds is W_o v: both stay the same when query and key, value and output map are turned
 against each other. The bases chosen here are those in which dropping the last coordinates costs least: a singular value
-decomposition of what is multiplied, weighed by the second moments on calibration data (as Yuan et al. 2023,
+decomposition of what is multiplied, weighted by the second moments on calibration data (as Yuan et al. 2023,
 arXiv:2312.05821, do for single maps).
 """
 

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
 from hf_pe import progress
-from hf_pe.anatomy import Axis, discover, skeleton
+from hf_pe.anatomy import Axis, discover, meta_model
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.generation_config import generation_changes, generation_losses
 from hf_pe.checkpoints.classes import class_for
@@ -31,7 +31,7 @@ from hf_pe.prune.on_disk.tensors import Stored, Tensors, as_in_memory, as_on_dis
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
 from hf_pe.prune.sizes.allowed import amount, axes_named, kept_sizes, one_or_all, sizes_in_turn
 from hf_pe.surgery import Narrowed, cut_config, require_size
-from hf_pe.verify.equivalence import require_generation, require_proof
+from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 GENERATION = "generation_config.json"
 ROWS = 1024
@@ -79,7 +79,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
     folder = _folder(source)
     config, stored = load_config(source), Stored(folder)
     model_class = class_for(config)
-    tensors, used = as_in_memory(stored, skeleton(config, model_class))
+    tensors, used = as_in_memory(stored, meta_model(config, model_class))
     numbers = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
     spec = ModelSpec(config, model_class)
     sizes, _ = sizes_in_turn(spec, kept_sizes(spec, numbers, multiple, tensor_parallel))
@@ -101,7 +101,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
             if axis.size == sizes.get(name):  # others took along what was to go
                 continue
             named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
-            remaining.require_proof(axis, named)
+            remaining.require_verified_cut(axis, named)
             depths |= {name: named} if named else {}
             if named and len(depths) == len(layers):
                 _warn(require_generation(config, model_class, depths))
@@ -157,9 +157,9 @@ class _Remaining:
         """Return the axis called `name`."""
         return next(axis for axis in discover(self.config, self.model_class).axes if axis.name == name)
 
-    def require_proof(self, axis: Axis, named: Kept | None) -> None:
+    def require_verified_cut(self, axis: Axis, named: Kept | None) -> None:
         """Refuse an axis that does not hold its verification; warn where norms are not rescaled."""
-        require_proof(self.config, self.model_class, axis, named)
+        require_verified_cut(self.config, self.model_class, axis, named)
         _warn(rescaling_warnings(ModelSpec(self.config, self.model_class), axis))
 
     def cut_(self, axis: Axis, kept: Kept) -> None:
@@ -174,13 +174,13 @@ class _Remaining:
         changes = generation_changes(self.generation, self.config, axis, kept)
         _warn(generation_losses(self.generation, changes))
         self.generation |= changes
-        self.tensors = Narrowed(self.tensors, axis, kept, skeleton(new, self.model_class).state_dict())
+        self.tensors = Narrowed(self.tensors, axis, kept, meta_model(new, self.model_class).state_dict())
         self.config = new
         require_width(self.folder, getattr(new, "hidden_size", None))
 
     def write(self, fresh: Path, used: list[WeightTransform], shard_size: str) -> None:
         """Write the tensors, the config and the generation config into the folder `fresh`."""
-        _write(self.tensors, skeleton(self.config, self.model_class), used, fresh, shard_size)
+        _write(self.tensors, meta_model(self.config, self.model_class), used, fresh, shard_size)
         self.config.architectures = [self.model_class.__name__]
         self.config.save_pretrained(fresh)
         if self.generation:

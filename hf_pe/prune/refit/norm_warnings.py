@@ -6,7 +6,7 @@ has them. With calibration rows, `rescale_norms_` scales their weights back; wit
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from hf_pe.anatomy import Axis, is_norm, skeleton
+from hf_pe.anatomy import Axis, is_norm, meta_model
 from hf_pe.anatomy.norms import norms_along
 from hf_pe.model_spec import ModelSpec
 

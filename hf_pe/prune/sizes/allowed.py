@@ -9,7 +9,7 @@ from hf_pe.anatomy import EXPERT_STEP, Anatomy, Axis, discover, kind_of, kinds_o
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.errors import UsageError, nearest
 from hf_pe.model_spec import ModelSpec
-from hf_pe.prune.sizes.search import Setting
+from hf_pe.prune.sizes.search import AxisSizes
 from hf_pe.surgery import cut_config
 
 
@@ -37,7 +37,7 @@ def one_or_all(keep: Mapping[str, Any]) -> str:
     )
 
 
-def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, devices: int = 1) -> Setting:
+def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, devices: int = 1) -> AxisSizes:
     """The size of each axis that `keep` names.
 
     Args:
@@ -52,7 +52,7 @@ def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, device
     """
     whole = discover(spec.config, spec.model_class)
     asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(whole, name)}
-    sizes = Setting()
+    sizes = AxisSizes()
     for name in sorted(asked, key=_turn):  # what a turn takes along is no longer there at the next
         axis, value = asked[name]
         left = next(axis for axis in discover(spec.config, spec.model_class).axes if axis.name == name)
@@ -61,7 +61,7 @@ def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, device
     return {name: sizes[name] for name in asked}
 
 
-def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: Setting) -> tuple[str, ...]:
+def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: AxisSizes) -> tuple[str, ...]:
     """What to say of each size in `setting` that is not what `keep` asked for."""
     anatomy = discover(spec.config, spec.model_class)
     asked = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
@@ -73,7 +73,7 @@ def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: Setting) -> tup
     )
 
 
-def ladder(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[Setting]:
+def candidate_sizes(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[AxisSizes]:
     """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
 
     Raises:
@@ -93,20 +93,20 @@ def ladder(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[
     ]
 
 
-def removed(spec: ModelSpec, setting: Mapping[str, int]) -> Setting:
+def removed(spec: ModelSpec, setting: Mapping[str, int]) -> AxisSizes:
     """What of `setting` is less than the model has, depth first, hidden width last."""
     now = {axis.name: axis.size for axis in discover(spec.config, spec.model_class).axes}
     less = {name: size for name, size in setting.items() if size != now[name]}
     return dict(sorted(less.items(), key=lambda item: _turn(item[0])))
 
 
-def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[Setting, ModelSpec]:
+def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[AxisSizes, ModelSpec]:
     """Return the size of each axis of `setting` right after its turn, and the model after all of them.
 
     Key-value groups take along the query heads that read them, so their own turn may find fewer query heads than
     `setting` asks for: then those that are there stay, the same number in each group.
     """
-    config, sizes = spec.config, Setting()
+    config, sizes = spec.config, AxisSizes()
     for name, size in removed(spec, setting).items():
         axis = next(axis for axis in discover(config, spec.model_class).axes if axis.name == name)
         fitting = min(size, axis.size)
@@ -120,7 +120,7 @@ def resized_spec(spec: ModelSpec, setting: Mapping[str, int]) -> ModelSpec:
     return sizes_in_turn(spec, setting)[1]
 
 
-def final_sizes(before: ModelSpec, after: ModelSpec, names: Iterable[str]) -> Setting:
+def final_sizes(before: ModelSpec, after: ModelSpec, names: Iterable[str]) -> AxisSizes:
     """The size that each of the named axes of `before` has in `after`, where others may have taken along some of it."""
     axes = {axis.name: axis for axis in discover(before.config, before.model_class).axes}
     sizes = ((name, size_in(after.config, axes[name].config_field)) for name in names)

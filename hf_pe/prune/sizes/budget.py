@@ -12,7 +12,7 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Frozen
 from hf_pe.prune.sizes.allowed import resized_spec
 from hf_pe.prune.sizes.costs import MEASURED, UNITS, Costs
-from hf_pe.prune.sizes.search import Setting, first
+from hf_pe.prune.sizes.search import AxisSizes, first
 from hf_pe.tasks import Task
 
 TRIALS = 32
@@ -32,7 +32,7 @@ NEAR = 0.25
 """Measured costs that far from the target tell where it is met."""
 
 
-class Target(Frozen):
+class Budget(Frozen):
     """What the model may cost after the cut: a share of what it costs now (up to 1.0), or an absolute number."""
 
     parameters: float | None = Field(None, gt=0, description="outside embeddings")
@@ -45,7 +45,7 @@ class Target(Frozen):
     batch: Literal[1, 32] = Field(1, description="of the pass whose latency counts; its length is 128")
 
     @model_validator(mode="after")
-    def _bounds_something(self) -> "Target":
+    def _bounds_something(self) -> "Budget":
         if not self.limits():
             raise ValueError(f"expected at least one of {', '.join(UNITS)}")
         return self
@@ -70,7 +70,7 @@ class Target(Frozen):
             for name, limit in self.limits().items()
         }
 
-    def within(self, spec: ModelSpec, path: Sequence[Setting], costs: Costs) -> Setting:
+    def within(self, spec: ModelSpec, path: Sequence[AxisSizes], costs: Costs) -> AxisSizes:
         """The first setting of `path` that costs no more; where costs are measured, by a line through those looked at.
 
         Raises:
@@ -78,7 +78,7 @@ class Target(Frozen):
         """
         seen: dict[int, float] = {}
 
-        def fits(setting: Setting) -> bool:
+        def fits(setting: AxisSizes) -> bool:
             seen[path.index(setting)] = found = max(self.overrun(costs, resized_spec(spec, setting)).values())
             return found <= 1
 
@@ -123,8 +123,8 @@ def crossing(seen: Mapping[int, float], at: int, last: int) -> int:
 
 
 def above_floor(
-    floor: float, task: Task, dense: float, path: Sequence[Setting], metric: Callable[[Setting], float]
-) -> tuple[Setting, str]:
+    floor: float, task: Task, dense: float, path: Sequence[AxisSizes], metric: Callable[[AxisSizes], float]
+) -> tuple[AxisSizes, str]:
     """The last of some settings along `path` that keeps the floor's share of the metric, and what to say about it.
 
     Args:
@@ -142,7 +142,7 @@ def above_floor(
     steps = [path[i] for i in sorted({round(last * trial / TRIALS) for trial in range(1, TRIALS + 1)} - {0})]
     seen: dict[int, float] = {}
 
-    def too_far(setting: Setting) -> bool:
+    def too_far(setting: AxisSizes) -> bool:
         found = seen[steps.index(setting)] = metric(setting)
         return not (found >= least if task.higher_is_better else found <= least)  # NaN does not keep the floor
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.anatomy import discover, skeleton
+from hf_pe.anatomy import discover, meta_model
 from hf_pe.checkpoints.classes import auto_class_of
 from hf_pe.errors import UsageError
 from hf_pe.measure import LENGTH, alternating, flops, latency, longest, parameters, reopened, spec_sizes
@@ -68,7 +68,7 @@ class Costs:
         return self._known[key]
 
     def _parameters(self, spec: ModelSpec) -> int:
-        return parameters(skeleton(spec.config, spec.model_class)).without_embeddings
+        return parameters(meta_model(spec.config, spec.model_class)).without_embeddings
 
     def _flops(self, spec: ModelSpec) -> int | None:
         return flops(spec.config, spec.model_class, length=longest(spec.config, LENGTH), pixels=spec.pixels)

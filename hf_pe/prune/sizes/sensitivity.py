@@ -8,7 +8,7 @@ from hf_pe.anatomy import Axis, kind_of
 from hf_pe.calibration import answers, distance, rows_within
 from hf_pe.calibration.coverage import reached, require_reached
 from hf_pe.progress import advance
-from hf_pe.prune.sizes.search import Setting, Tried
+from hf_pe.prune.sizes.search import AxisSizes, SensitivityPoint
 from hf_pe.tasks import TaskData
 from hf_pe.verify.ablate import skipped
 
@@ -19,34 +19,34 @@ TOKENS = 4096
 """About as many are answered for each layer whose absence is tried."""
 
 
-def tried(
+def sensitivity_curves(
     model: PreTrainedModel,
     data: TaskData,
-    ladders: Sequence[Sequence[Setting]],
-    made: Callable[[Setting], PreTrainedModel],
-    cost: Callable[[Setting], float],
-) -> list[list[Tried]]:
+    candidates: Sequence[Sequence[AxisSizes]],
+    made: Callable[[AxisSizes], PreTrainedModel],
+    cost: Callable[[AxisSizes], float],
+) -> list[list[SensitivityPoint]]:
     """Go down each ladder alone.
 
     Args:
         model: the original.
         data: the rows.
-        ladders: one for each axis.
+        candidates: one for each axis.
         made: the model cut to a setting and repaired.
         cost: of a setting.
 
     Returns:
         For each ladder some rungs, the first and the last among them; the loss never falls.
     """
-    wanted, pairs = answers(model, data), any(_narrows(rungs[0]) for rungs in ladders)
+    wanted, pairs = task_outputs(model, data), any(_narrows(rungs[0]) for rungs in candidates)
     found = []
-    for rungs in ladders:
+    for rungs in candidates:
         last = len(rungs) - 1
         chosen = sorted({max(round(share * last), 1) for share in SHARES})
-        curve = [Tried(0, 0.0, cost(rungs[0]))]
+        curve = [SensitivityPoint(0, 0.0, cost(rungs[0]))]
         for number, rung in enumerate(chosen, 1):
-            loss = distance(answers(made(rungs[rung]), data), wanted, pairs=pairs)
-            curve.append(Tried(rung, max(loss, curve[-1].loss), cost(rungs[rung])))
+            loss = distance(task_outputs(made(rungs[rung]), data), wanted, pairs=pairs)
+            curve.append(SensitivityPoint(rung, max(loss, curve[-1].loss), cost(rungs[rung])))
             advance(f"sensitivity along {', '.join(rungs[0])}", number, len(chosen))
         found.append(curve)
     return found
@@ -55,9 +55,9 @@ def tried(
 def least_loss(
     model: PreTrainedModel,
     data: TaskData,
-    settings: Sequence[Setting],
-    made: Callable[[Setting], PreTrainedModel],
-) -> Setting:
+    settings: Sequence[AxisSizes],
+    made: Callable[[AxisSizes], PreTrainedModel],
+) -> AxisSizes:
     """Of some settings the one whose cut and repaired model loses least; the first of equals.
 
     Args:
@@ -66,14 +66,14 @@ def least_loss(
         settings: at least one.
         made: the model cut to a setting and repaired.
     """
-    wanted, found = answers(model, data), list[float]()
+    wanted, found = task_outputs(model, data), list[float]()
     for number, setting in enumerate(settings, 1):
-        found.append(distance(answers(made(setting), data), wanted, pairs=_narrows(setting)))
+        found.append(distance(task_outputs(made(setting), data), wanted, pairs=_narrows(setting)))
         advance("ways to the target", number, len(settings))
     return settings[found.index(min(found))]
 
 
-def least_missed(
+def greedy_depth_order(
     model: PreTrainedModel,
     axis: Axis,
     removable: Sequence[int],
@@ -99,19 +99,19 @@ def least_missed(
     if len(gone) < count:
         require_reached(reached(model, axis, data), axis)
     rows = rows_within(data, TOKENS)
-    wanted = answers(model, data, rows) if len(gone) < count else None
+    wanted = task_outputs(model, data, rows) if len(gone) < count else None
     for number in range(len(gone), count):
         assert wanted is not None
         losses = {}
         for layer in (layer for layer in removable if layer not in gone):
             names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
             with skipped([model.get_submodule(name) for name in names]):
-                losses[layer] = distance(answers(model, data, rows), wanted)
+                losses[layer] = distance(task_outputs(model, data, rows), wanted)
         gone.append(min(losses, key=lambda layer: losses[layer]))
         advance(f"least missed {axis.name}", number + 1, count)
     return gone
 
 
-def _narrows(setting: Setting) -> bool:
+def _narrows(setting: AxisSizes) -> bool:
     """Whether embeddings may become narrower than those they are compared with."""
     return any(kind_of(name).is_residual for name in setting)

@@ -14,20 +14,20 @@ MEMORY = 0.5
 """Of the free memory: where the moments of all blocks would take more, they are made and used block by block."""
 
 
-def moments_of(state: StageState, axis: Axis, *, weighed: bool) -> Iterator[dict[str, list[Moments]]]:
+def moments_of(state: StageState, axis: Axis, *, weighted: bool) -> Iterator[dict[str, list[Moments]]]:
     """Yield second moments of what reads `axis`: all at once and cached, or by block where memory is too small."""
     model, data = state.model, state.data
     if EVERYWHERE not in axis.groups and moments_bytes(model, axis) > available_memory() * MEMORY:
-        yield from consumer_moments_by_block(model, axis, data, weighed=weighed)
+        yield from consumer_moments_by_block(model, axis, data, weighted=weighted)
         yield from expert_moments_by_block(model, axis, data)
         return
 
     def gathered() -> dict[str, list[Moments]]:
-        return consumer_moments(model, axis, data, weighed=weighed) | expert_moments(model, axis, data)
+        return consumer_moments(model, axis, data, weighted=weighted) | expert_moments(model, axis, data)
 
-    yield state.statistics.get(model, moments_key(axis, weighed=weighed), gathered)
+    yield state.statistics.get(model, moments_key(axis, weighted=weighted), gathered)
 
 
-def moments_key(axis: Axis, *, weighed: bool) -> StatisticsKey[dict[str, list[Moments]]]:
-    """Return the key of the second moments of what reads `axis`, by tensor; `weighed` by token."""
-    return StatisticsKey("weighted second moments" if weighed else "second moments", axis.name)
+def moments_key(axis: Axis, *, weighted: bool) -> StatisticsKey[dict[str, list[Moments]]]:
+    """Return the key of the second moments of what reads `axis`, by tensor; `weighted` by token."""
+    return StatisticsKey("weighted second moments" if weighted else "second moments", axis.name)

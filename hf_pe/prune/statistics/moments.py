@@ -12,26 +12,26 @@ from hf_pe.tasks import TaskData
 
 
 def consumer_moments(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool = False
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighted: bool = False
 ) -> dict[str, list[Moments]]:
     """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold.
 
-    With `weighed` each token counts by how far its state turns (`hf_pe.calibration.moments`, `added`).
+    With `weighted` each token counts by how far its state turns (`hf_pe.calibration.moments`, `added`).
     """
     modules = consumers_of(model, axis)
     return moments(
-        model, modules, data, f"statistics of {axis.name}", consumer_blocks(axis, modules) if weighed else {}
+        model, modules, data, f"statistics of {axis.name}", consumer_blocks(axis, modules) if weighted else {}
     )
 
 
 def consumer_moments_by_block(
-    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighed: bool = False
+    model: PreTrainedModel, axis: Axis, data: TaskData, *, weighted: bool = False
 ) -> Iterator[dict[str, list[Moments]]]:
     """The same block by block, in one pass over the data, with the moments of one block in memory."""
     modules = consumers_of(model, axis)
     blocks, what = consumer_blocks(axis, modules), f"statistics of {axis.name}"
     order = list(dict.fromkeys(blocks.values()))
-    return moments_by_block(model, modules, order, data, what, blocks if weighed else {})
+    return moments_by_block(model, modules, order, data, what, blocks if weighted else {})
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:

@@ -6,20 +6,20 @@ from typing import NamedTuple
 import torch
 
 from hf_pe.anatomy import Axis
-from hf_pe.calibration.gradients import Slopes
-from hf_pe.prune.criteria import Evidence
+from hf_pe.calibration.gradients import Gradients
+from hf_pe.prune.criteria import UnitStatistics
 from hf_pe.regression import Moments, pooled
 
 
-def evidence(
+def unit_statistics(
     state: Mapping[str, torch.Tensor],
     axis: Axis,
     group: str,
     keep: int,
     moments: dict[str, list[Moments]] | None,
-    slopes: dict[str, Slopes],
-) -> Evidence:
-    """Of the units of `axis` in `group`, `keep` of which will stay; `moments` and `slopes` by slot.
+    gradients: dict[str, Gradients],
+) -> UnitStatistics:
+    """Of the units of `axis` in `group`, `keep` of which will stay; `moments` and `gradients` by slot.
 
     Where many maps read the units (hidden width), they are taken as one. What no token reached (an expert) is judged
     as if its inputs were white.
@@ -28,7 +28,7 @@ def evidence(
         state: the model's state dict.
         axis, group, keep: which units.
         moments: of the maps that read them; None where the criterion asks for none.
-        slopes: of the same maps; empty likewise.
+        gradients: of the same maps; empty likewise.
     """
     slots = [slot for slot in axis.in_group(group) if slot.name in state]
     weights = [s.layout.by_unit(s.of(state).movedim(s.dim or 0, 0), axis.size) for s in slots]
@@ -39,7 +39,7 @@ def evidence(
         for name, weight in reading.items():
             sums = pooled(moments[name]) if name in moments else _white(weight.shape[1])
             grams[name], means[name] = sums.gram, sums.x / sums.count
-    seen = {name: slopes[name] for name in reading if name in slopes}
+    seen = {name: gradients[name] for name in reading if name in gradients}
     gates = [
         consuming[key].layout.by_unit(s.gates.T, axis.size).reshape(axis.size, -1, len(s.gates)).sum(1).T
         for key, s in seen.items()
@@ -59,12 +59,12 @@ def evidence(
         (one,) = reading
         consumer, gram, outputs = reading[one], grams.get(one), seen[one].outputs if seen else None
         mean = means.get(one)
-    return Evidence(
+    return UnitStatistics(
         weights=weights,
         consumer=consumer.reshape(len(consumer), axis.size, -1),
         keep=keep,
         gram=gram,
-        slopes=torch.stack(gates).sum(0) if gates else None,
+        gradients=torch.stack(gates).sum(0) if gates else None,
         outputs=outputs,
         mean=mean,
     )

@@ -14,7 +14,7 @@ from hf_pe.anatomy import EVERYWHERE, discover
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
@@ -29,7 +29,7 @@ from tests.helpers import TEXTS, taught
 def made(model_class, task, tokenizer, **changes):
     config = tiny(AutoConfig.for_model(model_class.config_class.model_type, **changes))
     config.vocab_size, config.max_position_embeddings = 200, 512
-    return lively(model_class(config)), task.prepare(load_examples(TEXTS), tokenizer, config)
+    return randomize_weights_(model_class(config)), task.prepare(load_examples(TEXTS), tokenizer, config)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from hf_pe.anatomy.norms import norms_along
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
-from hf_pe.measure import judge
+from hf_pe.measure import evaluate_task
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.basis.residual import rotated, untied
@@ -27,7 +27,7 @@ def made(model_type, tokenizer, **changes):
     config.vocab_size = 200
     for key, value in changes.items():
         setattr(config, key, value)
-    model = lively(AutoModelForCausalLM.from_config(config)).eval()
+    model = randomize_weights_(AutoModelForCausalLM.from_config(config)).eval()
     return model, CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
 
 
@@ -57,7 +57,7 @@ def test_a_rotation_changes_nothing_and_sorts_the_stream(model_type, tied, token
 def test_what_centres_is_not_rotated(tokenizer):
     config = tiny(AutoConfig.for_model("gpt2"))
     config.vocab_size = 200
-    model = lively(GPT2LMHeadModel(config))
+    model = randomize_weights_(GPT2LMHeadModel(config))
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     with pytest.raises(UsageError, match="no RMS norm"):
         rotated(model, hidden_of(model), data)
@@ -129,4 +129,4 @@ def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
     careless = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, criterion="random", repair="none")
     rough = careless.carry_out(StageState(model, data)).model
-    assert judge(small, data).scores()["perplexity"] < judge(rough, data).scores()["perplexity"]
+    assert evaluate_task(small, data).scores()["perplexity"] < evaluate_task(rough, data).scores()["perplexity"]

@@ -17,7 +17,7 @@ from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
 from hf_pe.progress import listen
 from hf_pe.prune.on_disk.tensors import Stored
@@ -25,7 +25,7 @@ from hf_pe.surgery import cut
 
 
 def small(kind="llama", **changes):
-    return lively(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(kind, **changes))))
+    return randomize_weights_(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(kind, **changes))))
 
 
 def by_hand(model, keep):
@@ -63,7 +63,7 @@ def test_on_disk_as_in_memory(kind, keep, tmp_path):
 def test_query_heads_on_disk_are_as_many_as_asked(keep, heads, groups, tmp_path):
     config = tiny(AutoConfig.for_model("mistral"))
     config.num_attention_heads, config.num_key_value_heads = 8, 4
-    lively(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
+    randomize_weights_(AutoModelForCausalLM.from_config(config)).save_pretrained(tmp_path / "model")
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert (again.config.num_attention_heads, again.config.num_key_value_heads) == (heads, groups)
@@ -72,7 +72,7 @@ def test_query_heads_on_disk_are_as_many_as_asked(keep, heads, groups, tmp_path)
 
 def test_layers_that_are_named_stay(tmp_path):
     config = tiny(AutoConfig.for_model("llama", num_hidden_layers=4), depth=True)
-    model = lively(AutoModelForCausalLM.from_config(config))
+    model = randomize_weights_(AutoModelForCausalLM.from_config(config))
     model.save_pretrained(tmp_path / "model")
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"layers": [0, 1, 3], "ffn": 0.5})
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
@@ -89,7 +89,7 @@ def test_generation_settings_that_name_layers_go_with_them(layers, left, tmp_pat
         decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=8, max_source_positions=16,
         max_target_positions=32, pad_token_id=3, bos_token_id=3, eos_token_id=3, decoder_start_token_id=4,
     )  # fmt: skip
-    model = lively(WhisperForConditionalGeneration(config))
+    model = randomize_weights_(WhisperForConditionalGeneration(config))
     model.generation_config = GenerationConfig(alignment_heads=[[2, 1]], lang_to_id={"<|en|>": 41})
     model.save_pretrained(tmp_path / "model")
     said = []

@@ -9,7 +9,7 @@ from hf_pe.calibration.experts import Call, expert_inner, expert_moments, routed
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
@@ -25,7 +25,7 @@ from tests.helpers import TEXTS, assert_same_block_by_block
 def work(tokenizer):
     config = tiny(AutoConfig.for_model("mixtral"))
     config.vocab_size, config.num_local_experts = 200, 6
-    model = lively(MixtralForCausalLM(config))
+    model = randomize_weights_(MixtralForCausalLM(config))
     return model, CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
 
 
@@ -69,7 +69,7 @@ def test_fewer_experts_than_a_token_takes_are_refused(work):
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "qwen3_moe"])
 def test_what_flows_inside_an_expert_gives_what_the_expert_gives(model_type):
     """Transposed, interleaved and with biases in gpt_oss."""
-    model = lively(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(model_type))))
+    model = randomize_weights_(AutoModelForCausalLM.from_config(tiny(AutoConfig.for_model(model_type))))
     experts = model.model.layers[0].mlp.experts
     rows = torch.randn(5, model.config.hidden_size)
     x = expert_inner(experts, 1, rows)
@@ -110,7 +110,9 @@ def test_where_memory_is_short_experts_go_block_by_block_to_the_same_model(work,
 
 def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
     model, data = work
-    model.model.layers[0].mlp.gate.weight.data[2] = 0  # logit 0 among lively ones: seldom among the first two
+    model.model.layers[0].mlp.gate.weight.data[2] = (
+        0  # logit 0 among randomize_weights_ ones: seldom among the first two
+    )
     model.model.layers[0].mlp.gate.weight.data[3] = -100 * model.model.layers[0].mlp.gate.weight.data[0].sign()
     (axis,) = discover(model.config, type(model)).named("expert_ffn")
     moments = expert_moments(model, axis, data)

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_pe import StructuredPruning, cut_checkpoint
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.dummies.tiny import lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.model_spec import ModelSpec
 from hf_pe.progress import listen
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
@@ -21,7 +21,7 @@ from tests.helpers import TEXTS
 def model_of(kind):
     config = tiny(AutoConfig.for_model(kind))
     config.vocab_size, config.pad_token_id = 200, 0
-    return lively(AutoModelForCausalLM.from_config(config)).eval()
+    return randomize_weights_(AutoModelForCausalLM.from_config(config)).eval()
 
 
 @pytest.mark.parametrize(

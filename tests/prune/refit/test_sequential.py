@@ -20,7 +20,7 @@ from transformers import (
 from hf_pe.anatomy import discover
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.dummies.outputs import difference, outputs_of
-from hf_pe.dummies.tiny import lively
+from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_
@@ -46,7 +46,7 @@ def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, 
     for seed in range(3):
         if kind == "post-norm":
             model = BertModel.from_pretrained(bert_folder)
-        else:  # untrained: what a lively decoder's layers do is too much of a lottery for 100 tokens to mend
+        else:  # untrained: what a randomize_weights_ decoder's layers do is too much of a lottery for 100 tokens to mend
             torch.manual_seed(seed)
             model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder))
         data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)
@@ -89,7 +89,10 @@ def test_maps_that_were_spoiled_come_back(kind, tokenizer, images):
         teacher = small(name, **changes)
         data = ready(Embedding(), teacher, tokenizer)
     else:
-        teacher, data = lively(AutoModelForImageClassification.from_config(IMAGE_MODELS[kind])).eval(), images
+        teacher, data = (
+            randomize_weights_(AutoModelForImageClassification.from_config(IMAGE_MODELS[kind])).eval(),
+            images,
+        )
     student = copy.deepcopy(teacher)
     anatomy = discover(student.config, type(student))
     axes, heads = anatomy.named("ffn"), anatomy.named("kv_groups")
@@ -169,7 +172,9 @@ def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokeni
 
 def test_only_the_attention_right_before_the_ffn_moves(tokenizer):
     sizes = {"vocab_size": 200, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4}
-    model = lively(T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0, decoder_start_token_id=0))).eval()
+    model = randomize_weights_(
+        T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0, decoder_start_token_id=0))
+    ).eval()
     rows = datasets.Dataset.from_list([{"text": text, "label": " ".join(text.split()[1:3])} for text in TEXTS])
     told = Examples(rows, rows, DataConfig(train="x", max_length=32, label="label"), "")
     data = Seq2Seq().prepare(told, tokenizer, model.config)

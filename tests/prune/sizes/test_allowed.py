@@ -17,27 +17,44 @@ from transformers import (
 from hf_pe import StructuredPruning
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
-from hf_pe.prune.sizes.allowed import kept_sizes, ladder, one_or_all, removed, resized_spec, sizes_in_turn, snapped
-from hf_pe.prune.sizes.search import Tried, alone, by_loss, crossed, first, first_within, in_step, widest
+from hf_pe.prune.sizes.allowed import (
+    candidate_sizes,
+    kept_sizes,
+    one_or_all,
+    removed,
+    resized_spec,
+    sizes_in_turn,
+    snapped,
+)
+from hf_pe.prune.sizes.search import (
+    SensitivityPoint,
+    by_loss,
+    depth_by_width_paths,
+    first,
+    first_within,
+    pareto_maximal,
+    single_axis_paths,
+    uniform_path,
+)
 from tests.helpers import bert_config
 
 BERT = ModelSpec(config=bert_config(), model_class=BertModel)
 
 
 def test_a_ladder_has_every_size_the_config_can_say():
-    assert [rung["ffn"] for rung in ladder(BERT, "ffn", 32)] == [128, 96, 64, 32]
-    assert [rung["layers"] for rung in ladder(BERT, "layers", 8)] == [4, 3, 2, 1]
+    assert [rung["ffn"] for rung in candidate_sizes(BERT, "ffn", 32)] == [128, 96, 64, 32]
+    assert [rung["layers"] for rung in candidate_sizes(BERT, "layers", 8)] == [4, 3, 2, 1]
     config = LlamaConfig(
         hidden_size=576, num_attention_heads=9, num_key_value_heads=9, head_dim=64, num_hidden_layers=2
     )
     llama = ModelSpec(config=config, model_class=LlamaForCausalLM)
-    assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8)] == [9, 8, 6, 4, 3, 2, 1]
+    assert [rung["kv_groups"] for rung in candidate_sizes(llama, "kv_groups", 8)] == [9, 8, 6, 4, 3, 2, 1]
 
 
 def test_a_width_that_a_whole_ratio_says_is_snapped_to_it():
     config = Dinov2Config(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, image_size=28)
     spec = ModelSpec(config=config, model_class=Dinov2Model)
-    assert [rung["ffn"] for rung in ladder(spec, "ffn", 8)] == [96, 72, 48, 24]
+    assert [rung["ffn"] for rung in candidate_sizes(spec, "ffn", 8)] == [96, 72, 48, 24]
     assert kept_sizes(spec, {"ffn": 0.6}, 8) == {"ffn": 72}
 
 
@@ -51,7 +68,7 @@ def test_one_unit_or_all_of_a_width_is_asked_back(keep, asked):
 def test_towers_keep_the_same_share():
     config = T5Config(d_model=32, d_kv=8, d_ff=64, num_layers=2, num_decoder_layers=4, num_heads=4, vocab_size=99)
     spec = ModelSpec(config=config, model_class=T5ForConditionalGeneration)
-    rungs = ladder(spec, "layers", 8)
+    rungs = candidate_sizes(spec, "layers", 8)
     assert len(rungs[0]) == 2
     assert {tuple(sorted(rung.values())) for rung in rungs} == {(2, 4), (1, 2)}
 
@@ -62,8 +79,8 @@ def test_devices_that_share_a_layer_divide_its_heads_and_widths():
         intermediate_size=1536,
     )  # fmt: skip
     llama = ModelSpec(config=config, model_class=LlamaForCausalLM)
-    assert [rung["kv_groups"] for rung in ladder(llama, "kv_groups", 8, 2)] == [6, 4, 2]
-    assert {rung["ffn"] % 64 for rung in ladder(llama, "ffn", 16, 4)} == {0}
+    assert [rung["kv_groups"] for rung in candidate_sizes(llama, "kv_groups", 8, 2)] == [6, 4, 2]
+    assert {rung["ffn"] % 64 for rung in candidate_sizes(llama, "ffn", 16, 4)} == {0}
     asked = {"ffn": 0.7, "kv_groups": 0.5}
     sizes = kept_sizes(llama, asked, 8, 4)
     assert sizes == {"ffn": 1088, "kv_groups": 4}
@@ -89,7 +106,7 @@ def mistral(heads: int, groups: int) -> ModelSpec:
 )
 def test_each_key_value_group_keeps_as_many_query_heads(heads, groups, sizes):
     spec = mistral(heads, groups)
-    assert [candidate["heads"] for candidate in ladder(spec, "heads", 8)] == sizes
+    assert [candidate["heads"] for candidate in candidate_sizes(spec, "heads", 8)] == sizes
     for share in (0.1, 0.3, 0.5, 0.7, 0.9):
         nearest = min(sizes, key=lambda size: abs(size - share * heads))
         assert kept_sizes(spec, {"heads": share}, 8)["heads"] == nearest
@@ -100,7 +117,7 @@ def test_each_key_value_group_keeps_as_many_query_heads(heads, groups, sizes):
 
 def test_query_heads_divide_among_groups_and_devices():
     spec = mistral(12, 3)
-    assert [candidate["heads"] for candidate in ladder(spec, "heads", 8, 2)] == [12, 6]
+    assert [candidate["heads"] for candidate in candidate_sizes(spec, "heads", 8, 2)] == [12, 6]
     with pytest.raises(UsageError, match="none of 1 to 12 heads can be divided among 5 devices"):
         kept_sizes(spec, {"heads": 0.5}, 8, 5)
 
@@ -123,22 +140,25 @@ def test_query_heads_that_go_with_their_group_are_counted():
 
 
 def test_a_path_only_goes_down():
-    ladders = [ladder(BERT, "ffn", 8), ladder(BERT, "layers", 8)]
+    candidates = [candidate_sizes(BERT, "ffn", 8), candidate_sizes(BERT, "layers", 8)]
     curves = [
-        [Tried(0, 0, 1.0), Tried(8, 0.1, 0.8), Tried(15, 0.9, 0.6)],
-        [Tried(0, 0, 1.0), Tried(1, 0.05, 0.75), Tried(3, 2, 0.25)],
+        [SensitivityPoint(0, 0, 1.0), SensitivityPoint(8, 0.1, 0.8), SensitivityPoint(15, 0.9, 0.6)],
+        [SensitivityPoint(0, 0, 1.0), SensitivityPoint(1, 0.05, 0.75), SensitivityPoint(3, 2, 0.25)],
     ]
-    for path in (in_step(ladders), by_loss(ladders, curves)):
+    for path in (uniform_path(candidates), by_loss(candidates, curves)):
         assert path[0] == {"ffn": 128, "layers": 4} and path[-1] == {"ffn": 8, "layers": 1}
         for here, there in itertools.pairwise(path):
             assert all(there[name] <= here[name] for name in here)
 
 
 def test_the_cheapest_loss_for_what_is_saved_goes_first():
-    ladders = [[{"a": size} for size in (4, 3, 2)], [{"b": size} for size in (2, 1)]]
-    curves = [[Tried(0, 0, 1.0), Tried(1, 0.5, 0.9), Tried(2, 0.6, 0.5)], [Tried(0, 0, 1.0), Tried(1, 0.4, 0.8)]]
+    candidates = [[{"a": size} for size in (4, 3, 2)], [{"b": size} for size in (2, 1)]]
+    curves = [
+        [SensitivityPoint(0, 0, 1.0), SensitivityPoint(1, 0.5, 0.9), SensitivityPoint(2, 0.6, 0.5)],
+        [SensitivityPoint(0, 0, 1.0), SensitivityPoint(1, 0.4, 0.8)],
+    ]
     # a's first rung alone is dear (5 per saved unit), both together are the cheapest (1.2), b costs 2
-    assert by_loss(ladders, curves) == [
+    assert by_loss(candidates, curves) == [
         {"a": 4, "b": 2}, {"a": 3, "b": 2}, {"a": 2, "b": 2}, {"a": 2, "b": 1},
     ]  # fmt: skip
 
@@ -158,7 +178,7 @@ def test_removed_is_what_is_less_and_depth_comes_first():
 
 
 def test_an_axis_alone_leaves_the_others_whole():
-    one, other = alone([[{"a": 2}, {"a": 1}], [{"b": 3}, {"b": 2}]])
+    one, other = single_axis_paths([[{"a": 2}, {"a": 1}], [{"b": 3}, {"b": 2}]])
     assert one == [{"a": 2, "b": 3}, {"a": 1, "b": 3}]
     assert other == [{"a": 2, "b": 3}, {"a": 2, "b": 2}]
     assert first_within(other, lambda setting: setting["b"] / 2) == {"a": 2, "b": 2}
@@ -166,16 +186,16 @@ def test_an_axis_alone_leaves_the_others_whole():
 
 
 def test_each_depth_is_combined_with_the_width_that_fits():
-    ladders = [ladder(BERT, "ffn", 8), ladder(BERT, "layers", 8)]
-    paths = crossed(ladders)
+    candidates = [candidate_sizes(BERT, "ffn", 8), candidate_sizes(BERT, "layers", 8)]
+    paths = depth_by_width_paths(candidates)
     assert [path[0] for path in paths] == [{"ffn": 128, "layers": depth} for depth in (4, 3, 2, 1)]
     assert all({setting["layers"] for setting in path} == {path[0]["layers"]} for path in paths)
     assert all(path[-1]["ffn"] == 8 for path in paths)
-    assert crossed(ladders[:1]) == []
+    assert depth_by_width_paths(candidates[:1]) == []
     long = [[{"a": size} for size in range(100, 0, -1)], [{"b": size} for size in range(200, 0, -1)]]
-    assert [path[0]["a"] for path in crossed(long)] == [100, 86, 72, 58, 43, 29, 15, 1]
+    assert [path[0]["a"] for path in depth_by_width_paths(long)] == [100, 86, 72, 58, 43, 29, 15, 1]
 
 
 def test_ends_that_others_exceed_are_not_tried():
     ends = [{"a": 4, "b": 2}, {"a": 4, "b": 1}, {"a": 2, "b": 3}, {"a": 4, "b": 2}, {"a": 2, "b": 3}]
-    assert widest(ends) == [{"a": 4, "b": 2}, {"a": 2, "b": 3}]
+    assert pareto_maximal(ends) == [{"a": 4, "b": 2}, {"a": 2, "b": 3}]

@@ -4,8 +4,8 @@ from transformers import BertModel
 
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
-from hf_pe.prune.sizes.allowed import ladder, resized_spec
-from hf_pe.prune.sizes.budget import Target, above_floor, crossing
+from hf_pe.prune.sizes.allowed import candidate_sizes, resized_spec
+from hf_pe.prune.sizes.budget import Budget, above_floor, crossing
 from hf_pe.prune.sizes.costs import Costs
 from hf_pe.prune.sizes.search import first
 from hf_pe.tasks import CausalLM, Embedding
@@ -17,11 +17,11 @@ SKETCH = ModelSpec(config=bert_config(), model_class=BertModel)
 @pytest.mark.parametrize("name", ["parameters", "flops", "bytes"])
 def test_shares_and_numbers_mean_the_same(name):
     costs = Costs(SKETCH)
-    path = ladder(SKETCH, "ffn", 8)
+    path = candidate_sizes(SKETCH, "ffn", 8)
     least = costs.of(name, resized_spec(SKETCH, path[-1])) / costs.of(name, SKETCH)
     share = (1 + least) / 2
-    found = Target(**{name: share}).within(SKETCH, path, costs)
-    assert found == Target(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
+    found = Budget(**{name: share}).within(SKETCH, path, costs)
+    assert found == Budget(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
     at = path.index(found)
     assert (
         costs.share(name, resized_spec(SKETCH, found)) <= share < costs.share(name, resized_spec(SKETCH, path[at - 1]))
@@ -30,13 +30,13 @@ def test_shares_and_numbers_mean_the_same(name):
 
 def test_one_millisecond_or_all_of_the_latency_is_asked_back():
     with pytest.raises(ValueError, match=r"one millisecond or as all.*1\.01 for the first, 1\.0 for"):
-        Target(latency=1)
-    assert Target(latency=1.0).latency == 1.0 and Target(parameters=1).parameters == 1.0
+        Budget(latency=1)
+    assert Budget(latency=1.0).latency == 1.0 and Budget(parameters=1).parameters == 1.0
 
 
 def test_all_bounds_hold_at_once():
-    costs, path = Costs(SKETCH), ladder(SKETCH, "layers", 8)
-    loose, tight = Target(parameters=0.9), Target(parameters=0.9, flops=0.55)
+    costs, path = Costs(SKETCH), candidate_sizes(SKETCH, "layers", 8)
+    loose, tight = Budget(parameters=0.9), Budget(parameters=0.9, flops=0.55)
     assert loose.within(SKETCH, path, costs) == {"layers": 3}
     assert tight.within(SKETCH, path, costs) == {"layers": 2}
 
@@ -69,13 +69,13 @@ def test_noise_does_not_push_a_measured_size_to_one_side():
 
 def test_a_target_out_of_reach_says_what_can_be_had():
     with pytest.raises(UsageError, match=r"prune\.target\.flops: 0\.01 cannot be reached.*the least is \d+\.\d%"):
-        Target(parameters=0.5, flops=0.01).within(SKETCH, ladder(SKETCH, "layers", 8), Costs(SKETCH))
+        Budget(parameters=0.5, flops=0.01).within(SKETCH, candidate_sizes(SKETCH, "layers", 8), Costs(SKETCH))
 
 
 def test_it_says_itself_in_words():
-    target = Target(parameters=0.5, latency=12)
+    target = Budget(parameters=0.5, latency=12)
     assert str(target) == "target: parameters at most 50%, latency at most 12 ms"
-    assert target.measured() and not Target(bytes=1e6).measured()
+    assert target.measured() and not Budget(bytes=1e6).measured()
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,6 @@ def test_a_counted_limit_holds_beside_a_measured_one(monkeypatch):
             return 1.0 if name == "latency" else super()._once(name, spec)
 
     monkeypatch.setattr("hf_pe.prune.sizes.budget.crossing", lambda seen, at, last: 0)
-    target, costs, path = Target(latency=1.0, parameters=0.8), Flat(SKETCH), ladder(SKETCH, "ffn", 8)
-    assert target.within(SKETCH, path, costs) == Target(parameters=0.8).within(SKETCH, path, costs)
-    assert Target(latency=1.0).within(SKETCH, path, costs) == path[0]
+    target, costs, path = Budget(latency=1.0, parameters=0.8), Flat(SKETCH), candidate_sizes(SKETCH, "ffn", 8)
+    assert target.within(SKETCH, path, costs) == Budget(parameters=0.8).within(SKETCH, path, costs)
+    assert Budget(latency=1.0).within(SKETCH, path, costs) == path[0]

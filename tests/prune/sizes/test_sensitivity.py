@@ -6,11 +6,11 @@ import torch
 from transformers import AutoConfig, BertForSequenceClassification, BertModel, LlamaForCausalLM
 
 from hf_pe.anatomy import discover
-from hf_pe.calibration import answers, distance
+from hf_pe.calibration import distance, task_outputs
 from hf_pe.data import DataConfig, Examples, load_examples
 from hf_pe.measure import parameters
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.sizes.sensitivity import least_loss, least_missed, tried
+from hf_pe.prune.sizes.sensitivity import greedy_depth_order, least_loss, sensitivity_curves
 from hf_pe.recipe import StageState
 from hf_pe.surgery import cut
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
@@ -42,7 +42,7 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data)
     rungs = [{"ffn": size} for size in range(10, 0, -1)]
-    (curve,) = tried(model, data, [rungs], lambda s: noisy(model, s["ffn"]), lambda s: s["ffn"] / 10)
+    (curve,) = sensitivity_curves(model, data, [rungs], lambda s: noisy(model, s["ffn"]), lambda s: s["ffn"] / 10)
     assert curve[0].rung == 0 and curve[-1].rung == 9
     losses = [each.loss for each in curve]
     assert losses == sorted(losses) and losses[-1] > 0
@@ -56,16 +56,16 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
 def test_layers_go_one_by_one_where_they_are_missed_least(deep):
     """By hand: of all layers the one without which the answers stay nearest, then of all pairs with it."""
     model, data, axis = deep
-    wanted = answers(model, data)
+    wanted = task_outputs(model, data)
 
     def loss(*gone):
         stack = [i for i in range(axis.size) if i not in gone]
-        return distance(answers(cut(model, axis, {axis.groups[0]: stack}), data), wanted)
+        return distance(task_outputs(cut(model, axis, {axis.groups[0]: stack}), data), wanted)
 
     first = min(range(4), key=loss)
     second = min((i for i in range(4) if i != first), key=lambda i: loss(first, i))
     before = copy.deepcopy(model.state_dict())
-    assert least_missed(model, axis, range(4), 2, data, []) == [first, second]
+    assert greedy_depth_order(model, axis, range(4), 2, data, []) == [first, second]
     assert all(torch.equal(before[n], p) for n, p in model.state_dict().items())
     kept = StructuredPruning(keep={"layers": 2}, depth="greedy").plan(StageState(model, data)).kept["layers"]
     assert list(kept.values()) == [sorted({0, 1, 2, 3} - {first, second})]
@@ -74,13 +74,13 @@ def test_layers_go_one_by_one_where_they_are_missed_least(deep):
 def test_fewer_layers_go_on_where_more_left_off(deep):
     model, data, axis = deep
     known = []
-    one = list(least_missed(model, axis, range(4), 1, data, known))
+    one = list(greedy_depth_order(model, axis, range(4), 1, data, known))
     asked = []
     hook = model.register_forward_hook(lambda *_: asked.append(1))
-    three = least_missed(model, axis, range(4), 3, data, known)
+    three = greedy_depth_order(model, axis, range(4), 3, data, known)
     assert three[:1] == one and len(three) == 3
     again = len(asked)
-    assert least_missed(model, axis, range(4), 2, data, known) == three and len(asked) == again
+    assert greedy_depth_order(model, axis, range(4), 2, data, known) == three and len(asked) == again
     hook.remove()
 
 

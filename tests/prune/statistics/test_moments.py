@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModel, BertModel, Gemma3TextConfig, GPTNeoXConfig, LlamaConfig
 
 from hf_pe.anatomy import discover
-from hf_pe.calibration.gradients import consumer_slopes
+from hf_pe.calibration.gradients import consumer_gradients
 from hf_pe.calibration.influence import block_influence
 from hf_pe.data import load_examples
 from hf_pe.prune.statistics.moments import consumer_moments, consumer_moments_by_block, moments_bytes
@@ -22,7 +22,7 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
     block = model.encoder.layer[1]
-    plain, weighed = (consumer_moments(model, axis, data, weighed=told) for told in (False, True))
+    plain, weighted = (consumer_moments(model, axis, data, weighted=told) for told in (False, True))
     given, read, gives = [], [], []
     hooks = [
         block.attention.output.LayerNorm.register_forward_hook(lambda m, args, out: given.append(out)),
@@ -39,7 +39,7 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
         hook.remove()
     rows, before, out = (torch.cat([s[0] for s in parts]) for parts in (read, given, gives))
     turned = 1 - torch.cosine_similarity(before, before + out, dim=-1) ** 2
-    for found, weight in ((plain, torch.ones(len(rows))), (weighed, turned / out.square().mean(-1))):
+    for found, weight in ((plain, torch.ones(len(rows))), (weighted, turned / out.square().mean(-1))):
         folds = found["encoder.layer.1.output.dense.weight"]
         moments = pooled(folds)
         assert len(found) == 4
@@ -70,7 +70,7 @@ def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, t
     model = AutoModel.from_config(config).eval()
     axis = discover(config, type(model)).named("ffn")[0]
     key = next(slot for slot in axis.slots if slot.consumes and ".1." in slot.name)
-    found = pooled(consumer_moments(model, axis, data, weighed=True)[key.name])
+    found = pooled(consumer_moments(model, axis, data, weighted=True)[key.name])
     block, seen = model.layers[1], {}
     ffn = model.get_submodule(key.name.rpartition(".")[0])
 
@@ -99,13 +99,13 @@ def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, t
     assert torch.allclose(found.x / found.count, weight @ reads / weight.sum(), atol=1e-4)
 
 
-@pytest.mark.parametrize("weighed", [False, True])
-def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work, weighed):
+@pytest.mark.parametrize("weighted", [False, True])
+def test_block_by_block_gives_the_same_moments_one_block_at_a_time(work, weighted):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
-    whole = consumer_moments(model, axis, data, weighed=weighed)
+    whole = consumer_moments(model, axis, data, weighted=weighted)
     assert sum(f.xx.numel() * 4 for folds in whole.values() for f in folds) == moments_bytes(model, axis)
-    parts = list(consumer_moments_by_block(model, axis, data, weighed=weighed))
+    parts = list(consumer_moments_by_block(model, axis, data, weighted=weighted))
     assert [len(part) for part in parts] == [1, 1, 1, 1]
     for name, folds in (item for part in parts for item in part.items()):
         for one, other in zip(folds, whole[name], strict=True):
@@ -117,10 +117,10 @@ def test_slopes_are_the_loss_differences_of_a_gate(work):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
     name = "encoder.layer.2.output.dense.weight"
-    slopes = consumer_slopes(model, axis, data)[name]
-    found = slopes.gates
-    assert slopes.outputs.shape == (model.config.hidden_size,) * 2
-    assert torch.linalg.eigvalsh(slopes.outputs).min() > -1e-4
+    gradients = consumer_gradients(model, axis, data)[name]
+    found = gradients.gates
+    assert gradients.outputs.shape == (model.config.hidden_size,) * 2
+    assert torch.linalg.eigvalsh(gradients.outputs).min() > -1e-4
     assert found.shape == (len(data.calibration), axis.size)
     row = next(data.batches(data.calibration, 1))
     target = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(0))

@@ -1,8 +1,8 @@
 import torch
 
 from hf_pe.anatomy import EVERYWHERE, Axis, Layout, Slot
-from hf_pe.calibration.gradients import Slopes
-from hf_pe.prune.statistics.unit_statistics import evidence
+from hf_pe.calibration.gradients import Gradients
+from hf_pe.prune.statistics.unit_statistics import unit_statistics
 from hf_pe.regression import Moments
 
 WIDTH = 4
@@ -19,15 +19,15 @@ def test_two_widths_side_by_side_are_read_as_by_a_map_each():
     gates = torch.randn(6, 2 * WIDTH, generator=draw)
     left, right = slice(0, WIDTH), slice(WIDTH, None)
     outputs = felt.T @ felt
-    joined = evidence(
+    joined = unit_statistics(
         {"one": one, "both": both},
         Axis("hidden", "hidden_size", WIDTH, (reader("one"), reader("both", Layout((1, 1))))),
         EVERYWHERE,
         2,
         {"one": [Moments.of(seen[:, left])], "both": [Moments.of(seen)]},
-        {"one": Slopes(gates[:, left], torch.eye(3)), "both": Slopes(gates, outputs)},
+        {"one": Gradients(gates[:, left], torch.eye(3)), "both": Gradients(gates, outputs)},
     )
-    apart = evidence(
+    apart = unit_statistics(
         {"one": one, "first": both[:, left], "second": both[:, right]},
         Axis("hidden", "hidden_size", WIDTH, (reader("one"), reader("first"), reader("second"))),
         EVERYWHERE,
@@ -38,12 +38,12 @@ def test_two_widths_side_by_side_are_read_as_by_a_map_each():
             "second": [Moments.of(seen[:, right])],
         },
         {
-            "one": Slopes(gates[:, left], torch.eye(3)),
-            "first": Slopes(gates[:, left], outputs),
-            "second": Slopes(gates[:, right], outputs),
+            "one": Gradients(gates[:, left], torch.eye(3)),
+            "first": Gradients(gates[:, left], outputs),
+            "second": Gradients(gates[:, right], outputs),
         },
     )
     assert torch.allclose(joined.gram, apart.gram, atol=1e-5)
-    assert torch.allclose(joined.slopes, apart.slopes, atol=1e-5)
+    assert torch.allclose(joined.gradients, apart.gradients, atol=1e-5)
     here, there = (found.consumer.squeeze(2).T @ found.consumer.squeeze(2) for found in (joined, apart))
     assert torch.allclose(here, there, atol=1e-4)
