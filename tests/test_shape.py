@@ -27,7 +27,9 @@ PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*
 MODULE_LINES = 300
 LARGE_MODULES = {}
 CLASS_LINES = 200
-LARGE_CLASSES = {}
+LARGE_CLASSES = {
+    "quantize/recipe:BitsAndBytesQuantization": 202,
+}
 FUNCTION_LINES = 8
 """The median over all functions."""
 

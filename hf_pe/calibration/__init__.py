@@ -6,7 +6,7 @@ between the outputs of two models. Where memory is short, the rows pass one bloc
 
 from hf_pe.calibration.blockwise import PausedBatch as PausedBatch
 from hf_pe.calibration.blockwise import Stop as Stop
-from hf_pe.calibration.blockwise import lockstep as lockstep
+from hf_pe.calibration.blockwise import blockwise_passes as blockwise_passes
 from hf_pe.calibration.hooks import BATCH as BATCH
 from hf_pe.calibration.hooks import Passes as Passes
 from hf_pe.calibration.hooks import count_calls as count_calls

@@ -16,7 +16,7 @@ GRADIENT_BATCH = 4
 """Calibration rows in one forward and backward pass."""
 
 
-class Slopes(NamedTuple):
+class Gradients(NamedTuple):
     """Gradients of the loss at one linear layer.
 
     Attributes:
@@ -30,7 +30,7 @@ class Slopes(NamedTuple):
     outputs: torch.Tensor
 
 
-def consumer_slopes(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, Slopes]:
+def consumer_gradients(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, Gradients]:
     """Return the gradients of each calibration example's loss at the linear layers that read units of `axis`.
 
     The loss is the task's own where it has one. Without one (embeddings) it is the output along a random direction: the

@@ -45,7 +45,7 @@ class Passes:
                 done += len(next(iter(batch.values())))
                 advance(what, done, len(data.calibration))
 
-    def walk(self, data: TaskData, blocks: Sequence[str], what: str) -> Iterator[str]:
+    def by_block(self, data: TaskData, blocks: Sequence[str], what: str) -> Iterator[str]:
         """Run all calibration rows through one block after the other, and yield each block when they have passed it.
 
         Args:
@@ -54,7 +54,9 @@ class Passes:
             what: names the work in progress lines.
         """
         batches = data.batches(data.calibration, BATCH)
-        with lockstep(self.model, batches, [Stop(block, after=True) for block in blocks], self._set_batch) as pauses:
+        with blockwise_passes(
+            self.model, batches, [Stop(block, after=True) for block in blocks], self._set_batch
+        ) as pauses:
             for done, (block, _) in enumerate(zip(blocks, pauses, strict=True), 1):
                 advance(what, done, len(blocks))
                 yield block

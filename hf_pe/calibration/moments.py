@@ -78,7 +78,7 @@ def moments_by_block(
     sums = _MomentSums(added)
     if modules:
         with sums.hooked(model), watch(model, modules, sums.collect) as passes:
-            for _ in passes.walk(data, blocks, what):
+            for _ in passes.by_block(data, blocks, what):
                 yield sums.pop()
 
 

@@ -15,7 +15,7 @@ ROWS = 64
 LEAST = 2
 """Rows that outputs are computed on at least, however long they are."""
 
-Answers = tuple[str, torch.Tensor]
+TaskOutputs = tuple[str, torch.Tensor]
 """The name of what is compared ("logits", "embeddings" or "loss"), and its values, row by row."""
 
 
@@ -26,7 +26,7 @@ def rows_within(data: TaskData, tokens: int) -> int:
 
 
 @torch.no_grad()
-def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_token: bool = False) -> Answers:
+def task_outputs(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_token: bool = False) -> TaskOutputs:
     """Return the outputs of a model: log-probabilities, embeddings, or the loss where tokens are predicted.
 
     Args:
@@ -64,7 +64,7 @@ def answers(model: PreTrainedModel, data: TaskData, rows: int = ROWS, *, by_toke
     return signal, torch.cat(values)
 
 
-def distance(changed: Answers, original: Answers, *, pairs: bool = False) -> float:
+def distance(changed: TaskOutputs, original: TaskOutputs, *, pairs: bool = False) -> float:
     """Return how far the outputs of a changed model are from those of the original, as a mean over rows.
 
     For logits it is KL(original || changed), for embeddings 1 - cosine, and for a loss its increase.
@@ -90,7 +90,7 @@ def distance(changed: Answers, original: Answers, *, pairs: bool = False) -> flo
     return math.inf if math.isnan(mean) else mean
 
 
-def _distance(changed: Answers, original: Answers, pairs: bool) -> float:
+def _distance(changed: TaskOutputs, original: TaskOutputs, pairs: bool) -> float:
     (signal, values), (_, targets) = changed, original
     if signal == "logits":
         possible = targets > -torch.inf  # masked classes of the original would add 0 times infinity

@@ -71,9 +71,9 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
         return kept
     gradients = {}
     if "gradients" in criterion.needs:
-        key = StatisticsKey[dict[str, Slopes]]("gradients", axis.name)
-        slopes = state.statistics.get(model, key, lambda: consumer_slopes(model, axis, data))
-        require_reached(slopes, axis)
+        key = StatisticsKey[dict[str, Gradients]]("gradients", axis.name)
+        gradients = state.statistics.get(model, key, lambda: consumer_gradients(model, axis, data))
+        require_reached(gradients, axis)
     tensors = model.state_dict()
 
     def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:

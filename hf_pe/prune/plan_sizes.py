@@ -105,7 +105,7 @@ class SizeSettings:
         fixed, candidates = self.fixed(spec), self.candidates(spec)
         for axis in (axis_named(model, name) for sizes in candidates for name in sizes[0]):
             require_reached(reached(model, axis, data), axis)
-        budget = self.budget or Target(parameters=1.0)
+        budget = self.budget or Budget(parameters=1.0)
         costs = Costs(spec, budget.batch, model.device)
 
         def overrun(setting: AxisSizes) -> float:

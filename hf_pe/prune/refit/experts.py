@@ -65,7 +65,7 @@ def correct_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data:
     ]
     refitted = 0
     with watching(passes, handles), evaluating(smaller):
-        for name in passes.walk(data, list(blocks), "refit of the experts"):
+        for name in passes.by_block(data, list(blocks), "refit of the experts"):
             refitted += blocks[name].refit_()
             blocks[name].clear()
     return refitted, len(blocks)

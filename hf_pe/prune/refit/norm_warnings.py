@@ -13,7 +13,7 @@ from hf_pe.model_spec import ModelSpec
 
 def rescaling_warnings(spec: ModelSpec, axis: Axis) -> tuple[str, ...]:
     """Return a warning where norms run over the units of an axis, for cuts after which nothing rescales them."""
-    modules = norms_along(skeleton(spec.config, spec.model_class), axis)
+    modules = norms_along(meta_model(spec.config, spec.model_class), axis)
     names = [name for name, module in modules.items() if is_norm(module) and not isinstance(module, _BatchNorm)]
     if not names:
         return ()

@@ -49,7 +49,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, Slot, discover
-from hf_pe.calibration import BATCH, PausedBatch, Stop, count_calls, hidden_of, lockstep, mean_square
+from hf_pe.calibration import BATCH, PausedBatch, Stop, blockwise_passes, count_calls, hidden_of, mean_square
 from hf_pe.errors import UsageError
 from hf_pe.progress import advance
 from hf_pe.prune.refit.observed_block import LastLinear, ObservedBlock, observe, update_factor
@@ -125,7 +125,10 @@ def repair_in_order_(
         return
     target_stops = [stop for plan in plans for stop in plan.stops]
     own_stops = [Stop(plan.block, after=False) for plan in plans]
-    with lockstep(teacher, batches, target_stops) as teacher_pauses, lockstep(student, batches, own_stops) as pauses:
+    with (
+        blockwise_passes(teacher, batches, target_stops) as teacher_pauses,
+        blockwise_passes(student, batches, own_stops) as pauses,
+    ):
         for done, (plan, paused) in enumerate(zip(plans, pauses, strict=True), 1):
             teacher_starts, teacher_ends = next(teacher_pauses) if plan.attention else [], next(teacher_pauses)
             ffn = _module(plan.ffn, plan.block)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, kind_of
-from hf_pe.calibration import answers, distance, rows_within
+from hf_pe.calibration import distance, rows_within, task_outputs
 from hf_pe.calibration.coverage import reached, require_reached
 from hf_pe.progress import advance
 from hf_pe.prune.sizes.search import AxisSizes, SensitivityPoint
