@@ -1,4 +1,4 @@
-"""The recipes, one line each: recipe files, their schema, the command line and the documentation follow from this."""
+"""Lists the recipes, one line each; recipe files, their schema, the command line and the documentation use the list."""
 
 from typing import Annotated, Any, Union
 
@@ -22,11 +22,11 @@ RECIPES: dict[str, type[Recipe]] = {
         Cast,
     )
 }
-"""By name in recipe files, in the order in which they may follow each other."""
+"""The class of each recipe, by its name in recipe files, in the order in which stages may follow each other."""
 
 
-class _OneOf:
-    """Makes pydantic read a field as one of `RECIPES`, told apart by its key `recipe`."""
+class _RecipeUnion:
+    """Makes pydantic read a field as an instance of the class in `RECIPES` that its key `recipe` names."""
 
     def __init__(self, *, variants: bool) -> None:
         self.variants = variants
@@ -36,7 +36,7 @@ class _OneOf:
         return handler.generate_schema(Annotated[Union[kinds], Field(discriminator="recipe")])  # noqa: UP007
 
 
-AnyRecipe = Annotated[Recipe, _OneOf(variants=False)]
+AnyRecipe = Annotated[Recipe, _RecipeUnion(variants=False)]
 """A recipe in a recipe file."""
-AnyVariant = Annotated[Recipe, _OneOf(variants=True)]
+AnyVariant = Annotated[Recipe, _RecipeUnion(variants=True)]
 """A recipe that makes a variant of the final model: it only changes the precision of the weights."""

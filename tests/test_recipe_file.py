@@ -103,7 +103,7 @@ def changed(path, value):
         (changed(["data", "eval_fraction"], 2), r"data\.eval_fraction: expected less than 1; got 2"),
         (
             changed(["task"], "embeding"),
-            r"task: expected 'embedding', 'causal_lm', .*'object_detection'.*; got 'embeding'",
+            r"task: expected one of embedding, causal_lm, .*object_detection; got 'embeding'. Did you mean 'embedding'\?",
         ),
         (changed(["format_version"], 9), r"format_version: expected 1; got 9"),
         ({k: v for k, v in GOOD.items() if k != "model"}, "model: missing"),

@@ -95,7 +95,7 @@ class Distillation(DistillationSettings):
         data.check_training_rows()
         if self.augment is not None and "pixel_values" not in sample_batch(model, data):
             raise UsageError(f"distil.augment: expected images, but task '{data.task.name}' reads none. Leave it out.")
-        if self.augment is not None and data.task.has_places:
+        if self.augment is not None and data.task.localizes:
             raise UsageError("distil.augment: the boxes would not move with the images. Leave it out.")
         with loaded_teachers(self, state), torch.no_grad():
             few = few_tokens(sample_batch(model, data))

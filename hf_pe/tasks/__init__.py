@@ -1,4 +1,8 @@
-"""The tasks, one file each."""
+"""Tasks such as causal language modelling or image classification, one file each.
+
+A task says how the rows of a data set become batches, which outputs of a model a student learns from in distillation,
+and by which metrics a model is evaluated. `hf_pe.tasks.base.Task` is their base class, `TASKS` their list.
+"""
 
 from hf_pe.tasks.audio_classification import AudioClassification as AudioClassification
 from hf_pe.tasks.base import Task as Task

@@ -45,12 +45,12 @@ class AudioClassification(Classification):
             UsageError: no column with recordings or labels is named, or a recording or a label cannot be read.
         """
         column = examples.config.audio
-        waves = Waves(processor, column or "", self.seconds)
-        return with_media(self, examples, processor, config, column, waves, recording)
+        waves = AudioCollator(processor, column or "", self.seconds)
+        return with_media(self, examples, processor, config, column, waves, read_recording)
 
 
 @dataclass(frozen=True)
-class Waves:
+class AudioCollator:
     """Makes a batch of rows with recordings."""
 
     processor: Any
@@ -58,47 +58,47 @@ class Waves:
     seconds: float
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """What the feature extractor makes of them, padded to the longest, and labels."""
+        """Return the feature extractor's inputs for the model, padded to the longest recording, and the labels."""
         rate = int(self.processor.sampling_rate)
-        waves = [heard(row[self.column], rate)[: round(self.seconds * rate)] for row in rows]
+        waves = [waveform(row[self.column], rate)[: round(self.seconds * rate)] for row in rows]
         return with_labels(dict(self.processor(waves, sampling_rate=rate, padding=True, return_tensors="pt")), rows)
 
 
-def heard(audio: Any, rate: int) -> np.ndarray[Any, Any]:
-    """A recording as one channel of float32 in -1..1 at `rate` samples a second.
+def waveform(audio: Any, rate: int) -> np.ndarray[Any, Any]:
+    """Return a recording as one channel of float32 values in -1..1, resampled to `rate` samples per second.
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the recording cannot be read.
     """
-    found, wave = recording(audio)
+    source_rate, wave = read_recording(audio)
     if wave.dtype == np.uint8:
         wave = (wave.astype(np.float32) - 128) / 128
     elif np.issubdtype(wave.dtype, np.integer):
         wave = wave.astype(np.float32) / float(np.iinfo(wave.dtype).max)
     wave = wave.mean(1) if wave.ndim == 2 else wave
-    if found != rate:
-        ratio = Fraction(rate, found)
+    if source_rate != rate:
+        ratio = Fraction(rate, source_rate)
         wave = resample_poly(wave, ratio.numerator, ratio.denominator)
     return np.asarray(wave, np.float32)
 
 
-def recording(audio: Any) -> tuple[int, np.ndarray[Any, Any]]:
-    """Return the samples a second of a recording, and its samples [samples] or [samples, channels].
+def read_recording(audio: Any) -> tuple[int, np.ndarray[Any, Any]]:
+    """Return the sampling rate of a recording, and its samples [samples] or [samples, channels].
 
     Raises:
-        UsageError: it cannot be read.
+        UsageError: the recording cannot be read.
     """
     wave: np.ndarray[Any, Any]
     if isinstance(audio, dict) and audio.get("array") is not None:
-        found, wave = int(audio["sampling_rate"]), np.asarray(audio["array"], np.float32)
+        rate, wave = int(audio["sampling_rate"]), np.asarray(audio["array"], np.float32)
     else:
         source: Any = (audio.get("bytes") or audio.get("path")) if isinstance(audio, dict) else audio
         try:
-            found, wave = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+            rate, wave = wavfile.read(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
         except (OSError, ValueError, TypeError, struct.error) as error:
             what = f"a recording of {len(source):,} bytes" if isinstance(source, bytes) else repr(str(source))
             raise UsageError(
                 f"Data: {what} cannot be read as a .wav file: {error}. Decode other formats first, to rows of "
                 '{"array", "sampling_rate"}.'
             ) from error
-    return found, wave
+    return rate, wave

@@ -1,4 +1,4 @@
-"""What a task is, and the rows, processor and teacher that stages work with."""
+"""Defines what every task implements, and the prepared data that stages work with."""
 
 import random
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from hf_pe.tasks.evaluation import EvalResult
 
 
 class Task(ABC):
-    """One kind of work: how examples become batches, what a model computes for a batch, and how it is evaluated.
+    """Defines how examples become batches, what a model computes for a batch, and how a model is evaluated.
 
     A subclass has the class attributes below, its settings as fields of a frozen dataclass, and one line in
     `hf_pe.tasks.registry.TASKS`. Recipe files and their schema, the command line, the choice of a task by the model's
@@ -29,23 +29,23 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    """Its name in recipe files."""
+    """The name of the task in recipe files."""
     auto_class: ClassVar[str]
-    """The class of transformers that loads its models."""
+    """The auto class of transformers that loads models of this task."""
     architectures: ClassVar[tuple[str, ...]] = ()
-    """How the names of its models' classes end, such as "ForMaskedLM": a checkpoint that names one has this task."""
+    """Endings of model class names, such as "ForMaskedLM". A checkpoint whose class ends so has this task."""
     processor_class: ClassVar[ProcessorClass] = "AutoTokenizer"
-    """The class of transformers that loads what makes its models' inputs."""
+    """The auto class of transformers that loads the tokenizer, image processor or feature extractor."""
     pipeline_tag: ClassVar[str]
     """The Hub's name of the task."""
     metric: ClassVar[str]
-    """The metric that matters most; a key of what `EvalResult.scores` gives."""
+    """The metric that matters most, a key of the dict that `Judged.scores` returns."""
     higher_is_better: ClassVar[bool] = True
     """Whether higher values of that metric are better."""
     hub_metrics: ClassVar[Mapping[str, str]] = {}
-    """The Hub's names of metrics, by the names in `EvalResult.scores`, where the two differ."""
+    """The Hub's names of metrics, by their names in `Judged.scores`, where the two differ."""
     outputs: ClassVar[str]
-    """What a teacher gives and a student learns from, as a phrase for the documentation."""
+    """The outputs of a teacher that a student learns from, as a phrase for the documentation."""
     needs_label: ClassVar[bool] = False
     """Whether each example needs a label, so that the column "label" of a data set is read without being named."""
     classifies: ClassVar[bool] = False
@@ -53,33 +53,33 @@ class Task(ABC):
     names_labels: ClassVar[bool] = False
     """Whether the model's config names its labels, so that a teacher needs the same ones in the same order."""
     predicts_tokens: ClassVar[bool] = False
-    """Whether `predicted` says which tokens are predicted, so that a large vocabulary's logits are made in chunks."""
-    has_places: ClassVar[bool] = False
-    """Whether labels say where in an image something is, so that images cannot be augmented without moving them."""
+    """Whether the task implements `predicted`, so that logits over a large vocabulary can be computed in chunks."""
+    localizes: ClassVar[bool] = False
+    """Whether labels say where in an image an object is: an augmented image would no longer fit its labels."""
     uncacheable: ClassVar[str | None] = None
-    """The reason why a teacher's outputs cannot be cached, as a clause: "it hides other tokens each time"."""
+    """The reason why a teacher's outputs cannot be cached, as a clause: "it masks other tokens each time"."""
 
     @classmethod
     def recognizes(cls, source: Source) -> bool:
-        """Return whether files beside the weights say that a model whose class belongs to no task has this one."""
+        """Return whether files beside the weights show that a checkpoint has this task; asked if its class does not."""
         return False
 
     @classmethod  # noqa: B027  most tasks have nothing to refuse
     def require_inferred(cls, config: PretrainedConfig) -> None:
-        """Refuse a model whose class is named as this task's are, and that does something else.
+        """Refuse a model whose class name has an ending from `architectures` although the model does something else.
 
         Raises:
-            UsageError: says what the model does, and what can be done with it.
+            UsageError: the model does something else; the message says what, and which commands work for it.
         """
 
     @classmethod
     def of_checkpoint(cls, source: Source) -> "Task":
-        """Return the task with the settings that files beside a checkpoint's weights state; default: none do."""
+        """Return the task with the settings that files beside the weights contain; by default there are none."""
         return cls()
 
     @abstractmethod
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> "TaskData":
-        """Tokenize the examples.
+        """Return the examples as tokenized or otherwise prepared rows, and the function that makes batches of them.
 
         Raises:
             UsageError: the examples do not fit the task or the model.
@@ -87,7 +87,12 @@ class Task(ABC):
 
     @abstractmethod
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Return what a teacher gives and a student must match.
+        """Run `model` on a batch and return the outputs that a student learns from.
+
+        Args:
+            model: of the teacher or the student.
+            batch: from the `collate` function that `prepare` returned.
+            hidden: return the hidden states as well.
 
         Returns:
             Some of `logits` [batch, ..., classes], `embeddings` [batch, width], `loss` (task loss, scalar), `mask`
@@ -95,28 +100,29 @@ class Task(ABC):
         """
 
     def predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which positions [batch, tokens] predict a token, and the id of that token for each of them, in order.
+        """Return a mask [batch, tokens] of the positions that predict a token, and the ids of these tokens, in order.
 
-        Where `predicts_tokens`, the logits at these positions are what the model's head gives for their hidden states.
+        Tasks with `predicts_tokens` implement it. The model's head, applied to the hidden states at these positions,
+        returns the logits of `signals`.
         """
         raise NotImplementedError(f"{type(self).__name__}.predicts_tokens is False")
 
     @abstractmethod
     def describe(self, data: "TaskData") -> str:
-        """Return one sentence for the card: what the metric is."""
+        """Return one sentence for the model card that explains the metrics."""
 
     def chance(self, model: PreTrainedModel, data: "TaskData") -> float | None:
-        """Return the metric of guesses that do not look at the inputs; None where there is no such level."""
+        """Return the metric that guessing without the inputs reaches; None if no such value is defined."""
         return None
 
     @abstractmethod
-    def evaluate(self, model: PreTrainedModel, data: "TaskData") -> EvalResult:
-        """Evaluate `model` on `data.eval`, example by example; `scores()` of the result are the task's metrics."""
+    def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:
+        """Evaluate `model` on `data.eval`, example by example; `scores()` of the result returns the metrics."""
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Everything a stage may look at: tokenized rows, how to batch them, the processor, the teacher."""
+    """Holds what a stage works with: prepared rows, how to make batches of them, the processor and the teacher."""
 
     task: Task
     processor: Any
@@ -126,15 +132,15 @@ class TaskData:
     examples: Examples
     teacher: PreTrainedModel | None = None
     warnings: tuple[str, ...] = ()
-    """Sentences on what the reader of a result should know of these rows and this model."""
+    """Sentences for the report on problems of these rows with this model."""
     truncated: int = 0
     """Rows that had more tokens than `data.max_length`."""
     check_training_rows: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
-    """Reads what only a training reads, the images or recordings of all rows; raises UsageError at a broken one."""
+    """Reads the images or recordings that only training needs; raises UsageError if one is broken."""
 
     @property
     def calibration_rows(self) -> list[int]:
-        """Which training rows statistics are taken from: a sample of all, in random order."""
+        """The indices of the training rows for calibration statistics: a random sample in random order."""
         count, config = len(self.train), self.examples.config
         size = min(count, config.calibration)
         if self.examples.in_file_order:
@@ -142,12 +148,12 @@ class TaskData:
         return list(range(size))
 
     def spec(self, model: PreTrainedModel) -> ModelSpec:
-        """Return what a dry run knows of `model`, which sees images of the processor's size."""
+        """Return what a dry run has to know about `model`; its images have the size that the processor makes."""
         return ModelSpec(config=model.config, model_class=type(model), pixels=processor_size(self.processor))
 
     @property
     def calibration(self) -> datasets.Dataset:
-        """The training rows that statistics are taken from."""
+        """The training rows for calibration statistics."""
         return self.train.select(self.calibration_rows)
 
     def batches(self, rows: datasets.Dataset, size: int = 32) -> Iterator[Batch]:

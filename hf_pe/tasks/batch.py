@@ -1,4 +1,4 @@
-"""Batches: which of their columns are inputs of a model, and how rows are counted."""
+"""Defines batches: which of their entries are inputs of a model, and which positions of its outputs count."""
 
 import math
 
@@ -9,27 +9,27 @@ Batch = dict[str, torch.Tensor]
 
 
 ROW = "teacher_row"
-"""Column, and entry of a batch: which training row this is, where a teacher's answers are looked up by it."""
+"""Column of the training rows, and entry of a batch: the index of the row, by which cached outputs are looked up."""
 
 
 POSSIBLE = "possible"
-"""Entry of a batch: which tokens may be an answer's place."""
+"""Entry of a batch: which tokens an answer may begin or end with."""
 
 
 NOT_INPUTS = ("labels", ROW, POSSIBLE)
 
 
 BEFORE_PATCHES = 5
-"""Tokens that may stand before those of an image's patches: classes and registers."""
+"""Most class and register tokens that a sequence may have before its image patches."""
 
 
 def model_inputs(batch: Batch) -> Batch:
-    """The batch without what only losses and metrics need."""
+    """Return the batch without the entries that only losses and metrics need."""
     return {key: value for key, value in batch.items() if key not in NOT_INPUTS}
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy over the labels that count; 0, with gradients of 0, where none does.
+    """Return the mean cross-entropy over the labels other than -100; 0, with gradients of 0, if all labels are -100.
 
     Args:
         logits: *Shape:* (..., classes)
@@ -53,7 +53,7 @@ def on_device(model: PreTrainedModel, batch: Batch) -> Batch:
 
 
 def as_read_by(model: PreTrainedModel, batch: Batch) -> Batch:
-    """Return what a model reads of the batch, on its device; images and sounds in its precision."""
+    """Return the model's inputs in a batch on its device; images and recordings also in its dtype."""
     return {
         key: value.to(model.device, model.dtype) if value.is_floating_point() else value.to(model.device)
         for key, value in model_inputs(batch).items()
@@ -61,22 +61,28 @@ def as_read_by(model: PreTrainedModel, batch: Batch) -> Batch:
 
 
 def counted_rows(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Rows [tokens, width] of the positions that are not padding; all where the mask speaks of other positions."""
+    """Return the hidden states [tokens, width] of the positions that are not padding.
+
+    Args:
+        hidden: hidden states [batch, ..., width].
+        mask: attention mask. It is ignored where its shape is not that of the positions, as for an encoder's mask
+            beside a decoder's hidden states.
+    """
     if mask is not None and hidden.shape[:-1] == mask.shape:
         return hidden[mask.bool()]
     return hidden.flatten(0, -2)
 
 
 def as_map(hidden: torch.Tensor) -> torch.Tensor | None:
-    """Hidden states as a map [batch, width, height, width]; None where they are none.
+    """Return hidden states as a feature map [batch, channels, height, width]; None if they are no feature map.
 
-    Maps of square images whose channels come last are known by their first two sides being equal. Of tokens the last
-    ones are taken that fill a square: classes and registers come before the patches.
+    Feature maps with the channels last are recognized by their height and width being equal. Of a sequence of tokens
+    the last ones that fill a square are used, because class and register tokens come before the patches.
     """
     if hidden.ndim == 4:
         return hidden.movedim(-1, 1) if hidden.shape[1] == hidden.shape[2] != hidden.shape[3] else hidden
     if hidden.ndim != 3:
         return None
     side = math.isqrt(hidden.shape[1])
-    others = hidden.shape[1] - side**2
-    return hidden[:, others:].mT.reshape(len(hidden), -1, side, side) if others <= BEFORE_PATCHES else None
+    prefix = hidden.shape[1] - side**2
+    return hidden[:, prefix:].mT.reshape(len(hidden), -1, side, side) if prefix <= BEFORE_PATCHES else None

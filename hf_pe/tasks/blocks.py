@@ -1,4 +1,8 @@
-"""Texts packed into blocks of equal length, as the tokenizer would have them begin and end."""
+"""Packs tokenized texts into blocks of equal length that begin and end as the tokenizer makes a text begin and end.
+
+A block starts with the special tokens that the tokenizer puts before a text (BOS), because a model that was trained
+with them predicts badly without.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,12 +17,12 @@ NO_LABEL = -100
 
 @dataclass(frozen=True)
 class Stream:
-    """Texts one after the other as tokens, without what stands before the first.
+    """Holds the tokens of all texts in one sequence, without the special tokens before the first text.
 
     Attributes:
-        ids: of all tokens.
-        labels: the same ids, `NO_LABEL` for what the tokenizer puts before a text.
-        added: what the tokenizer puts around a text.
+        ids: ids of all tokens.
+        labels: the same ids, but `NO_LABEL` for the special tokens before a text.
+        added: the special tokens that the tokenizer puts around a text.
     """
 
     ids: list[int]
@@ -29,7 +33,7 @@ class Stream:
         """Yield ids and labels of each block of `length` tokens, its prefix included; a shorter rest is dropped.
 
         Raises:
-            UsageError: the prefix leaves no room for a token to predict.
+            UsageError: `length` is too small for the prefix and one token more.
         """
         prefix = list(self.added.prefix)
         if length <= len(prefix):
@@ -51,8 +55,8 @@ class Stream:
 def token_stream(texts: Sequence[str], tokenizer: Any) -> Stream:
     """Tokenize `texts` into one stream.
 
-    Where the tokenizer ends a text with tokens of its own (EOS), every text ends so and the next begins as it begins a
-    text. Where it does not, the texts are one text, joined by line breaks.
+    If the tokenizer ends texts with special tokens (EOS), they are kept: they separate the texts, together with those
+    that begin a text. If it does not, the texts are joined by line breaks.
     """
     added = added_tokens(tokenizer, texts[0])
     plain = {"add_special_tokens": False, "verbose": False}
@@ -61,8 +65,8 @@ def token_stream(texts: Sequence[str], tokenizer: Any) -> Stream:
         return Stream(ids, ids, added)
     stream = Stream([], [], added)
     for content in tokenizer(list(texts), **plain)["input_ids"]:
-        told = [*content, *added.suffix]
-        between = added.prefix if stream.ids else ()
-        stream.ids.extend((*between, *told))
-        stream.labels.extend((*[NO_LABEL] * len(between), *told))
+        text_ids = [*content, *added.suffix]
+        prefix = added.prefix if stream.ids else ()
+        stream.ids.extend((*prefix, *text_ids))
+        stream.labels.extend((*[NO_LABEL] * len(prefix), *text_ids))
     return stream

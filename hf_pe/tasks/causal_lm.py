@@ -1,4 +1,4 @@
-"""Causal language modelling: a model predicts the next token of packed texts."""
+"""Defines causal language modelling: a model predicts the next token of packed texts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,9 @@ from hf_pe.tasks.tokens import added_tokens, unknown_token_warnings
 class CausalLM(Task):
     """Predict the next token of texts that are packed into blocks of `data.max_length` tokens.
 
-    Each block begins with what the tokenizer puts before a text (the BOS of Llama and Gemma), because a model that was
-    trained with it predicts badly without. It is part of the length and only context: the first predicted token is the
-    one behind it. Texts are joined by line breaks; where the tokenizer ends a text with a token of its own (EOS), every
-    text ends so.
+    Each block begins with the special tokens that the tokenizer puts before a text (the BOS of Llama and Gemma),
+    because a model that was trained with them predicts badly without. They count towards the length and are never
+    predicted. Texts are joined by line breaks, or end with the tokenizer's EOS if it adds one.
 
     Example:
         >>> labels = torch.tensor([[-100, 7, 8, 9]])
@@ -44,7 +43,11 @@ class CausalLM(Task):
     predicts_tokens = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize the texts and pack them; a rest shorter than a block is dropped."""
+        """Tokenize the texts and pack them into blocks; a rest shorter than a block is dropped.
+
+        Raises:
+            UsageError: the texts do not fill one block.
+        """
         length = examples.config.max_length
 
         def packed(rows: datasets.Dataset, what: str) -> datasets.Dataset:
@@ -65,17 +68,17 @@ class CausalLM(Task):
         """Return logits of the next token [batch, tokens - 1, vocabulary], their mask, and the task loss."""
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         logits, labels = out.logits[:, :-1], batch["labels"][:, 1:]
-        found = {"logits": logits, "mask": labels != -100, "loss": label_loss(logits, labels)}
-        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+        signals = {"logits": logits, "mask": labels != -100, "loss": label_loss(logits, labels)}
+        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return which positions [batch, tokens] predict a token, and the id of it for each of them, in order."""
+        """Return a mask [batch, tokens] of the positions that predict a token, and the ids of these tokens."""
         labels = torch.nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=-100)
         mask = labels != -100
         return mask, labels[mask]
 
     def describe(self, data: TaskData) -> str:
-        """Return how long the blocks are, and what begins them."""
+        """Return a sentence with the length of the blocks and the special tokens in them."""
         options = data.examples.config
         added = added_tokens(data.processor, str(data.examples.train[options.text][0]))
         begin, end = (
@@ -89,9 +92,9 @@ class CausalLM(Task):
         )
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float:
-        """Return the perplexity of predictions by the frequency of tokens alone."""
+        """Return the perplexity of predicting every token by its frequency."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return the negative log-likelihood of each block; perplexity is exp of the mean over all tokens."""
-        return scored_tokens(self, model, data, 4, perplexity)
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Compute the negative log-likelihood of each block; the perplexity is exp of the mean over all tokens."""
+        return judged_tokens(self, model, data, 4, perplexity)

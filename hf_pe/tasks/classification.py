@@ -1,4 +1,4 @@
-"""What tasks that choose one of the model's labels for an example have in common."""
+"""Defines the base class of tasks in which a model chooses one of its labels for each example."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -36,16 +36,16 @@ class Classification(Task):
         return {"logits": out.logits, "loss": loss} | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Return what is averaged."""
+        """Return a sentence on the rows that the metrics are computed over."""
         return "`accuracy` and `f1_macro` are over the evaluation rows."
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:
-        """Return the accuracy of the most frequent label; None where there is only one."""
+        """Return the accuracy of always choosing the most frequent label; None if the rows have only one label."""
         counts = np.unique(data.eval["labels"], return_counts=True)[1]
         return float(counts.max() / counts.sum()) if len(counts) > 1 else None
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return the predicted and the given label of each evaluation row; a slice per label."""
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Compute the predicted class of each evaluation row, beside its label; there is a slice per label."""
         predicted: list[int] = []
         with evaluating(model), torch.no_grad():
             for batch in data.batches(data.eval):
@@ -66,7 +66,16 @@ def with_media(
     collate: Callable[[list[dict[str, Any]]], Batch],
     read: Callable[[Any], Any],
 ) -> TaskData:
-    """Return rows of files and labels; files are read batch by batch, by `collate`, and checked before by `read`.
+    """Return prepared rows with images or recordings and labels, and check that the files can be read.
+
+    Args:
+        task: that the rows are for.
+        examples: rows of the data set.
+        processor: image processor or feature extractor.
+        config: of the model.
+        column: with the files; an error names the setting where it is empty.
+        collate: reads the files of a batch.
+        read: reads one file; raises UsageError if it cannot.
 
     Raises:
         UsageError: no column with files or with labels is named, a label is none of the model's, or a file cannot be
@@ -78,16 +87,16 @@ def with_media(
         what = task.name.partition("_")[0]
         raise UsageError(f"data.{what}: expected the name of the column with the files, got nothing.")
 
-    def rows(found: datasets.Dataset) -> datasets.Dataset:
-        numbers = label_numbers(found[label], config, found.features[label], examples.config.label_names)
-        return found.select_columns([column]).add_column("labels", numbers)
+    def prepared(rows: datasets.Dataset) -> datasets.Dataset:
+        numbers = label_numbers(rows[label], config, rows.features[label], examples.config.label_names)
+        return rows.select_columns([column]).add_column("labels", numbers)
 
-    train, evaluation = rows(examples.train), rows(examples.eval)
+    train, evaluation = prepared(examples.train), prepared(examples.eval)
     return with_readable_media(TaskData(task, processor, train, evaluation, collate, examples), column, read)
 
 
 def with_labels(batch: Batch, rows: list[dict[str, Any]]) -> Batch:
-    """Return the batch with what rows of files have beside them."""
+    """Return the batch with the labels of the rows, and their indices if a cached teacher needs them."""
     names = [name for name in ("labels", ROW) if name in rows[0]]
     return batch | {name: torch.tensor([row[name] for row in rows]) for name in names}
 

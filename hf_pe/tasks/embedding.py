@@ -1,4 +1,4 @@
-"""Sentence embeddings: a model maps texts to vectors, which are compared by their cosine."""
+"""Defines the task of sentence embeddings: a model maps texts to vectors, which are compared by their cosine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +28,9 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 class Embedding(Task):
     """Embed texts as sentence-transformers does: mean or CLS pooling, then the dense layers that the model has.
 
-    With a score per pair of texts the metric is the Spearman correlation with it. Without, it is the correlation of the
-    similarities with the teacher's, over pairs of held-out sentences: each with the next one and with four random ones.
+    If the data have a score per pair of texts, the metric is the Spearman correlation of the cosine similarities with
+    the scores. If they have none, it is the correlation with the teacher's similarities, over pairs of held-out
+    sentences: each sentence with the next one and with four random ones.
 
     Example:
         >>> Embedding(SentenceModules(pooling="cls")).modules.pooling
@@ -47,20 +48,24 @@ class Embedding(Task):
     _of_teachers: WeakKeyDictionary[PreTrainedModel, tuple[str, np.ndarray[Any, Any]]] = field(
         default_factory=WeakKeyDictionary, init=False, compare=False, repr=False
     )
-    """The embeddings of each teacher, with the fingerprint of the rows that they are of."""
+    """Caches the embeddings of each teacher, with the fingerprint of the rows they were computed from."""
 
     @classmethod
     def recognizes(cls, source: Source) -> bool:
-        """Return whether sentence-transformers wrote the folder."""
+        """Return whether sentence-transformers wrote the checkpoint."""
         return is_sentence_transformer(source)
 
     @classmethod
     def of_checkpoint(cls, source: Source) -> "Embedding":
-        """Return the task with the pooling, the dense layers and the prompt that lie beside the weights."""
+        """Return the task with the pooling, the dense layers and the prompt of the checkpoint."""
         return cls(sentence_modules(source))
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize texts; pairs with a score are needed for evaluation only."""
+        """Tokenize the texts; scores of pairs are read for evaluation only.
+
+        Raises:
+            UsageError: scores are named but no second text, or a score is no number.
+        """
         options = examples.config
         if options.label and not options.text_pair:
             raise UsageError("data.label is a score for pairs: name the second text's column in data.text_pair.")
@@ -88,11 +93,11 @@ class Embedding(Task):
         else:
             pooled = (last * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         embeddings = torch.nn.functional.normalize(self.modules.apply_head(pooled), dim=-1)
-        found = {"embeddings": embeddings, "mask": mask}
-        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+        signals = {"embeddings": embeddings, "mask": mask}
+        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def tokenized(self, texts: Sequence[Any], processor: Any, max_length: int) -> dict[str, Any]:
-        """Return what the tokenizer makes of texts with the model's prompt before them."""
+        """Return the tokenizer's output for texts with the model's prompt before each."""
         return dict(self._truncation(processor, max_length)([self.modules.text(text) for text in texts]))
 
     def _truncation(self, processor: Any, max_length: int) -> Truncation:
@@ -102,9 +107,8 @@ class Embedding(Task):
     def encode(self, model: PreTrainedModel, processor: Any, texts: Sequence[str]) -> torch.Tensor:
         """Return embeddings [texts, width] of a few short texts, on the CPU."""
         batch = processor.pad(self.tokenized(texts, processor, 128), return_tensors="pt")
-        signals = self.signals(model, on_device(model, batch))
-        found: torch.Tensor = signals["embeddings"].float().cpu()
-        return found
+        embeddings: torch.Tensor = self.signals(model, on_device(model, batch))["embeddings"]
+        return embeddings.float().cpu()
 
     def embed(self, model: PreTrainedModel, data: TaskData, rows: datasets.Dataset) -> np.ndarray[Any, Any]:
         """Return the embeddings of tokenized `rows` [len(rows), width], computed in order of length."""
@@ -114,8 +118,7 @@ class Embedding(Task):
                 self.signals(model, on_device(model, batch))["embeddings"].float().cpu()
                 for batch in data.batches(rows.select(order))
             ]
-        found = torch.cat(parts).numpy()
-        return found[np.argsort(order)]
+        return torch.cat(parts).numpy()[np.argsort(order)]
 
     def _of_teacher(self, data: TaskData) -> np.ndarray[Any, Any]:
         assert data.teacher is not None
@@ -126,53 +129,56 @@ class Embedding(Task):
         return embeddings
 
     def describe(self, data: TaskData) -> str:
-        """Return which of the two correlations it is, and what stands before each text."""
+        """Return a sentence on which of the two correlations `spearman` is, and on the prompt."""
         prompt = f" Every text begins with the model's prompt `{self.modules.prompt}`." if self.modules.prompt else ""
         if data.examples.config.label:
-            return f"`spearman` is the rank correlation of cosine similarities with the given scores.{prompt}"
+            return f"`spearman` is the rank correlation of cosine similarities with the scores of the data.{prompt}"
         return (
             "`spearman` is the rank correlation of cosine similarities with those of the original, over pairs of "
             f"held-out sentences (the original has 1 by definition).{prompt}"
         )
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float | None:
-        """Return the correlation that unrelated scores of as many pairs reach in one of twenty draws; None where the
-        original is the measure."""
+        """Return the correlation that random scores exceed with a probability of 5%; None if the data have no scores.
+
+        The rank correlation of n unrelated pairs is about normal with a standard deviation of 1 / sqrt(n - 1).
+        """
         pairs = len(data.examples.eval)
         return 1.645 / max(pairs - 1, 1) ** 0.5 if data.examples.config.label else None
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return similarities beside the given scores, a pair each, or beside the teacher's, a sentence each.
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Compute cosine similarities: of each pair beside its score, or of each sentence beside the teacher's.
 
-        Slices: thirds by length, and by what the similarity should be.
+        The slices are thirds by length and by the score or the teacher's similarity.
         """
-        found = self.embed(model, data, data.eval)
+        embeddings = self.embed(model, data, data.eval)
         options = data.examples.config
         lengths = np.asarray([len(ids) for ids in data.eval["input_ids"]])
         if options.label:
-            half = len(found) // 2
-            wanted = _scores(data.examples.eval, options.label)
-            similar, lengths = (found[:half] * found[half:]).sum(1), lengths[:half] + lengths[half:]
+            half = len(embeddings) // 2
+            target = _scores(data.examples.eval, options.label)
+            similarity = (embeddings[:half] * embeddings[half:]).sum(1)
+            lengths = lengths[:half] + lengths[half:]
         else:
-            teacher = found if data.teacher in (None, model) else self._of_teacher(data)
-            other = sentence_pairs(len(found), options.seed)
-            similar, wanted = ((e[:, None] * e[other]).sum(2) for e in (found, teacher))
-        slices = thirds(lengths, "length") | thirds(wanted.reshape(len(wanted), -1).mean(1), "similarity")
-        return EvalResult({"similarity": similar, "wanted": wanted}, _spearman, slices)
+            teacher = embeddings if data.teacher in (None, model) else self._of_teacher(data)
+            partners = sentence_pairs(len(embeddings), options.seed)
+            similarity, target = ((vectors[:, None] * vectors[partners]).sum(2) for vectors in (embeddings, teacher))
+        slices = thirds(lengths, "length") | thirds(target.reshape(len(target), -1).mean(1), "similarity")
+        return Judged({"similarity": similarity, "target": target}, _spearman, slices)
 
 
 def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:
-    """For each of `count` sentences five others to compare it with, [count, 5]: the next one and four random ones."""
+    """Return the indices [count, 5] of five sentences to compare each with: the next one and four random ones."""
     draw = np.random.default_rng(seed)
-    here = np.arange(count)[:, None]
-    return (here + np.hstack([np.ones_like(here), draw.integers(1, max(count, 2), (count, 4))])) % count
+    indices = np.arange(count)[:, None]
+    return (indices + np.hstack([np.ones_like(indices), draw.integers(1, max(count, 2), (count, 4))])) % count
 
 
 def _scores(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
     """Return the scores of pairs [rows].
 
     Raises:
-        UsageError: one is no number.
+        UsageError: a score is no number.
     """
     try:
         return np.asarray(rows[column], dtype=float)
@@ -181,4 +187,4 @@ def _scores(rows: datasets.Dataset, column: str) -> np.ndarray[Any, Any]:
 
 
 def _spearman(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
-    return {"spearman": float(spearmanr(columns["similarity"].ravel(), columns["wanted"].ravel()).statistic)}
+    return {"spearman": float(spearmanr(columns["similarity"].ravel(), columns["target"].ravel()).statistic)}

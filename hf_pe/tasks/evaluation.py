@@ -1,4 +1,4 @@
-"""What the evaluation of a model yields."""
+"""Holds the result of evaluating a model, example by example."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,13 +8,15 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """What a task saw of each evaluation example: enough to score all of them or any sample of them.
+class Judged:
+    """Holds the values that a task computed for each evaluation example, and the function that makes metrics of them.
+
+    Metrics can so be computed for all examples, for a slice of them, or for a bootstrap sample, without the model.
 
     Attributes:
         columns: arrays with one entry (or row) per example.
-        score: metrics from such columns.
-        slices: name to which examples belong to it, [examples] of bool; what a report looks at for losses.
+        score: returns the metrics by name from such columns.
+        slices: by name, which examples belong to the slice, [examples] of bool. A report compares models on each.
     """
 
     columns: dict[str, np.ndarray[Any, Any]]
@@ -23,16 +25,23 @@ class EvalResult:
 
     @property
     def count(self) -> int:
-        """Number of examples."""
+        """The number of examples."""
         return len(next(iter(self.columns.values())))
 
     def scores(self, rows: np.ndarray[Any, Any] | None = None) -> dict[str, float]:
-        """The metrics on all examples, or on `rows` (indices or a mask)."""
+        """Return the metrics on all examples, or on `rows` (indices or a mask)."""
         return self.score(self.columns if rows is None else {k: v[rows] for k, v in self.columns.items()})
 
 
 def thirds(values: np.ndarray[Any, Any], what: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Slices of examples by a number each has: the lowest, middle and highest third; none where all are equal."""
+    """Return slices of the examples with the lowest, middle and highest third of `values`.
+
+    Thirds that are empty or contain all examples are left out.
+
+    Args:
+        values: one number per example.
+        what: names the numbers, such as "length".
+    """
     low, high = np.quantile(values, [1 / 3, 2 / 3])
     parts = {f"lowest third of {what}": values <= low, f"highest third of {what}": values > high}
     parts[f"middle third of {what}"] = (values > low) & (values <= high)

@@ -39,27 +39,27 @@ class ImageClassification(Classification):
             UsageError: no column with images or labels is named, or an image or a label cannot be read.
         """
         column = examples.config.image
-        return with_media(self, examples, processor, config, column, Pixels(processor, column or ""), opened)
+        return with_media(self, examples, processor, config, column, ImageCollator(processor, column or ""), read_image)
 
 
 @dataclass(frozen=True)
-class Pixels:
+class ImageCollator:
     """Makes a batch of rows with images."""
 
     processor: Any
     column: str
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Pixels [batch, channels, height, width] and labels."""
-        found = self.processor(images=[opened(row[self.column]) for row in rows], return_tensors="pt")
-        return with_labels({"pixel_values": found["pixel_values"]}, rows)
+        """Return `pixel_values` [batch, channels, height, width] and the labels."""
+        inputs = self.processor(images=[read_image(row[self.column]) for row in rows], return_tensors="pt")
+        return with_labels({"pixel_values": inputs["pixel_values"]}, rows)
 
 
-def opened(image: Any) -> Image.Image:
-    """An image from a file name, the bytes of a file, {"bytes", "path"} or an image.
+def read_image(image: Any) -> Image.Image:
+    """Return an image in RGB from a file name, the bytes of a file, {"bytes", "path"} or an image.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the image cannot be read.
     """
     if isinstance(image, Image.Image):
         return image.convert("RGB")

@@ -11,11 +11,11 @@ from hf_pe.tasks.registry import TASKS, task_class
 
 
 def find_task(task: str | Task | None, source: Source, config: PretrainedConfig) -> Task:
-    """Return the named task, else the one whose class the checkpoint names.
+    """Return the named task, or else infer it from the model class that the checkpoint names.
 
     Raises:
-        UsageError: no task is named and none fits, or the model does something that no task here does: it writes what
-            it hears or sees (Whisper), or predicts a number (a reranker).
+        UsageError: no task is named and none fits, or the model does something that no task covers: it writes text
+            about sound or images (Whisper), or predicts a number (a reranker).
     """
     if task is not None and not isinstance(task, str):
         return task
@@ -26,13 +26,13 @@ def find_task(task: str | Task | None, source: Source, config: PretrainedConfig)
 
 
 def task_of_class(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> type[Task] | None:
-    """Return the task whose auto class makes models of `model_class`; where several do, that of the class's name.
+    """Return the task whose auto class makes models of `model_class`; the name of the class decides between several.
 
     BART has one class for two auto classes: AutoModelForSeq2SeqLM and AutoModelForMaskedLM.
     """
-    named = _of_name(model_class.__name__)
-    kinds = ([named] if named else []) + list(TASKS.values())
-    return next((kind for kind in kinds if _makes(kind, config, model_class)), None)
+    by_name = _of_name(model_class.__name__)
+    candidates = ([by_name] if by_name else []) + list(TASKS.values())
+    return next((task for task in candidates if _makes(task, config, model_class)), None)
 
 
 def _inferred(source: Source, config: PretrainedConfig) -> type[Task]:
@@ -40,15 +40,15 @@ def _inferred(source: Source, config: PretrainedConfig) -> type[Task]:
     kind = _of_name(class_name) or next((kind for kind in TASKS.values() if kind.recognizes(source)), None)
     if kind is None:
         raise UsageError(
-            f"task: cannot be told from {class_name or 'the config'}; expected one of {', '.join(TASKS)}. Where none "
-            "is what the model does, hf-pe cut, hf-pe quantize and hf-pe export work without data."
+            f"task: cannot be inferred from {class_name or 'the config'}; expected one of {', '.join(TASKS)}. If the "
+            "model does none of these, hf-pe cut, hf-pe quantize and hf-pe export still work: they need no data."
         )
     kind.require_inferred(config)
     return kind
 
 
 def _of_name(class_name: str) -> type[Task] | None:
-    """Return the task that has the longest ending of the name of a class."""
+    """Return the task with the longest ending of `architectures` that a class name ends in; None if none matches."""
     endings = {ending: kind for kind in TASKS.values() for ending in kind.architectures if class_name.endswith(ending)}
     return endings[max(endings, key=len)] if endings else None
 

@@ -1,4 +1,4 @@
-"""Translate the labels of a data set into the classes of a model."""
+"""Translates the labels of a data set into the classes of a model, by their names where both have names."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +15,7 @@ def label_column(options: DataConfig) -> str:
     """Return the name of the column with the labels.
 
     Raises:
-        UsageError: none is named.
+        UsageError: `data.label` is not set.
     """
     if not options.label:
         raise UsageError(
@@ -28,10 +28,10 @@ def label_column(options: DataConfig) -> str:
 def require_classes(config: PretrainedConfig) -> None:
     """Refuse a model that predicts a number instead of classes.
 
-    Over one output every softmax is 1: the KL divergence is always 0 and the accuracy always 1.
+    The softmax over a single output is always 1, so the KL divergence would always be 0 and the accuracy always 1.
 
     Raises:
-        UsageError: it has one output, or its config says "regression".
+        UsageError: the model has one output, or its config says "regression".
     """
     if config.num_labels == 1 or config.problem_type == "regression":
         outputs = f"{config.num_labels} output{'s' if config.num_labels != 1 else ''}"
@@ -49,14 +49,14 @@ def label_numbers(
 
     Args:
         labels: names or numbers.
-        config: of the model; its names are matched exactly, else without case.
-        feature: of the column they come from. Where it names its classes (`datasets.ClassLabel`), the model's are
-            matched with these names, whatever their order.
+        config: of the model. Its label names are compared exactly, and else ignoring case.
+        feature: of the column of the labels. If it names its classes (`datasets.ClassLabel`), labels are translated by
+            name, whatever the order of the classes.
         renamed: the model's name of a label, by the name in the data, where the two differ (`data.label_names`).
 
     Raises:
-        UsageError: one is none of the model's, or `renamed` names one that the data set or the model does not have.
-            Where the data set names no classes, see `unused_name_warnings`.
+        UsageError: a label is none of the model's, or `renamed` has a name that the data set or the model does not
+            have. `unused_name_warnings` checks names of a data set that does not name its classes.
     """
     names, renamed = class_names(feature), renamed or {}
     _require_known_names(renamed, names, config)
@@ -67,7 +67,7 @@ def label_numbers(
 
 
 def class_names(feature: Any) -> list[str] | None:
-    """Return the names of the `ClassLabel` in a feature, also inside lists and dicts; None where there is none."""
+    """Return the class names of a `ClassLabel` feature, also one inside lists and dicts; None if there is none."""
     if isinstance(feature, datasets.ClassLabel):
         return list(feature.names)
     if isinstance(feature, (datasets.List, datasets.LargeList)):
@@ -77,12 +77,12 @@ def class_names(feature: Any) -> list[str] | None:
 
 
 def unused_name_warnings(examples: Examples) -> tuple[str, ...]:
-    """Return a sentence on names in `data.label_names` that no row has as its label, where limits leave rows out.
+    """Return a warning about names in `data.label_names` that no row has as its label, if limits leave rows out.
 
-    Of a data set that names its classes, these count, not the rows; see `label_numbers`.
+    A data set that names its classes is checked by these names instead; see `label_numbers`.
 
     Raises:
-        UsageError: there are such names, and all rows are used.
+        UsageError: there are such names, and no rows are left out.
     """
     options = examples.config
     if not options.label_names or not options.label or class_names(examples.train.features[options.label]) is not None:
@@ -100,7 +100,7 @@ def unused_name_warnings(examples: Examples) -> tuple[str, ...]:
 
 
 def _names_in(label: Any) -> Iterator[str]:
-    """Yield the labels of a row as texts: one, those of its words, or the categories of its objects."""
+    """Yield the labels of a row as texts: its label, the labels of its words, or the categories of its objects."""
     if isinstance(label, dict):
         label = label.get("category", label.get("categories")) or []
     if isinstance(label, str):
@@ -112,53 +112,53 @@ def _names_in(label: Any) -> Iterator[str]:
 
 
 def _require_known_names(renamed: Mapping[str, str], names: list[str] | None, config: PretrainedConfig) -> None:
-    known = _ids(config)
-    wrong = [name for name in renamed.values() if _named(name, known) is None]
+    model_labels = _ids(config)
+    wrong = [name for name in renamed.values() if _named(name, model_labels) is None]
     if wrong:
-        raise UsageError(f"data.label_names: {listed(wrong)} is none of the model's labels: {listed(known)}.")
+        raise UsageError(f"data.label_names: {listed(wrong)} is none of the model's labels: {listed(model_labels)}.")
     absent = [name for name in renamed if names is not None and name not in names]
     if absent:
         raise UsageError(f"data.label_names: {listed(absent)} is none of the data's labels: {listed(names or [])}.")
 
 
 def _class_by_number(names: list[str], config: PretrainedConfig) -> Callable[[Any], int]:
-    """Translate numbers of the data set's classes by their names."""
-    known = _ids(config)
-    classes = [_named(name, known) for name in names]
-    nameless = all(re.fullmatch(r"LABEL_\d+", name) for name in known) or all(name.isdigit() for name in names)
+    """Return the function that translates a number of the data set's classes into one of the model's, by name."""
+    model_labels = _ids(config)
+    classes = [_named(name, model_labels) for name in names]
+    nameless = all(re.fullmatch(r"LABEL_\d+", name) for name in model_labels) or all(name.isdigit() for name in names)
     if nameless and len(names) == config.num_labels and None in classes:
         classes = list(range(len(names)))
     if not any(number is not None for number in classes):
         raise UsageError(
-            f"Data: the data set's labels are {listed(names)} and the model's are {listed(known)}: which is which "
-            f"cannot be told. Say it in data.label_names, such as {{{names[0]}: {next(iter(known), '')}}}, or give the "
-            "numbers of the model's classes as plain integers."
+            f"Data: the data set's labels are {listed(names)} and the model's are {listed(model_labels)}, so that "
+            "they cannot be matched by name. Name the model's label of each in data.label_names, such as "
+            f"{{{names[0]}: {next(iter(model_labels), '')}}}, or use the numbers of the model's classes as integers."
         )
 
     def class_of(label: int) -> int:
         number = classes[label] if 0 <= label < len(classes) else None
         if number is None:
             name = f"'{names[label]}'" if 0 <= label < len(names) else f"{label} (no label)"
-            raise UsageError(f"Data: label {name} is none of the model's: {listed(known)}.")
+            raise UsageError(f"Data: label {name} is none of the model's: {listed(model_labels)}.")
         return number
 
     return class_of
 
 
 def _class_by_text(config: PretrainedConfig) -> Callable[[Any], int]:
-    """Translate names, or the numbers of the model's classes."""
-    known, count = _ids(config), config.num_labels or 0
+    """Return the function that translates a name, or a number of the model's classes, into the model's class."""
+    model_labels, count = _ids(config), config.num_labels or 0
 
     def class_of(label: Any) -> int:
-        number = _named(str(label), known)
+        number = _named(str(label), model_labels)
         if number is None:
             text = str(int(label)) if isinstance(label, bool) else str(label)
-            whole = re.fullmatch(r"(0|[1-9]\d*)(\.0*)?", text)
-            number = int(whole[1]) if whole and int(whole[1]) < count else None
+            integer = re.fullmatch(r"(0|[1-9]\d*)(\.0*)?", text)
+            number = int(integer[1]) if integer and int(integer[1]) < count else None
         if number is None:
             raise UsageError(
-                f"Data: label '{label}' is none of the model's: {listed(known)} (or 0..{count - 1}). "
-                "Say what the model calls it in data.label_names."
+                f"Data: label '{label}' is none of the model's: {listed(model_labels)} (or 0..{count - 1}). "
+                "Name the model's label for it in data.label_names."
             )
         return number
 
@@ -170,9 +170,9 @@ def _ids(config: PretrainedConfig) -> dict[str, int]:
     return {str(name): int(number) for name, number in stated.items()}
 
 
-def _named(name: str, known: dict[str, int]) -> int | None:
-    """Return the class of that name, else the only one that differs from it in case alone."""
-    if name in known:
-        return known[name]
-    alike = [number for each, number in known.items() if each.casefold() == name.casefold()]
+def _named(name: str, model_labels: dict[str, int]) -> int | None:
+    """Return the class of that name, or else the only class whose name differs from it in case alone."""
+    if name in model_labels:
+        return model_labels[name]
+    alike = [number for label, number in model_labels.items() if label.casefold() == name.casefold()]
     return alike[0] if len(alike) == 1 else None

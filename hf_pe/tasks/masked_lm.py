@@ -1,4 +1,4 @@
-"""Masked language modelling: a model guesses tokens that are hidden."""
+"""Defines masked language modelling: a model predicts tokens that are masked."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +19,13 @@ from hf_pe.tasks.tokens import unknown_token_warnings
 
 @dataclass(frozen=True)
 class MaskedLM(Task):
-    """Guess tokens that are hidden (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
+    """Predict tokens that are masked (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
 
-    The fraction `share` of the tokens is hidden: other ones in each training batch, always the same ones in the
-    evaluation rows.
+    The fraction `share` of the tokens is masked: drawn anew for each training batch, and once for the evaluation rows.
 
     Example:
         >>> MaskedLM(share=0.3).describe(None)
-        '`perplexity` and `accuracy` are over 30% of the tokens of held-out rows, hidden once.'
+        '`perplexity` and `accuracy` are over 30% of the tokens of held-out rows, masked once.'
     """
 
     name = "masked_lm"
@@ -35,13 +34,13 @@ class MaskedLM(Task):
     pipeline_tag = "fill-mask"
     metric = "perplexity"
     higher_is_better = False
-    outputs = "logits of each hidden token"
-    uncacheable = "it hides other tokens each time"
+    outputs = "logits of each masked token"
+    uncacheable = "it masks other tokens each time"
 
     share: float = 0.15
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize; hide tokens of the evaluation rows.
+        """Tokenize the texts, and mask tokens of the evaluation rows.
 
         Raises:
             UsageError: the tokenizer has no mask token.
@@ -55,64 +54,64 @@ class MaskedLM(Task):
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             return datasets.Dataset.from_dict(dict(tokenize(texts_of(rows, options.text))))
 
-        hide = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share)
+        masking = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share)
         fixed = DataCollatorForLanguageModeling(processor, mlm=True, mlm_probability=self.share, seed=options.seed)
-        held = []
+        masked_rows = []
         for row in tokens(examples.eval):
-            hidden = fixed([dict(row)])
-            one = {key: hidden[key][0].tolist() for key in ("input_ids", "labels")}
-            if all(label == -100 for label in one["labels"]):
-                _hide_one(one, processor)
-            held.append(dict(row) | one)
-        collate = Hiding(hide, processor)
-        train, evaluation = tokens(examples.train), datasets.Dataset.from_list(held)
+            batch = fixed([dict(row)])
+            masked = {key: batch[key][0].tolist() for key in ("input_ids", "labels")}
+            if all(label == -100 for label in masked["labels"]):
+                _mask_one(masked, processor)
+            masked_rows.append(dict(row) | masked)
+        collate = MaskingCollator(masking, processor)
+        train, evaluation = tokens(examples.train), datasets.Dataset.from_list(masked_rows)
         warnings = unknown_token_warnings(processor, train, evaluation)
         return TaskData(
             self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
         )
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
-        """Return logits [batch, tokens, vocabulary], which tokens are hidden, the loss; on request hidden states."""
+        """Return logits [batch, tokens, vocabulary], which tokens are masked, the loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
-        found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
-        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+        signals = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
+        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Return how many tokens are hidden."""
-        return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, hidden once."
+        """Return a sentence with the fraction of tokens that are masked."""
+        return f"`perplexity` and `accuracy` are over {self.share:.0%} of the tokens of held-out rows, masked once."
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float:
-        """Return the perplexity of guesses by the frequency of tokens alone."""
+        """Return the perplexity of predicting every token by its frequency."""
         special = set(data.processor.all_special_ids)
-        known = [[token for token in ids if token not in special] for ids in data.calibration["input_ids"]]
-        return unigram_perplexity(known, data.eval["labels"])
+        training = [[token for token in ids if token not in special] for ids in data.calibration["input_ids"]]
+        return unigram_perplexity(training, data.eval["labels"])
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return of each row the negative log-likelihood, the right guesses and the number of hidden tokens."""
-        return scored_tokens(self, model, data)
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Compute the negative log-likelihood, right predictions and number of the masked tokens of each row."""
+        return judged_tokens(self, model, data)
 
 
-def _hide_one(row: dict[str, list[int]], tokenizer: Any) -> None:
-    """Hide the middle one of a row's tokens that are not special, if there is one, so that every row says something."""
+def _mask_one(row: dict[str, list[int]], tokenizer: Any) -> None:
+    """Mask the middle one of the tokens that are not special, if there are any, so that the row is evaluated."""
     special = tokenizer.get_special_tokens_mask(row["input_ids"], already_has_special_tokens=True)
-    places = [place for place, mark in enumerate(special) if not mark]
-    if places:
-        place = places[len(places) // 2]
-        row["labels"][place], row["input_ids"][place] = row["input_ids"][place], tokenizer.mask_token_id
+    ordinary = [index for index, mark in enumerate(special) if not mark]
+    if ordinary:
+        middle = ordinary[len(ordinary) // 2]
+        row["labels"][middle], row["input_ids"][middle] = row["input_ids"][middle], tokenizer.mask_token_id
 
 
 @dataclass(frozen=True)
-class Hiding:
-    """Hides tokens of rows that have no labels yet; pads those that have."""
+class MaskingCollator:
+    """Makes a batch: masks tokens of training rows, and pads evaluation rows, whose tokens are masked already."""
 
-    hide: DataCollatorForLanguageModeling
+    masking: DataCollatorForLanguageModeling
     processor: Any
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Model inputs and labels [batch, tokens], -100 where nothing was hidden."""
+        """Return model inputs, and labels [batch, tokens] that are -100 where no token is masked."""
         if "labels" not in rows[0]:
-            return dict(self.hide(rows))
+            return dict(self.masking(rows))
         plain = [{k: v for k, v in row.items() if k != "labels"} for row in rows]
         batch: Batch = dict(self.processor.pad(plain, padding_side="right", return_tensors="pt"))
         labels = torch.full_like(batch["input_ids"], -100)

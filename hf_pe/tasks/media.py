@@ -1,4 +1,4 @@
-"""Check that images and recordings can be read before work begins."""
+"""Checks that images and recordings can be read before work begins."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,27 +11,27 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks.base import TaskData
 
 NAMED = 3
-"""Files that an error names."""
+"""Most broken files that an error message names."""
 
 
 def with_readable_media(data: TaskData, column: str, read: Callable[[Any], Any]) -> TaskData:
-    """Read what is evaluated and calibrated on once; return data whose `check_training_rows` reads all the rest.
+    """Read the evaluation and calibration files once; return data whose `check_training_rows` reads all the others.
 
-    One that is broken would stop a training half-way, but reading a million images takes an hour: only what trains
-    asks for it.
+    A broken file would stop training half-way. Reading a million images takes an hour, however, so that only stages
+    that train call `check_training_rows`.
 
     Args:
-        data: with columns of images or recordings.
+        data: has a column of images or recordings.
         column: with the images or recordings.
-        read: raises UsageError at one that it cannot read.
+        read: reads one file; raises UsageError if it cannot.
 
     Raises:
-        UsageError: names the first `NAMED` that cannot be read, and how many there are.
+        UsageError: files cannot be read; names the first `NAMED` of them, and their number.
     """
     require_readable([data.eval, data.calibration], column, read)
     calibrated = set(data.calibration_rows)
-    others = data.train.select([number for number in range(len(data.train)) if number not in calibrated])
-    return replace(data, check_training_rows=lambda: require_readable([others], column, read))
+    rest = data.train.select([number for number in range(len(data.train)) if number not in calibrated])
+    return replace(data, check_training_rows=lambda: require_readable([rest], column, read))
 
 
 def require_readable(parts: list[datasets.Dataset], column: str, read: Callable[[Any], Any]) -> None:
@@ -40,10 +40,10 @@ def require_readable(parts: list[datasets.Dataset], column: str, read: Callable[
     Args:
         parts: rows.
         column: with the images or recordings.
-        read: raises UsageError at one that it cannot read.
+        read: reads one file; raises UsageError if it cannot.
 
     Raises:
-        UsageError: names the first `NAMED` that cannot be read, and how many there are.
+        UsageError: files cannot be read; names the first `NAMED` of them, and their number.
     """
     total, done, broken = sum(map(len, parts)), 0, []
     for part in parts:

@@ -1,4 +1,4 @@
-"""Prepare examples for a task, and refuse before any work what tokenizer, model and rows cannot do together."""
+"""Prepares examples for a task, and refuses a tokenizer, a model and rows that do not fit together."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,20 +16,20 @@ from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.labels import unused_name_warnings
 
 MOST_TRUNCATED = 0.1
-"""Fraction of rows that are cut off from which on it is said before work."""
+"""Fraction of truncated rows above which there is a warning."""
 POSITIONS_AFTER_PADDING = {
     "altclip_text_model", "bridgetower_text_model", "camembert", "clap_text_model", "data2vec-text", "esm", "ibert",
     "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta",
     "xlm-roberta-xl", "xmod",
 }  # fmt: skip
-"""Model types whose first token has the position behind the id of padding: the positions before it are never used."""
+"""Model types whose first token has position `pad_token_id + 1`: the positions before it are never used."""
 
 
 def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-    """Let the task prepare the examples; check them before and after.
+    """Return the examples as the task prepares them, checked before and after.
 
-    A tokenizer without a padding token pads with the config's, else with its end of text. Where `data.max_length` was
-    not given, it is at most what the model has positions for.
+    A tokenizer without a padding token pads with the config's, or else with its end of text. If `data.max_length` is
+    not set, it is lowered to the number of the model's positions.
 
     Raises:
         UsageError: `data.label_names` has a name that no row has, `data.max_length` exceeds the model's positions, the
@@ -51,10 +51,10 @@ def prepare(task: Task, examples: Examples, processor: Any, config: PretrainedCo
 
 
 def _prepared(task: Task, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-    """Let the task prepare the examples, and the first of them become a batch.
+    """Return the examples as the task prepares them, after making a batch of one row.
 
     Raises:
-        UsageError: the tokenizer or processor cannot do it; what its files say may be anything.
+        UsageError: the tokenizer or processor raises any error, because its files are damaged or another model's.
     """
     with explained(
         lambda error: (
@@ -65,13 +65,13 @@ def _prepared(task: Task, examples: Examples, processor: Any, config: Pretrained
     ):
         data = task.prepare(examples, processor, config)
         if processor is not None:
-            with torch.random.fork_rng(devices=[]):  # collators that hide tokens draw
+            with torch.random.fork_rng(devices=[]):  # collators that mask tokens draw random numbers
                 data.collate([data.train[data.calibration_rows[0]]])
     return data
 
 
 def positions(config: PretrainedConfig) -> int | None:
-    """Return how many tokens a model has positions for; None where it does not count them."""
+    """Return how many tokens a model has positions for; None if they are not limited."""
     text = config.get_text_config()
     if getattr(text, "position_biased_input", True) is False:  # DeBERTa v2 and v3: relative positions alone
         return None
@@ -129,22 +129,22 @@ def _truncation_warnings(data: TaskData) -> list[str]:
 
 
 def _evaluation_warnings(data: TaskData, config: PretrainedConfig) -> list[str]:
-    """Return a sentence where the evaluation rows are too few or too much alike for a metric to mean anything."""
+    """Return a warning if there is one evaluation row only, or if all rows have the same label."""
     if min(len(data.eval), len(data.examples.eval)) == 1:
-        return ["Data: there is one evaluation row only: no metric on it says anything. Give more rows in data.eval."]
+        return ["Data: there is only one evaluation row, so that metrics mean nothing. Use more rows in data.eval."]
     classes = _classes(data.eval) if data.task.classifies else np.empty(0)
     if len(classes) != 1:
         return []
     names: dict[Any, str] = config.id2label or {}
     name = names.get(int(classes[0]), str(classes[0]))
     return [
-        f"Data: all {len(data.examples.eval):,} evaluation rows have one label only, '{name}': a model that always "
-        "says it has an accuracy of 1. Give rows of every label in data.eval."
+        f"Data: all {len(data.examples.eval):,} evaluation rows have the same label, '{name}': a model that always "
+        "predicts it has an accuracy of 1. Use rows of every label in data.eval."
     ]
 
 
 def _classes(rows: datasets.Dataset) -> Any:
     if "labels" not in rows.column_names:
         return np.empty(0)
-    labels = np.unique(np.concatenate([np.atleast_1d(each) for each in rows["labels"]]))
+    labels = np.unique(np.concatenate([np.atleast_1d(of_row) for of_row in rows["labels"]]))
     return labels[labels != -100]

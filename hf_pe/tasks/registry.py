@@ -1,11 +1,9 @@
-"""The tasks, one line each: recipe files, their schema, the command line and the documentation follow from this."""
+"""Lists the tasks, one line each; recipe files, their schema, the command line and the documentation use the list."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema
+from typing import Annotated
 
 from hf_pe.errors import UsageError, nearest
+from hf_pe.registered_names import RegisteredName
 from hf_pe.tasks.audio_classification import AudioClassification
 from hf_pe.tasks.base import Task
 from hf_pe.tasks.causal_lm import CausalLM
@@ -33,17 +31,10 @@ TASKS: dict[str, type[Task]] = {
         ObjectDetection,
     )
 }
-"""By name in recipe files."""
+"""The class of each task, by its name in recipe files."""
 
 
-class _OneOf:
-    """Makes pydantic read a field as one of the names in `TASKS`."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return handler.generate_schema(Literal[tuple(TASKS)])
-
-
-TaskName = Annotated[str, _OneOf()]
+TaskName = Annotated[str, RegisteredName(TASKS)]
 """The name of a task in a recipe file."""
 
 
@@ -51,7 +42,7 @@ def task_class(name: str) -> type[Task]:
     """Return the class of the task called `name`.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: no task has that name; the message suggests the most similar one.
     """
     if name not in TASKS:
         raise UsageError(f"task: expected one of {', '.join(TASKS)}; got '{name}'.{nearest(name, TASKS)}")
@@ -62,7 +53,7 @@ def task_named(name: str) -> Task:
     """Return the task called `name`, with its default settings.
 
     Raises:
-        UsageError: there is none; names the nearest.
+        UsageError: no task has that name; the message suggests the most similar one.
 
     Example:
         >>> task_named("causal_lm").metric
@@ -72,11 +63,14 @@ def task_named(name: str) -> Task:
 
 
 def hub_metrics(task: type[Task] | None = None) -> dict[str, str]:
-    """Return the Hub's names of the metrics of all tasks, and of `task` where it is none of `TASKS`.
+    """Return the Hub's name of each metric whose name on the Hub differs from that in hf_pe.
+
+    Args:
+        task: a task class that may be missing from `TASKS`.
 
     Example:
         >>> hub_metrics()["spearman"]
         'spearmanr'
     """
     tasks = [*TASKS.values(), *([task] if task else [])]
-    return {metric: name for each in tasks for metric, name in each.hub_metrics.items()}
+    return {metric: name for task_type in tasks for metric, name in task_type.hub_metrics.items()}

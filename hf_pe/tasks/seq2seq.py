@@ -1,4 +1,4 @@
-"""Sequence to sequence: a model writes the text that follows from a text."""
+"""Defines sequence to sequence: a model turns a text into another, such as its translation or summary."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -50,28 +50,29 @@ class Seq2Seq(Task):
 
     @classmethod
     def require_inferred(cls, config: PretrainedConfig) -> None:
-        """Refuse a model that reads sound or images, or that has no decoder of its own, and writes text.
+        """Refuse a model that writes text but reads sound or images, or has no decoder of its own.
 
         Raises:
-            UsageError: it is one; names the task of its text model where there is one.
+            UsageError: the model is such a one; the message names causal_lm if its text model can be used alone.
         """
-        kind: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
-        if kind is not None and config.is_encoder_decoder and kind.main_input_name == "input_ids":
+        model_class: Any = AutoModelForSeq2SeqLM._model_mapping.get(type(config), None)
+        if model_class is not None and config.is_encoder_decoder and model_class.main_input_name == "input_ids":
             return
-        named = (config.architectures or [""])[0]
-        own: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
-        text = " For its text model alone: task: causal_lm." if own is not None and own.__name__ == named else ""
+        class_name = (config.architectures or [""])[0]
+        causal: Any = AutoModelForCausalLM._model_mapping.get(type(config), None)
+        is_causal = causal is not None and causal.__name__ == class_name
+        text = " For its text model alone: task: causal_lm." if is_causal else ""
         raise UsageError(
-            f"{named} does not turn a text into a text: training and evaluation of models that read sound or images "
-            f"and write text are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work.{text}"
+            f"{class_name} does not turn a text into a text: training and evaluation of models that read sound or "
+            f"images and write text are not supported yet. hf-pe cut, hf-pe quantize and hf-pe export work.{text}"
         )
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize both texts.
+        """Tokenize the texts and their targets.
 
         Raises:
-            UsageError: no column with targets is named, the tokenizer does not know their language, or the config does
-                not say what the decoder begins with.
+            UsageError: no column with targets is named, the tokenizer has no `tgt_lang` for them, or the config has no
+                token that the decoder begins with.
         """
         options = examples.config
         if not options.label:
@@ -82,18 +83,18 @@ class Seq2Seq(Task):
         tokenize = Truncation(processor, options.max_length)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
-            found = dict(tokenize(texts_of(rows, options.text)))
+            inputs = dict(tokenize(texts_of(rows, options.text)))
             targets = tokenize(texts_of(rows, label), target=True)["input_ids"]
             end = processor.eos_token_id
             if end is not None:  # MBart's language comes behind the end
                 targets = [ids if end in ids else [*ids[: options.max_length - 1], end] for ids in targets]
-            return datasets.Dataset.from_dict(found | {"labels": targets})
+            return datasets.Dataset.from_dict(inputs | {"labels": targets})
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = unknown_token_warnings(processor, train, evaluation, "input_ids", "labels")
         warnings += _prefix_warnings(examples.train[options.text], config)
-        collate = Targets(processor, decoder_inputs(config))
-        collate([train[0]])  # refuses before any work
+        collate = Seq2SeqCollator(processor, decoder_inputs(config))
+        collate([train[0]])  # raises now if the config has no token that the decoder begins with
         return TaskData(
             self, processor, train, evaluation, collate, examples, warnings=warnings, truncated=tokenize.rows
         )
@@ -105,40 +106,40 @@ class Seq2Seq(Task):
         """
         out = model(**model_inputs(batch), output_hidden_states=hidden, use_cache=False)
         labels = batch["labels"]
-        found = {"logits": out.logits, "mask": labels != -100, "loss": label_loss(out.logits, labels)}
-        return found | ({"hidden_states": out.decoder_hidden_states, "tokens": labels != -100} if hidden else {})
+        signals = {"logits": out.logits, "mask": labels != -100, "loss": label_loss(out.logits, labels)}
+        return signals | ({"hidden_states": out.decoder_hidden_states, "tokens": labels != -100} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Return what is read and counted."""
+        """Return a sentence on the tokens that the metrics are computed over."""
         return (
-            "`perplexity` and `accuracy` are over the tokens of the held-out targets, each read after the right ones "
-            "before it."
+            "`perplexity` and `accuracy` are over the tokens of the held-out targets, each predicted from the right "
+            "tokens before it."
         )
 
     def chance(self, model: PreTrainedModel, data: TaskData) -> float:
-        """Return the perplexity of targets by the frequency of tokens alone."""
+        """Return the perplexity of predicting every token by its frequency."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return of each row the negative log-likelihood, the right tokens and the number of tokens of the target."""
-        return scored_tokens(self, model, data)
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Compute the negative log-likelihood, right predictions and number of the target tokens of each row."""
+        return judged_tokens(self, model, data)
 
 
 @dataclass(frozen=True)
-class Targets:
+class Seq2SeqCollator:
     """Makes a batch: pads both sides, and shifts the target for the decoder to read."""
 
     processor: Any
     shift: Callable[[torch.Tensor], torch.Tensor]
 
     def __call__(self, rows: list[dict[str, Any]]) -> Batch:
-        """Model inputs with decoder_input_ids, and labels [batch, tokens]."""
+        """Return model inputs with `decoder_input_ids`, and labels [batch, tokens]."""
         batch: Batch = dict(DataCollatorForSeq2Seq(self.processor, label_pad_token_id=-100)(rows))
         return batch | {"decoder_input_ids": self.shift(batch["labels"])}
 
 
 def decoder_inputs(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what turns labels [batch, tokens] into the decoder's input ids, as the model does itself.
+    """Return the function that turns labels [batch, tokens] into the decoder's input ids as the model does.
 
     Most models shift the labels behind `decoder_start_token_id`; MBart moves the language from the end to the front.
     """
@@ -149,13 +150,13 @@ def decoder_inputs(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.T
 
     def shift(labels: torch.Tensor) -> torch.Tensor:
         try:
-            found: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
+            input_ids: torch.Tensor = model.prepare_decoder_input_ids_from_labels(labels)
         except (ValueError, TypeError) as error:
             raise UsageError(
                 "The model's config does not say what the decoder begins with: expected decoder_start_token_id and "
                 f"pad_token_id in config.json ({error})."
             ) from error
-        return found
+        return input_ids
 
     return shift
 
@@ -163,14 +164,13 @@ def decoder_inputs(config: PretrainedConfig) -> Callable[[torch.Tensor], torch.T
 def _shifted(labels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
     first = config.decoder_start_token_id
     first = config.pad_token_id if first is None else first
-    before = labels.roll(1, 1)
-    before[:, 0] = first
-    return before.masked_fill(before == -100, config.pad_token_id or 0)
+    input_ids = labels.roll(1, 1)
+    input_ids[:, 0] = first
+    return input_ids.masked_fill(input_ids == -100, config.pad_token_id or 0)
 
 
 def _require_language(tokenizer: Any) -> None:
-    """Refuse a tokenizer that marks texts with their language and does not know that of the targets: it would take the
-    source's.
+    """Refuse a tokenizer that marks texts with their language but would mark targets with that of the source.
 
     Raises:
         UsageError: `src_lang` is set, `tgt_lang` is not.
@@ -184,13 +184,13 @@ def _require_language(tokenizer: Any) -> None:
 
 
 def _prefix_warnings(texts: Sequence[Any], config: PretrainedConfig) -> tuple[str, ...]:
-    """Return a sentence where the model was trained with prefixes (T5: "summarize: ") that the texts do not have."""
+    """Return a warning if the model was trained with prefixes (T5: "summarize: ") that the texts do not have."""
     tasks = getattr(config, "task_specific_params", None) or {}
-    named = [
+    from_config = [
         getattr(config, "prefix", None),
         *(task.get("prefix") for task in tasks.values() if isinstance(task, dict)),
     ]
-    prefixes = [prefix for prefix in dict.fromkeys(named) if prefix and prefix.strip()]
+    prefixes = [prefix for prefix in dict.fromkeys(from_config) if prefix and prefix.strip()]
     if not prefixes or any(str(text).startswith(tuple(prefixes)) for text in texts[:100]):
         return ()
     return (

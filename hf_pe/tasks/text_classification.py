@@ -1,4 +1,4 @@
-"""Text classification: a model chooses a label for each text or pair of texts."""
+"""Defines text classification: a model chooses a label for each text or pair of texts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ class TextClassification(Classification):
     pipeline_tag = "text-classification"
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
-        """Tokenize and translate the labels into the model's.
+        """Tokenize the texts, and translate the labels into the model's.
 
         Raises:
             UsageError: no column with labels is named, a label is none of the model's, or nothing can pad rows.
@@ -45,9 +45,9 @@ class TextClassification(Classification):
         tokenize = Truncation(processor, options.max_length)
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
-            found = dict(tokenize(*(texts_of(rows, name) for name in options.texts)))
+            inputs = dict(tokenize(*(texts_of(rows, name) for name in options.texts)))
             numbers = label_numbers(rows[label], config, rows.features[label], options.label_names)
-            return datasets.Dataset.from_dict(found | {"labels": numbers})
+            return datasets.Dataset.from_dict(inputs | {"labels": numbers})
 
         train, evaluation = tokens(examples.train), tokens(examples.eval)
         warnings = (*_padding_warnings(processor, config), *unknown_token_warnings(processor, train, evaluation))
@@ -58,20 +58,20 @@ class TextClassification(Classification):
 
 
 def _padding_warnings(tokenizer: Any, config: PretrainedConfig) -> tuple[str, ...]:
-    """Return a sentence where the model's config names no padding token, and the tokenizer's is taken.
+    """Return a warning if the model's config names no padding token, so that the tokenizer's is used.
 
     Raises:
-        UsageError: the tokenizer has none either, and no end of text.
+        UsageError: the tokenizer has no padding token either, and no end of text.
     """
     if tokenizer.pad_token is None:
         raise UsageError(
             "The tokenizer has neither a padding token nor an end of text, so that rows of different lengths make no "
-            "batch. Set tokenizer.pad_token to a token that stands in no text."
+            "batch. Set tokenizer.pad_token to a token that occurs in no text."
         )
     if not lacks_padding(config):
         return ()
     return (
-        "The model's config names no padding token, without which a decoder classifies one row at a time only: "
-        f"`{tokenizer.pad_token}` (id {tokenizer.pad_token_id}) of the tokenizer is taken, and the result's config "
+        "The model's config names no padding token, without which a decoder classifies only one row at a time: "
+        f"`{tokenizer.pad_token}` (id {tokenizer.pad_token_id}) of the tokenizer is used, and the result's config "
         "names it.",
     )

@@ -1,4 +1,4 @@
-"""How tasks read texts: columns that hold texts, cut off at a length, and how many were."""
+"""Reads columns of texts, truncates them to a length, and counts the truncated rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,27 +9,27 @@ from hf_pe.errors import UsageError
 
 
 def texts_of(rows: datasets.Dataset, column: str) -> list[str]:
-    """Return the texts of a column; numbers as they are printed.
+    """Return the texts of a column; numbers are converted to text.
 
     Raises:
-        UsageError: it holds lists or dicts.
+        UsageError: the column holds lists or dicts.
     """
     if not isinstance(rows.features[column], (datasets.Value, datasets.ClassLabel)):
         raise UsageError(
-            f"Data: expected a text in each row of column '{column}', got {str(rows[0][column])[:80]}. Lists of words "
-            "are read by the task token_classification alone; join them to texts for others."
+            f"Data: expected a text in each row of column '{column}', got {str(rows[0][column])[:80]}. Only the task "
+            "token_classification reads lists of words; join them to texts for other tasks."
         )
     return [str(text) for text in rows[column]]
 
 
 @dataclass
 class Truncation:
-    """A tokenizer that cuts rows off at a length.
+    """Tokenizes texts, truncates them, and counts how many were too long.
 
     Attributes:
         tokenizer: of the model.
-        max_length: tokens that are kept.
-        rows: how many rows had more so far.
+        max_length: most tokens per row.
+        rows: number of rows that have been truncated so far.
     """
 
     tokenizer: Any
@@ -37,13 +37,19 @@ class Truncation:
     rows: int = 0
 
     def __call__(self, *texts: Any, target: bool = False, **options: Any) -> Any:
-        """Tokenize texts, or pairs of texts, as the tokenizer does; with `target` as the text to be written."""
-        found = self._tokens(texts, target, truncation=True, max_length=self.max_length, **options)
-        full = [number for number, ids in enumerate(found["input_ids"]) if len(ids) >= self.max_length]
+        """Return the tokenizer's output for texts or pairs of texts.
+
+        Args:
+            texts: one list of texts, or two lists for pairs.
+            target: tokenize the texts as targets of a sequence-to-sequence model.
+            options: of the tokenizer.
+        """
+        tokens = self._tokens(texts, target, truncation=True, max_length=self.max_length, **options)
+        full = [number for number, ids in enumerate(tokens["input_ids"]) if len(ids) >= self.max_length]
         if full:
-            whole = self._tokens([[text[n] for n in full] for text in texts], target, truncation=False, **options)
-            self.rows += sum(len(ids) > self.max_length for ids in whole["input_ids"])
-        return found
+            untruncated = self._tokens([[text[n] for n in full] for text in texts], target, truncation=False, **options)
+            self.rows += sum(len(ids) > self.max_length for ids in untruncated["input_ids"])
+        return tokens
 
     def _tokens(self, texts: Any, target: bool, **options: Any) -> Any:
         if target:

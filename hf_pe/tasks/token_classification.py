@@ -1,4 +1,4 @@
-"""Token classification: a model chooses a label for each word, such as the names in a sentence."""
+"""Defines token classification: a model chooses a label for each word of a text."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ from hf_pe.tasks.tokens import require_offsets, unknown_token_warnings
 class TokenClassification(Task):
     """Choose a label for each word of a text, such as the names in a sentence.
 
-    Each row has a list of words (or a text that is split at spaces) and a label for each. A word's label is that of its
-    first token; the others do not count. With labels such as B-PER and I-PER the metric is F1 over whole spans, as
-    conlleval counts them; else it is the accuracy of words.
+    Each row has a list of words (or a text that is split at spaces) and a label for each. A word's label belongs to its
+    first token; its other tokens do not count. With labels such as B-PER and I-PER the metric is F1 over whole spans,
+    as conlleval counts them; with other labels each word is a span.
 
     Example:
         >>> sorted(spans(["B-PER", "I-PER", "O", "B-LOC"]))
@@ -48,7 +48,7 @@ class TokenClassification(Task):
 
         Raises:
             UsageError: no column with labels is named, a row has more words than labels or fewer, a label is none of
-                the model's, or the tokenizer cannot say where its tokens stand.
+                the model's, or the tokenizer returns no offsets.
         """
         options = examples.config
         label = label_column(options)
@@ -59,21 +59,23 @@ class TokenClassification(Task):
 
         def tokens(rows: datasets.Dataset) -> datasets.Dataset:
             words = [_words(text) for text in rows[options.text]]
-            tags = [_words(each) for each in rows[label]]
-            for number, (some, others) in enumerate(zip(words, tags, strict=True)):
-                if len(some) != len(others):
-                    raise UsageError(f"Data: row {number} has {len(some)} words and {len(others)} labels: {some[:8]}.")
-            texts = [" ".join(map(str, some)) for some in words]  # as the pipeline sends them, not word by word
-            found = dict(tokenize(texts, return_offsets_mapping=True))
+            tags = [_words(of_row) for of_row in rows[label]]
+            for number, (of_row, row_tags) in enumerate(zip(words, tags, strict=True)):
+                if len(of_row) != len(row_tags):
+                    raise UsageError(
+                        f"Data: row {number} has {len(of_row)} words and {len(row_tags)} labels: {of_row[:8]}."
+                    )
+            texts = [" ".join(map(str, of_row)) for of_row in words]  # as the pipeline sends them, not word by word
+            inputs = dict(tokenize(texts, return_offsets_mapping=True))
             labels = []
-            for some, each, offsets in zip(words, tags, found.pop("offset_mapping"), strict=True):
-                numbers, before = label_numbers(each, config, rows.features[label], options.label_names), None
-                row = []
-                for word in _word_of_each(offsets, some):
-                    row.append(-100 if word is None or word == before else numbers[word])
-                    before = word
-                labels.append(row)
-            return datasets.Dataset.from_dict(found | {"labels": labels})
+            for of_row, row_tags, offsets in zip(words, tags, inputs.pop("offset_mapping"), strict=True):
+                numbers = label_numbers(row_tags, config, rows.features[label], options.label_names)
+                token_labels, previous = [], None
+                for word in _word_of_each(offsets, of_row):
+                    token_labels.append(-100 if word is None or word == previous else numbers[word])
+                    previous = word
+                labels.append(token_labels)
+            return datasets.Dataset.from_dict(inputs | {"labels": labels})
 
         collate = DataCollatorForTokenClassification(processor)
         train, evaluation = tokens(examples.train), tokens(examples.eval)
@@ -86,11 +88,11 @@ class TokenClassification(Task):
         """Return logits [batch, tokens, labels], which tokens have a label, the task loss; on request hidden states."""
         out = model(**model_inputs(batch), output_hidden_states=hidden)
         labels = batch["labels"]
-        found = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
-        return found | ({"hidden_states": out.hidden_states} if hidden else {})
+        signals = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
+        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
 
     def describe(self, data: TaskData) -> str:
-        """Return what is counted."""
+        """Return a sentence on what `f1` and `accuracy` count."""
         return (
             "`f1` is over whole spans (conlleval) where labels begin with B- and I-, else over words; `accuracy` is of "
             "words."
@@ -110,18 +112,17 @@ class TokenClassification(Task):
             for guess in guesses
         )
 
-    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
-        """Return of each row the numbers of words, right words, given spans, predicted spans and right spans."""
+    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+        """Count the words, right words, gold spans, predicted spans and right spans of each row."""
         names = _label_names(model.config)
         counts: list[list[int]] = []
         with evaluating(model), torch.no_grad():
             for batch in data.batches(data.eval):
-                found = self.signals(model, on_device(model, batch))
-                for said, mask, gold in zip(
-                    found["logits"].argmax(-1).cpu(), found["mask"].cpu(), batch["labels"], strict=True
-                ):
-                    counts.append(_counts(gold.cpu()[mask].tolist(), said[mask].tolist(), names))
-        return EvalResult(_columns(counts), _f1)
+                signals = self.signals(model, on_device(model, batch))
+                predictions, masks = signals["logits"].argmax(-1).cpu(), signals["mask"].cpu()
+                for predicted, mask, gold in zip(predictions, masks, batch["labels"], strict=True):
+                    counts.append(_counts(gold.cpu()[mask].tolist(), predicted[mask].tolist(), names))
+        return Judged(_columns(counts), _f1)
 
 
 def _label_names(config: PretrainedConfig) -> dict[int, str]:
@@ -129,43 +130,44 @@ def _label_names(config: PretrainedConfig) -> dict[int, str]:
 
 
 def _counts(gold: Iterable[int], predicted: Iterable[int], names: dict[int, str]) -> list[int]:
-    """Return the numbers of words, right words, given spans, predicted spans and right spans of one row."""
-    one, other = ([names.get(int(n), str(int(n))) for n in each] for each in (gold, predicted))
-    given, made = spans(one), spans(other)
-    right = sum(a == b for a, b in zip(one, other, strict=True))
-    return [len(one), right, len(given), len(made), len(given & made)]
+    """Return the numbers of words, right words, gold spans, predicted spans and right spans of one row."""
+    gold_labels, predicted_labels = ([names.get(int(n), str(int(n))) for n in row] for row in (gold, predicted))
+    gold_spans, predicted_spans = spans(gold_labels), spans(predicted_labels)
+    right = sum(a == b for a, b in zip(gold_labels, predicted_labels, strict=True))
+    return [len(gold_labels), right, len(gold_spans), len(predicted_spans), len(gold_spans & predicted_spans)]
 
 
 def _columns(counts: list[list[int]]) -> dict[str, np.ndarray[Any, Any]]:
-    return dict(zip(("words", "right", "given", "made", "both"), np.asarray(counts).T, strict=True))
+    names = ("words", "right_words", "gold_spans", "predicted_spans", "right_spans")
+    return dict(zip(names, np.asarray(counts).T, strict=True))
 
 
 def spans(labels: Sequence[str]) -> set[tuple[int, int, str]]:
-    """(first word, word after the last, kind) of each span in B-, I- and O labels; other labels are spans of one word.
+    """Return the spans in B-, I- and O labels as (first word, word after the last, kind).
 
-    As conlleval: I- after another kind, or after O, begins a span too.
+    As in conlleval, I- after another kind, or after O, begins a span too. Other labels are spans of one word.
     """
-    found: set[tuple[int, int, str]] = set()
+    result: set[tuple[int, int, str]] = set()
     start, kind = 0, ""
-    for place, label in enumerate([*labels, "O"]):
+    for word, label in enumerate([*labels, "O"]):
         prefix, _, name = label.partition("-") if label[:2] in ("B-", "I-") else ("", "", label)
-        goes_on = prefix == "I" and name == kind
-        if kind and not goes_on:
-            found.add((start, place, kind))
+        continues = prefix == "I" and name == kind
+        if kind and not continues:
+            result.add((start, word, kind))
             kind = ""
-        if label != "O" and not goes_on:
-            start, kind = place, name
+        if label != "O" and not continues:
+            start, kind = word, name
             if not prefix:
-                found.add((place, place + 1, name))
+                result.add((word, word + 1, name))
                 kind = ""
-    return found
+    return result
 
 
 def _f1(columns: dict[str, np.ndarray[Any, Any]]) -> dict[str, float]:
     total = {name: int(values.sum()) for name, values in columns.items()}
     return {
-        "f1": 2 * total["both"] / max(total["given"] + total["made"], 1),
-        "accuracy": total["right"] / max(total["words"], 1),
+        "f1": 2 * total["right_spans"] / max(total["gold_spans"] + total["predicted_spans"], 1),
+        "accuracy": total["right_words"] / max(total["words"], 1),
     }
 
 

@@ -1,4 +1,4 @@
-"""What tasks look up about a tokenizer: the special tokens it adds, and how much of a text it does not know."""
+"""Determines the special tokens that a tokenizer adds to a text, and the fraction of a text that it does not know."""
 
 import itertools
 from collections.abc import Sequence
@@ -10,18 +10,18 @@ import datasets
 from hf_pe.errors import UsageError
 
 MOST_UNKNOWN = 0.1
-"""Fraction of unknown tokens from which on the tokenizer does not fit the texts."""
+"""Fraction of unknown tokens above which there is a warning."""
 SAMPLE = 1000
-"""Rows of each part in which unknown tokens are counted."""
+"""Most training rows, and most evaluation rows, in which unknown tokens are counted."""
 
 
 @dataclass(frozen=True)
 class AddedTokens:
-    """The ids that a tokenizer puts around a text when it adds special tokens; both are empty for GPT-2.
+    """Holds the ids that a tokenizer puts around a text when it adds special tokens; both are empty for GPT-2.
 
     Attributes:
-        prefix: such as the BOS of Llama and Gemma.
-        suffix: such as the EOS of T5.
+        prefix: ids before the text, such as the BOS of Llama and Gemma.
+        suffix: ids behind the text, such as the EOS of T5.
     """
 
     prefix: tuple[int, ...] = ()
@@ -29,17 +29,17 @@ class AddedTokens:
 
 
 def added_tokens(tokenizer: Any, text: str) -> AddedTokens:
-    """Return what `tokenizer` adds to a text, by tokenizing `text` with and without special tokens.
+    """Return the tokens that `tokenizer` adds to a text, by tokenizing `text` with and without special tokens.
 
     Raises:
-        UsageError: the text itself becomes other tokens, so that no place between blocks is right.
+        UsageError: the tokenizer splits the text itself differently when it adds special tokens.
     """
     content = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-    whole = list(tokenizer(text, verbose=False)["input_ids"])
-    for start in range(len(whole) - len(content) + 1):
+    with_special = list(tokenizer(text, verbose=False)["input_ids"])
+    for start in range(len(with_special) - len(content) + 1):
         end = start + len(content)
-        if whole[start:end] == content:
-            return AddedTokens(tuple(whole[:start]), tuple(whole[end:]))
+        if with_special[start:end] == content:
+            return AddedTokens(tuple(with_special[:start]), tuple(with_special[end:]))
     raise UsageError(
         f"{type(tokenizer).__name__} splits a text into other tokens when it adds special tokens: expected the same "
         "tokens with a prefix and a suffix. Load the tokenizer that the model was trained with."
@@ -47,23 +47,23 @@ def added_tokens(tokenizer: Any, text: str) -> AddedTokens:
 
 
 def require_offsets(tokenizer: Any) -> None:
-    """Refuse a tokenizer that cannot say where in a text its tokens stand.
+    """Refuse a tokenizer that does not return the offsets of its tokens in the text.
 
     Raises:
-        UsageError: it is a slow one.
+        UsageError: it is a slow tokenizer.
     """
     if not tokenizer.is_fast:
         raise UsageError(
-            f"{type(tokenizer).__name__} cannot say where in a text its tokens stand, which labels of words and "
-            "answers need. Expected a fast tokenizer: a tokenizer.json beside the model."
+            f"{type(tokenizer).__name__} returns no offsets of its tokens, which labels of words and answers need. "
+            "Expected a fast tokenizer: a tokenizer.json beside the model."
         )
 
 
 def unknown_fraction(tokenizer: Any, rows: Sequence[Sequence[int]]) -> float:
-    """Return the fraction of tokens, special ones left out, that `tokenizer` reads as unknown.
+    """Return the fraction of tokens, without special tokens, that are the unknown token of `tokenizer`.
 
-    It is 0 where the tokenizer has no token for this: it falls back to bytes, or names its end of text as the unknown
-    token (GPT-2).
+    It is 0 if the tokenizer has no token for this purpose alone: it falls back to bytes, or its unknown token is its
+    end of text (GPT-2).
     """
     unknown = tokenizer.unk_token_id
     roles = {getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "cls", "sep", "mask")}
@@ -77,11 +77,12 @@ def unknown_fraction(tokenizer: Any, rows: Sequence[Sequence[int]]) -> float:
 def unknown_token_warnings(
     tokenizer: Any, train: datasets.Dataset, evaluation: datasets.Dataset, *columns: str
 ) -> tuple[str, ...]:
-    """Return a sentence where more than `MOST_UNKNOWN` of the tokens are unknown.
+    """Return a warning if more than `MOST_UNKNOWN` of the tokens are unknown.
 
     Args:
-        tokenizer: that made the rows.
-        train, evaluation: tokenized rows; up to `SAMPLE` of each are looked at, evenly spread.
+        tokenizer: of the rows.
+        train: tokenized training rows; at most `SAMPLE` of them, evenly spread, are counted.
+        evaluation: tokenized evaluation rows; as `train`.
         columns: with token ids; default: input_ids.
     """
     sampled = [part.select(range(0, len(part), -(-len(part) // SAMPLE))) for part in (train, evaluation) if len(part)]

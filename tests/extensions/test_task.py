@@ -115,7 +115,9 @@ def file(registered, folder, rows, tmp_path):
 
 def test_a_recipe_file_its_schema_and_the_help_know_its_name(file):
     assert read_recipe(file, ["task=next_sentence"]).task == "next_sentence"
-    with pytest.raises(UsageError, match=r"task: expected .*'next_sentence'; got 'next_sentense'"):
+    with pytest.raises(
+        UsageError, match=r"task: expected one of .*next_sentence; got 'next_sentense'. Did you mean 'next_sentence'\?"
+    ):
         read_recipe(file, ["task=next_sentense"])
     assert "next_sentence" in json_schema()
     assert "next_sentence" in call("measure", "--help").output

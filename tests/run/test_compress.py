@@ -363,7 +363,7 @@ def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
 
 
 def test_the_task_is_told_from_the_model(bert_folder):
-    with pytest.raises(UsageError, match="cannot be told from BertModel"):
+    with pytest.raises(UsageError, match="cannot be inferred from BertModel"):
         compress(str(bert_folder), [PRUNE], data=TEXTS)
 
 
@@ -466,7 +466,7 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
         (
             "wav2vec2",
             "Wav2Vec2ForCTC",
-            r"cannot be told from Wav2Vec2ForCTC.*hf-pe cut, hf-pe quantize and hf-pe export",
+            r"cannot be inferred from Wav2Vec2ForCTC.*hf-pe cut, hf-pe quantize and hf-pe export",
         ),
     ],
 )

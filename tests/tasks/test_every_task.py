@@ -34,9 +34,9 @@ from hf_pe.quantize import BitsAndBytesQuantization
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
-from hf_pe.tasks import TASKS, EvalResult, task_named
-from hf_pe.tasks.audio_classification import heard
-from hf_pe.tasks.question_answering import _overlap
+from hf_pe.tasks import TASKS, Judged, task_named
+from hf_pe.tasks.audio_classification import waveform
+from hf_pe.tasks.question_answering import _word_f1
 from hf_pe.tasks.token_classification import spans
 from tests.helpers import TEXTS, bert_config, small_detr, train_student
 
@@ -319,7 +319,7 @@ def test_a_model_that_knows_the_answer_scores_one(tokenizer):
     ("said", "gold", "score"), [("The cat.", "cat", 1.0), ("a big cat", "cat", 2 / 3), ("", "cat", 0.0), ("", "", 1.0)]
 )
 def test_answers_are_compared_as_squad_does(said, gold, score):
-    assert _overlap(said, gold) == pytest.approx(score)
+    assert _word_f1(said, gold) == pytest.approx(score)
 
 
 def test_evaluation_rows_are_hidden_once_and_training_rows_anew(tokenizer):
@@ -354,7 +354,7 @@ def test_labels_stay_beside_their_tokens_where_a_tokenizer_pads_on_the_left(kind
 
 def test_answers_of_tasks_that_change_cannot_be_kept(tokenizer, tmp_path):
     data, teacher = ready(masked_lm, tokenizer)
-    with pytest.raises(UsageError, match="cannot be kept: it hides other tokens each time"):
+    with pytest.raises(UsageError, match="cannot be kept: it masks other tokens each time"):
         train_student(Distillation(steps=1, cache={"folder": str(tmp_path)}), teacher, data)
 
 
@@ -371,12 +371,12 @@ def test_images_from_a_folder_for_each_label(tmp_path):
 def test_a_file_that_is_no_image_or_recording_is_named(tmp_path):
     (tmp_path / "a.png").write_text("text")
     (tmp_path / "a.wav").write_text("text")
-    from hf_pe.tasks.image_classification import opened
+    from hf_pe.tasks.image_classification import read_image
 
     with pytest.raises(UsageError, match=r"a\.png.* cannot be read: cannot identify image"):
-        opened(str(tmp_path / "a.png"))
+        read_image(str(tmp_path / "a.png"))
     with pytest.raises(UsageError, match=r"a\.wav.* cannot be read as a \.wav file"):
-        heard(str(tmp_path / "a.wav"), 16000)
+        waveform(str(tmp_path / "a.wav"), 16000)
 
 
 def test_recordings_come_at_the_models_rate_and_as_one_channel(tmp_path):
@@ -385,7 +385,7 @@ def test_recordings_come_at_the_models_rate_and_as_one_channel(tmp_path):
     times = np.arange(8000) / 8000
     wave = np.stack([np.sin(6.28 * 100 * times), np.sin(6.28 * 100 * times)], 1)
     wavfile.write(tmp_path / "a.wav", 8000, (wave * 32767).astype(np.int16))
-    found = heard(str(tmp_path / "a.wav"), 16000)
+    found = waveform(str(tmp_path / "a.wav"), 16000)
     assert found.shape == (16000,) and found.dtype == np.float32
     assert np.abs(found).max() == pytest.approx(1, abs=0.05)
     crossings = (np.diff(np.sign(found)) != 0).sum()

@@ -37,10 +37,14 @@ def test_names_that_say_nothing_count_by_number():
 @pytest.mark.parametrize(
     ("names", "label", "message"),
     [
-        (["neg", "pos"], 0, "labels are neg, pos and the model's are negative, positive: which is which"),
+        (
+            ["neg", "pos"],
+            0,
+            "labels are neg, pos and the model's are negative, positive, so that they cannot be matched by name",
+        ),
         (["negative", "unknown"], 1, "label 'unknown' is none of the model's: negative, positive"),
         (["negative", "positive"], -1, r"label -1 \(no label\) is none"),
-        (["a", "b", "c"], 0, "which is which"),
+        (["a", "b", "c"], 0, "cannot be matched by name"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(names, label, message):
@@ -93,7 +97,7 @@ def test_a_mistyped_name_is_refused_for_a_table(tokenizer, tmp_path):
 
 
 def test_another_number_of_nameless_classes_is_refused():
-    with pytest.raises(UsageError, match="which is which"):
+    with pytest.raises(UsageError, match="cannot be matched by name"):
         label_numbers([0], BertConfig(num_labels=2), datasets.ClassLabel(names=["a", "b", "c"]))
 
 

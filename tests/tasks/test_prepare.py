@@ -99,11 +99,11 @@ def test_evaluation_on_one_label_or_one_row_is_said(tokenizer):
     assert not fine.warnings
     one = prepare(TextClassification(), labelled(("positive",)), tokenizer, config)
     assert one.warnings == (
-        "Data: all 4 evaluation rows have one label only, 'positive': a model that always says it has an accuracy of 1. "
-        "Give rows of every label in data.eval.",
+        "Data: all 4 evaluation rows have the same label, 'positive': a model that always predicts it has an accuracy of 1. "
+        "Use rows of every label in data.eval.",
     )
     row = prepare(TextClassification(), labelled((0, 1), eval_limit=1), tokenizer, config)
-    assert "one evaluation row only" in row.warnings[0]
+    assert "only one evaluation row" in row.warnings[0]
 
 
 def test_lists_of_words_are_no_texts(tokenizer):
