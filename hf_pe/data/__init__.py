@@ -1,4 +1,8 @@
-"""Where examples come from: local files, texts that Python itself carries, Hub data sets. Always rows with columns."""
+"""Reads examples from local files, data sets on the Hub, and the documentation in a Python installation.
+
+Whatever the source, the result is `Examples`: training rows and evaluation rows as `datasets.Dataset`, with the columns
+that `DataConfig` names.
+"""
 
 from hf_pe.data.builtin import sentences as sentences
 from hf_pe.data.config import DataConfig as DataConfig

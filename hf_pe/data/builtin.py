@@ -1,4 +1,4 @@
-"""Texts that an installation carries: the language reference and the docstrings of installed packages."""
+"""Reads texts that every installation has: Python's language reference and the docstrings of packages."""
 
 import ast
 import importlib.util
@@ -13,10 +13,10 @@ from hf_pe.errors import UsageError
 
 
 def builtin_rows(name: str) -> datasets.Dataset:
-    """Return the sentences of `builtin:pydoc` or `builtin:docstrings:PACKAGE`, each once.
+    """Return the sentences of `builtin:pydoc` or `builtin:docstrings:PACKAGE`, each sentence once.
 
     Raises:
-        UsageError: no such texts are installed.
+        UsageError: the name is unknown, or the package is not installed.
     """
     _, kind, *rest = name.split(":")
     if kind == "pydoc" and not rest:
@@ -29,7 +29,7 @@ def builtin_rows(name: str) -> datasets.Dataset:
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Cut English prose into sentences of 5 to 60 words; code, tables and markup lines are left out."""
+    """Yield the sentences of 5 to 60 words in English prose; code, tables and markup lines are left out."""
     for paragraph in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in paragraph.splitlines()]
         if any(re.match(r">>>|\.\.\.|\.\. |[-=*~^+|]{3,}", line) for line in lines):
@@ -43,9 +43,9 @@ def sentences(text: str) -> Iterator[str]:
 
 
 def _docstrings(package: str) -> Iterator[str]:
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # of a dotted name it imports a part
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # find_spec imports parents
     if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"Data: builtin:docstrings:{package}: no package '{package}' is installed here.")
+        raise UsageError(f"Data: builtin:docstrings:{package}: no package '{package}' is installed.")
     for path in sorted(Path(next(iter(spec.submodule_search_locations))).rglob("*.py")):
         try:
             tree = ast.parse(path.read_text("utf-8"))

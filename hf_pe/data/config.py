@@ -1,4 +1,4 @@
-"""The settings that say which rows a run uses."""
+"""Defines the settings of the data: where rows come from, which columns are used, and how many rows."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from hf_pe.plans import Frozen
 
 
 class DataConfig(Frozen):
-    """What to train, calibrate and evaluate on.
+    """Names the rows to train, calibrate and evaluate on.
 
-    A source is a local file (.csv .tsv .json .jsonl .ndjson .parquet, packed by gzip or not; anything else is read as
-    text, one row per line), a folder of such files, a folder that `datasets` saved, a folder with a folder of images or
-    .wav files for each label, or with metadata.jsonl (or .csv) whose `file_name` names images or .wav files beside it
-    (where `image` or `audio` is given), `builtin:pydoc` (the language reference that CPython carries),
-    `builtin:docstrings:PACKAGE` (docstrings of an installed package, parsed and never imported), or the id of a Hub
-    data set. Several sources are joined.
+    A source is a local file (.csv .tsv .json .jsonl .ndjson .parquet, compressed by gzip or not; anything else is read
+    as text, one row per line), a folder of such files, a folder that `datasets` saved, a folder with a folder of images
+    or .wav files for each label, or with metadata.jsonl (or .csv) whose `file_name` names images or .wav files beside
+    it (if `image` or `audio` is set), `builtin:pydoc` (Python's language reference), `builtin:docstrings:PACKAGE`
+    (docstrings of an installed package, which is parsed and never imported), or the id of a Hub data set. The rows of
+    several sources are joined.
 
-    In a folder, files and folders named train, validation (valid, val, dev, eval) or test are those splits: training
-    takes the first, evaluation the second, and nothing trains on the third.
+    In a folder, files and folders named train, validation (valid, val, dev, eval) or test belong to these splits:
+    training uses the first, evaluation the second, and nothing is trained on the third.
     """
 
     train: str | tuple[str, ...]
     eval: str | tuple[str, ...] | None = Field(
         None, description="default: the validation files in the folder `train`, else a part of `train` that is held out"
     )
-    eval_fraction: float = Field(0.1, gt=0, lt=1, description="how much is held out where `eval` is not given")
+    eval_fraction: float = Field(0.1, gt=0, lt=1, description="fraction of `train` that is held out without `eval`")
     train_split: str = "train"
     eval_split: str = "validation"
     config_name: str | None = Field(None, description="configuration of a Hub data set that has several")
@@ -35,28 +35,30 @@ class DataConfig(Frozen):
     label: str | None = Field(
         None, description="column with the label, score, labels of words, answers, objects or target text"
     )
-    image: str | None = Field(None, description="column with images: file names or bytes; in the place of text")
-    audio: str | None = Field(None, description="column with recordings: .wav files, bytes or arrays; in that of text")
+    image: str | None = Field(None, description="column with images (file names or bytes), used instead of text")
+    audio: str | None = Field(
+        None, description="column with recordings (.wav files, bytes or arrays), used instead of text"
+    )
     label_names: dict[str, str] | None = Field(
-        None, description="what the model calls the data's labels where the names differ, such as {neg: NEGATIVE}"
+        None, description="the model's names of the data's labels where they differ, such as {neg: NEGATIVE}"
     )
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
     encoding: str = "utf-8"
     limit: int | None = Field(None, gt=0, description="most training rows, sampled with `seed`")
     eval_limit: int | None = Field(None, gt=0, description="most evaluation rows, sampled with `seed`")
-    calibration: int = Field(256, gt=0, description="training rows that statistics are taken from, sampled with `seed`")
-    max_length: int = Field(128, gt=1, description="tokens per example")
+    calibration: int = Field(256, gt=0, description="training rows for calibration statistics, sampled with `seed`")
+    max_length: int = Field(128, gt=1, description="most tokens per example")
     seed: int = 0
 
     @field_validator("label_names", mode="before")
     @classmethod
     def _as_text(cls, names: Any) -> Any:
-        """YAML reads 0 and yes as no text."""
+        """Return the names as text: YAML reads 0 and yes as a number and a boolean."""
         return {str(name): str(own) for name, own in names.items()} if isinstance(names, dict) else names
 
     @property
     def media(self) -> str | None:
-        """The column with images or recordings, in the place of text."""
+        """The column with images or recordings, if it is used instead of text."""
         return self.image or self.audio
 
     @property
@@ -66,15 +68,15 @@ class DataConfig(Frozen):
 
     @property
     def inputs(self) -> list[str]:
-        """The columns that a model reads."""
+        """The columns that the model's inputs are made from."""
         return [*self.texts, *(name for name in (self.image, self.audio) if name)]
 
     @property
     def columns(self) -> list[str]:
-        """All columns that are used; the others are neither converted nor kept."""
+        """All columns that are used; other columns are neither converted nor kept."""
         return [*self.inputs, *([self.label] if self.label else [])]
 
 
 def names_of(sources: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the sources one by one."""
+    """Return the sources as a tuple."""
     return (sources,) if isinstance(sources, str) else tuple(sources or ())

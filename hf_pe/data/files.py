@@ -1,4 +1,4 @@
-"""Read the rows of one local file, values as they are written: strings stay strings, unused columns stay unread."""
+"""Reads the rows of one local file without converting values: strings stay strings, unused columns are not read."""
 
 import csv
 import gzip
@@ -20,14 +20,14 @@ from hf_pe.errors import UsageError, nearest
 Columns = dict[str, list[Any]]
 SCALARS = (str, int, float)
 UNREADABLE = (OSError, EOFError, LookupError, ValueError, RecursionError, zlib.error)
-"""What decoding, unpacking and parsing raise where a file is not what its name says."""
+"""Errors that decoding, decompressing and parsing raise if a file has another format than its name says."""
 
 
 def read_file(path: Path, config: DataConfig, columns: list[str]) -> datasets.Dataset:
-    """Read `columns` of one file in the format that its ending names, else as text, one row per line.
+    """Read `columns` of one file in the format that its ending names, or else as text with one row per line.
 
     Raises:
-        UsageError: the file cannot be read so, or it lacks one of the columns.
+        UsageError: the file cannot be read in that format, or it lacks one of the columns.
     """
     ending = format_of(path)
     try:
@@ -39,14 +39,14 @@ def read_file(path: Path, config: DataConfig, columns: list[str]) -> datasets.Da
     except UNREADABLE as error:
         raise UsageError(
             f"Data: {path} cannot be read as {ending or 'text'} in {config.encoding}: {error}. "
-            "Repair it, or set data.encoding where it is another."
+            "Repair it, or set data.encoding if it has another encoding."
         ) from error
     require_columns(str(path), columns, list(content))
     return _dataset(path, {name: content[name] for name in columns}, config)
 
 
 def format_of(path: Path) -> str:
-    """Return the ending that names the format, `.gz` left out."""
+    """Return the ending of the file's name that names its format, without `.gz`."""
     name = path.name.lower().removesuffix(".gz")
     return Path(name).suffix
 
@@ -55,7 +55,7 @@ def require_columns(name: str, columns: list[str], present: list[str]) -> None:
     """Refuse rows that lack a column.
 
     Raises:
-        UsageError: names the column, and those that are there.
+        UsageError: a column is missing; names it, and the columns that the rows have.
     """
     for column in columns:
         if column not in present:
@@ -66,7 +66,7 @@ def require_columns(name: str, columns: list[str], present: list[str]) -> None:
 
 
 def formats() -> str:
-    """Return what a local source can be, for errors."""
+    """Return the possible local sources as a phrase for error messages."""
     return f"a file or folder of {' '.join(READERS)} .parquet (also .gz) or text lines"
 
 
@@ -77,30 +77,30 @@ def _dataset(path: Path, content: Columns, config: DataConfig) -> datasets.Datas
             pa.array(values)
         except (pa.ArrowException, OverflowError) as error:
             raise UsageError(
-                f"Data: {path}: the values of column '{name}' are not all of one kind ({str(error)[:120]}). "
-                "Write them alike."
+                f"Data: {path}: the values of column '{name}' are of different types ({str(error)[:120]}). "
+                "Write them as one type."
             ) from error
         except UnicodeEncodeError as error:
             raise UsageError(
                 f"Data: {path}: a text of column '{name}' has half a character (a lone surrogate), which no encoding "
-                "can hold. Write the text again, whole."
+                "can represent. Write the text again with the complete character."
             ) from error
     return datasets.Dataset.from_dict(content)
 
 
 def _of_one_kind(values: list[Any], text: bool) -> list[Any]:
-    """Numbers become strings in a column of texts, and wherever strings stand beside them."""
-    given = [value for value in values if value is not None]
-    if not all(isinstance(value, SCALARS) for value in given):
+    """Return the values with numbers as strings if the column is a text column or has strings too."""
+    present = [value for value in values if value is not None]
+    if not all(isinstance(value, SCALARS) for value in present):
         return values
-    if not (text or any(isinstance(value, str) for value in given)):
+    if not (text or any(isinstance(value, str) for value in present)):
         return values
     return [None if value is None or value != value else str(value) for value in values]
 
 
 @contextmanager
 def _opened(path: Path, config: DataConfig, newline: str) -> Iterator[IO[str]]:
-    """Open a file for reading, unpacked; a byte order mark is no part of its text."""
+    """Open a file for reading, decompressed and without its byte order mark."""
     utf8 = config.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     opener: Callable[..., IO[str]] = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig" if utf8 else config.encoding, newline=newline) as file:
@@ -131,11 +131,11 @@ def _separated(path: Path, config: DataConfig, dialect: dict[str, Any]) -> Colum
     twice = {name for name in header if name and header.count(name) > 1}
     if twice:
         raise ValueError(f"the header names {', '.join(sorted(twice))} twice")
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    return {name: [row[column] for row in rows] for column, name in enumerate(header)}
 
 
 def _fitting(row: list[str], header: list[str], line: int) -> list[Any]:
-    """Return the row with as many fields as the header; absent ones are None."""
+    """Return the row with as many fields as the header; missing fields are None."""
     if any(row[len(header) :]):
         raise ValueError(
             f"line {line} has {len(row)} fields and the header {len(header)} (a delimiter or quote that is not quoted?)"
@@ -156,7 +156,7 @@ def _json_lines(path: Path, config: DataConfig) -> Columns:
 
 
 def _json(path: Path, config: DataConfig) -> Columns:
-    """Read a list of objects, an object of columns, one object, or JSON Lines."""
+    """Read a list of objects, an object of columns, a single object, or JSON Lines."""
     with _opened(path, config, "\n") as file:
         text = file.read()
     try:
@@ -190,7 +190,7 @@ def _by_column(rows: list[dict[str, Any]]) -> Columns:
 
 
 def _text_lines(path: Path, config: DataConfig) -> Columns:
-    """Read one row per line; only "\\n" ends a line, and blank lines are no rows."""
+    r"""Read one row per line; only "\n" ends a line, and blank lines are no rows."""
     with _opened(path, config, "\n") as file:
         lines = [line.strip() for line in file]
     if any("\0" in line for line in lines):
@@ -203,7 +203,7 @@ def _text_lines(path: Path, config: DataConfig) -> Columns:
 
 
 def _parquet(path: Path, columns: list[str]) -> datasets.Dataset:
-    """Read the columns with the features that `datasets` noted in the file, such as names of labels."""
+    """Read the columns with the features that `datasets` stored in the file, such as names of labels."""
     file = pq.ParquetFile(path)
     require_columns(str(path), columns, file.schema_arrow.names)
     return datasets.Dataset(file.read(columns=columns))

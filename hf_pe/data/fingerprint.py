@@ -1,4 +1,4 @@
-"""A fingerprint of rows, the files that they name included."""
+"""Computes a fingerprint of rows that includes the content of the images and recordings that they name."""
 
 import hashlib
 import json
@@ -12,14 +12,14 @@ from hf_pe.files.hashes import remembered_sha256
 
 
 def fingerprint(config: DataConfig, *parts: datasets.Dataset) -> str:
-    """Return a hash of all rows, in order, and of where each part ends.
+    """Return a hash of all rows, in order, and of the number of rows in each part.
 
     An image or a recording that a row names by its file counts by the content of that file, not by its name: the
-    fingerprint is the same where the files lie elsewhere, and another one where a file was exchanged.
+    fingerprint does not change if the files are moved, and changes if a file is replaced.
 
     Args:
-        config: tells which columns name files.
-        parts: the rows to train on, the rows to evaluate on.
+        config: names the columns with files.
+        parts: the training rows and the evaluation rows.
     """
     media = {column for column in (config.image, config.audio) if column}
     digest = hashlib.sha256()
@@ -32,11 +32,11 @@ def fingerprint(config: DataConfig, *parts: datasets.Dataset) -> str:
 
 
 def content_of(value: Any) -> str:
-    """Return what stands for an image or a recording: the hash of its file where it is a file's name."""
+    """Return the hash of the file that an image or a recording is read from; other values as text."""
     path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
     try:
         if isinstance(path, str) and Path(path).is_file():
             return remembered_sha256(Path(path))
-    except OSError:  # a file that cannot be read is reported where it is opened
+    except OSError:  # a file that cannot be read raises later, when it is opened
         pass
     return str(value)

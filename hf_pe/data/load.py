@@ -1,4 +1,4 @@
-"""Read what the settings name and split it into rows to train on and rows to evaluate on."""
+"""Reads the sources that the settings name, and splits their rows into training rows and evaluation rows."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,21 +16,25 @@ from hf_pe.report import RowCounts
 
 Rows: TypeAlias = Sequence[str] | datasets.Dataset | datasets.DatasetDict
 Data: TypeAlias = DataConfig | str | Rows | tuple[Rows, DataConfig]
-"""What `compress` takes: settings, one source, or rows that are in memory, with settings where columns have names."""
+"""The data argument of `compress`: settings, one source, or rows in memory, with or without settings for columns."""
 LABELS = ("label", "labels")
-"""Columns of a given data set that are the label where no settings say another."""
+"""Names of the columns that hold the label of a data set in memory, if no settings name another."""
 MANY = 0.01
-"""From this fraction of the rows on, what was left out is said before work."""
+"""Fraction of empty or repeated rows above which there is a warning."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows to train on and rows never trained on, with a fingerprint of both.
+    """Holds the training rows and the evaluation rows, which are never trained on.
 
     Attributes:
-        warnings: sentences on what the reader of a result should know of the rows.
-        in_file_order: whether training rows stand as in their sources; else they are in random order.
-        counts: rows that were read, and what became of those that are not used.
+        train: training rows.
+        eval: evaluation rows.
+        config: the settings that they were read with.
+        fingerprint: hash of all rows.
+        warnings: sentences for the report on problems of the rows.
+        in_file_order: whether the training rows are in the order of their sources; they are else in random order.
+        counts: how many rows were read, and how many were left out for which reason.
     """
 
     train: datasets.Dataset
@@ -44,7 +48,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Part:
-    """Usable rows of some sources."""
+    """Holds the usable rows of some sources, and the files or splits that they were read from (`parts`)."""
 
     rows: datasets.Dataset
     counts: RowCounts
@@ -53,11 +57,11 @@ class _Part:
 
 
 def load_examples(data: Data, *, needs_label: bool = False) -> Examples:
-    """Read everything `data` names and split it.
+    """Read the rows that `data` names, and split them into training rows and evaluation rows.
 
     Args:
         data: settings, the name of a source, texts, a data set, or (texts or data set, settings).
-        needs_label: whether the column "label" or "labels" of a data set given without settings is its label.
+        needs_label: read the column "label" or "labels" of a data set that comes without settings.
 
     Raises:
         UsageError: a source is missing, empty, lacks a named column or has no usable row; or training and evaluation
@@ -73,15 +77,15 @@ def load_examples(data: Data, *, needs_label: bool = False) -> Examples:
             _refuse_same(train, evaluation)
     else:
         rows, config = data if isinstance(data, tuple) and isinstance(data[-1], DataConfig) else (data, None)
-        train, evaluation, config = _given(rows, config, needs_label)
+        train, evaluation, config = _rows_in_memory(rows, config, needs_label)
     return _split(train, evaluation, config)
 
 
 def load_for_evaluation(config: DataConfig) -> Examples:
-    """Read the rows of `data.eval`, or else of `data.train`, to evaluate on alone: training rows are the same.
+    """Read the rows of `data.eval`, or else of `data.train`, for evaluation; the training rows are the same.
 
     Raises:
-        UsageError: as `load_examples`.
+        UsageError: see `load_examples`.
     """
     part = _read(names_of(config.eval or config.train), config, config.eval_split)
     rows = sample(part.rows, config.eval_limit, config.seed)
@@ -90,7 +94,7 @@ def load_for_evaluation(config: DataConfig) -> Examples:
 
 
 def _with_own_validation(config: DataConfig) -> DataConfig:
-    """Evaluate on the validation files that lie in the folders to train on."""
+    """Return settings that evaluate on the validation files in the training folders, if there are any."""
     if config.eval is not None:
         return config
     folders = tuple(name for name in names_of(config.train) if has_validation(name, config))
@@ -100,30 +104,31 @@ def _with_own_validation(config: DataConfig) -> DataConfig:
 def _read(names: Sequence[str], config: DataConfig, split: str) -> _Part:
     if not names:
         raise UsageError("data.train: expected at least one source, got an empty list.")
-    known: set[bytes] = set()
+    digests: set[bytes] = set()
     parts, counts, read, warnings = [], RowCounts(), frozenset[str](), []
     for name in names:
         source = read_source(name, config, split)
-        rows, found = usable(source.rows, config, name, known)
+        rows, source_counts = usable(source.rows, config, name, digests)
         parts.append(rows)
-        counts, read = counts.plus(found), read | source.parts
+        counts, read = counts.plus(source_counts), read | source.parts
         if source.unused:
             warnings.append(f"Data: files of the folder that are not used: {listed(source.unused)}.")
     rows = joined([part for part in parts if len(part)] or parts)
     return _Part(rows, counts, read, tuple(warnings))
 
 
-def _given(rows: Any, config: DataConfig | None, needs_label: bool) -> tuple[_Part, _Part | None, DataConfig]:
-    """Return the parts of rows that are in memory, and their settings."""
+def _rows_in_memory(rows: Any, config: DataConfig | None, needs_label: bool) -> tuple[_Part, _Part | None, DataConfig]:
+    """Return the training part and the evaluation part, if any, of rows that are in memory, and their settings."""
     if isinstance(rows, datasets.DatasetDict):
         config = config or _settings_of(next(iter(rows.values())), needs_label)
         if config.train_split not in rows:
-            raise UsageError(f"Data: the given data set has no split '{config.train_split}'; it has {', '.join(rows)}.")
-        held = rows.get(config.eval_split)
-        return _in_memory(rows[config.train_split], config), None if held is None else _in_memory(held, config), config
+            raise UsageError(f"Data: the data set has no split '{config.train_split}'; it has {', '.join(rows)}.")
+        evaluation = rows.get(config.eval_split)
+        train = _part_in_memory(rows[config.train_split], config)
+        return train, None if evaluation is None else _part_in_memory(evaluation, config), config
     if isinstance(rows, datasets.Dataset):
         config = config or _settings_of(rows, needs_label)
-        return _in_memory(rows, config), None, config
+        return _part_in_memory(rows, config), None, config
     if not isinstance(rows, Iterable) or isinstance(rows, datasets.IterableDataset):
         raise UsageError(f"data: expected texts, a datasets.Dataset or a DataConfig, got {type(rows).__name__}.")
     texts = list(rows)
@@ -131,7 +136,7 @@ def _given(rows: Any, config: DataConfig | None, needs_label: bool) -> tuple[_Pa
     if wrong is not None:
         raise UsageError(f"data: expected a list of texts, got {str(wrong)[:80]!r} in it. Rows: datasets.Dataset.")
     config = config or DataConfig(train="(given texts)")
-    return _in_memory(datasets.Dataset.from_dict({config.text: texts}), config), None, config
+    return _part_in_memory(datasets.Dataset.from_dict({config.text: texts}), config), None, config
 
 
 def _settings_of(rows: datasets.Dataset, needs_label: bool) -> DataConfig:
@@ -140,8 +145,8 @@ def _settings_of(rows: datasets.Dataset, needs_label: bool) -> DataConfig:
     return DataConfig(train="(given data set)", label=label, **media)
 
 
-def _in_memory(rows: datasets.Dataset, config: DataConfig) -> _Part:
-    name = "the given data set"
+def _part_in_memory(rows: datasets.Dataset, config: DataConfig) -> _Part:
+    name = "the data set"
     require_columns(name, config.columns, rows.column_names)
     return _Part(*usable(rows.select_columns(config.columns), config, name, set()))
 
@@ -150,37 +155,42 @@ def _refuse_same(train: _Part, evaluation: _Part) -> None:
     same = sorted(part.rpartition("/")[2] for part in train.parts & evaluation.parts)
     if same:
         raise UsageError(
-            f"data.eval: {listed(same)} is in data.train too: what a model was trained on says nothing about it. "
-            "Leave data.eval out to hold a part of the training rows out."
+            f"data.eval: {listed(same)} is in data.train too, and rows that a model was trained on do not show its "
+            "quality. Leave data.eval out to hold out a part of the training rows."
         )
 
 
 def _split(train: _Part, evaluation: _Part | None, config: DataConfig) -> Examples:
-    """Hold a part out where no rows are given for evaluation, sample down to the limits, and count."""
+    """Return training and evaluation rows within the limits; without evaluation rows, training rows are held out."""
     read = train.counts if evaluation is None else train.counts.plus(evaluation.counts)
     if evaluation is None:
         order, held_out = hold_out(train.rows, config)
         rows = train.rows.select(order[: config.limit])
-        held = train.rows.select(sorted(held_out[: config.eval_limit]))
+        eval_rows = train.rows.select(sorted(held_out[: config.eval_limit]))
     else:
         rows = sample(train.rows, config.limit, config.seed)
-        held = sample(evaluation.rows, config.eval_limit, config.seed)
-    left_out = read.read - read.empty - read.duplicate - len(rows) - len(held)
-    counts = read.model_copy(update={"over_limit": left_out, "overlapping": overlap(rows, held, config)})
-    warnings = (*train.warnings, *(evaluation.warnings if evaluation else ()), *_said(counts, len(held)))
-    return Examples(rows, held, config, fingerprint(config, rows, held), warnings, evaluation is not None, counts)
+        eval_rows = sample(evaluation.rows, config.eval_limit, config.seed)
+    over_limit = read.read - read.empty - read.duplicate - len(rows) - len(eval_rows)
+    counts = read.model_copy(update={"over_limit": over_limit, "overlapping": overlap(rows, eval_rows, config)})
+    warnings = (
+        *train.warnings,
+        *(evaluation.warnings if evaluation else ()),
+        *_warnings_of_counts(counts, len(eval_rows)),
+    )
+    hashed = fingerprint(config, rows, eval_rows)
+    return Examples(rows, eval_rows, config, hashed, warnings, evaluation is not None, counts)
 
 
-def _said(counts: RowCounts, evaluated: int) -> list[str]:
-    """Return sentences on rows that are not what a reader expects."""
-    found = []
+def _warnings_of_counts(counts: RowCounts, evaluated: int) -> list[str]:
+    """Return warnings about empty rows, repeated rows, and evaluation rows that are training rows too."""
+    warnings = []
     if counts.empty > MANY * counts.read:
-        found.append(f"Data: {counts.empty:,} of {counts.read:,} rows have an empty field and are left out.")
+        warnings.append(f"Data: {counts.empty:,} of {counts.read:,} rows have an empty field and are left out.")
     if counts.duplicate > MANY * counts.read:
-        found.append(f"Data: {counts.duplicate:,} of {counts.read:,} rows repeat another one and are left out.")
+        warnings.append(f"Data: {counts.duplicate:,} of {counts.read:,} rows repeat another row and are left out.")
     if counts.overlapping:
-        found.append(
+        warnings.append(
             f"Data: {counts.overlapping:,} of {evaluated:,} evaluation rows are training rows too: the quality "
             "measured on them says little about other data."
         )
-    return found
+    return warnings

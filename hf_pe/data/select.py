@@ -1,4 +1,4 @@
-"""Which rows can be used, and which of them are evaluated, trained on, or left out."""
+"""Selects the rows that can be used, and divides them into training rows and evaluation rows."""
 
 import hashlib
 import random
@@ -13,25 +13,25 @@ from hf_pe.errors import UsageError
 from hf_pe.report import RowCounts
 
 SHOWN = 80
-"""Characters of a value that a message shows."""
+"""Most characters of a value that a message shows."""
 
 
 def usable(
-    rows: datasets.Dataset, config: DataConfig, name: str, known: set[bytes]
+    rows: datasets.Dataset, config: DataConfig, name: str, digests: set[bytes]
 ) -> tuple[datasets.Dataset, RowCounts]:
-    """Keep the rows in which nothing is empty, identical rows once.
+    """Return the rows without empty fields and without repetitions, and the counts of those left out.
 
     Args:
         rows: with the columns of `config`.
-        config: says which columns these are.
+        config: names the columns.
         name: of the source, for errors.
-        known: digests of the rows before these; those of the kept rows are added.
+        digests: of the rows of earlier sources; those of the kept rows are added.
 
     Raises:
-        UsageError: no row is left, or a text is none.
+        UsageError: all rows have an empty field, or a text column holds chat messages.
     """
     for column in (c for c in (config.image, config.audio) if c):
-        if isinstance(rows.features[column], (datasets.Image, datasets.Audio)):  # the file, not what is in it
+        if isinstance(rows.features[column], (datasets.Image, datasets.Audio)):  # compare files, not decoded content
             rows = rows.cast_column(column, type(rows.features[column])(decode=False))
     kept, empty = [], 0
     for number, row in enumerate(rows):
@@ -40,8 +40,8 @@ def usable(
             empty += 1
             continue
         key = digest(row, config.columns)
-        if key not in known:
-            known.add(key)
+        if key not in digests:
+            digests.add(key)
             kept.append(number)
     if not kept and empty == len(rows):
         raise UsageError(f"Data: {name} has no usable row: each has an empty {' or '.join(config.columns)}.")
@@ -50,17 +50,19 @@ def usable(
 
 
 def digest(row: dict[str, Any], columns: list[str]) -> bytes:
-    """Return what tells rows apart by these columns."""
-    found = hashlib.blake2b(digest_size=16)
+    """Return a hash of the values in these columns of a row."""
+    content = hashlib.blake2b(digest_size=16)
     for column in columns:
         value = row[column]
-        found.update(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"))
-        found.update(b"\0")
-    return found.digest()
+        content.update(value if isinstance(value, bytes) else repr(value).encode("utf-8", "surrogatepass"))
+        content.update(b"\0")
+    return content.digest()
 
 
 def hold_out(rows: datasets.Dataset, config: DataConfig) -> tuple[list[int], list[int]]:
-    """Return which rows to train on and which to hold out, both in random order; classes have equal shares in both.
+    """Return the indices of the rows to train on and of those to hold out, both in random order.
+
+    Every class has the same fraction of the rows in both, if the label has enough rows of every class.
 
     Raises:
         UsageError: there is only one row.
@@ -81,7 +83,7 @@ def hold_out(rows: datasets.Dataset, config: DataConfig) -> tuple[list[int], lis
 
 
 def sample(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dataset:
-    """Return at most `limit` rows from all over `rows`, in the order they have."""
+    """Return at most `limit` rows, drawn at random from all rows, in their original order."""
     if limit is None or limit >= len(rows):
         return rows
     return rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))
@@ -89,12 +91,12 @@ def sample(rows: datasets.Dataset, limit: int | None, seed: int) -> datasets.Dat
 
 def overlap(train: datasets.Dataset, evaluation: datasets.Dataset, config: DataConfig) -> int:
     """Return how many evaluation rows have the inputs of a training row."""
-    known = {digest(row, config.inputs) for row in train}
-    return sum(digest(row, config.inputs) in known for row in evaluation)
+    training_inputs = {digest(row, config.inputs) for row in train}
+    return sum(digest(row, config.inputs) in training_inputs for row in evaluation)
 
 
 def _classes(rows: datasets.Dataset, config: DataConfig) -> list[Any] | None:
-    """Return the class of each row; None where the label is none, or a class has one row only."""
+    """Return the class of each row; None if the label is no class, or if a class has only one row."""
     if config.label is None:
         return None
     feature = rows.features[config.label]
@@ -111,7 +113,7 @@ def _is_empty(row: dict[str, Any], config: DataConfig) -> bool:
 
 
 def _filled(text: Any) -> bool:
-    """Whether there is a word in a text, or in a list of words."""
+    """Return whether a text, or a list of words, contains a word."""
     return bool(str(text).strip() if not isinstance(text, list) else text)
 
 
@@ -127,6 +129,6 @@ def _refuse_chat(row: dict[str, Any], config: DataConfig, name: str) -> None:
 
 
 def _shortened(value: Any) -> str:
-    """Return how a message shows a value: its first characters, with dots where the rest is left out."""
+    """Return the first characters of a value for a message, with dots if there are more."""
     text = str(value)
     return f"`{text}`" if len(text) <= SHOWN else f"`{text[: SHOWN - 4]} ...`"

@@ -1,4 +1,4 @@
-"""Turn what a source names into rows: builtin texts, files, folders, data sets on disk and on the Hub."""
+"""Reads the rows of a source: builtin texts, a file, a folder, or a data set on disk or on the Hub."""
 
 import re
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from hf_pe.files.own_files import is_own
 
 @dataclass(frozen=True)
 class SourceRows:
-    """The rows of one source.
+    """Holds the rows of one source.
 
     Attributes:
-        rows: only the columns that are used.
-        parts: what was read, by names that are equal where it is the same: files, splits of data sets.
+        rows: with the columns that are used.
+        parts: the files or splits of data sets that were read. The same file or split always has the same name.
         unused: files of a folder that were not read.
     """
 
@@ -34,7 +34,7 @@ def read_source(name: str, config: DataConfig, split: str) -> SourceRows:
     """Read the rows of one source.
 
     Raises:
-        UsageError: it is missing, empty, cannot be read or lacks a column.
+        UsageError: the source is missing, empty, cannot be read or lacks a column.
     """
     path = Path(name).expanduser()
     if name.startswith("builtin:"):
@@ -56,7 +56,7 @@ def read_source(name: str, config: DataConfig, split: str) -> SourceRows:
 
 
 def _looks_like_file(path: Path) -> bool:
-    """Return whether a name ends as data files do; ids of data sets may have dots too (OpenHermes-2.5)."""
+    """Return whether a name ends like that of a data file; ids of data sets may have dots too (OpenHermes-2.5)."""
     return format_of(path) in (*TABLES, *MEDIA) or path.suffix.lower() == ".gz"
 
 
@@ -70,17 +70,17 @@ def has_validation(name: str, config: DataConfig) -> bool:
 
 
 def saved_splits(path: Path) -> tuple[str, ...] | None:
-    """Return the splits of a folder that `save_to_disk` wrote, none for one without splits; None where it did not."""
+    """Return the splits of a folder that `save_to_disk` wrote, () for a data set without splits; None if it did not."""
     if (path / "dataset_dict.json").is_file():
-        return tuple(each.name for each in sorted(path.iterdir()) if each.is_dir())
+        return tuple(split.name for split in sorted(path.iterdir()) if split.is_dir())
     return () if (path / "state.json").is_file() and (path / "dataset_info.json").is_file() else None
 
 
 def joined(parts: list[datasets.Dataset]) -> datasets.Dataset:
-    """Join rows of several files; a column that is of different kinds in them becomes strings.
+    """Join the rows of several files; a column that has different types in them becomes strings.
 
     Raises:
-        UsageError: a column holds things that are not alike.
+        UsageError: a column has different types that cannot become strings, such as lists.
     """
     for column in parts[0].column_names:
         features = [part.features[column] for part in parts]
@@ -93,7 +93,7 @@ def _with_strings(rows: datasets.Dataset, column: str) -> datasets.Dataset:
     feature = rows.features[column]
     if not isinstance(feature, (datasets.Value, datasets.ClassLabel)):
         raise UsageError(
-            f"Data: column '{column}' is of another kind in each source (here {feature}). Write the sources alike."
+            f"Data: column '{column}' has different types in the sources (in one {feature}). Write it as one type."
         )
     name = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
     values = [None if value is None else name(value) for value in rows[column]]
@@ -117,20 +117,20 @@ def _of_folder(folder: Path, chosen: Chosen, config: DataConfig) -> datasets.Dat
 
 
 def _with_files(folder: Path, metadata: Path, config: DataConfig) -> datasets.Dataset:
-    """Read the rows of a metadata file in `folder`, with the files that its `file_name` names beside it.
+    """Read the rows of a metadata file in `folder`, with the paths of the files that its column `file_name` names.
 
     Raises:
         UsageError: a name leads out of the folder.
     """
-    others = [name for name in config.columns if name != config.media]
-    rows = read_file(metadata, config, ["file_name", *others])
+    columns = [name for name in config.columns if name != config.media]
+    rows = read_file(metadata, config, ["file_name", *columns])
     names = rows["file_name"]
     files = [None if name is None else str(metadata.parent / str(name)) for name in names]
     for number, (name, file) in enumerate(zip(names, files, strict=True), 1):
         if file is not None and (Path(str(name)).is_absolute() or not is_own(folder, Path(file))):
             raise UsageError(
-                f"Data: row {number} of {metadata} names '{name}', which lies outside of {folder} (a link that leads "
-                "out counts). Expected files inside of that folder, named as seen from where the metadata file lies."
+                f"Data: row {number} of {metadata} names '{name}', which is outside of {folder} (or a link that leads "
+                "out of it). Expected a path inside that folder, relative to the metadata file."
             )
     return rows.remove_columns("file_name").add_column(config.media or "", files)
 

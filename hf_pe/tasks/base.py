@@ -39,11 +39,11 @@ class Task(ABC):
     pipeline_tag: ClassVar[str]
     """The Hub's name of the task."""
     metric: ClassVar[str]
-    """The metric that matters most, a key of the dict that `Judged.scores` returns."""
+    """The metric that matters most, a key of the dict that `EvalResult.scores` returns."""
     higher_is_better: ClassVar[bool] = True
     """Whether higher values of that metric are better."""
     hub_metrics: ClassVar[Mapping[str, str]] = {}
-    """The Hub's names of metrics, by their names in `Judged.scores`, where the two differ."""
+    """The Hub's names of metrics, by their names in `EvalResult.scores`, where the two differ."""
     outputs: ClassVar[str]
     """The outputs of a teacher that a student learns from, as a phrase for the documentation."""
     needs_label: ClassVar[bool] = False
@@ -116,7 +116,7 @@ class Task(ABC):
         return None
 
     @abstractmethod
-    def judge(self, model: PreTrainedModel, data: "TaskData") -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: "TaskData") -> EvalResult:
         """Evaluate `model` on `data.eval`, example by example; `scores()` of the result returns the metrics."""
 
 

@@ -95,6 +95,6 @@ class CausalLM(Task):
         """Return the perplexity of predicting every token by its frequency."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the negative log-likelihood of each block; the perplexity is exp of the mean over all tokens."""
-        return judged_tokens(self, model, data, 4, perplexity)
+        return scored_tokens(self, model, data, 4, perplexity)

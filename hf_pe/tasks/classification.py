@@ -44,7 +44,7 @@ class Classification(Task):
         counts = np.unique(data.eval["labels"], return_counts=True)[1]
         return float(counts.max() / counts.sum()) if len(counts) > 1 else None
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the predicted class of each evaluation row, beside its label; there is a slice per label."""
         predicted: list[int] = []
         with evaluating(model), torch.no_grad():

@@ -146,7 +146,7 @@ class Embedding(Task):
         pairs = len(data.examples.eval)
         return 1.645 / max(pairs - 1, 1) ** 0.5 if data.examples.config.label else None
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute cosine similarities: of each pair beside its score, or of each sentence beside the teacher's.
 
         The slices are thirds by length and by the score or the teacher's similarity.
@@ -164,7 +164,7 @@ class Embedding(Task):
             partners = sentence_pairs(len(embeddings), options.seed)
             similarity, target = ((vectors[:, None] * vectors[partners]).sum(2) for vectors in (embeddings, teacher))
         slices = thirds(lengths, "length") | thirds(target.reshape(len(target), -1).mean(1), "similarity")
-        return Judged({"similarity": similarity, "target": target}, _spearman, slices)
+        return EvalResult({"similarity": similarity, "target": target}, _spearman, slices)
 
 
 def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalResult:
     """Holds the values that a task computed for each evaluation example, and the function that makes metrics of them.
 
     Metrics can so be computed for all examples, for a slice of them, or for a bootstrap sample, without the model.

@@ -53,7 +53,7 @@ def scored_tokens(
     data: TaskData,
     size: int = 16,
     score: Callable[[Columns], dict[str, float]] = perplexity_and_accuracy,
-) -> Judged:
+) -> EvalResult:
     """Compute the summed negative log-likelihood, right predictions and number of the labelled tokens of each row.
 
     Logits over a large vocabulary are computed a few tokens at a time if `Head.of` supports the model, and else a few
@@ -74,7 +74,7 @@ def scored_tokens(
             batch = on_device(model, batch)
             sums = _sums_of_logits(task, model, batch) if head is None else _sums_in_chunks(task, model, batch, head)
             rows += sums.tolist()
-    return Judged(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
+    return EvalResult(dict(zip(("loss", "right", "tokens"), np.asarray(rows).T, strict=True)), score)
 
 
 def rows_within(data: TaskData, config: PretrainedConfig, most: int) -> int:

@@ -87,9 +87,9 @@ class MaskedLM(Task):
         training = [[token for token in ids if token not in special] for ids in data.calibration["input_ids"]]
         return unigram_perplexity(training, data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the negative log-likelihood, right predictions and number of the masked tokens of each row."""
-        return judged_tokens(self, model, data)
+        return scored_tokens(self, model, data)
 
 
 def _mask_one(row: dict[str, list[int]], tokenizer: Any) -> None:

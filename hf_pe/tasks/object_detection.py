@@ -17,7 +17,7 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
 from hf_pe.tasks.batch import Batch, model_inputs, on_device
-from hf_pe.tasks.evaluation import Judged
+from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.image_classification import read_image
 from hf_pe.tasks.labels import label_column, label_numbers
 from hf_pe.tasks.media import with_readable_media
@@ -109,7 +109,7 @@ class ObjectDetection(Task):
         """Return 0: boxes that do not depend on the image hardly ever overlap an object enough."""
         return 0.0
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the mean average precision over the images; there is a slice per label."""
         truth, detected = [], []
         with evaluating(model), torch.no_grad():
@@ -127,7 +127,7 @@ class ObjectDetection(Task):
         kinds_by_image = [{int(box["category_id"]) for box in of_image} for of_image in truth]
         kinds = sorted(set().union(*kinds_by_image))
         slices = {f"label {names.get(k, k)}": np.array([k in of_image for of_image in kinds_by_image]) for k in kinds}
-        return Judged({"image": np.arange(len(truth))}, Precision(truth, detected, kinds), slices)
+        return EvalResult({"image": np.arange(len(truth))}, Precision(truth, detected, kinds), slices)
 
 
 @dataclass(frozen=True)

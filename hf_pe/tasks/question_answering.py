@@ -106,9 +106,9 @@ class QuestionAnswering(Task):
         generator = torch.Generator().manual_seed(0)
         logits = (torch.randn(2, len(row), generator=generator) for row in data.eval["offsets"])
         unanswered = [not _texts_and_starts(of_row)[0] for of_row in data.examples.eval[data.examples.config.label]]
-        return max(_judged(logits, data).scores()["f1"], sum(unanswered) / len(unanswered))
+        return max(_evaluated(logits, data).scores()["f1"], sum(unanswered) / len(unanswered))
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute F1 and exact match of each question."""
 
         def logits() -> Iterator[torch.Tensor]:
@@ -119,7 +119,7 @@ class QuestionAnswering(Task):
             return _evaluated(logits(), data)
 
 
-def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:
+def _evaluated(logits: Iterable[torch.Tensor], data: TaskData) -> EvalResult:
     """Compute F1 and exact match of each question from the logits [2, tokens] of each evaluation row, in order."""
     best: dict[int, tuple[float, str]] = {}
     options = data.examples.config
@@ -135,7 +135,7 @@ def _judged(logits: Iterable[torch.Tensor], data: TaskData) -> Judged:
     pairs = list(zip(predicted, gold, strict=True))
     f1 = [max(_word_f1(text, right) for right in texts) for text, texts in pairs]
     exact = [float(max(_normalized(text) == _normalized(right) for right in texts)) for text, texts in pairs]
-    return Judged({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
+    return EvalResult({"f1": np.asarray(f1), "exact_match": np.asarray(exact)}, _means)
 
 
 @dataclass(frozen=True)

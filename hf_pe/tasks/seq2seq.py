@@ -120,9 +120,9 @@ class Seq2Seq(Task):
         """Return the perplexity of predicting every token by its frequency."""
         return unigram_perplexity(data.calibration["labels"], data.eval["labels"])
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the negative log-likelihood, right predictions and number of the target tokens of each row."""
-        return judged_tokens(self, model, data)
+        return scored_tokens(self, model, data)
 
 
 @dataclass(frozen=True)

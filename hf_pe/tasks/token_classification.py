@@ -112,7 +112,7 @@ class TokenClassification(Task):
             for guess in guesses
         )
 
-    def judge(self, model: PreTrainedModel, data: TaskData) -> Judged:
+    def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Count the words, right words, gold spans, predicted spans and right spans of each row."""
         names = _label_names(model.config)
         counts: list[list[int]] = []
@@ -122,7 +122,7 @@ class TokenClassification(Task):
                 predictions, masks = signals["logits"].argmax(-1).cpu(), signals["mask"].cpu()
                 for predicted, mask, gold in zip(predictions, masks, batch["labels"], strict=True):
                     counts.append(_counts(gold.cpu()[mask].tolist(), predicted[mask].tolist(), names))
-        return Judged(_columns(counts), _f1)
+        return EvalResult(_columns(counts), _f1)
 
 
 def _label_names(config: PretrainedConfig) -> dict[int, str]:

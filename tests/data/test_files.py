@@ -90,7 +90,11 @@ def test_digits_in_a_csv_stay_as_they_are(tmp_path):
         ("a.json", '{"version": "1", "data": [{"text": "a"}]}', "expected a list of objects, got one object with the"),
         ("a.json", "{", "cannot be read as .json"),
         ("a.txt", "a\0b\n", "NUL characters"),
-        ("a.jsonl", '{"text": "a", "label": [1]}\n{"text": "b", "label": "x"}\n', "column 'label' are not all of one"),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": [1]}\n{"text": "b", "label": "x"}\n',
+            "column 'label' are of different types",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused_with_its_line(tmp_path, name, content, message):

@@ -48,7 +48,7 @@ def test_folders_named_for_splits(tmp_path):
 
 def test_a_folder_without_training_files_is_refused(tmp_path):
     folder = folder_of(tmp_path, test_dot_txt=["one", "two"])
-    with pytest.raises(UsageError, match="no file for the split 'train', only for test: nothing trains on these"):
+    with pytest.raises(UsageError, match="no file for the split 'train', only for test, which are not used for it"):
         load_examples(folder)
     found = load_examples(DataConfig(train="builtin:pydoc", eval=folder, limit=5))
     assert found.eval["text"] == ["one", "two"]

@@ -37,7 +37,7 @@ def test_several_sources_limits_and_empty_rows(tmp_path):
     assert len(found.eval) == 1
     assert (found.counts.read, found.counts.empty, found.counts.duplicate, found.counts.over_limit) == (8, 1, 2, 2)
     assert found.warnings[0] == "Data: 1 of 8 rows have an empty field and are left out."
-    assert found.warnings[1] == "Data: 2 of 8 rows repeat another one and are left out."
+    assert found.warnings[1] == "Data: 2 of 8 rows repeat another row and are left out."
 
 
 def test_labels_called_na_are_labels():
@@ -116,7 +116,7 @@ def test_given_rows_with_settings():
     assert len(found.train) == 10
     both = datasets.DatasetDict(train=rows.select(range(20)), validation=rows.select(range(20, 25)))
     assert load_examples((both, config)).eval["sentence"] == TEXTS[20:25]
-    with pytest.raises(UsageError, match="the given data set has no column 'text'; it has sentence, tag, other"):
+    with pytest.raises(UsageError, match="the data set has no column 'text'; it has sentence, tag, other"):
         load_examples(rows)
     with pytest.raises(UsageError, match="expected a list of texts, got "):
         load_examples([{"text": "a row"}])
