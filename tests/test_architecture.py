@@ -199,7 +199,7 @@ LEVELS: Levels = {
     ],
     "quantize": [
         {"cast", "coverage", "grid", "inputs", "layers"},
-        {"mix", "refit", "sensitivity"},
+        {"mix", "repair", "sensitivity"},
         {"recipe"},
         {"checkpoint"},
     ],

@@ -27,7 +27,7 @@ def cut(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no refit."""
+    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.prune import cut_checkpoint
 
@@ -36,7 +36,7 @@ def cut(
                 model,
                 output,
                 dict(kept_units_of(text) for text in keep),
-                round_to=round_to,
+                multiple=multiple,
                 tensor_parallel=tensor_parallel,
                 overwrite=overwrite,
                 trust_remote_code=trust_remote_code,
@@ -58,7 +58,7 @@ def quantize(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Pack a model while it is loaded, shard by shard. Budgets and refit: in a recipe file."""
+    """Pack a model while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
         from hf_pe.quantizers.registry import require_method

@@ -43,7 +43,7 @@ class DistillationSettings(Recipe):
     cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
     steps: int = Field(300, ge=1)
     batch_size: int = Field(32, ge=1)
-    gradient_accumulation_steps: int = Field(1, ge=1, description="batches for one step")
+    accumulate: int = Field(1, ge=1, description="batches for one step")
     learning_rate: float = Field(3e-4, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)

@@ -79,12 +79,12 @@ def with_gradients(model: Any, data: TaskData, loss: Any) -> None:
         loss(model, batch).backward()
 
 
-def cut_to(model: Any, kept: Kept, data: TaskData, refit: str = "none") -> Any:
+def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
     """Cut to the given units, repaired as asked."""
     plan = Plan(
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
-    return StructuredPruning(keep={"ffn": 0.5}, refit=repair).apply(StageState(model, data), plan).model
+    return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(StageState(model, data), plan).model
 
 
 def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
 
         shorter = model
         if depth < model.config.num_hidden_layers:
-            recipe = StructuredPruning(keep={"layers": depth}, refit="none")
+            recipe = StructuredPruning(keep={"layers": depth}, repair="none")
             plan = recipe.plan(StageState(model, data))
             shorter = recipe.apply(StageState(model, data), plan).model
         if width == model.config.intermediate_size:
@@ -165,7 +165,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
             yield (
                 BY_DEPTH + REPAIRED,
                 depth,
-                recipe.model_copy(update={"refit": "sequential"}).apply(StageState(model, data), plan).model,
+                recipe.model_copy(update={"repair": "in_order"}).apply(StageState(model, data), plan).model,
             )
             continue
         axis = discover(shorter.config, type(shorter)).named("ffn")[0]
@@ -197,12 +197,12 @@ def best_of(made: Iterable[SensitivityPoint], score: Callable[[Any], float]) -> 
 def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[SensitivityPoint]:
     """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
     recipe = StructuredPruning(
-        budget={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy"
+        target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy"
     )
     plan = recipe.plan(StageState(model, data))
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
-    for repair in ("least_squares", "sequential"):
-        yield "hf_pe", repair, recipe.model_copy(update={"refit": repair}).apply(StageState(model, data), plan).model
+    for repair in ("least_squares", "in_order"):
+        yield "hf_pe", repair, recipe.model_copy(update={"repair": repair}).apply(StageState(model, data), plan).model
 
 
 def ffn_size(model: Any, share: float) -> int:

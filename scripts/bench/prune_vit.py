@@ -40,7 +40,7 @@ HELD_BACK, CALIBRATION = 5_000, 2_048
 KEEP = {"ffn": 0.5, "heads": 0.5}
 GOAL = 1 / 3
 CRITERIA["random"] = Criterion(lambda statistics: torch.rand(statistics.consumer.shape[1]), (), "random choice", None)
-OURS = [{"criterion": criterion, "refit": "sequential"} for criterion in ("obs", "obs_kfac")]
+OURS = [{"criterion": criterion, "repair": "in_order"} for criterion in ("obs", "surgeon")]
 
 Images = tuple[torch.Tensor, torch.Tensor]
 """Pixels [images, 3, 32, 32] and labels."""
@@ -131,7 +131,7 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoin
         "activation x weight (reimplementation of structured Wanda)": {"criterion": "activation_weight"},
         "random": {"criterion": "random"},
     }.items():
-        recipe = StructuredPruning(keep=KEEP, refit="none", **settings)
+        recipe = StructuredPruning(keep=KEEP, repair="none", **settings)
         yield name, "", recipe.carry_out(StageState(model, data)).model
 
 

@@ -58,7 +58,7 @@ COMMANDS = get_command(app).commands
 def test_every_argument_and_option_has_a_help_that_says_where_it_may_be_repeated(command):
     for parameter in COMMANDS[command].params:
         assert parameter.help, parameter.name
-        assert getattr(parameter, "round_to", False) == ("May be repeated." in parameter.help), parameter.name
+        assert getattr(parameter, "multiple", False) == ("May be repeated." in parameter.help), parameter.name
 
 
 def test_inspect_lists_the_axes(bert_folder):

@@ -23,7 +23,7 @@ class Cache(Frozen):
     """Where a teacher's answers are kept, and how many of them."""
 
     folder: str = Field("build/teacher", exclude=True, description="of the answers; of no matter to the result")
-    top_k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
+    k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
 
 
 @dataclass(frozen=True)
