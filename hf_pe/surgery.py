@@ -180,20 +180,20 @@ def _check(axis: Axis, kept: Kept) -> int:
                 f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; "
                 f"got {list(units)[:8]}..."
             )
-        heads = axis.in_group(group)[0].heads
+        heads = axis.in_group(group)[0].subgroups
         each = Counter(unit * heads // axis.size for unit in units)
         if heads > 1 and len({each[head] for head in range(heads)}) > 1:
             parts = "heads" if axis.kind.is_residual else "key-value groups"
             raise ValueError(
                 f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
             )
-        alike = axis.alike(group)
+        alike = axis.equal_parts(group)
         held = axis.size // alike
         if len(units) != alike * len({unit % held for unit in units}):
             raise ValueError(
                 f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {held} keeps the same places."
             )
-        block = axis.in_group(group)[0].block
+        block = axis.in_group(group)[0].chunk
         if any(count != block for count in Counter(unit // block for unit in units).values()):
             raise ValueError(f"Kept units of '{axis.name}' in '{group}': whole heads of {block} stay or go.")
     sizes = {len(units) for units in kept.values()}
@@ -205,9 +205,11 @@ def _check(axis: Axis, kept: Kept) -> int:
 def narrowed(tensor: torch.Tensor, slot: Slot, axis: Axis, kept: Kept) -> torch.Tensor:
     """What stays of `tensor` along `slot`: a copy, scaled where the model scales by the number of units."""
     units, dim = torch.as_tensor(kept[slot.group]), slot.dim or 0
-    found = tensor.index_select(dim, slot.layout.places(units, axis.size).to(tensor.device))
+    found = tensor.index_select(dim, slot.layout.positions(units, axis.size).to(tensor.device))
     if slot.power:
-        first = torch.cat([slot.layout.part(i, len(units)) for i in range(slot.powered)]).to(tensor.device)
+        first = torch.cat([slot.layout.part_positions(i, len(units)) for i in range(slot.powered_parts)]).to(
+            tensor.device
+        )
         scaled = (found.index_select(dim, first) + slot.offset) * (len(units) / axis.size) ** slot.power - slot.offset
         found.index_copy_(dim, first, scaled)
     return found

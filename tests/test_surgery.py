@@ -121,7 +121,7 @@ def test_units_that_are_bound_together_go_together(model_type, name, units, mess
     config = tiny(AutoConfig.for_model(model_type))
     model = randomize_weights_(AutoModel.from_config(config))
     (axis,) = discover(config, type(model)).named(name)
-    kept = {group: axis.first(group, 16 if name == "hidden" else 4) for group in axis.groups}
+    kept = {group: axis.first_units(group, 16 if name == "hidden" else 4) for group in axis.groups}
     cut(model, axis, kept)
     with pytest.raises(ValueError, match=message):
         cut(model, axis, kept | {axis.groups[0]: list(units)})

@@ -1,4 +1,4 @@
-"""What a model is made of, found by difference."""
+"""Describes what can be cut from a model: its axes, which `discover` reads off models that are built from configs."""
 
 from hf_pe.anatomy.axis import EXPERT_STEP as EXPERT_STEP
 from hf_pe.anatomy.axis import Anatomy as Anatomy

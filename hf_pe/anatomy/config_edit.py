@@ -1,4 +1,8 @@
-"""Changes one size in a config, with everything in it that follows, and reads sizes back."""
+"""Changes one size in a config, with all fields that follow from it, and reads sizes back.
+
+A size is addressed by a dotted path, such as "text_config.intermediate_size"; where a field lists one size a stage, the
+last part of the path is the index: "depths.2".
+"""
 
 import copy
 from typing import Any
@@ -21,20 +25,27 @@ def resized(
 ) -> PretrainedConfig:
     """Return a copy of `config` with the field at dotted `path` set to `size`.
 
-    Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`
-    (default: the first `size`, the last repeated where it grows). Heads keep their size, also where the hidden width
-    changes (unless not `keep_head_size`: nothing is said of it; with `whole_heads` they become fewer as it falls);
-    key-value heads take along the query heads that read them. Token ids become the places of `kept`.
+    Lists in the same (sub)config with one entry per unit, such as `layer_types`, keep the entries of `kept`. A
+    key-value head takes along the query heads that read it. Token ids become their indices in `kept`.
+
+    Args:
+        config: stays as it is.
+        path: of the field, such as "text_config.intermediate_size".
+        size: the new number of units.
+        kept: indices of the kept units, rising; default: the first `size`, the last repeated where the size grows.
+        keep_head_size: write down the size of a head before a change of heads or width would change it.
+        whole_heads: heads keep their size and become fewer as the hidden width falls.
 
     Raises:
-        ValueError: each token takes more experts, or a token that the config names is not kept.
+        ValueError: each token is routed to more experts than remain, or a token that the config names is not kept.
     """
     new = copy.deepcopy(config)
     holder, field, entry = locate_field(new, path)
     before = getattr(holder, field)
     if entry or field in RATIOS:
-        said = _ratio(holder, entry, size) if field in RATIOS else size
-        setattr(holder, field, [said if i == int(entry) else each for i, each in enumerate(before)] if entry else said)
+        new_value = _ratio(holder, entry, size) if field in RATIOS else size
+        listed = [new_value if i == int(entry) else value for i, value in enumerate(before)] if entry else new_value
+        setattr(holder, field, listed)
         return type(config).from_dict(new.to_dict())
     for follower in FOLLOWERS.get(field, ()):
         if getattr(holder, follower, None) == before:
@@ -42,11 +53,11 @@ def resized(
     change = Resize(new, holder, field, before, size, kept, keep_head_size, whole_heads)
     KINDS[AXIS_OF_FIELD[field]].resize_(change)
     setattr(holder, field, size)
-    return type(config).from_dict(new.to_dict())  # what the saved config.json will say, not more
+    return type(config).from_dict(new.to_dict())  # what the saved config.json will hold, not more
 
 
 def size_in(config: Any, path: str) -> int | None:
-    """Return how many units the field at dotted `path` says; None where the config leaves it to the model."""
+    """Return how many units the field at dotted `path` states; None where the config leaves the size to the model."""
     holder, field, entry = locate_field(config, path)
     value = getattr(holder, field)
     value = value[int(entry)] if entry else value
@@ -54,7 +65,7 @@ def size_in(config: Any, path: str) -> int | None:
 
 
 def locate_field(config: Any, path: str) -> tuple[Any, str, str]:
-    """The part of a config that a dotted path leads to, the field there, and the entry where that is a list."""
+    """Split a dotted path into the (sub)config that holds the field, the field's name, and an index in it or ""."""
     listed, _, entry = path.rpartition(".")
     *parents, field = (listed if entry.isdigit() else path).split(".")
     for parent in parents:
@@ -63,32 +74,46 @@ def locate_field(config: Any, path: str) -> tuple[Any, str, str]:
 
 
 def part_of(config: PretrainedConfig, path: str) -> Any:
-    """Return the config, or the part of it, that holds the field at dotted `path`."""
+    """Return the config, or the sub-config, that holds the field at dotted `path`."""
     return locate_field(config, path)[0]
 
 
 def multiplied_width(holder: Any, entry: str) -> int:
-    """The hidden width that a ratio multiplies, of the stage `entry` where it is one of a list."""
-    told = next((width for name in WIDTHS if (width := getattr(holder, name, None))), 0)
-    return int(told[int(entry or 0)] if isinstance(told, (list, tuple)) else told)
+    """Return the hidden width that an FFN ratio multiplies, of stage `entry` where the config lists one a stage."""
+    width = next((value for name in WIDTHS if (value := getattr(holder, name, None))), 0)
+    return int(width[int(entry or 0)] if isinstance(width, (list, tuple)) else width)
 
 
 def _ratio(holder: Any, entry: str, size: int) -> float:
-    """What makes `size` units, whether models round or cut off, in later stages too; whole where it can be."""
+    """Return the ratio that makes `size` units, whether a model rounds or truncates, in later stages too.
+
+    It is a whole number where `size` is a multiple of the hidden width.
+    """
     width = multiplied_width(holder, entry)
     return (size + 2**-6) / width if size % width else size // width
 
 
 def shared_kv_groups(values: dict[str, Any], field: str) -> int | None:
-    """Where `field` counts the query heads that key-value heads are shared by: how many key-value heads."""
-    told = (values.get(groups) for groups, queries in QUERIES_OF.items() if queries == field)
-    groups, heads = next(told, None), values.get(field)
+    """Return the number of key-value heads that the query heads counted by `field` share; None where they share none.
+
+    Args:
+        values: of a config, by field.
+        field: may count query heads.
+    """
+    key_value_heads = (values.get(groups) for groups, queries in QUERIES_OF.items() if queries == field)
+    groups, heads = next(key_value_heads, None), values.get(field)
     shared = isinstance(groups, int) and isinstance(heads, int) and groups > 0 and heads % groups == 0
     return groups if shared else None
 
 
 def size_step(config: PretrainedConfig, path: str, size: int) -> int:
-    """What the sizes that the config can say are multiples of: the hidden width, where the ratio is a whole number."""
+    """Return the number whose multiples the config can express: the hidden width for ratios that must be whole, else 1.
+
+    Args:
+        config: of the model.
+        path: of the field.
+        size: its units now.
+    """
     holder, field, entry = locate_field(config, path)
     if field not in RATIOS:
         return 1

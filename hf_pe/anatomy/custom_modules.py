@@ -1,7 +1,7 @@
-"""Custom modules: what a stock config cannot say about a model's modules.
+"""Describes and builds custom modules, which a stock config cannot express.
 
 Their description lives in the config under a key of its own, so that `quantization_config` stays free for a quantizer;
-`hf_pe.plugin` makes transformers read it. Before version 0.1 it stood in `quantization_config`, which is still read.
+`hf_pe.plugin` makes transformers read it. Before version 0.1 it was part of `quantization_config`, which is still read.
 """
 
 import copy
@@ -18,12 +18,12 @@ METHOD = "hf_pe"
 """The method in `quantization_config` that marks the description there, in configs of older versions."""
 
 
-class CustomModules(BaseModel):
-    """What differs from the stock model.
+class Form(BaseModel):
+    """Describe the custom modules of a model.
 
     Attributes:
-        separable: convolutions by name that are a depthwise and a pointwise one; how many maps the first makes of each
-            channel.
+        separable: names of the convolutions that are replaced by a depthwise and a pointwise one, with the number of
+            outputs that the depthwise one computes for each input channel.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,24 +31,29 @@ class CustomModules(BaseModel):
 
 
 class Separable(nn.Module):
-    """A convolution over each channel alone, then one of size 1 across them (Howard et al. 2017, arXiv:1704.04861)."""
+    """Compute a depthwise convolution and then a pointwise one (Howard et al. 2017, arXiv:1704.04861)."""
 
     def __init__(self, plain: Any, rank: int) -> None:
-        """In the place of `plain`, a convolution without groups; `rank` maps of each channel. Weights are random."""
+        """Build the two convolutions, with random weights, that replace a plain one.
+
+        Args:
+            plain: an `nn.Conv1d` or `nn.Conv2d` without groups.
+            rank: outputs of the depthwise convolution for each input channel.
+        """
         super().__init__()
-        where = {"device": plain.weight.device, "dtype": plain.weight.dtype}
-        kind: Any = type(plain)
-        between = plain.in_channels * rank
-        self.depthwise = kind(
-            plain.in_channels, between, plain.kernel_size, plain.stride, plain.padding, plain.dilation,
-            groups=plain.in_channels, bias=False, padding_mode=plain.padding_mode, **where,
+        options = {"device": plain.weight.device, "dtype": plain.weight.dtype}
+        convolution: Any = type(plain)
+        channels = plain.in_channels * rank
+        self.depthwise = convolution(
+            plain.in_channels, channels, plain.kernel_size, plain.stride, plain.padding, plain.dilation,
+            groups=plain.in_channels, bias=False, padding_mode=plain.padding_mode, **options,
         )  # fmt: skip
-        self.pointwise = kind(between, plain.out_channels, 1, bias=plain.bias is not None, **where)
+        self.pointwise = convolution(channels, plain.out_channels, 1, bias=plain.bias is not None, **options)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """As the plain convolution's: [batch, channels, ...] to [batch, channels, ...]."""
-        found: torch.Tensor = self.pointwise(self.depthwise(x))
-        return found
+        """Map [batch, channels, ...] to [batch, channels, ...], with the shapes of the plain convolution."""
+        outputs: torch.Tensor = self.pointwise(self.depthwise(x))
+        return outputs
 
 
 def custom_modules_of(config: PretrainedConfig) -> CustomModules | None:
@@ -87,22 +92,23 @@ def with_custom_modules(config: PretrainedConfig, custom: CustomModules) -> Pret
 def reshape_(model: PreTrainedModel, custom: CustomModules) -> None:
     """Give a stock model its custom modules, with random weights (none on the meta device).
 
-    Names count from the model that was saved. Its base alone has them without its prefix, and lacks those of the head.
+    The config names modules as the saved model does. Its base model alone has them without the prefix, and lacks those
+    of the head.
 
     Raises:
         ValueError: the model lacks a module of that name.
     """
     modules = dict(model.named_modules())
-    for name, rank in custom.separable.items():
-        place = name if name in modules else name.removeprefix(f"{model.base_model_prefix}.")
-        if place in modules and not isinstance(modules[place], Separable):  # else its base has it already
-            model.set_submodule(place, Separable(modules[place], rank))
-        elif place not in modules and model.base_model is not model:
+    for name, rank in form.separable.items():
+        own_name = name if name in modules else name.removeprefix(f"{model.base_model_prefix}.")
+        if own_name in modules and not isinstance(modules[own_name], Separable):  # else its base has it already
+            model.set_submodule(own_name, Separable(modules[own_name], rank))
+        elif own_name not in modules and model.base_model is not model:
             raise ValueError(f"the config names a custom module '{name}', which {type(model).__name__} does not have")
 
 
 def built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """A model with random weights, in the form that its config names; `config` is not changed."""
+    """Build a model with random weights and the custom modules that its config describes; `config` is not changed."""
     model: PreTrainedModel = model_class(copy.deepcopy(config))
     custom = custom_modules_of(config)
     if custom is not None:

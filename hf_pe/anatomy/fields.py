@@ -1,4 +1,7 @@
-"""The names that architectures give to their sizes: all that is known of families, as data."""
+"""Lists the names that architectures give to their sizes: everything that is known about model families, as data.
+
+A name that several families use needs one entry here; discovery and verification do the rest.
+"""
 
 AXIS_OF_FIELD = {
     "intermediate_size": "ffn",
@@ -53,23 +56,23 @@ AXIS_OF_FIELD = {
     "moe_intermediate_size": "expert_ffn",
     "expert_ffn_hidden_size": "expert_ffn",
 }
-"""Fields that say a size as one number, and the kind of axis that it is the size of."""
+"""Config fields that state a size as one number, with the kind of axis that has this size."""
 
 
 QUERY_HEADS = tuple(field for field, kind in AXIS_OF_FIELD.items() if kind == "heads")
-"""Fields, and attributes of modules, that count query heads."""
+"""Config fields, and attributes of modules, that count query heads."""
 
 
 DEPTHS = ("depths", "depth", "stage_num_blocks", "n_attn_blocks", "blocks_per_stage")
-"""Fields that list the layers of each stage (ConvNeXt, Swin, ResNet): an axis for each entry."""
+"""Config fields that list the number of layers of each stage (ConvNeXt, Swin, ResNet): one axis for each entry."""
 
 
 STAGES = ("hidden_sizes", "embed_dims", "embed_dim")
-"""Fields that list the hidden width of each stage (ConvNeXt, ResNet, CvT): an axis for each entry."""
+"""Config fields that list the hidden width of each stage (ConvNeXt, ResNet, CvT): one axis for each entry."""
 
 
 RATIOS = ("mlp_ratio", "mlp_ratios")
-"""Fields that say the FFN width as a multiple of the hidden one; lists say it stage by stage."""
+"""Config fields that state the FFN width as a multiple of the hidden width, for all stages or as a list."""
 
 
 KIND_OF_LIST = {
@@ -77,24 +80,25 @@ KIND_OF_LIST = {
     **dict.fromkeys(STAGES, "hidden"),
     **dict.fromkeys(RATIOS, "ffn"),
 }
-"""Fields that say a size stage by stage, or as a ratio, and the kind of axis that it is the size of."""
+"""Config fields that state a size as a list, one entry a stage, or as a ratio, with the kind of axis."""
 
 
 WIDTHS = ("embed_dim", "embed_dims", "hidden_size", "hidden_sizes")
-"""The hidden widths that they multiply. Where one ratio stands for stages of several widths, the first is meant: a unit
-of a wider stage is more channels."""
+"""The hidden widths that `RATIOS` multiply. Where one ratio holds for stages of several widths, the units are those of
+the first stage, and a unit is several channels of a wider stage."""
 
 
 QUERIES_OF = {"num_key_value_heads": "num_attention_heads"}
-"""Fields that count key-value heads, and the one that moves along: each keeps its share of query heads."""
+"""Config fields that count key-value heads, with the field of the query heads, which are cut along with them."""
 
 
 FOLLOWERS = {"vocab_size": ("decoder_vocab_size",), "hidden_size": ("embedding_size", "word_embed_proj_dim")}
-"""Fields that say the same size again, and move along where they do."""
+"""Config fields that repeat a size, and change with it where they have the same value."""
 
 
 HEAD_SIZES = ("head_dim", "d_kv")
-"""Fields that say the size of a head. Where a config has none, `head_dim` is written down before heads or width go."""
+"""Config fields that state the size of a head. Where a config has none, `head_dim` is set before heads or width
+change."""
 
 
 EVERYWHERE = "model"
@@ -102,7 +106,8 @@ EVERYWHERE = "model"
 
 
 UNSCALED = ("gpt_neo",)
-"""Types that do not divide their scores by the root of a head's size; neither shapes nor attributes tell."""
+"""Model types that do not divide attention scores by the root of a head's size, which neither shapes nor attributes
+show."""
 
 
 HEADS_BY_ROOT = {
@@ -112,18 +117,19 @@ HEADS_BY_ROOT = {
     "udop": "tie_word_embeddings",
     "umt5": "tie_word_embeddings",
 }
-"""Types whose language models divide what their output head reads by the root of the width, as long as this field of
-the config is true; the division stands in their forward, where shapes do not tell."""
+"""Model types whose output head divides its input by the root of the width where this config field is true. Shapes do
+not show it, since the division is in the forward pass."""
 
 
 QKVO, THREE = 4, 3
-"""Maps between the hidden width and itself in an attention: query, key, value and output, some of them fused. Some have
-three more of the first kind (Longformer's global ones)."""
+"""Linear layers from the hidden width to itself in one attention: query, key, value and output, some of them fused.
+Longformer's global attention has three more."""
 
 
 ROTATIONS = ("inv_freq", "embed_positions")
-"""How buffers end that turn queries and keys."""
+"""Endings of the names of buffers that rotary embeddings keep."""
 
 
 BY_HEAD = ("query_key_value",)
-"""Maps in which query, key and value lie head by head; elsewhere they lie one after the other. Shapes can't tell."""
+"""Linear layers in which query, key and value lie head by head; in others they lie one after the other. Shapes do not
+show which."""

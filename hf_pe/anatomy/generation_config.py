@@ -1,4 +1,4 @@
-"""What a cut changes in the generation config, and what that config can no longer say."""
+"""Updates the fields of a generation config that name layers, heads or tokens by number, and says what a cut loses."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,19 @@ from hf_pe.anatomy.numbered import drop_alignment_heads
 
 
 def generation_changes(values: Mapping[str, Any], config: PretrainedConfig, axis: Axis, kept: Kept) -> dict[str, Any]:
-    """Return the fields of a generation config that name what a cut moves, with their new values.
+    """Return the fields of a generation config that name renumbered units, with their new values.
 
     Args:
         values: the generation config, by field.
         config: of the model before the cut.
-        axis, kept: the cut.
+        axis: the axis that is cut.
+        kept: its kept units.
 
     Returns:
-        New values by field; None where nothing is left to say.
+        New values by field; None for a field that names no kept unit any more.
 
     Raises:
-        ValueError: a token that has to be there is not kept.
+        ValueError: a token that the field requires is not kept.
     """
     holder = part_of(config, axis.config_field)
     tower = config.is_encoder_decoder and axis.name.startswith("encoder.")
@@ -33,18 +34,19 @@ def generation_changes(values: Mapping[str, Any], config: PretrainedConfig, axis
 
 
 def generation_losses(values: Mapping[str, Any], changes: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return sentences on what a generation config can no longer say after `changes`.
+    """Return one sentence on each capability that a generation config loses or weakens by `changes`.
 
     Args:
-        values: before, by field.
-        changes: see `generation_changes`.
+        values: the generation config before, by field.
+        changes: the result of `generation_changes`.
     """
-    heads, left = values.get("alignment_heads"), changes.get("alignment_heads")
-    if "alignment_heads" not in changes or not heads or left == heads:
+    heads, kept_heads = values.get("alignment_heads"), changes.get("alignment_heads")
+    if "alignment_heads" not in changes or not heads or kept_heads == heads:
         return ()
-    if not left:
+    if not kept_heads:
         return (
             "Word timestamps are refused after this cut: none of the attention heads that align words with sound "
-            f"(alignment_heads, {len(heads)} of them) is left where it was.",
+            f"(alignment_heads, {len(heads)} of them) keeps its number.",
         )
-    return (f"Word timestamps come from {len(left)} of {len(heads)} attention heads (alignment_heads) after this cut.",)
+    count = f"{len(kept_heads)} of {len(heads)}"
+    return (f"Word timestamps come from {count} attention heads (alignment_heads) after this cut.",)

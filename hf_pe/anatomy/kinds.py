@@ -1,7 +1,7 @@
-"""The kinds of axes, one record each: what can be cut from a model, in which order, and how a cut is verified.
+"""Lists the kinds of axes, one record each: what can be cut from a model, in which order, and how a cut is verified.
 
-Everything that depends on what the units of an axis are asks the record of its kind, so a new kind of axis is one entry
-of `KINDS` and the names that configs give to its size (`hf_pe.anatomy.fields.AXIS_OF_FIELD`).
+All code that depends on what the units of an axis are reads the record of its kind, so that a new kind of axis is one
+entry of `KINDS` and the names that configs give to its size (`hf_pe.anatomy.fields.AXIS_OF_FIELD`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,62 +26,62 @@ Ablation = Literal["zero", "skip", "never_route"]
 Comparison = Literal["outputs", "narrowed_outputs", "renumbered_tokens"]
 """How the output of a cut model is compared with the ablated one's; see `hf_pe.verify.comparison.COMPARISONS`."""
 Choice = Literal["criterion", "depth", "routing"]
-"""How a prune recipe chooses the kept units: by its criterion, by its depth order, or by what a router sends them."""
+"""How a prune recipe chooses the kept units: by its criterion, by its depth order, or by how often experts are used."""
 
 
 def nearby_sizes(size: int) -> list[int]:
-    """Return sizes to compare a model with: something smaller that still divides, else something else."""
+    """Return the sizes to compare a model with, half of `size` first, which is most often allowed."""
     return [size // 2, size - 1, size * 2, size + 1]
 
 
 def larger_size(size: int) -> list[int]:
-    """Return one larger size: a smaller vocabulary would leave special tokens outside."""
+    """Return one larger size, since special tokens would lie outside a smaller vocabulary."""
     return [size + 8]
 
 
 def renumber_nothing(values: Mapping[str, object], kept: Sequence[int]) -> dict[str, object]:
-    """Return no changes of a generation config: it does not name such units."""
+    """Return no changes, since no field of a generation config names such units."""
     return {}
 
 
 @dataclass(frozen=True)
 class AxisKind:
-    """What the units of an axis are, and what follows from that. The defaults are those of a width inside each block.
+    """Describe what the units of an axis are, and what follows from it. The defaults suit a width inside each block.
 
     Attributes:
-        name: what axes of this kind are called, behind the name of their tower: "ffn" in "encoder.ffn".
-        turn: the order of cutting; a lower number is cut first.
+        name: the last part of the names of such axes: "ffn" in "encoder.ffn".
+        cut_order: the order of cutting; a lower number is cut first.
         tiny_size: units in a tiny model that stands in for a larger one; None: as many as the model has.
-        is_width: units are single channels or rows, of which there are many: a recipe rounds their number.
-        is_depth: units are whole layers of a stack; their tensors come and go, and none becomes smaller.
+        is_width: units are single channels or rows, so many that a recipe rounds their number.
+        is_depth: units are whole layers of a stack: a cut removes tensors and makes none smaller.
         is_heads: units are attention heads.
         is_residual: units are coordinates of the residual stream, which every block reads and writes.
-        is_vocabulary: units are rows of tokens, which the tokenizer and the config name by number.
-        is_shared: all blocks share the same units, which lie in one group (`EVERYWHERE`), not in one group a block.
-        is_fused: a dimension with several positions a unit has them in parts one after the other, each with all units
-            (gate and up); otherwise they are neighbours (a head).
+        is_vocabulary: units are rows of the embedding, which the tokenizer and the config name by token id.
+        is_shared: all blocks share the same units, in one group (`EVERYWHERE`); otherwise each block is a group.
+        is_fused: several positions of a unit in one dimension lie in fused parts, each with all units (gate and up);
+            otherwise they are consecutive (a head).
         takes_queries: a unit is a key-value head and takes along the query heads that read it.
-        inside_experts: the kind that an axis is of where all of its units lie inside experts; "" where they never do.
+        inside_experts: the kind of the axis where all of its units lie inside experts; "" where they never do.
         has_norms: whether norms may run over the units.
-        is_rounded: whether every multiple is an allowed size; otherwise the config is asked for each.
+        is_rounded: whether every multiple is an allowed size; otherwise each size is tried with the config.
         choice: how a prune recipe chooses the kept units.
         ablation: how units are made ineffective.
         comparison: how a cut model's output is compared with the ablated one's.
         kept_fraction: the fraction of the units that verification keeps, as (numerator, denominator).
-        probe_sizes: from the size of the model to those that it is compared with when axes are discovered.
-        resize_: changes in a config what follows from the field.
-        renumber: from a generation config, by field, and the kept units to the fields that name units by number, with
-            their new values.
+        probe_sizes: takes the size of the model and returns the sizes that discovery compares it with.
+        resize_: changes the config fields that follow from the size.
+        renumber: takes a generation config, by field, and the kept units; returns the fields that name units by number,
+            with their new values.
 
     Example:
         >>> kind_of("encoder.layers").is_depth
         True
-        >>> sorted(KINDS, key=lambda name: KINDS[name].turn)[-1]  # hidden width is cut last
+        >>> sorted(KINDS, key=lambda name: KINDS[name].cut_order)[-1]  # hidden width is cut last
         'hidden'
     """
 
     name: str
-    turn: int = 1
+    cut_order: int = 1
     tiny_size: int | None = None
     is_width: bool = False
     is_depth: bool = False
@@ -108,7 +108,7 @@ KINDS: dict[str, AxisKind] = {
     for kind in (
         AxisKind(
             "layers",
-            turn=0,
+            cut_order=0,
             is_depth=True,
             has_norms=False,
             choice="depth",
@@ -139,7 +139,7 @@ KINDS: dict[str, AxisKind] = {
         ),
         AxisKind(
             "heads",
-            turn=2,  # key-value groups take some along
+            cut_order=2,  # key-value groups take query heads along
             tiny_size=4,
             is_heads=True,
             resize_=resize_heads_,
@@ -158,7 +158,7 @@ KINDS: dict[str, AxisKind] = {
         ),
         AxisKind(
             "hidden",
-            turn=3,  # after it, blocks can no longer be compared with the original's
+            cut_order=3,  # after it, blocks can no longer be compared with the original's
             tiny_size=32,
             is_width=True,
             is_residual=True,
@@ -170,7 +170,7 @@ KINDS: dict[str, AxisKind] = {
         ),
     )
 }
-"""By name."""
+"""The kinds of axes by name."""
 
 
 def kind_of(axis_name: str) -> AxisKind:
@@ -181,12 +181,12 @@ def kind_of(axis_name: str) -> AxisKind:
     """
     name = axis_name.rpartition(".")[2]
     if name not in KINDS:
-        raise ValueError(f"'{axis_name}' is of no known kind of axis; expected one of {', '.join(KINDS)}")
+        raise ValueError(f"'{axis_name}' names no kind of axis; expected one of {', '.join(KINDS)}")
     return KINDS[name]
 
 
 def kinds_of(axis_names: Iterable[str]) -> list[AxisKind]:
-    """Return the kinds of axes by their names; what a user, a plan or a report names that is of no kind is left out."""
+    """Return the kinds of axes by their names; names in a recipe, plan or report that are of no kind are left out."""
     names = (name.rpartition(".")[2] for name in axis_names)
     return [KINDS[name] for name in names if name in KINDS]
 
@@ -197,6 +197,6 @@ def names_depth(axis_name: str) -> bool:
 
 
 def kind_of_field(field: str) -> AxisKind | None:
-    """Return the kind of axis whose size a config field says, also as a list or a ratio; None where it says none."""
+    """Return the kind of axis whose size a config field states, as a number, list or ratio; None for other fields."""
     name = AXIS_OF_FIELD.get(field) or KIND_OF_LIST.get(field)
     return None if name is None else KINDS[name]

@@ -1,4 +1,4 @@
-"""Where a model's labels come from: the one map whose outputs move with their number."""
+"""Identifies the classification head: the one layer whose outputs change with the number of labels."""
 
 import copy
 import functools
@@ -10,23 +10,23 @@ from hf_pe.anatomy.meta import Architecture, meta_model
 
 
 def label_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:
-    """Name of the linear map (or 1 x 1 convolution) whose outputs are the labels; None where there is not exactly one.
+    """Return the name of the linear layer (or 1 x 1 convolution) that computes the labels; None where it is not one.
 
-    Found by difference, as axes are: the model is built with one label more, without weights.
+    As with axes, the model is built twice on the meta device, the second time with one more label, and compared.
     """
     return _label_head(Architecture.of(config, model_class))
 
 
 @functools.lru_cache(maxsize=256)
 def _label_head(architecture: Architecture) -> str | None:
-    more = copy.deepcopy(architecture.config)
-    more.num_labels = (more.num_labels or 0) + 1
-    base, other = (meta_model(config, architecture.model_class) for config in (architecture.config, more))
-    shapes = {name: p.shape for name, p in other.named_parameters()}
-    moved = {name.rpartition(".")[0] for name, p in base.named_parameters() if shapes.get(name, p.shape) != p.shape}
-    if len(moved) != 1:
+    with_one_more = copy.deepcopy(architecture.config)
+    with_one_more.num_labels = (with_one_more.num_labels or 0) + 1
+    base, probe = (skeleton(config, architecture.model_class) for config in (architecture.config, with_one_more))
+    shapes = {name: p.shape for name, p in probe.named_parameters()}
+    changed = {name.rpartition(".")[0] for name, p in base.named_parameters() if shapes.get(name, p.shape) != p.shape}
+    if len(changed) != 1:
         return None
-    (name,) = moved
+    (name,) = changed
     module = base.get_submodule(name)
     pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
     return name if isinstance(module, nn.Linear) or pointwise else None

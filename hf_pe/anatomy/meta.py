@@ -1,4 +1,4 @@
-"""Models on the meta device: shapes and attributes without memory."""
+"""Builds models on the meta device, where they have shapes and attributes but take no memory."""
 
 import copy
 import dataclasses
@@ -14,7 +14,7 @@ from hf_pe.anatomy.custom_modules import built
 
 @dataclass(frozen=True)
 class Architecture:
-    """A config and a class as something that equals another of the same content: what is found once is known."""
+    """Pair a config with a class so that pairs of equal content are equal: a key for caches."""
 
     model_class: type[PreTrainedModel]
     text: str
@@ -22,7 +22,7 @@ class Architecture:
 
     @classmethod
     def of(cls, config: PretrainedConfig, model_class: type[PreTrainedModel]) -> "Architecture":
-        """Holds a copy: the original may change."""
+        """Return the pair, with a copy of `config`, which may change later."""
         return cls(model_class, config.to_json_string(use_diff=False), copy.deepcopy(config))
 
 
@@ -35,7 +35,7 @@ def meta_model(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> 
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves out what `torch.nn.init` would do to tensors that hold nothing: a third of a meta model's time."""
+    """Skip calls of `torch.nn.init`, which take a third of the time and fill tensors that hold no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", None) == "torch.nn.init":

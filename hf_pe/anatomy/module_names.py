@@ -1,4 +1,8 @@
-"""Reads names, shapes and attributes of modules: blocks, stacks, towers, owners of tensors."""
+"""Reads names, shapes and attributes of modules.
+
+In "encoder.layer.0.output.dense.weight" the *block* is "encoder.layer.0", its *stack* "encoder.layer" and its *tower*
+"encoder"; the *owner* of the tensor is the module "encoder.layer.0.output.dense".
+"""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -11,23 +15,23 @@ from transformers.pytorch_utils import Conv1D
 
 
 def enclosing_prefix(name: str) -> str:
-    """What a buffer's module lies in, as names there begin: "" for the model itself."""
-    inside = name.rpartition(".")[0].rpartition(".")[0]
-    return f"{inside}." if inside else ""
+    """Return the prefix of all names in the parent of a buffer's owner: "" where the parent is the model itself."""
+    parent = name.rpartition(".")[0].rpartition(".")[0]
+    return f"{parent}." if parent else ""
 
 
 def asks(name: str) -> bool:
-    """Whether a map makes queries: "attention.self.query.weight", "attn.q_proj_weight"."""
+    """Return whether a linear layer computes queries: "attention.self.query.weight", "attn.q_proj_weight"."""
     return "q" in leaf_name(name)
 
 
 def leaf_name(name: str) -> str:
-    """What the map is called that a weight or bias belongs to."""
+    """Return the last part of the name of the layer that a weight or bias belongs to."""
     return name.removesuffix(".weight").removesuffix(".bias").rpartition(".")[2]
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm: architectures have their own, which share nothing but the name."""
+    """Return whether a module is a norm, by its class name: architectures define their own classes."""
     return "Norm" in type(module).__name__
 
 
@@ -42,19 +46,19 @@ def float_attributes(module: nn.Module) -> dict[str, float]:
 
 
 def enclosing_modules(name: str) -> Iterator[str]:
-    """A module and those around it, from the inside out."""
+    """Yield the name of a module and those of the modules that contain it, from the inside out."""
     while name:
         yield name
         name = name.rpartition(".")[0]
 
 
 def output_dim(model: PreTrainedModel, name: str) -> int:
-    """The dimension of a map's weight that it writes."""
+    """Return the dimension of a linear layer's weight that its outputs lie along."""
     return 1 if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) else 0
 
 
 def reads_units(model: PreTrainedModel, key: str, dim: int) -> bool:
-    """Return whether dimension `dim` of a weight is the input of a linear map."""
+    """Return whether dimension `dim` of a weight is the input of a linear layer."""
     module_name, _, leaf = key.rpartition(".")
     module = model.get_submodule(module_name)
     return leaf == "weight" and (
@@ -74,19 +78,19 @@ def tensor_shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def block_of(key: str) -> str:
-    """The block a tensor lies in: the name up to its first number ("encoder.layer.0")."""
+    """Return the block that a tensor lies in: its name up to the first number ("encoder.layer.0")."""
     match = re.match(r"(.*?\.\d+)\.", "." + key)
     return match.group(1)[1:] if match else ""
 
 
 def all_blocks(names: Iterable[str]) -> set[str]:
-    """All blocks of all stacks, also those inside others: "stages.2", "stages.2.layers.5"."""
+    """Return the blocks of all stacks, those inside other blocks too: "stages.2", "stages.2.layers.5"."""
     split = (name.split(".") for name in names)
     return {".".join(parts[: i + 1]) for parts in split for i, part in enumerate(parts) if part.isdigit()}
 
 
 def stack_of(block: str) -> str:
-    """Return the name of what holds a block: "encoder.layer" of "encoder.layer.0"."""
+    """Return the name of the stack that holds a block: "encoder.layer" of "encoder.layer.0"."""
     return block.rpartition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""Norms that run over units of an axis."""
+"""Lists the norms that run over the units of an axis."""
 
 import torch
 from torch import nn
@@ -8,23 +8,25 @@ from hf_pe.anatomy.axis import Axis, Kept
 
 
 def norms_along(model: PreTrainedModel, axis: Axis) -> dict[str, nn.Module]:
-    """The modules that hold vectors along `axis` and nothing else, by name: its norms (and layer scales).
+    """Return by name the modules whose parameters are all vectors along `axis`: its norms and layer scales.
 
-    All hold the hidden width; of heads, OLMo 2 norms all queries as one; of the FFN, some norm what is in between.
+    Most run over the hidden width. Along heads, OLMo 2 normalizes all queries together; along the FFN, some models
+    normalize its inner activations.
     """
-    found = {}
+    norms = {}
     for slot in axis.slots if axis.kind.has_norms else ():
-        module = model.get_submodule(slot.name.rpartition(".")[0])
-        own, width = [*module.parameters()], slot.layout.length(axis.size)
-        if own and all(p.ndim not in (0, 2) and p.numel() == p.shape[-1] == width for p in own):  # a matrix is a map
-            found[slot.name.rpartition(".")[0]] = module
-    return found
+        name = slot.name.rpartition(".")[0]
+        module = model.get_submodule(name)
+        parameters, width = [*module.parameters()], slot.layout.length(axis.size)
+        if parameters and all(p.ndim not in (0, 2) and p.numel() == p.shape[-1] == width for p in parameters):
+            norms[name] = module  # with a matrix it would be a linear layer or an embedding
+    return norms
 
 
 def kept_along(model: PreTrainedModel, axis: Axis, kept: Kept) -> dict[str, torch.Tensor]:
-    """Which coordinates stay of what each of the norms along `axis` is given."""
+    """Return for each norm along `axis`, by name, the indices of its input coordinates that are kept."""
     slots = {slot.name.rpartition(".")[0]: slot for slot in axis.slots}
     return {
-        name: slots[name].layout.places(torch.as_tensor(kept[slots[name].group]), axis.size)
+        name: slots[name].layout.positions(torch.as_tensor(kept[slots[name].group]), axis.size)
         for name in norms_along(model, axis)
     }

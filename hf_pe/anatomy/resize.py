@@ -1,4 +1,4 @@
-"""Changes in a config what has to follow when one size of it changes, by kind of axis."""
+"""Changes the config fields that have to follow when one size changes: one function for each kind of axis."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +11,16 @@ from hf_pe.anatomy.numbered import keep_layers_, renumber_
 
 @dataclass(frozen=True)
 class Resize:
-    """A new size for one field of a config.
+    """Describe a new size for one field of a config.
 
     Attributes:
         config: the whole config, a copy that may be changed.
-        holder: the part of it that holds the field.
-        field: the name of the field there.
+        holder: the config or sub-config that holds the field.
+        field: the name of the field.
         before: its value; None where the config leaves it to the model.
         size: its new value.
         kept: indices of the kept units, rising; None where only the size matters.
-        keep_head_size: write down the size of a head before it would change.
+        keep_head_size: write `head_dim` where the size of a head would change otherwise.
         whole_heads: heads keep their size and become fewer as the hidden width falls.
     """
 
@@ -35,25 +35,25 @@ class Resize:
 
 
 def resize_alone_(change: Resize) -> None:
-    """Change nothing: no other field follows."""
+    """Change nothing, since no other field follows."""
 
 
 def resize_layers_(change: Resize) -> None:
-    """Keep the entries of the kept layers in lists with one entry a layer; a stack that grows repeats its last one."""
+    """Keep the entries of the kept layers in lists with one entry a layer; a larger stack repeats the last entry."""
     last = (change.before or change.size) - 1
     kept = [min(i, last) for i in range(change.size)] if change.kept is None else change.kept
     keep_layers_(change.holder, change.before or 0, kept)
 
 
 def resize_vocabulary_(change: Resize) -> None:
-    """Give token ids their places among the kept rows."""
+    """Change token ids to their indices among the kept rows."""
     if change.kept is not None:
         for part in {id(part): part for part in (change.config, change.holder)}.values():
             renumber_(part, change.kept)
 
 
 def resize_heads_(change: Resize) -> None:
-    """Write down the size of a head."""
+    """Write down the size of a head, which would follow from the number of heads otherwise."""
     _write_head_size_(change, change.field)
 
 
@@ -66,10 +66,10 @@ def resize_kv_groups_(change: Resize) -> None:
 
 
 def resize_hidden_(change: Resize) -> None:
-    """Keep the ratio of the last stage's width to the first one's (Swin); keep the size of heads, or their share.
+    """Scale the last stage's width with the first one's (Swin), and keep either the size or the number of heads.
 
     Raises:
-        ValueError: with `whole_heads`, no whole number of heads is left.
+        ValueError: with `whole_heads`, the new width is no multiple of the size of a head.
     """
     holder, before = change.holder, change.before
     last = getattr(holder, "hidden_size", None) if change.field == "embed_dim" and hasattr(holder, "depths") else None
@@ -81,7 +81,7 @@ def resize_hidden_(change: Resize) -> None:
 
 
 def resize_experts_(change: Resize) -> None:
-    """Refuse fewer experts than each token takes, and groups of different sizes.
+    """Refuse fewer experts than each token is routed to, and expert groups of different sizes.
 
     Raises:
         ValueError: the remaining experts cannot be routed to.
@@ -89,29 +89,29 @@ def resize_experts_(change: Resize) -> None:
     holder, size = change.holder, change.size
     for name in ("num_experts_per_tok", "moe_topk", "top_k_experts"):
         if (getattr(holder, name, None) or 0) > size:
-            raise ValueError(f"each token takes {getattr(holder, name)} experts, so there cannot be {size}")
+            raise ValueError(f"each token is routed to {getattr(holder, name)} experts, so there cannot be {size}")
     if size % (getattr(holder, "n_group", None) or 1):
-        raise ValueError(f"{size} experts do not make {holder.n_group} groups of the same size")
+        raise ValueError(f"{size} experts cannot be divided into {holder.n_group} groups of the same size")
 
 
 def config_value(holder: PretrainedConfig, name: str) -> Any:
-    """Return a field, by any of its names; None where it is not there, or differs between layers (Gemma 4)."""
+    """Return the value of a field, by any of its names; None where it is absent or differs between layers (Gemma 4)."""
     try:
         return getattr(holder, name, None)
-    except Exception:  # of a type of its own
+    except Exception:  # Gemma 4's config raises an error of its own class
         return None
 
 
 def _write_head_size_(change: Resize, queries: str) -> None:
-    """Set `head_dim` to what it follows from now, where no field says the size of a head.
+    """Set `head_dim` to the present size of a head, where no field states it.
 
     Args:
-        change: that would change the size of a head.
+        change: would change the size of a head.
         queries: the field that counts query heads.
     """
     holder, heads = change.holder, config_value(change.holder, queries)
-    is_given = any(config_value(holder, name) or vars(holder).get(name) for name in HEAD_SIZES)
-    is_needed = change.keep_head_size and not change.whole_heads and not is_given
+    is_stated = any(config_value(holder, name) or vars(holder).get(name) for name in HEAD_SIZES)
+    is_needed = change.keep_head_size and not change.whole_heads and not is_stated
     if is_needed and isinstance(heads, int) and heads > 0 and hasattr(holder, "hidden_size"):
         holder.head_dim = holder.hidden_size // heads
 
@@ -121,5 +121,5 @@ def _fewer_heads_(holder: PretrainedConfig, size: int, before: int) -> None:
     for field, heads in holder.to_dict().items():
         if field in (*QUERY_HEADS, *QUERIES_OF) and isinstance(heads, int):
             if heads * size % before:
-                raise ValueError(f"{heads} heads of a width of {before} are no whole number of {size}")
+                raise ValueError(f"a width of {size} is no whole number of heads; {before} are {heads} heads")
             setattr(holder, field, heads * size // before)

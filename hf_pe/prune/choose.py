@@ -60,12 +60,12 @@ def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size
 def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     tokens = routed(state.model, axis, state.data)
     saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
-    return {g: axis.largest(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+    return {g: axis.top_units(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
 
 
 def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     model, data, criterion = state.model, state.data, CRITERIA[settings.criterion]
-    kept = {group: axis.first(group, size) for group in _sorted_by_turning(settings, axis)}
+    kept = {group: axis.first_units(group, size) for group in _sorted_by_turning(settings, axis)}
     groups = [group for group in axis.groups if group not in kept]
     if not groups:
         return kept
@@ -78,8 +78,8 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
 
     def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
         for group in groups:
-            scores = criterion.score(unit_statistics(tensors, axis, group, size, moments, gradients))
-            kept[group] = axis.largest(group, scores, size)
+            scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
+            kept[group] = axis.top_units(group, scores, size)
 
     weighted, seen = "weighted activations" in criterion.needs, set[str]()
     if not weighted and "activations" not in criterion.needs:

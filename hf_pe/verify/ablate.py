@@ -43,7 +43,7 @@ def _zeroed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
     for slot in axis.slots:
         if slot.name in state:
             gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])), dtype=torch.long)
-            slot.of(state).index_fill_(slot.dim or 0, slot.layout.places(gone, axis.size), 0)
+            slot.of(state).index_fill_(slot.dim or 0, slot.layout.positions(gone, axis.size), 0)
     norms = _told_the_width(model, axis, kept)
     try:
         yield
@@ -144,7 +144,7 @@ def narrowed_outputs(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: K
     for dim, (length, left) in enumerate(zip(one.shape, other.shape, strict=False)):
         times = length // axis.size
         if length != left and length == times * axis.size and left == times * len(units):
-            places = Layout((1,) * times).places(units, axis.size)
+            places = Layout((1,) * times).positions(units, axis.size)
             one = one.index_select(dim, places.to(one.device))
     return one
 

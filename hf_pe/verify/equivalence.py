@@ -174,8 +174,8 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
     draw = torch.Generator().manual_seed(1)
     numerator, denominator = axis.kind.kept_fraction
     count = max(axis.size * numerator // denominator, 1)
-    count -= count % (EXPERT_STEP if axis.in_experts else axis.heads)
-    drawn = {g: axis.largest(g, torch.rand(axis.size, generator=draw), count) for g in axis.groups}
+    count -= count % (EXPERT_STEP if axis.in_experts else axis.size_multiple)
+    drawn = {g: axis.top_units(g, torch.rand(axis.size, generator=draw), count) for g in axis.groups}
     if axis.kind.is_vocabulary:
         named = {i for part in _configs(model.config) for i in tokens_named(part.to_dict())}
         named |= {*range(rows_in_place(model, {slot.name.rpartition(".")[0] for slot in axis.slots}))}

@@ -109,7 +109,7 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool
         units = score.reshape(axis.size, -1).mean(1).topk(size).indices
         kept[slot.group] = sorted(units.tolist())
         gone = torch.ones(len(score), dtype=torch.bool)
-        gone[slot.layout.places(units, axis.size)] = False
+        gone[slot.layout.positions(units, axis.size)] = False
         shifts[layer] = weight[:, gone] @ mean[gone]
     if ours:
         return cut_to(model, {axis.name: kept}, data, "least_squares")

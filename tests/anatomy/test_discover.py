@@ -128,5 +128,5 @@ def test_ratios_stage_by_stage_are_axes_of_their_own():
 def test_a_ratio_that_is_a_whole_number_says_multiples_only():
     config = Dinov2Config(hidden_size=24, num_attention_heads=4, num_hidden_layers=2, image_size=28)
     axis = discover(config, Dinov2Model).named("ffn")[0]
-    assert (axis.size, axis.step, axis.heads) == (96, 24, 24)
+    assert (axis.size, axis.step, axis.size_multiple) == (96, 24, 24)
     assert resized(config, axis.config_field, 72).mlp_ratio == 3

@@ -214,6 +214,6 @@ def test_alignment_heads_do_not_outlive_a_cut_of_heads():
     axes = discover(model.config, type(model)).axes
     (axis,) = (axis for axis in axes if axis.kind.is_residual)
     assert axis.whole_heads and not any(axis.native for axis in axes if axis.kind.is_heads)
-    smaller = cut(model, axis, {group: axis.first(group, 8) for group in axis.groups})
+    smaller = cut(model, axis, {group: axis.first_units(group, 8) for group in axis.groups})
     assert not hasattr(smaller.generation_config, "alignment_heads")
     assert hasattr(model.generation_config, "alignment_heads")

@@ -28,7 +28,7 @@ def remember_half_(change):
     change.holder.recalled = change.size // 2
 
 
-MEMORIES = AxisKind("memories", turn=4, tiny_size=12, is_rounded=True, resize_=remember_half_)
+MEMORIES = AxisKind("memories", cut_order=4, tiny_size=12, is_rounded=True, resize_=remember_half_)
 
 
 class MemoryConfig(PretrainedConfig):
@@ -111,7 +111,7 @@ def test_a_recipe_that_names_it_is_refused_where_a_model_has_none(registered, to
 
 def test_without_its_record_no_such_axis_exists():
     assert not discover(MemoryConfig(memory_count=48), MemoryModel).named("memories")
-    with pytest.raises(ValueError, match="'memories' is of no known kind of axis; expected one of layers, ffn, "):
+    with pytest.raises(ValueError, match="'memories' names no kind of axis; expected one of layers, ffn, "):
         Axis("memories", "memory_count", 64, ())
 
 
@@ -122,4 +122,4 @@ def test_what_the_records_name_exists():
     assert {*AXIS_OF_FIELD.values()} <= {*KINDS}
     assert len({kind.name for kind in KINDS.values()}) == len(KINDS)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        KINDS["ffn"].turn = 2
+        KINDS["ffn"].cut_order = 2

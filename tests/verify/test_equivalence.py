@@ -81,8 +81,8 @@ def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attenti
     config = AutoConfig.for_model(model_type)
     model_class = AutoModel._model_mapping[type(config)]
     for axis in discover(config, model_class).named("hidden"):
-        assert axis.heads > 1 and len(axis.groups) > 1
-        found = verify_cut(config, model_class, axis)
+        assert axis.size_multiple > 1 and len(axis.groups) > 1
+        found = prove(config, model_class, axis)
         assert found.holds, found.reason
 
 
@@ -142,7 +142,7 @@ def test_hidden_widths_of_all_kinds_are_proved(model_type, alike):
     model_class = AutoModel._model_mapping[type(config)]
     axes = discover(config, model_class).named("hidden")
     assert (
-        all(axis.alike(EVERYWHERE) == alike and verify_cut(config, model_class, axis).holds for axis in axes) and axes
+        all(axis.equal_parts(EVERYWHERE) == alike and prove(config, model_class, axis).holds for axis in axes) and axes
     )
 
 

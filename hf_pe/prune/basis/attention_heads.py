@@ -89,7 +89,7 @@ def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: d
     become S^1/2 U^T R_q^-T q and keys S^1/2 V^T R_k^-T k. Values: with E[a a^T] = L L^T, a what a head gives, and W_o L
     = U S V^T, values become V^T L^-1 v and the output map U S."""
     slots = axis.in_group(group)
-    heads = slots[0].heads * max(slot.powered for slot in slots)
+    heads = slots[0].subgroups * max(slot.powered_parts for slot in slots)
     (answer,) = (slot for slot in slots if slot.consumes)
     query, key, value = _asking(state, axis, [slot for slot in slots if not slot.consumes], moments)
     asked, offered, given = (each.get(heads) for each in (query, key, value))
@@ -129,8 +129,8 @@ def _asking(
         bias = next((s.of(state) for s in slots if s.name.rpartition(".")[0] == place and s.of(state).ndim == 1), None)
         reading = next(s for s in axis.slots if s.name == slot.name and s.dim != slot.dim)
         seen = pooled(moments[reading.key])
-        for first in range(0, len(slot.layout.parts), slot.powered):
-            parts = [slot.layout.part(first + i, axis.size) for i in range(slot.powered)]
+        for first in range(0, len(slot.layout.parts), slot.powered_parts):
+            parts = [slot.layout.part_positions(first + i, axis.size) for i in range(slot.powered_parts)]
             places = torch.cat(parts).to(weight.device)
             found.append((not asks(slot.name), _Rows(weight.movedim(slot.dim or 0, 0), bias, places, seen)))
     return [rows for _, rows in sorted(found, key=lambda each: each[0])]  # keys come before values in every model

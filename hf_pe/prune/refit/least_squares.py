@@ -75,7 +75,7 @@ def refit_(
             slot.of(before).movedim(dim, 1),
             bias_slot.of(before) if bias_slot.name in before else None,
             moments[slot.key],
-            slot.layout.places(torch.as_tensor(kept[slot.group]), axis.size),
+            slot.layout.positions(torch.as_tensor(kept[slot.group]), axis.size),
         )
         for output in slots_of[slot.name, slot.entry]:  # the layer's outputs may be cut as well
             weight = weight if output is slot else narrowed(weight, replace(output, dim=0), axis, kept)

@@ -110,7 +110,7 @@ def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[AxisSize
     for name, size in removed(spec, setting).items():
         axis = next(axis for axis in discover(config, spec.model_class).axes if axis.name == name)
         fitting = min(size, axis.size)
-        sizes[name] = fitting - fitting % axis.heads if axis.kind.is_heads else fitting
+        sizes[name] = fitting - fitting % axis.size_multiple if axis.kind.is_heads else fitting
         config = cut_config(config, axis, sizes[name])
     return sizes, replace(spec, config=config)
 
@@ -153,7 +153,7 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
 
 def _turn(name: str) -> int:
     """Return when an axis is cut: a lower number comes first."""
-    return kind_of(name).turn
+    return kind_of(name).cut_order
 
 
 def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
@@ -183,7 +183,7 @@ def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[i
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    step = math.lcm(multiple if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.heads)
+    step = math.lcm(multiple if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.size_multiple)
 
     def able(size: int) -> bool:
         try:
@@ -203,5 +203,5 @@ def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[i
 
 
 def _rounded(count: int, axis: Axis, multiple: int) -> int:
-    step = math.lcm(multiple, axis.heads, EXPERT_STEP if axis.in_experts else 1)
+    step = math.lcm(multiple, axis.size_multiple, EXPERT_STEP if axis.in_experts else 1)
     return min(-(-count // step) * step, axis.size)

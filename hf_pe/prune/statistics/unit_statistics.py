@@ -50,7 +50,7 @@ def unit_statistics(
         felt = {name: s.outputs for name, s in seen.items()}
         maps = []
         for name in (name for name in reading if not felt or name in felt):
-            for places in consuming[name].layout.apart(axis.size):  # joined widths are read by a map each
+            for places in consuming[name].layout.positions_by_copy(axis.size):  # joined widths are read by a map each
                 gram = grams[name][places][:, places] if grams else None
                 mean = means[name][places] if means else None
                 maps.append(_Map(reading[name][:, places], gram, felt.get(name), mean))

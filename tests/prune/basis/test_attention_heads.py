@@ -45,7 +45,7 @@ def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokeniz
     """Apart (BERT; keys first and unscaled: GPT-Neo), fused one after the other (GPT-2), and head by head (BLOOM)."""
     model, data = made(model_class, task, tokenizer)
     axis = discover(model.config, model_class).named("hidden")[0]
-    assert len(axis.groups) == 3 and axis.heads > 1
+    assert len(axis.groups) == 3 and axis.size_multiple > 1
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0)  # tokens are masked at random
     moments = consumer_moments(model, axis, data)
@@ -65,7 +65,7 @@ def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokeniz
             if slot.consumes:
                 weight = slot.of(new.state_dict()).movedim(slot.dim, 0)
                 felt = weight.square().sum(1) * pooled(after[slot.key]).gram.diagonal()
-                falls = felt.reshape(slot.heads, -1).diff(dim=1)
+                falls = felt.reshape(slot.subgroups, -1).diff(dim=1)
                 assert (falls < 1e-3 * felt.max()).all()
 
 
@@ -73,12 +73,12 @@ def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
     """A head whose scores and values have rank 4 loses nothing when 8 coordinates become 4."""
     model, data = made(BertForMaskedLM, MaskedLM(), tokenizer)
     axis = discover(model.config, BertForMaskedLM).named("hidden")[0]
-    size = axis.size // axis.heads
+    size = axis.size // axis.size_multiple
     draw = torch.Generator().manual_seed(0)
     for layer in model.bert.encoder.layer:
         own = layer.attention.self
         for asking in (own.query, own.key, own.value):
-            for head in range(axis.heads):
+            for head in range(axis.size_multiple):
                 rows = slice(head * size, (head + 1) * size)
                 mix = torch.randn(size, size // 2, generator=draw) @ torch.randn(size // 2, size, generator=draw) / size
                 asking.weight.data[rows] = mix @ asking.weight.data[rows]
@@ -89,7 +89,7 @@ def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
     for group in axis.groups:
         if group != EVERYWHERE:
             own = new.get_submodule(group).self
-            gone = [i for i in range(axis.size) if i not in axis.first(group, axis.size // 2)]
+            gone = [i for i in range(axis.size) if i not in axis.first_units(group, axis.size // 2)]
             for asking in (own.query, own.key, own.value):
                 asking.weight.data[gone] = asking.bias.data[gone] = 0
     assert difference(whole, outputs_of(new, inputs)) < 1e-2
