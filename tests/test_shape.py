@@ -25,18 +25,20 @@ SOURCES = {
 PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*.md")]
 
 MODULE_LINES = 300
-LARGE_MODULES = {}
+LARGE_MODULES = {
+}
 CLASS_LINES = 200
-LARGE_CLASSES = {}
+LARGE_CLASSES = {
+}
 FUNCTION_LINES = 8
 """The median over all functions."""
 
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 20.4
+WORDS_PER_1000_LINES = 18.4
 ANY = 757
-VAGUE_NAMES = 290
+VAGUE_NAMES = 262
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.backbones.presets import PRESETS
-from hf_pe.backbones.resolve import SwapSpec, resolve_swap
-from hf_pe.dummies.inputs import IMAGE
+from hf_pe.backbones.resolve import Target, target_of
+from hf_pe.dummies.inputs import DUMMY_PIXELS
 from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
 from hf_pe.measure import flops, latency, parameters
@@ -49,7 +49,7 @@ def candidates(
         config: of the model.
         model_class: whose head stays.
         pixels: a side, or [height, width], of the images that all of them read; default: the config's size, else
-            `IMAGE`.
+            `DUMMY_PIXELS`.
         batch: examples a timed pass.
         length: tokens, for text.
         seconds: to time each model for; all take turns.
@@ -64,8 +64,8 @@ def candidates(
             "`config` values, or name a folder or a Hub id."
         )
     images = model_class.main_input_name == "pixel_values"
-    size = (pixels or image_size(config) or IMAGE) if images else None
-    targets = {"": SwapSpec(config, model_class, (), "", None, (), ())}
+    size = (pixels or image_size(config) or DUMMY_PIXELS) if images else None
+    targets = {"": Target(config, model_class, (), "", None, (), ())}
     reason = None
     for name in fitting:
         try:

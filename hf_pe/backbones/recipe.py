@@ -15,7 +15,7 @@ from hf_pe.backbones.bottleneck_init import grow_
 from hf_pe.backbones.resolve import SwapSpec, is_known_by_name, resolve_swap
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.processor import load_processor
-from hf_pe.dummies.inputs import reads
+from hf_pe.dummies.inputs import input_kind
 from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
 from hf_pe.measure import parameters, spec_sizes
@@ -155,8 +155,8 @@ class BackboneSwap(Recipe):
 
     def _grows(self, config: PretrainedConfig, swap: SwapSpec) -> bool:
         """Whether the body is one of images, whole, and random."""
-        random = not (swap.source and self.weights) and not _alike(config, swap.config)
-        return self.fit and random and not swap.prefix and reads(swap.model_class) == "pixel_values"
+        random = not (target.source and self.weights) and not _alike(config, target.config)
+        return self.fit and random and not target.prefix and input_kind(target.model_class) == "pixel_values"
 
     def _started(self, model: PreTrainedModel, swap: SwapSpec, data: TaskData) -> PreTrainedModel:
         """The compact model with what can be taken over; random elsewhere."""

@@ -15,7 +15,7 @@ from hf_pe.backbones.presets import PRESETS
 from hf_pe.checkpoints.classes import auto_class_of, class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.source import Source, resolve
-from hf_pe.dummies.inputs import reads
+from hf_pe.dummies.inputs import input_kind
 from hf_pe.errors import UsageError, nearest, pass_on_memory_errors
 from hf_pe.stitching import StitchPoint, mergeable
 
@@ -93,10 +93,10 @@ def resolve_swap(
         new.image_size = size
         notes += adapt_(new, size, keep=changes.keys())
     new_class = class_for(new, auto_class_of(config, model_class))
-    if reads(new_class) != reads(model_class):
+    if input_kind(new_class) != input_kind(model_class):
         raise UsageError(
-            f"swap.to: expected a model that reads {reads(model_class)} as {model_class.__name__} does; "
-            f"{new_class.__name__} reads {reads(new_class)}."
+            f"swap.to: expected a model that reads {input_kind(model_class)} as {model_class.__name__} does; "
+            f"{new_class.__name__} reads {input_kind(new_class)}."
         )
     _built(new, new_class)
     stitch_points = _body_stitch_points(config, model_class, new, new_class)

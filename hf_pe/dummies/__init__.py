@@ -1,1 +1,1 @@
-"""Small stand-ins: tiny models, example inputs, and comparisons of outputs."""
+"""Makes small stand-ins for real models and data: tiny configs, random weights, example inputs."""

@@ -1,11 +1,11 @@
-"""The sizes of tiny models, by the names that configs give them."""
+"""Lists the sizes of tiny models, by the names of config fields."""
 
 GRID = 4
 """Patches a side of an image whose patches keep their size."""
 
 
-LARGE = 512
-"""Pixels a side from which an image is made smaller where widths are not: to a grid of patches, else to a sixteenth."""
+LARGE_IMAGE = 512
+"""Pixels a side from which images become smaller even where widths stay: to `GRID` patches, else to a sixteenth."""
 
 
 TINY_FIELDS = {
@@ -79,13 +79,13 @@ TINY_FIELDS = {
 }
 
 
-SECTIONS = (2, 1, 1), (1, 1, 0), (1, 0, 0)
-"""Of a rotation in three parts, where all of a small head is rotated, a half or a quarter."""
+MROPE_SECTIONS = (2, 1, 1), (1, 1, 0), (1, 0, 0)
+"""Sections of multimodal rotary embeddings that fit a tiny head of which all, half or a quarter is rotated."""
 
 
-DEEPEST = 4
-"""Layers of a stage, where a list tells them."""
+MAX_STAGE_LAYERS = 4
+"""Layers of a stage in a tiny model, where the config lists the layers of each stage."""
 
 
-LARGEST = 130_000_000
-"""Parameters up to which a model is run where a smaller one cannot be."""
+MAX_PARAMETERS = 130_000_000
+"""Parameters up to which a model is run for verification where no smaller one can be built."""

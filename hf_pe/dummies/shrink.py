@@ -1,4 +1,4 @@
-"""Makes a config small: a table of rules, of which the first that fits a field decides its value."""
+"""Shrinks a config to that of a tiny model by a table of rules, of which the first that fits a field sets its value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from transformers import PretrainedConfig
 
 from hf_pe.anatomy import KINDS, AxisKind, by_layer, keep_layers_, names_tokens
 from hf_pe.anatomy.fields import AXIS_OF_FIELD, DEPTHS
-from hf_pe.dummies.fields import DEEPEST, GRID, LARGE, TINY_FIELDS
+from hf_pe.dummies.fields import GRID, LARGE_IMAGE, MAX_STAGE_LAYERS, TINY_FIELDS
 
 Value = Any
-"""What a config can state for a field: anything that JSON can say."""
+"""The value of a config field: anything that JSON can express."""
 
 
 def shrink_(config: PretrainedConfig, *, depth: bool, only: tuple[str, ...] = ()) -> None:
-    """Make the sizes in a config, and in its parts, those of a tiny model.
+    """Set the sizes in a config, and in its sub-configs, to those of a tiny model.
 
     Args:
         config: is changed.
-        depth: keep all layers; otherwise at most two stay.
+        depth: keep all layers; otherwise at most two are kept.
         only: the kinds of axes that become smaller, and "images"; default: all sizes.
     """
     values = config.to_dict()
@@ -40,13 +40,14 @@ def shrink_(config: PretrainedConfig, *, depth: bool, only: tuple[str, ...] = ()
 
 @dataclass(frozen=True)
 class ConfigField:
-    """One field of a config, before anything is made smaller.
+    """Describe one field of a config before anything is made smaller.
 
     Attributes:
-        config: the part that holds it.
-        values: all fields of that part, as its file states them.
+        config: the config or sub-config that holds it.
+        values: all fields of that config, as its file states them.
         name: of the field.
-        depth, only: see `shrink_`.
+        depth: see `shrink_`.
+        only: see `shrink_`.
     """
 
     config: PretrainedConfig
@@ -57,12 +58,12 @@ class ConfigField:
 
     @property
     def value(self) -> Value:
-        """What the file states."""
+        """The value that the config's file states."""
         return self.values[self.name]
 
     @property
     def kind(self) -> AxisKind | None:
-        """The kind of axis whose size it says as one number."""
+        """The kind of axis whose size it states as one number; None for other fields."""
         return KINDS[AXIS_OF_FIELD[self.name]] if self.name in AXIS_OF_FIELD else None
 
     @property
@@ -78,17 +79,17 @@ class ConfigField:
 
     @property
     def lists(self) -> dict[str, list[Value]]:
-        """The fields beside it that hold lists."""
+        """The fields of the same config that hold lists."""
         return {name: value for name, value in self.values.items() if isinstance(value, list)}
 
-    def beside(self, name: str) -> Value:
-        """Return another field of the same part; None where there is none, or it differs between layers."""
-        return vars(self.config).get(name)  # asking the config for what differs between layers raises
+    def sibling(self, name: str) -> Value:
+        """Return another field of the same config; None where it is absent or differs between layers."""
+        return vars(self.config).get(name)  # getattr raises for fields that differ between layers
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Which fields a rule is for, and what they become."""
+    """Pair a test of fields with the function that returns their tiny value."""
 
     fits: Callable[[ConfigField], bool]
     shrunk: Callable[[ConfigField], Value]
@@ -105,9 +106,9 @@ def two_layers(field: ConfigField) -> int:
 
 
 def fewer_heads(field: ConfigField) -> int:
-    """Return a power of two, which divides the hidden width; two query heads for each key-value head if they differ."""
+    """Return a power of two, which divides the hidden width; twice that for query heads that share key-value heads."""
     assert field.kind is not None and field.kind.tiny_size is not None
-    key_value_heads = field.beside("num_key_value_heads")
+    key_value_heads = field.sibling("num_key_value_heads")
     fewest = key_value_heads if isinstance(key_value_heads, int) else field.number
     heads = 1 << (min(fewest, field.kind.tiny_size).bit_length() - 1)
     is_shared = not field.kind.takes_queries and isinstance(key_value_heads, int) and field.number > key_value_heads
@@ -115,16 +116,16 @@ def fewer_heads(field: ConfigField) -> int:
 
 
 def tiny_token(value: Value) -> Value:
-    """Return a token id within the tiny vocabulary; of lists and dicts of ids all of them."""
+    """Return a token id within the tiny vocabulary; of lists and dicts, with all ids in them replaced."""
     if isinstance(value, dict):
-        return {tiny_token(key): tiny_token(each) for key, each in value.items()}
+        return {tiny_token(key): tiny_token(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(tiny_token(each) for each in value)
+        return type(value)(tiny_token(item) for item in value)
     return value % 5 if isinstance(value, int) and value >= _tiny_size("vocabulary") else value
 
 
 RULES = (
-    # Layers of each stage stay where other lists name some of them by number.
+    # The layers of each stage are all kept where other lists name some of them by number.
     Rule(
         lambda f: f.name in DEPTHS and isinstance(f.value, list) and any(name.endswith("_blocks") for name in f.lists),
         unchanged,
@@ -132,27 +133,27 @@ RULES = (
     # Other stages keep a few layers each.
     Rule(
         lambda f: f.name in DEPTHS and isinstance(f.value, list),
-        lambda f: [min(each, DEEPEST) for each in f.value],
+        lambda f: [min(layers, MAX_STAGE_LAYERS) for layers in f.value],
     ),
-    # Sides of maps of an image, the last of which has its patches.
+    # The sides of feature maps follow the last map, which has one position a patch.
     Rule(
         lambda f: f.name == "backbone_feature_sizes",
-        lambda f: [[side * GRID // f.value[-1][-1] for side in each] for each in f.value],
+        lambda f: [[side * GRID // f.value[-1][-1] for side in sides] for sides in f.value],
     ),
-    # Height and width of large images.
+    # Large images lose height and width.
     Rule(
-        lambda f: f.name == "image_size" and isinstance(f.value, list) and min(f.value) >= LARGE,
+        lambda f: f.name == "image_size" and isinstance(f.value, list) and min(f.value) >= LARGE_IMAGE,
         lambda f: [side // 16 for side in f.value],
     ),
-    # What counts layers may count stages, all of which stay.
+    # A field that counts layers may count stages, which are all kept.
     Rule(
         lambda f: f.kind is not None and f.kind.is_depth
-        and any(len(each) == f.value for name, each in f.lists.items() if name in DEPTHS),
+        and any(len(value) == f.value for name, value in f.lists.items() if name in DEPTHS),
         unchanged,
     ),
-    # The hidden width may be that of the first of some stages, whose widths stay.
+    # The hidden width may be that of the first of several stages, whose widths are kept.
     Rule(
-        lambda f: f.kind is not None and f.kind.is_residual and any(each[:1] == [f.value] for each in f.lists.values()),
+        lambda f: f.kind is not None and f.kind.is_residual and any(v[:1] == [f.value] for v in f.lists.values()),
         unchanged,
     ),
     # Token ids lie within the tiny vocabulary.
@@ -160,41 +161,41 @@ RULES = (
         lambda f: names_tokens(f.name) and (f.is_number or isinstance(f.value, (list, dict))),
         lambda f: tiny_token(f.value),
     ),
-    # What is no whole number is no size.
+    # Only whole numbers are sizes.
     Rule(lambda f: not f.is_number, unchanged),
-    # Where widths stay, an image has a small grid of patches as they are.
+    # Where widths are kept, an image has a small grid of patches of their own size.
     Rule(
-        lambda f: f.name == "image_size" and bool(f.only) and isinstance(f.beside("patch_size"), int)
-        and ("images" in f.only or f.value >= LARGE),
-        lambda f: min(f.value, GRID * f.beside("patch_size")),
+        lambda f: f.name == "image_size" and bool(f.only) and isinstance(f.sibling("patch_size"), int)
+        and ("images" in f.only or f.value >= LARGE_IMAGE),
+        lambda f: min(f.value, GRID * f.sibling("patch_size")),
     ),
-    # Where only some kinds become smaller, the others stay; patches a side follow the image.
+    # Where only some kinds become smaller, the others are kept; patches a side follow the image.
     Rule(
         lambda f: bool(f.only) and (f.kind is None or f.kind.name not in f.only) and f.name != "image_embedding_size",
         unchanged,
     ),
     # Two layers are enough unless the depth itself matters.
     Rule(lambda f: f.kind is not None and f.kind.is_depth and not f.depth, two_layers),
-    # Heads keep their shares of the hidden width and of key-value heads.
+    # Heads still divide the hidden width, and key-value heads the query heads.
     Rule(lambda f: f.kind is not None and f.kind.is_heads, fewer_heads),
     # Where each stage has a number of heads, the width of the first one fits them.
     Rule(
-        lambda f: f.name == "embed_dim" and isinstance(f.beside("num_heads"), (list, tuple)),
-        lambda f: min(f.value, f.beside("num_heads")[0] * TINY_FIELDS["head_dim"]),
+        lambda f: f.name == "embed_dim" and isinstance(f.sibling("num_heads"), (list, tuple)),
+        lambda f: min(f.value, f.sibling("num_heads")[0] * TINY_FIELDS["head_dim"]),
     ),
-    # Other axes have the size that their kind states.
+    # Other axes have the size that the record of their kind states.
     Rule(
         lambda f: f.kind is not None and f.kind.tiny_size is not None,
         lambda f: min(f.value, _tiny_size(AXIS_OF_FIELD[f.name])),
     ),
     # Further sizes by name.
     Rule(lambda f: f.name in TINY_FIELDS, lambda f: min(f.value, TINY_FIELDS[f.name])),
-    # What is called a hidden size is as wide as the stream.
+    # Other fields called a hidden size are as wide as the residual stream.
     Rule(lambda f: f.name.endswith("hidden_size"), lambda f: min(f.value, _tiny_size("hidden"))),
-    # Everything else is no size, or small.
+    # Everything else is no size, or a small one.
     Rule(lambda f: True, unchanged),
 )  # fmt: skip
-"""In order: the first rule that fits a field decides."""
+"""The rules in order: the first one that fits a field sets its value."""
 
 
 def _tiny_size(kind: str) -> int:
@@ -204,16 +205,16 @@ def _tiny_size(kind: str) -> int:
 
 
 def _fit_heads_(config: PretrainedConfig) -> None:
-    """Let Mamba 2's heads divide its inner width."""
+    """Set the size of Mamba 2's heads so that they divide its inner width."""
     values = config.to_dict()
     if isinstance(values.get("expand"), int) and {"num_heads", "head_dim"} <= values.keys():
         config.head_dim = values["expand"] * values["hidden_size"] // values["num_heads"]
 
 
 def _keep_two_layers_(config: PretrainedConfig, count: int) -> None:
-    """Of what a config says layer by layer, keep the first and, where layers differ, one that differs from it."""
+    """Keep the entries of the first layer and of one that differs from it, else of the last one, in lists by layer."""
     values = config.to_dict().values()
     lists = [value for value in values if isinstance(value, list) and len(value) == count]
     named = [int(key) for value in values if by_layer(value) for key in value]
-    unlike = (i for each in lists for i in range(count) if each[i] != each[0])
-    keep_layers_(config, count, [0, next(unlike, (named or [count - 1])[0])])
+    unlike_first = (i for entries in lists for i in range(count) if entries[i] != entries[0])
+    keep_layers_(config, count, [0, next(unlike_first, (named or [count - 1])[0])])

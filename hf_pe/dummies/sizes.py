@@ -1,4 +1,4 @@
-"""Sizes of inputs as a config or a processor states them."""
+"""Reads the sizes of inputs off a config or a processor."""
 
 from typing import Any
 
@@ -6,44 +6,46 @@ from transformers import PretrainedConfig
 
 
 def config_size(config: Any, name: str) -> Any:
-    """A value of the config, else of one of its parts; None where there is none."""
+    """Return the value of a field of the config, else of one of its sub-configs; None where none has it."""
     own = vars(config).get(name)
     parts = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
     return next((v for v in (own, *(config_size(part, name) for part in parts)) if v is not None), None)
 
 
 def first_value(config: Any, *names: str, default: Any = None) -> Any:
-    """The first of these values that the config knows."""
+    """Return the value of the first of these fields that the config, or one of its sub-configs, has."""
     return next((v for name in names if (v := config_size(config, name)) is not None), default)
 
 
 def image_size(config: PretrainedConfig) -> Any:
-    """Pixels a side, or [height, width], where the config says it: those of plain convolutional nets need not."""
+    """Return pixels a side, or [height, width]; None where the config does not state them (convolutional nets)."""
     return first_value(config, "image_size", "input_size")
 
 
 def processor_size(processor: Any) -> int | list[int] | None:
-    """Return the size that an image processor gives every image: pixels a side, or [height, width].
+    """Return the size to which an image processor brings every image: pixels a side, or [height, width].
 
-    None where it makes no images, or leaves them different sizes (a detector's, between a shortest and a longest edge).
+    Returns:
+        None where it makes no images, or leaves them different sizes (a detector's, between a shortest and a longest
+        edge).
     """
-    maker = getattr(processor, "image_processor", processor)
-    timm = getattr(maker, "data_config", None)
+    image_processor = getattr(processor, "image_processor", processor)
+    timm = getattr(image_processor, "data_config", None)
     if isinstance(timm, dict) and "input_size" in timm:
         return _one_side(*timm["input_size"][-2:])
-    if getattr(maker, "do_center_crop", None) and getattr(maker, "crop_size", None):
-        return _side(maker.crop_size)
-    return _side(getattr(maker, "size", None)) if getattr(maker, "do_resize", False) else None
+    if getattr(image_processor, "do_center_crop", None) and getattr(image_processor, "crop_size", None):
+        return _side(image_processor.crop_size)
+    return _side(getattr(image_processor, "size", None)) if getattr(image_processor, "do_resize", False) else None
 
 
 def _side(size: Any) -> int | list[int] | None:
-    """Return what a processor's size says, which is a number of pixels or a dict of heights, widths and edges."""
+    """Return pixels a side, or [height, width], of a processor's size: a number or a dict of sides and edges."""
     if isinstance(size, int):
         return size
-    told = dict(size) if size is not None else {}
-    if told.get("height") and told.get("width"):
-        return _one_side(told["height"], told["width"])
-    return told.get("shortest_edge") if told.get("longest_edge") is None else None
+    sides = dict(size) if size is not None else {}
+    if sides.get("height") and sides.get("width"):
+        return _one_side(sides["height"], sides["width"])
+    return sides.get("shortest_edge") if sides.get("longest_edge") is None else None
 
 
 def _one_side(height: int, width: int) -> int | list[int]:

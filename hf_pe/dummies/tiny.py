@@ -1,4 +1,4 @@
-"""Tiny models of an architecture, with random weights that react to every unit."""
+"""Makes tiny configs of an architecture, and random weights with which every unit of a model changes its outputs."""
 
 import copy
 import functools
@@ -8,14 +8,18 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from hf_pe.dummies.fields import SECTIONS
+from hf_pe.dummies.fields import MROPE_SECTIONS
 from hf_pe.dummies.shrink import shrink_
 
 
 def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, ...] = ()) -> PretrainedConfig:
-    """Shrink every size field of `config` but keep all that shapes the computation; two layers unless `depth`.
+    """Return a copy of `config` with tiny sizes and everything else, which shapes the computation, as it is.
 
-    `sections` are of rotations in three parts, which have to add up to half of the head size.
+    Args:
+        config: of the model.
+        depth: keep all layers; otherwise at most two are kept.
+        sections: of multimodal rotary embeddings, which have to add up to half of the rotated head size; default: the
+            config's.
     """
     new = copy.deepcopy(config)
     shrink_(new, depth=depth)
@@ -25,41 +29,48 @@ def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, 
     return type(config).from_dict(new.to_dict())
 
 
-def tiny_configs(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
-    """Small configs of the same architecture, the smallest first: `tiny`, then with its own widths, at first with small
-    images, then as it is.
+def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
+    """Yield small configs of the same architecture, the smallest first, for models that may fail to build or run.
 
-    What belongs together in a config is not always told: a narrower one may be none, and is left out. With each comes
-    whether it is the one before with its rotation in other parts, which only helps where that could not be run.
+    The first is `tiny`; then come configs with the widths of `config`, first with small images; the last is a copy of
+    `config`. Fields may depend on each other in ways that no config states, so configs that are refused are left out.
+
+    Args:
+        config: of the model.
+        depth: keep all layers; otherwise at most two are kept.
+
+    Yields:
+        A config, and whether it differs from the one before only in the sections of its rotary embeddings, which helps
+        where that one could not be run.
     """
 
-    def as_wide(*more: str) -> PretrainedConfig:
+    def with_own_widths(*kinds: str) -> PretrainedConfig:
         new = copy.deepcopy(config)
-        shrink_(new, depth=depth, only=("layers", "vocabulary", *more))
+        shrink_(new, depth=depth, only=("layers", "vocabulary", *kinds))
         return type(config).from_dict(new.to_dict())
 
     rope = config.get_text_config().to_dict().get("rope_parameters") or {}
-    parts = SECTIONS if "rope_theta" in rope else ()
-    ways: list[tuple[Callable[[], PretrainedConfig], bool]] = [
+    sections = MROPE_SECTIONS if "rope_theta" in rope else ()
+    makers: list[tuple[Callable[[], PretrainedConfig], bool]] = [
         (lambda: tiny(config, depth=depth), False),
-        *((functools.partial(tiny, config, depth=depth, sections=each), True) for each in parts),
-        (lambda: as_wide("images"), False),
-        (as_wide, False),
+        *((functools.partial(tiny, config, depth=depth, sections=each), True) for each in sections),
+        (lambda: with_own_widths("images"), False),
+        (with_own_widths, False),
         (lambda: copy.deepcopy(config), False),
     ]
     last = None
-    for way, again in ways:
+    for make, other_sections in makers:
         try:
-            small = way()
-        except Exception:  # a config may refuse with anything
+            small = make()
+        except Exception:  # a config may refuse values with any error
             continue
         if last is None or small.to_dict() != last.to_dict():
-            yield small, again
+            yield small, other_sections
         last = small
 
 
-def randomize_weights_(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """Redraw all parameters so that nothing is zero: vectors around 1, biases around 0, matrices by fan-in."""
+def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Draw all parameters at random so that none is zero: vectors around 1, biases around 0, matrices by fan-in."""
     draw = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=draw)

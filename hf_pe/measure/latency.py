@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.dummies.inputs import IMAGE, example_inputs, reads
+from hf_pe.dummies.inputs import DUMMY_PIXELS, example_inputs, input_kind
 from hf_pe.dummies.sizes import image_size
 from hf_pe.measure.devices import on_one_device
 from hf_pe.progress import advance
@@ -64,8 +64,8 @@ def latency(
 
 def shared_size(models: Iterable[PreTrainedModel], pixels: Any = None) -> Any:
     """The image size that configs which say none are measured at: the first that one beside them says, else `pixels`
-    (their processor's), else `IMAGE`."""
-    return next((size for model in models if (size := image_size(model.config)) is not None), pixels or IMAGE)
+    (their processor's), else `DUMMY_PIXELS`."""
+    return next((size for model in models if (size := image_size(model.config)) is not None), pixels or DUMMY_PIXELS)
 
 
 def pixels_of(model: PreTrainedModel, shared: Any) -> int | tuple[int, int] | None:
@@ -75,7 +75,7 @@ def pixels_of(model: PreTrainedModel, shared: Any) -> int | tuple[int, int] | No
         model: to be measured.
         shared: see `shared_size`.
     """
-    if reads(type(model)) != "pixel_values":
+    if input_kind(type(model)) != "pixel_values":
         return None
     size = image_size(model.config) or shared
     return size if isinstance(size, int) else (int(size[-2]), int(size[-1]))

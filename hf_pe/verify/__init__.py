@@ -1,1 +1,1 @@
-"""The numerical equivalence check of a cut on a tiny random model."""
+"""Verifies cuts numerically on tiny random models: a cut model has to give the outputs of one with ablated units."""

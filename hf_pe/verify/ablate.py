@@ -1,4 +1,4 @@
-"""Ablates units, heads and layers: they stay in the model but no longer have an effect."""
+"""Ablates units, heads and layers: makes them ineffective without removing them from the model."""
 
 import contextlib
 import copy
@@ -29,7 +29,7 @@ def ablated(model: PreTrainedModel, axis: Axis, kept: Kept) -> contextlib.Abstra
 
 @contextlib.contextmanager
 def _skipped_layers(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
-    """Inside the block, removed layers hand on what they are given."""
+    """Let removed layers return their inputs inside the block."""
     names = [f"{stack}.{i}" for stack, units in kept.items() for i in set(range(axis.size)) - set(units)]
     with skipped([model.get_submodule(name) for name in names]):
         yield
@@ -37,95 +37,99 @@ def _skipped_layers(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[
 
 @contextlib.contextmanager
 def _zeroed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
-    """Inside the block, the removed units are zero in every slot."""
+    """Hold the removed units at zero in every slot inside the block."""
     state = model.state_dict()
     saved = {slot.name: state[slot.name].clone() for slot in axis.slots if slot.name in state}
     for slot in axis.slots:
         if slot.name in state:
-            gone = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])), dtype=torch.long)
-            slot.of(state).index_fill_(slot.dim or 0, slot.layout.positions(gone, axis.size), 0)
-    norms = _told_the_width(model, axis, kept)
+            removed = torch.tensor(sorted(set(range(axis.size)) - set(kept[slot.group])), dtype=torch.long)
+            slot.of(state).index_fill_(slot.dim or 0, slot.layout.positions(removed, axis.size), 0)
+    hooks = _narrow_norms(model, axis, kept)
     try:
         yield
     finally:
         for name, tensor in saved.items():
             state[name].copy_(tensor)
-        for norm in norms:
-            norm.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 NEVER = -1e30
-"""The router's logit of an expert that is not there."""
+"""The router logit of a removed expert, so low that no token is routed to it."""
 
 
 class _Logits(TorchFunctionMode):
-    """Where a router's weight is multiplied with, the logits of its removed experts become `NEVER`."""
+    """Set the logits of removed experts to `NEVER` wherever a router's weight is multiplied with."""
 
-    def __init__(self, gone: dict[int, list[int]]) -> None:
+    def __init__(self, removed: dict[int, list[int]]) -> None:
+        """Take the removed experts by the id of the router's weight."""
         super().__init__()
-        self.gone = gone
+        self.removed = removed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        units = self.gone.get(id(args[1])) if func is nn.functional.linear and len(args) > 1 else None
-        if units:
-            found = found.clone()
-            found[..., units] = NEVER
-        return found
+        result = func(*args, **(kwargs or {}))
+        experts = self.removed.get(id(args[1])) if func is nn.functional.linear and len(args) > 1 else None
+        if experts:
+            result = result.clone()
+            result[..., experts] = NEVER
+        return result
 
 
 @contextlib.contextmanager
 def _never_routed(model: PreTrainedModel, axis: Axis, kept: Kept) -> Iterator[None]:
-    """Inside the block the removed experts get no token: a zero router row would still be a logit of 0."""
+    """Route no token to the removed experts inside the block; with a row of zeros they would have a logit of 0."""
     state = dict(model.named_parameters()) | dict(model.named_buffers())
     slots = [slot for slot in axis.slots if slot.name in state]
-    gone = {slot.name: sorted(set(range(axis.size)) - set(kept[slot.group])) for slot in slots}
+    removed = {slot.name: sorted(set(range(axis.size)) - set(kept[slot.group])) for slot in slots}
     biases = {slot.name: state[slot.name].clone() for slot in slots if state[slot.name].ndim == 1}
     for name in biases:
-        state[name].data[gone[name]] = NEVER
+        state[name].data[removed[name]] = NEVER
     try:
-        with _Logits({id(state[s.name]): gone[s.name] for s in slots if state[s.name].ndim == 2}):
+        with _Logits({id(state[s.name]): removed[s.name] for s in slots if state[s.name].ndim == 2}):
             yield
     finally:
         for name, tensor in biases.items():
             state[name].data.copy_(tensor)
 
 
-def _told_the_width(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:  # noqa: C901  one step after the other
-    """Let every norm along `axis`, of the hidden width those without weights too, count the kept coordinates only."""
+def _narrow_norms(model: PreTrainedModel, axis: Axis, kept: Kept) -> list[Any]:  # noqa: C901  one step after the other
+    """Let every norm along `axis` normalize the kept coordinates only, and return the hooks that do so.
 
-    def narrowed(module: nn.Module, places: torch.Tensor, width: int) -> Any:
+    For the hidden width these are also the norms without weights.
+    """
+
+    def narrowed(module: nn.Module, kept_units: torch.Tensor, width: int) -> Any:
         small = copy.deepcopy(module)
         for parameter in small.parameters():
-            parameter.data = parameter.data[..., places]
+            parameter.data = parameter.data[..., kept_units]
         if hasattr(small, "normalized_shape"):
-            small.normalized_shape = (len(places),)  # type: ignore[assignment]
+            small.normalized_shape = (len(kept_units),)  # type: ignore[assignment]
         if isinstance(small, nn.GroupNorm):
-            small.num_channels = len(places)
+            small.num_channels = len(kept_units)
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             if not args:
                 return None
             dim = next((d for d in (-1, 1) if args[0].shape[d] == width), None)
-            if dim is None:  # of a head
+            if dim is None:  # the norm runs over a head
                 return None
-            given = small(args[0].index_select(dim, places), *args[1:], **kwargs)
+            normed = small(args[0].index_select(dim, kept_units), *args[1:], **kwargs)
             if isinstance(output, tuple):  # with the scale of its integers (I-BERT)
-                return (torch.zeros_like(output[0]).index_copy(dim, places, given[0]), *given[1:])
-            return torch.zeros_like(output).index_copy(dim, places, given)
+                return (torch.zeros_like(output[0]).index_copy(dim, kept_units, normed[0]), *normed[1:])
+            return torch.zeros_like(output).index_copy(dim, kept_units, normed)
 
         return module.register_forward_hook(hook, with_kwargs=True)
 
     hooks = []
-    for name, places in kept_along(model, axis, kept).items():
+    for name, kept_units in kept_along(model, axis, kept).items():
         module = model.get_submodule(name)
-        grouped = isinstance(module, nn.GroupNorm) and module.num_groups > 1  # other channels would come together
-        if not grouped and not isinstance(module, _BatchNorm):  # which takes each channel for itself
-            hooks.append(narrowed(module, places, next(module.parameters()).shape[-1]))
+        grouped = isinstance(module, nn.GroupNorm) and module.num_groups > 1  # its groups would get other channels
+        if not grouped and not isinstance(module, _BatchNorm):  # which normalizes each channel alone
+            hooks.append(narrowed(module, kept_units, next(module.parameters()).shape[-1]))
     if axis.kind.is_residual:
         units = torch.as_tensor(kept[EVERYWHERE])
-        free = [m for m in model.modules() if is_norm(m) and not [*m.parameters(), *m.buffers()]]
-        hooks += [narrowed(module, units, axis.size) for module in free]
+        without_weights = [m for m in model.modules() if is_norm(m) and not [*m.parameters(), *m.buffers()]]
+        hooks += [narrowed(module, units, axis.size) for module in without_weights]
     return hooks
 
 
@@ -134,24 +138,33 @@ ABLATIONS: dict[Ablation, Callable[[PreTrainedModel, Axis, Kept], contextlib.Abs
     "skip": _skipped_layers,
     "never_route": _never_routed,
 }
-"""By the name that the record of a kind of axis gives (`hf_pe.anatomy.AxisKind.ablation`)."""
+"""The ablations by the name in the record of a kind of axis (`hf_pe.anatomy.AxisKind.ablation`)."""
 
 
-def narrowed_outputs(one: torch.Tensor, other: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
-    """Of an output that has the hidden width, or a multiple of it (Swin's later stages), the kept coordinates; of one
-    with an entry for each layer (a detector's boxes) those of the kept layers."""
+def narrowed_outputs(output: torch.Tensor, cut_output: torch.Tensor, axis: Axis, kept: Kept) -> torch.Tensor:
+    """Return an output of the whole model without the entries of removed units.
+
+    These are coordinates of the hidden width, or a multiple of it (Swin's later stages), or layers, where the output
+    has one entry for each (a detector's boxes).
+
+    Args:
+        output: of the whole model.
+        cut_output: the same of the cut model, which shows which dimensions became shorter.
+        axis: that was cut.
+        kept: its kept units.
+    """
     units = torch.as_tensor(kept[axis.groups[0]])
-    for dim, (length, left) in enumerate(zip(one.shape, other.shape, strict=False)):
+    for dim, (length, cut_length) in enumerate(zip(output.shape, cut_output.shape, strict=False)):
         times = length // axis.size
-        if length != left and length == times * axis.size and left == times * len(units):
-            places = Layout((1,) * times).positions(units, axis.size)
-            one = one.index_select(dim, places.to(one.device))
-    return one
+        if length != cut_length and length == times * axis.size and cut_length == times * len(units):
+            positions = Layout((1,) * times).positions(units, axis.size)
+            output = output.index_select(dim, positions.to(output.device))
+    return output
 
 
 @contextlib.contextmanager
 def skipped(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside the block, layers hand on what they are given."""
+    """Let layers return their inputs inside the block."""
     hooks = [layer.register_forward_hook(_skip, with_kwargs=True) for layer in layers]
     try:
         yield
@@ -161,22 +174,24 @@ def skipped(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def _skip(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """A forward hook: the layer gives back each stream that it was given; a head of its own on top of it (a detector's
-    boxes, each layer correcting the last) gives 0."""
-    given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
-    passed = 0
+    """Replace each output of a layer by the first unused input of the same shape, as a forward hook.
 
-    def through(found: Any) -> Any:
-        nonlocal passed
-        if isinstance(found, (tuple, list)):
-            return type(found)(through(each) for each in found)
-        same = next(
-            (i for i, e in enumerate(given) if isinstance(found, torch.Tensor) and e.shape == found.shape), None
-        )
-        if same is None:
-            return found
-        passed += 1
-        return given.pop(same)
+    A module without such an input (a head on top of a layer, such as a detector's boxes, which correct those of the
+    layer before) returns 0.
+    """
+    inputs = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    replaced = 0
 
-    skipped = through(output)
-    return skipped if passed or not isinstance(output, torch.Tensor) else torch.zeros_like(output)
+    def with_inputs(value: Any) -> Any:
+        nonlocal replaced
+        if isinstance(value, (tuple, list)):
+            return type(value)(with_inputs(item) for item in value)
+        is_tensor = isinstance(value, torch.Tensor)
+        match = next((i for i, tensor in enumerate(inputs) if is_tensor and tensor.shape == value.shape), None)
+        if match is None:
+            return value
+        replaced += 1
+        return inputs.pop(match)
+
+    skipped_output = with_inputs(output)
+    return skipped_output if replaced or not isinstance(output, torch.Tensor) else torch.zeros_like(output)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hf_pe.anatomy import EVERYWHERE, Axis
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.kinds import Comparison
-from hf_pe.dummies.inputs import ended, possible_inputs
+from hf_pe.dummies.inputs import possible_inputs, with_end_token
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.errors import pass_on_memory_errors
 from hf_pe.surgery import cut
@@ -22,14 +22,23 @@ Inputs = dict[str, torch.Tensor]
 Outputs = list[torch.Tensor]
 
 TOLERANCE = 1e-5
-"""Largest relative difference, in float32, between ablated and cut."""
+"""Largest relative difference, in float32, between the outputs with units cut and with units ablated."""
 EFFECT = 1e-2
-"""Smallest relative change that ablating must make, and that a wrong cut must show."""
+"""Smallest relative change of the outputs that ablation must cause, and that a wrong cut must cause too."""
 
 
 @dataclass(frozen=True)
-class Verification:
-    """The outcome for one axis: relative differences, and the reason where it does not hold."""
+class Proof:
+    """Hold the outcome for one axis.
+
+    Attributes:
+        axis: its name.
+        holds: whether the cut is verified.
+        reason: why it is not; "" where it is.
+        error: relative difference between the outputs with units cut and with units ablated.
+        effect: relative change of the outputs by the ablation.
+        sabotage: relative change of the outputs by a cut that is wrong on purpose.
+    """
 
     axis: str
     holds: bool
@@ -40,53 +49,51 @@ class Verification:
 
 
 class _Case(NamedTuple):
-    """A model, what is cut from it, and the model inside both ("": the whole) that is run."""
+    """Hold a model, the same after a cut, and the name of the model inside both ("": the whole) that is run."""
 
     model: PreTrainedModel
     smaller: PreTrainedModel
     axis: Axis
     kept: Kept
-    place: str
+    submodel: str
 
     def run(self, model: PreTrainedModel, inputs: Inputs) -> Outputs:
-        part: Any = model.get_submodule(self.place)
+        part: Any = model.get_submodule(self.submodel)
         return outputs_of(part, inputs)
 
-    def narrowed(self, reference: Outputs, found: Outputs) -> Outputs:
-        """Return the entries of kept units in the outputs of the whole model, given those of the smaller one."""
-        pairs = zip(reference, found, strict=True)
-        return [narrowed_outputs(whole, cut_out, self.axis, self.kept) for whole, cut_out in pairs]
+    def narrowed(self, reference: Outputs, cut_outputs: Outputs) -> Outputs:
+        """Return the outputs of the whole model without removed units, so that they compare with the cut model's."""
+        pairs = zip(reference, cut_outputs, strict=True)
+        return [narrowed_outputs(output, cut_output, self.axis, self.kept) for output, cut_output in pairs]
 
 
 def compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Verification:
     """Compare a cut with an ablation on the whole model, or on a model inside it that holds all of the axis.
 
-    The inner ones are tried, the largest first, where the whole cannot be run or does not depend on the axis (an image
-    tower beside a text).
+    Inner models are tried, the largest first, where the whole model cannot be run or its outputs do not depend on the
+    axis (an image tower beside a text model).
     """
     smaller, first = cut(model, axis, kept), None
-    for place in _places(model, axis):
-        case = _Case(model, smaller, axis, kept, place)
-        part: Any = model.get_submodule(place)
+    for submodel in _submodels(model, axis):
+        case = _Case(model, smaller, axis, kept, submodel)
+        part: Any = model.get_submodule(submodel)
         for inputs in possible_inputs(part):
             try:
                 plain = case.run(model, inputs)
-            except Exception as error:  # whatever stops it: other inputs, or a smaller part, may still be run
+            except Exception as error:  # other inputs, or a smaller part, may still be run
                 pass_on_memory_errors(error)
-                first = first or Verification(
-                    axis.name, False, f"the proof could not run: {type(error).__name__}: {error}"
-                )
+                first = first or Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
                 continue
-            found = COMPARISONS[axis.kind.comparison](case, inputs, plain)
-            if found.holds or found.error > TOLERANCE:
-                return found
-            first = first or found
+            result = COMPARISONS[axis.kind.comparison](case, inputs, plain)
+            if result.holds or result.error > TOLERANCE:
+                return result
+            first = first or result
     assert first is not None
     return first
 
 
-def _places(model: PreTrainedModel, axis: Axis) -> list[str]:
-    """The model ("") and the models inside it that hold all slots, from the outside in."""
+def _submodels(model: PreTrainedModel, axis: Axis) -> list[str]:
+    """Return the names of the model ("") and of the models inside it that hold all slots, from the outside in."""
     inside = [n for n, m in model.named_modules() if n and isinstance(m, PreTrainedModel)]
     return ["", *(n for n in inside if all(slot.name.startswith(n + ".") for slot in axis.slots))]
 
@@ -97,67 +104,67 @@ def _compare_ablated(
     """Compare the outputs with units ablated and with units cut out.
 
     Args:
-        case: what is compared.
+        case: the models and the cut.
         inputs: of the model.
         plain: the outputs of the model as it is.
-        narrow: from the outputs of the ablated model and of the cut one to what the first has in common with the other.
+        narrow: takes the outputs of the ablated and of the cut model, and returns the former without removed units.
     """
     with ablated(case.model, case.axis, case.kept):
         reference = case.run(case.model, inputs)
     try:
-        found = case.run(case.smaller, inputs)
-    except Exception as error:  # the original ran: a larger instance would end in the same way
+        cut_outputs = case.run(case.smaller, inputs)
+    except Exception as error:  # the original could be run, so a larger model would fail in the same way
         pass_on_memory_errors(error)
-        return Verification(
-            case.axis.name, False, f"what is cut cannot be run: {type(error).__name__}: {error}", math.inf
-        )
+        return Proof(case.axis.name, False, f"the cut model cannot be run: {type(error).__name__}: {error}", math.inf)
     effect = difference(plain, reference)
-    reference = reference if narrow is None else narrow(reference, found)
-    return _verification(case, inputs, reference, found, effect)
+    reference = reference if narrow is None else narrow(reference, cut_outputs)
+    return _judged(case, inputs, reference, cut_outputs, effect)
 
 
-def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
-    """Compare likewise where outputs have an entry for each unit: those of the kept units."""
+def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+    """Compare the entries of kept units where outputs have one entry for each unit."""
     return _compare_ablated(case, inputs, plain, case.narrowed)
 
 
-def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
-    """Compare on texts of kept tokens only, by their old and by their new numbers; `plain` says nothing of these."""
+def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+    """Compare outputs for texts of kept tokens, by their old token ids and by their new ones; `plain` is not used."""
     units = torch.as_tensor(case.kept[EVERYWHERE])
     ids = [name for name in inputs if name.endswith("input_ids")]
-    part: Any = case.smaller.get_submodule(case.place)
+    part: Any = case.smaller.get_submodule(case.submodel)
 
-    def renumbered(more: int) -> dict[str, torch.Tensor]:
-        found = inputs | {name: (inputs[name] + more) % len(units) for name in ids}
-        return ended(found, type(part), case.smaller.config)
+    def renumbered(shift: int) -> dict[str, torch.Tensor]:
+        shifted = inputs | {name: (inputs[name] + shift) % len(units) for name in ids}
+        return with_end_token(shifted, type(part), case.smaller.config)
 
-    new, other = renumbered(0), renumbered(1)
-    found = case.run(case.smaller, new)
-    reference = case.run(case.model, inputs | {name: units[new[name]] for name in ids})
-    reference = case.narrowed(reference, found)
-    return _verification(case, new, reference, found, difference(reference, case.run(case.smaller, other)))
+    new_ids, different_ids = renumbered(0), renumbered(1)
+    cut_outputs = case.run(case.smaller, new_ids)
+    reference = case.run(case.model, inputs | {name: units[new_ids[name]] for name in ids})
+    reference = case.narrowed(reference, cut_outputs)
+    effect = difference(reference, case.run(case.smaller, different_ids))
+    return _judged(case, new_ids, reference, cut_outputs, effect)
 
 
 def _verification(
     case: _Case,
     inputs: Inputs,
     reference: Outputs,
-    found: Outputs,
+    cut_outputs: Outputs,
     effect: float,
-) -> Verification:
-    error, sabotage, reason = difference(reference, found), float("nan"), ""
+) -> Proof:
+    """Return whether the outputs agree, and whether ablation and wrong cuts change them enough to say so."""
+    error, sabotage, reason = difference(reference, cut_outputs), float("nan"), ""
     if error <= TOLERANCE and effect >= EFFECT:
         for wrong in wrong_cuts(case.model, case.smaller, case.kept, case.axis):
             sabotage = difference(reference, case.run(wrong, inputs))
             if sabotage >= EFFECT:
                 break
     if not error <= TOLERANCE:
-        reason = f"cut and ablated differ by {error:.1e} (allowed {TOLERANCE:.0e})"
+        reason = f"outputs with units cut and with units ablated differ by {error:.1e} (allowed {TOLERANCE:.0e})"
     elif not effect >= EFFECT:
-        reason = f"ablating moves the output by {effect:.1e} only: the proof has no power"
+        reason = f"ablation changes the output by only {effect:.1e}, so the check could not detect a wrong cut"
     elif not sabotage >= EFFECT:
-        reason = f"a wrong cut moves the output by {sabotage:.1e} only: the proof has no power"
-    return Verification(case.axis.name, not reason, reason, error, effect, sabotage)
+        reason = f"a wrong cut changes the output by only {sabotage:.1e}, so the check could not detect it"
+    return Proof(case.axis.name, not reason, reason, error, effect, sabotage)
 
 
 COMPARISONS: dict[Comparison, Callable[[_Case, Inputs, Outputs], Verification]] = {
@@ -165,4 +172,4 @@ COMPARISONS: dict[Comparison, Callable[[_Case, Inputs, Outputs], Verification]] 
     "narrowed_outputs": _compare_narrowed,
     "renumbered_tokens": _compare_tokens,
 }
-"""By the name that the record of a kind of axis gives (`hf_pe.anatomy.AxisKind.comparison`)."""
+"""The comparisons by the name in the record of a kind of axis (`hf_pe.anatomy.AxisKind.comparison`)."""

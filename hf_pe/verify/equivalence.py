@@ -1,7 +1,8 @@
-"""Proves that a cut does what it says, for this very config, before anyone relies on it.
+"""Verifies that units can be cut from a model of a given config, before any cut is made.
 
-A tiny model of the same architecture, with lively weights, must give the same output with the units neutralised as
-with those units cut out. The proof has power only if neutralising changes the output and a wrong cut is noticed.
+A tiny model of the same architecture with random weights has to give the same outputs with some units cut out as with
+these units ablated. The check has power only where the ablation changes the outputs, and where a cut that is wrong on
+purpose changes them too; otherwise the axis is refused.
 """
 
 import copy
@@ -24,15 +25,15 @@ from hf_pe.anatomy import (
 )
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.depth import removable_layers
-from hf_pe.dummies.fields import LARGEST
-from hf_pe.dummies.tiny import randomize_weights_, tiny, tiny_configs
+from hf_pe.dummies.fields import MAX_PARAMETERS
+from hf_pe.dummies.tiny import instances, lively, tiny
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.padding import classifies_rows_alone, name_padding_
 from hf_pe.surgery import cut_config
 from hf_pe.verify.comparison import TOLERANCE, Verification, compare
 from hf_pe.verify.generation import depth_fault, generation_fault
 
-NOT_THERE = "the axis is not found in a tiny instance"
+NOT_IN_TINY_MODEL = "a tiny model does not have the axis"
 
 
 def verify_cut(
@@ -42,14 +43,15 @@ def verify_cut(
     kept: Kept | None = None,
     *,
     generates: bool = True,
-) -> Verification:
-    """Prove the cut of `axis` alone on a tiny instance of `config`.
+) -> Proof:
+    """Verify a cut of `axis` alone on a tiny model.
 
     Args:
-        config, model_class: of the model.
+        config: of the model.
+        model_class: of the model.
         axis: that is cut.
-        kept: of depth, the pattern; default: without a layer in the middle.
-        generates: the model still has to generate; of several towers that may need a cut of the others as well.
+        kept: the kept layers, where depth is cut; default: all but one in the middle.
+        generates: also verify that the model still generates, which may need a cut of other towers as well.
     """
     return _verify_cut(Architecture.of(config, model_class), axis, _as_pattern(axis, kept), generates=generates)
 
@@ -61,26 +63,26 @@ def _as_pattern(axis: Axis, kept: Kept | None) -> tuple[tuple[str, tuple[int, ..
 def require_verified_cut(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
 ) -> None:
-    """Refuse the cut of `axis` where `verify_cut` finds none.
+    """Refuse a cut of `axis` that `prove` does not verify.
 
-    Whether a model that lost layers still generates depends on all of its towers: see `require_generation`.
+    Whether a model that lost layers still generates depends on all of its towers; see `require_generation`.
 
     Raises:
-        UsageError: the proof does not hold.
+        UsageError: the cut is not verified.
     """
     pattern, generates = _as_pattern(axis, kept), not axis.kind.is_depth
     verification = _verify_cut(Architecture.of(config, model_class), axis, pattern, generates=generates)
     if not verification.holds:
         raise UsageError(
-            f"Cutting '{axis.name}' of {model_class.__name__} could not be verified and is refused: "
-            f"{verification.reason}. See `hf-pe inspect` for the axes that can be cut."
+            f"Cutting '{axis.name}' of {model_class.__name__} could not be verified and is refused: {proof.reason}. "
+            "`hf-pe inspect` lists the axes that can be cut."
         )
 
 
 def require_generation(
     config: PretrainedConfig, model_class: type[PreTrainedModel], kept: Mapping[str, Kept]
 ) -> tuple[str, ...]:
-    """Refuse cuts of depth after which a model that generates cannot do so, or says other tokens with its cache.
+    """Refuse cuts of depth after which a model no longer generates, or generates other tokens with its cache.
 
     Args:
         config: of the model before.
@@ -88,10 +90,10 @@ def require_generation(
         kept: the kept layers of each stack, by axis.
 
     Returns:
-        A sentence where it could not be checked, else nothing.
+        A note where generation could not be checked, else nothing.
 
     Raises:
-        UsageError: it cannot generate any more.
+        UsageError: the model would no longer generate.
     """
     after = config
     for name, layers in kept.items():
@@ -116,23 +118,24 @@ def _verify_cut(
 ) -> Verification:
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if not axis.native:
-        return Verification(axis.name, False, "needs the plug-in form (the stock config cannot say it)")
+        return Proof(axis.name, False, "the stock config cannot express a smaller size")
     if axis.size < 2 and not kept:
-        return Verification(axis.name, False, "there is only one")
-    first = found = None
+        return Proof(axis.name, False, "there is only one unit")
+    first = latest = None
     try:
-        for small, again in tiny_configs(config, depth=axis.kind.is_depth):
-            if again and found is not None and not math.isnan(found.effect):
+        for small, other_sections in instances(config, depth=axis.kind.is_depth):
+            if other_sections and latest is not None and not math.isnan(latest.effect):
                 continue
-            found = _on_tiny_model(small, model_class, axis, kept, generates)
-            if found.holds or found.error > TOLERANCE:
-                return found
-            first = first or found  # it could not be run, or says nothing: a larger one may
-        if first is not None and first.reason == NOT_THERE and not axis.kind.is_depth:  # Jamba's only attention is deep
-            return _on_tiny_model(tiny(config, depth=True), model_class, axis, kept, generates)
-    except Exception as error:  # a config that cannot be made smaller in this way
+            latest = _on_instance(small, model_class, axis, kept, generates)
+            if latest.holds or latest.error > TOLERANCE:
+                return latest
+            first = first or latest  # a larger model may run, or show an effect
+        is_absent = first is not None and first.reason == NOT_IN_TINY_MODEL
+        if is_absent and not axis.kind.is_depth:  # Jamba has attention in deep layers only
+            return _on_instance(tiny(config, depth=True), model_class, axis, kept, generates)
+    except Exception as error:  # the config cannot be made smaller in this way
         pass_on_memory_errors(error)
-        first = first or Verification(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+        first = first or Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
     assert first is not None
     return first
 
@@ -141,36 +144,35 @@ def _on_tiny_model(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept, generates: bool
 ) -> Verification:
     try:
-        if sum(p.numel() for p in meta_model(config, model_class).parameters()) > LARGEST:
-            return Verification(axis.name, False, f"an instance that can be built has more than {LARGEST:,} parameters")
+        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > MAX_PARAMETERS:
+            return Proof(axis.name, False, f"the smallest model has more than {MAX_PARAMETERS:,} parameters")
         if classifies_rows_alone(config, model_class):
-            name_padding_(config, 0)  # no input has it
-        model = randomize_weights_(model_class(copy.deepcopy(config)))
-        found = [a for a in discover(config, model_class).axes if a.name == axis.name]
-        if not found:
-            return Verification(axis.name, False, NOT_THERE)
-        kept = kept or _pattern(found[0], model)
-        verification = compare(model, found[0], kept)
-        after = cut_config(config, found[0], len(next(iter(kept.values()))), kept)
-        fault = generation_fault(config, after, model_class) if verification.holds and generates else ""
-        return (
-            replace(verification, holds=False, reason=f"cut alone, it cannot generate: {fault}", error=math.inf)
-            if fault
-            else verification
-        )
-    except Exception as error:  # whatever stops the proof is the reason why the axis is refused
+            name_padding_(config, 0)  # no input has this token
+        model = lively(model_class(copy.deepcopy(config)))
+        own_axis = next((a for a in discover(config, model_class).axes if a.name == axis.name), None)
+        if own_axis is None:
+            return Proof(axis.name, False, NOT_IN_TINY_MODEL)
+        kept = kept or _pattern(own_axis, model)
+        proof = compare(model, own_axis, kept)
+        after = cut_config(config, own_axis, len(next(iter(kept.values()))), kept)
+        fault = generation_fault(config, after, model_class) if proof.holds and generates else ""
+        if fault:
+            reason = f"after a cut of this axis alone, the model cannot generate: {fault}"
+            return replace(proof, holds=False, reason=reason, error=math.inf)
+        return proof
+    except Exception as error:  # any error here is the reason why the axis is refused
         pass_on_memory_errors(error)
-        return Verification(axis.name, False, f"the proof could not run: {type(error).__name__}: {error}")
+        return Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
 
 
 def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
-    """Return a fraction of the units, different ones per group; for depth all but a middle removable layer."""
+    """Return the units that verification keeps: a fraction, different ones per group; for depth all layers but one."""
     if axis.kind.is_depth:
-        free = removable_layers(model.config, type(model), axis)
-        if not free:
+        removable = removable_layers(model.config, type(model), axis)
+        if not removable:
             raise ValueError("each layer is built in another way than its neighbours")
-        gone = free[len(free) // 2]
-        return {group: [i for i in range(axis.size) if i != gone] for group in axis.groups}
+        removed = removable[len(removable) // 2]
+        return {group: [i for i in range(axis.size) if i != removed] for group in axis.groups}
     draw = torch.Generator().manual_seed(1)
     numerator, denominator = axis.kind.kept_fraction
     count = max(axis.size * numerator // denominator, 1)
@@ -184,7 +186,7 @@ def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:
 
 
 def _configs(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
-    """The config and all its parts."""
+    """Yield the config and all its sub-configs."""
     yield config
     for part in vars(config).values():
         if isinstance(part, PretrainedConfig):

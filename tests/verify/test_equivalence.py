@@ -147,12 +147,12 @@ def test_hidden_widths_of_all_kinds_are_proved(model_type, alike):
 
 
 def test_query_heads_beside_their_groups_are_proved():
-    """MQA has one group, which stays: "there is only one"."""
+    """MQA has one group, which is kept."""
     config = AutoConfig.for_model("mistral", num_key_value_heads=1, num_attention_heads=8)
     model_class = AutoModel._model_mapping[type(config)]
     heads, groups = (discover(config, model_class).named(name)[0] for name in ("heads", "kv_groups"))
-    assert verify_cut(config, model_class, heads).holds
-    assert verify_cut(config, model_class, groups).reason == "there is only one"
+    assert prove(config, model_class, heads).holds
+    assert prove(config, model_class, groups).reason == "there is only one unit"
 
 
 @pytest.mark.parametrize(("model_type", "groups"), [("t5", 2), ("umt5", 12)])
@@ -235,7 +235,7 @@ def test_layers_that_are_built_differently_hold_their_position():
 def test_what_cannot_be_proved_is_refused_with_the_reason():
     config = AutoConfig.for_model("bert")
     heads = discover(config, BertModel).named("heads")[0]
-    assert "needs the plug-in form" in verify_cut(config, BertModel, heads).reason
+    assert "the stock config cannot express" in prove(config, BertModel, heads).reason
 
 
 def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():
@@ -263,7 +263,7 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
     assert set(alone) == {"input_ids", "attention_mask"}
     case = comparison._Case(model, cut(model, axis, kept), axis, kept, "")
     whole = comparison._compare_ablated(case, alone, outputs_of(model, alone))
-    assert "moves the output by 0.0e+00" in whole.reason
+    assert "changes the output by only 0.0e+00" in whole.reason
     assert compare(model, axis, kept).holds
 
 
@@ -288,8 +288,8 @@ def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch
     broken = torch.nn.Linear(7, 7)
     monkeypatch.setattr(comparison, "cut", lambda *_: smaller)
     smaller.language_model.layers[0].mlp.up_proj = broken
-    found = compare(model, axis, equivalence._pattern(axis, model))
-    assert not found.holds and "what is cut cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
+    found = compare(model, axis, proof_module._pattern(axis, model))
+    assert not found.holds and "the cut model cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
 
 
 def test_rows_of_the_vocabulary_go_and_tokens_that_are_named_stay():
