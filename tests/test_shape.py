@@ -25,11 +25,9 @@ SOURCES = {
 PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*.md")]
 
 MODULE_LINES = 300
-LARGE_MODULES = {
-}
+LARGE_MODULES = {}
 CLASS_LINES = 200
-LARGE_CLASSES = {
-}
+LARGE_CLASSES = {}
 FUNCTION_LINES = 8
 """The median over all functions."""
 

@@ -54,7 +54,7 @@ def model_with_whole_heads(
     ):
         return None
     try:
-        with_fewer_heads = skeleton(resized(config, path, size, whole_heads=True), type(base))
+        with_fewer_heads = meta_model(resized(config, path, size, whole_heads=True), type(base))
     except Exception:  # a size the architecture does not allow may raise anything
         return None
     holder = locate_field(config, path)[0].to_dict()

@@ -18,7 +18,7 @@ METHOD = "hf_pe"
 """The method in `quantization_config` that marks the description there, in configs of older versions."""
 
 
-class Form(BaseModel):
+class CustomModules(BaseModel):
     """Describe the custom modules of a model.
 
     Attributes:
@@ -99,7 +99,7 @@ def reshape_(model: PreTrainedModel, custom: CustomModules) -> None:
         ValueError: the model lacks a module of that name.
     """
     modules = dict(model.named_modules())
-    for name, rank in form.separable.items():
+    for name, rank in custom.separable.items():
         own_name = name if name in modules else name.removeprefix(f"{model.base_model_prefix}.")
         if own_name in modules and not isinstance(modules[own_name], Separable):  # else its base has it already
             model.set_submodule(own_name, Separable(modules[own_name], rank))

@@ -12,7 +12,7 @@ def removable_layers(config: PretrainedConfig, model_class: type[PreTrainedModel
     Other layers depend on their position and stay: ModernBERT's first one has no norm, SAM's last one attends to the
     whole image.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in skeleton(config, model_class).state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in meta_model(config, model_class).state_dict().items()}
     layers: dict[int, set[tuple[str, tuple[int, ...]]]] = {}
     for slot in axis.slots:
         position, _, tensor_name = slot.name[len(slot.group) + 1 :].partition(".")

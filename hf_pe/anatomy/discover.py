@@ -72,7 +72,7 @@ def discover(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> An
 @functools.lru_cache(maxsize=256)
 def _discover(architecture: "Architecture") -> Anatomy:
     config, model_class = architecture.config, architecture.model_class
-    base = skeleton(config, model_class)
+    base = meta_model(config, model_class)
     axes: list[Axis] = []
     for path, name in _fields(config):
         axis = _axis_of_field(config, model_class, base, path, name)
@@ -133,7 +133,7 @@ def _axis_of_field(
     value, kind = size_in(config, path), kind_of(name)
     for size in _probe_sizes(value, kind):
         try:
-            probe = skeleton(resized(config, path, size), model_class)
+            probe = meta_model(resized(config, path, size), model_class)
         except Exception:  # a size the architecture does not allow may raise anything: try the next
             probe = None
         with_fewer_heads = model_with_whole_heads(config, base, probe, path, size) if kind.is_residual else None

@@ -21,7 +21,7 @@ def label_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> 
 def _label_head(architecture: Architecture) -> str | None:
     with_one_more = copy.deepcopy(architecture.config)
     with_one_more.num_labels = (with_one_more.num_labels or 0) + 1
-    base, probe = (skeleton(config, architecture.model_class) for config in (architecture.config, with_one_more))
+    base, probe = (meta_model(config, architecture.model_class) for config in (architecture.config, with_one_more))
     shapes = {name: p.shape for name, p in probe.named_parameters()}
     changed = {name.rpartition(".")[0] for name, p in base.named_parameters() if shapes.get(name, p.shape) != p.shape}
     if len(changed) != 1:

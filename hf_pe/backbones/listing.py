@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.backbones.presets import PRESETS
-from hf_pe.backbones.resolve import Target, target_of
+from hf_pe.backbones.resolve import SwapSpec, resolve_swap
 from hf_pe.dummies.inputs import DUMMY_PIXELS
 from hf_pe.dummies.sizes import image_size
 from hf_pe.errors import UsageError
@@ -65,7 +65,7 @@ def candidates(
         )
     images = model_class.main_input_name == "pixel_values"
     size = (pixels or image_size(config) or DUMMY_PIXELS) if images else None
-    targets = {"": Target(config, model_class, (), "", None, (), ())}
+    targets = {"": SwapSpec(config, model_class, (), "", None, (), ())}
     reason = None
     for name in fitting:
         try:

@@ -155,8 +155,8 @@ class BackboneSwap(Recipe):
 
     def _grows(self, config: PretrainedConfig, swap: SwapSpec) -> bool:
         """Whether the body is one of images, whole, and random."""
-        random = not (target.source and self.weights) and not _alike(config, target.config)
-        return self.fit and random and not target.prefix and input_kind(target.model_class) == "pixel_values"
+        random = not (swap.source and self.weights) and not _alike(config, swap.config)
+        return self.fit and random and not swap.prefix and input_kind(swap.model_class) == "pixel_values"
 
     def _started(self, model: PreTrainedModel, swap: SwapSpec, data: TaskData) -> PreTrainedModel:
         """The compact model with what can be taken over; random elsewhere."""

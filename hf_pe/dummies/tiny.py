@@ -29,7 +29,7 @@ def tiny(config: PretrainedConfig, *, depth: bool = False, sections: tuple[int, 
     return type(config).from_dict(new.to_dict())
 
 
-def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
+def tiny_configs(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tuple[PretrainedConfig, bool]]:
     """Yield small configs of the same architecture, the smallest first, for models that may fail to build or run.
 
     The first is `tiny`; then come configs with the widths of `config`, first with small images; the last is a copy of
@@ -69,7 +69,7 @@ def instances(config: PretrainedConfig, *, depth: bool = False) -> Iterator[tupl
         last = small
 
 
-def lively(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def randomize_weights_(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
     """Draw all parameters at random so that none is zero: vectors around 1, biases around 0, matrices by fan-in."""
     draw = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

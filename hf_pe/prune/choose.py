@@ -78,7 +78,7 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
 
     def choose(groups: Iterable[str], moments: dict[str, list[Moments]] | None) -> None:
         for group in groups:
-            scores = criterion.score(evidence(tensors, axis, group, size, moments, slopes))
+            scores = criterion.score(unit_statistics(tensors, axis, group, size, moments, gradients))
             kept[group] = axis.top_units(group, scores, size)
 
     weighted, seen = "weighted activations" in criterion.needs, set[str]()

@@ -28,7 +28,7 @@ EFFECT = 1e-2
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """Hold the outcome for one axis.
 
     Attributes:
@@ -82,7 +82,8 @@ def compare(model: PreTrainedModel, axis: Axis, kept: Kept) -> Verification:
                 plain = case.run(model, inputs)
             except Exception as error:  # other inputs, or a smaller part, may still be run
                 pass_on_memory_errors(error)
-                first = first or Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
+                reason = f"verification failed with {type(error).__name__}: {error}"
+                first = first or Verification(axis.name, False, reason)
                 continue
             result = COMPARISONS[axis.kind.comparison](case, inputs, plain)
             if result.holds or result.error > TOLERANCE:
@@ -115,18 +116,19 @@ def _compare_ablated(
         cut_outputs = case.run(case.smaller, inputs)
     except Exception as error:  # the original could be run, so a larger model would fail in the same way
         pass_on_memory_errors(error)
-        return Proof(case.axis.name, False, f"the cut model cannot be run: {type(error).__name__}: {error}", math.inf)
+        reason = f"the cut model cannot be run: {type(error).__name__}: {error}"
+        return Verification(case.axis.name, False, reason, math.inf)
     effect = difference(plain, reference)
     reference = reference if narrow is None else narrow(reference, cut_outputs)
-    return _judged(case, inputs, reference, cut_outputs, effect)
+    return _verification(case, inputs, reference, cut_outputs, effect)
 
 
-def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+def _compare_narrowed(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
     """Compare the entries of kept units where outputs have one entry for each unit."""
     return _compare_ablated(case, inputs, plain, case.narrowed)
 
 
-def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
+def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Verification:
     """Compare outputs for texts of kept tokens, by their old token ids and by their new ones; `plain` is not used."""
     units = torch.as_tensor(case.kept[EVERYWHERE])
     ids = [name for name in inputs if name.endswith("input_ids")]
@@ -141,7 +143,7 @@ def _compare_tokens(case: _Case, inputs: Inputs, plain: Outputs) -> Proof:
     reference = case.run(case.model, inputs | {name: units[new_ids[name]] for name in ids})
     reference = case.narrowed(reference, cut_outputs)
     effect = difference(reference, case.run(case.smaller, different_ids))
-    return _judged(case, new_ids, reference, cut_outputs, effect)
+    return _verification(case, new_ids, reference, cut_outputs, effect)
 
 
 def _verification(
@@ -150,7 +152,7 @@ def _verification(
     reference: Outputs,
     cut_outputs: Outputs,
     effect: float,
-) -> Proof:
+) -> Verification:
     """Return whether the outputs agree, and whether ablation and wrong cuts change them enough to say so."""
     error, sabotage, reason = difference(reference, cut_outputs), float("nan"), ""
     if error <= TOLERANCE and effect >= EFFECT:
@@ -164,7 +166,7 @@ def _verification(
         reason = f"ablation changes the output by only {effect:.1e}, so the check could not detect a wrong cut"
     elif not sabotage >= EFFECT:
         reason = f"a wrong cut changes the output by only {sabotage:.1e}, so the check could not detect it"
-    return Proof(case.axis.name, not reason, reason, error, effect, sabotage)
+    return Verification(case.axis.name, not reason, reason, error, effect, sabotage)
 
 
 COMPARISONS: dict[Comparison, Callable[[_Case, Inputs, Outputs], Verification]] = {

@@ -26,7 +26,7 @@ from hf_pe.anatomy import (
 from hf_pe.anatomy.axis import Kept
 from hf_pe.anatomy.depth import removable_layers
 from hf_pe.dummies.fields import MAX_PARAMETERS
-from hf_pe.dummies.tiny import instances, lively, tiny
+from hf_pe.dummies.tiny import randomize_weights_, tiny, tiny_configs
 from hf_pe.errors import UsageError, pass_on_memory_errors
 from hf_pe.padding import classifies_rows_alone, name_padding_
 from hf_pe.surgery import cut_config
@@ -43,7 +43,7 @@ def verify_cut(
     kept: Kept | None = None,
     *,
     generates: bool = True,
-) -> Proof:
+) -> Verification:
     """Verify a cut of `axis` alone on a tiny model.
 
     Args:
@@ -63,7 +63,7 @@ def _as_pattern(axis: Axis, kept: Kept | None) -> tuple[tuple[str, tuple[int, ..
 def require_verified_cut(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept | None = None
 ) -> None:
-    """Refuse a cut of `axis` that `prove` does not verify.
+    """Refuse a cut of `axis` that `verify_cut` does not verify.
 
     Whether a model that lost layers still generates depends on all of its towers; see `require_generation`.
 
@@ -74,8 +74,8 @@ def require_verified_cut(
     verification = _verify_cut(Architecture.of(config, model_class), axis, pattern, generates=generates)
     if not verification.holds:
         raise UsageError(
-            f"Cutting '{axis.name}' of {model_class.__name__} could not be verified and is refused: {proof.reason}. "
-            "`hf-pe inspect` lists the axes that can be cut."
+            f"Cutting '{axis.name}' of {model_class.__name__} could not be verified and is refused: "
+            f"{verification.reason}. `hf-pe inspect` lists the axes that can be cut."
         )
 
 
@@ -118,24 +118,24 @@ def _verify_cut(
 ) -> Verification:
     config, model_class, kept = architecture.config, architecture.model_class, dict(pattern)
     if not axis.native:
-        return Proof(axis.name, False, "the stock config cannot express a smaller size")
+        return Verification(axis.name, False, "the stock config cannot express a smaller size")
     if axis.size < 2 and not kept:
-        return Proof(axis.name, False, "there is only one unit")
+        return Verification(axis.name, False, "there is only one unit")
     first = latest = None
     try:
-        for small, other_sections in instances(config, depth=axis.kind.is_depth):
+        for small, other_sections in tiny_configs(config, depth=axis.kind.is_depth):
             if other_sections and latest is not None and not math.isnan(latest.effect):
                 continue
-            latest = _on_instance(small, model_class, axis, kept, generates)
+            latest = _on_tiny_model(small, model_class, axis, kept, generates)
             if latest.holds or latest.error > TOLERANCE:
                 return latest
             first = first or latest  # a larger model may run, or show an effect
         is_absent = first is not None and first.reason == NOT_IN_TINY_MODEL
         if is_absent and not axis.kind.is_depth:  # Jamba has attention in deep layers only
-            return _on_instance(tiny(config, depth=True), model_class, axis, kept, generates)
+            return _on_tiny_model(tiny(config, depth=True), model_class, axis, kept, generates)
     except Exception as error:  # the config cannot be made smaller in this way
         pass_on_memory_errors(error)
-        first = first or Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
+        first = first or Verification(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
     assert first is not None
     return first
 
@@ -144,25 +144,25 @@ def _on_tiny_model(
     config: PretrainedConfig, model_class: type[PreTrainedModel], axis: Axis, kept: Kept, generates: bool
 ) -> Verification:
     try:
-        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > MAX_PARAMETERS:
-            return Proof(axis.name, False, f"the smallest model has more than {MAX_PARAMETERS:,} parameters")
+        if sum(p.numel() for p in meta_model(config, model_class).parameters()) > MAX_PARAMETERS:
+            return Verification(axis.name, False, f"the smallest model has more than {MAX_PARAMETERS:,} parameters")
         if classifies_rows_alone(config, model_class):
             name_padding_(config, 0)  # no input has this token
-        model = lively(model_class(copy.deepcopy(config)))
+        model = randomize_weights_(model_class(copy.deepcopy(config)))
         own_axis = next((a for a in discover(config, model_class).axes if a.name == axis.name), None)
         if own_axis is None:
-            return Proof(axis.name, False, NOT_IN_TINY_MODEL)
+            return Verification(axis.name, False, NOT_IN_TINY_MODEL)
         kept = kept or _pattern(own_axis, model)
-        proof = compare(model, own_axis, kept)
+        verification = compare(model, own_axis, kept)
         after = cut_config(config, own_axis, len(next(iter(kept.values()))), kept)
-        fault = generation_fault(config, after, model_class) if proof.holds and generates else ""
+        fault = generation_fault(config, after, model_class) if verification.holds and generates else ""
         if fault:
             reason = f"after a cut of this axis alone, the model cannot generate: {fault}"
-            return replace(proof, holds=False, reason=reason, error=math.inf)
-        return proof
+            return replace(verification, holds=False, reason=reason, error=math.inf)
+        return verification
     except Exception as error:  # any error here is the reason why the axis is refused
         pass_on_memory_errors(error)
-        return Proof(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
+        return Verification(axis.name, False, f"verification failed with {type(error).__name__}: {error}")
 
 
 def _pattern(axis: Axis, model: PreTrainedModel) -> Kept:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 
-from hf_pe.anatomy import Architecture, skeleton
+from hf_pe.anatomy import Architecture, meta_model
 from hf_pe.dummies.fields import MROPE_SECTIONS
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference
@@ -69,9 +69,9 @@ def _fault(architecture: Architecture) -> str:
     generating: Any = model_class
     functions = (generating.generate, GenerationMixin.generate)  # a model's own may need more than text
     try:
-        if sum(p.numel() for p in skeleton(config, model_class).parameters()) > MAX_PARAMETERS:
+        if sum(p.numel() for p in meta_model(config, model_class).parameters()) > MAX_PARAMETERS:
             return f"a tiny model has more than {MAX_PARAMETERS:,} parameters"
-        model = lively(model_class(copy.deepcopy(config)))
+        model = randomize_weights_(model_class(copy.deepcopy(config)))
     except Exception as error:
         pass_on_memory_errors(error)
         return _as_reason(error)

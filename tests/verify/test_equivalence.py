@@ -82,7 +82,7 @@ def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attenti
     model_class = AutoModel._model_mapping[type(config)]
     for axis in discover(config, model_class).named("hidden"):
         assert axis.size_multiple > 1 and len(axis.groups) > 1
-        found = prove(config, model_class, axis)
+        found = verify_cut(config, model_class, axis)
         assert found.holds, found.reason
 
 
@@ -142,7 +142,8 @@ def test_hidden_widths_of_all_kinds_are_proved(model_type, alike):
     model_class = AutoModel._model_mapping[type(config)]
     axes = discover(config, model_class).named("hidden")
     assert (
-        all(axis.equal_parts(EVERYWHERE) == alike and prove(config, model_class, axis).holds for axis in axes) and axes
+        all(axis.equal_parts(EVERYWHERE) == alike and verify_cut(config, model_class, axis).holds for axis in axes)
+        and axes
     )
 
 
@@ -151,8 +152,8 @@ def test_query_heads_beside_their_groups_are_proved():
     config = AutoConfig.for_model("mistral", num_key_value_heads=1, num_attention_heads=8)
     model_class = AutoModel._model_mapping[type(config)]
     heads, groups = (discover(config, model_class).named(name)[0] for name in ("heads", "kv_groups"))
-    assert prove(config, model_class, heads).holds
-    assert prove(config, model_class, groups).reason == "there is only one unit"
+    assert verify_cut(config, model_class, heads).holds
+    assert verify_cut(config, model_class, groups).reason == "there is only one unit"
 
 
 @pytest.mark.parametrize(("model_type", "groups"), [("t5", 2), ("umt5", 12)])
@@ -235,7 +236,7 @@ def test_layers_that_are_built_differently_hold_their_position():
 def test_what_cannot_be_proved_is_refused_with_the_reason():
     config = AutoConfig.for_model("bert")
     heads = discover(config, BertModel).named("heads")[0]
-    assert "the stock config cannot express" in prove(config, BertModel, heads).reason
+    assert "the stock config cannot express" in verify_cut(config, BertModel, heads).reason
 
 
 def test_lively_parameters_are_never_zero_and_drawn_around_their_purpose():
@@ -288,7 +289,7 @@ def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch
     broken = torch.nn.Linear(7, 7)
     monkeypatch.setattr(comparison, "cut", lambda *_: smaller)
     smaller.language_model.layers[0].mlp.up_proj = broken
-    found = compare(model, axis, proof_module._pattern(axis, model))
+    found = compare(model, axis, equivalence._pattern(axis, model))
     assert not found.holds and "the cut model cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
 
 

@@ -28,11 +28,11 @@ T5 = T5Config(num_layers=4, num_decoder_layers=4)
 def test_fewer_encoder_layers_than_decoder_layers_of_a_t5_are_refused():
     """The cache has as many layers as the encoder, the decoder asks for more."""
     encoder, decoder = discover(T5, T5ForConditionalGeneration).named("layers")
-    proof = prove(T5, T5ForConditionalGeneration, encoder)
-    assert not proof.holds and proof.reason.startswith(
+    verification = verify_cut(T5, T5ForConditionalGeneration, encoder)
+    assert not verification.holds and verification.reason.startswith(
         "after a cut of this axis alone, the model cannot generate: IndexError"
     )
-    assert prove(T5, T5ForConditionalGeneration, decoder).holds
+    assert verify_cut(T5, T5ForConditionalGeneration, decoder).holds
     with pytest.raises(UsageError, match=r"encoder\.layers of T5ForConditionalGeneration .* as many in each tower"):
         require_generation(T5, T5ForConditionalGeneration, {encoder.name: {encoder.groups[0]: [0, 1]}})
     both = {axis.name: {axis.groups[0]: [0, 1]} for axis in (encoder, decoder)}
