@@ -27,16 +27,18 @@ PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*
 MODULE_LINES = 300
 LARGE_MODULES = {}
 CLASS_LINES = 200
-LARGE_CLASSES = {}
+LARGE_CLASSES = {
+    "quantize/recipe:BitsAndBytesQuantization": 202,
+}
 FUNCTION_LINES = 8
 """The median over all functions."""
 
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 18.4
-ANY = 757
-VAGUE_NAMES = 262
+WORDS_PER_1000_LINES = 13.9
+ANY = 756
+VAGUE_NAMES = 203
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

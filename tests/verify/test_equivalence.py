@@ -269,16 +269,16 @@ def test_a_tower_that_a_text_does_not_reach_is_proved_where_it_stands():
 
 
 def test_a_cut_that_is_wrong_as_a_whole_is_not_excused_by_a_part(monkeypatch):
-    """The hidden width of a CTRL sizes its waves of positions: the whole model says so, nothing inside is."""
-    asked = []
+    """The sinusoidal positions of a CTRL depend on its hidden width: the whole model decides, no model inside is run."""
+    submodels = []
     narrowed = comparison._compare_narrowed
-    asking = lambda case, *rest: asked.append(case.place) or narrowed(case, *rest)  # noqa: E731
-    monkeypatch.setitem(comparison.COMPARISONS, "narrowed_outputs", asking)
+    recording = lambda case, *rest: submodels.append(case.submodel) or narrowed(case, *rest)  # noqa: E731
+    monkeypatch.setitem(comparison.COMPARISONS, "narrowed_outputs", recording)
     config = tiny(AutoConfig.for_model("ctrl"))
     model = randomize_weights_(AutoModel.from_config(config))
     axis = discover(config, type(model)).named("hidden")[0]
-    found = compare(model, axis, equivalence._pattern(axis, model))
-    assert "differ by" in found.reason and asked == [""]
+    verification = compare(model, axis, equivalence._pattern(axis, model))
+    assert "differ by" in verification.reason and submodels == [""]
 
 
 def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch):
