@@ -95,8 +95,8 @@ def out_of_memory(error: BaseException) -> str | None:
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
         f"There is not enough memory: {first.strip()[:200].rstrip('.')}. Take smaller batches (distil.batch_size with "
-        "accumulate), shorter rows (data.max_length), fewer calibration rows (data.calibration) or a dtype of 16 bits, "
-        "or close what else is running."
+        "gradient_accumulation_steps), shorter rows (data.max_length), fewer calibration rows (data.calibration) or a "
+        "dtype of 16 bits, or close what else is running."
     )
 
 

@@ -1,6 +1,8 @@
 """Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
 
-from typing import Any, Literal
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -26,10 +28,57 @@ def _without_example(schema: dict[str, Any]) -> None:
         schema["description"] = schema["description"].partition("\n\nExample:")[0]
 
 
+class OldSpellingWarning(UserWarning):
+    """A setting has a new name or value; the old one is still read, for one minor version."""
+
+
 class Frozen(BaseModel):
-    """Immutable data; unknown keys are refused."""
+    """Immutable data; unknown keys are refused, and old spellings of keys and values are read with a warning.
+
+    Raises:
+        ValueError: a key is given by its old and by its new name.
+
+    Example:
+        >>> class Cut(Frozen):
+        ...     old_names = {"repair": "refit"}
+        ...     old_values = {"refit": {"in_order": "sequential"}}
+        ...     refit: str = "none"
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     Cut(repair="in_order")
+        Cut(refit='sequential')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_example)
+    old_names: ClassVar[Mapping[str, str]] = {}
+    """New names of keys by the old ones."""
+    old_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """New values by the old ones, by key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_spellings(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        new: dict[Any, Any] = {}
+        for key, value in content.items():
+            name = cls.old_names.get(key, key)
+            if name != key and name in content:
+                raise ValueError(f"'{key}' is the old name of '{name}', and both are given. Leave out '{key}'")
+            values = cls.old_values.get(name, {})
+            new[name] = values.get(value, value) if isinstance(value, str) else value
+            if name != key or new[name] is not value:
+                cls._warn_of_old(f"{key}: {value}" if isinstance(value, str) else key, name, new[name])
+        return new
+
+    @classmethod
+    def _warn_of_old(cls, old: str, name: str, value: Any) -> None:
+        where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__
+        new = f"{name}: {value}" if isinstance(value, str) else name
+        warnings.warn(
+            f"{where}: '{old}' is an old spelling, which version 0.2 will refuse; write '{new}'.",
+            OldSpellingWarning,
+            stacklevel=2,
+        )
 
 
 class SizeChange(Frozen):

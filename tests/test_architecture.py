@@ -199,7 +199,7 @@ LEVELS: Levels = {
     ],
     "quantize": [
         {"cast", "coverage", "grid", "inputs", "layers"},
-        {"mix", "repair", "sensitivity"},
+        {"mix", "refit", "sensitivity"},
         {"recipe"},
         {"checkpoint"},
     ],

@@ -2,7 +2,10 @@ import pytest
 from pydantic import ValidationError
 
 from hf_pe.cli.display import plan_cells
-from hf_pe.plans import Plan, SizeChange
+from hf_pe.distill import Distillation
+from hf_pe.plans import OldSpellingWarning, Plan, SizeChange
+from hf_pe.prune import StructuredPruning
+from hf_pe.quantize import BitsAndBytesQuantization
 
 PLAN = Plan(
     recipe="prune",
@@ -46,3 +49,40 @@ def test_a_plan_is_frozen_and_refuses_what_it_does_not_know():
         Plan.model_validate({**PLAN.model_dump(), "surprise": 1})
     with pytest.raises(ValidationError):
         Plan.model_validate({**PLAN.model_dump(), "format_version": 2})
+
+
+FFN = {"keep": {"ffn": 0.5}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new", "spellings"),
+    [
+        (StructuredPruning, {"target": {"bytes": 0.5}}, {"budget": {"bytes": 0.5}}, ["'target'", "'budget'"]),
+        (StructuredPruning, FFN | {"repair": "none"}, FFN | {"refit": "none"}, ["'repair: none'", "'refit: none'"]),
+        (StructuredPruning, FFN | {"refit": "in_order"}, FFN | {"refit": "sequential"}, ["'refit: sequential'"]),
+        (StructuredPruning, FFN | {"multiple": 16}, FFN | {"round_to": 16}, ["'multiple'", "'round_to'"]),
+        (StructuredPruning, FFN | {"criterion": "surgeon"}, FFN | {"criterion": "obs_kfac"}, ["'criterion: obs_kfac'"]),
+        (BitsAndBytesQuantization, {"drift": 0.1}, {"max_kl": 0.1}, ["quantize: 'drift'", "'max_kl'"]),
+        (BitsAndBytesQuantization, {"repair": "gptq"}, {"refit": "gptq"}, ["'repair: gptq'", "'refit: gptq'"]),
+        (Distillation, {"accumulate": 4}, {"gradient_accumulation_steps": 4}, ["'gradient_accumulation_steps'"]),
+        (Distillation, {"cache": {"k": 8}}, {"cache": {"top_k": 8}}, ["Cache: 'k'", "'top_k'"]),
+    ],
+)
+def test_old_spellings_are_read_with_a_warning_that_names_the_new_one(recipe, old, new, spellings):
+    with pytest.warns(OldSpellingWarning) as warned:
+        assert recipe.model_validate(old) == recipe.model_validate(new)
+    messages = " ".join(str(each.message) for each in warned)
+    assert all(spelling in messages for spelling in spellings)
+
+
+def test_a_key_by_its_old_and_its_new_name_is_refused():
+    with pytest.raises(ValidationError, match="'repair' is the old name of 'refit', and both are given. Leave out"):
+        StructuredPruning.model_validate({"keep": {"ffn": 0.5}, "repair": "none", "refit": "none"})
+
+
+def test_plans_with_keys_of_before_are_read():
+    older = PLAN.model_dump(mode="json")
+    older["unpacked"], older["form"] = ["lm_head"], {"separable": {"stem": 1}}
+    del older["modules_to_not_convert"], older["custom_modules"]
+    plan = Plan.model_validate(older)
+    assert plan.modules_to_not_convert == ("lm_head",) and plan.custom_modules.separable == {"stem": 1}

@@ -123,7 +123,7 @@ def test_smollm2_from_gguf_to_nf4(hf_pe, tmp_path):
     needs_package("gguf")
     short = [
         "recipes.1.steps=2",
-        "recipes.2.repair=none",
+        "recipes.2.refit=none",
         "data.calibration=8",
         "data.eval_limit=8",
         "data.train=builtin:pydoc",
@@ -152,7 +152,7 @@ def test_a_real_language_model_in_milliseconds(hf_pe, tmp_path):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         f"model: {folder}\ntask: causal_lm\ndata: {{train: {text}, max_length: 64}}\n"
-        "recipes:\n- {recipe: prune, keep: {ffn: 0.8}, multiple: 4}\n"
+        "recipes:\n- {recipe: prune, keep: {ffn: 0.8}, round_to: 4}\n"
     )
     hf_pe("run", recipe, "--output", tmp_path / "out")
     report = read_report(tmp_path / "out")

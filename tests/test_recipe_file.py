@@ -86,7 +86,7 @@ def changed(path, value):
         ),
         (
             changed(["recipes", 0, "criterion"], "magnitud"),
-            r"criterion: expected one of magnitude_l2, .*, surgeon; got 'magnitud'. Did you mean 'magnitude_l2'\?",
+            r"criterion: expected one of magnitude_l2, .*, obs_kfac; got 'magnitud'. Did you mean 'magnitude_l2'\?",
         ),
         (
             changed(["recipes", 1, "steps"], "many"),

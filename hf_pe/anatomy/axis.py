@@ -79,7 +79,7 @@ class Slot:
         name: parameter or buffer name in the state dict.
         dim: the dimension that holds the units; None where whole tensors come and go (depth).
         group: the block whose units it shares ("encoder.layer.0"), or the stack of blocks for depth.
-        consumes: True where the units are the input of a linear layer (whose weights a refit may rewrite).
+        consumes: True where the units are the input of a linear map (what refit may rewrite).
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
         subgroups: the units of the group lie in this many equal subgroups (heads; for query heads, key-value groups),

@@ -74,7 +74,7 @@ def expert_inner(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
     if not hasattr(module, "is_transposed"):
         raise UsageError(
             f"prune: {type(module).__name__} does not say how the weights of its experts are stacked, so what flows "
-            "inside them cannot be computed. Choose criterion: magnitude_l2 and repair: none."
+            "inside them cannot be computed. Choose criterion: magnitude_l2 and refit: none."
         )
     name = "gate_up_proj" if module.has_gate else "up_proj"
     weight = getattr(module, name)[expert]

@@ -20,14 +20,16 @@ def cut(
         typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay. May be repeated."),
     ],
     output: Output,
-    multiple: Annotated[int, typer.Option(min=1, help="Widths are rounded up to it.")] = 8,
+    round_to: Annotated[
+        int, typer.Option("--round-to", "--multiple", min=1, help="Round widths up to a multiple of this number.")
+    ] = 8,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide evenly.")
     ] = 1,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no repair."""
+    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no refit."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.prune import cut_checkpoint
 
@@ -36,7 +38,7 @@ def cut(
                 model,
                 output,
                 dict(kept_units_of(text) for text in keep),
-                multiple=multiple,
+                round_to=round_to,
                 tensor_parallel=tensor_parallel,
                 overwrite=overwrite,
                 trust_remote_code=trust_remote_code,
@@ -58,7 +60,7 @@ def quantize(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Pack a model while it is loaded, shard by shard. Budgets and repair: in a recipe file."""
+    """Pack a model while it is loaded, shard by shard. Budgets and refit: in a recipe file."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
         from hf_pe.quantizers.registry import require_method

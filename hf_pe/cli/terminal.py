@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -97,6 +98,25 @@ def noting(state: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
+def _old_spellings_shown() -> Iterator[None]:
+    """Print warnings about old spellings in a recipe file as lines without a place in the code, each once."""
+    from hf_pe.plans import OldSpellingWarning
+
+    with warnings.catch_warnings():
+        show, shown = warnings.showwarning, set[str]()
+
+        def show_line(message: Warning | str, category: type[Warning], *place: Any, **context: Any) -> None:
+            if not issubclass(category, OldSpellingWarning):
+                show(message, category, *place, **context)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                err.print(f"Warning: {message}")
+
+        warnings.showwarning = show_line
+        yield
+
+
+@contextmanager
 def messages(stopped: str = "Nothing was written; give the same command to begin again.") -> Iterator[None]:
     """Print whatever ends the block as one message, with its notes; keep libraries quiet.
 
@@ -111,7 +131,7 @@ def messages(stopped: str = "Nothing was written; give the same command to begin
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        with _terminable():
+        with _terminable(), _old_spellings_shown():
             yield
     except (click.exceptions.Exit, click.exceptions.Abort, click.ClickException):
         raise

@@ -63,7 +63,7 @@ class Distillation(DistillationSettings):
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = self.planned(
             title=f"distillation from {self._taught_by()} ({names}; {self.steps} steps of "
-            f"{self.batch_size * self.accumulate}"
+            f"{self.batch_size * self.gradient_accumulation_steps}"
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
             exact=not self.leaves_precision_changed,
             notes=(
@@ -138,7 +138,7 @@ class Distillation(DistillationSettings):
     def _apart(self, losses: Iterable[str]) -> tuple[str, ...]:
         """A sentence on losses that do not see a whole step, where it has several batches."""
         names = [name for name in losses if LOSSES[name].mean_over == "batches"]
-        if self.accumulate == 1 or not names:
+        if self.gradient_accumulation_steps == 1 or not names:
             return ()
-        rows = self.batch_size * self.accumulate
+        rows = self.batch_size * self.gradient_accumulation_steps
         return (f"{' and '.join(names)} within each batch of {self.batch_size}, not over the {rows} rows of a step",)

@@ -1,6 +1,6 @@
 """The settings of a distillation: the fields of the recipe, and what follows from them alone."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -29,6 +29,7 @@ class DistillationSettings(Recipe):
     tag = "distilled"
     changes = "weights"
     needs_plain_weights = "packed weights cannot be trained"
+    old_names: ClassVar = {"accumulate": "gradient_accumulation_steps"}
 
     recipe: Literal["distil"] = "distil"
     losses: dict[str, Scheduled] = Field(default_factory=dict, json_schema_extra=_name_losses)
@@ -43,7 +44,7 @@ class DistillationSettings(Recipe):
     cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
     steps: int = Field(300, ge=1)
     batch_size: int = Field(32, ge=1)
-    accumulate: int = Field(1, ge=1, description="batches for one step")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches for one step")
     learning_rate: float = Field(3e-4, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)

@@ -125,7 +125,7 @@ def training_arguments(
         max_steps=settings.steps,
         per_device_train_batch_size=size,
         dataloader_drop_last=rows % size == 1,  # batch norms have no variance of one row at one place
-        gradient_accumulation_steps=settings.accumulate,
+        gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,

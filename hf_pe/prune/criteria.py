@@ -37,7 +37,7 @@ class Criterion(NamedTuple):
     Attributes:
         score: returns one score per unit, [units]; the units with the largest ones are kept.
         needs: the statistics that are gathered for it. "activations" gives `gram` and `mean`; with "weighted
-            activations" each token counts in them by how far its state turns, as in the repair; "gradients" gives
+            activations" each token counts in them by how far its state turns, as in the refit; "gradients" gives
             `gradients` and `outputs`.
         title: as cards and plans name it.
         reference: link of the paper; None without one.
@@ -123,7 +123,7 @@ def obs_kfac(statistics: UnitStatistics) -> torch.Tensor:
     (van der Ouderaa et al. 2023, arXiv:2312.17244, eq. 5 and 9): the cost becomes tr(P_BB^-1 W_B^T M W_B). M is
     measured from few directions: half of it is the identity of the same mean.
     """
-    assert statistics.outputs is not None, "surgeon needs gradients"
+    assert statistics.outputs is not None, "obs_kfac needs gradients"
     felt = statistics.outputs.double()
     felt = felt / felt.diagonal().mean().clamp_min(1e-30)
     root = torch.linalg.cholesky((felt + torch.eye(len(felt)).to(felt)) / 2)
@@ -173,8 +173,11 @@ CRITERIA = {
     "taylor": Criterion(taylor, ("gradients",), "first-order Taylor", "https://arxiv.org/abs/1611.06440"),
     "fisher": Criterion(fisher, ("gradients",), "diagonal Fisher", "https://arxiv.org/abs/1801.05787"),
     "obs": Criterion(obs, ("weighted activations",), "optimal brain surgeon", "https://arxiv.org/abs/2302.04089"),
-    "surgeon": Criterion(
-        obs_kfac, ("weighted activations", "gradients"), "surgeon (K-FAC)", "https://arxiv.org/abs/2312.17244"
+    "obs_kfac": Criterion(
+        obs_kfac,
+        ("weighted activations", "gradients"),
+        "optimal brain surgeon with K-FAC",
+        "https://arxiv.org/abs/2312.17244",
     ),
 }
 """By name in recipe files: recipes, their schema and cards follow from these."""

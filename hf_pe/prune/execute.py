@@ -14,7 +14,7 @@ from hf_pe.prune.plan_sizes import axis_named
 from hf_pe.prune.refit.experts import correct_
 from hf_pe.prune.refit.least_squares import refit_
 from hf_pe.prune.refit.norms import rescale_norms_
-from hf_pe.prune.refit.sequential import repair_in_order_
+from hf_pe.prune.refit.sequential import refit_sequentially_
 from hf_pe.prune.sizes.allowed import final_sizes, resized_spec
 from hf_pe.prune.statistics.cached import moments_key, moments_of
 from hf_pe.recipe import StageState
@@ -105,7 +105,7 @@ class Execution:
         anatomy = discover(model.config, type(model))
         heads = [axis for axis in anatomy.axes if axis.name in kept and axis.kind.is_heads]
         for axis in anatomy.named("ffn"):
-            repair_in_order_(model, original, axis, layers, data, heads)
+            refit_sequentially_(model, original, axis, layers, data, heads)
 
 
 def require_planned(original: PreTrainedModel, config: PretrainedConfig, plan: Plan) -> None:

@@ -38,7 +38,7 @@ class SizeSettings:
         axes: names of the axes that shrink until the budget or the floor is met.
         budget: what the model may cost.
         floor: smallest fraction of the metric to retain.
-        multiple: what widths are multiples of on each device.
+        round_to: what widths are multiples of on each device.
         devices: how many devices share the widths.
         rotates: whether hidden width goes by a rotation of the residual stream.
     """
@@ -47,13 +47,13 @@ class SizeSettings:
     axes: tuple[str, ...]
     budget: Budget | None
     floor: float | None
-    multiple: int
+    round_to: int
     devices: int
     rotates: bool
 
     def fixed(self, spec: ModelSpec) -> AxisSizes:
         """Return the sizes that `keep` states."""
-        return kept_sizes(spec, self.keep, self.multiple, self.devices)
+        return kept_sizes(spec, self.keep, self.round_to, self.devices)
 
     def candidates(self, spec: ModelSpec) -> list[list[AxisSizes]]:
         """Return for each of `axes` the sizes that it can have, largest first; none where `keep` states all sizes.
@@ -69,7 +69,7 @@ class SizeSettings:
                 "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
                 "hidden: selection, or give all sizes in keep."
             )
-        candidates = [candidate_sizes(spec, name, self.multiple, self.devices) for name in self.axes]
+        candidates = [candidate_sizes(spec, name, self.round_to, self.devices) for name in self.axes]
         for name, sizes in zip(self.axes, candidates, strict=True):
             if any(axis in fixed for axis in sizes[0]):
                 raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 from transformers import PreTrainedModel
@@ -19,7 +19,7 @@ from hf_pe.prune.criteria import CRITERIA, CriterionName
 from hf_pe.prune.execute import Execution
 from hf_pe.prune.plan_sizes import SizeSettings, axis_named, narrows_stream
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
-from hf_pe.prune.refit.sequential import maps_in_order
+from hf_pe.prune.refit.sequential import sequential_maps
 from hf_pe.prune.sizes.allowed import amount, final_sizes, one_or_all, removed, sizes_in_turn
 from hf_pe.prune.sizes.budget import Budget
 from hf_pe.prune.sizes.layers import last_removed
@@ -33,7 +33,7 @@ Amount = Annotated[int | float, BeforeValidator(amount)]
 
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
-REPAIRS = {"least_squares": ", least squares", "in_order": ", least squares block by block in order", "none": ""}
+REFITS = {"least_squares": ", least squares", "sequential": ", least squares block by block in order", "none": ""}
 DEPTH_PAPERS = {"influence": "https://arxiv.org/abs/2403.03853", "greedy": "https://arxiv.org/abs/2402.09025"}
 
 
@@ -48,12 +48,14 @@ class StructuredPruning(Recipe):
     changes = "structure"
     needs_plain_weights = "a packed model cannot be cut"
     takes_custom_modules = False
+    old_names: ClassVar = {"target": "budget", "repair": "refit", "multiple": "round_to"}
+    old_values: ClassVar = {"refit": {"in_order": "sequential"}, "criterion": {"surgeon": "obs_kfac"}}
 
     recipe: Literal["prune"] = "prune"
     keep: dict[str, Amount] = Field(
         default_factory=dict, description="axis to what remains: a number of units (int) or a share (float, 1.0 is all)"
     )
-    target: Budget | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
+    budget: Budget | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
     floor: float | None = Field(
         None,
         gt=0,
@@ -67,11 +69,11 @@ class StructuredPruning(Recipe):
         "data first, and what costs least quality for what it saves goes first",
     )
     criterion: CriterionName = "obs"
-    repair: Literal["least_squares", "in_order", "none"] = Field(
+    refit: Literal["least_squares", "sequential", "none"] = Field(
         "least_squares",
-        description="least_squares: each map towards the output it had; in_order: then block after block (the FFN, and "
-        "attention where heads were cut) towards the original's state at that depth, which also takes over what "
-        "removed layers did",
+        description="least_squares: refit each linear layer that reads pruned units to its original output; "
+        "sequential: then also refit block by block (the FFN, and attention where heads were cut) to the original's "
+        "hidden state at that depth, so that later blocks correct earlier errors and stand in for removed layers",
     )
     depth: Literal["influence", "greedy"] = Field(
         "influence",
@@ -84,7 +86,7 @@ class StructuredPruning(Recipe):
         description="how hidden width goes: coordinates by the criterion, or the least principal components after a "
         "rotation of the residual stream (RMS norms only; unties the embeddings)",
     )
-    multiple: int | None = Field(
+    round_to: int | None = Field(
         None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
     )
     tensor_parallel: int = Field(
@@ -93,15 +95,15 @@ class StructuredPruning(Recipe):
 
     @model_validator(mode="after")
     def _something_to_do(self) -> "StructuredPruning":
-        if not self.keep and self.target is None and self.floor is None:
+        if not self.keep and self.budget is None and self.floor is None:
             raise ValueError(
-                "prune needs 'keep' (such as keep: {ffn: 0.5}), 'target' (such as target: {parameters: 0.5}) or 'floor'"
+                "prune needs 'keep' (such as keep: {ffn: 0.5}), 'budget' (such as budget: {parameters: 0.5}) or 'floor'"
             )
         unclear = one_or_all(self.keep)
         if unclear:
             raise ValueError(f"keep.{unclear}")
-        if self.target is not None and self.floor is not None:
-            raise ValueError("prune takes either 'target' or 'floor': one of the two decides how much goes")
+        if self.budget is not None and self.floor is not None:
+            raise ValueError("prune takes either 'budget' or 'floor': one of the two decides how much goes")
         return self
 
     @property
@@ -110,9 +112,9 @@ class StructuredPruning(Recipe):
         return SizeSettings(
             keep=self.keep,
             axes=self.axes,
-            budget=self.target,
+            budget=self.budget,
             floor=self.floor,
-            multiple=self.multiple or 8,
+            round_to=self.round_to or 8,
             devices=self.tensor_parallel,
             rotates=self.hidden == "rotation",
         )
@@ -132,16 +134,16 @@ class StructuredPruning(Recipe):
         notes = (*notes, *require_generation(spec.config, spec.model_class, layers))
         for name in target:
             _require_criterion_fits(self.criterion, axes[name])
-        if self.repair == "in_order":
+        if self.refit == "sequential":
             _require_ffn(anatomy)
         in_turn, after = sizes_in_turn(spec, target)
         if settings.rotates and narrows_stream(target):
             after = untied_spec(after)
             notes = (*notes, "principal components of the hidden width; the output head has weights of its own")
         sizes = final_sizes(spec, after, target)
-        unscaled = [w for name in target if self.repair == "none" for w in rescaling_warnings(spec, axes[name])]
+        unscaled = [w for name in target if self.refit == "none" for w in rescaling_warnings(spec, axes[name])]
         plan = self.planned(
-            title=f"structured pruning ({CRITERIA[self.criterion].title}{REPAIRS[self.repair]})",
+            title=f"structured pruning ({CRITERIA[self.criterion].title}{REFITS[self.refit]})",
             sizes=tuple(SizeChange(axis=n, before=axes[n].size, after=s) for n, s in sizes.items()),
             exact=exact,
             notes=(
@@ -157,9 +159,9 @@ class StructuredPruning(Recipe):
 
     def before(self, later: Sequence[Recipe]) -> "StructuredPruning":
         """Return the recipe with widths that are multiples of what later recipes need, of 8 at least, unless given."""
-        if self.multiple is not None:
+        if self.round_to is not None:
             return self
-        return self.model_copy(update={"multiple": max([8, *(recipe.width_multiple for recipe in later)])})
+        return self.model_copy(update={"round_to": max([8, *(recipe.width_multiple for recipe in later)])})
 
     def plan(self, state: StageState) -> Plan:
         """Choose sizes that the config leaves open, then the kept units, axis by axis, on copies of the model.
@@ -167,7 +169,7 @@ class StructuredPruning(Recipe):
         Raises:
             UsageError: even the smallest cut misses the floor, or even the largest misses the target.
         """
-        if self.target is not None or self.floor is not None:
+        if self.budget is not None or self.floor is not None:
             setting, notes = self._size_settings.from_data(state, lambda setting: self._pruned_to(state, setting))
             plan = self._with_sizes(state.spec, setting).plan(state)
             return plan.model_copy(update={"notes": (*notes, *plan.notes)})
@@ -188,16 +190,16 @@ class StructuredPruning(Recipe):
         return plan.model_copy(update={"kept": kept, "notes": tuple(losses)})
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Cut what the plan says, in its order, and repair the maps that read removed units."""
+        """Cut what the plan says, in its order, and refit the maps that read removed units."""
         how = Execution(
-            refits=self.repair != "none", sequential=self.repair == "in_order", rotates=self.hidden == "rotation"
+            refits=self.refit != "none", sequential=self.refit == "sequential", rotates=self.hidden == "rotation"
         )
         return how.carry_out(state, plan)
 
     def _with_sizes(self, spec: ModelSpec, setting: AxisSizes) -> "StructuredPruning":
         """Return the recipe with all sizes in `keep`."""
         sizes, _ = sizes_in_turn(spec, setting)
-        return self.model_copy(update={"keep": sizes, "target": None, "floor": None})
+        return self.model_copy(update={"keep": sizes, "budget": None, "floor": None})
 
     def _pruned_to(self, state: StageState, setting: AxisSizes) -> PreTrainedModel:
         """Return the model pruned to `setting` and to what `keep` states."""
@@ -238,9 +240,9 @@ def _require_criterion_fits(criterion: str, axis: Axis) -> None:
 
 
 def _require_ffn(anatomy: Anatomy) -> None:
-    if not any(maps_in_order(axis) for axis in anatomy.named("ffn")):
+    if not any(sequential_maps(axis) for axis in anatomy.named("ffn")):
         raise UsageError(
-            "prune.repair: in_order moves the output of each FFN, and this model has none outside its experts. "
+            "prune.refit: sequential moves the output of each FFN, and this model has none outside its experts. "
             "Choose least_squares."
         )
 

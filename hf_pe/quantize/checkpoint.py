@@ -43,12 +43,12 @@ def quantize_checkpoint(
         The folder.
 
     Raises:
-        UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, repair).
+        UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, refit).
     """
     recipe = recipe or BitsAndBytesQuantization()
     if recipe.needs_data:
         raise UsageError(
-            "quantize: a budget, repair and drift need calibration rows. Leave them out, or write a recipe file and "
+            "quantize: a budget, refit and max_kl need calibration rows. Leave them out, or write a recipe file and "
             "run that."
         )
     source = resolve(model, trust_remote_code=trust_remote_code)

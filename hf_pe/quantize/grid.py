@@ -24,7 +24,7 @@ def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return order[torch.bucketize(values.contiguous(), (ranked[1:] + ranked[:-1]) / 2)]
 
 
-def repaired(
+def refitted(
     weight: torch.Tensor, gram: torch.Tensor, levels: torch.Tensor, stored: Stored, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The codes and scales that stand for a weight W with little change of its outputs W x.

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -17,7 +17,7 @@ from hf_pe.progress import say
 from hf_pe.quantize.coverage import unquantized
 from hf_pe.quantize.layers import LinearLayers, linear_layers
 from hf_pe.quantize.mix import keep_most_sensitive
-from hf_pe.quantize.repair import repair_
+from hf_pe.quantize.refit import refit_
 from hf_pe.quantize.sensitivity import by_metric, estimated, measured, output_change
 from hf_pe.quantizers.base import Method, QuantizationSettings, Quantizer
 from hf_pe.quantizers.bnb import BitsAndBytes
@@ -27,7 +27,7 @@ from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TaskData
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-REPAIR_PAPER = "https://arxiv.org/abs/2210.17323"
+REFIT_PAPER = "https://arxiv.org/abs/2210.17323"
 SENSITIVITIES = {"measured": measured, "metric": by_metric, "estimated": estimated}
 
 
@@ -42,6 +42,7 @@ class BitsAndBytesQuantization(Recipe):
     needs_plain_weights = "packed weights cannot be packed again"
     takes_custom_modules = False
     width_multiple = BitsAndBytes.input_multiple
+    old_names: ClassVar = {"repair": "refit", "drift": "max_kl"}
 
     recipe: Literal["quantize"] = "quantize"
     method: MethodName = "nf4"
@@ -55,7 +56,7 @@ class BitsAndBytesQuantization(Recipe):
         None, description="of all that is not packed; default: the model's, and bfloat16 under a budget"
     )
     skip: tuple[str, ...] = Field((), description="more modules to keep, by full name or last part")
-    repair: Literal["none", "gptq"] | None = Field(
+    refit: Literal["none", "gptq"] | None = Field(
         None,
         description="4 bits: gptq chooses codes and scales by what flows into each layer, without training; default: "
         "where there are calibration rows",
@@ -69,7 +70,7 @@ class BitsAndBytesQuantization(Recipe):
         description="what a budget is spent by: how far answers move with one layer packed, how much worse the task's "
         "metric is then, or, for big models, how far that layer's outputs move, in one pass",
     )
-    drift: float | None = Field(
+    max_kl: float | None = Field(
         None,
         gt=0,
         description="refused where packing moves answers further than this: KL divergence, of embeddings 1 - cosine",
@@ -104,12 +105,12 @@ class BitsAndBytesQuantization(Recipe):
     @property
     def needs_data(self) -> bool:
         """Whether calibration rows are."""
-        return self.budgeted or self.repair == "gptq" or self.drift is not None
+        return self.budgeted or self.refit == "gptq" or self.max_kl is not None
 
     @property
-    def repairs(self) -> bool:
-        """Whether packed weights are repaired, given calibration rows."""
-        return self.format.has_grid and self.repair != "none"
+    def refits(self) -> bool:
+        """Whether packed weights are refitted, given calibration rows."""
+        return self.format.has_grid and self.refit != "none"
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Which layers are packed, from the config alone; under a budget, how many bits they take together.
@@ -135,10 +136,10 @@ class BitsAndBytesQuantization(Recipe):
         data = state.task_data
         if data is None and self.needs_data:
             raise UsageError(
-                "quantize: a budget, repair and drift need calibration rows, got no data. Give data, or neither."
+                "quantize: a budget, refit and max_kl need calibration rows, got no data. Give data, or neither."
             )
         if data is None:
-            return self.model_copy(update={"repair": "none"}).dry_run(state.spec)[0]
+            return self.model_copy(update={"refit": "none"}).dry_run(state.spec)[0]
         if not self.budgeted:
             return self.dry_run(state.spec)[0]
         return self._plan_mixed(state.model, data, self._layers(state.spec))
@@ -147,8 +148,8 @@ class BitsAndBytesQuantization(Recipe):
         """Return the plan that keeps the most sensitive layers, as far as the budget has room for them."""
         names = list(layers.weights)
         all_quantized = self._quantized(model, layers.kept)
-        if self.repairs:
-            repair_(all_quantized, model, names, data, self.quantizer)
+        if self.refits:
+            refit_(all_quantized, model, names, data, self.quantizer)
         lost = SENSITIVITIES[self.sensitivity](model, all_quantized, names, data)
         mix = keep_most_sensitive(layers, lost, self._room(layers), self.bits)
         notes = (*mix.notes(self.format.title, self.sensitivity), *layers.notes)
@@ -157,20 +158,20 @@ class BitsAndBytesQuantization(Recipe):
         )
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Quantize a copy, through transformers' own loading; then repair it, where there are calibration rows.
+        """Quantize a copy, through transformers' own loading; then refit it, where there are calibration rows.
 
         Raises:
-            UsageError: its answers have moved further than `drift`.
+            UsageError: its answers have moved further than `max_kl`.
         """
         model, data = state.model, state.task_data
         kept = list(plan.modules_to_not_convert or self.modules_to_not_convert(model))
         result = self._quantized(model, kept)
-        if self.repairs and data is not None:
-            rounded = repair_(result, model, self.quantizer.quantizable_layers(model, kept), data, self.quantizer)
+        if self.refits and data is not None:
+            rounded = refit_(result, model, self.quantizer.quantizable_layers(model, kept), data, self.quantizer)
             if rounded:
-                say(f"not repaired, no calibration row came by: {', '.join(rounded)}")
-        if self.drift is not None and data is not None:
-            _require_small_drift(output_change(model, result, data), self.drift, repaired=self.repair != "none")
+                say(f"not refitted, no calibration row came by: {', '.join(rounded)}")
+        if self.max_kl is not None and data is not None:
+            _require_small_divergence(output_change(model, result, data), self.max_kl, refitted=self.refit != "none")
         return state.with_model(result)
 
     def modules_to_not_convert(self, model: PreTrainedModel) -> list[str]:
@@ -225,11 +226,11 @@ class BitsAndBytesQuantization(Recipe):
             tag=self.quantizer.tag,
             dequantizes=True,
             title=f"{self.format.title} quantization by {self.quantizer.name}"
-            + (", repaired by what flows in" if self.repairs else ""),
+            + (", refitted by what flows in" if self.refits else ""),
             exact=exact,
             notes=(*notes, rest.note),
             warnings=rest.warnings(self.quantizer.name),
-            references=(self.format.reference, *((REPAIR_PAPER,) if self.repairs else ())),
+            references=(self.format.reference, *((REFIT_PAPER,) if self.refits else ())),
             **spec_sizes(after),
             **more,
         )
@@ -239,20 +240,20 @@ def _with_grid() -> list[str]:
     return [method for method, quantizer in METHODS.items() if quantizer.methods[method].has_grid]
 
 
-def _require_small_drift(drift: float, limit: float, *, repaired: bool) -> None:
-    if not drift <= limit:
-        more = "Give" if repaired else "Repair the weights (repair: gptq), give"
+def _require_small_divergence(divergence: float, limit: float, *, refitted: bool) -> None:
+    if not divergence <= limit:
+        more = "Give" if refitted else "Refit the weights (refit: gptq), give"
         raise UsageError(
-            f"quantize.drift: packing moves answers by {drift:.3g}, expected at most {limit:g}. {more} "
+            f"quantize.max_kl: packing moves answers by {divergence:.3g}, expected at most {limit:g}. {more} "
             "more bits (mean_bits, method: int8), or allow more."
         )
 
 
 def _contradiction(recipe: BitsAndBytesQuantization) -> str:
     """Return what of a recipe does not fit together, and the way out; "" where all does."""
-    if recipe.repair == "gptq" and not recipe.format.has_grid:
+    if recipe.refit == "gptq" and not recipe.format.has_grid:
         expected = " or ".join(_with_grid())
-        return f"repair is for 4 bits; expected method {expected} with it, got {recipe.method}. Leave out repair"
+        return f"refit is for 4 bits; expected method {expected} with it, got {recipe.method}. Leave out refit"
     if recipe.mean_bits is not None and recipe.weight_bytes is not None:
         return "expected one budget, got mean_bits and weight_bytes. Leave one out"
     if recipe.mean_bits is not None and not recipe.bits <= recipe.mean_bits < 16:

@@ -36,7 +36,7 @@ def main() -> None:
     processor = load_processor(source)
     pool, test = blocks(processor, "valid", CALIBRATION + STEPS * BATCH), blocks(processor, "test", TEST_BLOCKS)
     data = task_data(processor, pool.select(range(CALIBRATION)), test)
-    cut = StructuredPruning(keep={"ffn": 920}, repair="in_order", multiple=4)
+    cut = StructuredPruning(keep={"ffn": 920}, refit="sequential", round_to=4)
     student = cut.carry_out(StageState(teacher, data)).model
     lessons = task_data(processor, pool.select(range(CALIBRATION, len(pool))), test)
     lessons = replace(lessons, teacher=teacher)

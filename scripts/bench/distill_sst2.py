@@ -36,7 +36,7 @@ def main() -> None:
     place.mkdir(parents=True, exist_ok=True)
     teacher, data, test = lessons()
     dense = right(teacher, test)
-    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
+    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", refit="sequential")
     student = cut.carry_out(StageState(teacher, data)).model
     found: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
     for seed in range(first, count):

@@ -65,7 +65,7 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
     data = task_data(processor, tokens(processor, texts))
     data = replace(data, teacher=model)
     start = time.process_time()
-    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", repair="in_order")
+    cut = StructuredPruning(keep={"layers": 3}, depth="greedy", refit="sequential")
     student = cut.carry_out(StageState(model, data)).model
     student, steps = taught(student, data, seconds - (time.process_time() - start))
     return student, steps, time.process_time() - start

@@ -58,7 +58,7 @@ def main() -> None:
     processor = load_processor(source)
     processor.pad_token, processor.padding_side = processor.eos_token, "left"
     data = task_data(processor, blocks(processor, "valid", 16), blocks(processor, "test", 8))
-    recipe = StructuredPruning(keep={"ffn": 0.6}, criterion="activation_weight", repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.6}, criterion="activation_weight", refit="none")
     small = recipe.carry_out(StageState(teacher, data)).model
     length = PROMPT + COMPLETION
     flat = np.concatenate([np.asarray(ids) for ids in blocks(processor, "valid", 16)["input_ids"]])

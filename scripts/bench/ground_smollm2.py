@@ -56,8 +56,8 @@ def main() -> None:
     ratios, least_squares = {}, np.zeros(0)
     for name, recipe in {
         "least squares": StructuredPruning(keep={"ffn": 0.8}),
-        "no repair": StructuredPruning(keep={"ffn": 0.8}, repair="none"),
-        "magnitude, no repair": StructuredPruning(keep={"ffn": 0.8}, criterion="magnitude_l2", repair="none"),
+        "no repair": StructuredPruning(keep={"ffn": 0.8}, refit="none"),
+        "magnitude, no repair": StructuredPruning(keep={"ffn": 0.8}, criterion="magnitude_l2", refit="none"),
     }.items():
         cut = losses(recipe.carry_out(StageState(model, data)).model, data)
         ratios[name] = math.exp(cut.mean() - dense.mean())

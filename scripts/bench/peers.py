@@ -24,7 +24,7 @@ from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
 """Axis to block to units."""
-SensitivityPoint = tuple[str, Any, PreTrainedModel]
+CutModel = tuple[str, Any, PreTrainedModel]
 """A method's name, which of its settings this is, and what it made."""
 TORCH_PRUNING = ("Torch-Pruning magnitude", "Torch-Pruning Taylor")
 
@@ -79,12 +79,12 @@ def with_gradients(model: Any, data: TaskData, loss: Any) -> None:
         loss(model, batch).backward()
 
 
-def cut_to(model: Any, kept: Kept, data: TaskData, repair: str = "none") -> Any:
-    """Cut to the given units, repaired as asked."""
+def cut_to(model: Any, kept: Kept, data: TaskData, refit: str = "none") -> Any:
+    """Cut to the given units, refitted as asked."""
     plan = Plan(
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
-    return StructuredPruning(keep={"ffn": 0.5}, repair=repair).apply(StageState(model, data), plan).model
+    return StructuredPruning(keep={"ffn": 0.5}, refit=refit).apply(StageState(model, data), plan).model
 
 
 def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
@@ -144,7 +144,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
     share: float,
     loss: Callable[[Any, Any], torch.Tensor],
     chosen: Mapping[str, Any],
-) -> Iterator[SensitivityPoint]:
+) -> Iterator[CutModel]:
     """`share` of the parameters outside embeddings removed by each tool, as it is and with our repair.
 
     Every depth (by block influence, as ShortGPT) with the FFN width that fits; for those in `chosen` the depth they
@@ -157,7 +157,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
 
         shorter = model
         if depth < model.config.num_hidden_layers:
-            recipe = StructuredPruning(keep={"layers": depth}, repair="none")
+            recipe = StructuredPruning(keep={"layers": depth}, refit="none")
             plan = recipe.plan(StageState(model, data))
             shorter = recipe.apply(StageState(model, data), plan).model
         if width == model.config.intermediate_size:
@@ -165,7 +165,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
             yield (
                 BY_DEPTH + REPAIRED,
                 depth,
-                recipe.model_copy(update={"repair": "in_order"}).apply(StageState(model, data), plan).model,
+                recipe.model_copy(update={"refit": "sequential"}).apply(StageState(model, data), plan).model,
             )
             continue
         axis = discover(shorter.config, type(shorter)).named("ffn")[0]
@@ -184,9 +184,9 @@ def deep_and_narrow(  # noqa: C901  one step after the other
                 yield BY_FLUCTUATION + suffix, depth, small
 
 
-def best_of(made: Iterable[SensitivityPoint], score: Callable[[Any], float]) -> dict[str, SensitivityPoint]:
+def best_of(made: Iterable[CutModel], score: Callable[[Any], float]) -> dict[str, CutModel]:
     """By name what scores highest."""
-    best: dict[str, tuple[float, SensitivityPoint]] = {}
+    best: dict[str, tuple[float, CutModel]] = {}
     for tried in made:
         found = score(tried[2])
         if tried[0] not in best or found > best[tried[0]][0]:
@@ -194,15 +194,15 @@ def best_of(made: Iterable[SensitivityPoint], score: Callable[[Any], float]) -> 
     return {name: tried for name, (_, tried) in best.items()}
 
 
-def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[SensitivityPoint]:
+def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[CutModel]:
     """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
     recipe = StructuredPruning(
-        target={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy"
+        budget={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy"
     )
     plan = recipe.plan(StageState(model, data))
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
-    for repair in ("least_squares", "in_order"):
-        yield "hf_pe", repair, recipe.model_copy(update={"repair": repair}).apply(StageState(model, data), plan).model
+    for refit in ("least_squares", "sequential"):
+        yield "hf_pe", refit, recipe.model_copy(update={"refit": refit}).apply(StageState(model, data), plan).model
 
 
 def ffn_size(model: Any, share: float) -> int:

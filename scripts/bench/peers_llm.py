@@ -153,7 +153,7 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
 def short_gpt(model: Any, data: TaskData, share: float) -> Iterator[Any]:
     """The layers of least block influence go (Men et al. 2024, arXiv:2403.03853)."""
     layers = model.config.num_hidden_layers
-    recipe = StructuredPruning(keep={"layers": layers - round(share * layers)}, repair="none")
+    recipe = StructuredPruning(keep={"layers": layers - round(share * layers)}, refit="none")
     yield recipe.carry_out(StageState(model, data)).model
 
 

@@ -78,7 +78,7 @@ def torch_pruning(model: Any) -> None:
 def cut_half(model: Any, data: TaskData) -> Any:
     _discover.cache_clear()  # each round finds and proves anew
     _verify_cut.cache_clear()
-    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", refit="none")
     return recipe.carry_out(StageState(model, data)).model
 
 
@@ -102,7 +102,7 @@ def main() -> None:
         {"ours": lambda: consumer_moments(model, axis, data, weighted=True), "floor": lambda: bare(model, data)}
     )
 
-    recipe = StructuredPruning(target={"latency": TARGET, "batch": 32}, repair="none", criterion="magnitude_l2")
+    recipe = StructuredPruning(budget={"latency": TARGET, "batch": 32}, refit="none", criterion="magnitude_l2")
     small = recipe.carry_out(StageState(model, data)).model
     times = alternating({"dense": model, "small": small}, batch=32, length=128, seconds=60, most_rounds=200)
     saving = flops(small.config, type(small)) / flops(config, type(model))  # type: ignore[operator]
@@ -117,7 +117,7 @@ def main() -> None:
             row("prune.5.latency", saving / met, 0.95, "higher", "speed-up over FLOPs saving", shape,
                 interval=[saving / high, saving / low]),
             row("prune.5.target", abs(met / TARGET - 1), 0.05, "lower", "off the latency asked for",
-                f"target: {TARGET:.0%} of the original's; measured {met:.1%} ({low:.1%} to {high:.1%}); {shape}"),
+                f"budget: {TARGET:.0%} of the original's; measured {met:.1%} ({low:.1%} to {high:.1%}); {shape}"),
             ratio("prune.5.planning", planned["ours"], planned["peer"], 1, "of Torch-Pruning's time",
                   "plan and cut half of the FFN by L2 magnitude, discovery and proof included"),
             ratio("prune.5.statistics", seen["ours"], seen["floor"], 1.3, "of the bare forward passes",

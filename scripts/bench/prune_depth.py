@@ -1,4 +1,4 @@
-"""Layers of the MiniLM classifier of prune_sst2.py removed without repair: those that the answers miss least (greedy)
+"""Layers of the MiniLM classifier of prune_sst2.py removed without refit: those that the answers miss least (greedy)
 beside block influence, and the best of all choices by the dev split. Needs ../shared/data/sst2.
 """
 
@@ -30,7 +30,7 @@ def main() -> None:
     for size in (5, 4, 3):
         accuracy = {}
         for depth in ("greedy", "influence"):
-            recipe = StructuredPruning(keep={"layers": size}, repair="none", depth=depth)
+            recipe = StructuredPruning(keep={"layers": size}, refit="none", depth=depth)
             accuracy[depth] = right(recipe.carry_out(StageState(model, data)).model, test)
         choices = itertools.combinations(range(axis.size), size)
         made = (cut(model, axis, {axis.groups[0]: list(kept)}) for kept in choices)

@@ -46,11 +46,11 @@ SHARES = (0.7, 0.85)
 ANY = (0.3, 0.5)
 GOAL = 1 / 3
 RECIPES = {
-    "hf_pe": {"criterion": "surgeon"},
-    "hf_pe, in order": {"criterion": "surgeon", "repair": "in_order"},
+    "hf_pe": {"criterion": "obs_kfac"},
+    "hf_pe, in order": {"criterion": "obs_kfac", "refit": "sequential"},
     "hf_pe, no gradients": {"criterion": "obs"},
-    "activation x weight (reimplementation)": {"criterion": "activation_weight", "repair": "none"},
-    "random": {"criterion": "random", "repair": "none"},
+    "activation x weight (reimplementation)": {"criterion": "activation_weight", "refit": "none"},
+    "random": {"criterion": "random", "refit": "none"},
 }
 
 

@@ -41,12 +41,12 @@ FFN = {0.2: (1228, 1.18), 0.4: (920, 1.45)}
 ANY = {0.2: 1120, 0.3: 920}
 """Share of all parameters outside embeddings: the FFN width (of a multiple of 8) that leaves no more."""
 RECIPES = {
-    "hf_pe": {"criterion": "surgeon", "repair": "in_order", "multiple": 4},
-    "hf_pe, at once": {"criterion": "surgeon", "multiple": 4},
+    "hf_pe": {"criterion": "obs_kfac", "refit": "sequential", "round_to": 4},
+    "hf_pe, at once": {"criterion": "obs_kfac", "round_to": 4},
     "activation x weight (reimplementation of structured Wanda)": {
         "criterion": "activation_weight",
-        "repair": "none",
-        "multiple": 4,
+        "refit": "none",
+        "round_to": 4,
     },
 }
 

@@ -18,7 +18,7 @@ from common import ROOT, SHARED, seeds, share_of_loss, write
 from peers import (
     BY_FLUCTUATION,
     REPAIRED,
-    SensitivityPoint,
+    CutModel,
     best_of,
     cut_to,
     fluctuation,
@@ -40,7 +40,7 @@ HELD_BACK, CALIBRATION = 5_000, 2_048
 KEEP = {"ffn": 0.5, "heads": 0.5}
 GOAL = 1 / 3
 CRITERIA["random"] = Criterion(lambda statistics: torch.rand(statistics.consumer.shape[1]), (), "random choice", None)
-OURS = [{"criterion": criterion, "repair": "in_order"} for criterion in ("obs", "surgeon")]
+OURS = [{"criterion": criterion, "refit": "sequential"} for criterion in ("obs", "obs_kfac")]
 
 Images = tuple[torch.Tensor, torch.Tensor]
 """Pixels [images, 3, 32, 32] and labels."""
@@ -109,7 +109,7 @@ def right(model: PreTrainedModel, of: Images) -> np.ndarray:
     return torch.cat([model(pixel_values=p).logits.argmax(-1) == n for p, n in parts]).numpy().astype(float)
 
 
-def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoint]:
+def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[CutModel]:
     axes = {name: discover(model.config, type(model)).named(name)[0] for name in KEEP}
     sizes = {name: round(axis.size * KEEP[name]) for name, axis in axes.items()}
     graded = copy.deepcopy(model)
@@ -131,11 +131,11 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoin
         "activation x weight (reimplementation of structured Wanda)": {"criterion": "activation_weight"},
         "random": {"criterion": "random"},
     }.items():
-        recipe = StructuredPruning(keep=KEEP, repair="none", **settings)
+        recipe = StructuredPruning(keep=KEEP, refit="none", **settings)
         yield name, "", recipe.carry_out(StageState(model, data)).model
 
 
-def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[SensitivityPoint]:
+def by_us(model: PreTrainedModel, data: TaskData) -> Iterator[CutModel]:
     for settings in OURS:
         recipe = StructuredPruning(keep=KEEP, **settings)
         yield "hf_pe", settings, recipe.carry_out(StageState(model, data)).model

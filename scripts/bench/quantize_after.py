@@ -32,7 +32,7 @@ SHARE = 0.3
 def pruned(model: Any, data: TaskData, stays: float) -> Any:
     """Along FFN width and depth, as far as its measured loss says; `stays` of the parameters outside embeddings."""
     recipe = StructuredPruning(
-        target={"parameters": stays}, axes=("ffn", "layers"), criterion="surgeon", depth="greedy", repair="in_order"
+        budget={"parameters": stays}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy", refit="sequential"
     )
     return recipe.carry_out(StageState(model, data)).model
 

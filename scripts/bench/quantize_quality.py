@@ -40,9 +40,9 @@ CALIBRATION_BLOCKS, TRIAL_BLOCKS, BITS = 32, 4, 6.0
 WAYS: dict[str, dict[str, Any]] = {
     "bfloat16": {},
     "int8": {"method": "int8"},
-    "FP4": {"method": "fp4", "double_quantization": False, "repair": "none"},
-    "NF4": {"double_quantization": False, "repair": "none"},
-    "NF4 double": {"repair": "none"},
+    "FP4": {"method": "fp4", "double_quantization": False, "refit": "none"},
+    "NF4": {"double_quantization": False, "refit": "none"},
+    "NF4 double": {"refit": "none"},
     "NF4 double repaired": {},
 }
 
@@ -186,11 +186,11 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     )  # fmt: skip
     if not draws:
         return [repaired]
-    recipe = BitsAndBytesQuantization(mean_bits=BITS, repair="none", sensitivity=case.sensitivity)
+    recipe = BitsAndBytesQuantization(mean_bits=BITS, refit="none", sensitivity=case.sensitivity)
     mix = pack("mix", recipe)
     if case.sensitivity != "estimated":
         pack("mix, estimated", recipe.model_copy(update={"sensitivity": "estimated"}))
-    pack("mix, repaired", recipe.model_copy(update={"repair": "gptq"}), mix)
+    pack("mix, repaired", recipe.model_copy(update={"refit": "gptq"}), mix)
     fixed = recipe.modules_to_not_convert(case.model)
     names = plain_linear_layers(case.model, fixed)
     counts = {n: case.model.get_parameter(f"{n}.weight").numel() for n in names}

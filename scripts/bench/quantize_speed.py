@@ -71,7 +71,7 @@ def figures(name: str, part: str | None) -> list[dict[str, Any]]:
     recipes: dict[str, Any] = {label: BitsAndBytesQuantization(dtype="bfloat16", **t) for label, t in WAYS.items() if t}
     recipes |= {
         "bfloat16": Cast(),
-        "mix": BitsAndBytesQuantization(mean_bits=6.0, sensitivity="estimated", repair="none"),
+        "mix": BitsAndBytesQuantization(mean_bits=6.0, sensitivity="estimated", refit="none"),
     }
     for label, recipe in recipes.items():
         models[label] = recipe.carry_out(StageState(case.model, data)).model

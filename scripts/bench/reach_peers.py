@@ -126,7 +126,7 @@ def by_hf_pe(model: PreTrainedModel) -> Any:
                 keep[axis.name] = 0.5
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(Path(folder, "model"))
-        cut_checkpoint(str(Path(folder, "model")), Path(folder, "small"), keep, multiple=4)
+        cut_checkpoint(str(Path(folder, "model")), Path(folder, "small"), keep, round_to=4)
         loader: Any = type(model)
         return loader.from_pretrained(Path(folder, "small")).eval()
 

@@ -50,9 +50,9 @@ def test_the_device_is_an_accelerator_that_refuses_to_mix():
         torch.ones(3, device="fake") + torch.ones(3)
 
 
-@pytest.mark.parametrize("criterion", ["activation_weight", "taylor", "obs", "surgeon"])
+@pytest.mark.parametrize("criterion", ["activation_weight", "taylor", "obs", "obs_kfac"])
 def test_a_criterion_keeps_the_units_that_it_keeps_on_a_cpu(criterion, language):
-    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion=criterion, multiple=8)
+    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion=criterion, round_to=8)
     kept = []
     for model, data in language:
         plan = recipe.plan(StageState(model, data))
@@ -66,7 +66,7 @@ def test_a_criterion_keeps_the_units_that_it_keeps_on_a_cpu(criterion, language)
     [
         {"keep": {"hidden": 32}, "hidden": "rotation"},
         {"keep": {"kv_groups": 1, "layers": 2}, "criterion": "obs"},
-        {"keep": {"ffn": 0.5}, "repair": "in_order"},
+        {"keep": {"ffn": 0.5}, "refit": "sequential"},
     ],
     ids=["rotation", "heads and depth", "in order"],
 )
@@ -78,7 +78,7 @@ def test_pruning_runs_on_the_device_of_the_model(settings, language):
     assert all(bool(torch.isfinite(each).all()) for each in outputs_of(small, example_inputs(small)))
 
 
-@pytest.mark.parametrize("settings", [{"repair": "gptq"}, {"mean_bits": 6.0, "sensitivity": "estimated"}])
+@pytest.mark.parametrize("settings", [{"refit": "gptq"}, {"mean_bits": 6.0, "sensitivity": "estimated"}])
 def test_quantization_stays_on_the_device_of_the_model(settings, language):
     for model, data in language:
         recipe = BitsAndBytesQuantization(**settings)
@@ -89,7 +89,7 @@ def test_quantization_stays_on_the_device_of_the_model(settings, language):
 def test_results_in_every_precision_are_saved_and_proved_equal(llama_folder, tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(llama_folder).to("fake")
     variants = {"nf4": BitsAndBytesQuantization(), "half": Cast()}
-    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", refit="none")
     made = compress(model, [recipe], data=TEXTS, processor=tokenizer, task="causal_lm", variants=variants)
     saved = made.save(tmp_path / "small")
     for each in (saved, *saved.variants.values()):
@@ -101,7 +101,7 @@ def test_results_in_every_precision_are_saved_and_proved_equal(llama_folder, tok
 def test_a_packed_model_on_the_cpu_is_proved_equal_there(llama_folder, tokenizer, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(llama_folder)
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
-    recipe = BitsAndBytesQuantization(repair="none")
+    recipe = BitsAndBytesQuantization(refit="none")
     packed = recipe.carry_out(StageState(model, data)).model
     packed.save_pretrained(tmp_path)
     checked, _ = reopened(tmp_path, "packed", packed, "AutoModelForCausalLM", None)

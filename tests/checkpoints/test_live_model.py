@@ -18,7 +18,7 @@ from hf_pe.errors import UsageError
 from hf_pe.measure import measure
 from tests.helpers import TEXTS, bert_config
 
-PRUNE = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", repair="none")
+PRUNE = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", refit="none")
 
 
 def tuned(folder=None):

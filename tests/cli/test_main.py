@@ -61,6 +61,15 @@ def test_every_argument_and_option_has_a_help_that_says_where_it_may_be_repeated
         assert getattr(parameter, "multiple", False) == ("May be repeated." in parameter.help), parameter.name
 
 
+def test_an_old_spelling_in_a_recipe_file_is_one_line_of_warning(recipe):
+    content = yaml.safe_load(recipe.read_text())
+    content["recipes"][0]["repair"] = "none"
+    recipe.write_text(yaml.safe_dump(content))
+    ended = subprocess.run([*HF_PE, "plan", str(recipe)], capture_output=True, text=True, check=True)
+    warning = "Warning: prune: 'repair: none' is an old spelling, which version 0.2 will refuse; write 'refit: none'."
+    assert ended.stderr.count("old spelling") == 1 and warning in ended.stderr.splitlines()
+
+
 def test_inspect_lists_the_axes(bert_folder):
     found = call("inspect", bert_folder)
     assert found.exit_code == 0

@@ -38,7 +38,7 @@ def language(llama_folder, tokenizer):
     examples = load_examples(TEXTS)
     examples = replace(examples, config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
-    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.5}, refit="none")
     return recipe.carry_out(StageState(teacher, data)).model, data
 
 
@@ -56,7 +56,7 @@ def test_packing_keeps_classes_and_nearly_their_log_probabilities(classes, k):
 
 def test_a_stored_logit_takes_less_than_four_bytes(language, tmp_path):
     _, data = language
-    kept = open_cache(Cache(folder=str(tmp_path), k=64), data.teacher, data, 2.0, 1.0, "a")
+    kept = open_cache(Cache(folder=str(tmp_path), top_k=64), data.teacher, data, 2.0, 1.0, "a")
     size = sum(f.stat().st_size for f in (tmp_path / "a").glob("*.arrow"))
     logits = len(data.train) * (len(data.train[0]["input_ids"]) - 1) * 64
     assert size / logits < 4.0
@@ -80,7 +80,7 @@ def test_training_from_a_full_cache_is_training_from_the_teacher(language, tmp_p
 
 def test_later_runs_ask_no_teacher(language, tmp_path):
     student, data = language
-    recipe = Distillation(steps=2, cache=Cache(folder=str(tmp_path), k=8))
+    recipe = Distillation(steps=2, cache=Cache(folder=str(tmp_path), top_k=8))
     train_student(recipe, student, data)
     asked = []
     hook = data.teacher.register_forward_hook(lambda *_: asked.append(1))
@@ -92,7 +92,7 @@ def test_later_runs_ask_no_teacher(language, tmp_path):
 def test_an_interrupted_cache_goes_on_where_it_stopped(language, tmp_path, monkeypatch):
     _, data = language
     monkeypatch.setattr(module, "ROWS", 4)
-    cache = Cache(folder=str(tmp_path), k=8)
+    cache = Cache(folder=str(tmp_path), top_k=8)
     whole = open_cache(cache, data.teacher, data, 2.0, 1.0, "whole")
     write, done = module._write, []
 
@@ -115,7 +115,7 @@ def test_a_packed_teachers_cache_is_found_again(language, llama_folder, tmp_path
     """Its weights lie otherwise in memory after a first pass, and are the same."""
     student, data = language
     teacher = {"model": str(llama_folder), "quantize": "nf4"}
-    recipe = Distillation(steps=2, teachers=(teacher,), cache=Cache(folder=str(tmp_path), k=8))
+    recipe = Distillation(steps=2, teachers=(teacher,), cache=Cache(folder=str(tmp_path), top_k=8))
     one, other = (train_student(recipe, student, data)[1] for _ in range(2))
     assert one == other
     assert len(list(tmp_path.iterdir())) == 1
@@ -123,7 +123,7 @@ def test_a_packed_teachers_cache_is_found_again(language, llama_folder, tmp_path
 
 def test_a_cache_for_something_else_is_refused(language, tmp_path):
     _, data = language
-    cache = Cache(folder=str(tmp_path), k=8)
+    cache = Cache(folder=str(tmp_path), top_k=8)
     open_cache(cache, data.teacher, data, 2.0, 1.0, "a")
     other = randomize_weights_(LlamaForCausalLM(data.teacher.config), seed=5).eval()
     fewer = replace(data, train=data.train.select(range(3)))
@@ -135,9 +135,9 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
         with pytest.raises(UsageError, match=rf"was made for another .*{what} \(.* there, .* now\)"):
             open_cache(cache, teacher, rows, temperature, 1.0, "a")
     with pytest.raises(UsageError, match="k "):
-        open_cache(Cache(folder=str(tmp_path), k=9), data.teacher, data, 2.0, 1.0, "a")
+        open_cache(Cache(folder=str(tmp_path), top_k=9), data.teacher, data, 2.0, 1.0, "a")
     (tmp_path / "killed" / ".cache.json.hf_pe-0123abcd").mkdir(parents=True)  # killed before anything was in it
-    open_cache(Cache(folder=str(tmp_path), k=8), data.teacher, data, 2.0, 1.0, "killed")
+    open_cache(Cache(folder=str(tmp_path), top_k=8), data.teacher, data, 2.0, 1.0, "killed")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds something else"):

@@ -214,7 +214,7 @@ def test_rows_that_pad_a_vocabulary_are_left_out(language, cached, tmp_path):
     known = max(data.processor.get_vocab().values()) + 1
     student = LlamaForCausalLM.from_pretrained(teacher.name_or_path).eval()
     student.resize_token_embeddings(known + 3, mean_resizing=False)
-    cache = {"folder": str(tmp_path), "k": 150} if cached else None
+    cache = {"folder": str(tmp_path), "top_k": 150} if cached else None
     recipe = Distillation(steps=1, losses={"kl": 1.0}, cache=cache)
     recipe.plan(StageState(student, data))
     _, curve = train_student(recipe, student, data)
@@ -234,9 +234,11 @@ def test_losses_within_a_batch_are_said_in_the_plan_when_batches_are_added_up(to
         Examples(rows, rows, DataConfig(train="x"), ""), teacher=teacher,
     )  # fmt: skip
     said = "similarity within each batch of 4, not over the 8 rows of a step"
-    assert said in Distillation(batch_size=4, accumulate=2).plan(StageState(teacher, data)).notes
+    assert said in Distillation(batch_size=4, gradient_accumulation_steps=2).plan(StageState(teacher, data)).notes
     assert said not in Distillation(batch_size=4).plan(StageState(teacher, data)).notes
     assert (
         said
-        not in Distillation(batch_size=4, accumulate=2, losses={"cosine": 1.0}).plan(StageState(teacher, data)).notes
+        not in Distillation(batch_size=4, gradient_accumulation_steps=2, losses={"cosine": 1.0})
+        .plan(StageState(teacher, data))
+        .notes
     )

@@ -38,7 +38,7 @@ def work(bert_folder, tokenizer):
     teacher = BertModel.from_pretrained(bert_folder).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, teacher.config)
     data = replace(data, teacher=teacher)
-    recipe = StructuredPruning(keep={"ffn": 0.25, "layers": 3}, repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.25, "layers": 3}, refit="none")
     return recipe.carry_out(StageState(teacher, data)).model, data
 
 
@@ -196,7 +196,7 @@ def test_signals_of_another_width_are_refused_before_training(work):
 def test_training_in_chunks_is_training_on_whole_logits(llama_folder, tokenizer, monkeypatch, losses):
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = replace(CausalLM().prepare(load_examples(TEXTS), tokenizer, teacher.config), teacher=teacher)
-    recipe = StructuredPruning(keep={"ffn": 0.5}, repair="none")
+    recipe = StructuredPruning(keep={"ffn": 0.5}, refit="none")
     student = recipe.carry_out(StageState(teacher, data)).model
     learn = Distillation(steps=6, losses=losses, learning_rate=1e-3)
     found = []

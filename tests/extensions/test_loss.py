@@ -59,7 +59,7 @@ def test_the_command_line_trains_with_it_and_the_card_cites_its_paper(file, tmp_
 
 
 def test_it_learns_from_a_cache_of_the_likeliest_classes(file, tmp_path):
-    cache = f"recipes.1.cache={{folder: {tmp_path / 'kept'}, k: 8}}"
+    cache = f"recipes.1.cache={{folder: {tmp_path / 'kept'}, top_k: 8}}"
     done = call("run", file, "--output", tmp_path / "out", "--set", cache)
     assert done.exit_code == 0, done.output
     assert list((tmp_path / "kept").iterdir())

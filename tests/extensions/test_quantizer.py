@@ -78,7 +78,7 @@ def test_recipe_files_and_their_schema_accept_its_methods_once_it_is_registered(
     with pytest.raises(UsageError, match=r"got 'row_int'. Did you mean 'row_int8'\?"):
         read_recipe(file, ["recipes.0.method=row_int"])
     with pytest.raises(UsageError, match="expected method nf4 or fp4 with it, got row_int8"):
-        read_recipe(file, ["recipes.0.repair=gptq"])
+        read_recipe(file, ["recipes.0.refit=gptq"])
 
 
 @pytest.mark.usefixtures("registered")

@@ -97,4 +97,4 @@ def test_surgeon_spares_what_the_loss_feels():
         [torch.randn(4, 2, generator=draw)], consumer, 2, gram, outputs=torch.diag(torch.tensor([0.1, 9.0]))
     )
     assert set(CRITERIA["obs"].score(given).topk(2).indices.tolist()) == {0, 1}
-    assert set(CRITERIA["surgeon"].score(given).topk(2).indices.tolist()) == {2, 3}
+    assert set(CRITERIA["obs_kfac"].score(given).topk(2).indices.tolist()) == {2, 3}

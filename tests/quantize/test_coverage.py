@@ -52,7 +52,7 @@ def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, m
     measured = Measurement(parameters=1, parameters_without_embeddings=1, dtype="float32")
     monkeypatch.setattr("hf_pe.run.side_by_side.measure", lambda models, *rest, **more: dict.fromkeys(models, measured))
     monkeypatch.setattr("hf_pe.run.compress.with_folder_facts", lambda measured, *rest: measured)
-    recipe, said = BitsAndBytesQuantization(repair="none"), []
+    recipe, said = BitsAndBytesQuantization(refit="none"), []
     with listen(lambda what, done, total: said.append(what)):
         made = compress(
             mixture, [recipe], data=TEXTS, task="causal_lm", processor=tokenizer, evaluate=lambda model: {"ours": 1.0}

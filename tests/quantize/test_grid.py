@@ -2,7 +2,7 @@ import pytest
 import torch
 from bitsandbytes import functional as bnb
 
-from hf_pe.quantize.grid import nearest, repaired
+from hf_pe.quantize.grid import nearest, refitted
 from hf_pe.quantizers.bnb import BLOCK
 
 
@@ -33,7 +33,7 @@ def test_repaired_codes_change_outputs_far_less_than_rounding(kind, width):
     gram, levels = inputs.T @ inputs / 512, bnb.get_4bit_type(kind, device="cpu").float()
     scales = weight.view(48, -1, BLOCK).abs().amax(-1)
     plain = nearest(weight / scales.repeat_interleave(BLOCK, 1), levels)
-    codes, better = repaired(weight, gram, levels, lambda s: s, BLOCK)
+    codes, better = refitted(weight, gram, levels, lambda s: s, BLOCK)
     assert codes.min() >= 0 and codes.max() <= 15
     assert kept_error(weight, gram, codes, better, levels) < 0.4 * kept_error(weight, gram, plain, scales, levels)
 
@@ -44,7 +44,7 @@ def test_weights_on_the_grid_stay_where_they_are():
     codes = torch.randint(0, 16, (8, 128), generator=draw)
     codes[:, ::BLOCK] = 15  # the largest of each block
     weight = levels[codes] * 0.5
-    found, scales = repaired(weight, torch.eye(128), levels, lambda s: s, BLOCK)
+    found, scales = refitted(weight, torch.eye(128), levels, lambda s: s, BLOCK)
     assert torch.equal(found, codes)
     assert torch.allclose(scales, torch.full_like(scales, 0.5))
 
@@ -53,5 +53,5 @@ def test_inputs_that_are_never_there_do_no_harm():
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     gram = torch.zeros(64, 64)
     gram[0, 0] = 1.0
-    codes, scales = repaired(weight, gram, bnb.get_4bit_type("nf4", device="cpu").float(), lambda s: s, BLOCK)
+    codes, scales = refitted(weight, gram, bnb.get_4bit_type("nf4", device="cpu").float(), lambda s: s, BLOCK)
     assert torch.isfinite(scales).all() and codes.max() <= 15

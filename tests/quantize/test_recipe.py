@@ -140,7 +140,7 @@ def language(llama_folder, tokenizer):
     [
         {"mean_bits": 6.0},
         {"mean_bits": 8.0, "sensitivity": "estimated"},
-        {"mean_bits": 6.0, "sensitivity": "metric", "repair": "none"},
+        {"mean_bits": 6.0, "sensitivity": "metric", "refit": "none"},
         {"mean_bits": 9.0, "method": "int8"},
         {"weight_bytes": 160_000},
     ],
@@ -204,7 +204,7 @@ def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
         ({"mean_bits": 4.3, "double_quantization": False}, "expected at least 4.5"),
         ({"mean_bits": 7.0, "method": "int8"}, "expected at least 8"),
         ({"mean_bits": 6.0, "weight_bytes": 10}, "expected one budget"),
-        ({"repair": "gptq", "method": "int8"}, "Leave out repair"),
+        ({"refit": "gptq", "method": "int8"}, "Leave out refit"),
     ],
 )
 def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
@@ -221,22 +221,22 @@ def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
 def test_packing_that_moves_answers_too_far_is_refused(language):
     model, data = language
     moved = output_change(model, packed(model), data)
-    near = BitsAndBytesQuantization(drift=moved * 1.01, repair="none")
+    near = BitsAndBytesQuantization(max_kl=moved * 1.01, refit="none")
     near.carry_out(StageState(model, data))
-    far = BitsAndBytesQuantization(drift=moved * 0.5, repair="none")
-    with pytest.raises(UsageError, match=r"moves answers by .* Repair the weights \(repair: gptq\)"):
+    far = BitsAndBytesQuantization(max_kl=moved * 0.5, refit="none")
+    with pytest.raises(UsageError, match=r"moves answers by .* Refit the weights \(refit: gptq\)"):
         far.carry_out(StageState(model, data))
-    repaired = BitsAndBytesQuantization(drift=moved * 0.9)
-    plan = repaired.plan(StageState(model, data))
-    assert plan.title.endswith("repaired by what flows in")
-    repaired.apply(StageState(model, data), plan)
+    refitted = BitsAndBytesQuantization(max_kl=moved * 0.9)
+    plan = refitted.plan(StageState(model, data))
+    assert plan.title.endswith("refitted by what flows in")
+    refitted.apply(StageState(model, data), plan)
 
 
 def test_without_calibration_rows_weights_are_rounded(language):
     model, _ = language
     recipe = BitsAndBytesQuantization()
     plan = recipe.plan(StageState(model, None))
-    assert "repaired" not in plan.title
+    assert "refitted" not in plan.title
     inputs = example_inputs(model)
     assert (
         difference(
@@ -256,7 +256,7 @@ def test_the_metric_says_what_a_layer_is_worth(language):
     assert difference(before, outputs_of(model, inputs)) == 0
 
 
-@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"repair": "gptq"}, {"drift": 0.1}])
+@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"refit": "gptq"}, {"max_kl": 0.1}])
 def test_without_calibration_rows_it_is_refused(told, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):

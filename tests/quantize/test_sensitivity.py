@@ -19,7 +19,7 @@ from tests.helpers import TEXTS
 def case(llama_folder, tokenizer):
     model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
-    recipe = BitsAndBytesQuantization(repair="none")
+    recipe = BitsAndBytesQuantization(refit="none")
     packed = recipe.carry_out(StageState(model, data)).model
     return model, packed, plain_linear_layers(model, recipe.modules_to_not_convert(model)), data
 

@@ -145,7 +145,7 @@ def test_a_broken_card_of_the_original_is_no_card_and_is_read_before_work(bert_f
         (original / "README.md").write_text("---\nlicense: mit\n---\n")
         return {"layers": len(model.encoder.layer)}
 
-    recipe, said = BitsAndBytesQuantization(repair="none"), []
+    recipe, said = BitsAndBytesQuantization(refit="none"), []
     with progress.listen(lambda what, done, total: said.append(what)):
         made = compress(str(original), [recipe], data=TEXTS, task="embedding", evaluate=layers)
     (warning,) = [each for each in made.report.warnings if "card of the original" in each]
@@ -348,7 +348,7 @@ def test_widths_are_rounded_for_what_follows():
     assert fitted([PRUNE])[0].multiple == 8
     assert fitted([PRUNE, DISTIL, PACK])[0].multiple == 64
     assert fitted([PRUNE], [PACK])[0].multiple == 64
-    given = StructuredPruning(keep={"ffn": 0.5}, multiple=3)
+    given = StructuredPruning(keep={"ffn": 0.5}, round_to=3)
     assert fitted([given, PACK])[0].multiple == 3
 
 

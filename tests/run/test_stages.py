@@ -20,7 +20,7 @@ from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 
 CAST = Cast()
-PACK = BitsAndBytesQuantization(repair="none")
+PACK = BitsAndBytesQuantization(refit="none")
 ORIGIN = {"another model": "a", "other data": "b"}
 
 
@@ -55,7 +55,7 @@ def runs(bert_folder, tokenizer, tmp_path):
 def test_a_changed_later_stage_keeps_the_earlier_ones_and_what_it_was_before(runs):
     runs.run(CAST, PACK)
     before = {path.name for path in runs.folder.iterdir()}
-    model, _ = runs.run(CAST, BitsAndBytesQuantization(method="fp4", repair="none"))
+    model, _ = runs.run(CAST, BitsAndBytesQuantization(method="fp4", refit="none"))
     assert "stage 1-cast: finished before, loaded" in runs.said
     assert "stage 2-quantize" in runs.said
     assert model.config.quantization_config.bnb_4bit_quant_type == "fp4"
@@ -66,7 +66,7 @@ def test_a_changed_later_stage_keeps_the_earlier_ones_and_what_it_was_before(run
 
 @pytest.mark.usefixtures("random_criterion")
 def test_what_follows_on_a_loaded_stage_is_what_follows_on_a_made_one(runs, tmp_path):
-    later = StructuredPruning(keep={"ffn": 0.5}, criterion="random", multiple=1)
+    later = StructuredPruning(keep={"ffn": 0.5}, criterion="random", round_to=1)
     whole, made = runs.run(CAST, later, resume=False)
     for path in tmp_path.glob("2-*/stage.json"):
         path.unlink()

@@ -58,7 +58,7 @@ def open_cache(
     folder = Path(cache.folder).expanduser() / name
     signals = _teacher_outputs(teacher, data, list(range(min(2, len(data.train)))), few=True)
     classes = signals["logits"].shape[-1] if "logits" in signals else 0
-    k = min(cache.k, classes)
+    k = min(cache.top_k, classes)
     note = {
         "format": 1,
         "task": data.task.name,
@@ -66,7 +66,7 @@ def open_cache(
         "tokenizer": _tokenizer_hash(data.processor),
         "teacher": _weights_hash(teacher),
         "k": k,
-        "temperature": temperature if 0 < cache.k < classes else None,
+        "temperature": temperature if 0 < cache.top_k < classes else None,
         "classes": classes,
         "rows": len(data.train),
     }

@@ -1,7 +1,7 @@
 """A teacher that is a file: outputs computed once, which later runs map into memory in place of a forward pass."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -22,8 +22,10 @@ from hf_pe.tasks import ROW, Batch, TaskData
 class Cache(Frozen):
     """Where a teacher's answers are kept, and how many of them."""
 
+    old_names: ClassVar = {"k": "top_k"}
+
     folder: str = Field("build/teacher", exclude=True, description="of the answers; of no matter to the result")
-    k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
+    top_k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
 
 
 @dataclass(frozen=True)

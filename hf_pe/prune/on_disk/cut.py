@@ -45,7 +45,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
     keep: Keep,
     *,
     norm: Literal[1, 2] = 2,
-    multiple: int = 8,
+    round_to: int = 8,
     tensor_parallel: int = 1,
     overwrite: bool = False,
     shard_size: str = "1GB",
@@ -53,7 +53,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
 ) -> Path:
     """Cut a model on disk by the magnitude of its weights, with at most one shard of the result in memory.
 
-    For models that are too large to be held. Without data nothing is repaired: where there is room, a recipe with
+    For models that are too large to be held. Without data nothing is refitted: where there is room, a recipe with
     calibration rows loses far less.
 
     Args:
@@ -61,7 +61,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
         output: folder of the result; written beside, then renamed.
         keep: axis to a share (0.7; 1.0 is all), a number of units, or (layers) the layers that stay.
         norm: L1 or L2 (Li et al. 2017, arXiv:1608.08710).
-        multiple: widths are rounded up to it.
+        round_to: widths are rounded up to it.
         tensor_parallel: devices that will share each layer: heads, and multiples of widths, divide evenly.
         overwrite: replace what `output` holds, after success.
         shard_size: of the files that are written.
@@ -82,7 +82,7 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
     tensors, used = as_in_memory(stored, meta_model(config, model_class))
     numbers = {name: value for name, value in keep.items() if not isinstance(value, Sequence)}
     spec = ModelSpec(config, model_class)
-    sizes, _ = sizes_in_turn(spec, kept_sizes(spec, numbers, multiple, tensor_parallel))
+    sizes, _ = sizes_in_turn(spec, kept_sizes(spec, numbers, round_to, tensor_parallel))
     layers = {axis.name: value for name, value in keep.items() if isinstance(value, Sequence)
               for axis in axes_named(discover(config, model_class), name)}  # fmt: skip
     check_output(Path(output), overwrite=overwrite, inputs=source.inputs())  # before all weights are read

@@ -21,5 +21,5 @@ def rescaling_warnings(spec: ModelSpec, axis: Axis) -> tuple[str, ...]:
     return (
         f"{axis.name}: {len(names)} of the model's norms run over all units ({examples}). Over the kept units alone "
         "their outputs have another scale, and this cut does not correct it. A prune recipe with calibration rows and "
-        "a repair does.",
+        "a refit does.",
     )

@@ -60,8 +60,8 @@ MIN_GAIN = 1e-3
 """Output coordinates whose gain is below this fraction of the largest are left unchanged."""
 
 
-def maps_in_order(axis: Axis) -> list[Slot]:
-    """Return the slots of the linear layers that `repair_in_order_` changes, as far as the units of `axis` go.
+def sequential_maps(axis: Axis) -> list[Slot]:
+    """Return the slots of the linear layers that `refit_sequentially_` changes, as far as the units of `axis` go.
 
     These are the layers that read the units. Left out are experts, and layers outside of blocks (a merger of patches).
     """
@@ -89,7 +89,7 @@ class _BlockPlan(NamedTuple):
 
 
 @torch.no_grad()
-def repair_in_order_(
+def refit_sequentially_(
     student: PreTrainedModel,
     teacher: PreTrainedModel,
     axis: Axis,
@@ -140,9 +140,9 @@ def repair_in_order_(
                 _refit_(student, plan.block, plan.ffn, factor, None, paused, targets)
             elif done == 1:
                 raise UsageError(
-                    f"prune.repair: in_order expects blocks that add the output of {plan.block}.{ffn} to their hidden "
+                    f"prune.refit: sequential expects blocks that add the output of {plan.block}.{ffn} to their hidden "
                     "state, at most after a norm or a factor for each coordinate; these blocks compute something else "
-                    "from it. Choose repair: least_squares."
+                    "from it. Choose refit: least_squares."
                 )
             advance("refit, block by block", done, len(plans))
 
@@ -150,13 +150,13 @@ def repair_in_order_(
 def _block_plans(
     teacher: PreTrainedModel, axis: Axis, layers: Mapping[str, Sequence[int]], heads: Sequence[Axis]
 ) -> list[_BlockPlan]:
-    """Return the linear layers to refit, block by block, from arguments of `repair_in_order_`."""
+    """Return the linear layers to refit, block by block, from arguments of `refit_sequentially_`."""
     stacks = [stack for depth in discover(teacher.config, type(teacher)).named("layers") for stack in depth.groups]
     projections: dict[tuple[str, int], list[Slot]] = {}
-    for slot in (slot for cut in heads for slot in maps_in_order(cut)):
+    for slot in (slot for cut in heads for slot in sequential_maps(cut)):
         projections.setdefault(_block_of(slot.name, stacks), []).append(slot)
     plans = []
-    for slot in maps_in_order(axis):
+    for slot in sequential_maps(axis):
         stack, number = _block_of(slot.name, stacks)
         count = len(teacher.get_submodule(stack))  # type: ignore[arg-type]
         kept = list(layers.get(stack, range(count)))

@@ -37,13 +37,13 @@ def one_or_all(keep: Mapping[str, Any]) -> str:
     )
 
 
-def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, devices: int = 1) -> AxisSizes:
+def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], round_to: int, devices: int = 1) -> AxisSizes:
     """The size of each axis that `keep` names.
 
     Args:
         spec: the model.
         keep: axis name to a share (float) or a number of units (int).
-        multiple: widths are rounded up to it.
+        round_to: widths are rounded up to it.
         devices: among which tensor-parallel serving divides heads and widths, each share a multiple.
 
     Raises:
@@ -56,7 +56,7 @@ def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], multiple: int, device
     for name in sorted(asked, key=_turn):  # what a turn takes along is no longer there at the next
         axis, value = asked[name]
         left = next(axis for axis in discover(spec.config, spec.model_class).axes if axis.name == name)
-        sizes[name] = _units(spec, left, value, multiple, devices, whole=axis.size)
+        sizes[name] = _units(spec, left, value, round_to, devices, whole=axis.size)
         spec = resized_spec(spec, {name: sizes[name]})
     return {name: sizes[name] for name in asked}
 
@@ -73,7 +73,7 @@ def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: AxisSizes) -> t
     )
 
 
-def candidate_sizes(spec: ModelSpec, name: str, multiple: int, devices: int = 1) -> list[AxisSizes]:
+def candidate_sizes(spec: ModelSpec, name: str, round_to: int, devices: int = 1) -> list[AxisSizes]:
     """All sizes that the axis `name` can have, from the whole to the least; several towers keep the same share.
 
     Raises:
@@ -81,14 +81,14 @@ def candidate_sizes(spec: ModelSpec, name: str, multiple: int, devices: int = 1)
     """
     first, *others = axes_named(discover(spec.config, spec.model_class), name)
     if first.kind.is_rounded:
-        sizes = {_rounded(size, first, multiple * devices) for size in range(1, first.size + 1)}
+        sizes = {_rounded(size, first, round_to * devices) for size in range(1, first.size + 1)}
     elif first.kind.is_depth:
         least = first.size - len(removable_layers(spec.config, spec.model_class, first))
         sizes = set(range(max(least, 1), first.size + 1))
     else:
-        sizes = set(_sayable(spec, first, multiple, devices))
+        sizes = set(_sayable(spec, first, round_to, devices))
     return [
-        {first.name: size} | {axis.name: _units(spec, axis, size / first.size, multiple, devices) for axis in others}
+        {first.name: size} | {axis.name: _units(spec, axis, size / first.size, round_to, devices) for axis in others}
         for size in sorted(sizes, reverse=True)
     ]
 
@@ -156,7 +156,7 @@ def _turn(name: str) -> int:
     return kind_of(name).cut_order
 
 
-def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: int, whole: int | None = None) -> int:
+def _units(spec: ModelSpec, axis: Axis, value: float, round_to: int, devices: int, whole: int | None = None) -> int:
     """The allowed size nearest to `value`: units, or a share of `whole` (default: of the axis as it is)."""
     whole = whole or axis.size
     count = value if isinstance(value, int) else min(max(round(whole * value), 1), axis.size)
@@ -166,8 +166,8 @@ def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: in
             f"prune.keep.{axis.name}: the model has {axis.size} units{gone}; expected 1 to {axis.size}, got {value}."
         )
     if axis.kind.is_rounded:
-        return _rounded(int(count), axis, multiple * devices)
-    able = _sayable(spec, axis, multiple, devices)
+        return _rounded(int(count), axis, round_to * devices)
+    able = _sayable(spec, axis, round_to, devices)
     if isinstance(value, int) and value not in able:
         raise UsageError(
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows {', '.join(map(str, able))}"
@@ -176,14 +176,14 @@ def _units(spec: ModelSpec, axis: Axis, value: float, multiple: int, devices: in
     return min(able, key=lambda size: (abs(size - whole * value), -size)) if count not in able else int(count)
 
 
-def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[int]:
+def _sayable(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> list[int]:
     """The sizes that the stock config takes, and `devices` can divide: Llama's wants a hidden width that the query
     heads divide.
 
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    step = math.lcm(multiple if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.size_multiple)
+    step = math.lcm(round_to if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.heads)
 
     def able(size: int) -> bool:
         try:
@@ -202,6 +202,6 @@ def _sayable(spec: ModelSpec, axis: Axis, multiple: int, devices: int) -> list[i
     return found
 
 
-def _rounded(count: int, axis: Axis, multiple: int) -> int:
-    step = math.lcm(multiple, axis.size_multiple, EXPERT_STEP if axis.in_experts else 1)
+def _rounded(count: int, axis: Axis, round_to: int) -> int:
+    step = math.lcm(round_to, axis.heads, EXPERT_STEP if axis.in_experts else 1)
     return min(-(-count // step) * step, axis.size)

@@ -53,7 +53,7 @@ class Budget(Frozen):
     def __str__(self) -> str:
         """As plans and cards say it."""
         limits = (f"{n} at most {f'{v:.0%}' if v <= 1 else f'{v:,.6g}{UNITS[n]}'}" for n, v in self.limits().items())
-        return "target: " + ", ".join(limits)
+        return "budget: " + ", ".join(limits)
 
     def limits(self) -> dict[str, float]:
         """What is bounded, and by how much."""
@@ -93,7 +93,7 @@ class Budget(Frozen):
         over = self.overrun(costs, last)
         name = max(over, key=lambda n: over[n])
         raise UsageError(
-            f"prune.target.{name}: {self.limits()[name]:g} cannot be reached along these axes; the least is "
+            f"prune.budget.{name}: {self.limits()[name]:g} cannot be reached along these axes; the least is "
             f"{costs.share(name, last):.1%} ({costs.of(name, last):,.4g}{UNITS[name]}). "
             "Name more in prune.axes, or ask for more."
         )

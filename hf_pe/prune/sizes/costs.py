@@ -63,7 +63,7 @@ class Costs:
         if key not in self._known:
             found = getattr(self, f"_{name}")(spec)
             if found is None:
-                raise UsageError(f"prune.target.{name}: it cannot be found out here; expected another target.")
+                raise UsageError(f"prune.budget.{name}: it cannot be found out here; expected another target.")
             self._known[key] = float(found)
         return self._known[key]
 

@@ -32,7 +32,7 @@ def sensitivity_curves(
         model: the original.
         data: the rows.
         candidates: one for each axis.
-        made: the model cut to a setting and repaired.
+        made: the model cut to a setting and refitted.
         cost: of a setting.
 
     Returns:
@@ -58,13 +58,13 @@ def least_loss(
     settings: Sequence[AxisSizes],
     made: Callable[[AxisSizes], PreTrainedModel],
 ) -> AxisSizes:
-    """Of some settings the one whose cut and repaired model loses least; the first of equals.
+    """Of some settings the one whose cut and refitted model loses least; the first of equals.
 
     Args:
         model: the original.
         data: the rows.
         settings: at least one.
-        made: the model cut to a setting and repaired.
+        made: the model cut to a setting and refitted.
     """
     wanted, found = task_outputs(model, data), list[float]()
     for number, setting in enumerate(settings, 1):

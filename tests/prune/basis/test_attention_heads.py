@@ -105,7 +105,7 @@ def test_heads_that_do_more_are_refused(tokenizer):
         turned(model, axis, moments)
 
 
-@pytest.mark.parametrize("criterion", ["obs", "surgeon", "magnitude_l2"])
+@pytest.mark.parametrize("criterion", ["obs", "obs_kfac", "magnitude_l2"])
 def test_a_narrower_bert_by_recipe_is_stock(criterion, tokenizer, tmp_path):
     config = AutoConfig.for_model(
         "bert", hidden_size=64, num_attention_heads=4, intermediate_size=96, num_hidden_layers=2, vocab_size=200

@@ -73,7 +73,7 @@ def test_untying_gives_the_head_its_own_weights(llama_folder):
 
 def test_a_target_cannot_foresee_what_untying_adds(llama_folder):
     config = AutoConfig.from_pretrained(llama_folder)
-    recipe = StructuredPruning(target={"parameters": 0.8}, axes=("ffn", "hidden"), hidden="rotation")
+    recipe = StructuredPruning(budget={"parameters": 0.8}, axes=("ffn", "hidden"), hidden="rotation")
     with pytest.raises(UsageError, match=r"rotation unties.*hidden: selection"):
         recipe.dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
 
@@ -116,7 +116,7 @@ def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data)
-    recipe = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, hidden=hidden, repair="in_order")
+    recipe = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, hidden=hidden, refit="sequential")
     outline, after = recipe.dry_run(ModelSpec(config=model.config, model_class=type(model)))
     plan = recipe.plan(StageState(model, data))
     assert [s.axis for s in plan.sizes] == ["ffn", "hidden"]
@@ -127,6 +127,6 @@ def test_cut_by_recipe_and_loaded_as_stock(hidden, tokenizer, llama_folder, tmp_
     again = LlamaForCausalLM.from_pretrained(tmp_path)
     inputs = example_inputs(small)
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
-    careless = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, criterion="random", repair="none")
+    careless = StructuredPruning(keep={"hidden": 0.75, "ffn": 0.75}, criterion="random", refit="none")
     rough = careless.carry_out(StageState(model, data)).model
     assert evaluate_task(small, data).scores()["perplexity"] < evaluate_task(rough, data).scores()["perplexity"]

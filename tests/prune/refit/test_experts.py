@@ -15,7 +15,7 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
 from hf_pe.prune.refit.experts import correct_
-from hf_pe.prune.refit.sequential import maps_in_order
+from hf_pe.prune.refit.sequential import sequential_maps
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, model_inputs
 from tests.helpers import TEXTS, assert_same_block_by_block
@@ -84,18 +84,18 @@ def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
     (axis,) = discover(model.config, type(model)).named("expert_ffn")
     assert len(axis.groups) == 12 and axis.size == 24
     found = {}
-    for repair in ("none", "least_squares"):
-        recipe = StructuredPruning(keep={"expert_ffn": 16}, repair=repair)
+    for refit in ("none", "least_squares"):
+        recipe = StructuredPruning(keep={"expert_ffn": 16}, refit=refit)
         plan = recipe.plan(StageState(model, data))
-        found[repair] = recipe.apply(StageState(model, data), plan).model
+        found[refit] = recipe.apply(StageState(model, data), plan).model
     chosen = plan.kept["expert_ffn"]
     assert len({tuple(units) for units in chosen.values()}) > 6
     small = found["least_squares"]
     assert small.config.intermediate_size == 16 and small.num_parameters() == plan.parameters
     batch = next(iter(data.batches(data.calibration)))
     wanted, *made = (outputs_of(m, model_inputs(batch))[0] for m in (model, found["none"], small))
-    plain, repaired = ((m - wanted).norm() / wanted.norm() for m in made)
-    assert repaired < 0.9 * plain
+    plain, refitted = ((m - wanted).norm() / wanted.norm() for m in made)
+    assert refitted < 0.9 * plain
     small.save_pretrained(tmp_path)
     inputs = example_inputs(small)
     again = MixtralForCausalLM.from_pretrained(tmp_path)
@@ -129,7 +129,7 @@ def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
 def test_experts_that_are_left_make_up_for_those_that_went(work):
     model, data = work
     (axis,) = discover(model.config, type(model)).named("experts")
-    recipe = StructuredPruning(keep={"experts": 3}, repair="none")
+    recipe = StructuredPruning(keep={"experts": 3}, refit="none")
     plan = recipe.plan(StageState(model, data))
     plain = recipe.apply(StageState(model, data), plan).model
     corrected = copy.deepcopy(plain)
@@ -138,7 +138,7 @@ def test_experts_that_are_left_make_up_for_those_that_went(work):
     router = [name for name in plain.state_dict() if "mlp.gate" in name]
     assert all(torch.equal(plain.state_dict()[n], corrected.state_dict()[n]) for n in router)
     assert gap(corrected, model, data) < gap(plain, model, data)
-    again = recipe.model_copy(update={"repair": "least_squares"}).apply(StageState(model, data), plan).model
+    again = recipe.model_copy(update={"refit": "least_squares"}).apply(StageState(model, data), plan).model
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, corrected.state_dict()[name])
 
@@ -168,9 +168,9 @@ def test_what_cannot_work_inside_experts_is_refused_before_any_work(work):
     spec = ModelSpec(config=model.config, model_class=type(model))
     with pytest.raises(UsageError, match="taylor needs gradients inside the experts"):
         StructuredPruning(keep={"expert_ffn": 16}, criterion="taylor").dry_run(spec)
-    with pytest.raises(UsageError, match="in_order moves the output of each FFN"):
-        StructuredPruning(keep={"expert_ffn": 16}, repair="in_order").dry_run(spec)
-    odd = StructuredPruning(keep={"expert_ffn": 10}, multiple=2).dry_run(spec)[0]
+    with pytest.raises(UsageError, match="sequential moves the output of each FFN"):
+        StructuredPruning(keep={"expert_ffn": 16}, refit="sequential").dry_run(spec)
+    odd = StructuredPruning(keep={"expert_ffn": 10}, round_to=2).dry_run(spec)[0]
     assert odd.sizes[0].after == 16
 
 
@@ -179,7 +179,7 @@ def test_experts_and_plain_layers_under_one_field_are_told_apart():
     config = AutoConfig.for_model("jamba")
     spec = ModelSpec(config=config, model_class=AutoModelForCausalLM._model_mapping[type(config)])
     (axis,) = discover(config, spec.model_class).named("ffn")
-    assert axis.in_experts and {slot.entry is None for slot in maps_in_order(axis)} == {True}
+    assert axis.in_experts and {slot.entry is None for slot in sequential_maps(axis)} == {True}
     with pytest.raises(UsageError, match="fisher needs gradients inside the experts"):
         StructuredPruning(keep={"ffn": 0.5}, criterion="fisher").dry_run(spec)
-    StructuredPruning(keep={"ffn": 0.5}, repair="in_order").dry_run(spec)
+    StructuredPruning(keep={"ffn": 0.5}, refit="sequential").dry_run(spec)

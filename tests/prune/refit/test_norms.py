@@ -46,10 +46,10 @@ def test_norms_over_cut_units_are_said(kind, axis, count):
 def test_a_plan_without_repair_warns_and_one_with_repair_does_not():
     model = model_of("bitnet")
     spec = ModelSpec(model.config, type(model))
-    recipes = [StructuredPruning(keep={"ffn": 0.5}, repair=repair) for repair in ("none", "least_squares")]
-    without, repaired = (recipe.dry_run(spec)[0].warnings for recipe in recipes)
+    recipes = [StructuredPruning(keep={"ffn": 0.5}, refit=refit) for refit in ("none", "least_squares")]
+    without, refitted = (recipe.dry_run(spec)[0].warnings for recipe in recipes)
     assert "ffn: 2 of the model's norms run over all units (model.layers.0.mlp.ffn_sub_norm, ...)" in without[0]
-    assert not repaired
+    assert not refitted
 
 
 def test_a_cut_on_disk_warns(tmp_path):

@@ -23,7 +23,7 @@ from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.refit.sequential import maps_in_order, repair_in_order_
+from hf_pe.prune.refit.sequential import refit_sequentially_, sequential_maps
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, Embedding, Seq2Seq, model_inputs
 from tests.helpers import TEXTS, small
@@ -42,7 +42,7 @@ def error(student, teacher, data):
 
 @pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
 def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, llama_folder, tokenizer):
-    found = {"least_squares": 0.0, "in_order": 0.0}
+    found = {"least_squares": 0.0, "sequential": 0.0}
     for seed in range(3):
         if kind == "post-norm":
             model = BertModel.from_pretrained(bert_folder)
@@ -50,10 +50,10 @@ def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, 
             torch.manual_seed(seed)
             model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder))
         data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)
-        for repair in found:
-            recipe = StructuredPruning(keep={"layers": 2, "ffn": 0.5}, repair=repair)
-            found[repair] += error(recipe.carry_out(StageState(model, data)).model, model, data)
-    assert found["in_order"] < 0.9 * found["least_squares"]
+        for refit in found:
+            recipe = StructuredPruning(keep={"layers": 2, "ffn": 0.5}, refit=refit)
+            found[refit] += error(recipe.carry_out(StageState(model, data)).model, model, data)
+    assert found["sequential"] < 0.9 * found["least_squares"]
 
 
 def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
@@ -61,7 +61,7 @@ def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
     data = ready(Embedding(), model, tokenizer)
     student = copy.deepcopy(model)
     axis = discover(model.config, BertModel).named("ffn")[0]
-    repair_in_order_(student, model, axis, {}, data)
+    refit_sequentially_(student, model, axis, {}, data)
     before = model.state_dict()
     assert all(torch.allclose(before[k], v, atol=1e-4) for k, v in student.state_dict().items())
 
@@ -96,12 +96,12 @@ def test_maps_that_were_spoiled_come_back(kind, tokenizer, images):
     student = copy.deepcopy(teacher)
     anatomy = discover(student.config, type(student))
     axes, heads = anatomy.named("ffn"), anatomy.named("kv_groups")
-    spoiled = {slot.name for axis in (*axes, *heads) for slot in maps_in_order(axis)}
+    spoiled = {slot.name for axis in (*axes, *heads) for slot in sequential_maps(axis)}
     for weight in map(student.get_parameter, spoiled):
         weight.data += 0.3 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     before = error(student, teacher, data)
     for axis in axes:
-        repair_in_order_(student, teacher, axis, {}, data, heads)
+        refit_sequentially_(student, teacher, axis, {}, data, heads)
     assert error(student, teacher, data) < 0.3 * before
 
 
@@ -109,7 +109,7 @@ def test_a_block_that_does_something_else_with_what_the_ffn_gives_is_refused(tok
     model = small("gemma4_text")  # gates by token come after the FFN
     data = ready(Embedding(), model, tokenizer)
     with pytest.raises(UsageError, match=r"blocks that add the output of .* least_squares"):
-        repair_in_order_(model, model, discover(model.config, type(model)).named("ffn")[0], {}, data)
+        refit_sequentially_(model, model, discover(model.config, type(model)).named("ffn")[0], {}, data)
 
 
 def test_a_tower_that_the_data_do_not_reach_stays(tokenizer):
@@ -122,7 +122,7 @@ def test_a_tower_that_the_data_do_not_reach_stays(tokenizer):
             parameter += 0.1
     before = copy.deepcopy(student.state_dict())
     for axis in axes:
-        repair_in_order_(student, model, axis, {}, data)
+        refit_sequentially_(student, model, axis, {}, data)
     moved = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
     assert moved
     assert not any("vision" in name for name in moved)
@@ -134,8 +134,8 @@ def test_a_block_that_stands_for_many_stays(tokenizer):
     recipe = StructuredPruning(keep={"ffn": 0.5})
     plan = recipe.plan(StageState(model, data))
     once, found = (
-        recipe.model_copy(update={"repair": repair}).apply(StageState(model, data), plan).model.state_dict()
-        for repair in ("least_squares", "in_order")
+        recipe.model_copy(update={"refit": refit}).apply(StageState(model, data), plan).model.state_dict()
+        for refit in ("least_squares", "sequential")
     )
     assert all(torch.equal(once[name], weight) for name, weight in found.items())
 
@@ -162,7 +162,7 @@ def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokeni
         aims, errors = before_the_ffn(copy.deepcopy(model), data), []
         for heads in anatomy.named("kv_groups"), ():
             student = copy.deepcopy(cut)
-            repair_in_order_(student, model, anatomy.named("ffn")[0], {}, data, heads)
+            refit_sequentially_(student, model, anatomy.named("ffn")[0], {}, data, heads)
             pairs = zip(before_the_ffn(student, data), aims, strict=True)
             errors.append([float(((a - b).square().sum(1) / b.square().sum(1)).mean()) for a, b in pairs])
         moved, left = errors
@@ -181,7 +181,7 @@ def test_only_the_attention_right_before_the_ffn_moves(tokenizer):
     recipe = StructuredPruning(keep={"heads": 0.5})
     plan = recipe.plan(StageState(model, data))
     once = recipe.apply(StageState(model, data), plan).model.state_dict()
-    found = recipe.model_copy(update={"repair": "in_order"}).apply(StageState(model, data), plan).model.state_dict()
+    found = recipe.model_copy(update={"refit": "sequential"}).apply(StageState(model, data), plan).model.state_dict()
     moved = {name for name, weight in found.items() if not torch.equal(weight, once[name])}
     blocks = [f"{stack}.block.{i}.layer.{n}" for stack, n in (("encoder", 0), ("decoder", 1)) for i in range(2)]
     outputs = [f"{b}.{'SelfAttention' if b.startswith('encoder') else 'EncDecAttention'}.o.weight" for b in blocks]
@@ -195,7 +195,7 @@ def test_blocks_that_flatten_batch_and_tokens(tokenizer):
     model = OPTModel(config).eval()
     data = ready(Embedding(), model, tokenizer)
     found = {}
-    for repair in ("none", "in_order"):
-        recipe = StructuredPruning(keep={"ffn": 0.5}, repair=repair)
-        found[repair] = error(recipe.carry_out(StageState(model, data)).model, model, data)
-    assert found["in_order"] < found["none"]
+    for refit in ("none", "sequential"):
+        recipe = StructuredPruning(keep={"ffn": 0.5}, refit=refit)
+        found[refit] = error(recipe.carry_out(StageState(model, data)).model, model, data)
+    assert found["sequential"] < found["none"]

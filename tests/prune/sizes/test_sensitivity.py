@@ -88,7 +88,7 @@ def test_an_embeddings_width_is_an_axis_among_others(bert_folder, tokenizer):
     """Narrower embeddings are compared by what they say of pairs."""
     model = BertModel.from_pretrained(bert_folder).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
-    recipe = StructuredPruning(target={"parameters": 0.7}, axes=("ffn", "hidden"))
+    recipe = StructuredPruning(budget={"parameters": 0.7}, axes=("ffn", "hidden"))
     plan = recipe.plan(StageState(model, data))
     small = recipe.apply(StageState(model, data), plan).model
     assert parameters(small).without_embeddings <= 0.7 * parameters(model).without_embeddings

@@ -8,7 +8,7 @@ from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.quantize import BitsAndBytesQuantization
-from hf_pe.quantize.repair import repair_
+from hf_pe.quantize.refit import refit_
 from hf_pe.quantizers.layers import plain_linear_layers
 from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
@@ -45,10 +45,10 @@ def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_pa
     model, data = case
     wanted = task_outputs(model, data, by_token=True)
     lost = {}
-    for repair in ("none", "gptq"):
-        recipe = BitsAndBytesQuantization(repair=repair, **settings)
+    for refit in ("none", "gptq"):
+        recipe = BitsAndBytesQuantization(refit=refit, **settings)
         small = recipe.carry_out(StageState(model, data)).model
-        lost[repair] = distance(task_outputs(small, data, by_token=True), wanted)
+        lost[refit] = distance(task_outputs(small, data, by_token=True), wanted)
     assert 0 < lost["gptq"] < 0.7 * lost["none"]
     small.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()
@@ -59,7 +59,7 @@ def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_pa
 def test_the_given_model_stays_as_it_is(case):
     model, data = case
     before = {name: p.clone() for name, p in model.named_parameters()}
-    recipe = BitsAndBytesQuantization(repair="gptq")
+    recipe = BitsAndBytesQuantization(refit="gptq")
     recipe.carry_out(StageState(model, data))
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -68,11 +68,11 @@ def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
     """A decoder that is given no encoder's states never runs its attention to them."""
     model = randomize_weights_(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
-    recipe = BitsAndBytesQuantization(repair="none")
+    recipe = BitsAndBytesQuantization(refit="none")
     small = recipe.carry_out(StageState(model, data)).model
     names = plain_linear_layers(model, recipe.modules_to_not_convert(model))
     before = {name: dequantized_weight(small.get_submodule(name)).clone() for name in names}
-    left = repair_(small, model, names, data, recipe.quantizer)
+    left = refit_(small, model, names, data, recipe.quantizer)
     assert left == [name for name in names if "crossattention" in name] and left
     for name in names:
         assert torch.equal(dequantized_weight(small.get_submodule(name)), before[name]) == (name in left)

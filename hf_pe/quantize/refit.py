@@ -1,11 +1,11 @@
-"""Repair of quantized weights, without training: the quantizer's own tensors, with better codes in them."""
+"""Refit of quantized weights, without training: the quantizer's own tensors, with better codes in them."""
 
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.quantize.grid import repaired
+from hf_pe.quantize.grid import refitted
 from hf_pe.quantize.inputs import inputs_of
 from hf_pe.quantizers.base import Quantizer, Stored
 from hf_pe.quantizers.layers import plain_weight
@@ -14,10 +14,10 @@ from hf_pe.tasks import TaskData
 
 
 @torch.no_grad()
-def repair_(
+def refit_(
     quantized: PreTrainedModel, model: PreTrainedModel, names: Sequence[str], data: TaskData, quantizer: Quantizer
 ) -> list[str]:
-    """Choose codes and scales of quantized layers by what flows into them; see `hf_pe.quantize.grid.repaired`.
+    """Choose codes and scales of quantized layers by what flows into them; see `hf_pe.quantize.grid.refitted`.
 
     Args:
         quantized: changed in place; loads as before, anywhere.
@@ -41,6 +41,6 @@ def repair_(
 
 def _encode_(quantizer: Quantizer, module: torch.nn.Module, weight: torch.Tensor, sums: Moments) -> None:
     def encode(levels: torch.Tensor, stored: Stored) -> torch.Tensor:
-        return repaired(weight.float(), sums.gram, levels, stored, quantizer.block)[0]
+        return refitted(weight.float(), sums.gram, levels, stored, quantizer.block)[0]
 
     quantizer.encode_(module, encode)
