@@ -40,11 +40,11 @@ class Frozen(BaseModel):
 
     Example:
         >>> class Cut(Frozen):
-        ...     old_names = {"repair": "refit"}
-        ...     old_values = {"refit": {"in_order": "sequential"}}
+        ...     old_names = {"refit": "refit"}
+        ...     old_values = {"refit": {"sequential": "sequential"}}
         ...     refit: str = "none"
         >>> with warnings.catch_warnings(action="ignore"):
-        ...     Cut(repair="in_order")
+        ...     Cut(refit="sequential")
         Cut(refit='sequential')
     """
 
@@ -56,10 +56,10 @@ class Frozen(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _read_old_spellings(cls, content: Any) -> Any:
+    def _read_old_spellings(cls, content: object) -> object:
         if not isinstance(content, dict):
             return content
-        new: dict[Any, Any] = {}
+        new: dict[str, object] = {}
         for key, value in content.items():
             name = cls.old_names.get(key, key)
             if name != key and name in content:
@@ -71,7 +71,7 @@ class Frozen(BaseModel):
         return new
 
     @classmethod
-    def _warn_of_old(cls, old: str, name: str, value: Any) -> None:
+    def _warn_of_old(cls, old: str, name: str, value: object) -> None:
         where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__
         new = f"{name}: {value}" if isinstance(value, str) else name
         warnings.warn(

@@ -76,7 +76,7 @@ def test_old_spellings_are_read_with_a_warning_that_names_the_new_one(recipe, ol
 
 
 def test_a_key_by_its_old_and_its_new_name_is_refused():
-    with pytest.raises(ValidationError, match="'repair' is the old name of 'refit', and both are given. Leave out"):
+    with pytest.raises(ValidationError, match=r"'repair' is the old name of 'refit', and both are given\. Leave out"):
         StructuredPruning.model_validate({"keep": {"ffn": 0.5}, "repair": "none", "refit": "none"})
 
 

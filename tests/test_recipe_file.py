@@ -64,8 +64,8 @@ def changed(path, value):
         (changed(["prune"], {"keep": {"ffn": 0.5}}), r"\n  prune: unknown key; expected one of format_version"),
         (changed(["data", "tran"], "x"), r"data\.tran: unknown key.*Did you mean 'train'\?"),
         (
-            changed(["recipes", 0, "target"], {"latncy": 0.5}),
-            r"recipes\.0\.target\.latncy: unknown key; expected one of parameters, flops.*Did you mean 'latency'\?",
+            changed(["recipes", 0, "budget"], {"latncy": 0.5}),
+            r"recipes\.0\.budget\.latncy: unknown key; expected one of parameters, flops.*Did you mean 'latency'\?",
         ),
         (
             changed(["recipes", 0, "criterium"], "x"),

@@ -28,7 +28,7 @@ MODULE_LINES = 300
 LARGE_MODULES = {}
 CLASS_LINES = 200
 LARGE_CLASSES = {
-    "quantize/recipe:BitsAndBytesQuantization": 202,
+    "quantize/recipe:BitsAndBytesQuantization": 203,
 }
 FUNCTION_LINES = 8
 """The median over all functions."""

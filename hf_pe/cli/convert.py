@@ -21,7 +21,7 @@ def cut(
     ],
     output: Output,
     round_to: Annotated[
-        int, typer.Option("--round-to", "--multiple", min=1, help="Round widths up to a multiple of this number.")
+        int, typer.Option("--round-to", "--round-to", min=1, help="Round widths up to a multiple of this number.")
     ] = 8,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide evenly.")

@@ -71,7 +71,7 @@ def test_training_from_a_full_cache_is_training_from_the_teacher(language, tmp_p
     _, live = train_student(learn, student, data)
     curves = {}
     for k in (64, 200):
-        cached = learn.model_copy(update={"cache": Cache(folder=str(tmp_path / str(k)), k=k)})
+        cached = learn.model_copy(update={"cache": Cache(folder=str(tmp_path / str(k)), top_k=k)})
         cached.plan(StageState(student, data))
         curves[k] = [loss for _, loss in train_student(cached, student, data)[1]]
     assert curves[200] == pytest.approx([loss for _, loss in live], rel=1e-4)
