@@ -164,7 +164,7 @@ def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
     data, teacher = ready(kind, tokenizer)
     student = randomize_weights_(copy.deepcopy(teacher), 7).eval()
     live = Distillation(steps=3, losses={"kl": 1.0, "task": 0.1}, batch_size=8)
-    cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), k=200)})
+    cached = live.model_copy(update={"cache": Cache(folder=str(tmp_path), top_k=200)})
     one, other = (train_student(recipe, student, data)[1] for recipe in (live, cached))
     assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
 
@@ -174,7 +174,7 @@ def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     data, model = ready(kind, tokenizer)
     found = {}
     for repair in ("none", None):
-        recipe = BitsAndBytesQuantization(repair=repair)
+        recipe = BitsAndBytesQuantization(refit=repair)
         found[repair] = recipe.carry_out(StageState(model, data)).model
     names = plain_linear_layers(model, BitsAndBytesQuantization().modules_to_not_convert(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32

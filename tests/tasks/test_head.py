@@ -92,7 +92,7 @@ def test_a_cache_is_the_same_in_parts(language, tmp_path, monkeypatch):
         monkeypatch.setattr("hf_pe.tasks.likelihood.LARGE", size)
         monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
         sizes = watched(data.teacher)
-        cache = open_cache(Cache(folder=str(tmp_path / name), k=8), data.teacher, data, 2.0, 1.0, "a")
+        cache = open_cache(Cache(folder=str(tmp_path / name), top_k=8), data.teacher, data, 2.0, 1.0, "a")
         rows.append(cache.signals({ROW: torch.arange(4)}, SignalRequest(data.task))["logits"])
     torch.testing.assert_close(rows[0].log_probs, rows[1].log_probs, rtol=0, atol=0.02)
     assert torch.equal(rows[0].classes, rows[1].classes)
