@@ -173,13 +173,13 @@ def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
 def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     data, model = ready(kind, tokenizer)
     found = {}
-    for repair in ("none", None):
-        recipe = BitsAndBytesQuantization(refit=repair)
-        found[repair] = recipe.carry_out(StageState(model, data)).model
+    for refit in ("none", None):
+        recipe = BitsAndBytesQuantization(refit=refit)
+        found[refit] = recipe.carry_out(StageState(model, data)).model
     names = plain_linear_layers(model, BitsAndBytesQuantization().modules_to_not_convert(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
-    plain, repaired = ([dequantized_weight(found[repair].get_submodule(n)) for n in names] for repair in ("none", None))
-    assert not any(torch.equal(a, b) for a, b in zip(plain, repaired, strict=True))
+    plain, refitted = ([dequantized_weight(found[refit].get_submodule(n)) for n in names] for refit in ("none", None))
+    assert not any(torch.equal(a, b) for a, b in zip(plain, refitted, strict=True))
     assert all(value == value for value in data.task.evaluate(found[None], data).scores().values())
 
 

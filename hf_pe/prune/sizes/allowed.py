@@ -183,7 +183,7 @@ def _sayable(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> list[i
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    step = math.lcm(round_to if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.heads)
+    step = math.lcm(round_to if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.size_multiple)
 
     def able(size: int) -> bool:
         try:
@@ -203,5 +203,5 @@ def _sayable(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> list[i
 
 
 def _rounded(count: int, axis: Axis, round_to: int) -> int:
-    step = math.lcm(round_to, axis.heads, EXPERT_STEP if axis.in_experts else 1)
+    step = math.lcm(round_to, axis.size_multiple, EXPERT_STEP if axis.in_experts else 1)
     return min(-(-count // step) * step, axis.size)
