@@ -1,4 +1,7 @@
-"""Plans: frozen data between deciding and doing. They round-trip through JSON and can be printed and edited."""
+"""Plans: frozen data that separate what a stage will do from doing it.
+
+A plan round-trips through JSON, so it can be printed, edited and carried out later.
+"""
 
 import warnings
 from collections.abc import Mapping
@@ -17,13 +20,13 @@ _OLDER = {
     "quantize": ("bitsandbytes", "precision"),
     "cast": ("half-precision", "precision"),
 }
-"""Tag and kind of change of the recipes whose plans did not state them yet."""
+"""Tag and kind of change of the recipes, for plans from versions that did not state them."""
 _RENAMED = {"form": "custom_modules", "unpacked": "modules_to_not_convert"}
-"""Keys by what plans called them before version 0.1."""
+"""The new names of keys that plans had before version 0.1."""
 
 
 def _without_example(schema: dict[str, Any]) -> None:
-    """Take the Python example of a docstring out of a JSON schema."""
+    """Remove the Python example of a docstring from a JSON schema."""
     if "description" in schema:
         schema["description"] = schema["description"].partition("\n\nExample:")[0]
 
@@ -33,20 +36,7 @@ class OldSpellingWarning(UserWarning):
 
 
 class Frozen(BaseModel):
-    """Immutable data; unknown keys are refused, and old spellings of keys and values are read with a warning.
-
-    Raises:
-        ValueError: a key is given by its old and by its new name.
-
-    Example:
-        >>> class Cut(Frozen):
-        ...     old_names = {"refit": "refit"}
-        ...     old_values = {"refit": {"sequential": "sequential"}}
-        ...     refit: str = "none"
-        >>> with warnings.catch_warnings(action="ignore"):
-        ...     Cut(refit="sequential")
-        Cut(refit='sequential')
-    """
+    """Base of immutable data; unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_example)
     old_names: ClassVar[Mapping[str, str]] = {}
@@ -82,12 +72,12 @@ class Frozen(BaseModel):
 
 
 class SizeChange(Frozen):
-    """How many units of an axis a stage leaves.
+    """The size of an axis before and after a stage.
 
     Attributes:
-        axis: its name.
-        before: units in each group.
-        after: units that are left in each group: one number, or by group where the numbers differ.
+        axis: name of the axis.
+        before: number of units in each group.
+        after: number of units that are kept in each group: one number, or one by group where they differ.
 
     Example:
         >>> SizeChange(axis="ffn", before=8, after={"layer.0": 4, "layer.1": 6}).shown
@@ -103,7 +93,7 @@ class SizeChange(Frozen):
     @field_validator("after")
     @classmethod
     def _uniform_is_one_number(cls, after: int | dict[str, int]) -> int | dict[str, int]:
-        """Return one number where all groups keep the same."""
+        """Return one number where all groups keep the same number."""
         if isinstance(after, int):
             return after
         if not after:
@@ -113,20 +103,20 @@ class SizeChange(Frozen):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The number that is left, or that of each group where they differ."""
+        """Return the number of units that are kept, or that of each group where they differ."""
         return (self.after,) if isinstance(self.after, int) else tuple(self.after.values())
 
     @property
     def shown(self) -> str:
-        """What people read: "4", or "4 to 6"."""
+        """Return the kept sizes for people to read: "4", or "4 to 6"."""
         return " to ".join(str(size) for size in dict.fromkeys((min(self.sizes), max(self.sizes))))
 
 
 class Plan(Frozen):
-    """What one stage will do.
+    """The decisions of one stage.
 
-    Sizes follow from the config alone. Kept units need weights and data: None until they are decided. Axes are cut in
-    the order of `kept`; indices count within the model as it stands when that axis has its turn.
+    Sizes follow from the config alone. Kept units need weights and data, and are None until they are decided. Axes are
+    cut in the order of `kept`; the indices of an axis count its units in the model that the cuts before it left.
     """
 
     format_version: Literal[1] = PLAN_FORMAT
@@ -140,22 +130,23 @@ class Plan(Frozen):
     parameters: int = Field(description="parameters of the model after this stage")
     parameters_without_embeddings: int
     weight_bytes: int = Field(description="bytes of all weights after this stage, scales included")
-    exact: bool = Field(description="False where a size is a target that only the weights decide")
+    exact: bool = Field(description="False where sizes are estimates, since weights and data decide them")
     modules_to_not_convert: tuple[str, ...] | None = Field(None, description="linear layers that are not quantized")
     sensitivity: dict[str, float] = Field(
-        default_factory=dict, description="by layer, what packing it alone costs; see `sensitivity` of the recipe"
+        default_factory=dict,
+        description="by layer, the KL divergence if only this layer is quantized; see `sensitivity` of the recipe",
     )
     custom_modules: CustomModules | None = Field(
-        None, description="what a stock config cannot say of the model after this stage"
+        None, description="custom modules of the model after this stage; None for a stock model"
     )
     notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = Field((), description="sentences said before work: what may make the stage worthless")
+    warnings: tuple[str, ...] = Field((), description="sentences on what may make the stage worthless, shown before it")
     references: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _read_older(cls, content: Any) -> Any:
-        """Fill in what plans did not state before version 0.1, and drop what no plan states any more."""
+        """Fill in the fields that plans did not have before version 0.1, and drop those that exist no longer."""
         if not isinstance(content, dict):
             return content
         tag, changes = _OLDER.get(str(content.get("recipe")), ("", None))

@@ -1,4 +1,4 @@
-"""What a recipe is, and what a run hands from one recipe to the next."""
+"""Define what a recipe is, and the state that a run hands from one recipe to the next."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ from hf_pe.tasks import TaskData, prepare
 
 @dataclass(frozen=True)
 class StageState:
-    """A model on its way through a run, with all that a recipe may look at or hand on.
+    """A model between two stages of a run, with everything that a recipe may use or hand on.
 
     Attributes:
-        model: in evaluation mode; a recipe never changes it but returns another.
-        task_data: tokenized rows, the processor, and the untouched original as the teacher; None where there are none.
+        model: the model, in evaluation mode. A recipe never changes it but returns a new one.
+        task_data: tokenized rows, the processor, and the unchanged original as the teacher; None without data.
         statistics: calibration results that `plan` and `apply` share.
-        losses: the training curve of the stage [(optimizer step, loss)].
-        checkpoints: folder for checkpoints of a training, which an interrupted run finds again; None: nothing is kept.
-        resume: go on from the last whole checkpoint there.
+        losses: the training curve of the stage, [(optimizer step, loss)].
+        checkpoints: folder for training checkpoints, from which an interrupted run can resume; None to keep none.
+        resume: whether training resumes from the last complete checkpoint in that folder.
     """
 
     model: PreTrainedModel
@@ -37,10 +37,10 @@ class StageState:
 
     @property
     def data(self) -> TaskData:
-        """The rows.
+        """Return the tokenized rows.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are no data.
         """
         if self.task_data is None:
             raise UsageError("This recipe needs calibration rows, and got no data. Give data.")
@@ -48,30 +48,30 @@ class StageState:
 
     @property
     def processor(self) -> Any:
-        """The tokenizer or processor that goes with the model."""
+        """Return the tokenizer or processor of the model; None without data."""
         return None if self.task_data is None else self.task_data.processor
 
     @property
     def teacher(self) -> PreTrainedModel | None:
-        """The untouched original."""
+        """Return the original model as it was before the run; None without data."""
         return None if self.task_data is None else self.task_data.teacher
 
     @property
     def spec(self) -> ModelSpec:
-        """What is known of the model without its weights."""
+        """Return the spec of the model: config, class, and bits per parameter."""
         if self.task_data is None:
             return ModelSpec(config=self.model.config, model_class=type(self.model))
         return self.task_data.spec(self.model)
 
     def with_model(self, model: PreTrainedModel, losses: Sequence[tuple[int, float]] = ()) -> "StageState":
-        """Return the state after a stage that made `model`; statistics of the model before are not handed on."""
+        """Return the state after a stage that made `model`, without the statistics of the previous model."""
         return replace(self, model=model, statistics=StatisticsCache(), losses=tuple(losses))
 
     def with_processor(self, processor: Any) -> "StageState":
-        """Return the state with another processor, by which the examples are tokenized anew, without statistics.
+        """Return the state with another processor, with the examples tokenized again and without statistics.
 
         Raises:
-            UsageError: the examples do not fit the task, or the processor not the model.
+            UsageError: the examples do not fit the task, or the processor does not fit the model.
         """
         data = prepare(self.data.task, self.data.examples, processor, self.model.config)
         return replace(self, task_data=replace(data, teacher=self.teacher), statistics=StatisticsCache())
@@ -79,12 +79,12 @@ class StageState:
 
 @dataclass(frozen=True)
 class ModelRead:
-    """A model or adapter that a recipe reads beside the one that it changes.
+    """A model or adapter that a recipe reads besides the model that it changes.
 
     Attributes:
-        what: it is, for messages: "the teacher".
+        what: the role of the model, for messages, such as "the teacher".
         name: Hub id, folder, .gguf file or package:NAME.
-        is_adapter: whether it is an adapter of PEFT without its base.
+        is_adapter: whether it is a PEFT adapter without its base model.
     """
 
     what: str
@@ -98,6 +98,8 @@ class Recipe(Frozen):
     A subclass has a field `recipe: Literal["name"] = "name"`, which is its name in recipe files, one line in
     `hf_pe.recipes.RECIPES`, and the class attributes below. The order of recipes, recipe files and their schema, the
     command line, cards and the documentation follow from these.
+
+    A stage of a run is a recipe's turn: `plan` decides, `apply` carries out.
     """
 
     recipe: str
@@ -109,9 +111,9 @@ class Recipe(Frozen):
     needs_plain_weights: ClassVar[str]
     """The reason why it cannot come after a change of precision, as a clause: "quantized weights cannot be cut"."""
     takes_custom_modules: ClassVar[bool] = True
-    """Whether it can come after a recipe that leaves modules which a stock config cannot express."""
+    """Whether it can come after a recipe whose models have custom modules, which a stock config cannot express."""
     width_multiple: ClassVar[int] = 1
-    """What widths of linear layers have to be multiples of, so that it reaches all of them."""
+    """The number that widths of linear layers have to be multiples of, so that the recipe applies to all layers."""
 
     @classmethod
     def kind(cls) -> str:
@@ -120,23 +122,23 @@ class Recipe(Frozen):
 
     @property
     def leaves_precision_changed(self) -> bool:
-        """Whether the weights afterwards are no plain ones, so that nothing can come after."""
+        """Return whether the weights are quantized or cast afterwards, so that no other recipe can follow."""
         return self.changes == "precision"
 
     def planned(self, **facts: Any) -> Plan:
         """Return a plan of this recipe.
 
         Args:
-            facts: fields of `Plan`, without those that say which recipe it is; `tag` where it depends on the settings.
+            facts: fields of `Plan` other than `recipe` and `changes`; `tag` only where it depends on the settings.
         """
         return Plan(**{"tag": self.tag, **facts}, recipe=self.recipe, changes=self.changes)
 
     def models_read(self) -> tuple[ModelRead, ...]:
-        """Return the models that it reads beside the one that it changes: a run is resumed only with the same ones."""
+        """Return the models that it reads besides the one that it changes; a run resumes only with the same ones."""
         return ()
 
     def folders_used(self) -> dict[str, Path]:
-        """Return folders that it reads or writes, by what they are: no result may be written there."""
+        """Return the folders that it reads or writes, by their roles; no result may be written there."""
         return {}
 
     def before(self, later: Sequence["Recipe"]) -> "Recipe":
@@ -152,32 +154,26 @@ class Recipe(Frozen):
         """
 
     def check(self, state: StageState) -> None:
-        """Find out what cannot work, with the original model, before the first stage begins.
+        """Check the settings against the original model and the data, before the first stage begins.
 
         Raises:
-            UsageError: something cannot work.
+            UsageError: the recipe cannot work with them.
         """
 
     @abstractmethod
     def plan(self, state: StageState) -> Plan:
-        """Decide everything, and change nothing.
+        """Return the plan with all decisions made, and leave the model unchanged.
 
         Raises:
-            UsageError: see the recipe.
+            UsageError: the recipe cannot reach what its settings ask for.
         """
 
     @abstractmethod
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Carry out the plan, which decides everything; return the state with a new model."""
+        """Carry out the plan, and return the state with a new model."""
 
     def carry_out(self, state: StageState) -> StageState:
-        """Plan and apply.
-
-        Args:
-            state: with the model to change.
-
-        Returns:
-            The state after it, with a new model.
+        """Plan and apply the recipe, and return the state with a new model.
 
         Raises:
             UsageError: see `plan` and `apply`.

@@ -1,4 +1,4 @@
-"""Recipe files: YAML that pydantic reads into the same objects Python users build."""
+"""Recipe files: YAML that pydantic reads into the same objects that Python users build."""
 
 import json
 from collections.abc import Sequence
@@ -20,18 +20,20 @@ from hf_pe.tasks import TaskName
 
 
 class RecipeFile(Frozen):
-    """What to make smaller, how, on which data, and where to write it."""
+    """A run: the model to make smaller, the recipes, the data, and where to write the result."""
 
     format_version: Literal[1] = 1
     model: str = Field(description="Hub id, folder, .gguf file, or package:NAME/inner/path")
     processor: str | None = Field(
         None,
-        description="where the tokenizer or processor is, if not beside `model`: folder, Hub id, package:NAME",
+        description="the tokenizer or processor, if it is not beside `model`: folder, Hub id, package:NAME",
     )
     base_model: str | None = Field(
-        None, description="Hub id of what `model` is a copy or a fine-tune of, for the card, where `model` is not one"
+        None,
+        description="Hub id of the model that `model` is a copy or a fine-tune of, for the card; needed only where "
+        "`model` is no Hub id",
     )
-    license: str | None = Field(None, description="of the original, where its card does not state it")
+    license: str | None = Field(None, description="licence of the original, where its card does not state it")
     task: TaskName | None = Field(None, description="default: by the model's class")
     data: DataConfig
     recipes: tuple[AnyRecipe, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
@@ -42,25 +44,29 @@ class RecipeFile(Frozen):
     output: str | None = Field(None, description="folder of the result; default: build/NAME of the recipe file")
     seed: int = 0
     dtype: Dtype | None = Field(
-        None, description="of the weights once loaded; default: as stored, bfloat16 for a quantized .gguf file"
+        None, description="dtype of the loaded weights; default: as stored, bfloat16 for a quantized .gguf file"
     )
-    trust_remote_code: bool = Field(False, description="run code that the model brings along")
+    trust_remote_code: bool = Field(False, description="run code that comes with the model")
     allow_pickle: bool = Field(False, description="load weights from pickles, which can run code")
 
     def source(self) -> Source:
-        """The model, resolved; see `checkpoints.source.resolve`."""
+        """Return where the model is; see `checkpoints.source.resolve`."""
         return resolve(
             self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code, allow_pickle=self.allow_pickle
         )
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
-    """Read a recipe file; `overrides` are "key.inner=value" with YAML values, list items by number.
+    """Read a recipe file.
+
+    Args:
+        path: the file.
+        overrides: values in place of those in the file, as "key.inner=value" in YAML; items of lists by number.
 
     Raises:
-        UsageError: the file is missing or no YAML; a key is given twice, unknown, of a wrong type or out of range; the
-            order of recipes or the name of a variant cannot work. All problems of the values are named at once, each
-            with what was expected.
+        UsageError: the file does not exist or is no YAML; a key occurs twice or does not exist; a value has a wrong
+            type or is out of range; the recipes cannot follow each other; or the name of a variant is taken. The
+            message names all wrong values, each with what was expected.
     """
     path = Path(path)
     if not path.is_file():
@@ -91,7 +97,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
 
 
 def json_schema() -> str:
-    """The JSON schema of recipe files, for editors."""
+    """Return the JSON schema of recipe files, for editors."""
     return json.dumps(RecipeFile.model_json_schema(), indent=2) + "\n"
 
 
@@ -114,14 +120,14 @@ def _override(content: dict[str, Any], text: str) -> None:
 
 
 def _explain(error: dict[str, Any]) -> str:
-    """One problem: where, what was expected, what came, the nearest right spelling."""
+    """Return a sentence on a validation error: the key, what was expected, what it is, and the nearest spelling."""
     where = ".".join(str(part) for part in error["loc"] if part not in RECIPES)
     got = repr(error.get("input"))
     if error["type"] == "extra_forbidden":
-        *holders, key = error["loc"]  # the key is what was written, also where a kind has its name
-        known = _fields_at(holders)
-        where = ".".join(str(part) for part in (*(each for each in holders if each not in RECIPES), key))
-        return f"{where}: unknown key; expected one of {', '.join(known)}.{nearest(str(key), known)}"
+        *holders, key = error["loc"]  # the key is shown as written, even if a recipe has the same name
+        fields = _fields_at(holders)
+        where = ".".join(str(part) for part in (*(holder for holder in holders if holder not in RECIPES), key))
+        return f"{where}: unknown key; expected one of {', '.join(fields)}.{nearest(str(key), fields)}"
     if error["type"] == "missing":
         return f"{where}: missing; it is needed."
     if error["type"] == "union_tag_invalid":
@@ -136,7 +142,7 @@ def _explain(error: dict[str, Any]) -> str:
 
 
 def _fields_at(location: Sequence[Any]) -> list[str]:
-    """Names of the keys allowed where an unknown one was found."""
+    """Return the keys that are allowed at a location of the recipe file."""
     holder: type[BaseModel] = RecipeFile
     for part in location:
         if part in RECIPES:

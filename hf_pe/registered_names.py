@@ -1,4 +1,4 @@
-"""Makes pydantic accept a string only where it is a name in a registry, such as a criterion in a recipe file."""
+"""Make pydantic accept a string only if it is a name in a registry, such as a criterion in a recipe file."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -12,11 +12,11 @@ from hf_pe.errors import nearest
 
 
 class RegisteredName:
-    """Validates a string against the names in a registry as they are at that moment, and lists them in the schema.
+    """Validate a string against the current names in a registry, and list these names in the schema.
 
     Args:
-        registry: whose keys are accepted.
-        replacements: by a name that was accepted in an earlier version, a sentence that says what to give instead.
+        registry: its keys are the accepted names.
+        replacements: for names of earlier versions, a sentence on what to give instead.
 
     Example:
         >>> from typing import Annotated
@@ -43,5 +43,5 @@ class RegisteredName:
         if name in self.registry:
             return name
         if name in self.replacements:
-            raise ValueError(f"'{name}' is no option any more. {self.replacements[name]}")
+            raise ValueError(f"'{name}' is not supported any more. {self.replacements[name]}")
         raise ValueError(f"expected one of {', '.join(self.registry)}; got '{name}'.{nearest(name, self.registry)}")

@@ -1,4 +1,8 @@
-"""Ridge regression from sums over tokens, the ridge chosen on what it had not seen."""
+"""Ridge regression of a change of a linear layer's output on its inputs, from sums over tokens.
+
+The sums (`Moments`) are kept apart in two folds, the even and the odd batches of the calibration data. The ridge is
+chosen by cross-validation: what is fitted on one fold is tested on the other.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -8,31 +12,34 @@ from typing import NamedTuple
 import torch
 
 FOLDS = 2
-"""Parts of the calibration data that are summed apart: what is fitted on one is tried on the other."""
+"""Parts of the calibration data that are summed apart for cross-validation."""
 PARTS = 6
-"""Strips in which a Gram matrix is made: 7/12 of the products of the whole."""
+"""Strips in which the upper triangle of a Gram matrix is computed, with 7/12 of the products of the full matrix."""
 RIDGES = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-"""Tried from the strongest on, relative to the mean diagonal of the inputs' Gram matrix."""
+"""Ridges to choose from, relative to the mean diagonal of the inputs' Gram matrix."""
 CHANGE = 0.5
-"""`by_size` of a change to a map: at 0 the few inputs that make a huge token (the first of a text) hardly change with
-what reaches them, at 1 those that hardly ever speak change too freely."""
+"""`by_size` where the weights of a trained layer change: exponent of the per-input scaling of the ridge.
+
+At 0 all inputs have the same penalty; then the few inputs with a huge variance (those of attention sinks) change hardly
+at all. At 1 inputs are standardized; then inputs that are rarely active overfit. 0.5 lies between."""
 LEAST = 1e-8
-"""No input counts as smaller than this, relative to the mean of all mean squares."""
-UNSEEN = 5
-"""One row in so many is not fitted on where it is asked how much is explained."""
-UNTRIED = 1e-2
-"""Where there is only one fold, so that nothing can be tried."""
+"""The smallest mean square that an input counts with, relative to the mean over all inputs."""
+HELD_OUT = 5
+"""`fit_rows` fits on all rows but one of this many, on which it measures the explained variance."""
+DEFAULT_RIDGE = 1e-2
+"""The ridge where there is only one fold, so that there can be no cross-validation."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over tokens of the inputs x [n] of one linear map, and of what its output should change by, y [m].
+    """Sums over tokens of the inputs x of a linear layer and of the changes y that its output should make.
 
     Attributes:
-        xx: sum of x x^T, [n, n].
-        xy: sum of x y^T, [n, m]; zero wide where nothing is asked for yet.
-        x, y: sums of x [n] and y [m].
-        count: of tokens.
+        xx: sum of x x^T. *Shape:* (n, n)
+        xy: sum of x y^T. *Shape:* (n, m), with m = 0 where y is not known yet
+        x: sum of x. *Shape:* (n,)
+        y: sum of y. *Shape:* (m,)
+        count: sum of the token weights: the number of tokens where there are none.
     """
 
     xx: torch.Tensor
@@ -43,7 +50,13 @@ class Moments:
 
     @classmethod
     def of(cls, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None) -> "Moments":
-        """From rows [tokens, n] and [tokens, m], each token counted `weight` [tokens] times."""
+        """Return the moments of rows.
+
+        Args:
+            x: *Shape:* (tokens, n)
+            y: *Shape:* (tokens, m)
+            weight: by which each token is multiplied in the sums; default: 1. *Shape:* (tokens,)
+        """
         folds = Folds()
         folds.add(0, x, y, weight)
         return folds.moments()[0]
@@ -53,22 +66,22 @@ class Moments:
             self.xx + other.xx, self.xy + other.xy, self.x + other.x, self.y + other.y, self.count + other.count
         )
 
-    def in_basis(self, turn: torch.Tensor) -> "Moments":
-        """Of T x in place of x; `turn` is T, [n, n]."""
-        return Moments(turn @ self.xx @ turn.T, turn @ self.xy, turn @ self.x, self.y, self.count)
+    def in_basis(self, basis: torch.Tensor) -> "Moments":
+        """Return the moments of T x in place of x, where `basis` is T, [n, n]."""
+        return Moments(basis @ self.xx @ basis.T, basis @ self.xy, basis @ self.x, self.y, self.count)
 
     def means(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """xx, xy, x and y over the count, in float64."""
+        """Return xx, xy, x and y, divided by the count, in float64."""
         return tuple(part.double() / self.count for part in (self.xx, self.xy, self.x, self.y))  # type: ignore[return-value]
 
     @property
     def gram(self) -> torch.Tensor:
-        """X^T X / n, [n, n]."""
+        """Return the Gram matrix xx / count, [n, n]."""
         return self.xx / self.count
 
 
 class Folds:
-    """Moments as batches come in, one for each fold: summed in place, above the diagonal alone."""
+    """Sum up moments batch by batch, for each fold apart; of xx only the upper triangle, until it is asked for."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Moments] = {}
@@ -77,7 +90,7 @@ class Folds:
     def add(
         self, number: int, x: torch.Tensor, y: torch.Tensor | None = None, weight: torch.Tensor | None = None
     ) -> None:
-        """Count the rows of batch `number`; see `Moments.of`."""
+        """Add the rows of batch `number`, which decides the fold; see `Moments.of`."""
         x = x.float()
         y = x.new_zeros(len(x), 0) if y is None else y.float()
         root = x.new_ones(len(x))
@@ -96,7 +109,7 @@ class Folds:
         self._sums[fold] = replace(sums, count=sums.count + float(root @ root))
 
     def moments(self) -> list[Moments]:
-        """Those of each fold that a batch came to; they go on growing where more is added."""
+        """Return the moments of each fold that has rows; they are views that grow when more rows are added."""
         for sums in self._sums.values():
             for start, stop in _strips(len(sums.xx)):
                 sums.xx[stop:, start:stop] = sums.xx[start:stop, stop:].T
@@ -104,26 +117,26 @@ class Folds:
 
 
 def _strips(width: int) -> Iterator[tuple[int, int]]:
-    """First row and the one behind the last of the strips of a Gram matrix."""
+    """Yield the first row of each strip of a Gram matrix, and the row after its last."""
     step = max(-(-width // PARTS), 64)
     return ((start, min(start + step, width)) for start in range(0, width, step))
 
 
 def pooled(folds: Iterable[Moments]) -> Moments:
-    """The moments over all folds."""
-    first, *others = folds
-    for other in others:
-        first = first + other
-    return first
+    """Return the sum of the moments of all folds."""
+    total, *rest = folds
+    for fold in rest:
+        total = total + fold
+    return total
 
 
 class Fit(NamedTuple):
-    """How a linear map should change.
+    """The fitted change of a linear layer.
 
     Attributes:
-        move: [inputs, outputs].
-        shift: of its bias, [outputs]; zero where it has none.
-        ridge: the one that did best on what it had not seen.
+        move: change of its weight, transposed. *Shape:* (inputs, outputs)
+        shift: change of its bias; zero where it has none. *Shape:* (outputs,)
+        ridge: the ridge that was chosen.
     """
 
     move: torch.Tensor
@@ -132,55 +145,61 @@ class Fit(NamedTuple):
 
 
 def fit(folds: Sequence[Moments], *, bias: bool, by_size: float = 0.0) -> Fit:
-    """Ridge regression of y on x, the ridge chosen by cross-validation over the folds.
+    """Fit y by a ridge regression on x, with the ridge chosen by cross-validation over the folds.
 
-    D = argmin sum ||y - D^T x||^2 + r ||S D||^2 = (X^T X + r S^2)^-1 X^T Y; with a bias both are centred and it takes
-    up the difference of the means (Hoerl and Kennard 1970). The larger ridge wins where the error no longer falls.
+        D = argmin  sum ||y - D^T x||^2 + r ||S D||^2  =  (X^T X + r S^2)^-1 X^T Y
+
+    With a bias, x and y are centred, and the bias takes up the difference of the means (Hoerl and Kennard 1970). Ridges
+    are tried from the largest on, as long as the error falls.
 
     Args:
-        folds: the moments; see `Moments`. One that no token reached says nothing and is left out.
-        bias: whether the map has one that may move.
-        by_size: p in S^2 = m^(1-p) diag(X^T X)^p, m the mean of that diagonal. At 0 all inputs are held back alike; at
-            1 each by its own mean square (standardized inputs).
+        folds: the moments of each fold; folds without tokens are left out.
+        bias: whether the layer has a bias that may change.
+        by_size: p in S^2 = m^(1-p) diag(X^T X)^p, m the mean of that diagonal. At 0 all inputs have the same penalty;
+            at 1 each has its own mean square (standardized inputs).
     """
     folds, solve = [fold for fold in folds if fold.count > 0], partial(_solve, bias=bias, by_size=by_size)
-    ridge = UNTRIED
+    ridge = DEFAULT_RIDGE
     if len(folds) > 1:
-        trials = [(_normal(pooled([f for f in folds if f is not unseen]), bias), unseen.means()) for unseen in folds]
-        best = float("inf")
+        trials = [(_normal(pooled([f for f in folds if f is not test]), bias), test.means()) for test in folds]
+        least_error = float("inf")
         for candidate in RIDGES:
-            error = sum(_error(unseen, *solve(seen, candidate)) for seen, unseen in trials)
-            if error >= best:
+            error = sum(_error(test, *solve(train, candidate)) for train, test in trials)
+            if error >= least_error:
                 break
-            best, ridge = error, candidate
+            least_error, ridge = error, candidate
     move, shift = solve(_normal(pooled(folds), bias), ridge)
     return Fit(move.float(), shift.float(), ridge)
 
 
 def fit_rows(batches: Iterable[tuple[torch.Tensor, torch.Tensor]], *, bias: bool) -> tuple[Fit, float]:
-    """Ridge regression of y [places, m] on x [places, n], batch after batch.
+    """Fit y by a ridge regression on x, batch after batch.
+
+    Args:
+        batches: pairs of x, *Shape:* (rows, n), and y, *Shape:* (rows, m).
+        bias: whether a bias is fitted as well.
 
     Returns:
-        The fit, and the share of the variance of y that it explains on rows it had not seen (one in `UNSEEN`).
+        The fit, and the fraction of the variance of y that it explains on held-out rows (one in `HELD_OUT`).
     """
     folds = Folds()
-    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    held_out: list[tuple[torch.Tensor, torch.Tensor]] = []
     for number, (x, y) in enumerate(batches):
-        unseen = torch.arange(len(x), device=x.device) % UNSEEN == UNSEEN - 1
-        folds.add(number, x[~unseen], y[~unseen])
-        held.append((x[unseen], y[unseen]))
-    how = fit(folds.moments(), bias=bias)
-    x, y = (torch.cat(parts).float() for parts in zip(*held, strict=True))
-    left = (y - x @ how.move - how.shift).square().sum() / (y - y.mean(0)).square().sum()
-    return how, 1 - float(left)
+        is_held_out = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
+        folds.add(number, x[~is_held_out], y[~is_held_out])
+        held_out.append((x[is_held_out], y[is_held_out]))
+    regression = fit(folds.moments(), bias=bias)
+    x, y = (torch.cat(parts).float() for parts in zip(*held_out, strict=True))
+    unexplained = (y - x @ regression.move - regression.shift).square().sum() / (y - y.mean(0)).square().sum()
+    return regression, 1 - float(unexplained)
 
 
 Means = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-"""Of x x^T, x y^T, x and y, in float64."""
+"""The means of x x^T, x y^T, x and y, in float64."""
 
 
 def _normal(sums: Moments, bias: bool) -> Means:
-    """The normal equations: with a bias the two products are centred."""
+    """Return the means for the normal equations; with a bias the two products are centred."""
     gram, cross, x, y = sums.means()
     return (gram - x[:, None] * x, cross - x[:, None] * y, x, y) if bias else (gram, cross, x, y)
 
@@ -189,18 +208,18 @@ def _solve(normal: Means, ridge: float, bias: bool, by_size: float) -> tuple[tor
     gram, cross, x, y = normal
     sizes, failed = gram.diagonal(), True
     level = sizes.mean().clamp_min(1e-12)
-    held = level ** (1 - by_size) * sizes.clamp_min(LEAST * float(level)) ** by_size
+    penalty = level ** (1 - by_size) * sizes.clamp_min(LEAST * float(level)) ** by_size
     while failed:  # where inputs hardly vary, rounding of the sums in float32 can outweigh a weak ridge
-        raised = gram.clone()
-        raised.diagonal().add_(ridge * held)
-        factor, info = torch.linalg.cholesky_ex(raised)
+        penalized = gram.clone()
+        penalized.diagonal().add_(ridge * penalty)
+        factor, info = torch.linalg.cholesky_ex(penalized)
         failed, ridge = bool(info), ridge * 10
     move = torch.cholesky_solve(cross, factor)
     return move, y - x @ move if bias else torch.zeros_like(y)
 
 
 def _error(means: Means, move: torch.Tensor, shift: torch.Tensor) -> float:
-    """Mean of ||y - D^T x - s||^2 over tokens, less what does not depend on D and s."""
+    """Return the mean of ||y - D^T x - s||^2 over tokens, without the terms that do not depend on D and s."""
     xx, xy, x, y = means
     value = (move * (xx @ move)).sum() - 2 * (move * xy).sum() + 2 * shift @ (x @ move - y) + shift @ shift
     return float(value)

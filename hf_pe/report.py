@@ -1,4 +1,4 @@
-"""Reports: frozen data of what was measured before and after, where and how. The card is a pure function of it."""
+"""Reports: frozen data of what was done and measured, where and how. The card is a pure function of the report."""
 
 import re
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
 
 REPORT_FORMAT: Literal[1] = 1
-WRITE_AGAIN = "Take back the file as hf-pe wrote it, or make the result again."
+WRITE_AGAIN = "Restore the file as hf-pe wrote it, or make the result again."
 PROBLEMS = 3
-"""Values that a message names."""
+"""How many wrong values a message names."""
 LICENSE_ID = re.compile(r"[\w.-]+")
 
 
@@ -30,7 +30,7 @@ def pixels_named(pixels: int | Sequence[int] | None) -> str:
 
 
 def percent(fraction: float) -> str:
-    """Return a fraction in whole percent: "12%"; "below 1%" rather than "0%" for what is there."""
+    """Return a fraction in whole percent, such as "12%"; "below 1%" for a small fraction that is not zero."""
     return "below 1%" if 0 < fraction < 0.01 else f"{fraction:.0%}"
 
 
@@ -40,7 +40,7 @@ class Latency(Frozen):
     batch: int
     length: int | None = Field(description="tokens; None for other inputs")
     threads: int
-    device: str | None = Field(None, description="that it was taken on; None in older reports")
+    device: str | None = Field(None, description="on which it was measured; None in older reports")
     dtype: str | None = Field(None, description="of the weights; None in older reports")
     rounds: int
     p50_ms: float
@@ -60,12 +60,12 @@ class Latency(Frozen):
 
     @property
     def throughput(self) -> float:
-        """Examples per second at the median."""
+        """Return the examples per second at the median latency."""
         return self.batch / self.p50_ms * 1000
 
 
 class Measurement(Frozen):
-    """What was measured of one model. None means: not measured."""
+    """The measurements of one model; None where something was not measured."""
 
     parameters: int
     parameters_without_embeddings: int
@@ -79,7 +79,7 @@ class Measurement(Frozen):
 
 
 class SliceChange(Frozen):
-    """A metric before and after on a part of the examples, with the 95 % interval of the change."""
+    """A metric on a part of the examples, before and after, with the 95 % interval of the change."""
 
     name: str
     examples: int
@@ -90,7 +90,7 @@ class SliceChange(Frozen):
 
 
 class MetricChange(Frozen):
-    """A metric before and after on the same examples; the interval is of the change, by paired bootstrap."""
+    """A metric on the same examples before and after, with the 95 % interval of the change by paired bootstrap."""
 
     metric: str
     examples: int
@@ -102,7 +102,7 @@ class MetricChange(Frozen):
 
 
 class BaseModelFacts(Frozen):
-    """Where the compressed model comes from, and what its card says that holds for its copies too."""
+    """The origin of the compressed model, and the parts of its card that apply to its copies too."""
 
     id: str = Field(description="Hub id or a name; never a path")
     compressed: str | None = Field(
@@ -110,13 +110,13 @@ class BaseModelFacts(Frozen):
     )
     revision: str | None = None
     license: str | None = None
-    licenses: tuple[str, ...] = Field((), description="each of them, where its card states several")
+    licenses: tuple[str, ...] = Field((), description="each licence, where its card states several")
     license_name: str | None = None
     license_link: str | None = None
     language: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-    intended_use: str | None = Field(None, description="that section of its card, Markdown")
-    limits: str | None = Field(None, description="its sections on limits, bias and risks, Markdown")
+    intended_use: str | None = Field(None, description="the section of its card on intended use, Markdown")
+    limits: str | None = Field(None, description="the sections of its card on limits, bias and risks, Markdown")
     citation: str | None = Field(None, description="BibTeX")
     model_class: str
     model_type: str
@@ -124,7 +124,7 @@ class BaseModelFacts(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _list_licenses(cls, values: Any) -> Any:
-        """Take apart the ids of several licences, which older reports state in one text."""
+        """Split the ids of several licences, which older reports state in one text."""
         if not isinstance(values, dict) or "licenses" in values:
             return values
         ids = str(values.get("license") or "").split(", ")
@@ -132,42 +132,40 @@ class BaseModelFacts(Frozen):
 
     @property
     def descent(self) -> str:
-        """What was compressed and, where that is another model, what it derives from."""
+        """Return the name of the compressed model and, where it is not `id` itself, the model that it derives from."""
         return self.id if self.compressed is None else f"{self.compressed}, which derives from {self.id}"
 
 
 class StageReport(Frozen):
-    """One recipe as it was carried out."""
+    """One stage as it was carried out."""
 
     plan: Plan
     settings: dict[str, Any]
     seconds: float
     parameters_without_embeddings: int
     weight_bytes: int
-    quality: dict[str, float] = Field(description="right after the stage")
-    losses: tuple[tuple[int, float], ...] = Field((), description="(step, loss) where it trained")
-    layer_bits: tuple[float, ...] = Field(
-        (), description="mean bits a parameter takes, layer by layer, after the stage"
-    )
+    quality: dict[str, float] = Field(description="metrics right after the stage")
+    losses: tuple[tuple[int, float], ...] = Field((), description="(optimizer step, loss) of a stage that trains")
+    layer_bits: tuple[float, ...] = Field((), description="mean bits per parameter of each layer after the stage")
 
 
 class RowCounts(Frozen):
-    """What became of the rows of all sources, those of training and evaluation together."""
+    """How many rows of all sources were read and left out, training and evaluation rows together."""
 
     read: int = 0
-    empty: int = Field(0, description="left out: a column that is used is empty")
+    empty: int = Field(0, description="left out: a column that the task uses is empty")
     duplicate: int = Field(0, description="left out: equal to another row")
     over_limit: int = Field(0, description="left out: beyond `data.limit` or `data.eval_limit`")
     overlapping: int = Field(0, description="evaluation rows whose inputs are those of a training row")
     truncated: int = Field(0, description="rows with more tokens than `data.max_length`, which were cut off")
 
     def plus(self, other: "RowCounts") -> "RowCounts":
-        """Return the sums."""
+        """Return the sums of both counts."""
         return RowCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
 
 
 class DataFacts(Frozen):
-    """What was trained and evaluated on."""
+    """The data that a run trained and evaluated on."""
 
     train: tuple[str, ...]
     eval: tuple[str, ...] | None
@@ -179,7 +177,7 @@ class DataFacts(Frozen):
 
 
 class Reload(Frozen):
-    """What a fresh process (without hf_pe, unless the form is the plug-in's) saw when it loaded the folder."""
+    """The check that a fresh process loads the result; it imports hf_pe only where the model has custom modules."""
 
     status: Literal["native", "plug-in", "no"]
     reason: str = ""
@@ -188,23 +186,25 @@ class Reload(Frozen):
     max_difference: float = Field(description="largest relative difference of its outputs to those before saving")
     sha256: dict[str, str] = Field(default_factory=dict, description="of the weight files that were loaded")
     sentence_difference: float | None = Field(
-        None, description="of embeddings when SentenceTransformer opens the folder; None: it was not opened so"
+        None,
+        description="largest relative difference of the embeddings that SentenceTransformer gives for the folder; None "
+        "where it was not opened so",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _drop_snippet(cls, values: Any) -> Any:
-        """Leave out the Python lines of older reports: text of a file is never run, nor repeated as ours."""
+        """Leave out the Python lines that older reports have: text of a file is never run or copied to a card."""
         return {key: value for key, value in values.items() if key != "snippet"} if isinstance(values, dict) else values
 
 
 class Report(Frozen):
-    """Everything the card says."""
+    """The report of a run, which has all facts of the card."""
 
     format_version: Literal[1] = REPORT_FORMAT
     name: str
     folder: str | None = Field(
-        None, description="where the result lies, such as small/main, if not in a folder of its name; None on the Hub"
+        None, description="folder of the result, such as small/main, if it is not its name; None on the Hub"
     )
     task: str
     pipeline_tag: str
@@ -213,17 +213,19 @@ class Report(Frozen):
     higher_is_better: bool
     hub_metrics: dict[str, str] = Field(
         default={"spearman": "spearmanr", "f1_macro": "f1"},
-        description="the Hub's names of metrics where they are others; older reports do not state them",
+        description="the Hub's names of metrics where they differ from ours; older reports do not state them",
     )
     base: BaseModelFacts
     stages: tuple[StageReport, ...]
     before: Measurement
     after: Measurement
     reload: Reload | None = None
-    changes: tuple[MetricChange, ...] = Field((), description="empty where the user's own function measured")
-    variants: dict[str, Measurement] = Field(default_factory=dict, description="all results of the run, this one too")
+    changes: tuple[MetricChange, ...] = Field((), description="empty where a function of the user measured quality")
+    variants: dict[str, Measurement] = Field(
+        default_factory=dict, description="measurements of all results of the run, this one included"
+    )
     data: DataFacts
-    warnings: tuple[str, ...] = Field((), description="what was said before work and bears on the result: sentences")
+    warnings: tuple[str, ...] = Field((), description="sentences shown before the run that matter for the result")
     unread_parts: tuple[str, ...] = Field(
         (), description="parts of the original's files that its class does not read, such as another task's head"
     )
@@ -234,7 +236,7 @@ class Report(Frozen):
     command: str
     date: str
     files: dict[str, str] = Field(
-        default_factory=dict, description="SHA-256 of every file of the result but report.json; none in older reports"
+        default_factory=dict, description="SHA-256 of all files of the result except report.json; empty in older ones"
     )
     seal: str | None = Field(
         None, description="SHA-256 of all other fields, see `hf_pe.hub.seal`; None in older reports"
@@ -242,19 +244,19 @@ class Report(Frozen):
 
     @property
     def loading(self) -> Loading:
-        """How the result is loaded: as its reload check states, in older reports by its task."""
+        """Return how the result is loaded: as its reload check states; in older reports, by its task."""
         stated = self.reload.loading if self.reload else None
         plugin = self.reload is not None and self.reload.status == "plug-in"
         return stated or loading_of_task(self.pipeline_tag, plugin=plugin)
 
     @property
     def loading_lines(self) -> str:
-        """The Python lines that load the result, for its card."""
+        """Return the Python lines that load the result, for its card."""
         return self.loading.lines(self.folder or self.name)
 
     @property
     def sentence_call(self) -> str:
-        """The call that opens the result with sentence-transformers, for its card."""
+        """Return the call that opens the result with sentence-transformers, for its card."""
         return f"SentenceTransformer({self.loading.arguments(self.folder or self.name)})"
 
 
@@ -267,22 +269,22 @@ def read_report(folder: str | Path) -> Report:
     """Read `report.json` of a result folder.
 
     Raises:
-        UsageError: there is none, it has another format, or is a link out of the folder.
+        UsageError: the file does not exist, has another format, or is a link to a file outside of the folder.
     """
     path = require_own(Path(folder), Path(folder) / "report.json")
     if not path.is_file():
         raise UsageError(f"{folder} has no report.json: expected a folder that hf-pe wrote.")
-    found = read_object(path, WRITE_AGAIN)
-    if found.get("format_version") != REPORT_FORMAT:
-        raise UsageError(f"{path}: expected format_version {REPORT_FORMAT}, got {found.get('format_version')!r:.80}.")
+    content = read_object(path, WRITE_AGAIN)
+    if content.get("format_version") != REPORT_FORMAT:
+        raise UsageError(f"{path}: expected format_version {REPORT_FORMAT}, got {content.get('format_version')!r:.80}.")
     try:
-        return Report.model_validate(found)
+        return Report.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path} is not a report: {first_problems(error)}. {WRITE_AGAIN}") from error
 
 
 def first_problems(error: ValidationError) -> str:
-    """Return in one line what is wrong with the first values that do not fit: where, and what was expected."""
-    problems = [f"{'.'.join(map(str, each['loc'])) or 'all'}: {each['msg']}" for each in error.errors()]
+    """Return one line that names the first wrong values, and what was expected in their place."""
+    problems = [f"{'.'.join(map(str, entry['loc'])) or 'all'}: {entry['msg']}" for entry in error.errors()]
     more = f" and {len(problems) - PROBLEMS} more" if len(problems) > PROBLEMS else ""
     return "; ".join(problems[:PROBLEMS]) + more

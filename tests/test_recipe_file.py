@@ -78,11 +78,11 @@ def changed(path, value):
         (changed(["recipes", 0], {"keep": {}}), "expected a 'recipe:' key"),
         (
             changed(["recipes", 0, "keep", "ffn"], 1.5),
-            r"recipes\.0\.keep\.ffn: expected a share above 0 and up to 1.0.*got 1.5",
+            r"recipes\.0\.keep\.ffn: expected a fraction above 0 and up to 1.0.*got 1.5",
         ),
         (
             changed(["recipes", 0, "keep", "ffn"], "half"),
-            r"recipes\.0\.keep\.ffn: expected a share.*got 'half'",
+            r"recipes\.0\.keep\.ffn: expected a fraction.*got 'half'",
         ),
         (
             changed(["recipes", 0, "criterion"], "magnitud"),

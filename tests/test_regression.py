@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_pe.regression import UNTRIED, Folds, Moments, fit, pooled
+from hf_pe.regression import DEFAULT_RIDGE, Folds, Moments, fit, pooled
 
 
 def test_folds_add_up():
@@ -85,7 +85,7 @@ def test_an_input_that_seldom_speaks_is_held_back_less_by_its_size():
 
 def test_one_fold_alone_takes_the_standing_ridge():
     inputs, weight = torch.randn(500, 6), torch.randn(4, 6)
-    assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == UNTRIED
+    assert fit([Moments.of(inputs, inputs @ weight.T)], bias=True).ridge == DEFAULT_RIDGE
 
 
 def test_a_fold_that_no_token_reached_changes_nothing():

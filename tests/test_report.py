@@ -24,7 +24,10 @@ def test_one_thread_is_one():
         ('{"format_version": 1, "name": "\\ud800"}', "half a character"),
         ("{}", "expected format_version 1, got None"),
         (json.dumps({"format_version": 2}), "expected format_version 1, got 2"),
-        (json.dumps({"format_version": 1}), r"is not a report: name: Field required; .* and \d+ more\. Take back"),
+        (
+            json.dumps({"format_version": 1}),
+            r"is not a report: name: Field required; .* and \d+ more\. Restore the file",
+        ),
     ],
 )
 def test_what_is_no_report_says_so(tmp_path, content, message):

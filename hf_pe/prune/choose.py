@@ -1,4 +1,4 @@
-"""Chooses the units that are kept: layers by a depth order, experts by what a router sends them, the rest by score."""
+"""Choose the units to keep: layers by a depth order, experts by their tokens' gates, all other units by a criterion."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,12 +24,12 @@ from hf_pe.regression import Moments
 
 @dataclass(frozen=True)
 class ChoiceSettings:
-    """What a prune recipe states of how units are chosen.
+    """The settings of a prune recipe that decide which units are kept.
 
     Attributes:
         criterion: name of an entry of `CRITERIA`.
-        depth: how layers are ordered.
-        rotates: the residual stream is rotated before it is cut, so that its first coordinates matter most.
+        depth: how layers are ordered: by block influence, or greedily.
+        rotates: whether the residual stream is rotated before it is cut, so that its first coordinates matter most.
     """
 
     criterion: str
@@ -41,7 +41,7 @@ def choose(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -
     """Return the indices of `size` kept units for each group of an axis, rising.
 
     Raises:
-        UsageError: so few layers cannot be reached, or no calibration row reaches the units.
+        UsageError: more layers than that have to stay, or no calibration row reaches the units.
     """
     return CHOICES[axis.kind.choice](settings, state, axis, size)
 
@@ -49,23 +49,23 @@ def choose(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -
 def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     free = removable(state.spec, axis, size)
     if settings.depth == "greedy":
-        known = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
-        gone = greedy_depth_order(state.model, axis, free, axis.size - size, state.data, known)[: axis.size - size]
+        order = state.statistics.get(state.model, StatisticsKey[list[int]]("greedy depth order", axis.name), list)
+        removed = greedy_depth_order(state.model, axis, free, axis.size - size, state.data, order)[: axis.size - size]
     else:
         influence = block_influence(state.model, axis, state.data)
-        gone = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
-    return {stack: [i for i in range(axis.size) if i not in gone] for stack in axis.groups}
+        removed = sorted(free, key=lambda layer: influence[layer])[: axis.size - size]
+    return {stack: [i for i in range(axis.size) if i not in removed] for stack in axis.groups}
 
 
 def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     tokens = routed(state.model, axis, state.data)
-    saliency = {g: torch.stack([reap(*seen) for seen in experts]) for g, experts in tokens.items()}
-    return {g: axis.top_units(g, saliency.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+    scores = {g: torch.stack([reap(gates, norms) for gates, norms in experts]) for g, experts in tokens.items()}
+    return {g: axis.largest(g, scores.get(g, torch.rand(axis.size)), size) for g in axis.groups}
 
 
 def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     model, data, criterion = state.model, state.data, CRITERIA[settings.criterion]
-    kept = {group: axis.first_units(group, size) for group in _sorted_by_turning(settings, axis)}
+    kept = {group: axis.first(group, size) for group in _sorted_groups(settings, axis)}
     groups = [group for group in axis.groups if group not in kept]
     if not groups:
         return kept
@@ -81,21 +81,21 @@ def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size:
             scores = criterion.score(unit_statistics(tensors, axis, group, size, moments, gradients))
             kept[group] = axis.top_units(group, scores, size)
 
-    weighted, seen = "weighted activations" in criterion.needs, set[str]()
+    weighted, reached = "weighted activations" in criterion.needs, set[str]()
     if not weighted and "activations" not in criterion.needs:
         choose(groups, None)
         return kept
     group_of = {slot.key: slot.group for slot in axis.slots if slot.consumes}
     for moments in moments_of(state, axis, weighted=weighted):
-        seen.update(moments)
+        reached.update(moments)
         choose(dict.fromkeys(g for key in moments if (g := group_of[key]) in groups), moments)
-    require_reached(seen, axis)
+    require_reached(reached, axis)
     choose([group for group in groups if group not in kept], {})  # experts that no token reached
     return {group: kept[group] for group in axis.groups}
 
 
-def _sorted_by_turning(settings: ChoiceSettings, axis: Axis) -> list[str]:
-    """The groups whose units come in another basis before the cut, the most important first."""
+def _sorted_groups(settings: ChoiceSettings, axis: Axis) -> list[str]:
+    """Return the groups whose units a change of basis sorts before the cut, the most important first."""
     if not axis.kind.is_residual:
         return []
     inside = [group for group in axis.groups if group != EVERYWHERE and axis.narrows_heads]
@@ -107,4 +107,4 @@ CHOICES: dict[Choice, Callable[[ChoiceSettings, StageState, Axis, int], dict[str
     "depth": _choose_layers,
     "routing": _choose_experts,
 }
-"""By the name that the record of a kind of axis gives (`hf_pe.anatomy.AxisKind.choice`)."""
+"""How units are chosen, by the name that the kind of an axis states (`hf_pe.anatomy.AxisKind.choice`)."""

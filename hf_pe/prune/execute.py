@@ -1,4 +1,4 @@
-"""Carries out a pruning plan: cuts axis by axis, and corrects the weights that are left."""
+"""Carry out a pruning plan: cut axis by axis, and refit the weights that remain."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -25,12 +25,12 @@ from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 @dataclass(frozen=True)
 class Execution:
-    """How a plan is carried out.
+    """The settings of a prune recipe that decide how a plan is carried out.
 
     Attributes:
-        refits: whether what reads removed units is refitted to its original output.
-        sequential: whether the blocks are refitted in order after that, each to the original's hidden state.
-        rotates: whether hidden width goes by a rotation of the residual stream.
+        refits: whether linear layers that read removed units are refitted to their original output.
+        sequential: whether the blocks are refitted one after the other after that, each to the original's hidden state.
+        rotates: whether the residual stream is rotated to its principal components before the hidden width is cut.
     """
 
     refits: bool
@@ -41,11 +41,11 @@ class Execution:
         """Return the state with the pruned model.
 
         Args:
-            state: with the model before.
-            plan: with kept units.
+            state: with the model to prune.
+            plan: with the kept units.
 
         Raises:
-            ValueError: the plan has no kept units, or they are not of the sizes that it states.
+            ValueError: the plan has no kept units, or their numbers are not the sizes that it states.
         """
         if plan.kept is None:
             raise ValueError("The plan has no kept units yet: make it with plan(state).")
@@ -58,7 +58,7 @@ class Execution:
         for name, kept in plan.kept.items():
             axis = axis_named(model, name)
             require_verified_cut(model.config, type(model), axis, kept)
-            if axis.kind.is_residual:  # comes last: then the blocks of the original are no measure any more
+            if axis.kind.is_residual:  # comes last: afterwards hidden states cannot be compared with the original's
                 if not narrower:
                     self._refit_in_order_(model, original, plan.kept, state.data)
                 narrower = True
@@ -70,7 +70,7 @@ class Execution:
         return state.with_model(model)
 
     def _in_other_basis(self, state: StageState, axis: Axis) -> PreTrainedModel:
-        """Return a model with the same outputs whose hidden coordinates are sorted, where that is asked for."""
+        """Return a model with the same outputs whose hidden coordinates are sorted by importance, where needed."""
         model = rotated(state.model, axis, state.data) if self.rotates else state.model
         if axis.narrows_heads:
             weighted = next(moments_of(replace(state, model=model), axis, weighted=True))
@@ -101,7 +101,7 @@ class Execution:
         """Refit the FFN of each block, and attention where heads were cut, to the original's states."""
         if not self.sequential or model is original:
             return
-        layers = {stack: left for name in kept if names_depth(name) for stack, left in kept[name].items()}
+        layers = {stack: indices for name in kept if names_depth(name) for stack, indices in kept[name].items()}
         anatomy = discover(model.config, type(model))
         heads = [axis for axis in anatomy.axes if axis.name in kept and axis.kind.is_heads]
         for axis in anatomy.named("ffn"):
@@ -109,16 +109,21 @@ class Execution:
 
 
 def require_planned(original: PreTrainedModel, config: PretrainedConfig, plan: Plan) -> None:
-    """Refuse a config that does not say the sizes of the plan.
+    """Refuse a config whose sizes differ from those of the plan.
+
+    Args:
+        original: the model before pruning.
+        config: the config after pruning.
+        plan: the plan.
 
     Raises:
         ValueError: a size differs.
     """
     before = ModelSpec(config=original.config, model_class=type(original))
-    left = final_sizes(before, replace(before, config=config), [change.axis for change in plan.sizes])
+    sizes = final_sizes(before, replace(before, config=config), [change.axis for change in plan.sizes])
     for change in plan.sizes:
-        if left[change.axis] != change.after:
+        if sizes[change.axis] != change.after:
             raise ValueError(
-                f"The plan leaves {change.after} units of '{change.axis}', its kept units {left[change.axis]}. Make "
-                "the plan again, or let both say the same."
+                f"The plan leaves {change.after} units of '{change.axis}', its kept units {sizes[change.axis]}. Make "
+                "the plan again, or let both state the same number."
             )

@@ -1,4 +1,4 @@
-"""The size of every axis of a pruned model: as stated, or as a budget or a floor of the metric leads to it."""
+"""Decide the size of every axis of a pruned model: as the recipe states it, or by a budget or a floor of the metric."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ from hf_pe.prune.sizes.sensitivity import least_loss, sensitivity_curves
 from hf_pe.recipe import StageState
 
 PruneTo = Callable[[AxisSizes], PreTrainedModel]
-"""Returns the model pruned to sizes beside those that are stated."""
+"""Returns the model pruned to the given sizes, and to those that the recipe states."""
 
 
 @dataclass(frozen=True)
 class SizeSettings:
-    """What decides the sizes of a pruned model.
+    """The settings of a prune recipe that decide the sizes.
 
     Attributes:
-        keep: axis to what remains, a number of units (int) or a fraction (float).
+        keep: by axis name what to keep, a number of units (int) or a fraction (float).
         axes: names of the axes that shrink until the budget or the floor is met.
-        budget: what the model may cost.
-        floor: smallest fraction of the metric to retain.
-        round_to: what widths are multiples of on each device.
-        devices: how many devices share the widths.
-        rotates: whether hidden width goes by a rotation of the residual stream.
+        budget: what the model may cost; None without a budget.
+        floor: smallest fraction of the metric to retain; None without a floor.
+        round_to: widths on each device are multiples of it.
+        devices: number of devices that share the widths.
+        rotates: whether the residual stream is rotated before the hidden width is cut.
     """
 
     keep: dict[str, int | float]
@@ -56,31 +56,37 @@ class SizeSettings:
         return kept_sizes(spec, self.keep, self.round_to, self.devices)
 
     def candidates(self, spec: ModelSpec) -> list[list[AxisSizes]]:
-        """Return for each of `axes` the sizes that it can have, largest first; none where `keep` states all sizes.
+        """Return for each of `axes` the sizes that it can have, largest first; none without a budget or a floor.
 
         Raises:
-            UsageError: `keep` fixes one of `axes`, or a rotation would change what the sizes cost.
+            UsageError: `keep` fixes one of `axes`, or a rotation would change the cost of the sizes.
         """
         if self.budget is None and self.floor is None:
             return []
         fixed = self.fixed(spec)
         if self.rotates and narrows_stream((*fixed, *self.axes)) and _tied(spec):
             raise UsageError(
-                "prune.hidden: rotation unties this model's embeddings, which a target or floor cannot foresee. Choose "
-                "hidden: selection, or give all sizes in keep."
+                "prune.hidden: rotation unties this model's embeddings, which a target or a floor does not take into "
+                "account. Choose hidden: selection, or give all sizes in keep."
             )
         candidates = [candidate_sizes(spec, name, self.round_to, self.devices) for name in self.axes]
         for name, sizes in zip(self.axes, candidates, strict=True):
             if any(axis in fixed for axis in sizes[0]):
-                raise UsageError(f"prune.axes: '{name}' would follow the target, but prune.keep fixes it; drop one.")
+                raise UsageError(
+                    f"prune.axes: the size of '{name}' would follow from the target, but prune.keep fixes it. Leave "
+                    "out one of the two."
+                )
         return candidates
 
     def from_config(self, spec: ModelSpec) -> tuple[AxisSizes, tuple[str, ...], bool]:
-        """Return sizes, notes on them, and whether they are final: a floor or a measured budget needs data."""
+        """Return sizes, notes on them, and whether they are final, as far as the config decides them.
+
+        A floor and a measured budget need data and a model.
+        """
         fixed, candidates = self.fixed(spec), self.candidates(spec)
         notes = snapped(spec, self.keep, fixed)
         if self.floor is not None:
-            search = f"cut along {', '.join(self.axes)} as far as {self.floor:.0%} of the metric stays"
+            search = f"cut along {', '.join(self.axes)} as long as {self.floor:.0%} of the metric is retained"
             return fixed, (*notes, search), False
         if self.budget is None:
             return fixed, notes, True
@@ -91,11 +97,11 @@ class SizeSettings:
         return self.budget.within(spec, path, Costs(spec)), (*notes, note), len(candidates) == 1
 
     def from_data(self, state: StageState, prune_to: PruneTo) -> tuple[AxisSizes, tuple[str, ...]]:
-        """Return the sizes that the budget or the floor leads to, and notes on what is expected of them.
+        """Return the sizes that the budget or the floor leads to, and notes on what the plan expects of them.
 
         Args:
             state: with the model before anything is cut.
-            prune_to: prunes a copy of it.
+            prune_to: returns a pruned copy of the model.
 
         Raises:
             UsageError: even the smallest cut misses the floor, or even the largest misses the budget; or the
@@ -130,17 +136,17 @@ class SizeSettings:
         prune_to: PruneTo,
         overrun: Callable[[AxisSizes], float],
     ) -> list[AxisSizes]:
-        """Return the sizes to try, from the whole model to the smallest; what costs least quality goes first."""
+        """Return the sizes to try, from the original to the smallest; what costs least quality is cut first."""
         path = uniform_path(candidates)
         if len(candidates) == 1:
             return path
         path = by_loss(candidates, sensitivity_curves(state.model, state.data, candidates, prune_to, overrun))
         if self.floor is not None:
             return path
-        # what each axis loses alone says little of them together: the ends of several paths are compared
+        # the losses of axes cut alone do not predict that of a joint cut, so several paths are compared at the budget
         combined = [] if self.budget is not None and self.budget.measured() else depth_by_width_paths(candidates)
         paths = (path, uniform_path(candidates), *single_axis_paths(candidates), *combined)
-        ends = pareto_maximal([end for each in paths if (end := first_within(each, overrun)) is not None])
+        ends = pareto_maximal([end for sizes in paths if (end := first_within(sizes, overrun)) is not None])
         return [least_loss(state.model, state.data, ends, prune_to), path[-1]] if ends else path
 
 

@@ -1,4 +1,4 @@
-"""Structured pruning as a recipe: choose units, cut them out, refit the weights that are left."""
+"""Structured pruning as a recipe: choose the units to keep, cut the others out, refit the weights that remain."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,7 @@ from hf_pe.surgery import cut
 from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 Amount = Annotated[int | float, BeforeValidator(amount)]
-"""A share (float, 0.5) or a number of units (int, 4)."""
+"""A fraction (float, 0.5) or a number of units (int, 4)."""
 
 REAP = "https://arxiv.org/abs/2510.13999"
 SLICING = "https://arxiv.org/abs/2401.15024"
@@ -40,57 +40,60 @@ DEPTH_PAPERS = {"influence": "https://arxiv.org/abs/2403.03853", "greedy": "http
 class StructuredPruning(Recipe):
     """Remove FFN units, heads, hidden width, experts and layers; the result is a smaller stock model.
 
-    Depth is chosen by `depth`, experts by REAP, the rest by `criterion`; each axis is proved on a tiny model
-    of the same architecture before anything is cut.
+    Layers are chosen by `depth`, experts by REAP, all other units by `criterion`. Before anything is cut, each axis is
+    verified on a tiny model of the same architecture.
     """
 
     tag = "pruned"
     changes = "structure"
-    needs_plain_weights = "a packed model cannot be cut"
+    needs_plain_weights = "a quantized model cannot be cut"
     takes_custom_modules = False
     old_names: ClassVar = {"target": "budget", "repair": "refit", "multiple": "round_to"}
     old_values: ClassVar = {"refit": {"in_order": "sequential"}, "criterion": {"surgeon": "obs_kfac"}}
 
     recipe: Literal["prune"] = "prune"
     keep: dict[str, Amount] = Field(
-        default_factory=dict, description="axis to what remains: a number of units (int) or a share (float, 1.0 is all)"
+        default_factory=dict,
+        description="what to keep of each axis: a number of units (int) or a fraction (float, 1.0 is all)",
     )
-    budget: Budget | None = Field(None, description="what the model may cost; the sizes of `axes` follow")
+    budget: Budget | None = Field(None, description="what the model may cost; the sizes of `axes` follow from it")
     floor: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="share of the metric that must stay (0.97): `axes` give way as far as it does, found by search",
+        description="smallest fraction of the metric to retain (0.97); the sizes of `axes` are searched so that it "
+        "still holds",
     )
     axes: tuple[str, ...] = Field(
         ("ffn",),
         min_length=1,
-        description="what gives way to target or floor; where there are several, each is cut alone on calibration "
-        "data first, and what costs least quality for what it saves goes first",
+        description="the axes that shrink until the budget or the floor is met; several are first cut alone on "
+        "calibration data, and then the one that loses least quality for what it saves shrinks first",
     )
     criterion: CriterionName = "obs"
     refit: Literal["least_squares", "sequential", "none"] = Field(
         "least_squares",
-        description="least_squares: refit each linear layer that reads pruned units to its original output; "
-        "sequential: then also refit block by block (the FFN, and attention where heads were cut) to the original's "
-        "hidden state at that depth, so that later blocks correct earlier errors and stand in for removed layers",
+        description="least_squares: refit each linear layer that reads pruned units to its original output; sequential: "
+        "then also refit block by block (the FFN, and attention where heads were cut) to the original's hidden states "
+        "at the same depth, so that later blocks correct earlier errors and take over the work of removed layers",
     )
     depth: Literal["influence", "greedy"] = Field(
         "influence",
-        description="which layers go: those that turn the hidden states least, or one by one the one whose absence "
-        "costs the model's answers least (better, for a forward pass over at most 64 rows, or 4,096 tokens, per layer "
-        "and round)",
+        description="which layers are removed. influence: those that rotate the hidden states least; greedy: one by "
+        "one the layer whose absence changes the outputs least (better; each round takes a forward pass over at most "
+        "64 rows, or 4,096 tokens, for each layer)",
     )
     hidden: Literal["selection", "rotation"] = Field(
         "selection",
-        description="how hidden width goes: coordinates by the criterion, or the least principal components after a "
-        "rotation of the residual stream (RMS norms only; unties the embeddings)",
+        description="how the hidden width is cut. selection: coordinates are chosen by the criterion; rotation: the "
+        "residual stream is rotated to its principal components, and the smallest are cut (RMS norms only; unties the "
+        "embeddings)",
     )
     round_to: int | None = Field(
-        None, ge=1, description="widths are rounded up to it; default 8, 64 before quantization"
+        None, ge=1, description="widths are rounded up to a multiple of it; default 8, 64 before quantization"
     )
     tensor_parallel: int = Field(
-        1, ge=1, description="devices that will share each layer: heads, and multiples of widths, divide evenly"
+        1, ge=1, description="number of devices that will share each layer: heads and widths divide evenly among them"
     )
 
     @model_validator(mode="after")
@@ -103,12 +106,12 @@ class StructuredPruning(Recipe):
         if unclear:
             raise ValueError(f"keep.{unclear}")
         if self.budget is not None and self.floor is not None:
-            raise ValueError("prune takes either 'budget' or 'floor': one of the two decides how much goes")
+            raise ValueError("expected either 'budget' or 'floor', got both: only one can decide how much is removed")
         return self
 
     @property
     def _size_settings(self) -> SizeSettings:
-        """What decides the sizes."""
+        """Return the settings that decide the sizes."""
         return SizeSettings(
             keep=self.keep,
             axes=self.axes,
@@ -120,14 +123,17 @@ class StructuredPruning(Recipe):
         )
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
-        """Sizes from the config alone, as far as they follow from it; proves every axis that may be cut."""
+        """Return the sizes as far as they follow from the config alone, after a check of every axis that may be cut."""
         anatomy, settings = discover(spec.config, spec.model_class), self._size_settings
         axes = {axis.name: axis for axis in anatomy.axes}
         setting, notes, exact = settings.from_config(spec)
         target = removed(spec, setting)
         free = [axis.name for sizes in settings.candidates(spec) for axis in anatomy.axes if axis.name in sizes[0]]
         if not target and not free:
-            raise UsageError("prune: nothing would be removed; give keep less than the model has, such as ffn: 0.5.")
+            raise UsageError(
+                "prune: nothing would be removed, since keep states the sizes that the model has. Keep less, such as "
+                "ffn: 0.5."
+            )
         for name in dict.fromkeys((*target, *free)):
             require_verified_cut(spec.config, spec.model_class, axes[name])
         layers = {n: last_removed(spec, axes[n], size) for n, size in target.items() if names_depth(n)}
@@ -158,16 +164,16 @@ class StructuredPruning(Recipe):
         return plan, after
 
     def before(self, later: Sequence[Recipe]) -> "StructuredPruning":
-        """Return the recipe with widths that are multiples of what later recipes need, of 8 at least, unless given."""
+        """Return the recipe with a `multiple` that fits later recipes, at least 8, where it has none."""
         if self.round_to is not None:
             return self
         return self.model_copy(update={"round_to": max([8, *(recipe.width_multiple for recipe in later)])})
 
     def plan(self, state: StageState) -> Plan:
-        """Choose sizes that the config leaves open, then the kept units, axis by axis, on copies of the model.
+        """Choose the sizes that the config leaves open, then the kept units, axis by axis, on copies of the model.
 
         Raises:
-            UsageError: even the smallest cut misses the floor, or even the largest misses the target.
+            UsageError: even the smallest cut is below the floor, or even the largest is above the budget.
         """
         if self.budget is not None or self.floor is not None:
             setting, notes = self._size_settings.from_data(state, lambda setting: self._pruned_to(state, setting))
@@ -181,33 +187,33 @@ class StructuredPruning(Recipe):
         sizes, _ = sizes_in_turn(spec, self._size_settings.fixed(spec))
         for name, size in sizes.items():
             axis = axis_named(state.model, name)
-            if size == axis.size:  # others took along what was to go
+            if size == axis.size:  # cuts of other axes have shrunk it already
                 continue
             kept[axis.name] = choose(how, state, axis, size)
             losses += _generation_losses(state.model, axis, kept[axis.name])
-            if name != [*sizes][-1]:  # the next axis is judged once this one is cut
+            if name != [*sizes][-1]:  # units of the next axis are chosen in the model without those of this one
                 state = replace(state, model=cut(state.model, axis, kept[axis.name]))
         return plan.model_copy(update={"kept": kept, "notes": tuple(losses)})
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Cut what the plan says, in its order, and refit the maps that read removed units."""
+        """Cut the axes of the plan in its order, and refit the linear layers that read removed units."""
         how = Execution(
             refits=self.refit != "none", sequential=self.refit == "sequential", rotates=self.hidden == "rotation"
         )
         return how.carry_out(state, plan)
 
     def _with_sizes(self, spec: ModelSpec, setting: AxisSizes) -> "StructuredPruning":
-        """Return the recipe with all sizes in `keep`."""
+        """Return the recipe that states all sizes in `keep`."""
         sizes, _ = sizes_in_turn(spec, setting)
         return self.model_copy(update={"keep": sizes, "budget": None, "floor": None})
 
     def _pruned_to(self, state: StageState, setting: AxisSizes) -> PreTrainedModel:
-        """Return the model pruned to `setting` and to what `keep` states."""
+        """Return the model pruned to the sizes of `setting` and of `keep`."""
         spec = state.spec
         return self._with_sizes(spec, self._size_settings.fixed(spec) | setting).carry_out(state).model
 
     def _references(self, axes: Sequence[Axis]) -> Iterator[str]:
-        """Yield the papers that a plan which cuts `axes` follows."""
+        """Yield links to the papers whose methods a plan that cuts `axes` uses."""
         criterion, choices = CRITERIA[self.criterion], {axis.kind.choice for axis in axes}
         if criterion.reference:
             yield criterion.reference
@@ -220,55 +226,55 @@ class StructuredPruning(Recipe):
 
 
 def _require_criterion_fits(criterion: str, axis: Axis) -> None:
-    """Refuse a criterion that needs statistics which `axis` does not have.
+    """Refuse a criterion whose statistics do not exist for an axis.
 
     Raises:
-        UsageError: for that reason.
+        UsageError: they do not exist.
     """
     needs = CRITERIA[criterion].needs
     read = any(slot.consumes and slot.layout.share == 1 for slot in axis.slots)
     if needs and axis.kind.choice == "criterion" and not read:
         raise UsageError(
-            f"prune.criterion: {criterion} looks at linear maps that read the units, and what reads '{axis.name}' are "
-            "convolutions. Choose magnitude_l2."
+            f"prune.criterion: {criterion} needs linear layers that read the units, but only convolutions read those "
+            f"of '{axis.name}'. Choose magnitude_l2."
         )
     if axis.in_experts and "gradients" in needs:
         raise UsageError(
-            f"prune.criterion: {criterion} needs gradients inside the experts, which share one tensor. Choose obs (the "
-            "default), activation_weight or a magnitude."
+            f"prune.criterion: {criterion} needs gradients of each expert, but the weights of all experts are one "
+            "tensor. Choose obs (the default), activation_weight or magnitude_l2."
         )
 
 
 def _require_ffn(anatomy: Anatomy) -> None:
     if not any(sequential_maps(axis) for axis in anatomy.named("ffn")):
         raise UsageError(
-            "prune.refit: sequential moves the output of each FFN, and this model has none outside its experts. "
-            "Choose least_squares."
+            "prune.refit: sequential refits the output layer of each FFN, but this model has no FFN outside its "
+            "experts. Choose least_squares."
         )
 
 
 def _size_notes(
     axes: Mapping[str, Axis], target: Mapping[str, int], in_turn: Mapping[str, int], sizes: Mapping[str, int]
 ) -> Iterator[str]:
-    """Yield sentences on what follows from a cut of the hidden width.
+    """Yield notes on the consequences of a cut of the hidden width.
 
     Args:
-        axes: by name.
-        target: size that each axis is cut to.
-        in_turn: its size right after its turn.
-        sizes: its size in the end.
+        axes: the axes, by name.
+        target: the size that each axis is cut to.
+        in_turn: the size of each axis right after its turn.
+        sizes: the size of each axis in the end.
     """
     for name in target:
         if not axes[name].kind.is_residual and sizes[name] < in_turn[name]:
-            left = f"{sizes[name]} of {axes[name].size} units are left"
-            yield f"{name}: {left}, since more of them go with the hidden width"
+            kept = f"{sizes[name]} of {axes[name].size} units are kept"
+            yield f"{name}: {kept}, since more of them are removed with the hidden width"
     for name in target:
         if axes[name].kind.is_residual:
-            yield f"hidden states, and embeddings made of them, are {target[name]} wide then"
+            yield f"hidden states, and embeddings made of them, have a width of {target[name]} afterwards"
 
 
 def _generation_losses(model: PreTrainedModel, axis: Axis, kept: dict[str, list[int]]) -> tuple[str, ...]:
-    """Return sentences on what the model's generation config can no longer say after a cut."""
+    """Return notes on the settings that the model's generation config loses by a cut."""
     if not model.can_generate():
         return ()
     values = vars(model.generation_config)

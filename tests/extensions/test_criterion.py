@@ -78,6 +78,6 @@ def test_it_decides_which_units_stay_by_statistics_of_their_inputs(bert_folder, 
 @pytest.mark.parametrize("name", REPLACEMENTS)
 def test_a_criterion_of_an_earlier_version_is_refused_with_its_replacement(file, name):
     with pytest.raises(
-        UsageError, match=f"criterion: '{name}' is no option any more. .*(magnitude_l2|weight|CRITERIA)"
+        UsageError, match=f"criterion: '{name}' is not supported any more. .*(magnitude_l2|weight|CRITERIA)"
     ):
         read_recipe(file, [f"recipes.0.criterion={name}"])

@@ -154,7 +154,7 @@ def test_what_the_hidden_width_takes_along_is_in_the_plan(tokenizer):
     config = Dinov2Config(hidden_size=32, num_attention_heads=4, num_hidden_layers=2, image_size=28)
     plan, after = StructuredPruning(keep={"ffn": 0.75, "hidden": 0.5}).dry_run(ModelSpec(config, Dinov2Model))
     assert {change.axis: change.after for change in plan.sizes} == {"ffn": 48, "hidden": 16}
-    assert any(note.startswith("ffn: 48 of 128 units are left") for note in plan.notes)
+    assert any(note.startswith("ffn: 48 of 128 units are kept") for note in plan.notes)
     assert after.config.hidden_size * after.config.mlp_ratio == 48
 
 
@@ -206,14 +206,14 @@ def test_a_share_of_the_parameters_is_met_from_below(work):
     ("fields", "message"),
     [
         ({"keep": {"fnn": 0.5}}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
-        ({"keep": {"vocabulary": 0.5}}, "only with a tokenizer that knows"),
-        ({"keep": {"heads": 2}}, "the stock config of this model cannot say that 'heads' are fewer"),
+        ({"keep": {"vocabulary": 0.5}}, "needs a tokenizer with the kept tokens"),
+        ({"keep": {"heads": 2}}, "the stock config of this model cannot express fewer 'heads'"),
         ({"keep": {"layers": 9}}, "expected 1 to 4, got 9"),
         ({"keep": {"ffn": 1.0}}, "nothing would be removed"),
         ({"budget": {"parameters": 0.05}}, r"cannot be reached.*the least is \d+"),
         ({"budget": {"parameters": 0.5}, "keep": {"ffn": 0.5}}, "prune.keep fixes it"),
         ({"budget": {"flops": 0.5}, "axes": ["fnn"]}, r"no axis 'fnn'.*Did you mean 'ffn'\?"),
-        ({"floor": 0.9, "axes": ["heads"]}, "the stock config of this model cannot say that 'heads' are fewer"),
+        ({"floor": 0.9, "axes": ["heads"]}, "the stock config of this model cannot express fewer 'heads'"),
     ],
 )
 def test_targets_that_cannot_be_reached_say_what_can(fields, message):
@@ -223,7 +223,7 @@ def test_targets_that_cannot_be_reached_say_what_can(fields, message):
 
 @pytest.mark.parametrize("value", [0, 1.5, -1, "half", True])
 def test_amounts_out_of_range(value):
-    with pytest.raises(ValidationError, match=r"expected a share above 0 and up to 1\.0"):
+    with pytest.raises(ValidationError, match=r"expected a fraction above 0 and up to 1\.0"):
         StructuredPruning(keep={"ffn": value})
 
 
@@ -276,7 +276,7 @@ def test_a_floor_is_kept_and_used(work, axes):
     kept = evaluate_task(recipe.apply(StageState(model, data), plan).model, data).scores()["spearman"]
     assert 0.8 <= kept < 1
     assert plan.sizes
-    assert f"found {kept:.4f}" in plan.notes[0]
+    assert f"measured {kept:.4f}" in plan.notes[0]
 
 
 @pytest.mark.usefixtures("random_criterion")
@@ -408,7 +408,7 @@ def test_the_width_of_each_stage_goes_and_loads_as_stock(kind, images, tmp_path)
 
 def test_a_criterion_of_linear_maps_is_refused_where_convolutions_read_the_units():
     spec = ModelSpec(*reversed(OF_STAGES["resnet"]))
-    with pytest.raises(UsageError, match=r"obs looks at linear maps .* 'stage1.hidden' are convolutions. Choose magn"):
+    with pytest.raises(UsageError, match=r"obs needs linear layers .*stage1\.hidden.*Choose magn"):
         StructuredPruning(keep={"hidden": 0.75}, round_to=1).dry_run(spec)
 
 

@@ -1,8 +1,8 @@
-"""The hidden width in another basis: principal components of the residual stream, folded into the weights.
+"""Rotate the residual stream to its principal components, by a change of the weights that leaves the outputs the same.
 
-RMS norms do not see a rotation. With their weights folded into the maps that read them, every writer to the residual
-stream can be turned one way and every reader back, and the model computes the same (Ashkboos et al. 2024,
-arXiv:2401.15024, section 3; here one rotation for all blocks, so that the result stays a stock model).
+An RMS norm commutes with a rotation once its weight is folded into the linear layers that read it. Then every layer
+that writes to the residual stream can be rotated one way and every layer that reads it back (Ashkboos et al. 2024,
+arXiv:2401.15024, section 3). Here all blocks share one rotation, so that the result stays a stock model.
 """
 
 import copy
@@ -25,22 +25,22 @@ from hf_pe.surgery import rebuilt
 from hf_pe.tasks import TaskData
 
 TOLERANCE = 1e-3
-"""Largest relative difference in float32 between the model and itself in the other basis."""
+"""Largest relative difference in float32 between the outputs before and after the rotation."""
 
 
 @torch.no_grad()
 def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedModel:
-    """The same function with the residual stream in its principal components, the largest first.
+    """Return a model with the same outputs whose residual stream is in its principal components, the largest first.
 
-    Tied embeddings are untied: the last norm's weights go into the head alone.
+    Tied embeddings are untied, since the last norm's weight is folded into the head alone.
 
     Args:
-        model: is not changed.
+        model: the model; it is not changed.
         axis: its hidden width.
-        data: calibration rows.
+        data: has the calibration rows.
 
     Raises:
-        UsageError: the model's blocks do not read the stream through RMS norms alone, so that no rotation is exact.
+        UsageError: the blocks do not read the residual stream through RMS norms alone, so no rotation is exact.
     """
     new = untied(model)
     axis = next(a for a in discover(new.config, type(new)).axes if a.name == axis.name)
@@ -55,23 +55,23 @@ def rotated(model: PreTrainedModel, axis: Axis, data: TaskData) -> PreTrainedMod
         if owner in norms or slot.name not in state or slot.group != EVERYWHERE:
             continue
         tensor, dim = state[slot.name], slot.dim or 0
-        turned = tensor.movedim(dim, -1).double()
+        rows = tensor.movedim(dim, -1).double()
         if owner in sources:
-            turned = turned * gains[sources[owner]]
-        tensor.copy_((turned @ basis).movedim(-1, dim))
+            rows = rows * gains[sources[owner]]
+        tensor.copy_((rows @ basis).movedim(-1, dim))
     for norm in norms.values():
         (parameter,) = norm.parameters()
         parameter.fill_(1.0 - gain_offset(norm))
     if not difference(outputs_of(model, inputs), outputs_of(new, inputs)) <= TOLERANCE:
         raise UsageError(
-            "prune.hidden: rotation is not exact for this model (its blocks do more with the hidden states than RMS "
-            "norms and linear maps do, or it gives them out). Choose hidden: selection."
+            "prune.hidden: rotation is not exact for this model: its blocks do more with the hidden states than RMS "
+            "norms and linear layers do, or it returns them. Choose hidden: selection."
         )
     return new
 
 
 def untied_spec(spec: ModelSpec) -> ModelSpec:
-    """What `untied` makes, from the config alone."""
+    """Return the spec of the model that `untied` makes, from the config alone."""
     return replace(spec, config=_untied(spec.config))
 
 
@@ -82,7 +82,7 @@ def _untied(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def untied(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of `model` whose output head has weights of its own."""
+    """Return a copy of a model whose output head has weights of its own."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     new = rebuilt(model, _untied(model.config), weights)
     new.eval()
@@ -90,45 +90,45 @@ def untied(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _gain(name: str, norm: nn.Module, size: int) -> torch.Tensor:
-    """What an RMS norm multiplies each coordinate with, [size], in float64.
+    """Return the factor of each coordinate of an RMS norm, [size], in float64.
 
     Raises:
-        UsageError: it does something else.
+        UsageError: the module is no RMS norm.
     """
-    some = next(norm.parameters())
-    gain: torch.Tensor = norm(torch.ones(1, size).to(some))[0].double()
-    trial = torch.randn(4, size, generator=torch.Generator().manual_seed(0)).to(some)
-    wanted = gain * trial.double() / trial.double().square().mean(-1, keepdim=True).sqrt()
-    if len(list(norm.parameters())) != 1 or not torch.allclose(norm(trial).double(), wanted, rtol=1e-2, atol=1e-2):
-        raise UsageError(f"prune.hidden: {name} is no RMS norm, so that a rotation is not exact. Choose selection.")
+    weight = next(norm.parameters())
+    gain: torch.Tensor = norm(torch.ones(1, size).to(weight))[0].double()
+    trial = torch.randn(4, size, generator=torch.Generator().manual_seed(0)).to(weight)
+    normed = gain * trial.double() / trial.double().square().mean(-1, keepdim=True).sqrt()
+    if len(list(norm.parameters())) != 1 or not torch.allclose(norm(trial).double(), normed, rtol=1e-2, atol=1e-2):
+        raise UsageError(f"prune.hidden: {name} is no RMS norm, so a rotation is not exact. Choose hidden: selection.")
     return gain
 
 
 def _sources(
     model: PreTrainedModel, axis: Axis, norms: dict[str, nn.Module], inputs: dict[str, torch.Tensor]
 ) -> dict[str, str]:
-    """Which norm each map reads, found in one forward pass: its input is what that norm gave."""
-    given: dict[int, tuple[str, torch.Tensor]] = {}
-    found: dict[str, str] = {}
+    """Return the norm whose output each linear layer reads, by the layer's name, as one forward pass shows."""
+    norm_outputs: dict[int, tuple[str, torch.Tensor]] = {}
+    sources: dict[str, str] = {}
 
-    def gave(name: str) -> Any:
+    def recording(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-            given[output.data_ptr()] = (name, output)  # held, so that no other tensor takes its place
+            norm_outputs[output.data_ptr()] = (name, output)  # held, so that no other tensor gets its memory
 
         return hook
 
-    def reads(name: str) -> Any:
+    def matching(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             read = args[0] if args else kwargs["hidden_states"]
-            if read.data_ptr() in given:
-                found[name] = given[read.data_ptr()][0]
+            if read.data_ptr() in norm_outputs:
+                sources[name] = norm_outputs[read.data_ptr()][0]
 
         return hook
 
     owners = dict.fromkeys(slot.name.rpartition(".")[0] for slot in axis.slots)
-    handles = [module.register_forward_hook(gave(name)) for name, module in norms.items()]
+    handles = [module.register_forward_hook(recording(name)) for name, module in norms.items()]
     handles += [
-        model.get_submodule(name).register_forward_pre_hook(reads(name), with_kwargs=True)
+        model.get_submodule(name).register_forward_pre_hook(matching(name), with_kwargs=True)
         for name in owners
         if name not in norms
     ]
@@ -137,4 +137,4 @@ def _sources(
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return sources

@@ -1,1 +1,1 @@
-"""Cutting a checkpoint tensor by tensor, without loading the model."""
+"""Cut a checkpoint on disk tensor by tensor, without loading the model."""

@@ -1,4 +1,4 @@
-"""Cuts a checkpoint on disk without ever holding the model: tensor by tensor, by weights alone."""
+"""Cut a checkpoint on disk without ever holding the whole model: tensor by tensor, by the magnitude of its weights."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,8 +35,9 @@ from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
 GENERATION = "generation_config.json"
 ROWS = 1024
-"""Units whose weights are in float32 at a time."""
+"""Units whose weights are converted to float32 at a time."""
 Keep = Mapping[str, float | int | Sequence[int]]
+"""What to keep of each axis: a fraction, a number of units, or (layers) their indices."""
 
 
 def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
@@ -53,26 +54,27 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
 ) -> Path:
     """Cut a model on disk by the magnitude of its weights, with at most one shard of the result in memory.
 
-    For models that are too large to be held. Without data nothing is refitted: where there is room, a recipe with
-    calibration rows loses far less.
+    This is for models that do not fit into memory. Without data no weights are refitted, so where there is room, a
+    recipe with calibration rows loses far less.
 
     Args:
-        model: folder of safetensors or Hub id that is here already.
-        output: folder of the result; written beside, then renamed.
-        keep: axis to a share (0.7; 1.0 is all), a number of units, or (layers) the layers that stay.
+        model: folder of safetensors, or Hub id of a model that is already downloaded.
+        output: folder of the result; a folder beside it is written and then renamed.
+        keep: what to keep of each axis: a fraction (0.7; 1.0 is all), a number of units, or (layers) the indices of the
+            kept layers.
         norm: L1 or L2 (Li et al. 2017, arXiv:1608.08710).
-        round_to: widths are rounded up to it.
-        tensor_parallel: devices that will share each layer: heads, and multiples of widths, divide evenly.
-        overwrite: replace what `output` holds, after success.
-        shard_size: of the files that are written.
-        trust_remote_code: run code that the model brings along.
+        round_to: widths are rounded up to a multiple of it.
+        tensor_parallel: number of devices that will share each layer: heads and widths divide evenly among them.
+        overwrite: replace an existing `output`, once the result is complete.
+        shard_size: largest size of a file that is written.
+        trust_remote_code: run code that comes with the model.
 
     Returns:
         The folder.
 
     Raises:
-        UsageError: no such model or axis, a cut that is not proved, files that do not hold what the model does or hold
-            values that are not finite, layers by number without saying which, or `output` is taken.
+        UsageError: the model or an axis does not exist, a cut is not verified, the files lack tensors of the model or
+            hold values that are not finite, a number of layers is given without their indices, or `output` exists.
     """
     _require_clear(keep)
     source = resolve(model, trust_remote_code=trust_remote_code)
@@ -95,18 +97,18 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
             axis = remaining.axis(name)
             if axis.kind.is_depth and name not in layers:
                 raise UsageError(
-                    f"keep.{name}: which layers matter shows only on data. Say which stay (layers: [0, 1, 3]), or cut "
-                    "with a recipe and calibration rows."
+                    f"keep.{name}: expected the indices of the layers to keep, such as layers: [0, 1, 3]; got a "
+                    "number. Which layers matter shows only on data: name them, or use a recipe with calibration rows."
                 )
-            if axis.size == sizes.get(name):  # others took along what was to go
+            if axis.size == sizes.get(name):  # cuts of other axes have shrunk it already
                 continue
-            named = {g: list(layers[name]) for g in axis.groups} if name in layers else None
-            remaining.require_verified_cut(axis, named)
-            depths |= {name: named} if named else {}
-            if named and len(depths) == len(layers):
+            kept_layers = {g: list(layers[name]) for g in axis.groups} if name in layers else None
+            remaining.require_verified_cut(axis, kept_layers)
+            depths |= {name: kept_layers} if kept_layers else {}
+            if kept_layers and len(depths) == len(layers):
                 _warn(require_generation(config, model_class, depths))
             progress.say(f"choosing units of {name}")
-            remaining.cut_(axis, named or _largest(remaining.tensors, axis, sizes[name], norm))
+            remaining.cut_(axis, kept_layers or _largest(remaining.tensors, axis, sizes[name], norm))
         remaining.write(fresh, used, shard_size)
         copy_beside(folder, fresh, remaining.config, own_code=trust_remote_code)
         say_left_behind(source)
@@ -114,10 +116,10 @@ def cut_checkpoint(  # noqa: PLR0913  each argument is named by its caller
 
 
 def _require_clear(keep: Mapping[str, object]) -> None:
-    """Refuse amounts that are none, or that may mean a share or a number.
+    """Refuse amounts that are neither a fraction nor a number of units, and a 1 that may be either.
 
     Raises:
-        UsageError: one is.
+        UsageError: there is such an amount.
     """
     unclear = one_or_all(keep)
     if unclear:
@@ -138,13 +140,14 @@ def _warn(sentences: Iterable[str]) -> None:
 
 @dataclass
 class _Remaining:
-    """What remains of a checkpoint after each cut; its tensors are read and cut when they are written.
+    """The checkpoint after the cuts so far. Its tensors are read and cut only when they are written.
 
     Attributes:
-        folder: of the checkpoint.
-        model_class: of the model.
-        config, tensors: as they are after the cuts so far.
-        generation: values of the generation config, by field; None where a field goes.
+        folder: folder of the checkpoint.
+        model_class: class of the model.
+        config: the config after the cuts.
+        tensors: the tensors after the cuts.
+        generation: values of the generation config, by field; None where a cut removes the field.
     """
 
     folder: Path
@@ -157,16 +160,16 @@ class _Remaining:
         """Return the axis called `name`."""
         return next(axis for axis in discover(self.config, self.model_class).axes if axis.name == name)
 
-    def require_verified_cut(self, axis: Axis, named: Kept | None) -> None:
-        """Refuse an axis that does not hold its verification; warn where norms are not rescaled."""
-        require_verified_cut(self.config, self.model_class, axis, named)
+    def require_verified_cut(self, axis: Axis, kept: Kept | None) -> None:
+        """Refuse an axis whose cuts fail the equivalence check; warn of norms that are not rescaled."""
+        require_verified_cut(self.config, self.model_class, axis, kept)
         _warn(rescaling_warnings(ModelSpec(self.config, self.model_class), axis))
 
     def cut_(self, axis: Axis, kept: Kept) -> None:
         """Cut an axis.
 
         Raises:
-            UsageError: the config cannot state the size, or a module behind the model needs another width.
+            UsageError: the config cannot express the size, or a module of sentence-transformers needs another width.
         """
         size = len(next(iter(kept.values())))
         new = cut_config(self.config, axis, size, kept)
@@ -179,7 +182,7 @@ class _Remaining:
         require_width(self.folder, getattr(new, "hidden_size", None))
 
     def write(self, fresh: Path, used: list[WeightTransform], shard_size: str) -> None:
-        """Write the tensors, the config and the generation config into the folder `fresh`."""
+        """Write the tensors, the config and the generation config into the new folder `fresh`."""
         _write(self.tensors, meta_model(self.config, self.model_class), used, fresh, shard_size)
         self.config.architectures = [self.model_class.__name__]
         self.config.save_pretrained(fresh)
@@ -196,30 +199,38 @@ def _generation_settings(folder: Path) -> dict[str, Any]:
 
 
 def _largest(state: Mapping[str, torch.Tensor], axis: Axis, size: int, norm: int) -> Kept:
-    """Of each group the units of the largest weights, slot after slot."""
+    """Return the units with the largest weights in each group, `size` of them."""
     scores: dict[str, torch.Tensor] = {}
     for slot in axis.slots:
         if slot.name in state:
             units = slot.layout.by_unit(slot.of(state).movedim(slot.dim or 0, 0), axis.size)
             parts = torch.split(units, ROWS)
-            found = torch.cat([rows.float().abs().pow(norm).sum(1) for rows in parts])
-            scores[slot.group] = scores.get(slot.group, torch.zeros(axis.size)) + found
-    return {group: axis.top_units(group, scores[group], size) for group in axis.groups}
+            norms = torch.cat([rows.float().abs().pow(norm).sum(1) for rows in parts])
+            scores[slot.group] = scores.get(slot.group, torch.zeros(axis.size)) + norms
+    return {group: axis.largest(group, scores[group], size) for group in axis.groups}
 
 
 def _write(state: Tensors, model: PreTrainedModel, used: list[WeightTransform], folder: Path, shard_size: str) -> None:
-    """Shard after shard, as the files were that were read; each tensor in the shape that a stock model has."""
-    wanted = {n: _cast(t, model.config) for n, t in model.state_dict().items() if n in state}
-    found = as_on_disk(state, wanted, model, used)
-    plan = split_torch_state_dict_into_shards(found.shapes, max_shard_size=shard_size)
+    """Write the tensors shard by shard, in the names and shapes of the files that were read.
+
+    Args:
+        state: the tensors after the cuts.
+        model: the cut model on the meta device.
+        used: the conversions that were used to read the files.
+        folder: folder of the result.
+        shard_size: largest size of a file.
+    """
+    shapes = {n: _cast(t, model.config) for n, t in model.state_dict().items() if n in state}
+    tensors = as_on_disk(state, shapes, model, used)
+    plan = split_torch_state_dict_into_shards(tensors.shapes, max_shard_size=shard_size)
     require_space(folder, plan.metadata["total_size"], "the result")
     files = {name: file for file, names in plan.filename_to_tensors.items() for name in names}
     shards: dict[str, dict[str, torch.Tensor]] = {}
-    for name in found:
+    for name in tensors:
         shard = shards.setdefault(files[name], {})
-        shard[name] = _alone(found[name])
-        assert shard[name].shape == found.shapes[name].shape, (
-            f"{name}: {shard[name].shape} where {found.shapes[name].shape} is expected"
+        shard[name] = _with_own_storage(tensors[name])
+        assert shard[name].shape == tensors.shapes[name].shape, (
+            f"{name}: expected shape {tensors.shapes[name].shape}, got {shard[name].shape}"
         )
         if len(shard) == len(plan.filename_to_tensors[files[name]]):
             progress.advance("writing", len(shards), len(plan.filename_to_tensors))
@@ -230,21 +241,23 @@ def _write(state: Tensors, model: PreTrainedModel, used: list[WeightTransform], 
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
 
 
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """In memory of its own, as files want it: not a part of a stack of experts."""
+def _with_own_storage(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous tensor that is no view into a larger one (a stack of experts), as safetensors needs it."""
     return tensor.contiguous() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone().contiguous()
 
 
 def _cast(tensor: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """In the dtype that the config tells, where it has a point."""
+    """Return a tensor in the dtype that the config states, if it has floating-point values."""
     dtype = config.dtype or torch.float32
-    named: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return tensor.to(named) if tensor.is_floating_point() else tensor
+    torch_dtype: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return tensor.to(torch_dtype) if tensor.is_floating_point() else tensor
 
 
 def _folder(source: Source) -> Path:
     if source.folder is None:
-        raise UsageError(f"{source.name}: expected a folder; first: hf download {source.path} --local-dir DIR.")
+        raise UsageError(
+            f"{source.name}: expected a folder. Download the model first: hf download {source.path} --local-dir DIR."
+        )
     if source.gguf_file:
-        raise UsageError(f"{source.name}: GGUF is not cut on disk; expected safetensors.")
+        raise UsageError(f"{source.name}: expected safetensors, got GGUF, which cannot be cut on disk.")
     return source.folder

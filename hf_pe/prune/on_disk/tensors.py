@@ -1,8 +1,8 @@
-"""The tensors of a checkpoint on disk, as the model holds them: read, and converted, when they are asked for.
+"""Read the tensors of a checkpoint on disk one by one, under the names and in the shapes that the model has.
 
-Some files have other names than the model, or other shapes: each expert of a mixture lies alone there, and all of a
-layer are one tensor in memory. transformers knows how they become one another; here its conversions are applied to one
-group of tensors at a time.
+The files of some models have other names or shapes than the model in memory: each expert of a mixture may be a tensor
+of its own on disk, and all experts of a layer one tensor in memory. transformers has conversions in both directions;
+here they are applied to one group of tensors at a time, when one of the group is read.
 """
 
 import copy
@@ -30,59 +30,65 @@ from hf_pe.files.shards import INDEX, WHOLE, open_shard, read_index, require_who
 
 Tensors = Mapping[str, torch.Tensor]
 Renamed = tuple[str, str | None]
-"""What a tensor becomes (a part of), and the pattern of the conversion that makes it, if one does."""
+"""The name of the tensor that another one becomes (a part of), and the pattern of the conversion; None without one."""
 
 
-class Lazy(Mapping[str, torch.Tensor]):
-    """Tensors that are made when they are asked for: `place` says of each where it is found."""
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors that are read or computed only when they are looked up.
 
-    place: dict[str, str]
+    Attributes:
+        sources: by the name of each tensor, what it is read from: a file, or the first tensor of its group.
+    """
+
+    sources: dict[str, str]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.place
+        return name in self.sources
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.place)
+        return iter(self.sources)
 
     def __len__(self) -> int:
-        return len(self.place)
+        return len(self.sources)
 
 
-class Stored(Lazy):
-    """The tensors of a folder of safetensors, read when they are asked for."""
+class Stored(LazyTensors):
+    """The tensors in a folder of safetensors."""
 
     def __init__(self, folder: Path) -> None:
         require_whole(folder)
         if (folder / INDEX).is_file():
-            self.place = read_index(folder)
+            self.sources = read_index(folder)
         elif (folder / WHOLE).is_file():
             with open_shard(folder / WHOLE) as file:
-                self.place = dict.fromkeys(file.keys(), WHOLE)
+                self.sources = dict.fromkeys(file.keys(), WHOLE)
         else:
             raise UsageError(f"{folder.name} has no {WHOLE} and no {INDEX}: only safetensors can be cut on disk.")
         self.folder = folder
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with open_shard(self.folder / self.place[name]) as file:
+        with open_shard(self.folder / self.sources[name]) as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     def shapes(self) -> dict[str, torch.Tensor]:
-        """All of them on the meta device."""
-        found: dict[str, torch.Tensor] = {}
-        for each in sorted({*self.place.values()}):
-            with open_shard(self.folder / each) as file:
-                for name in (name for name, holder in self.place.items() if holder == each):
-                    found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
-        return found
+        """Return all tensors on the meta device."""
+        tensors: dict[str, torch.Tensor] = {}
+        for shard in sorted({*self.sources.values()}):
+            with open_shard(self.folder / shard) as file:
+                for name in (name for name, holder in self.sources.items() if holder == shard):
+                    tensors[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
+        return tensors
 
 
-class Converted(Lazy):
-    """Tensors under other names and in other shapes; of what becomes one another, the last group is held.
+class Converted(LazyTensors):
+    """Tensors under other names and in other shapes.
+
+    Tensors that one conversion makes together are a group; the group that was read last is held in memory.
 
     Attributes:
-        groups: the names of those that are made together, in the order of what they are made of.
-        shapes: of each on the meta device.
+        groups: the names of the tensors in each group, by the name of the first.
+        shapes: all tensors on the meta device.
     """
 
     def __init__(
@@ -94,54 +100,58 @@ class Converted(Lazy):
         rename: Callable[[str], Renamed],
         last: Callable[[str], str] = lambda name: name,
     ) -> None:
-        """Sort what is there into groups, by a conversion of `shapes`.
+        """Sort the tensors into groups, by converting `shapes`.
 
         Args:
-            source: what is converted.
-            shapes: the same on the meta device; names that are not in it are left out.
-            model: on the meta device.
-            transforms: the conversions.
-            rename: what becomes of a name.
-            last: what a conversion's names are called in the end.
+            source: the tensors to convert.
+            shapes: the same tensors on the meta device; those that are missing from it are left out.
+            model: the model on the meta device.
+            transforms: the conversions of transformers.
+            rename: returns the new name of a tensor, and the pattern of its conversion.
+            last: returns the final name of a tensor that a conversion made.
         """
         self.source, self.model, self.last = source, model, last
         self.by_pattern = {p: each for each in transforms if isinstance(each, WeightConverter)
                            for p in each.source_patterns}  # fmt: skip
         self.members: dict[str, list[tuple[str | None, str]]] = {}
         for name in sorted(shapes, key=dot_natural_key):
-            become, pattern = rename(name)
-            self.members.setdefault(become, []).append((pattern, name))
-        made = {first: self._made(first, shapes) for first in self.members}
-        self.groups = {first: tuple(tensors) for first, tensors in made.items()}
-        self.shapes = {name: tensor for tensors in made.values() for name, tensor in tensors.items()}
-        self.place = {name: first for first, names in self.groups.items() for name in names}
+            new_name, pattern = rename(name)
+            self.members.setdefault(new_name, []).append((pattern, name))
+        converted = {first: self._convert(first, shapes) for first in self.members}
+        self.groups = {first: tuple(tensors) for first, tensors in converted.items()}
+        self.shapes = {name: tensor for tensors in converted.values() for name, tensor in tensors.items()}
+        self.sources = {name: first for first, names in self.groups.items() for name in names}
         self._held: tuple[str, dict[str, torch.Tensor]] = ("", {})
 
-    def _made(self, first: str, source: Tensors) -> dict[str, torch.Tensor]:
-        """The tensors of a group."""
+    def _convert(self, first: str, source: Tensors) -> dict[str, torch.Tensor]:
+        """Return the tensors of a group, converted from those in `source`."""
         pattern, name = self.members[first][0]
         if pattern is None:
             return {first: source[name]}
-        own = copy.deepcopy(self.by_pattern[pattern])
+        converter = copy.deepcopy(self.by_pattern[pattern])
         for pattern, name in self.members[first]:
-            own.add_tensor(first, name, pattern or name, source[name])  # type: ignore[arg-type]
-        found = own.convert(first, model=self.model, config=self.model.config)
-        return {self.last(name): each[0] if isinstance(each, list) else each for name, each in found.items()}
+            converter.add_tensor(first, name, pattern or name, source[name])  # type: ignore[arg-type]
+        converted = converter.convert(first, model=self.model, config=self.model.config)
+        return {self.last(name): part[0] if isinstance(part, list) else part for name, part in converted.items()}
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        first = self.place[name]
+        first = self.sources[name]
         if self._held[0] != first:
-            self._held = ("", {})  # before the next one is made
-            self._held = (first, self._made(first, self.source))
+            self._held = ("", {})  # so that two groups are never in memory
+            self._held = (first, self._convert(first, self.source))
         return self._held[1][name]
 
 
 def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, list[WeightTransform]]:
-    """The tensors as `model` (on the meta device) holds them, and the conversions that were used.
+    """Return the tensors of a folder as a model holds them, and the conversions that were used.
+
+    Args:
+        stored: the tensors of the folder.
+        model: the model on the meta device.
 
     Raises:
-        UsageError: some belong to its modules but not to it (see `unread_parts`) or have other shapes, or some of its
-            tensors are not there.
+        UsageError: tensors of the model are missing or have other shapes, or the folder has tensors for its modules
+            that the model does not have (see `unread_parts`).
     """
     state = model.state_dict()
     transforms: list[WeightTransform] = get_model_conversion_mapping(model)
@@ -149,27 +159,35 @@ def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, lis
     converters = [each for each in transforms if isinstance(each, WeightConverter)]
 
     def rename(name: str) -> Renamed:
-        found = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if found[0] not in state and name in state:  # it has its name already
-            found = rename_source_key(name, [], [], model.base_model_prefix, state)
-        return found
+        renamed = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if renamed[0] not in state and name in state:  # the file has the model's name already
+            renamed = rename_source_key(name, [], [], model.base_model_prefix, state)
+        return renamed
 
-    found = Converted(stored, stored.shapes(), model, transforms, rename)
-    missing = state.keys() - {*found} - model.all_tied_weights_keys.keys()
-    info = LoadStateDictInfo(missing, {*found} - state.keys(), set(), [], {}, set())
-    model._adjust_missing_and_unexpected_keys(info)  # some are known to be left over from older files
+    tensors = Converted(stored, stored.shapes(), model, transforms, rename)
+    missing = state.keys() - {*tensors} - model.all_tied_weights_keys.keys()
+    info = LoadStateDictInfo(missing, {*tensors} - state.keys(), set(), [], {}, set())
+    model._adjust_missing_and_unexpected_keys(info)  # older files may have keys that the model expects to ignore
     unread = unread_parts(info.unexpected_keys, model, stored.folder.name)
     if unread:
         progress.warn(f"{stored.folder.name} holds what {type(model).__name__} does not read: {', '.join(unread)}. The "
                       "result is without it.")  # fmt: skip
     require_present(info.missing_keys, model, stored.folder.name)
-    pairs = ((name, tensor.shape, state[name].shape) for name, tensor in found.shapes.items() if name in state)
-    require_shapes([each for each in pairs if each[1] != each[2]], model, stored.folder.name)
-    return found, [each for each in transforms if each.was_used()]
+    shapes = ((name, tensor.shape, state[name].shape) for name, tensor in tensors.shapes.items() if name in state)
+    differing = [(name, stored_shape, shape) for name, stored_shape, shape in shapes if stored_shape != shape]
+    require_shapes(differing, model, stored.folder.name)
+    return tensors, [transform for transform in transforms if transform.was_used()]
 
 
 def as_on_disk(state: Tensors, shapes: Tensors, model: PreTrainedModel, used: list[WeightTransform]) -> Converted:
-    """The way back: `state` as files have it that were read by the conversions `used`."""
+    """Return the tensors of a model as the files had them that the conversions `used` were needed to read.
+
+    Args:
+        state: the tensors as the model holds them.
+        shapes: the same on the meta device.
+        model: the model on the meta device.
+        used: the conversions that `as_in_memory` used.
+    """
     back = [each.reverse_transform() for each in used[::-1]]
     renamings = [each for each in back if isinstance(each, WeightRenaming)]
     converters = [each for each in back if isinstance(each, WeightConverter)]
@@ -178,7 +196,7 @@ def as_on_disk(state: Tensors, shapes: Tensors, model: PreTrainedModel, used: li
         return apply_renamings(name, renamings)
 
     def rename(name: str) -> Renamed:
-        become, pattern = apply_converters(name, converters)
-        return (become, pattern) if pattern else (last(name), None)
+        new_name, pattern = apply_converters(name, converters)
+        return (new_name, pattern) if pattern else (last(name), None)
 
     return Converted(state, shapes, model, back, rename, last)

@@ -63,7 +63,7 @@ class ObservedLinear:
 
 
 class ObservedBlock(NamedTuple):
-    """What a block computed on one batch.
+    """The tensors that a block computed on one batch.
 
     Attributes:
         linear: the linear layer that was asked for; its tensors are float32.

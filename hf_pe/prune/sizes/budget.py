@@ -1,4 +1,4 @@
-"""What the model may cost, and the first step of a path that is within it."""
+"""Budgets and floors: what a pruned model may cost or must retain, and the sizes on a path that meet it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from hf_pe.prune.sizes.search import AxisSizes, first
 from hf_pe.tasks import Task
 
 TRIALS = 32
-"""A floor is sought among so many steps of the path: five or six models are cut and measured."""
+"""Sizes of the path that a floor is searched among, by bisection: five or six models are cut and measured."""
 
 
 def _milliseconds(value: Any) -> Any:
@@ -29,20 +29,20 @@ def _milliseconds(value: Any) -> Any:
 
 
 NEAR = 0.25
-"""Measured costs that far from the target tell where it is met."""
+"""Measured costs within this distance of the limit, relative to it, decide which sizes meet it."""
 
 
 class Budget(Frozen):
-    """What the model may cost after the cut: a share of what it costs now (up to 1.0), or an absolute number."""
+    """The most that the model may cost after the cut: a fraction of the original's cost (up to 1.0), or a number."""
 
-    parameters: float | None = Field(None, gt=0, description="outside embeddings")
-    flops: float | None = Field(None, gt=0, description="of one forward pass at batch 1, length 128")
-    bytes: float | None = Field(None, gt=0, description="of all weights in the model's own dtype")
+    parameters: float | None = Field(None, gt=0, description="parameters outside embeddings")
+    flops: float | None = Field(None, gt=0, description="FLOPs of one forward pass at batch 1, length 128")
+    bytes: float | None = Field(None, gt=0, description="bytes of all weights in the model's own dtype")
     latency: Annotated[float | None, BeforeValidator(_milliseconds)] = Field(
         None, gt=0, description="milliseconds (median), measured on this machine"
     )
-    memory: float | None = Field(None, gt=0, description="bytes at most in use when loading and running it, measured")
-    batch: Literal[1, 32] = Field(1, description="of the pass whose latency counts; its length is 128")
+    memory: float | None = Field(None, gt=0, description="peak bytes of loading and running it, measured")
+    batch: Literal[1, 32] = Field(1, description="batch size of the pass whose latency is measured; its length is 128")
 
     @model_validator(mode="after")
     def _bounds_something(self) -> "Budget":
@@ -51,111 +51,115 @@ class Budget(Frozen):
         return self
 
     def __str__(self) -> str:
-        """As plans and cards say it."""
+        """Return the limits as plans and cards state them."""
         limits = (f"{n} at most {f'{v:.0%}' if v <= 1 else f'{v:,.6g}{UNITS[n]}'}" for n, v in self.limits().items())
         return "budget: " + ", ".join(limits)
 
     def limits(self) -> dict[str, float]:
-        """What is bounded, and by how much."""
+        """Return the limit of each cost that is bounded."""
         return {name: value for name in UNITS if (value := getattr(self, name)) is not None}
 
     def measured(self) -> bool:
-        """Whether sizes follow from this machine, not from the config alone."""
+        """Return whether a bounded cost is measured on this machine, so that sizes do not follow from the config."""
         return any(name in MEASURED for name in self.limits())
 
     def overrun(self, costs: Costs, spec: ModelSpec) -> dict[str, float]:
-        """What `spec` costs over what it may, by what is bounded."""
+        """Return each bounded cost of a model over its limit: at most 1 where the limit holds."""
         return {
-            name: (costs.share(name, spec) if limit <= 1 else costs.of(name, spec)) / limit
+            name: (costs.fraction(name, spec) if limit <= 1 else costs.of(name, spec)) / limit
             for name, limit in self.limits().items()
         }
 
     def within(self, spec: ModelSpec, path: Sequence[AxisSizes], costs: Costs) -> AxisSizes:
-        """The first setting of `path` that costs no more; where costs are measured, by a line through those looked at.
+        """Return the first sizes of `path` that are within the budget.
+
+        Measured costs are noisy: there a line through all measured ones near the limit decides.
 
         Raises:
-            UsageError: even the last costs more; says what it costs.
+            UsageError: even the last sizes cost more; the message states what they cost.
         """
-        seen: dict[int, float] = {}
+        overruns: dict[int, float] = {}
 
-        def fits(setting: AxisSizes) -> bool:
-            seen[path.index(setting)] = found = max(self.overrun(costs, resized_spec(spec, setting)).values())
-            return found <= 1
+        def fits(sizes: AxisSizes) -> bool:
+            overruns[path.index(sizes)] = overrun = max(self.overrun(costs, resized_spec(spec, sizes)).values())
+            return overrun <= 1
 
-        at = first(path, fits)
-        if at is not None and self.measured():
+        index = first(path, fits)
+        if index is not None and self.measured():
             counted = self.model_copy(update=dict.fromkeys(MEASURED))
             least = first(path, lambda s: max(counted.overrun(costs, resized_spec(spec, s)).values(), default=0) <= 1)
-            at = max(crossing(seen, at, len(path) - 1), least or 0)
-        if at is not None:
-            return path[at]
+            index = max(crossing(overruns, index, len(path) - 1), least or 0)
+        if index is not None:
+            return path[index]
         last = resized_spec(spec, path[-1])
         over = self.overrun(costs, last)
         name = max(over, key=lambda n: over[n])
         raise UsageError(
             f"prune.budget.{name}: {self.limits()[name]:g} cannot be reached along these axes; the least is "
-            f"{costs.share(name, last):.1%} ({costs.of(name, last):,.4g}{UNITS[name]}). "
-            "Name more in prune.axes, or ask for more."
+            f"{costs.fraction(name, last):.1%} ({costs.of(name, last):,.4g}{UNITS[name]}). "
+            "Name more axes in prune.axes, or raise the limit."
         )
 
     def predicted(self, costs: Costs, spec: ModelSpec) -> tuple[str, ...]:
-        """What the chosen sizes should cost, for the plan to say."""
+        """Return sentences for the plan on what the chosen sizes should cost."""
         return tuple(
             f"predicted {name}: {costs.of(name, spec):,.4g}{UNITS[name]} "
-            f"({costs.share(name, spec):.1%} of the original's)"
+            f"({costs.fraction(name, spec):.1%} of the original's)"
             for name in self.limits()
         )
 
 
-def crossing(seen: Mapping[int, float], at: int, last: int) -> int:
-    """Where a line through noisy costs near 1 goes below 1. What a search stops at is the widest that happened to fit.
+def crossing(overruns: Mapping[int, float], index: int, last: int) -> int:
+    """Return where on a path noisy costs fall below their limit, by a line through those near it.
+
+    The bisection alone would prefer sizes that happened to be measured too fast.
 
     Args:
-        seen: cost by place on the path.
-        at: where the search stopped; the answer where too few costs are near, or they do not fall.
-        last: of the path.
+        overruns: cost over limit, by index on the path.
+        index: where the bisection ended; returned where fewer than three costs are near the limit, or they do not fall.
+        last: the last index of the path.
     """
-    near = {place: cost for place, cost in seen.items() if abs(cost - 1) <= NEAR}
+    near = {step: overrun for step, overrun in overruns.items() if abs(overrun - 1) <= NEAR}
     if len(near) < 3:
-        return at
+        return index
     slope, start = np.polyfit(list(near), list(near.values()), 1)
-    return min(max(math.ceil((1 - start) / slope), 0), last) if slope < 0 else at
+    return min(max(math.ceil((1 - start) / slope), 0), last) if slope < 0 else index
 
 
 def above_floor(
     floor: float, task: Task, dense: float, path: Sequence[AxisSizes], metric: Callable[[AxisSizes], float]
 ) -> tuple[AxisSizes, str]:
-    """The last of some settings along `path` that keeps the floor's share of the metric, and what to say about it.
+    """Return the last of `TRIALS` sizes along `path` whose model retains the floor, and a note for the plan.
 
     Args:
-        floor: share of the metric that must stay.
-        task: says which way is better.
+        floor: fraction of the metric to retain.
+        task: states whether a higher metric is better.
         dense: the metric of the original.
-        path: settings from the original on.
-        metric: of the model cut to a setting.
+        path: sizes from the original ones on.
+        metric: returns the metric of the model cut to some sizes.
 
     Raises:
-        UsageError: even the first cut keeps less.
+        UsageError: even the first cut retains less.
     """
     least = dense * floor if task.higher_is_better else dense / floor
     last = len(path) - 1
     steps = [path[i] for i in sorted({round(last * trial / TRIALS) for trial in range(1, TRIALS + 1)} - {0})]
-    seen: dict[int, float] = {}
+    values: dict[int, float] = {}
 
-    def too_far(setting: AxisSizes) -> bool:
-        found = seen[steps.index(setting)] = metric(setting)
-        return not (found >= least if task.higher_is_better else found <= least)  # NaN does not keep the floor
+    def is_below(sizes: AxisSizes) -> bool:
+        value = values[steps.index(sizes)] = metric(sizes)
+        return not (value >= least if task.higher_is_better else value <= least)  # NaN does not retain the floor
 
-    at = first(steps, too_far)
-    if at == 0:
+    first_below = first(steps, is_below)
+    if first_below == 0:
         raise UsageError(
-            f"prune.floor: even the smallest cut leaves {task.metric} at {seen[0]:.4f}; expected {least:.4f} "
-            f"({floor:.0%} of {dense:.4f}). Ask for less, or distil as well."
+            f"prune.floor: even the smallest cut leaves {task.metric} at {values[0]:.4f}; expected {least:.4f} "
+            f"({floor:.0%} of {dense:.4f}). Lower the floor, or distil as well."
         )
-    best = len(steps) - 1 if at is None else at - 1
-    if best not in seen:
-        too_far(steps[best])
+    best = len(steps) - 1 if first_below is None else first_below - 1
+    if best not in values:
+        is_below(steps[best])
     return steps[best], (
-        f"floor: {floor:.0%} of {task.metric} {dense:.4f}; found {seen[best]:.4f} on the held-out rows in "
-        f"{len(seen)} trials"
+        f"floor: {floor:.0%} of {task.metric} {dense:.4f}; measured {values[best]:.4f} on the held-out rows in "
+        f"{len(values)} trials"
     )

@@ -1,4 +1,4 @@
-"""What a size costs: counted from the config, or measured on this machine."""
+"""Cost of a model at given sizes: counted from the config, or measured on this machine."""
 
 import copy
 import statistics
@@ -17,55 +17,64 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.sizes.allowed import resized_spec
 
 UNITS = {"parameters": "", "flops": " FLOPs", "bytes": " bytes", "latency": " ms", "memory": " bytes"}
-"""Everything that can be bounded, and its unit."""
+"""The costs that a budget can bound, with their units."""
 MEASURED = ("latency", "memory")
-"""What is measured and not counted."""
+"""The costs that are measured; the others are counted from the config."""
 DEEP = 8
-"""Stacks of more layers are measured at SHALLOW and DEEPER layers: each further layer costs the same."""
+"""Stacks of more layers are measured with SHALLOW and with DEEPER layers, since each further layer costs the same."""
 SHALLOW, DEEPER = 2, 6
 SECONDS = 20.0
-"""How long a size takes turns with the dense model for its latency."""
+"""How long a model runs in turns with the dense one to measure its latency."""
 
 
 class Costs:
-    """What the sizes of one model cost. Each is looked at once; what is measured, with random weights of that size.
+    """The costs of one model at different sizes, each computed once.
+
+    Costs that are measured are those of a model of that size with random weights.
 
     Args:
         dense: the model before anything is cut.
-        batch: examples in the pass whose latency counts.
-        device: where latency is measured.
+        batch: number of examples in the forward pass whose latency is measured.
+        device: the device that latency is measured on.
     """
 
     def __init__(self, dense: ModelSpec, batch: int = 1, device: str | torch.device = "cpu") -> None:
         self.dense, self.batch, self.device = dense, batch, device
-        self._known: dict[tuple[str, str], float] = {}
-        self._rival: PreTrainedModel | None = None
-        self._usual = 0.0
+        self._costs: dict[tuple[str, str], float] = {}
+        self._dense_model: PreTrainedModel | None = None
+        self._dense_latency = 0.0
 
     def of(self, name: str, spec: ModelSpec) -> float:
-        """Parameters outside embeddings, FLOPs at batch 1, bytes of all weights, milliseconds (median) or peak bytes.
+        """Return one cost of a model.
 
-        Latency and peak memory of deep models are put together from blocks: the cost at 2 layers and what 4
-        more add.
+        Latency and peak memory of deep models are extrapolated from the cost with 2 layers and what 4 more add.
+
+        Args:
+            name: "parameters" (outside embeddings), "flops" (at batch 1), "bytes" (of all weights), "latency" (median,
+                in milliseconds) or "memory" (peak, in bytes).
+            spec: the model.
 
         Raises:
-            UsageError: it cannot be counted or measured for this architecture or on this machine.
+            UsageError: the cost cannot be counted or measured for this architecture or on this machine.
         """
         parts = _blocks(spec) if name in MEASURED else [(1.0, spec)]
         return sum(times * self._once(name, part) for times, part in parts)
 
-    def share(self, name: str, spec: ModelSpec) -> float:
-        """The same over what the dense model costs."""
+    def fraction(self, name: str, spec: ModelSpec) -> float:
+        """Return one cost of a model over that of the dense model."""
         return self.of(name, spec) / self.of(name, self.dense)
 
     def _once(self, name: str, spec: ModelSpec) -> float:
         key = (name, spec.config.to_json_string())
-        if key not in self._known:
-            found = getattr(self, f"_{name}")(spec)
-            if found is None:
-                raise UsageError(f"prune.budget.{name}: it cannot be found out here; expected another target.")
-            self._known[key] = float(found)
-        return self._known[key]
+        if key not in self._costs:
+            cost = getattr(self, f"_{name}")(spec)
+            if cost is None:
+                raise UsageError(
+                    f"prune.budget.{name}: {name} cannot be determined for this model on this machine. Choose another "
+                    "target."
+                )
+            self._costs[key] = float(cost)
+        return self._costs[key]
 
     def _parameters(self, spec: ModelSpec) -> int:
         return parameters(meta_model(spec.config, spec.model_class)).without_embeddings
@@ -77,35 +86,40 @@ class Costs:
         return int(spec_sizes(spec)["weight_bytes"])
 
     def _latency(self, spec: ModelSpec) -> float:
-        """In turns with the dense model (of a deep one, its first blocks): a machine that slows down slows both."""
-        known = _blocks(self.dense)[0][1]
-        how: dict[str, Any] = {"batch": self.batch, "length": longest(spec.config, LENGTH), "pixels": spec.pixels}
-        if self._rival is None:
-            self._rival = self._random(known)
-            self._usual = latency({"rival": self._rival}, **how)["rival"].p50_ms
-        if spec.config.to_json_string() == known.config.to_json_string():
-            return self._usual
-        models = {"rival": self._rival, "this": self._random(spec)}
-        times = alternating(models, **how, seconds=SECONDS, most_rounds=200)
-        return self._usual * statistics.median(a / b for a, b in zip(times["this"], times["rival"], strict=True))
+        """Measure latency in turns with the dense model (for deep ones, its first blocks).
+
+        A machine that slows down slows both, so their ratio is steadier than a time.
+        """
+        dense = _blocks(self.dense)[0][1]
+        inputs: dict[str, Any] = {"batch": self.batch, "length": longest(spec.config, LENGTH), "pixels": spec.pixels}
+        if self._dense_model is None:
+            self._dense_model = self._random(dense)
+            self._dense_latency = latency({"dense": self._dense_model}, **inputs)["dense"].p50_ms
+        if spec.config.to_json_string() == dense.config.to_json_string():
+            return self._dense_latency
+        models = {"dense": self._dense_model, "cut": self._random(spec)}
+        times = alternating(models, **inputs, seconds=SECONDS, most_rounds=200)
+        ratios = (cut / full for cut, full in zip(times["cut"], times["dense"], strict=True))
+        return self._dense_latency * statistics.median(ratios)
 
     def _memory(self, spec: ModelSpec) -> int | None:
         model = self._random(spec)
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place, "sized")
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, "sized")
             model.save_pretrained(folder)
-            kind = auto_class_of(model.config, type(model))
-            return reopened(folder, "sized", model, kind, None, length=LENGTH, pixels=spec.pixels)[0].peak_memory_bytes
+            auto_class = auto_class_of(model.config, type(model))
+            measurement, *_ = reopened(folder, "sized", model, auto_class, None, length=LENGTH, pixels=spec.pixels)
+            return measurement.peak_memory_bytes
 
     def _random(self, spec: ModelSpec) -> PreTrainedModel:
-        make: Any = spec.model_class
+        model_class: Any = spec.model_class
         with torch.random.fork_rng(devices=[]):
-            model = make._from_config(copy.deepcopy(spec.config), dtype=spec.config.dtype or torch.float32)
+            model = model_class._from_config(copy.deepcopy(spec.config), dtype=spec.config.dtype or torch.float32)
         return model.eval().to(self.device)  # type: ignore[no-any-return]
 
 
 def _blocks(spec: ModelSpec) -> list[tuple[float, ModelSpec]]:
-    """Smaller models and how often each counts, so that the sum costs what `spec` does."""
+    """Return shallow models with a factor each, so that the weighted sum of their costs is the cost of `spec`."""
     stacks = [a for a in discover(spec.config, spec.model_class).named("layers") if a.native and a.size > DEEP]
     low = {axis.name: SHALLOW for axis in stacks}
     slopes = [(axis.size - SHALLOW) / (DEEPER - SHALLOW) for axis in stacks]

@@ -1,106 +1,120 @@
-"""Candidate sizes under a budget or a floor: paths through them, and the first that fits."""
+"""Search candidate sizes under a budget or a floor.
+
+Each axis has a list of candidate sizes, from the original one to the smallest. A path through all axes is a list of
+sizes for all of them that only become smaller; the search looks for its first entry that fits.
+"""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 AxisSizes = dict[str, int]
-"""Axis name to size."""
+"""The size of each axis, by its name."""
 
 
 class SensitivityPoint(NamedTuple):
-    """A rung of a ladder that was tried alone.
+    """The result of cutting one axis alone to one of its candidate sizes.
 
     Attributes:
-        rung: its index; 0 is the whole model.
-        loss: what the model loses there.
-        cost: what it still costs.
+        step: index of the candidate size; 0 is the original size.
+        loss: distance of the cut model's outputs from the original's.
+        cost: cost of the cut model, relative to its limit.
     """
 
-    rung: int
+    step: int
     loss: float
     cost: float
 
 
 CROSSED = 8
-"""Rungs of the shortest ladder that are each combined with the others."""
+"""How many candidate sizes of the axis with the fewest are each combined with the other axes."""
 
 
 def uniform_path(candidates: Sequence[Sequence[AxisSizes]], steps: int = 64) -> list[AxisSizes]:
-    """A path that goes down all candidates by the same share; every rung of a single one."""
+    """Return a path that shrinks all axes by the same fraction of their sizes; for a single axis, all its sizes."""
     if len(candidates) == 1:
         return list(candidates[0])
     return [
-        _joined(candidates, [round(step / steps * (len(rungs) - 1)) for rungs in candidates])
+        _joined(candidates, [round(step / steps * (len(sizes) - 1)) for sizes in candidates])
         for step in range(steps + 1)
     ]
 
 
 def single_axis_paths(candidates: Sequence[Sequence[AxisSizes]]) -> list[list[AxisSizes]]:
-    """For each ladder the path that goes down it and leaves the others whole."""
-    whole = _joined(candidates, [0] * len(candidates))
-    return [[whole | rung for rung in rungs] for rungs in candidates]
+    """Return for each axis the path that shrinks it and leaves the others as they are."""
+    original = _joined(candidates, [0] * len(candidates))
+    return [[original | size for size in sizes] for sizes in candidates]
 
 
 def depth_by_width_paths(candidates: Sequence[Sequence[AxisSizes]]) -> list[list[AxisSizes]]:
-    """For some rungs of the shortest ladder (depth, say) the path that holds it there and goes down the others."""
-    held, *others = sorted(candidates, key=len)
+    """Return paths that hold one axis at one of its sizes and shrink the others by the same fraction.
+
+    The held axis is the one with the fewest candidate sizes, mostly depth; there is a path for each of `CROSSED` sizes.
+    """
+    fixed, *others = sorted(candidates, key=len)
     if not others:
         return []
-    last = len(held) - 1
+    last = len(fixed) - 1
     chosen = sorted({round(last * part / (CROSSED - 1)) for part in range(CROSSED)})
-    return [[held[rung] | setting for setting in uniform_path(others)] for rung in chosen]
+    return [[fixed[step] | sizes for sizes in uniform_path(others)] for step in chosen]
 
 
-def pareto_maximal(settings: Sequence[AxisSizes]) -> list[AxisSizes]:
-    """Those, each once, that no other exceeds along some axis without falling short along any."""
-    different = [setting for number, setting in enumerate(settings) if setting not in settings[:number]]
-    return [
-        one
-        for one in different
-        if not any(other is not one and all(other[n] >= size for n, size in one.items()) for other in different)
-    ]
+def pareto_maximal(all_sizes: Sequence[AxisSizes]) -> list[AxisSizes]:
+    """Return the Pareto-maximal sizes, each once: no other entry is at least as large along every axis."""
+    different = [sizes for number, sizes in enumerate(all_sizes) if sizes not in all_sizes[:number]]
+    return [sizes for sizes in different if not any(_exceeds(larger, sizes) for larger in different)]
+
+
+def _exceeds(larger: AxisSizes, sizes: AxisSizes) -> bool:
+    return larger is not sizes and all(larger[name] >= size for name, size in sizes.items())
 
 
 def first_within(path: Sequence[AxisSizes], cost: Callable[[AxisSizes], float]) -> AxisSizes | None:
-    """The first setting of `path` that costs at most 1; None where none does."""
-    at = first(path, lambda setting: cost(setting) <= 1)
-    return None if at is None else path[at]
+    """Return the first sizes of `path` whose cost is at most 1; None where there are none."""
+    index = first(path, lambda sizes: cost(sizes) <= 1)
+    return None if index is None else path[index]
 
 
-def by_loss(candidates: Sequence[Sequence[AxisSizes]], tried: Sequence[Sequence[SensitivityPoint]]) -> list[AxisSizes]:
-    """A path that goes on where the loss for what is saved is least: greedy along the lower hull of each curve.
+def by_loss(candidates: Sequence[Sequence[AxisSizes]], curves: Sequence[Sequence[SensitivityPoint]]) -> list[AxisSizes]:
+    """Return a path that always shrinks the axis with the least loss per saved cost next.
+
+    It follows the lower convex hull of each axis's curve of loss over cost greedily.
 
     Args:
-        candidates: one for each axis.
-        tried: of each ladder some rungs, the first and the last among them, in order.
+        candidates: the candidate sizes of each axis.
+        curves: for each axis the points that were measured, in order, the original and the smallest size among them.
     """
-    at, place = [0] * len(candidates), [0] * len(candidates)  # rung, and index in tried
-    path = [_joined(candidates, at)]
+    steps = [0] * len(candidates)  # the index of the current size, for each axis
+    points = [0] * len(candidates)  # the index of the current point on its curve, for each axis
+    path = [_joined(candidates, steps)]
     while True:
-        steps = [
-            (_loss_rate(here, later), number, index)
-            for number, curve in enumerate(tried)
-            for here in [curve[place[number]]]
+        moves = [
+            (_loss_rate(curve[points[axis]], later), axis, index)
+            for axis, curve in enumerate(curves)
             for index, later in enumerate(curve)
-            if index > place[number]
+            if index > points[axis]
         ]
-        if not steps:
+        if not moves:
             return path
-        _, number, place[number] = min(steps)
-        while at[number] < tried[number][place[number]].rung:
-            at[number] += 1
-            path.append(_joined(candidates, at))
+        _, axis, points[axis] = min(moves)
+        while steps[axis] < curves[axis][points[axis]].step:
+            steps[axis] += 1
+            path.append(_joined(candidates, steps))
 
 
-def _loss_rate(here: SensitivityPoint, later: SensitivityPoint) -> float:
-    """The loss for what is saved; infinite where the outputs behind `later` are not finite."""
-    lost = later.loss - here.loss if math.isfinite(later.loss) else math.inf
-    return lost / max(here.cost - later.cost, 1e-12)
+def _loss_rate(now: SensitivityPoint, later: SensitivityPoint) -> float:
+    """Return the loss per saved cost between two points; infinite where the later outputs are not finite."""
+    loss = later.loss - now.loss if math.isfinite(later.loss) else math.inf
+    return loss / max(now.cost - later.cost, 1e-12)
 
 
 def first(path: Sequence[AxisSizes], fits: Callable[[AxisSizes], bool]) -> int | None:
-    """Index of the first setting that fits, none before it fitting and all behind it; None where the last does not."""
+    """Return the index of the first sizes in `path` that fit, by bisection; None where the last ones do not fit.
+
+    Args:
+        path: from the largest sizes to the smallest.
+        fits: False for the sizes before some entry of the path, and True from there on.
+    """
     if not fits(path[-1]):
         return None
     low, high = 0, len(path) - 1
@@ -110,5 +124,5 @@ def first(path: Sequence[AxisSizes], fits: Callable[[AxisSizes], bool]) -> int |
     return low
 
 
-def _joined(candidates: Sequence[Sequence[AxisSizes]], at: Sequence[int]) -> AxisSizes:
-    return {name: size for rungs, rung in zip(candidates, at, strict=True) for name, size in rungs[rung].items()}
+def _joined(candidates: Sequence[Sequence[AxisSizes]], steps: Sequence[int]) -> AxisSizes:
+    return {name: size for sizes, step in zip(candidates, steps, strict=True) for name, size in sizes[step].items()}

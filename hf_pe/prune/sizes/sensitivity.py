@@ -1,4 +1,4 @@
-"""How much of its answers a model loses when one axis alone is cut."""
+"""Measure how far the outputs of a model move when one axis alone is cut, or one layer alone is skipped."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,65 +12,65 @@ from hf_pe.prune.sizes.search import AxisSizes, SensitivityPoint
 from hf_pe.tasks import TaskData
 from hf_pe.verify.ablate import skipped
 
-SHARES = (0.15, 0.3, 0.5, 0.75, 1.0)
-"""How far down its ladder an axis is tried; between, what is lost grows in proportion."""
+FRACTIONS = (0.15, 0.3, 0.5, 0.75, 1.0)
+"""The candidate sizes that each axis is cut to, as fractions of its list; between them the loss is interpolated."""
 
 TOKENS = 4096
-"""About as many are answered for each layer whose absence is tried."""
+"""About how many tokens the outputs are computed on for each layer that may be removed."""
 
 
 def sensitivity_curves(
     model: PreTrainedModel,
     data: TaskData,
     candidates: Sequence[Sequence[AxisSizes]],
-    made: Callable[[AxisSizes], PreTrainedModel],
+    prune_to: Callable[[AxisSizes], PreTrainedModel],
     cost: Callable[[AxisSizes], float],
 ) -> list[list[SensitivityPoint]]:
-    """Go down each ladder alone.
+    """Cut each axis alone to some of its candidate sizes, and measure what the outputs lose.
 
     Args:
         model: the original.
-        data: the rows.
-        candidates: one for each axis.
-        made: the model cut to a setting and refitted.
-        cost: of a setting.
+        data: has the rows.
+        candidates: the candidate sizes of each axis.
+        prune_to: returns the model cut to some sizes and refitted.
+        cost: returns the cost of some sizes.
 
     Returns:
-        For each ladder some rungs, the first and the last among them; the loss never falls.
+        For each axis some of its sizes, the original and the smallest among them. The loss never falls along them.
     """
-    wanted, pairs = task_outputs(model, data), any(_narrows(rungs[0]) for rungs in candidates)
-    found = []
-    for rungs in candidates:
-        last = len(rungs) - 1
-        chosen = sorted({max(round(share * last), 1) for share in SHARES})
-        curve = [SensitivityPoint(0, 0.0, cost(rungs[0]))]
-        for number, rung in enumerate(chosen, 1):
-            loss = distance(task_outputs(made(rungs[rung]), data), wanted, pairs=pairs)
-            curve.append(SensitivityPoint(rung, max(loss, curve[-1].loss), cost(rungs[rung])))
-            advance(f"sensitivity along {', '.join(rungs[0])}", number, len(chosen))
-        found.append(curve)
-    return found
+    original, pairs = task_outputs(model, data), any(_narrows(sizes[0]) for sizes in candidates)
+    curves = []
+    for sizes in candidates:
+        last = len(sizes) - 1
+        chosen = sorted({max(round(fraction * last), 1) for fraction in FRACTIONS})
+        curve = [SensitivityPoint(0, 0.0, cost(sizes[0]))]
+        for number, step in enumerate(chosen, 1):
+            loss = distance(task_outputs(prune_to(sizes[step]), data), original, pairs=pairs)
+            curve.append(SensitivityPoint(step, max(loss, curve[-1].loss), cost(sizes[step])))
+            advance(f"sensitivity along {', '.join(sizes[0])}", number, len(chosen))
+        curves.append(curve)
+    return curves
 
 
 def least_loss(
     model: PreTrainedModel,
     data: TaskData,
-    settings: Sequence[AxisSizes],
-    made: Callable[[AxisSizes], PreTrainedModel],
+    all_sizes: Sequence[AxisSizes],
+    prune_to: Callable[[AxisSizes], PreTrainedModel],
 ) -> AxisSizes:
-    """Of some settings the one whose cut and refitted model loses least; the first of equals.
+    """Return the sizes whose cut and refitted model loses least; the first of equals.
 
     Args:
         model: the original.
-        data: the rows.
-        settings: at least one.
-        made: the model cut to a setting and refitted.
+        data: has the rows.
+        all_sizes: the sizes to compare, at least one entry.
+        prune_to: returns the model cut to some sizes and refitted.
     """
-    wanted, found = task_outputs(model, data), list[float]()
-    for number, setting in enumerate(settings, 1):
-        found.append(distance(task_outputs(made(setting), data), wanted, pairs=_narrows(setting)))
-        advance("ways to the target", number, len(settings))
-    return settings[found.index(min(found))]
+    original, losses = task_outputs(model, data), list[float]()
+    for number, sizes in enumerate(all_sizes, 1):
+        losses.append(distance(task_outputs(prune_to(sizes), data), original, pairs=_narrows(sizes)))
+        advance("sizes within the budget", number, len(all_sizes))
+    return all_sizes[losses.index(min(losses))]
 
 
 def greedy_depth_order(
@@ -81,37 +81,38 @@ def greedy_depth_order(
     data: TaskData,
     gone: list[int],
 ) -> list[int]:
-    """Layers whose absence costs the model's answers least, taken away one by one, each beside those that went before.
+    """Order layers greedily: always remove the one whose absence, with those removed before, changes the outputs least.
 
-    As SLEB (Song et al. 2024, arXiv:2402.09025, algorithm 1), with the task's answers in place of perplexity.
+    As SLEB (Song et al. 2024, arXiv:2402.09025, algorithm 1), with the distance of the task's outputs in place of
+    perplexity. Each round takes a forward pass over about `TOKENS` tokens for each layer that remains.
 
     Args:
         model: the original.
-        axis: of depth; layers of the same number go from all stacks.
-        removable: layers that may go.
-        count: how many do; as many rounds of passes over about `TOKENS` tokens, one for each layer that is left.
-        data: the rows.
-        gone: those that are known to go first; gets the others.
+        axis: an axis of depth; the layers of one number are removed from all its stacks.
+        removable: layers that may be removed.
+        count: how many layers to remove.
+        data: has the rows.
+        gone: the layers that earlier calls removed, in order; further ones are appended.
 
     Returns:
-        `gone`, at least `count` of them.
+        `gone`, with at least `count` layers.
     """
     if len(gone) < count:
         require_reached(reached(model, axis, data), axis)
     rows = rows_within(data, TOKENS)
-    wanted = task_outputs(model, data, rows) if len(gone) < count else None
+    original = task_outputs(model, data, rows) if len(gone) < count else None
     for number in range(len(gone), count):
-        assert wanted is not None
+        assert original is not None
         losses = {}
         for layer in (layer for layer in removable if layer not in gone):
             names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
             with skipped([model.get_submodule(name) for name in names]):
-                losses[layer] = distance(task_outputs(model, data, rows), wanted)
+                losses[layer] = distance(task_outputs(model, data, rows), original)
         gone.append(min(losses, key=lambda layer: losses[layer]))
-        advance(f"least missed {axis.name}", number + 1, count)
+        advance(f"greedy order of {axis.name}", number + 1, count)
     return gone
 
 
-def _narrows(setting: AxisSizes) -> bool:
-    """Whether embeddings may become narrower than those they are compared with."""
-    return any(kind_of(name).is_residual for name in setting)
+def _narrows(sizes: AxisSizes) -> bool:
+    """Return whether embeddings may become narrower than those that they are compared with."""
+    return any(kind_of(name).is_residual for name in sizes)

@@ -1,1 +1,1 @@
-"""Statistics of calibration data for the units of an axis."""
+"""Statistics on calibration rows from which the units of an axis are scored and refitted."""

@@ -1,4 +1,4 @@
-"""Statistics of a model's activations on calibration data."""
+"""Second moments of the inputs of the linear layers that read the units of an axis."""
 
 from collections.abc import Iterator
 
@@ -14,9 +14,10 @@ from hf_pe.tasks import TaskData
 def consumer_moments(
     model: PreTrainedModel, axis: Axis, data: TaskData, *, weighted: bool = False
 ) -> dict[str, list[Moments]]:
-    """Moments of what flows into every map that consumes units of `axis`, by slot, one for each fold.
+    """Return the second moments of the inputs of every linear layer that reads units of `axis`, by slot and fold.
 
-    With `weighted` each token counts by how far its state turns (`hf_pe.calibration.moments`, `added`).
+    With `weighted`, each token has a weight where the layer's output is added to the residual stream (`added` of
+    `hf_pe.calibration.moments`).
     """
     modules = consumers_of(model, axis)
     return moments(
@@ -27,7 +28,7 @@ def consumer_moments(
 def consumer_moments_by_block(
     model: PreTrainedModel, axis: Axis, data: TaskData, *, weighted: bool = False
 ) -> Iterator[dict[str, list[Moments]]]:
-    """The same block by block, in one pass over the data, with the moments of one block in memory."""
+    """Yield the moments of `consumer_moments` block by block, in one pass with those of one block in memory."""
     modules = consumers_of(model, axis)
     blocks, what = consumer_blocks(axis, modules), f"statistics of {axis.name}"
     order = list(dict.fromkeys(blocks.values()))
@@ -35,7 +36,7 @@ def consumer_moments_by_block(
 
 
 def moments_bytes(model: PreTrainedModel, axis: Axis) -> int:
-    """What the moments of all blocks take."""
+    """Return the bytes that the second moments of all blocks take."""
     state = model.state_dict()
     widths = [slot.of(state).shape[slot.dim or 0] for slot in axis.slots if slot.consumes]
     return sum(FOLDS * 4 * width**2 for width in widths)

@@ -122,9 +122,9 @@ def test_only_one_shard_is_read_at_a_time(tmp_path):
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        ({"layers": 1}, "which layers matter shows only on data"),
+        ({"layers": 1}, "Which layers matter shows only on data"),
         ({"fnn": 0.5}, "Did you mean 'ffn'"),
-        ({"vocabulary": 0.5}, "only with a tokenizer"),
+        ({"vocabulary": 0.5}, "needs a tokenizer with the kept tokens"),
         ({"layers": [0, 5]}, "must rise"),
         ({"ffn": 1}, r"keep\.ffn: 1 can be read as one unit or as all.*Write 1\.0"),
     ],
@@ -143,14 +143,14 @@ def test_experts_that_lie_apart_in_files_do_so_afterwards(kind, keep, tmp_path):
     model = small(kind)
     keep = {n: size for n, size in keep.items() if discover(model.config, type(model)).named(n)}
     model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
-    before = Stored(tmp_path / "model").place
+    before = Stored(tmp_path / "model").sources
     assert before.keys() != model.state_dict().keys()
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
     again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
     inputs = example_inputs(again)
     assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
     wanted.save_pretrained(tmp_path / "wanted")
-    assert Stored(tmp_path / "small").place.keys() == Stored(tmp_path / "wanted").place.keys()
+    assert Stored(tmp_path / "small").sources.keys() == Stored(tmp_path / "wanted").sources.keys()
 
 
 def test_what_a_module_of_the_model_lacks_is_refused_and_another_head_is_left_out_and_said(tmp_path):
@@ -168,7 +168,7 @@ def test_what_a_module_of_the_model_lacks_is_refused_and_another_head_is_left_ou
     with listen(lambda what, *_: said.append(what)):
         cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", {"ffn": 16})
     assert any("model holds what LlamaForCausalLM does not read: v_head (2 tensors)." in each for each in said)
-    assert Stored(tmp_path / "small").place.keys() == held.keys()
+    assert Stored(tmp_path / "small").sources.keys() == held.keys()
 
 
 def test_a_taken_folder_is_refused(tmp_path):
@@ -190,7 +190,7 @@ def test_what_is_stored_in_float32_stays_so_in_the_files(tmp_path):
 
 @pytest.mark.parametrize("value", [-1.0, 0, 2.5, float("nan"), float("inf"), True, "half"])
 def test_what_is_neither_a_share_nor_a_number_of_units_is_refused(value, tmp_path):
-    with pytest.raises(UsageError, match=r"keep.ffn: expected a share above 0 and up to 1\.0"):
+    with pytest.raises(UsageError, match=r"keep.ffn: expected a fraction above 0 and up to 1\.0"):
         cut_checkpoint(str(tmp_path), tmp_path / "out", {"ffn": value})
-    with pytest.raises(ValueError, match="expected a share above 0"):
+    with pytest.raises(ValueError, match="expected a fraction above 0"):
         StructuredPruning(keep={"ffn": value})

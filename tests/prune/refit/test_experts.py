@@ -166,9 +166,9 @@ def test_a_call_tells_each_expert_its_tokens():
 def test_what_cannot_work_inside_experts_is_refused_before_any_work(work):
     model, _ = work
     spec = ModelSpec(config=model.config, model_class=type(model))
-    with pytest.raises(UsageError, match="taylor needs gradients inside the experts"):
+    with pytest.raises(UsageError, match="taylor needs gradients of each expert"):
         StructuredPruning(keep={"expert_ffn": 16}, criterion="taylor").dry_run(spec)
-    with pytest.raises(UsageError, match="sequential moves the output of each FFN"):
+    with pytest.raises(UsageError, match="sequential refits the output layer of each FFN"):
         StructuredPruning(keep={"expert_ffn": 16}, refit="sequential").dry_run(spec)
     odd = StructuredPruning(keep={"expert_ffn": 10}, round_to=2).dry_run(spec)[0]
     assert odd.sizes[0].after == 16
@@ -180,6 +180,6 @@ def test_experts_and_plain_layers_under_one_field_are_told_apart():
     spec = ModelSpec(config=config, model_class=AutoModelForCausalLM._model_mapping[type(config)])
     (axis,) = discover(config, spec.model_class).named("ffn")
     assert axis.in_experts and {slot.entry is None for slot in sequential_maps(axis)} == {True}
-    with pytest.raises(UsageError, match="fisher needs gradients inside the experts"):
+    with pytest.raises(UsageError, match="fisher needs gradients of each expert"):
         StructuredPruning(keep={"ffn": 0.5}, criterion="fisher").dry_run(spec)
     StructuredPruning(keep={"ffn": 0.5}, refit="sequential").dry_run(spec)

@@ -131,7 +131,7 @@ def test_query_heads_that_go_with_their_group_are_counted():
     assert (after.config.num_attention_heads, after.config.num_key_value_heads) == (4, 2)
     assert resized_spec(spec, {"heads": 8, "kv_groups": 2}).config.num_attention_heads == 4
     assert kept_sizes(spec, {"heads": 3, "kv_groups": 3}, 8) == {"heads": 3, "kv_groups": 3}
-    with pytest.raises(UsageError, match=r"keep\.heads: the model has 6 units, 6 of 9 once others are cut"):
+    with pytest.raises(UsageError, match=r"keep\.heads: the model has 6 units, 6 of 9 once other axes are cut"):
         kept_sizes(mistral(9, 3), {"heads": 9, "kv_groups": 2}, 8)
     with pytest.raises(UsageError, match=r"keep\.heads: .* does not allow 3; it allows 2, 4, 6, 8"):
         kept_sizes(mistral(12, 3), {"heads": 3, "kv_groups": 2}, 8)

@@ -24,7 +24,9 @@ def test_shares_and_numbers_mean_the_same(name):
     assert found == Budget(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
     at = path.index(found)
     assert (
-        costs.share(name, resized_spec(SKETCH, found)) <= share < costs.share(name, resized_spec(SKETCH, path[at - 1]))
+        costs.fraction(name, resized_spec(SKETCH, found))
+        <= share
+        < costs.fraction(name, resized_spec(SKETCH, path[at - 1]))
     )
 
 

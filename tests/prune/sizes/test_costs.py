@@ -17,7 +17,7 @@ def test_counted_costs_are_those_of_the_real_model():
     assert costs.of("bytes", DEEP) == weight_bytes(model)
     assert costs.of("flops", DEEP) == flops(DEEP.config, BertModel, length=64)  # all its positions
     half = resized_spec(DEEP, {"layers": 6})
-    assert costs.share("parameters", half) == pytest.approx(0.5, abs=0.02)
+    assert costs.fraction("parameters", half) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("towers", [1, 2])
@@ -40,7 +40,7 @@ def test_latency_is_measured_once_and_beside_the_dense_model(monkeypatch):
     here = costs.of("latency", spec)
     assert here > 0 and costs.of("latency", spec) == here
     other = resized_spec(spec, {"layers": 1})
-    assert costs.share("latency", other) == costs.of("latency", other) / here
+    assert costs.fraction("latency", other) == costs.of("latency", other) / here
 
 
 def test_memory_is_what_a_fresh_process_takes():

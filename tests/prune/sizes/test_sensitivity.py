@@ -41,12 +41,12 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, config)
     torch.manual_seed(0)
     model = taught(LlamaForCausalLM(config), data)
-    rungs = [{"ffn": size} for size in range(10, 0, -1)]
-    (curve,) = sensitivity_curves(model, data, [rungs], lambda s: noisy(model, s["ffn"]), lambda s: s["ffn"] / 10)
-    assert curve[0].rung == 0 and curve[-1].rung == 9
+    sizes = [{"ffn": size} for size in range(10, 0, -1)]
+    (curve,) = sensitivity_curves(model, data, [sizes], lambda s: noisy(model, s["ffn"]), lambda s: s["ffn"] / 10)
+    assert curve[0].step == 0 and curve[-1].step == 9
     losses = [each.loss for each in curve]
     assert losses == sorted(losses) and losses[-1] > 0
-    assert [each.cost for each in curve] == [rungs[each.rung]["ffn"] / 10 for each in curve]
+    assert [each.cost for each in curve] == [sizes[each.step]["ffn"] / 10 for each in curve]
     settings = [{"ffn": 3}, {"ffn": 10}, {"ffn": 6}]
     assert least_loss(model, data, settings, lambda s: noisy(model, s["ffn"])) == {"ffn": 10}
     same = least_loss(model, data, [{"ffn": 1}, {"ffn": 1}], lambda s: noisy(model, s["ffn"]))
