@@ -36,13 +36,27 @@ class OldSpellingWarning(UserWarning):
 
 
 class Frozen(BaseModel):
-    """Base of immutable data; unknown keys are refused."""
+    """Base of immutable data: unknown keys are refused, and old spellings of keys and values are read with a warning.
+
+    Raises:
+        ValueError: a key is given by its old and by its new name.
+
+    Example:
+        >>> class Shape(Frozen):
+        ...     old_names = {"breadth": "width"}
+        ...     old_values = {"unit": {"pts": "points"}}
+        ...     width: int
+        ...     unit: str
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     Shape(breadth=2, unit="pts")
+        Shape(width=2, unit='points')
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_example)
     old_names: ClassVar[Mapping[str, str]] = {}
-    """New names of keys by the old ones."""
+    """The new names of keys, by their old ones."""
     old_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """New values by the old ones, by key."""
+    """For each key the new values, by the old ones."""
 
     @model_validator(mode="before")
     @classmethod

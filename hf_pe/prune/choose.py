@@ -60,12 +60,12 @@ def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size
 def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     tokens = routed(state.model, axis, state.data)
     scores = {g: torch.stack([reap(gates, norms) for gates, norms in experts]) for g, experts in tokens.items()}
-    return {g: axis.largest(g, scores.get(g, torch.rand(axis.size)), size) for g in axis.groups}
+    return {g: axis.top_units(g, scores.get(g, torch.rand(axis.size)), size) for g in axis.groups}
 
 
 def _choose_units(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
     model, data, criterion = state.model, state.data, CRITERIA[settings.criterion]
-    kept = {group: axis.first(group, size) for group in _sorted_groups(settings, axis)}
+    kept = {group: axis.first_units(group, size) for group in _sorted_groups(settings, axis)}
     groups = [group for group in axis.groups if group not in kept]
     if not groups:
         return kept

@@ -73,9 +73,10 @@ class StructuredPruning(Recipe):
     criterion: CriterionName = "obs"
     refit: Literal["least_squares", "sequential", "none"] = Field(
         "least_squares",
-        description="least_squares: refit each linear layer that reads pruned units to its original output; sequential: "
-        "then also refit block by block (the FFN, and attention where heads were cut) to the original's hidden states "
-        "at the same depth, so that later blocks correct earlier errors and take over the work of removed layers",
+        description="least_squares: refit each linear layer that reads pruned units to its original output; "
+        "sequential: then also refit block by block (the FFN, and attention where heads were cut) to the original's "
+        "hidden states at the same depth, so that later blocks correct earlier errors and take over the work of "
+        "removed layers",
     )
     depth: Literal["influence", "greedy"] = Field(
         "influence",

@@ -80,11 +80,11 @@ def with_gradients(model: Any, data: TaskData, loss: Any) -> None:
 
 
 def cut_to(model: Any, kept: Kept, data: TaskData, refit: str = "none") -> Any:
-    """Cut to the given units, repaired as asked."""
+    """Cut to the given units, refitted as asked."""
     plan = Plan(
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
-    return StructuredPruning(keep={"ffn": 0.5}, refit=repair).apply(StageState(model, data), plan).model
+    return StructuredPruning(keep={"ffn": 0.5}, refit=refit).apply(StageState(model, data), plan).model
 
 
 def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
@@ -201,8 +201,8 @@ def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iter
     )
     plan = recipe.plan(StageState(model, data))
     print("   ", {change.axis: change.after for change in plan.sizes}, flush=True)
-    for repair in ("least_squares", "sequential"):
-        yield "hf_pe", repair, recipe.model_copy(update={"refit": repair}).apply(StageState(model, data), plan).model
+    for refit in ("least_squares", "sequential"):
+        yield "hf_pe", refit, recipe.model_copy(update={"refit": refit}).apply(StageState(model, data), plan).model
 
 
 def ffn_size(model: Any, share: float) -> int:

@@ -102,7 +102,7 @@ def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: d
     output projection U S.
     """
     slots = axis.in_group(group)
-    heads = slots[0].heads * max(slot.powered for slot in slots)
+    heads = slots[0].subgroups * max(slot.powered_parts for slot in slots)
     (output,) = (slot for slot in slots if slot.consumes)
     query, key, value = _projections(state, axis, [slot for slot in slots if not slot.consumes], moments)
     queries, keys, values = (rows.get(heads) for rows in (query, key, value))
@@ -142,8 +142,8 @@ def _projections(
         bias = next((s.of(state) for s in slots if s.name.rpartition(".")[0] == owner and s.of(state).ndim == 1), None)
         reading = next(s for s in axis.slots if s.name == slot.name and s.dim != slot.dim)
         inputs = pooled(moments[reading.key])
-        for first in range(0, len(slot.layout.parts), slot.powered):
-            parts = [slot.layout.part(first + i, axis.size) for i in range(slot.powered)]
+        for first in range(0, len(slot.layout.parts), slot.powered_parts):
+            parts = [slot.layout.part_positions(first + i, axis.size) for i in range(slot.powered_parts)]
             indices = torch.cat(parts).to(weight.device)
             projections.append((not asks(slot.name), _Rows(weight.movedim(slot.dim or 0, 0), bias, indices, inputs)))
     return [rows for _, rows in sorted(projections, key=lambda pair: pair[0])]  # keys precede values in every model

@@ -207,7 +207,7 @@ def _largest(state: Mapping[str, torch.Tensor], axis: Axis, size: int, norm: int
             parts = torch.split(units, ROWS)
             norms = torch.cat([rows.float().abs().pow(norm).sum(1) for rows in parts])
             scores[slot.group] = scores.get(slot.group, torch.zeros(axis.size)) + norms
-    return {group: axis.largest(group, scores[group], size) for group in axis.groups}
+    return {group: axis.top_units(group, scores[group], size) for group in axis.groups}
 
 
 def _write(state: Tensors, model: PreTrainedModel, used: list[WeightTransform], folder: Path, shard_size: str) -> None:

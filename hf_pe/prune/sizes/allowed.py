@@ -205,7 +205,7 @@ def _expressible(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> li
     Raises:
         UsageError: no number of heads can be divided among so many devices.
     """
-    step = math.lcm(round_to if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.heads)
+    step = math.lcm(round_to if axis.kind.is_width else devices if axis.kind.is_heads else 1, axis.size_multiple)
 
     def is_valid(size: int) -> bool:
         try:
@@ -226,5 +226,5 @@ def _expressible(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> li
 
 
 def _rounded(count: int, axis: Axis, round_to: int) -> int:
-    step = math.lcm(round_to, axis.heads, EXPERT_STEP if axis.in_experts else 1)
+    step = math.lcm(round_to, axis.size_multiple, EXPERT_STEP if axis.in_experts else 1)
     return min(-(-count // step) * step, axis.size)

@@ -53,7 +53,7 @@ def unit_statistics(
         curvatures = {name: s.outputs for name, s in gradients.items()}
         layers = []
         for name in (name for name in reading if not curvatures or name in curvatures):
-            for columns in consuming[name].layout.apart(axis.size):  # joined widths count as one layer each
+            for columns in consuming[name].layout.positions_by_copy(axis.size):  # joined widths count as one layer each
                 gram = grams[name][columns][:, columns] if grams else None
                 mean = means[name][columns] if means else None
                 layers.append(_Consumer(reading[name][:, columns], gram, curvatures.get(name), mean))
