@@ -163,7 +163,7 @@ LEVELS: Levels = {
     ],
     "outputs": [
         {"lock", "marker"},
-        {"known", "place"},
+        {"noted_runs", "place"},
         {"replace", "stages"},
         {"run"},
     ],

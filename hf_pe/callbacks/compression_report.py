@@ -1,4 +1,4 @@
-"""Sizes, teacher agreement and latency while a stock Trainer trains; a report at the end."""
+"""Logs size, latency and agreement with the teacher while a Trainer trains, and writes a report at the end."""
 
 import copy
 import datetime
@@ -31,17 +31,17 @@ from hf_pe.tasks.infer import task_of_class
 
 AGREEMENT = "teacher_agreement"
 PIPELINE_TAGS = {"AutoModelForSpeechSeq2Seq": "automatic-speech-recognition", "AutoModel": "feature-extraction"}
-"""The Hub's names of what models do that a Trainer can train and no task of hf_pe, by their auto class."""
+"""The Hub's names of tasks that a Trainer can train but hf_pe does not have, by auto class."""
 
 
 class Use(NamedTuple):
-    """What a model is made for.
+    """Describes the task of a model.
 
     Attributes:
-        auto_class: of transformers, that loads it.
-        task: its name in reports.
-        pipeline_tag: the Hub's name of it.
-        classifies: whether it chooses one of its labels.
+        auto_class: the auto class of transformers that loads the model.
+        task: name of the task in reports.
+        pipeline_tag: the Hub's name of the task.
+        classifies: whether the model chooses one of its labels.
     """
 
     auto_class: str
@@ -51,16 +51,16 @@ class Use(NamedTuple):
 
 
 class CompressionReport(TrainerCallback):
-    """Report what a smaller model has gained and lost, at every evaluation, to where `report_to` says.
+    """Log what a smaller model has gained and lost at every evaluation, to the integrations in `report_to`.
 
-    Logged under "compression/": parameters, parameters_ratio, teacher_agreement, latency_ms (batch 1, median) and
-    latency_ratio (to the teacher's, taken in turns). `output_dir/report.json` is written at the end of training.
+    It logs under "compression/": parameters, parameters_ratio, teacher_agreement, latency_ms (batch 1, median) and
+    latency_ratio (to the teacher's, measured in alternation). When training ends, it writes `output_dir/report.json`.
 
     Args:
-        teacher: the model as it was before it was made smaller.
-        base_model: Hub id of what the teacher is a copy or a fine-tune of; default: where it was loaded from.
-        license: of the teacher, where its card does not state it.
-        batches: of the evaluation data to compare on.
+        teacher: the model before it was made smaller.
+        base_model: Hub id of the model that the teacher is a copy or a fine-tune of; default: where it was loaded from.
+        license: of the teacher, if its card does not state it.
+        batches: number of evaluation batches on which the two models are compared.
     """
 
     def __init__(
@@ -75,15 +75,15 @@ class CompressionReport(TrainerCallback):
         named = str(teacher.config._name_or_path or type(teacher).__name__)
         self.source = Source(name=Path(named).name if Path(named).exists() else named, path=named)
         if self.source.folder is not None:
-            require_own_files(self.source.folder)  # its licence and the like come along
+            require_own_files(self.source.folder)  # its licence and similar files are copied to the result
         self.base_model, self.license, self.batches = base_model, license, batches
         self.card = model_card(self.source.folder, self.source.path)
         self.reporters: list[TrainerCallback] = []
-        self.seen: dict[str, dict[str, float]] = {}
+        self.quality_by_weights: dict[str, dict[str, float]] = {}
         self.agreements: dict[str, list[float]] = {}
         self.eval_rows: dict[tuple[str, ...], int] = {}
         self.facts: dict[str, Any] = {}
-        self.found: dict[str, Measurement] = {}
+        self.measurements: dict[str, Measurement] = {}
         self.state: TrainerState | None = None
         self.pixels: int | list[int] | None = None
 
@@ -97,14 +97,18 @@ class CompressionReport(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Prepare the reporting integrations; the Trainer's own have had their turn before a user's callback."""
+        """Set up reporting integrations of its own: the Trainer calls its integrations before a user's callbacks.
+
+        Raises:
+            UsageError: the model cannot be reported on after training.
+        """
         self.state = state
         self.pixels = processor_size(processing_class)
         if state.is_world_process_zero:
-            self.reporters = [made() for made in get_reporting_integration_callbacks(args.report_to)]
+            self.reporters = [reporter() for reporter in get_reporting_integration_callbacks(args.report_to)]
             for warning in self.card.warnings:
                 progress.warn(warning)
-        if use_of(model).classifies:  # both say before training what cannot be reported after it
+        if use_of(model).classifies:
             require_classes(model.config)
         require_comparable(model, self.teacher)
         self.facts["train_rows"] = _rows(train_dataloader)
@@ -119,16 +123,17 @@ class CompressionReport(TrainerCallback):
         eval_dataloader: Any = None,
         **_: Any,
     ) -> None:
-        """Compare with the teacher, measure, and log; of several evaluation sets the agreement is the mean."""
+        """Compare with the teacher, measure, and log; the agreement is the mean over several evaluation sets."""
         agreement = teacher_agreement(model, self.teacher.to(model.device), eval_dataloader, self.batches)
-        given = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
+        numbers = {k.removeprefix("eval_"): v for k, v in (metrics or {}).items() if isinstance(v, (int, float))}
         timed = ("runtime", "per_second", "epoch", "preparation_time")
-        kept = {k: float(v) for k, v in given.items() if not k.endswith(timed)}
+        quality = {k: float(v) for k, v in numbers.items() if not k.endswith(timed)}
         weights = _fingerprint(model)
         over_sets = self.agreements.setdefault(weights, [])
         over_sets.append(agreement)
-        self.seen[weights] = self.seen.get(weights, {}) | kept | {AGREEMENT: statistics.fmean(over_sets)}
-        self.eval_rows[tuple(sorted(kept))] = _rows(eval_dataloader)
+        earlier = self.quality_by_weights.get(weights, {})
+        self.quality_by_weights[weights] = earlier | quality | {AGREEMENT: statistics.fmean(over_sets)}
+        self.eval_rows[tuple(sorted(quality))] = _rows(eval_dataloader)
         with evaluating(model):
             on_first(args, lambda: self._measure(model))
         logs = {f"compression/{k}": v for k, v in self._logs(agreement).items()} if state.is_world_process_zero else {}
@@ -145,19 +150,19 @@ class CompressionReport(TrainerCallback):
         def write() -> None:
             folder = Path(str(args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            if not self.found:
+            if not self.measurements:
                 self._measure(model)
             write_report(self.report(args, state, model), folder)
 
         on_first(args, write)
 
     def report(self, args: TrainingArguments, state: TrainerState, model: Any) -> Report:
-        """What is known of these very weights, as a report; the proof and the folder's facts come when it is saved.
+        """Return a report on the current weights; saving the model adds the reload check and the sizes of the folder.
 
-        Weights that no evaluation has seen (training went on after it) have no quality: "not measured".
+        Weights that were trained further after the last evaluation have no quality in it: "not measured".
         """
         use = use_of(model)
-        quality = self.seen.get(_fingerprint(model), {})
+        quality = self.quality_by_weights.get(_fingerprint(model), {})
         metric = (args.metric_for_best_model or AGREEMENT).removeprefix("eval_")
         if metric not in quality:
             metric = AGREEMENT
@@ -186,14 +191,15 @@ class CompressionReport(TrainerCallback):
             task=use.task,
             pipeline_tag=use.pipeline_tag,
             metric=metric,
-            metric_description=f"`{AGREEMENT}`: how often (for embeddings: how closely, as cosine) it answers as the "
-            "original. The other metrics are those of the Trainer's evaluation; the original's were not measured.",
+            metric_description=f"`{AGREEMENT}` is the fraction of its predictions that equal the original's (for "
+            "embeddings, the mean cosine). The other metrics are those of the Trainer's evaluation; the original's "
+            "were not measured.",
             higher_is_better=True if metric == AGREEMENT else bool(args.greater_is_better),
             hub_metrics={name: hub for name, hub in hub_metrics().items() if name in quality},
             base=provenance.base_facts(self.source, self.teacher, self.base_model, self.license, self.card),
             stages=(stage,),
-            before=self.found["before"].model_copy(update={"quality": {AGREEMENT: 1.0}}),
-            after=self.found["after"].model_copy(update={"quality": quality}),
+            before=self.measurements["before"].model_copy(update={"quality": {AGREEMENT: 1.0}}),
+            after=self.measurements["after"].model_copy(update={"quality": quality}),
             data=DataFacts(
                 train=("(data of the Trainer)",),
                 eval=("(evaluation data of the Trainer)",),
@@ -210,10 +216,10 @@ class CompressionReport(TrainerCallback):
         )
 
     def _measure(self, model: Any) -> None:
-        self.found = measure({"before": self.teacher, "after": model}, batches=(1,), pixels=self.pixels)
+        self.measurements = measure({"before": self.teacher, "after": model}, batches=(1,), pixels=self.pixels)
 
     def _logs(self, agreement: float) -> dict[str, float]:
-        before, after = self.found["before"], self.found["after"]
+        before, after = self.measurements["before"], self.measurements["after"]
         return {
             "parameters": after.parameters,
             "parameters_ratio": after.parameters / before.parameters,
@@ -224,10 +230,10 @@ class CompressionReport(TrainerCallback):
 
 
 def use_of(model: Any) -> Use:
-    """Return what a model is made for, by its class.
+    """Return the task of a model by its class.
 
     Raises:
-        UsageError: no auto class loads it: it is wrapped, or no stock class.
+        UsageError: no auto class loads the model, because it is wrapped or its class is not one of transformers.
     """
     kind = None if brings_code(type(model)) else task_of_class(model.config, type(model))
     if kind is not None:
@@ -244,15 +250,15 @@ def use_of(model: Any) -> Use:
 
 
 def plain_copy(model: Any) -> PreTrainedModel:
-    """The same weights in a stock model of its own: what mixed precision hung on the Trainer's model is gone."""
+    """Return a stock model with the same weights, without what mixed precision attached to the Trainer's model."""
     loader: Any = type(model)
     state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
-    made = loader.from_pretrained(None, config=copy.deepcopy(model.config), state_dict=state, dtype=main_dtype(model))
-    return made.eval()  # type: ignore[no-any-return]
+    copied = loader.from_pretrained(None, config=copy.deepcopy(model.config), state_dict=state, dtype=main_dtype(model))
+    return copied.eval()  # type: ignore[no-any-return]
 
 
 def _fingerprint(model: Any) -> str:
-    """Tells whether weights are those of an evaluation; a sum for each tensor is enough for that."""
+    """Return a hash of the sums of all tensors, which identifies the weights of an evaluation."""
     sums = [float(p.detach().double().sum()) for p in model.parameters()]
     return hashlib.sha256(repr(sums).encode()).hexdigest()
 
@@ -260,5 +266,5 @@ def _fingerprint(model: Any) -> str:
 def _rows(loader: Any) -> int:
     try:
         return len(loader.dataset)
-    except (TypeError, AttributeError):  # none, or a stream
+    except (TypeError, AttributeError):  # there is no loader, or it reads a stream
         return 0

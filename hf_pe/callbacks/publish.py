@@ -1,4 +1,4 @@
-"""Push while training, or at its end: a fresh folder, its proof, its card."""
+"""Pushes a model to the Hub during or after training, in a new folder that is checked and has a model card."""
 
 import tempfile
 from pathlib import Path
@@ -18,12 +18,12 @@ from hf_pe.run.folder import finish_result, write_result
 class PublishCallback(TrainerCallback):
     """Push the model with a fresh card at every save, at every new best metric, or at the end of training.
 
-    Only the first process saves and sends; all others wait. A push that fails while training goes on is told and made
-    up for by the next; one that fails at the end is an error. The token is tried before training begins.
+    Only the first process saves and pushes; all others wait. If a push fails during training, a message is printed and
+    the next push makes up for it; a push that fails at the end is an error. The token is checked before training.
 
     Args:
         repo: NAME or USER/NAME, or all settings of a push.
-        report: the `CompressionReport` of the same Trainer; give it to the Trainer before this one.
+        report: the `CompressionReport` of the same Trainer, which must come before this callback.
         when: "end", "save" or "best" (by `metric_for_best_model`).
         api: the Hub client; default: `HfApi()`.
     """
@@ -52,10 +52,10 @@ class PublishCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Try the token, and take up what an earlier part of this run published.
+        """Check the settings and the token, and read the best value of a run that is resumed.
 
         Raises:
-            UsageError: there would be nothing to push at these times, the report does not watch this training, the
+            UsageError: there would be nothing to push at these times, the report is not a callback of this Trainer, the
                 Trainer has no tokenizer or other processor, or the token is refused.
         """
         self._require_occasions(args)
@@ -92,7 +92,7 @@ class PublishCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Push what was just saved."""
+        """Push the model that was just saved."""
         if self.when == "save":
             self._push(args, state, model, processing_class)
 
@@ -106,7 +106,7 @@ class PublishCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Push a new best."""
+        """Push the model if the metric is better than ever."""
         if self.when != "best":
             return
         self.reader = self.reader or MetricReader(str(args.metric_for_best_model))
@@ -120,7 +120,7 @@ class PublishCallback(TrainerCallback):
                 remember(self._note(args), best=value)
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Refuse a metric that no evaluation set has."""
+        """Raise UsageError if no evaluation set has the metric."""
         if self.reader is not None:
             self.reader.require()
 
@@ -133,7 +133,7 @@ class PublishCallback(TrainerCallback):
         processing_class: Any = None,
         **_: Any,
     ) -> None:
-        """Push the end, or what an earlier push left behind."""
+        """Push the final model, or one whose earlier push failed."""
         if self.reader is not None:
             self.reader.require()
         if self.when == "end" or (self.behind and self.when == "save"):
@@ -144,13 +144,13 @@ class PublishCallback(TrainerCallback):
     ) -> None:
         def work() -> bool:
             copied = plain_copy(model)
-            if not self.report.found:
+            if not self.report.measurements:
                 self.report._measure(model)
-            made = self.report.report(args, state, copied)
-            with tempfile.TemporaryDirectory() as place:
-                folder = Path(place, self.settings.repo.rpartition("/")[2])
+            report = self.report.report(args, state, copied)
+            with tempfile.TemporaryDirectory() as parent:
+                folder = Path(parent, self.settings.repo.rpartition("/")[2])
                 auto_class, source = use_of(copied).auto_class, self.report.source
-                finish_result(write_result(copied, processor, folder, folder.name, made, auto_class, source), folder)
+                finish_result(write_result(copied, processor, folder, folder.name, report, auto_class, source), folder)
                 try:
                     push(folder, self.settings, api=self.api, verify=False)  # saving has just proved it
                 except PushError as error:

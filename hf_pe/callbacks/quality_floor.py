@@ -1,4 +1,4 @@
-"""Stop when quality falls under a floor; the best model so far is kept."""
+"""Stops training when a metric falls below a floor, and keeps the best model so far."""
 
 import math
 from pathlib import Path
@@ -14,16 +14,16 @@ from hf_pe.progress import say
 
 
 class QualityFloor(TrainerCallback):
-    """End training when an evaluation falls under `floor`; keep the best model in `output_dir/best`.
+    """Stop training when an evaluation falls below `floor`, and keep the best model in `output_dir/best`.
 
-    When training ends by the floor, the best weights are loaded back into the model; of a model with adapters (PEFT)
-    these alone are kept and loaded. Survives a resume from a checkpoint: the best value is remembered beside the best
-    model.
+    If training is stopped by the floor, the best weights are loaded back into the model; of a model with adapters
+    (PEFT), only these are kept and loaded. A run that is resumed from a checkpoint continues with the best value so
+    far, which is stored beside the best model.
 
     Args:
-        metric: of the evaluation, with or without "eval_"; of one among several evaluation sets with its name before it
-            (`eval_dataset={"dev": ..., "hard": ...}`: "dev_accuracy").
-        floor: the worst value that is borne.
+        metric: name of the metric, with or without "eval_". With several evaluation sets it begins with the name of the
+            set (`eval_dataset={"dev": ..., "hard": ...}`: "dev_accuracy").
+        floor: the worst value at which training continues.
         greater_is_better: False for losses and perplexities.
     """
 
@@ -34,10 +34,10 @@ class QualityFloor(TrainerCallback):
         self.fell = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Take up what an earlier part of this run kept.
+        """Check the settings, and read the best value of a run that is resumed.
 
         Raises:
-            UsageError: nothing is evaluated while this training lasts.
+            UsageError: the Trainer does not evaluate during training, or the folder for the best model cannot be used.
         """
         assert args.output_dir
         require_evaluation(args, "QualityFloor")
@@ -54,7 +54,7 @@ class QualityFloor(TrainerCallback):
         model: PreTrainedModel | None = None,
         **_: Any,
     ) -> TrainerControl:
-        """Keep the model if it is the best, stop if it fell."""
+        """Keep the model if it is the best so far, and stop training if its metric is below the floor."""
         value = decided(self.reader.read(metrics or {}))
         if value is None:
             return control
@@ -64,11 +64,11 @@ class QualityFloor(TrainerCallback):
         if value != self.floor and not self._better(value, self.floor):
             self.fell = control.should_training_stop = True
             if state.is_world_process_zero:
-                say(f"{self.metric} {value:.4f} fell under the floor {self.floor}: training stops")
+                say(f"{self.metric} {value:.4f} fell below the floor {self.floor}: training stops")
         return control
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Refuse a metric that no evaluation set has."""
+        """Raise UsageError if no evaluation set has the metric."""
         self.reader.require()
 
     def on_train_end(
@@ -79,7 +79,7 @@ class QualityFloor(TrainerCallback):
         model: PreTrainedModel | None = None,
         **_: Any,
     ) -> None:
-        """Load the best weights back where the floor ended training."""
+        """Load the best weights back if the floor stopped training."""
         self.reader.require()
         if not self.fell or model is None:
             return
@@ -89,8 +89,8 @@ class QualityFloor(TrainerCallback):
         else:
             load_adapters_(model, self._folder(args))
 
-    def _better(self, one: float, other: float) -> bool:
-        return better(one, other, greater_is_better=self.greater_is_better)
+    def _better(self, value: float, reference: float) -> bool:
+        return better(value, reference, greater_is_better=self.greater_is_better)
 
     def _keep(self, args: TrainingArguments, model: Any, value: float) -> None:
         with replaced(self._folder(args), overwrite=True) as fresh:

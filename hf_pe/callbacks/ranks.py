@@ -1,4 +1,4 @@
-"""What callbacks do alike: decisions that all processes share, work that only the first does."""
+"""Helps callbacks in distributed training: decisions that all processes share, work that only the first one does."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def decided(value: T) -> T:
-    """The first process's `value`, on every process."""
+    """Return the `value` of the first process on every process."""
     if not (dist.is_available() and dist.is_initialized()):
         return value
     box: list[T] = [value]
@@ -26,7 +26,12 @@ def decided(value: T) -> T:
 
 
 def on_first(args: TrainingArguments, work: Callable[[], T]) -> T:
-    """Let the first process work while the others wait; its result, or its error, reaches all."""
+    """Run `work` on the first process while the others wait, and return its result on all of them.
+
+    Raises:
+        UsageError: `work` raised it; it is raised on every process.
+        RuntimeError: `work` raised it, or an OSError; it is raised on every process.
+    """
     outcome: tuple[Any, str | None, type[Exception]] = (None, None, RuntimeError)
     if args.process_index == 0:
         try:
@@ -40,10 +45,10 @@ def on_first(args: TrainingArguments, work: Callable[[], T]) -> T:
 
 
 class MetricReader:
-    """Finds one metric among the evaluations of a Trainer, which may have several evaluation sets.
+    """Reads one metric from the evaluations of a Trainer, which may have several evaluation sets.
 
-    A Trainer with a dict of sets evaluates one after the other, and calls its callbacks after each: the metrics of the
-    set "dev" are called eval_dev_accuracy and so on. Those of the other sets say nothing of the metric.
+    A Trainer with a dict of sets evaluates them one after the other, and calls its callbacks after each set: the
+    metrics of the set "dev" are called eval_dev_accuracy and so on. Evaluations of other sets do not have the metric.
 
     Args:
         name: of the metric, with or without "eval_" ("dev_accuracy").
@@ -55,7 +60,7 @@ class MetricReader:
         self._read = False
 
     def read(self, metrics: Mapping[str, float]) -> float | None:
-        """Return the metric; None where this evaluation is of another set."""
+        """Return the metric; None if the evaluation is of another set."""
         for key in (self.name, f"eval_{self.name}"):
             if key in metrics:
                 self._read = True
@@ -64,10 +69,10 @@ class MetricReader:
         return None
 
     def require(self) -> None:
-        """Refuse a metric that none of the sets has, once all of them were evaluated; then begin anew.
+        """Refuse a metric that no evaluation since the last call has had.
 
         Raises:
-            UsageError: there were evaluations since the last call, and none had it; says what they had.
+            UsageError: there were evaluations since the last call, and none had the metric; names those they had.
         """
         others, read = self._others, self._read
         self._others, self._read = set(), False
@@ -78,29 +83,33 @@ class MetricReader:
 
 
 def require_evaluation(args: TrainingArguments, who: str) -> None:
-    """Refuse a training without evaluations.
+    """Refuse a Trainer that does not evaluate during training.
+
+    Args:
+        args: of the Trainer.
+        who: names the callback in the error.
 
     Raises:
-        UsageError: says who needs them.
+        UsageError: `eval_strategy` is "no".
     """
     if args.eval_strategy == "no":
         raise UsageError(
-            f'{who} looks at evaluations, and eval_strategy is "no". Expected '
+            f'{who} needs evaluations, and eval_strategy is "no". Expected '
             'TrainingArguments(eval_strategy="steps", eval_steps=...) or "epoch", and an eval_dataset.'
         )
 
 
-def better(one: float, other: float, *, greater_is_better: bool) -> bool:
-    """Whether a metric's value `one` is better than `other`."""
-    return one > other if greater_is_better else one < other
+def better(value: float, reference: float, *, greater_is_better: bool) -> bool:
+    """Return whether a metric's `value` is better than `reference`."""
+    return value > reference if greater_is_better else value < reference
 
 
 def remember(file: Path, **state: Any) -> None:
-    """Keep what a resumed run must know."""
+    """Write the state that a resumed run needs."""
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(state))
 
 
 def recall(file: Path, *, resumed: bool) -> dict[str, Any]:
-    """What was remembered, where this run goes on from a checkpoint."""
+    """Return the state that `remember` wrote if the run is resumed from a checkpoint, else {}."""
     return read_object(file, "Delete it: this run then begins without it.") if resumed and file.is_file() else {}

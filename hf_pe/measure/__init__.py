@@ -1,4 +1,8 @@
-"""Measurements: size, FLOPs, latency, memory, quality."""
+"""Measures models: size, FLOPs, latency, memory and quality.
+
+`measure` does all of it for several models side by side, so that the figures of a smaller model and of its original
+come from the same machine, the same inputs and the same rows.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,18 +49,26 @@ def measure(
     length: int = LENGTH,
     pixels: Any = None,
 ) -> dict[str, Measurement]:
-    """Measure models side by side, on images of the same size: sizes, FLOPs, interleaved latency, quality.
+    """Measure the size, FLOPs, latency and quality of models side by side.
 
-    Quality comes from `evaluations` where given (see `evaluate_task`), else it is measured on `data` or by `evaluate`.
-    Bytes on disk and peak memory belong to a folder and are added when one is saved. Images have the size that a config
-    says, else `pixels` a side (or [height, width]; default: what the processor of `data` gives).
+    Bytes on disk and peak memory belong to a saved folder, and are added when a model is saved.
+
+    Args:
+        models: by name.
+        data: rows that quality is measured on.
+        evaluations: results of `evaluate_task` by the names of `models`, if they have been evaluated already.
+        evaluate: a function of the user that returns the metrics of a model, used instead of the task's evaluation.
+        batches: batch sizes that latency is measured at.
+        length: tokens per example for text models; fewer if a model has fewer positions.
+        pixels: side, or [height, width], of images for models whose config has no image size; default: the size that
+            the processor of `data` makes.
     """
     length = min(longest(model.config, length) for model in models.values())
     shared = shared_size(models.values(), pixels or processor_size(data.processor if data else None))
     times: dict[str, list[Latency]] = {name: [] for name in models}
     for batch in batches:
-        for name, found in latency(models, batch=batch, length=length, pixels=shared).items():
-            times[name].append(found)
+        for name, timed in latency(models, batch=batch, length=length, pixels=shared).items():
+            times[name].append(timed)
     return {
         name: Measurement(
             parameters=parameters(model).total,

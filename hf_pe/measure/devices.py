@@ -1,4 +1,4 @@
-"""Models that are compared run on one device."""
+"""Puts models that are compared on the same device."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,23 +11,23 @@ from hf_pe.quantizers.registry import restore_layout_
 
 @contextmanager
 def on_one_device(models: Collection[PreTrainedModel]) -> Iterator[None]:
-    """Hold all models on one device inside the block: on the accelerator where any of them lies on one.
+    """Move all models to one device inside the block, and back to their own devices afterwards.
 
-    Training leaves a student on the accelerator while the original may still lie in the memory of the CPU. Afterwards
-    each is back where it was.
+    It is the accelerator if any of the models is on one: training leaves a student there, while the original may still
+    be on the CPU.
     """
-    places = [model.device for model in models]
-    shared = next((place for place in places if place.type != "cpu"), None)
-    moved = [(m, place) for m, place in zip(models, places, strict=True) if shared is not None and place != shared]
+    devices = [model.device for model in models]
+    shared = next((device for device in devices if device.type != "cpu"), None)
+    moved = [(m, device) for m, device in zip(models, devices, strict=True) if shared is not None and device != shared]
     try:
         for model, _ in moved:
             _move_(model, shared)
         yield
     finally:
-        for model, place in moved:
-            _move_(model, place)
+        for model, device in moved:
+            _move_(model, device)
 
 
-def _move_(model: Any, place: Any) -> None:
-    restore_layout_(model)  # a quantizer may lay weights out for the device that they are on
-    model.to(place)
+def _move_(model: Any, device: Any) -> None:
+    restore_layout_(model)  # a quantizer may arrange weights for the device that they are on
+    model.to(device)

@@ -1,7 +1,7 @@
-"""FLOPs of one forward pass, counted where every product is visible to the counter.
+"""Counts the FLOPs of one forward pass.
 
-torch's counter sees nothing inside CPU scaled-dot-product attention and grouped expert products, so the count runs with
-eager attention and eager experts, on a fake model that takes no memory where the architecture allows it.
+torch's counter does not count CPU scaled-dot-product attention and grouped expert products. The count therefore uses
+eager attention and eager experts, on a fake model that takes no memory if the architecture allows it.
 """
 
 import copy
@@ -20,7 +20,7 @@ from hf_pe.anatomy import built, custom_modules_of, with_custom_modules
 from hf_pe.dummies.inputs import example_inputs
 
 LARGEST_REAL = 2_000_000_000
-"""Parameters up to which a model is built for real where a fake one cannot run."""
+"""Most parameters of a model that is built with real weights because it cannot run as a fake model."""
 
 
 def flops(
@@ -31,14 +31,17 @@ def flops(
     length: int = 128,
     pixels: Any = None,
 ) -> int | None:
-    """Count the FLOPs of one forward pass (a multiply-add is 2) from the config; None where it cannot be done.
+    """Count the FLOPs of one forward pass from the config; a multiply-add counts as 2.
 
     Args:
-        config: of the model; quantization is ignored (the products are the same).
-        model_class: what to build.
-        batch: examples.
-        length: tokens, for text models.
-        pixels: a side, or [height, width], where the config does not say.
+        config: of the model; quantization is ignored, as the products are the same.
+        model_class: class of the model.
+        batch: number of examples.
+        length: tokens per example, for text models.
+        pixels: side, or [height, width], of images if the config has no image size.
+
+    Returns:
+        The FLOPs; None for a model with data-dependent shapes that is too large to be built.
     """
     custom = custom_modules_of(config)
     plain = copy.deepcopy(config) if custom is None else with_custom_modules(config, custom)

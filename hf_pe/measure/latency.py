@@ -1,4 +1,4 @@
-"""Latency: models side by side in one run, interleaved, after warm-up."""
+"""Measures the latency of several models in one run, in alternation and after a warm-up."""
 
 import statistics
 import time
@@ -16,12 +16,12 @@ from hf_pe.report import Latency
 from hf_pe.surgery import dtype_name
 
 SECONDS = 6.0
-"""Time that one batch size is measured for where nothing else is asked for."""
+"""Default time for one batch size, in seconds."""
 LEAST_ROUNDS, LONG_MS = 5, 60_000.0
-"""Rounds at least; 2 are enough where so many take longer than that."""
+"""Fewest rounds; fewer, but at least 2, if that many take longer than `LONG_MS`."""
 WARM_UP_PASSES = 3
 WARM_UP_MS = 2000.0
-"""Warm-up ends after so many passes, or sooner once it took this long."""
+"""The warm-up ends after `WARM_UP_PASSES` passes, or earlier if it has taken `WARM_UP_MS`."""
 
 
 def latency(
@@ -33,15 +33,15 @@ def latency(
     most_rounds: int = 100,
     pixels: Any = None,
 ) -> dict[str, Latency]:
-    """Time one forward pass of each model, taking turns so that all see the same machine and images of the same size.
+    """Time one forward pass of each model, in alternation, so that changes of the machine's speed affect all alike.
 
     Args:
         models: by name; at least one.
         batch: examples per pass.
-        length: tokens, for text models.
-        seconds: time to spend, warm-up aside, default `SECONDS`; never fewer than `LEAST_ROUNDS`, or 2 of large models.
+        length: tokens per example, for text models.
+        seconds: time to spend without the warm-up, default `SECONDS`; see `LEAST_ROUNDS` for slow models.
         most_rounds: upper bound of the rounds.
-        pixels: a side, or [height, width], of images where no config says a size.
+        pixels: side, or [height, width], of images if no config has an image size.
     """
     seconds = SECONDS if seconds is None else seconds
     with on_one_device(models.values()):
@@ -63,13 +63,15 @@ def latency(
 
 
 def shared_size(models: Iterable[PreTrainedModel], pixels: Any = None) -> Any:
-    """The image size that configs which say none are measured at: the first that one beside them says, else `pixels`
-    (their processor's), else `DUMMY_PIXELS`."""
+    """Return the image size at which models are measured whose config has none.
+
+    It is the first size that the config of another model has, else `pixels` (the processor's), else `DUMMY_PIXELS`.
+    """
     return next((size for model in models if (size := image_size(model.config)) is not None), pixels or DUMMY_PIXELS)
 
 
 def pixels_of(model: PreTrainedModel, shared: Any) -> int | tuple[int, int] | None:
-    """Return the size of the images that a model is measured at; None where it reads none, or reads patches.
+    """Return the size of the images that a model is measured at; None if it reads no images, or reads patches.
 
     Args:
         model: to be measured.
@@ -90,40 +92,40 @@ def alternating(
     most_rounds: int,
     pixels: Any = None,
 ) -> dict[str, list[float]]:
-    """Milliseconds of every round by model, all on one device; see `latency`."""
-    told = {"batch": batch, "length": length, "pixels": shared_size(models.values(), pixels)}
+    """Return the milliseconds of every round by model, with all models on one device; see `latency`."""
+    sizes = {"batch": batch, "length": length, "pixels": shared_size(models.values(), pixels)}
     with on_one_device(models.values()):
-        inputs = {name: example_inputs(model, **told) for name, model in models.items()}
-        return _taking_turns(models, inputs, batch, seconds, most_rounds)
+        inputs = {name: example_inputs(model, **sizes) for name, model in models.items()}
+        return _alternating_rounds(models, inputs, batch, seconds, most_rounds)
 
 
-def _taking_turns(
+def _alternating_rounds(
     models: Mapping[str, PreTrainedModel],
     inputs: Mapping[str, dict[str, torch.Tensor]],
     batch: int,
     seconds: float,
     most_rounds: int,
 ) -> dict[str, list[float]]:
-    spent = each = 0.0
+    spent_ms = round_ms = 0.0
     for done in range(WARM_UP_PASSES):
         advance(f"warming up for latency at batch {batch}", done, WARM_UP_PASSES)
-        each = sum(_once(model, inputs[name]) for name, model in models.items())
-        spent += each
-        if spent > WARM_UP_MS:
+        round_ms = sum(_pass_ms(model, inputs[name]) for name, model in models.items())
+        spent_ms += round_ms
+        if spent_ms > WARM_UP_MS:
             break
     advance(f"warming up for latency at batch {batch}", WARM_UP_PASSES, WARM_UP_PASSES)
-    least = min(max(int(LONG_MS / each), 2), LEAST_ROUNDS)
-    rounds = min(max(round(seconds * 1000 / each), least), most_rounds)
+    least = min(max(int(LONG_MS / round_ms), 2), LEAST_ROUNDS)
+    rounds = min(max(round(seconds * 1000 / round_ms), least), most_rounds)
     times: dict[str, list[float]] = {name: [] for name in models}
     for done in range(rounds):
         advance(f"latency at batch {batch}", done, rounds)
         for name, model in models.items():
-            times[name].append(_once(model, inputs[name]))
+            times[name].append(_pass_ms(model, inputs[name]))
     advance(f"latency at batch {batch}", rounds, rounds)
     return times
 
 
-def _once(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
+def _pass_ms(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
     _wait_for(model.device)
     start = time.perf_counter()
     with torch.inference_mode():
@@ -133,12 +135,12 @@ def _once(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> float:
 
 
 def _wait_for(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given; a CPU has."""
+    """Wait until an accelerator has finished; operations of a CPU are not asynchronous."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def _name_of(device: torch.device) -> str:
-    """The kind of device, and its name where it has one."""
+    """Return the type of a device, with its name if it has one."""
     name_of = getattr(torch.get_device_module(device), "get_device_name", None)
     return device.type if device.type == "cpu" or name_of is None else f"{device.type} ({name_of(device)})"

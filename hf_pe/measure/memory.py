@@ -1,4 +1,4 @@
-"""What a folder costs and does when a fresh process loads it."""
+"""Measures the memory that a saved folder needs in a fresh process, and compares the outputs there with the model's."""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ from hf_pe.tasks import positions
 
 
 def longest(config: PretrainedConfig, length: int) -> int:
-    """`length`, or fewer tokens where the model has fewer positions."""
+    """Return `length`, or the number of the model's positions if it has fewer."""
     return min(length, positions(config) or length)
 
 
 def reopened(
     folder: Path,
-    name: str,
     model: PreTrainedModel,
     auto_class: str,
     processor: Any,
@@ -30,11 +29,19 @@ def reopened(
     length: int = 128,
     pixels: Any = None,
 ) -> tuple[Seen, Loading]:
-    """Load `folder` in a fresh process with the classes that the card names; compare with `model`.
+    """Load `folder` in a fresh process with the classes that the card names, and compare it with `model`.
+
+    Args:
+        folder: a saved model.
+        model: the same model in memory.
+        auto_class: of transformers, that loads the folder.
+        processor: tokenizer or processor of the model.
+        length: tokens of the inputs, for text models.
+        pixels: side, or [height, width], of images; default: the size that the processor makes.
 
     Returns:
-        What was seen (parameters, peak memory of loading and one forward pass, largest relative difference of the
-        outputs) and how it was loaded.
+        The measurements of the fresh process (parameters, peak memory of loading and one forward pass, largest relative
+        difference of the outputs), and how the folder was loaded.
     """
     length = longest(model.config, length)
     loading = loading_for(

@@ -1,4 +1,4 @@
-"""Whether SentenceTransformer opens a folder, and gives the embeddings that were evaluated."""
+"""Checks that SentenceTransformer opens a saved folder and returns the embeddings that were evaluated."""
 
 import importlib.util
 import json
@@ -27,20 +27,20 @@ def sentence_difference(folder: Path, model: PreTrainedModel, processor: Any) ->
     """Open `folder` with SentenceTransformer in a fresh process and compare it with `model` under the embedding task.
 
     Returns:
-        The largest difference in any value of embeddings of length 1; None where `folder` is none of
-        sentence-transformers', the model or a module has code of its own, or that package is not installed.
+        The largest difference in any value of the normalized embeddings; None if `folder` is not in the format of
+        sentence-transformers, if the model or a module has code of its own, or if the package is not installed.
 
     Raises:
-        ReloadError: it does not open; carries the process's own last words.
+        ReloadError: SentenceTransformer does not open the folder; contains the last output of the process.
     """
     installed = importlib.util.find_spec("sentence_transformers") is not None
     if not installed or not is_sentence_folder(folder) or brings_code(type(model)) or not _has_stock_modules(folder):
         return None
     expected = Embedding(read_sentence_modules(folder)).encode(model, processor, SENTENCES)
-    found = torch.nn.functional.normalize(_encoded(folder, model.device.type), dim=-1)
-    if found.shape != expected.shape:
-        raise ReloadError(f"{folder.name} opens with SentenceTransformer, but gives embeddings of another width.")
-    return float((found - expected).abs().max())
+    embeddings = torch.nn.functional.normalize(_encoded(folder, model.device.type), dim=-1)
+    if embeddings.shape != expected.shape:
+        raise ReloadError(f"{folder.name} opens with SentenceTransformer, but its embeddings have another width.")
+    return float((embeddings - expected).abs().max())
 
 
 def _has_stock_modules(folder: Path) -> bool:

@@ -1,7 +1,8 @@
-"""Where results are written: nothing that a user has is lost, and what a killed process leaves is repaired.
+"""Writes results so that no file of the user is lost, and repairs what a killed process has left.
 
-A result is written into a hidden work folder beside its output and renamed when it is whole. Work folders and results
-carry a marker; no folder without one is ever removed.
+A result is written into a hidden work folder beside its output, and renamed when it is complete. Work folders and
+results contain a marker file. A folder without a marker is never removed. A lock file keeps two processes from writing
+the same output.
 """
 
 from hf_pe.outputs.lock import locked as locked

@@ -1,4 +1,8 @@
-"""Markers: small files that say of a folder that hf_pe made it, and what for."""
+"""Reads and writes markers: small files that show that hf_pe made a folder, and for what purpose.
+
+There are two kinds. A work folder has a marker with its output and its job; a result has one with the name of its run
+and the list of its files.
+"""
 
 import json
 import os
@@ -19,27 +23,29 @@ RESULT_MARKER = ".hf_pe.json"
 REPORT = "report.json"
 LOCK = "hf_pe.lock"
 LEFT_BEHIND = (RESULT_MARKER, ".DS_Store", "Thumbs.db", LOCK)
-"""No files of anybody's: our marker and lock, and what systems write when a folder is looked at."""
+"""Names of files that belong to nobody: our marker and lock, and those that file managers write."""
 LEFT_AT_TOP = (".cache",)
-"""The same, in the folder itself only: what `hf download` keeps there."""
+"""Names that belong to nobody in the folder itself, but not below it: `hf download` writes .cache."""
 KINDS = (".safetensors", ".json", ".yaml", ".md", ".txt", ".png", ".model", ".jinja", ".py", ".onnx", ".data", "")
 """Endings of the files of results."""
 MAIN = "main"
-"""The unquantized result where there are variants: its name among them, its folder and its branch."""
+"""Name of the main result, which is not quantized, among its variants: as a folder and as a branch."""
 NEW, WHOLE, OLD = "new", "whole", "old"
-"""Inside a work folder: a result that is being written; one that is whole; what it replaces."""
+"""Folders in a work folder: a result that is being written, a complete result, and the content that it replaces."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """What a work folder says of itself.
+    """Describes a work folder.
 
     Attributes:
-        kind: "write": one result is written and put in place; "run": stages of a run.
+        kind: "write" for a result that is being written, "run" for the stages of a run.
         output: absolute path of the output.
-        job: settings that make two runs the same job.
-        run: a random name, which the result repeats.
-        host, pid: who made it.
+        job: settings by which two runs are the same job.
+        run: a random name of the run, which the marker of the result repeats.
+        host: name of the machine that made the folder.
+        pid: id of the process that made the folder.
+        format_version: of the marker.
     """
 
     kind: Literal["write", "run"]
@@ -70,7 +76,7 @@ def mark_work(folder: Path, marker: Marker) -> None:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """Return the marker of a work folder; None where there is none that can be read."""
+    """Return the marker of a work folder; None if it has none that can be read."""
     content = read_object_if_any(folder / WORK_MARKER)
     try:
         marker = None if content is None else Marker(**content)
@@ -82,7 +88,7 @@ def read_marker(folder: Path) -> Marker | None:
 
 
 def work_folders(parent: Path, kind: Literal["write", "run"]) -> Iterator[tuple[Path, Marker]]:
-    """Find the work folders of a kind in `parent`, by their markers."""
+    """Yield the work folders of a kind in `parent`, with their markers."""
     for folder in sorted(parent.glob(".*.hf_pe-*")):
         marker = None if folder.is_symlink() else read_marker(folder)
         if marker is not None and marker.kind == kind:
@@ -90,17 +96,17 @@ def work_folders(parent: Path, kind: Literal["write", "run"]) -> Iterator[tuple[
 
 
 def output_of(folder: Path, marker: Marker) -> Path:
-    """Return the output of a work folder: it lies beside it, also where both were moved."""
+    """Return the output of a work folder, which is beside it, even if both have been moved."""
     return folder.with_name(Path(marker.output).name)
 
 
-def is_same_place(one: Path, other: Path) -> bool:
-    """Return whether two outputs are one, whatever way they are written."""
-    return one.parent.resolve() / one.name == other.parent.resolve() / other.name
+def is_same_output(first: Path, second: Path) -> bool:
+    """Return whether two paths name the same output."""
+    return first.parent.resolve() / first.name == second.parent.resolve() / second.name
 
 
 def remove_work_folder(folder: Path) -> None:
-    """Remove a work folder, its marker last: what a kill leaves of it is still known to be one."""
+    """Remove a work folder, its marker last, so that the rest of it is still marked if the process is killed."""
     assert (folder / WORK_MARKER).is_file(), f"{folder} has no marker"
     for path in folder.iterdir():
         if path.name != WORK_MARKER:
@@ -113,32 +119,32 @@ def remove_work_folder(folder: Path) -> None:
 
 
 def remove_unmarked(output: Path) -> None:
-    """Remove work folders of `output` that a kill left before their marker was whole: nothing else is in them."""
+    """Remove work folders of `output` whose process was killed while it wrote the marker; they contain nothing else."""
     begin = unique_sibling(output).name[:-8]
     for folder in [path for path in output.parent.iterdir() if path.name.startswith(begin)]:
         if not folder.is_symlink() and folder.is_dir() and read_marker(folder) is None:
-            with suppress(OSError):  # something lies in it, so it is not ours
+            with suppress(OSError):  # it contains other files, so it is not ours
                 if [path.name for path in folder.iterdir()] == [WORK_MARKER]:
                     (folder / WORK_MARKER).unlink()
                 folder.rmdir()
 
 
 def holds_stages(folder: Path) -> bool:
-    """Return whether work is lost with a folder: finished stages, or a training's checkpoints."""
+    """Return whether a folder contains finished stages, or checkpoints of a training."""
     return any(folder.glob("*/stage.json")) or any(folder.glob("*/checkpoint-*"))
 
 
 def mark_result(folder: Path, run: str) -> None:
-    """Write the marker of a result: the run that made it, and its files."""
+    """Write the marker of a result, with the run that made it and the list of its files."""
     content = {"format_version": 1, "run": run, "files": _files(folder)}
     (folder / RESULT_MARKER).write_text(json.dumps(content) + "\n", "utf-8")
 
 
-def strange_files(output: Path) -> list[str]:
-    """Return the files in a result that hf_pe did not write, by their paths inside.
+def foreign_files(output: Path) -> list[str]:
+    """Return the files in a result that hf_pe did not write, by their paths inside the folder.
 
-    Its marker lists those that it wrote. Results of earlier versions have no list: files of kinds that are part of no
-    result are strange there.
+    The marker lists the files that hf_pe wrote. Results of earlier versions have no list; in these, files are foreign
+    if no result has files with their ending.
     """
     written = (read_object_if_any(output / RESULT_MARKER) or {}).get("files")
     if isinstance(written, list):
@@ -147,29 +153,32 @@ def strange_files(output: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Return the files below `folder` by their paths inside; what systems and downloads leave behind is left out."""
+    """Return the paths of the files in a folder, without those that file managers and downloads write."""
     files = files_below(folder, lambda inside: inside.name in LEFT_BEHIND or str(inside) in LEFT_AT_TOP)
     return [path.relative_to(folder).as_posix() for path in files]
 
 
 def run_id(folder: Path | None) -> str:
-    """Return the name of the run whose stages lie in `folder`; empty where it has no marker."""
+    """Return the name of the run whose stages are in `folder`; an empty text if the folder has no marker."""
     marker = None if folder is None else read_marker(folder)
     return "" if marker is None else marker.run
 
 
 def result_run(output: Path) -> str | None:
-    """Return the name of the run that made a result; None where `output` is no marked result."""
+    """Return the name of the run that made a result; None if `output` has no marker of a result."""
     marker = read_object_if_any(output / RESULT_MARKER)
     return None if marker is None else str(marker.get("run", ""))
 
 
 def is_result(folder: Path) -> bool:
-    """Return whether hf_pe wrote a folder: it has the marker or a report of any version, or holds the folders of a
-    main result and its variants and nothing else. A user's folder of several results is none."""
+    """Return whether hf_pe wrote a folder.
+
+    Such a folder has the marker of a result or a report of any version, or it contains the folders of a main result and
+    its variants and nothing else. A user's folder with several results does not count.
+    """
     if result_run(folder) is not None or _has_report(folder):
         return True
-    return _has_report(folder / MAIN) and all(_has_report(place) for place in folder.iterdir())
+    return _has_report(folder / MAIN) and all(_has_report(inner) for inner in folder.iterdir())
 
 
 def _has_report(folder: Path) -> bool:

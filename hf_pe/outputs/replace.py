@@ -1,12 +1,14 @@
-"""A result takes its place when it is whole: written into a work folder beside it, then renamed.
+"""Replaces an output by a new result only when the result is complete, and repairs what a killed process has left.
 
-    .small.hf_pe-1a2b3c4d/   hf_pe_work.json and
+The result is written into a work folder beside the output, which is then renamed:
+
+    .small.hf_pe-1a2b3c4d/   contains hf_pe_work.json and
         new/                 the result while it is written
-        whole/               `new`, renamed when nothing is missing
-        old/                 what the output held
+        whole/               `new`, renamed when it is complete
+        old/                 the earlier content of the output
 
-`whole` becomes the output after the output has become `old`. A kill between these two renames leaves no output; the
-next start finds `whole` and finishes.
+First the output is renamed to `old`, then `whole` to the output. If the process is killed between the two, there is no
+output, and the next process renames `whole`.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from hf_pe.outputs.marker import (
     NEW,
     OLD,
     WHOLE,
-    is_same_place,
+    is_same_output,
     lock_of,
     make_work_folder,
     mark_result,
@@ -33,7 +35,7 @@ from hf_pe.progress import say
 
 @contextmanager
 def claimed(output: Path, inputs: Inputs | None = None) -> Iterator[None]:
-    """Check that `output` can be written, keep other processes from it, and repair what a killed one left.
+    """Check that `output` can be written, lock it inside the block, and repair what a killed process has left.
 
     Raises:
         UsageError: see `check_place` and `locked`.
@@ -47,18 +49,18 @@ def claimed(output: Path, inputs: Inputs | None = None) -> Iterator[None]:
 
 @contextmanager
 def replaced(output: Path, *, overwrite: bool, inputs: Inputs | None = None, run: str = "") -> Iterator[Path]:
-    """Yield a folder to write a result into; it becomes `output` when the block ends without an error.
+    """Yield a folder to write a result into, which becomes `output` when the block ends without an error.
 
-    Until then, and where it ends with one, `output` stays as it was.
+    Until then, and after an error, `output` is unchanged.
 
     Args:
         output: folder of the result.
-        overwrite: replace a result that lies there.
-        inputs: local paths that are read, by what they are; `output` must be clear of them.
+        overwrite: an earlier result in this folder may be replaced.
+        inputs: local paths that are read, by a phrase for messages; `output` must not overlap them.
         run: name of the run that makes the result, for its marker.
 
     Raises:
-        UsageError: see `check_output`; or another process writes there.
+        UsageError: see `check_output`; or another process writes the same output.
     """
     with claimed(output, inputs):
         check_replaceable(output, overwrite=overwrite)
@@ -75,15 +77,15 @@ def replaced(output: Path, *, overwrite: bool, inputs: Inputs | None = None, run
 
 
 def repair(output: Path) -> None:
-    """Finish or undo what killed processes left beside `output`, whose lock is held."""
+    """Finish or undo the replacement of `output` by processes that were killed; this process must hold the lock."""
     if not output.parent.is_dir():
         return
     for work, marker in work_folders(output.parent, "write"):
-        if not is_same_place(output_of(work, marker), output):
+        if not is_same_output(output_of(work, marker), output):
             continue
         if not output.exists() and (work / WHOLE).is_dir():
             (work / WHOLE).rename(output)
-            say(f"Repaired: an earlier process was stopped while it put {output} in place; its result is there now.")
+            say(f"Repaired: an earlier process was stopped while it replaced {output}; its new result is in place now.")
         elif not output.exists() and (work / OLD).is_dir():
             (work / OLD).rename(output)
             say(f"Repaired: an earlier process was stopped while it replaced {output}; the old content is back.")
@@ -103,7 +105,7 @@ def _exchange(work: Path, output: Path) -> None:
 
 
 def _discard(work: Path, output: Path) -> None:
-    """Remove a work folder, unless the only copy of what `output` held is in it."""
+    """Remove a work folder, unless it contains the only copy of the earlier content of `output`."""
     replaced_by_this = output.exists() and not (work / WHOLE).exists()
     if replaced_by_this or not (work / OLD).exists():
         remove_work_folder(work)

@@ -1,4 +1,4 @@
-"""The work folder of `hf-pe run`: a hidden one beside the output, found again by its marker."""
+"""Manages the work folder of `hf-pe run`, a hidden folder beside the output that `--resume` knows by its marker."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,33 +7,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hf_pe.errors import UsageError
-from hf_pe.outputs.known import known_parents, remember_run
 from hf_pe.outputs.lock import is_locked, locked
 from hf_pe.outputs.marker import (
     LOCK,
     Marker,
     holds_stages,
-    is_same_place,
+    is_same_output,
     make_work_folder,
     output_of,
     remove_work_folder,
     result_run,
     work_folders,
 )
+from hf_pe.outputs.noted_runs import noted_parents, remember_run
 from hf_pe.outputs.place import Inputs, check_replaceable
 from hf_pe.outputs.replace import claimed
 from hf_pe.progress import say
 
 Job = Mapping[str, Any]
-"""What makes two runs the same job: the model as it is named, data, task and seed. Stages know their own settings."""
+"""Settings by which two runs are the same job: the name of the model, data, task and seed; not those of stages."""
 
 
 class Run(NamedTuple):
-    """A run that may begin.
+    """Holds the work folder of a run that may begin.
 
     Attributes:
-        folder: for its stages.
-        finished: its result is in place already; an earlier process was stopped after that.
+        folder: for the stages of the run.
+        finished: whether its result is in place already, because an earlier process was stopped after that.
     """
 
     folder: Path
@@ -53,29 +53,29 @@ def run_folder(
 ) -> Iterator[Run]:
     """Lock an output and yield the folder for the stages of its run, which is removed after success.
 
-    Where something stops the run, finished stages stay there for `resume`.
+    If the run is stopped, the folder with the finished stages remains for `resume`.
 
     Args:
         output: folder of the result.
         job: see `Job`.
-        resume: go on with the stages of an earlier run of this job, whatever its output was.
-        restart: stages of an earlier run may go; who carries out the run removes them when it can begin.
-        overwrite: a result that lies in `output` may be replaced.
-        inputs: local paths that are read, by what they are.
-        elsewhere: more folders in which to look for stages, for `resume`, beside those of earlier runs on this machine.
+        resume: continue with the stages of an earlier run of this job, whatever its output was.
+        restart: stages of an earlier run may be removed; the caller removes them when the new run can begin.
+        overwrite: an earlier result in `output` may be replaced.
+        inputs: local paths that are read, by a phrase for messages.
+        elsewhere: more folders to search for stages, for `resume`, beside those of earlier runs on this machine.
 
     Raises:
-        UsageError: see `check_output`; another process writes there; finished stages of this job lie there and neither
-            `resume` nor `restart` is given; `resume` fits to several, or only to runs of another job.
+        UsageError: see `check_output`; another process writes the same output; there are finished stages of this job
+            and neither `resume` nor `restart` is set; or `resume` matches several runs, or only runs of another job.
     """
     if resume and restart:
         raise UsageError("--resume and --restart exclude each other: the first goes on, the second begins anew.")
     job = json.loads(json.dumps(job))
     with claimed(output, inputs):
-        _remove_what_is_worth_nothing(output, resume=resume)
-        known = _runs(output, (*elsewhere, *known_parents()) if resume else ())
-        folder = _choose(output, job, known, resume=resume, restart=restart)
-        finished = folder is not None and resume and _is_finished(folder, output, known)
+        _remove_useless_runs(output, resume=resume)
+        runs = _idle_runs(output, (*elsewhere, *noted_parents()) if resume else ())
+        folder = _choose(output, job, runs, resume=resume, restart=restart)
+        finished = folder is not None and resume and _is_finished(folder, output, runs)
         if not finished:
             check_replaceable(output, overwrite=overwrite)
         if folder is None:
@@ -91,56 +91,58 @@ def run_folder(
         remove_work_folder(folder)
 
 
-def _runs(output: Path, elsewhere: Iterable[Path]) -> dict[Path, Marker]:
-    """Find the work folders of runs, beside the output and elsewhere; those that a living process uses are left out."""
+def _idle_runs(output: Path, elsewhere: Iterable[Path]) -> dict[Path, Marker]:
+    """Return the work folders of runs, beside the output and elsewhere, that no living process uses."""
     parents = {parent.resolve(): parent for parent in (output.parent, *elsewhere) if parent.is_dir()}
-    every = {folder: marker for parent in parents.values() for folder, marker in work_folders(parent, "run")}
-    return {folder: marker for folder, marker in every.items() if not is_locked(folder / LOCK)}
+    runs = {folder: marker for parent in parents.values() for folder, marker in work_folders(parent, "run")}
+    return {folder: marker for folder, marker in runs.items() if not is_locked(folder / LOCK)}
 
 
-def _choose(output: Path, job: Job, known: Mapping[Path, Marker], *, resume: bool, restart: bool) -> Path | None:
-    """Choose the folder to go on in, or to empty; None where a new one is to be made."""
-    ours = {folder for folder, marker in known.items() if is_same_place(output_of(folder, marker), output)}
-    same = [folder for folder, marker in known.items() if marker.job == job]
-    here = [folder for folder in same if folder in ours]
-    if here and not (resume or restart):
+def _choose(output: Path, job: Job, runs: Mapping[Path, Marker], *, resume: bool, restart: bool) -> Path | None:
+    """Return the work folder to continue in, or to empty; None if a new one has to be made."""
+    of_output = {folder for folder, marker in runs.items() if is_same_output(output_of(folder, marker), output)}
+    of_job = [folder for folder, marker in runs.items() if marker.job == job]
+    of_both = [folder for folder in of_job if folder in of_output]
+    if of_both and not (resume or restart):
         raise UsageError(
-            f"Finished stages of this run are in {here[0]}: an earlier one was stopped. Give --resume to go on after "
-            "them, or --restart to begin anew (they are removed once the new run can begin)."
+            f"Finished stages of this run are in {of_both[0]}: an earlier one was stopped. Give --resume to go on "
+            "after them, or --restart to begin anew (they are removed once the new run can begin)."
         )
-    if here or not resume:
-        return here[0] if here else None
-    if len(same) > 1:
-        listed = "; ".join(f"{folder} (for {known[folder].output})" for folder in same)
-        raise UsageError(f"--resume: several stopped runs fit: {listed}. Give the --output of the one to go on with.")
-    if same:
-        say(f"going on with the stages in {same[0]}, which were made for {known[same[0]].output}")
-        return same[0]
-    others = sorted(ours)
-    if others:
+    if of_both or not resume:
+        return of_both[0] if of_both else None
+    if len(of_job) > 1:
+        listed = "; ".join(f"{folder} (for {runs[folder].output})" for folder in of_job)
         raise UsageError(
-            f"--resume: the stages in {others[0]} were made by another run: {_difference(known[others[0]].job, job)}. "
-            "Set that back, or run without --resume: those stages stay until you remove them."
+            f"--resume: several stopped runs match: {listed}. Give the --output of the run to continue with."
         )
-    say("--resume: no stages of an earlier run of this recipe were found; it begins with the first")
+    if of_job:
+        say(f"continuing with the stages in {of_job[0]}, which were made for {runs[of_job[0]].output}")
+        return of_job[0]
+    if of_output:
+        first = min(of_output)
+        raise UsageError(
+            f"--resume: the stages in {first} were made by another run: {_difference(runs[first].job, job)}. Set that "
+            "back, or run without --resume: those stages stay until you remove them."
+        )
+    say("--resume: there are no stages of an earlier run of this recipe; the run begins with the first stage")
     return None
 
 
-def _is_finished(folder: Path, output: Path, known: Mapping[Path, Marker]) -> bool:
-    return result_run(output) == known[folder].run
+def _is_finished(folder: Path, output: Path, runs: Mapping[Path, Marker]) -> bool:
+    return result_run(output) == runs[folder].run
 
 
-def _remove_what_is_worth_nothing(output: Path, *, resume: bool) -> None:
-    """Remove the folders of runs into `output` that were killed before their first stage or after their last act."""
-    for folder, marker in _runs(output, ()).items():
+def _remove_useless_runs(output: Path, *, resume: bool) -> None:
+    """Remove the folders of runs into `output` that were killed before their first stage or after their result."""
+    for folder, marker in _idle_runs(output, ()).items():
         finished = result_run(output) == marker.run
-        worthless = not resume if finished else not holds_stages(folder)
-        if worthless and is_same_place(output_of(folder, marker), output):
+        useless = not resume if finished else not holds_stages(folder)
+        if useless and is_same_output(output_of(folder, marker), output):
             remove_work_folder(folder)
 
 
 def _difference(old: Job, new: Job) -> str:
-    """Name the settings in which two jobs differ."""
+    """Return the settings in which two jobs differ as a phrase for messages."""
     before, after = _flat(old), _flat(new)
     keys = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key)]
     return ", ".join(f"{key} was {before.get(key)!r}, now {after.get(key)!r}" for key in keys[:4])

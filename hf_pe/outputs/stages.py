@@ -1,4 +1,4 @@
-"""A folder for the finished stages of a run: marked, locked, and not emptied before the next run can begin."""
+"""Manages a folder for the finished stages of a run: it is marked and locked, and emptied only when a run begins."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ _KEPT = (WORK_MARKER, LOCK)
 
 
 def check_stages_folder(folder: Path, *, resume: bool, restart: bool, inputs: Inputs | None = None) -> None:
-    """Refuse, before any work, a folder in which the stages of this run cannot lie. Changes nothing.
+    """Refuse a folder that cannot be used for the stages of this run; nothing is changed.
 
     Raises:
-        UsageError: see `check_place`; `resume` and `restart` are both given; another process works there; it holds
-            something else; or finished stages, and neither is given.
+        UsageError: see `check_place`; `resume` and `restart` are both set; another process uses the folder; it contains
+            other files; or it contains finished stages and neither `resume` nor `restart` is set.
     """
     if resume and restart:
         raise UsageError("resume and restart exclude each other: the first goes on, the second begins anew.")
@@ -27,7 +27,7 @@ def check_stages_folder(folder: Path, *, resume: bool, restart: bool, inputs: In
     if not folder.exists():
         return
     if is_locked(folder / LOCK):
-        with locked(folder / LOCK, f"Work folder {folder}"):  # says who
+        with locked(folder / LOCK, f"Work folder {folder}"):  # its error names the process
             pass
     if holds_stages(folder) and not (resume or restart):
         raise UsageError(
@@ -35,12 +35,14 @@ def check_stages_folder(folder: Path, *, resume: bool, restart: bool, inputs: In
             "restart=True (--restart) removes them once the new run can begin."
         )
     if read_marker(folder) is None and not holds_stages(folder) and any(folder.iterdir()):
-        raise UsageError(f"Work folder {folder} holds something else. Give an empty one, or one that is not there yet.")
+        raise UsageError(
+            f"Work folder {folder} contains other files. Give an empty folder, or one that does not exist."
+        )
 
 
 @contextmanager
 def stages_folder(folder: Path, *, resume: bool, restart: bool, inputs: Inputs | None = None) -> Iterator[Path]:
-    """Mark and lock a folder for stages while the block runs; with `restart` its old stages are removed first.
+    """Mark and lock a folder for stages inside the block; with `restart` its old stages are removed first.
 
     Raises:
         UsageError: see `check_stages_folder`.
@@ -57,7 +59,7 @@ def stages_folder(folder: Path, *, resume: bool, restart: bool, inputs: Inputs |
 def _empty(folder: Path) -> None:
     for path in [path for path in folder.iterdir() if path.name not in _KEPT]:
         if path.is_dir() and not path.is_symlink():
-            aside = unique_sibling(path)  # a kill while it is removed leaves no stage that is half there
+            aside = unique_sibling(path)  # if this process is killed meanwhile, no incomplete stage remains
             path.rename(aside)
             shutil.rmtree(aside)
         else:

@@ -61,7 +61,7 @@ def write_result(  # noqa: PLR0913  each argument is named by its caller
     save_model(model, processor, folder, source)
     model = as_stock_loads(model)  # what is compared is equal in dtypes
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
-    seen, loading = reopened(folder, name, model, auto_class, processor)
+    seen, loading = reopened(folder, model, auto_class, processor)
     if seen.parameters != report.after.parameters:
         raise ReloadError(f"{name} reloads with {seen.parameters} parameters, {report.after.parameters} were saved.")
     if not getattr(model, "is_quantized", False):  # packed tensors may be laid out in another way; outputs decide

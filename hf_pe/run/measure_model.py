@@ -71,7 +71,7 @@ def with_folder_facts(
     folder = place / "base"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed meanwhile
     save_model(model, processor, folder)
-    seen, _ = reopened(folder, "base", model, auto_class, processor, pixels=pixels)
+    seen, _ = reopened(folder, model, auto_class, processor, pixels=pixels)
     size = weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
     return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})

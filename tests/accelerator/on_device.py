@@ -104,7 +104,7 @@ def test_a_packed_model_on_the_cpu_is_proved_equal_there(llama_folder, tokenizer
     recipe = BitsAndBytesQuantization(refit="none")
     packed = recipe.carry_out(StageState(model, data)).model
     packed.save_pretrained(tmp_path)
-    checked, _ = reopened(tmp_path, "packed", packed, "AutoModelForCausalLM", None)
+    checked, _ = reopened(tmp_path, packed, "AutoModelForCausalLM", None)
     assert packed.device.type == "cpu" and checked.max_difference < 1e-4
 
 

@@ -101,7 +101,7 @@ def test_an_unchanged_model_agrees_with_its_teacher(classifier_folder, tokenizer
     run = trainer(classifier_folder, tokenizer, tmp_path, [made], max_steps=1, learning_rate=0.0)
     run.add_callback(made)
     run.evaluate()
-    assert next(iter(made.seen.values()))["teacher_agreement"] == 1
+    assert next(iter(made.quality_by_weights.values()))["teacher_agreement"] == 1
 
 
 def test_the_report_says_nothing_of_weights_that_were_not_evaluated(classifier_folder, tokenizer, teacher, tmp_path):
@@ -109,7 +109,7 @@ def test_the_report_says_nothing_of_weights_that_were_not_evaluated(classifier_f
     run = trainer(classifier_folder, tokenizer, tmp_path, [made], eval_strategy="no")
     run.evaluate()
     run.train()
-    assert made.seen
+    assert made.quality_by_weights
     assert read_report(tmp_path).after.quality == {}
 
 
@@ -307,11 +307,11 @@ def test_a_push_that_fails_on_the_way_is_made_up_for_at_the_end(hub, classifier_
 @pytest.mark.parametrize(
     ("made", "changes", "message"),
     [
-        (lambda report: [QualityFloor("accuracy", 0.5)], {"eval_strategy": "no"}, "QualityFloor looks at evaluations"),
+        (lambda report: [QualityFloor("accuracy", 0.5)], {"eval_strategy": "no"}, "QualityFloor needs evaluations"),
         (
             lambda report: [report, PublishCallback(REPO, report, when="best")],
             {"eval_strategy": "no"},
-            r'PublishCallback\(when="best"\) looks at evaluations',
+            r'PublishCallback\(when="best"\) needs evaluations',
         ),
         (
             lambda report: [report, PublishCallback(REPO, report, when="save")],

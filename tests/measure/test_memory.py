@@ -17,7 +17,7 @@ def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
     model = randomize_weights_(BertModel(bert_config(vocab_size=400_000)))
     save_model(model, tokenizer, tmp_path / "small")
     weights = weight_bytes_on_disk(tmp_path / "small")
-    seen, loading = reopened(tmp_path / "small", "me/small", model, "AutoModel", tokenizer)
+    seen, loading = reopened(tmp_path / "small", model, "AutoModel", tokenizer)
     assert seen.parameters == model.num_parameters()
     assert seen.max_difference <= 1e-6
     assert seen.hashes == {name: value_sha256(tensor) for name, tensor in model.state_dict().items()}
@@ -27,9 +27,7 @@ def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
 
 def test_other_weights_are_noticed(tmp_path, tokenizer):
     save_model(randomize_weights_(BertModel(bert_config()), seed=1), tokenizer, tmp_path / "small")
-    seen, _ = reopened(
-        tmp_path / "small", "small", randomize_weights_(BertModel(bert_config())), "AutoModel", tokenizer
-    )
+    seen, _ = reopened(tmp_path / "small", randomize_weights_(BertModel(bert_config())), "AutoModel", tokenizer)
     assert seen.max_difference > 1e-2
 
 

@@ -62,7 +62,9 @@ def test_a_model_that_cannot_read_its_batches_is_named_before_work(tokenizer, ll
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     first_outputs(model, data)
     model.model.embed_tokens = torch.nn.Embedding(200, 32)
-    with pytest.raises(UsageError, match=r"LlamaForCausalLM cannot read what its tokenizer or processor makes"):
+    with pytest.raises(
+        UsageError, match=r"LlamaForCausalLM cannot read the inputs that its tokenizer or processor makes"
+    ):
         first_outputs(model, data)
 
 
@@ -106,7 +108,7 @@ def test_a_model_with_the_tokenizer_of_another_is_no_better_than_chance(tokenize
     taught(model, right, steps=30)
     assert chance_warnings(model, quality(model, right), right) == ()
     (warning,) = chance_warnings(model, quality(model, wrong), wrong)
-    assert "no better than guesses that do not look at the inputs" in warning
+    assert "no better than guessing without the inputs" in warning
 
 
 def test_a_metric_that_is_no_number_is_no_better_than_chance(llama_folder, tokenizer):

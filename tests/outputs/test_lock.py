@@ -31,7 +31,7 @@ def test_a_living_process_is_named_and_refuses_the_second(tmp_path):
 def test_another_host_cannot_be_seen_from_here(tmp_path):
     file = tmp_path / "lock"
     file.write_text(holder(host="elsewhere"))
-    message = f"on elsewhere. If that one is over, remove {file}"
+    message = f"on elsewhere. If it has ended, remove {file}"
     with pytest.raises(UsageError, match=message), locked(file, "Output out"):
         pass
 

@@ -155,7 +155,7 @@ def test_places_that_cannot_be_replaced(tmp_path, monkeypatch):
         ("../link", r"is a link\. Give the folder that it names: .*here"),
         ("../file", "is a file"),
         ("../file/small", "file is no folder"),
-        ("../here", "the folder that this program runs in"),
+        ("../here", "is or contains the current folder of this process"),
         ("/proc", "is a mount point"),
         ("/proc/small", r"/proc (cannot be written|is read-only)"),
     ]:

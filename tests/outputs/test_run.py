@@ -158,7 +158,7 @@ def test_a_run_that_was_killed_after_its_last_act_is_finished(tmp_path):
 def test_a_folder_of_stages_is_checked_before_work(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         check_stages_folder(tmp_path / "mine", resume=False, restart=True)
     with pytest.raises(UsageError, match="lies inside the model"):
         check_stages_folder(

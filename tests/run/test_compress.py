@@ -183,7 +183,7 @@ def test_a_classifier_from_a_file_that_is_no_better_than_chance(classifier_folde
     said = []
     with progress.listen(lambda what, done, total: said.append(what)):
         made = compress(str(classifier_folder), [PRUNE, DISTIL, PACK], data=data).save(tmp_path / "small")
-    (warning,) = [each for each in made.report.warnings if "no better than guesses" in each]
+    (warning,) = [each for each in made.report.warnings if "no better than guessing" in each]
     assert said.index(f"Warning: {warning}") < said.index("stage 1-prune"), "before any work"
     assert warning in (tmp_path / "small" / "README.md").read_text("utf-8")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")

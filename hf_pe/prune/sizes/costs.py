@@ -108,7 +108,7 @@ class Costs:
             folder = Path(parent, "sized")
             model.save_pretrained(folder)
             auto_class = auto_class_of(model.config, type(model))
-            measurement, *_ = reopened(folder, "sized", model, auto_class, None, length=LENGTH, pixels=spec.pixels)
+            measurement, *_ = reopened(folder, model, auto_class, None, length=LENGTH, pixels=spec.pixels)
             return measurement.peak_memory_bytes
 
     def _random(self, spec: ModelSpec) -> PreTrainedModel:
