@@ -61,7 +61,7 @@ def bert_config(**changes) -> BertConfig:
 
 
 def small(kind, **changes):
-    """A randomize_weights_ model of two layers that knows the words of the tests' tokenizer."""
+    """A model of two layers with random weights that knows the words of the tests' tokenizer."""
     config = tiny(AutoConfig.for_model(kind))
     for name, value in {"vocab_size": 200, **changes}.items():
         setattr(config, name, value)

@@ -110,9 +110,7 @@ def test_where_memory_is_short_experts_go_block_by_block_to_the_same_model(work,
 
 def test_an_expert_that_no_token_reaches_is_cut_and_not_repaired(work):
     model, data = work
-    model.model.layers[0].mlp.gate.weight.data[2] = (
-        0  # logit 0 among randomize_weights_ ones: seldom among the first two
-    )
+    model.model.layers[0].mlp.gate.weight.data[2] = 0  # logit 0 among random ones: seldom among the first two
     model.model.layers[0].mlp.gate.weight.data[3] = -100 * model.model.layers[0].mlp.gate.weight.data[0].sign()
     (axis,) = discover(model.config, type(model)).named("expert_ffn")
     moments = expert_moments(model, axis, data)

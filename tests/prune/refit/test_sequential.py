@@ -46,7 +46,7 @@ def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, 
     for seed in range(3):
         if kind == "post-norm":
             model = BertModel.from_pretrained(bert_folder)
-        else:  # untrained: what a randomize_weights_ decoder's layers do is too much of a lottery for 100 tokens to mend
+        else:  # untrained: what a random decoder's layers do is too much of a lottery for 100 tokens to mend
             torch.manual_seed(seed)
             model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder))
         data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)

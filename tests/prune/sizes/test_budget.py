@@ -76,7 +76,7 @@ def test_a_target_out_of_reach_says_what_can_be_had():
 
 def test_it_says_itself_in_words():
     target = Budget(parameters=0.5, latency=12)
-    assert str(target) == "target: parameters at most 50%, latency at most 12 ms"
+    assert str(target) == "budget: parameters at most 50%, latency at most 12 ms"
     assert target.measured() and not Budget(bytes=1e6).measured()
 
 
