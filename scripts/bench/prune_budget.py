@@ -1,4 +1,4 @@
-"""What planning costs, and whether a latency target is met: all-MiniLM-L6-v2, beside Torch-Pruning.
+"""Measure the time of planning, and how well a latency budget is met: all-MiniLM-L6-v2, compared with Torch-Pruning.
 
 Needs the extras demo and bench. Takes about three minutes on two cores.
 """
@@ -34,32 +34,33 @@ TARGET = 0.6
 
 
 def in_turns(works: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each, one after the other, `rounds` times; the first is warm-up."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    """Run each function in turn, `rounds` times after a warm-up, and return its times in seconds."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds + 1):
         for name, work in works.items():
             start = time.perf_counter()
             work()
-            taken[name].append(time.perf_counter() - start)
-    return {name: times[1:] for name, times in taken.items()}
+            seconds[name].append(time.perf_counter() - start)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
-def ratio(name: str, one: list[float], other: list[float], goal: float, unit: str, setting: str) -> dict[str, Any]:
-    each = sorted(a / b for a, b in zip(one, other, strict=True))
+def ratio(name: str, ours: list[float], theirs: list[float], goal: float, unit: str, setting: str) -> dict[str, Any]:
+    """Return the row of a ratio of times that were taken in turns."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return row(
         name,
-        statistics.median(each),
+        statistics.median(ratios),
         goal,
         "lower",
         unit,
-        f"{setting}; {len(each)} rounds in turns, interval: the range of their ratios",
-        peers={"hf_pe, s": statistics.median(one), "the other, s": statistics.median(other)},
-        interval=[each[0], each[-1]],
+        f"{setting}; {len(ratios)} rounds in turns, interval: the range of their ratios",
+        peers={"hf_pe, s": statistics.median(ours), "the other, s": statistics.median(theirs)},
+        interval=[ratios[0], ratios[-1]],
     )
 
 
 def torch_pruning(model: Any) -> None:
-    """Its own way: trace, rank all FFN units by L2 magnitude, cut half of them."""
+    """Prune as Torch-Pruning does: trace, rank all FFN units by L2 magnitude, cut half of them."""
     import torch_pruning as tp
 
     copied = copy.deepcopy(model)
@@ -76,7 +77,7 @@ def torch_pruning(model: Any) -> None:
 
 
 def cut_half(model: Any, data: TaskData) -> Any:
-    _discover.cache_clear()  # each round finds and proves anew
+    _discover.cache_clear()  # each round discovers and verifies again
     _verify_cut.cache_clear()
     recipe = StructuredPruning(keep={"ffn": 0.5}, criterion="magnitude_l2", refit="none")
     return recipe.carry_out(StageState(model, data)).model
@@ -98,7 +99,7 @@ def main() -> None:
     axis = discover(config, type(model)).named("ffn")[0]
 
     planned = in_turns({"ours": lambda: cut_half(model, data), "peer": lambda: torch_pruning(model)})
-    seen = in_turns(
+    gathered = in_turns(
         {"ours": lambda: consumer_moments(model, axis, data, weighted=True), "floor": lambda: bare(model, data)}
     )
 
@@ -120,7 +121,7 @@ def main() -> None:
                 f"budget: {TARGET:.0%} of the original's; measured {met:.1%} ({low:.1%} to {high:.1%}); {shape}"),
             ratio("prune.5.planning", planned["ours"], planned["peer"], 1, "of Torch-Pruning's time",
                   "plan and cut half of the FFN by L2 magnitude, discovery and proof included"),
-            ratio("prune.5.statistics", seen["ours"], seen["floor"], 1.3, "of the bare forward passes",
+            ratio("prune.5.statistics", gathered["ours"], gathered["floor"], 1.3, "of the bare forward passes",
                   f"whole Gram matrices of all FFN inputs, {len(data.calibration)} sentences"),
         ],
     )  # fmt: skip

@@ -1,5 +1,6 @@
-"""Layers of the MiniLM classifier of prune_sst2.py removed without refit: those that the answers miss least (greedy)
-beside block influence, and the best of all choices by the dev split. Needs ../shared/data/sst2.
+"""Compare the greedy depth order with block influence: layers of prune_sst2.py's MiniLM classifier, without a refit.
+
+The best of all choices by the dev split is a third comparison. Needs ../shared/data/sst2.
 """
 
 import itertools
@@ -26,17 +27,17 @@ def main() -> None:
     )
     (axis,) = discover(model.config, type(model)).named("layers")
     dense = right(model, test)
-    found = []
+    figures = []
     for size in (5, 4, 3):
         accuracy = {}
         for depth in ("greedy", "influence"):
             recipe = StructuredPruning(keep={"layers": size}, refit="none", depth=depth)
             accuracy[depth] = right(recipe.carry_out(StageState(model, data)).model, test)
         choices = itertools.combinations(range(axis.size), size)
-        made = (cut(model, axis, {axis.groups[0]: list(kept)}) for kept in choices)
-        best = right(max(made, key=lambda small: right(small, dev).mean()), test)
+        models = (cut(model, axis, {axis.groups[0]: list(kept)}) for kept in choices)
+        best = right(max(models, key=lambda small: right(small, dev).mean()), test)
         print(size, {name: round(values.mean(), 4) for name, values in accuracy.items()}, best.mean(), flush=True)
-        found.append(
+        figures.append(
             row(
                 f"prune.3.layers{size}",
                 float(accuracy["greedy"].mean()),
@@ -53,7 +54,7 @@ def main() -> None:
                 interval=bootstrap(lambda i, greedy=accuracy["greedy"]: float(greedy[i].mean()), len(dense)),
             )
         )
-    write("prune_depth", found)
+    write("prune_depth", figures)
 
 
 if __name__ == "__main__":

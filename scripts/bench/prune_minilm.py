@@ -1,9 +1,9 @@
-"""all-MiniLM-L6-v2 on STS-B, no training: a part of the FFN width removed, or of all the encoder's parameters along any
-axes, beside other tools' choices.
+"""Prune all-MiniLM-L6-v2 without training, and compare with other tools on STS-B.
 
-Each calibration seed draws sentences from the training split; each peer takes what is best of its grid for the first
-set on pairs of the training split that no calibration saw. Along any axes the grid is all depths with the FFN width
-that fits. Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
+A part of the FFN width is removed, or a part of all the encoder's parameters along any axes. Each calibration seed
+draws sentences from the training split. Each peer takes the best of its grid for the first set, on pairs of the
+training split that are not used for calibration. Along any axes the grid is all depths with the FFN width that fits.
+Needs ../shared/data/sts-b and the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy
@@ -55,8 +55,8 @@ RECIPES = {
 
 
 def pairs(split: str) -> pd.DataFrame:
-    place = SHARED / "data" / "sts-b" / f"{split}.tsv"
-    return pd.read_csv(place, sep="\t", quoting=csv.QUOTE_NONE).astype({"sentence1": str, "sentence2": str})
+    file = SHARED / "data" / "sts-b" / f"{split}.tsv"
+    return pd.read_csv(file, sep="\t", quoting=csv.QUOTE_NONE).astype({"sentence1": str, "sentence2": str})
 
 
 def tokens(processor, texts) -> datasets.Dataset:
@@ -64,42 +64,42 @@ def tokens(processor, texts) -> datasets.Dataset:
 
 
 def task_data(processor, rows: datasets.Dataset) -> TaskData:
-    told = Examples(rows, rows, DataConfig(train="sts-b", calibration=SENTENCES), "")
-    return TaskData(Embedding(), processor, rows, rows, DataCollatorWithPadding(processor), told)
+    examples = Examples(rows, rows, DataConfig(train="sts-b", calibration=SENTENCES), "")
+    return TaskData(Embedding(), processor, rows, rows, DataCollatorWithPadding(processor), examples)
 
 
 class Judge:
-    """Cosines of sentence pairs, and their rank correlation with people's scores."""
+    """Compute cosines of sentence pairs, and their rank correlation with people's scores."""
 
     def __init__(self, frame: pd.DataFrame, processor) -> None:
         self.scores = frame["score"].to_numpy()
         self.data = task_data(processor, tokens(processor, [*frame["sentence1"], *frame["sentence2"]]))
 
     def embed(self, model) -> np.ndarray:
-        """Unit vectors of all first sentences, then of all second ones."""
+        """Return the unit vectors of all first sentences, then of all second ones."""
         return Embedding().embed(model, self.data, self.data.eval)
 
     def cosines(self, embeddings: np.ndarray) -> np.ndarray:
-        """Of each pair."""
+        """Return the cosine of each pair."""
         half = len(embeddings) // 2
         return (embeddings[:half] * embeddings[half:]).sum(1)
 
     def correlation(self, cosines: np.ndarray, rows=slice(None)) -> float:
-        """Spearman's, over all pairs or `rows`."""
+        """Return Spearman's rank correlation over all pairs or `rows`."""
         return float(spearmanr(cosines[rows], self.scores[rows]).statistic)
 
     def score(self, model) -> float:
-        """Correlation of what `model` says."""
+        """Return the correlation of a model's cosines."""
         return self.correlation(self.cosines(self.embed(model)))
 
 
 def near(embeddings: np.ndarray, whole: np.ndarray) -> float:
-    """Mean cosine to the embeddings of the original."""
+    """Return the mean cosine to the embeddings of the original."""
     return float((embeddings * whole).sum(1).mean())
 
 
 def near_row(label: str, nearness: dict[str, float], best: str, setting: str) -> dict[str, Any]:
-    """How near the embeddings stay, beside the figure `label` in which `best` is the best peer."""
+    """Return the row on how near the embeddings stay, for the figure `label` in which `best` is the best peer."""
     return row(
         f"{label}.cosine",
         nearness["hf_pe"],
@@ -112,9 +112,9 @@ def near_row(label: str, nearness: dict[str, float], best: str, setting: str) ->
 
 
 def along_a_direction(model, batch) -> torch.Tensor:
-    """There is no label: a fixed random direction of each embedding, as hf_pe's own gradients take."""
-    found = Embedding().signals(model, batch)["embeddings"]
-    return (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(0))).sum()
+    """Return the embeddings along a fixed random direction as the loss, as hf_pe does where there are no labels."""
+    embeddings = Embedding().signals(model, batch)["embeddings"]
+    return (embeddings * torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))).sum()
 
 
 def main() -> None:
@@ -130,9 +130,9 @@ def main() -> None:
     nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES + ANY}
 
     def note(share: float, name: str, small: Any) -> None:
-        found = dev.embed(small)
-        cosines[share].setdefault(name, []).append(dev.cosines(found))
-        nearness[share].setdefault(name, []).append(near(found, whole))
+        embeddings = dev.embed(small)
+        cosines[share].setdefault(name, []).append(dev.cosines(embeddings))
+        nearness[share].setdefault(name, []).append(near(embeddings, whole))
         correlation = dev.correlation(cosines[share][name][-1])
         print(seed, share, name, f"{correlation:.4f}", small.config.num_hidden_layers, flush=True)
 
@@ -161,8 +161,10 @@ def main() -> None:
 
 
 def figures(share: float, dev: Judge, dense: np.ndarray, cosines: dict, nearness: dict) -> list[dict]:
-    """Our loss over the best peer's, over calibration seeds, and less it, which has a meaning where a loss is near 0;
-    beside them how near the embeddings stay."""
+    """Return our loss over the best peer's, as means over calibration seeds, and how near the embeddings stay.
+
+    The difference of the losses is given too; it has a meaning where a loss is near 0.
+    """
 
     def loss(name: str, rows=slice(None)) -> float:
         return float(np.mean([dev.correlation(dense, rows) - dev.correlation(c, rows) for c in cosines[name]]))

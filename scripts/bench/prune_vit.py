@@ -1,8 +1,8 @@
-"""A ViT trained here on CIFAR-10: half of the FFN width and half of the heads removed, no training afterwards.
+"""Train a ViT on CIFAR-10, remove half of its FFN width and half of its heads, and compare with other tools.
 
-5,000 training images are held back to choose settings by; each calibration seed draws 2,048 of the others. The trained
-model is kept in build/bench for the next run. Needs ../shared/data/cifar10 and the extra bench. Seeds: --seeds
-(default 5).
+There is no training after the cut. 5,000 training images are held out to choose settings by; each calibration seed
+draws 2,048 of the others. The trained model is stored in build/bench for the next run. Needs ../shared/data/cifar10 and
+the extra bench. Seeds: --seeds (default 5).
 """
 
 import copy
@@ -54,7 +54,7 @@ def images(split: str) -> Images:
 
 
 def trained(pixels: torch.Tensor, labels: torch.Tensor) -> ViTForImageClassification:
-    """1.2M parameters; flipped at random."""
+    """Train a ViT with 1.2M parameters on images that are flipped at random."""
     kept = ROOT / "build" / "bench" / "vit"
     if kept.exists():
         return ViTForImageClassification.from_pretrained(kept).eval()
@@ -88,23 +88,23 @@ def trained(pixels: torch.Tensor, labels: torch.Tensor) -> ViTForImageClassifica
 
 
 class Classification(TextClassification):
-    """Of images: the same, without a mask."""
+    """Classification of images, whose batches have no attention mask."""
 
     def signals(self, model: PreTrainedModel, batch: dict[str, torch.Tensor], *, hidden: bool = False) -> dict:
-        """Logits and loss."""
+        """Return logits and loss."""
         out = model(pixel_values=batch["pixel_values"])
         return {"logits": out.logits, "loss": torch.nn.functional.cross_entropy(out.logits, batch["labels"])}
 
 
 def task_data(pixels: torch.Tensor, labels: torch.Tensor) -> TaskData:
     rows = datasets.Dataset.from_dict({"pixel_values": pixels.numpy(), "labels": labels.numpy()})
-    told = Examples(rows, rows, DataConfig(train="cifar10", calibration=len(labels)), "")
-    return TaskData(Classification(), None, rows, rows, default_data_collator, told)
+    examples = Examples(rows, rows, DataConfig(train="cifar10", calibration=len(labels)), "")
+    return TaskData(Classification(), None, rows, rows, default_data_collator, examples)
 
 
 @torch.no_grad()
 def right(model: PreTrainedModel, of: Images) -> np.ndarray:
-    """Of each image whether the label is right."""
+    """Return for each image whether the predicted label is right."""
     parts = zip(of[0].split(256), of[1].split(256), strict=True)
     return torch.cat([model(pixel_values=p).logits.argmax(-1) == n for p, n in parts]).numpy().astype(float)
 
@@ -117,7 +117,7 @@ def by_peers(model: PreTrainedModel, data: TaskData) -> Iterator[CutModel]:
     inputs = {"pixel_values": torch.zeros(1, 3, 32, 32)}
     choices = {name: torch_pruning_choices(graded, axis, sizes[name], inputs) for name, axis in axes.items()}
     for tool in choices["ffn"]:
-        for parts in zip(*(found[tool] for found in choices.values()), strict=True):
+        for parts in zip(*(by_tool[tool] for by_tool in choices.values()), strict=True):
             kept = {name: units for part in parts for name, units in part.items()}
             yield tool, "", cut_to(model, kept, data)
             yield tool + REPAIRED, "", cut_to(model, kept, data, "least_squares")
@@ -151,20 +151,20 @@ def main() -> None:
     model = trained(pixels, labels)
     dense = right(model, test)
     print("dense", dense.mean(), right(model, dev).mean(), flush=True)
-    found: dict[str, list[np.ndarray]] = {}
+    results: dict[str, list[np.ndarray]] = {}
     for seed in range(count):
         set_seed(seed)
         rows = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:CALIBRATION]
         data = task_data(pixels[rows], labels[rows])
-        made = chain(by_peers(model, data), by_us(model, data))
-        for name, way, small in best_of(made, lambda small: right(small, dev).mean()).values():
-            found.setdefault(name, []).append(right(small, test))
-            print(seed, name, way, f"{found[name][-1].mean():.4f}", flush=True)
+        models = chain(by_peers(model, data), by_us(model, data))
+        for name, way, small in best_of(models, lambda small: right(small, dev).mean()).values():
+            results.setdefault(name, []).append(right(small, test))
+            print(seed, name, way, f"{results[name][-1].mean():.4f}", flush=True)
         what = (
             f"ViT of 1.2M parameters, {EPOCHS} epochs on CIFAR-10, half of FFN width and of heads removed, "
             f"{CALIBRATION:,} images a set"
         )
-        write("prune_vit", [share_of_loss("prune.4.vit50", GOAL, dense, found, what)])
+        write("prune_vit", [share_of_loss("prune.4.vit50", GOAL, dense, results, what)])
 
 
 if __name__ == "__main__":
