@@ -21,18 +21,18 @@ def test_what_waits_is_what_a_plain_pass_has(name):
     blocks = [n for n, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) > 1]
     stack = next(b for b in blocks if "decoder" in b or "layer" in b)
     stops = [Stop(f"{stack}.1", after=False), Stop(f"{stack}.1", after=True)]
-    given = batches(model)
-    with blockwise_passes(model, given, stops) as reached:
+    inputs = batches(model)
+    with blockwise_passes(model, inputs, stops) as reached:
         entered, left = list(reached)
-    for number, batch in enumerate(given):
-        seen = []
-        hook = model.get_submodule(f"{stack}.1").register_forward_hook(lambda m, a, o, s=seen: s.append((a, o)))
+    for number, batch in enumerate(inputs):
+        calls = []
+        hook = model.get_submodule(f"{stack}.1").register_forward_hook(lambda m, a, o, s=calls: s.append((a, o)))
         with torch.no_grad():
             model(**batch, **no_cache(model))
         hook.remove()
         first = lambda o: o[0] if isinstance(o, tuple) else o  # noqa: E731
-        assert torch.equal(entered[number].args[0], seen[0][0][0])
-        assert torch.equal(first(left[number].output), first(seen[0][1]))
+        assert torch.equal(entered[number].args[0], calls[0][0][0])
+        assert torch.equal(first(left[number].output), first(calls[0][1]))
 
 
 def test_a_change_at_a_door_reaches_what_comes_behind(bert_folder):

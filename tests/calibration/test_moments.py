@@ -15,17 +15,17 @@ def states():
 def test_an_error_counts_by_how_far_the_state_turns(states):
     before, gives = states
     sine = 1 - torch.cosine_similarity(before, before + gives, dim=-1) ** 2
-    found = direction_weight(before, gives)
-    assert found.shape == (5, 7, 1)
-    assert torch.allclose(found[..., 0], sine / gives.square().mean(-1), rtol=1e-3)
-    assert torch.allclose(direction_weight(3 * before, 3 * gives), found / 9, rtol=1e-3)
+    weights = direction_weight(before, gives)
+    assert weights.shape == (5, 7, 1)
+    assert torch.allclose(weights[..., 0], sine / gives.square().mean(-1), rtol=1e-3)
+    assert torch.allclose(direction_weight(3 * before, 3 * gives), weights / 9, rtol=1e-3)
 
 
 def test_small_additions_at_right_angles_count_by_the_size_of_the_state(states):
     before, gives = states
     across = gives - (gives * before).sum(-1, keepdim=True) / before.square().sum(-1, keepdim=True) * before
-    found = direction_weight(before, 1e-3 * across)
-    assert torch.allclose(found, 1 / before.square().mean(-1, keepdim=True), rtol=1e-3)
+    weights = direction_weight(before, 1e-3 * across)
+    assert torch.allclose(weights, 1 / before.square().mean(-1, keepdim=True), rtol=1e-3)
 
 
 def test_a_huge_token_that_goes_on_as_it_was_counts_little(states):
@@ -35,9 +35,9 @@ def test_a_huge_token_that_goes_on_as_it_was_counts_little(states):
 
 def test_a_map_that_gives_nothing_counts_something_finite(states):
     before, _ = states
-    for found in (
+    for weights in (
         direction_weight(before, torch.zeros_like(before)),
         direction_weight(torch.zeros_like(before), before),
     ):
-        assert torch.isfinite(found).all()
-        assert (found > 0).all()
+        assert torch.isfinite(weights).all()
+        assert (weights > 0).all()

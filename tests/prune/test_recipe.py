@@ -344,12 +344,12 @@ def test_layers_go_stage_by_stage_where_a_list_tells_them(model_class, config, i
 def test_heads_of_a_t5_go_in_step_and_are_repaired(tokenizer, tmp_path):
     """All blocks of a stack share one table of position biases, so the same heads stay in each."""
     rows = [{"text": text, "label": " ".join(text.split()[1:3])} for text in TEXTS]
-    found = datasets.Dataset.from_list(rows)
+    dataset = datasets.Dataset.from_list(rows)
     sizes = {"vocab_size": 200, "d_model": 32, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0}
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(**sizes, d_ff=64, d_kv=8, num_layers=2, num_heads=4))
-    told = Examples(found, found, DataConfig(train="x", max_length=32, label="label"), "")
-    data = Seq2Seq().prepare(told, tokenizer, model.config)
+    examples = Examples(dataset, dataset, DataConfig(train="x", max_length=32, label="label"), "")
+    data = Seq2Seq().prepare(examples, tokenizer, model.config)
     model = taught(model, data)
     recipe = StructuredPruning(keep={"heads": 0.5})
     plan = recipe.plan(StageState(model, data))
@@ -470,8 +470,10 @@ def test_a_norm_over_all_heads_gives_those_that_stay_as_they_were(tokenizer):
         norm = each.model.layers[0].self_attn.q_norm
         norm.register_forward_hook(lambda m, a, out, name=name: queries.update({name: out}))
         outputs_of(each, example_inputs(model))
-    wanted = queries["before"][..., :24]
-    off = {name: abs(float((queries[name] * wanted).sum() / wanted.square().sum()) - 1) for name in ("after", "rough")}
+    original = queries["before"][..., :24]
+    off = {
+        name: abs(float((queries[name] * original).sum() / original.square().sum()) - 1) for name in ("after", "rough")
+    }
     assert off["after"] < 0.3 * off["rough"]
 
 

@@ -49,14 +49,14 @@ def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokeniz
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0)  # tokens are masked at random
     moments = consumer_moments(model, axis, data)
-    new, told = turned(model, axis, moments)
+    new, own_moments = turned(model, axis, moments)
     inputs = example_inputs(model)
     assert difference(outputs_of(model, inputs), outputs_of(new, inputs)) < 1e-4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     torch.manual_seed(0)
     after = consumer_moments(new, axis, data)
     for key, folds in after.items():
-        for mine, measured in zip(told[key], folds, strict=True):
+        for mine, measured in zip(own_moments[key], folds, strict=True):
             torch.testing.assert_close(
                 mine.gram, measured.gram, rtol=1e-2, atol=1e-3 * float(measured.gram.abs().max())
             )

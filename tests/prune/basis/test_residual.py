@@ -90,8 +90,8 @@ def test_norms_give_kept_coordinates_at_the_size_they_had(model_type, tokenizer)
     smaller = cut(model, axis, kept)
     rescale_norms_(smaller, model, axis, kept, data)
     rows = model.get_input_embeddings()(torch.randint(6, 200, (400,)))
-    wanted, got = norm(rows)[:, kept["model"]], smaller.get_submodule(name)(rows[:, kept["model"]])
-    assert float((got * wanted).sum() / (wanted * wanted).sum()) == pytest.approx(1, abs=0.05)
+    original, rescaled = norm(rows)[:, kept["model"]], smaller.get_submodule(name)(rows[:, kept["model"]])
+    assert float((rescaled * original).sum() / (original * original).sum()) == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize(

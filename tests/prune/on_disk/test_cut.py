@@ -50,10 +50,10 @@ def test_on_disk_as_in_memory(kind, keep, tmp_path):
     model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
     assert len([*(tmp_path / "small").glob("*.safetensors")]) > 1
-    again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
+    again, expected = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
     inputs = example_inputs(again)
-    assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
-    assert again.generation_config.to_diff_dict() == wanted.generation_config.to_diff_dict()
+    assert difference(outputs_of(expected, inputs), outputs_of(again, inputs)) == 0
+    assert again.generation_config.to_diff_dict() == expected.generation_config.to_diff_dict()
 
 
 @pytest.mark.parametrize(
@@ -146,10 +146,10 @@ def test_experts_that_lie_apart_in_files_do_so_afterwards(kind, keep, tmp_path):
     before = Stored(tmp_path / "model").sources
     assert before.keys() != model.state_dict().keys()
     cut_checkpoint(str(tmp_path / "model"), tmp_path / "small", keep, shard_size="10KB")
-    again, wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
+    again, expected = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval(), by_hand(model, keep)
     inputs = example_inputs(again)
-    assert difference(outputs_of(wanted, inputs), outputs_of(again, inputs)) == 0
-    wanted.save_pretrained(tmp_path / "wanted")
+    assert difference(outputs_of(expected, inputs), outputs_of(again, inputs)) == 0
+    expected.save_pretrained(tmp_path / "wanted")
     assert Stored(tmp_path / "small").sources.keys() == Stored(tmp_path / "wanted").sources.keys()
 
 

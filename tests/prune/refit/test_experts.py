@@ -33,12 +33,12 @@ def test_saliency_is_the_mean_of_gate_times_norm_over_an_experts_own_tokens(work
     model, data = work
     (axis,) = discover(model.config, type(model)).named("experts")
     group = axis.groups[0]
-    seen = routed(model, axis, data)[group]
+    tokens_of = routed(model, axis, data)[group]
     tokens = sum(batch["input_ids"].numel() for batch in data.batches(data.calibration))
-    assert sum(len(gates) for gates, _ in seen) == tokens * model.config.num_experts_per_tok
-    gates = torch.cat([g for g, _ in seen])
+    assert sum(len(gates) for gates, _ in tokens_of) == tokens * model.config.num_experts_per_tok
+    gates = torch.cat([g for g, _ in tokens_of])
     assert gates.min() >= 0 and float(gates.sum()) == pytest.approx(tokens, rel=1e-4)
-    assert reap(*seen[0]) == pytest.approx(float((seen[0][0] * seen[0][1]).mean()))
+    assert reap(*tokens_of[0]) == pytest.approx(float((tokens_of[0][0] * tokens_of[0][1]).mean()))
     assert reap(torch.zeros(0), torch.zeros(0)) == 0
 
 
@@ -74,27 +74,27 @@ def test_what_flows_inside_an_expert_gives_what_the_expert_gives(model_type):
     rows = torch.randn(5, model.config.hidden_size)
     x = expert_inner(experts, 1, rows)
     weight = experts.down_proj[1] if experts.is_transposed else experts.down_proj[1].T
-    found = x @ weight + (experts.down_proj_bias[1] if experts.has_bias else 0)
+    output = x @ weight + (experts.down_proj_bias[1] if experts.has_bias else 0)
     expert = torch.full((5, 1), 1)
-    torch.testing.assert_close(found, experts(rows, expert, torch.ones(5, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, experts(rows, expert, torch.ones(5, 1)), rtol=1e-4, atol=1e-5)
 
 
 def test_inner_width_is_chosen_by_expert_repaired_and_reloads(work, tmp_path):
     model, data = work
     (axis,) = discover(model.config, type(model)).named("expert_ffn")
     assert len(axis.groups) == 12 and axis.size == 24
-    found = {}
+    models = {}
     for refit in ("none", "least_squares"):
         recipe = StructuredPruning(keep={"expert_ffn": 16}, refit=refit)
         plan = recipe.plan(StageState(model, data))
-        found[refit] = recipe.apply(StageState(model, data), plan).model
+        models[refit] = recipe.apply(StageState(model, data), plan).model
     chosen = plan.kept["expert_ffn"]
     assert len({tuple(units) for units in chosen.values()}) > 6
-    small = found["least_squares"]
+    small = models["least_squares"]
     assert small.config.intermediate_size == 16 and small.num_parameters() == plan.parameters
     batch = next(iter(data.batches(data.calibration)))
-    wanted, *made = (outputs_of(m, model_inputs(batch))[0] for m in (model, found["none"], small))
-    plain, refitted = ((m - wanted).norm() / wanted.norm() for m in made)
+    original, *outputs = (outputs_of(m, model_inputs(batch))[0] for m in (model, models["none"], small))
+    plain, refitted = ((m - original).norm() / original.norm() for m in outputs)
     assert refitted < 0.9 * plain
     small.save_pretrained(tmp_path)
     inputs = example_inputs(small)

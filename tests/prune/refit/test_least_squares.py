@@ -19,14 +19,14 @@ def problem(bias=True, seed=0, count=500):
 def test_it_beats_leaving_the_weights_alone_and_nears_lstsq(bias):
     inputs, weight, offset, folds = problem(bias)
     kept = torch.tensor([0, 2, 3, 5])
-    wanted = inputs @ weight.T + (offset if bias else 0)
+    target = inputs @ weight.T + (offset if bias else 0)
     new, shifted = without_removed(weight, offset, folds, kept)
     got = inputs[:, kept] @ new.T + (shifted if bias else 0)
     plain = inputs[:, kept] @ weight[:, kept].T + (offset if bias else 0)
     design = torch.cat([inputs[:, kept], torch.ones(500, 1)], 1) if bias else inputs[:, kept]
-    best = design @ torch.linalg.lstsq(design, wanted).solution
-    assert (got - wanted).square().mean() < 0.9 * (plain - wanted).square().mean()
-    assert (got - wanted).square().mean() < 1.01 * (best - wanted).square().mean()
+    best = design @ torch.linalg.lstsq(design, target).solution
+    assert (got - target).square().mean() < 0.9 * (plain - target).square().mean()
+    assert (got - target).square().mean() < 1.01 * (best - target).square().mean()
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -37,8 +37,8 @@ def model_of(kind):
 def test_norms_over_cut_units_are_said(kind, axis, count):
     model = model_of(kind)
     spec = ModelSpec(model.config, type(model))
-    (found,) = discover(model.config, type(model)).named(axis)
-    warnings = rescaling_warnings(spec, found)
+    (cut_axis,) = discover(model.config, type(model)).named(axis)
+    warnings = rescaling_warnings(spec, cut_axis)
     assert len(warnings) == (count > 0)
     assert not count or f"{axis}: {count} of the model's norms run over all units" in warnings[0]
 

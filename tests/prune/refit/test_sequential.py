@@ -42,7 +42,7 @@ def error(student, teacher, data):
 
 @pytest.mark.parametrize("kind", ["post-norm", "pre-norm"])
 def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, llama_folder, tokenizer):
-    found = {"least_squares": 0.0, "sequential": 0.0}
+    errors = {"least_squares": 0.0, "sequential": 0.0}
     for seed in range(3):
         if kind == "post-norm":
             model = BertModel.from_pretrained(bert_folder)
@@ -50,10 +50,10 @@ def test_it_comes_nearer_to_the_original_than_repair_at_once(kind, bert_folder, 
             torch.manual_seed(seed)
             model = LlamaForCausalLM(LlamaConfig.from_pretrained(llama_folder))
         data = ready(Embedding() if kind == "post-norm" else CausalLM(), model.eval(), tokenizer)
-        for refit in found:
+        for refit in errors:
             recipe = StructuredPruning(keep={"layers": 2, "ffn": 0.5}, refit=refit)
-            found[refit] += error(recipe.carry_out(StageState(model, data)).model, model, data)
-    assert found["sequential"] < 0.9 * found["least_squares"]
+            errors[refit] += error(recipe.carry_out(StageState(model, data)).model, model, data)
+    assert errors["sequential"] < 0.9 * errors["least_squares"]
 
 
 def test_the_original_itself_is_left_as_it_is(bert_folder, tokenizer):
@@ -133,22 +133,22 @@ def test_a_block_that_stands_for_many_stays(tokenizer):
     data = ready(Embedding(), model, tokenizer)
     recipe = StructuredPruning(keep={"ffn": 0.5})
     plan = recipe.plan(StageState(model, data))
-    once, found = (
+    once, refitted = (
         recipe.model_copy(update={"refit": refit}).apply(StageState(model, data), plan).model.state_dict()
         for refit in ("least_squares", "sequential")
     )
-    assert all(torch.equal(once[name], weight) for name, weight in found.items())
+    assert all(torch.equal(once[name], weight) for name, weight in refitted.items())
 
 
 def before_the_ffn(model, data):
     """The state that enters each block's FFN, [tokens, width]."""
-    found = []
+    states = []
     for layer in model.model.layers:
-        layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: found.append(args[0].flatten(0, 1)))
+        layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: states.append(args[0].flatten(0, 1)))
     with torch.no_grad():
         for batch in data.batches(data.calibration, len(data.calibration)):
             model(**model_inputs(batch))
-    return found
+    return states
 
 
 def test_attention_learns_to_do_without_the_heads_that_went(llama_folder, tokenizer):
@@ -176,13 +176,13 @@ def test_only_the_attention_right_before_the_ffn_moves(tokenizer):
         T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0, decoder_start_token_id=0))
     ).eval()
     rows = datasets.Dataset.from_list([{"text": text, "label": " ".join(text.split()[1:3])} for text in TEXTS])
-    told = Examples(rows, rows, DataConfig(train="x", max_length=32, label="label"), "")
-    data = Seq2Seq().prepare(told, tokenizer, model.config)
+    examples = Examples(rows, rows, DataConfig(train="x", max_length=32, label="label"), "")
+    data = Seq2Seq().prepare(examples, tokenizer, model.config)
     recipe = StructuredPruning(keep={"heads": 0.5})
     plan = recipe.plan(StageState(model, data))
     once = recipe.apply(StageState(model, data), plan).model.state_dict()
-    found = recipe.model_copy(update={"refit": "sequential"}).apply(StageState(model, data), plan).model.state_dict()
-    moved = {name for name, weight in found.items() if not torch.equal(weight, once[name])}
+    refitted = recipe.model_copy(update={"refit": "sequential"}).apply(StageState(model, data), plan).model.state_dict()
+    moved = {name for name, weight in refitted.items() if not torch.equal(weight, once[name])}
     blocks = [f"{stack}.block.{i}.layer.{n}" for stack, n in (("encoder", 0), ("decoder", 1)) for i in range(2)]
     outputs = [f"{b}.{'SelfAttention' if b.startswith('encoder') else 'EncDecAttention'}.o.weight" for b in blocks]
     assert {name for name in moved if "DenseReluDense" not in name} == set(outputs)
@@ -194,8 +194,8 @@ def test_blocks_that_flatten_batch_and_tokens(tokenizer):
     torch.manual_seed(0)
     model = OPTModel(config).eval()
     data = ready(Embedding(), model, tokenizer)
-    found = {}
+    errors = {}
     for refit in ("none", "sequential"):
         recipe = StructuredPruning(keep={"ffn": 0.5}, refit=refit)
-        found[refit] = error(recipe.carry_out(StageState(model, data)).model, model, data)
-    assert found["sequential"] < found["none"]
+        errors[refit] = error(recipe.carry_out(StageState(model, data)).model, model, data)
+    assert errors["sequential"] < errors["none"]

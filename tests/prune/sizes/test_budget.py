@@ -20,11 +20,11 @@ def test_shares_and_numbers_mean_the_same(name):
     path = candidate_sizes(SKETCH, "ffn", 8)
     least = costs.of(name, resized_spec(SKETCH, path[-1])) / costs.of(name, SKETCH)
     share = (1 + least) / 2
-    found = Budget(**{name: share}).within(SKETCH, path, costs)
-    assert found == Budget(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
-    at = path.index(found)
+    sizes = Budget(**{name: share}).within(SKETCH, path, costs)
+    assert sizes == Budget(**{name: share * costs.of(name, SKETCH)}).within(SKETCH, path, costs)
+    at = path.index(sizes)
     assert (
-        costs.fraction(name, resized_spec(SKETCH, found))
+        costs.fraction(name, resized_spec(SKETCH, sizes))
         <= share
         < costs.fraction(name, resized_spec(SKETCH, path[at - 1]))
     )
@@ -55,15 +55,15 @@ def test_noise_does_not_push_a_measured_size_to_one_side():
     draw = np.random.default_rng(0)
     searched, fitted = [], []
     for _ in range(200):
-        seen = {}
+        overruns = {}
 
-        def fits(setting, seen=seen):
-            seen[path.index(setting)] = cost = setting["a"] / 120 * draw.normal(1, 0.04)
+        def fits(setting, overruns=overruns):
+            overruns[path.index(setting)] = cost = setting["a"] / 120 * draw.normal(1, 0.04)
             return cost <= 1
 
         at = first(path, fits)
         searched.append(path[at]["a"] - 120)
-        fitted.append(path[crossing(seen, at, 199)]["a"] - 120)
+        fitted.append(path[crossing(overruns, at, 199)]["a"] - 120)
     assert np.abs(fitted).mean() < 0.8 * np.abs(searched).mean()
     assert crossing({1: 1.2, 5: 0.9}, 5, 9) == 5
     assert crossing({1: 0.9, 3: 1.0, 5: 1.1}, 5, 9) == 5
@@ -85,8 +85,8 @@ def test_it_says_itself_in_words():
 )
 def test_the_floor_is_the_last_that_keeps_enough(task, metric):
     path = [{"a": size} for size in range(100, 0, -1)]
-    found, note = above_floor(0.8, task, 1.0, path, metric)
-    assert 80 <= found["a"] <= 83  # one of 32 settings
+    sizes, note = above_floor(0.8, task, 1.0, path, metric)
+    assert 80 <= sizes["a"] <= 83  # one of 32 settings
     assert "floor: 80%" in note
     with pytest.raises(UsageError, match="even the smallest cut"):
         above_floor(0.99, task, 1.0, path, metric)
@@ -100,7 +100,7 @@ def test_a_counted_limit_holds_beside_a_measured_one(monkeypatch):
         def _once(self, name, spec):
             return 1.0 if name == "latency" else super()._once(name, spec)
 
-    monkeypatch.setattr("hf_pe.prune.sizes.budget.crossing", lambda seen, at, last: 0)
+    monkeypatch.setattr("hf_pe.prune.sizes.budget.crossing", lambda overruns, index, last: 0)
     target, costs, path = Budget(latency=1.0, parameters=0.8), Flat(SKETCH), candidate_sizes(SKETCH, "ffn", 8)
     assert target.within(SKETCH, path, costs) == Budget(parameters=0.8).within(SKETCH, path, costs)
     assert Budget(latency=1.0).within(SKETCH, path, costs) == path[0]

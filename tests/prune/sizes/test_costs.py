@@ -45,5 +45,5 @@ def test_latency_is_measured_once_and_beside_the_dense_model(monkeypatch):
 
 def test_memory_is_what_a_fresh_process_takes():
     big = ModelSpec(config=bert_config(vocab_size=200_000, hidden_size=128), model_class=BertModel)
-    found = Costs(big).of("memory", big)
-    assert found > 0.5 * 200_000 * 128 * 4
+    peak = Costs(big).of("memory", big)
+    assert peak > 0.5 * 200_000 * 128 * 4

@@ -21,8 +21,8 @@ from tests.helpers import TEXTS, taught
 def deep(classifier_folder, tokenizer):
     model = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
     rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [i % 2 for i in range(len(TEXTS))]})
-    told = Examples(rows, rows, DataConfig(train="x", label="label", calibration=32), "")
-    data = TextClassification().prepare(told, tokenizer, model.config)
+    examples = Examples(rows, rows, DataConfig(train="x", label="label", calibration=32), "")
+    data = TextClassification().prepare(examples, tokenizer, model.config)
     (axis,) = discover(model.config, type(model)).named("layers")
     return model, data, axis
 
@@ -56,11 +56,11 @@ def test_losses_of_rungs_never_fall_and_the_least_is_found(llama_folder, tokeniz
 def test_layers_go_one_by_one_where_they_are_missed_least(deep):
     """By hand: of all layers the one without which the answers stay nearest, then of all pairs with it."""
     model, data, axis = deep
-    wanted = task_outputs(model, data)
+    original = task_outputs(model, data)
 
     def loss(*gone):
         stack = [i for i in range(axis.size) if i not in gone]
-        return distance(task_outputs(cut(model, axis, {axis.groups[0]: stack}), data), wanted)
+        return distance(task_outputs(cut(model, axis, {axis.groups[0]: stack}), data), original)
 
     first = min(range(4), key=loss)
     second = min((i for i in range(4) if i != first), key=lambda i: loss(first, i))

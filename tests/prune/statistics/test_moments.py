@@ -22,7 +22,7 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
     model, data = work
     axis = discover(model.config, BertModel).named("ffn")[0]
     block = model.encoder.layer[1]
-    plain, weighted = (consumer_moments(model, axis, data, weighted=told) for told in (False, True))
+    plain, weighted = (consumer_moments(model, axis, data, weighted=weighted) for weighted in (False, True))
     given, read, gives = [], [], []
     hooks = [
         block.attention.output.LayerNorm.register_forward_hook(lambda m, args, out: given.append(out)),
@@ -39,10 +39,10 @@ def test_moments_are_those_of_the_real_inputs_without_padding(work):
         hook.remove()
     rows, before, out = (torch.cat([s[0] for s in parts]) for parts in (read, given, gives))
     turned = 1 - torch.cosine_similarity(before, before + out, dim=-1) ** 2
-    for found, weight in ((plain, torch.ones(len(rows))), (weighted, turned / out.square().mean(-1))):
-        folds = found["encoder.layer.1.output.dense.weight"]
+    for by_slot, weight in ((plain, torch.ones(len(rows))), (weighted, turned / out.square().mean(-1))):
+        folds = by_slot["encoder.layer.1.output.dense.weight"]
         moments = pooled(folds)
-        assert len(found) == 4
+        assert len(by_slot) == 4
         assert len(folds) == 2
         assert sum(f.count for f in folds) == moments.count == pytest.approx(float(weight.sum()), rel=1e-4)
         assert torch.allclose(moments.x / moments.count, weight @ rows / weight.sum(), atol=1e-4)
@@ -55,30 +55,30 @@ def data(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("config_class", "told", "norm", "after"),
+    ("config_class", "fields", "norm", "after"),
     [
         (LlamaConfig, {}, "post_attention_layernorm", None),
         (Gemma3TextConfig, {"head_dim": 8}, "pre_feedforward_layernorm", "post_feedforward_layernorm"),
         (GPTNeoXConfig, {"use_parallel_residual": False}, "post_attention_layernorm", None),
     ],
 )
-def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, told, norm, after, data, tokenizer):
+def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, fields, norm, after, data, tokenizer):
     """Where no norm follows at once, by the root of its size too; a norm of the output belongs to the output."""
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = config_class(vocab_size=len(tokenizer), pad_token_id=0, **shape, **told)
+    config = config_class(vocab_size=len(tokenizer), pad_token_id=0, **shape, **fields)
     model = AutoModel.from_config(config).eval()
     axis = discover(config, type(model)).named("ffn")[0]
     key = next(slot for slot in axis.slots if slot.consumes and ".1." in slot.name)
-    found = pooled(consumer_moments(model, axis, data, weighted=True)[key.name])
-    block, seen = model.layers[1], {}
+    moments = pooled(consumer_moments(model, axis, data, weighted=True)[key.name])
+    block, tensors = model.layers[1], {}
     ffn = model.get_submodule(key.name.rpartition(".")[0])
 
     def read(name):
-        return lambda module, args, out: seen.setdefault(name, []).append(args[0])
+        return lambda module, args, out: tensors.setdefault(name, []).append(args[0])
 
     def given(name):
-        return lambda module, args, out: seen.setdefault(name, []).append(out)
+        return lambda module, args, out: tensors.setdefault(name, []).append(out)
 
     hooks = [
         getattr(block, norm).register_forward_hook(read("state")),
@@ -91,12 +91,12 @@ def test_tokens_count_by_the_state_that_their_output_is_added_to(config_class, t
             model(**{name: torch.tensor([row[name]]) for name in ("input_ids", "attention_mask")})
     for hook in hooks:
         hook.remove()
-    state, reads, gives = (torch.cat([part[0] for part in seen[name]]) for name in ("state", "reads", "gives"))
-    added = torch.cat([part[0] for part in seen["added"]]) if after is not None else gives
+    state, reads, gives = (torch.cat([part[0] for part in tensors[name]]) for name in ("state", "reads", "gives"))
+    added = torch.cat([part[0] for part in tensors["added"]]) if after is not None else gives
     sine = 1 - torch.cosine_similarity(state, state + added, dim=-1) ** 2
     weight = sine / gives.square().mean(-1) * (state + added).square().mean(-1).sqrt()
-    assert found.count == pytest.approx(float(weight.sum()), rel=1e-3)
-    assert torch.allclose(found.x / found.count, weight @ reads / weight.sum(), atol=1e-4)
+    assert moments.count == pytest.approx(float(weight.sum()), rel=1e-3)
+    assert torch.allclose(moments.x / moments.count, weight @ reads / weight.sum(), atol=1e-4)
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -118,10 +118,10 @@ def test_slopes_are_the_loss_differences_of_a_gate(work):
     axis = discover(model.config, BertModel).named("ffn")[0]
     name = "encoder.layer.2.output.dense.weight"
     gradients = consumer_gradients(model, axis, data)[name]
-    found = gradients.gates
+    gates = gradients.gates
     assert gradients.outputs.shape == (model.config.hidden_size,) * 2
     assert torch.linalg.eigvalsh(gradients.outputs).min() > -1e-4
-    assert found.shape == (len(data.calibration), axis.size)
+    assert gates.shape == (len(data.calibration), axis.size)
     row = next(data.batches(data.calibration, 1))
     target = torch.randn(1, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     weight = model.get_parameter(name)
@@ -135,7 +135,7 @@ def test_slopes_are_the_loss_differences_of_a_gate(work):
         weight.data = kept
         return float(value)
 
-    assert float(found[0, 5]) == pytest.approx((loss(1 + step) - loss(1 - step)) / (2 * step), rel=0.02, abs=1e-5)
+    assert float(gates[0, 5]) == pytest.approx((loss(1 + step) - loss(1 - step)) / (2 * step), rel=0.02, abs=1e-5)
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
 
 

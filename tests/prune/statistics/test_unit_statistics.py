@@ -15,7 +15,7 @@ def reader(name, layout=None):
 def test_two_widths_side_by_side_are_read_as_by_a_map_each():
     draw = torch.Generator().manual_seed(0)
     one, both = torch.randn(3, WIDTH, generator=draw), torch.randn(5, 2 * WIDTH, generator=draw)
-    seen, felt = torch.randn(20, 2 * WIDTH, generator=draw), torch.randn(9, 5, generator=draw)
+    inputs, felt = torch.randn(20, 2 * WIDTH, generator=draw), torch.randn(9, 5, generator=draw)
     gates = torch.randn(6, 2 * WIDTH, generator=draw)
     left, right = slice(0, WIDTH), slice(WIDTH, None)
     outputs = felt.T @ felt
@@ -24,7 +24,7 @@ def test_two_widths_side_by_side_are_read_as_by_a_map_each():
         Axis("hidden", "hidden_size", WIDTH, (reader("one"), reader("both", Layout((1, 1))))),
         EVERYWHERE,
         2,
-        {"one": [Moments.of(seen[:, left])], "both": [Moments.of(seen)]},
+        {"one": [Moments.of(inputs[:, left])], "both": [Moments.of(inputs)]},
         {"one": Gradients(gates[:, left], torch.eye(3)), "both": Gradients(gates, outputs)},
     )
     apart = unit_statistics(
@@ -33,9 +33,9 @@ def test_two_widths_side_by_side_are_read_as_by_a_map_each():
         EVERYWHERE,
         2,
         {
-            "one": [Moments.of(seen[:, left])],
-            "first": [Moments.of(seen[:, left])],
-            "second": [Moments.of(seen[:, right])],
+            "one": [Moments.of(inputs[:, left])],
+            "first": [Moments.of(inputs[:, left])],
+            "second": [Moments.of(inputs[:, right])],
         },
         {
             "one": Gradients(gates[:, left], torch.eye(3)),
@@ -45,5 +45,5 @@ def test_two_widths_side_by_side_are_read_as_by_a_map_each():
     )
     assert torch.allclose(joined.gram, apart.gram, atol=1e-5)
     assert torch.allclose(joined.gradients, apart.gradients, atol=1e-5)
-    here, there = (found.consumer.squeeze(2).T @ found.consumer.squeeze(2) for found in (joined, apart))
+    here, there = (statistics.consumer.squeeze(2).T @ statistics.consumer.squeeze(2) for statistics in (joined, apart))
     assert torch.allclose(here, there, atol=1e-4)
