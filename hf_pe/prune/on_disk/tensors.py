@@ -111,8 +111,8 @@ class Converted(LazyTensors):
             last: returns the final name of a tensor that a conversion made.
         """
         self.source, self.model, self.last = source, model, last
-        self.by_pattern = {p: each for each in transforms if isinstance(each, WeightConverter)
-                           for p in each.source_patterns}  # fmt: skip
+        self.by_pattern = {p: t for t in transforms if isinstance(t, WeightConverter)
+                           for p in t.source_patterns}  # fmt: skip
         self.members: dict[str, list[tuple[str | None, str]]] = {}
         for name in sorted(shapes, key=dot_natural_key):
             new_name, pattern = rename(name)
@@ -155,8 +155,8 @@ def as_in_memory(stored: Stored, model: PreTrainedModel) -> tuple[Converted, lis
     """
     state = model.state_dict()
     transforms: list[WeightTransform] = get_model_conversion_mapping(model)
-    renamings = [each for each in transforms if isinstance(each, WeightRenaming)]
-    converters = [each for each in transforms if isinstance(each, WeightConverter)]
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
 
     def rename(name: str) -> Renamed:
         renamed = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
@@ -188,9 +188,9 @@ def as_on_disk(state: Tensors, shapes: Tensors, model: PreTrainedModel, used: li
         model: the model on the meta device.
         used: the conversions that `as_in_memory` used.
     """
-    back = [each.reverse_transform() for each in used[::-1]]
-    renamings = [each for each in back if isinstance(each, WeightRenaming)]
-    converters = [each for each in back if isinstance(each, WeightConverter)]
+    back = [t.reverse_transform() for t in used[::-1]]
+    renamings = [t for t in back if isinstance(t, WeightRenaming)]
+    converters = [t for t in back if isinstance(t, WeightConverter)]
 
     def last(name: str) -> str:
         return apply_renamings(name, renamings)

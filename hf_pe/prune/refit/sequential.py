@@ -9,6 +9,9 @@ at the same depth. This takes forward passes only. For each block of the student
     3. change the linear layer by the least-squares step that brings the hidden states nearest to the targets
     4. run the changed block, and go on to the next
 
+The linear layer is the one that ends the block's FFN. Where heads were cut, the output projection of attention is
+refitted first, in the same way; its target is the hidden state that the teacher's FFN reads.
+
 `hf_pe.calibration.blockwise` keeps all batches waiting at a block while it is refitted, so no forward pass has to start
 again from the inputs. The symbols, for one linear layer in a block of the student, at one token (`docs/pruning.md` has
 a figure):
@@ -29,7 +32,7 @@ a figure):
         matters relative to it. (The weight of the pruning criteria, `direction_weight`, ignores an error that only
         scales the state. Here d also corrects what earlier blocks left, and that can be a wrong scale.)
 
-The linear layer moves by a ridge regression of d on x:
+The linear layer moves by a ridge regression of d on x, whose ridge `hf_pe.regression` chooses:
 
     D, c = argmin  sum over tokens of  q |D x + c - d|^2  +  ridge |D|^2
     W <- W + D / g,   b <- b + c / g

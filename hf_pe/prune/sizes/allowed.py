@@ -62,10 +62,10 @@ def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], round_to: int, device
     anatomy = discover(spec.config, spec.model_class)
     requested = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
     sizes = AxisSizes()
-    for name in sorted(requested, key=_turn):  # units that a turn takes along are missing at the next
+    for name in sorted(requested, key=_cut_order):  # units that a turn takes along are missing at the next
         axis, value = requested[name]
         remaining = next(axis for axis in discover(spec.config, spec.model_class).axes if axis.name == name)
-        sizes[name] = _units(spec, remaining, value, round_to, devices, whole=axis.size)
+        sizes[name] = _units(spec, remaining, value, round_to, devices, original_size=axis.size)
         spec = resized_spec(spec, {name: sizes[name]})
     return {name: sizes[name] for name in requested}
 
@@ -114,7 +114,7 @@ def removed(spec: ModelSpec, setting: Mapping[str, int]) -> AxisSizes:
     """Return the sizes in `setting` that differ from the model's, in the order in which axes are cut."""
     sizes = {axis.name: axis.size for axis in discover(spec.config, spec.model_class).axes}
     smaller = {name: size for name, size in setting.items() if size != sizes[name]}
-    return dict(sorted(smaller.items(), key=lambda item: _turn(item[0])))
+    return dict(sorted(smaller.items(), key=lambda item: _cut_order(item[0])))
 
 
 def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[AxisSizes, ModelSpec]:
@@ -168,21 +168,23 @@ def axes_named(anatomy: Anatomy, name: str) -> tuple[Axis, ...]:
     return axes
 
 
-def _turn(name: str) -> int:
+def _cut_order(name: str) -> int:
     """Return when an axis is cut: a lower number comes first."""
     return kind_of(name).cut_order
 
 
-def _units(spec: ModelSpec, axis: Axis, value: float, round_to: int, devices: int, whole: int | None = None) -> int:
-    """Return the allowed size nearest to `value`: units, or a fraction of `whole` (default: of the axis as it is).
+def _units(
+    spec: ModelSpec, axis: Axis, value: float, round_to: int, devices: int, original_size: int | None = None
+) -> int:
+    """Return the allowed size nearest to `value`: units, or a fraction of `original_size` (default: that of the axis).
 
     Raises:
         UsageError: there are not so many units, or the config allows no such number.
     """
-    whole = whole or axis.size
-    count = value if isinstance(value, int) else min(max(round(whole * value), 1), axis.size)
+    original_size = original_size or axis.size
+    count = value if isinstance(value, int) else min(max(round(original_size * value), 1), axis.size)
     if not 1 <= count <= axis.size:
-        others = f", {axis.size} of {whole} once other axes are cut" if axis.size < whole else ""
+        others = f", {axis.size} of {original_size} once other axes are cut" if axis.size < original_size else ""
         raise UsageError(
             f"prune.keep.{axis.name}: the model has {axis.size} units{others}; expected 1 to {axis.size}, got {value}."
         )
@@ -194,7 +196,7 @@ def _units(spec: ModelSpec, axis: Axis, value: float, round_to: int, devices: in
             f"prune.keep.{axis.name}: the stock config does not allow {value}; it allows "
             f"{', '.join(map(str, allowed))}{f', divided among {devices} devices' if devices > 1 else ''}."
         )
-    return int(count) if count in allowed else min(allowed, key=lambda size: (abs(size - whole * value), -size))
+    return int(count) if count in allowed else min(allowed, key=lambda size: (abs(size - original_size * value), -size))
 
 
 def _expressible(spec: ModelSpec, axis: Axis, round_to: int, devices: int) -> list[int]:

@@ -70,7 +70,7 @@ def test_noise_does_not_push_a_measured_size_to_one_side():
 
 
 def test_a_target_out_of_reach_says_what_can_be_had():
-    with pytest.raises(UsageError, match=r"prune\.target\.flops: 0\.01 cannot be reached.*the least is \d+\.\d%"):
+    with pytest.raises(UsageError, match=r"prune\.budget\.flops: 0\.01 cannot be reached.*the least is \d+\.\d%"):
         Budget(parameters=0.5, flops=0.01).within(SKETCH, candidate_sizes(SKETCH, "layers", 8), Costs(SKETCH))
 
 
