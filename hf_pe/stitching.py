@@ -1,4 +1,9 @@
-"""Between a new body and a head that was trained on another one: a linear map, fitted and folded into the head."""
+"""Stitches a new body to a head that was trained on another one, by a linear layer that is merged into the head.
+
+The *stitching layer* maps the new body's features to those of the old body. It is fitted by ridge regression, and since
+the head is linear too, the product of both is a plain head for the new body. The *stitch point* is where the head reads
+its features.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +21,22 @@ from hf_pe.regression import Fit, fit_rows
 from hf_pe.tasks import Batch, TaskData, as_read_by, counted_rows
 
 BATCH = 16
-"""Calibration rows a forward pass takes."""
+"""Calibration rows in a forward pass."""
 
 
 class StitchPoint(NamedTuple):
-    """Where a head reads features: the module of the old model, and the one of the new model in its place."""
+    """Name the module that reads the body's features in the old model, and its counterpart in the new one."""
 
     old: str
     new: str
 
 
 class StitchingLayer(NamedTuple):
-    """From the new body's features to the old one's.
+    """Hold the linear map from the new body's features to the old body's.
 
     Attributes:
-        fit: `move` [new width, old width] and `shift` [old width].
-        explained: share of the old features' variance that it gives on rows it had not seen; nan where there are none.
+        fit: its weight `move` [new width, old width] and intercept `shift` [old width].
+        explained: fraction of the old features' variance that it explains on held-out rows; nan without such rows.
     """
 
     fit: Fit
@@ -44,27 +49,27 @@ def fit_stitching_layer(
     """Fit the stitching layer at a stitch point by ridge regression on the calibration rows.
 
     Linear regression commutes with linear maps: a stitching layer that is best for the features, merged into a linear
-    head, is best for what the head gives too.
+    head, is best for the head's outputs too.
 
     Args:
-        old: whose features are wanted.
-        new: whose features there are.
-        point: a linear map or convolution in both; the stitching layer has an intercept where both have a bias and no
+        old: the model whose features the layer predicts.
+        new: the model whose features the layer reads.
+        point: a linear layer or convolution in both; the stitching layer has an intercept where both have a bias and no
             padding.
-        data: its calibration rows go through both models, in evaluation mode.
+        data: its calibration rows pass through both models, in evaluation mode.
 
     Raises:
-        UsageError: the features of the two stand at different places (tokens, or pixels of maps).
+        UsageError: the features of the two have different positions (tokens, or pixels of feature maps).
     """
     modules = (old.get_submodule(point.old), new.get_submodule(point.new))
     rows = data.calibration
 
     def pairs() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for number, batch in enumerate(data.batches(rows, BATCH)):
-            with torch.no_grad(), read_by(modules[0]) as wanted, read_by(modules[1]) as given:
+            with torch.no_grad(), read_by(modules[0]) as old_features, read_by(modules[1]) as new_features:
                 for model in (old, new):
                     model.eval()(**as_read_by(model, batch))
-            yield _matched(point, given[-1], wanted[-1].to(given[-1].device), batch)
+            yield _matched(point, new_features[-1], old_features[-1].to(new_features[-1].device), batch)
             advance("stitching layer", min((number + 1) * BATCH, len(rows)), len(rows))
 
     return StitchingLayer(*fit_rows(pairs(), bias=all(_takes_intercept(module) for module in modules)))
@@ -85,29 +90,36 @@ def merge_(old: nn.Module, new: nn.Module, stitching: StitchingLayer) -> None:
 
 
 def reuse_(old: PreTrainedModel, new: PreTrainedModel, point: StitchPoint, data: TaskData) -> None:
-    """Put the old head behind a stitching layer in place of the head of `new`; the layer, fitted first, is what learns.
+    """Replace the head of `new` by the old head behind a stitching layer, which is fitted and can then be trained.
 
-    The old head stays as it is (Chen et al. 2022, arXiv:2203.14001). `remove_stitching_` ends it.
+    The old head is frozen (Chen et al. 2022, arXiv:2203.14001). `remove_stitching_` makes it a plain head again.
+
+    Args:
+        old: the model with the old head; stays as it is.
+        new: the model whose head is replaced.
+        point: where both heads read features.
+        data: see `fit_stitching_layer`.
     """
-    head, was = new.get_submodule(point.new), old.get_submodule(point.old)
+    head, old_head = new.get_submodule(point.new), old.get_submodule(point.old)
     stitching = fit_stitching_layer(old, new, point, data).fit
-    weight: Any = was.weight
-    wide = weight.detach().float().to(stitching.move.device)
-    register_parametrization(head, "weight", _Reused(wide, stitching.move.T.contiguous()), unsafe=True)
+    old_weight: Any = old_head.weight
+    weight = old_weight.detach().float().to(stitching.move.device)
+    register_parametrization(head, "weight", _Reused(weight, stitching.move.T.contiguous()), unsafe=True)
     if isinstance(head.bias, torch.Tensor):
-        bias = was.bias.detach().float() if isinstance(was.bias, torch.Tensor) else wide.new_zeros(len(wide))
-        register_parametrization(head, "bias", _Shifted(wide, bias.to(wide.device), stitching.shift), unsafe=True)
+        old_bias = old_head.bias
+        bias = old_bias.detach().float() if isinstance(old_bias, torch.Tensor) else weight.new_zeros(len(weight))
+        register_parametrization(head, "bias", _Shifted(weight, bias.to(weight.device), stitching.shift), unsafe=True)
 
 
 def remove_stitching_(head: nn.Module) -> None:
-    """Fold the stitching layer into the head: a plain linear map again."""
+    """Merge the stitching layer into the head, which is a plain linear layer again."""
     for name in ("weight", "bias"):
         if is_parametrized(head, name):
             remove_parametrizations(head, name, leave_parametrized=True)
 
 
 def stitched_features(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Features [..., new width] as the old head reads them, [..., old width]."""
+    """Return features [..., new width] as the old head reads them, [..., old width]."""
     parts: Any = head.parametrizations
     shift = parts.bias.original if is_parametrized(head, "bias") else None
     return functional.linear(features, parts.weight.original, shift)
@@ -115,18 +127,18 @@ def stitched_features(head: nn.Module, features: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def read_by(head: nn.Module | None) -> Iterator[list[torch.Tensor]]:
-    """What flows into `head` inside the block, one tensor a pass; nothing where it is None."""
-    seen: list[torch.Tensor] = []
-    handle = head.register_forward_pre_hook(lambda _, args: seen.append(args[0])) if head is not None else None
+    """Yield a list that gets the input of `head` in each forward pass inside the block; an empty one without a head."""
+    features: list[torch.Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, args: features.append(args[0])) if head is not None else None
     try:
-        yield seen
+        yield features
     finally:
         if handle is not None:
             handle.remove()
 
 
 class _Reused(nn.Module):
-    """A head's weight: the old one [labels, old width] applied to a stitching layer [old width, new width]."""
+    """Compute a head's weight as the old weight [labels, old width] times a stitching layer [old width, new width]."""
 
     def __init__(self, weight: torch.Tensor, start: torch.Tensor) -> None:
         super().__init__()
@@ -138,12 +150,12 @@ class _Reused(nn.Module):
         return self.old @ stitching
 
     def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
-        """The stitching layer to begin with."""
+        """Return the initial stitching layer."""
         return self.start.to(weight.dtype)
 
 
 class _Shifted(_Reused):
-    """A head's bias: the old one, and the old weight applied to the stitching layer's intercept [old width]."""
+    """Compute a head's bias as the old bias plus the old weight times the stitching layer's intercept [old width]."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor, start: torch.Tensor) -> None:
         super().__init__(weight, start)
@@ -155,24 +167,24 @@ class _Shifted(_Reused):
 
 
 def mergeable(module: nn.Module) -> bool:
-    """Whether a stitching layer can be folded into it."""
+    """Return whether a stitching layer can be merged into a module."""
     return isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
 
 
 def _matched(point: StitchPoint, x: torch.Tensor, y: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows [places, width] of both."""
+    """Return the features x of the new model and y of the old one as rows [positions, width], without padding."""
     x, y = (t.movedim(1, -1) if t.ndim == 4 else t for t in (x, y))
     if x.shape[:-1] != y.shape[:-1]:
         raise UsageError(
-            f"swap: the features at {point.new} stand at other places: expected {_places(y)} as the original has, got "
-            f"{_places(x)}. Choose a backbone with the same strides (or the same tokens)."
+            f"swap: the features at {point.new} have other positions: expected {_positions(y)} as the original has, "
+            f"got {_positions(x)}. Choose a backbone with the same strides (or the same tokens)."
         )
     mask = batch.get("attention_mask")
     mask = None if mask is None else mask.to(x.device)
     return counted_rows(x, mask), counted_rows(y, mask)
 
 
-def _places(x: torch.Tensor) -> str:
+def _positions(x: torch.Tensor) -> str:
     return " x ".join(str(n) for n in x.shape[1:-1]) or "one vector"
 
 

@@ -1,7 +1,7 @@
-"""Cuts a model down to the kept units. Mechanics only: what to keep is decided elsewhere.
+"""Cuts a model down to its kept units, which are chosen elsewhere.
 
-Cutting and loading are the same act: the smaller config makes the meta_model, transformers' own loading code fills it
-with the sliced weights, ties and rebuilds what is not stored. The given model is left alone.
+A cut is a load: transformers builds the model of the smaller config and loads the sliced weights as if they came from a
+checkpoint, so that tied weights and buffers that are not saved are right. The original model is not changed.
 """
 
 import copy
@@ -35,7 +35,7 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
         ValueError: `kept` names other groups than the axis has, an index out of range or twice, or different
             numbers of units per group (the stock config has one number for all).
     """
-    size = _check(axis, kept)
+    size = _require_valid(axis, kept)
     if axis.kind.is_vocabulary:
         _require_in_place(model, axis, kept)
     generation = vars(model.generation_config) if model.can_generate() else {}
@@ -56,7 +56,7 @@ def cut(model: PreTrainedModel, axis: Axis, kept: Kept) -> PreTrainedModel:
 
 
 def _require_in_place(model: PreTrainedModel, axis: Axis, kept: Kept) -> None:
-    """Refuse rows of the vocabulary of which the first do not keep their place, where the model counts on that."""
+    """Refuse kept rows of the vocabulary that move the first rows, in models that count positions from them."""
     first = rows_in_place(model, {slot.name.rpartition(".")[0] for slot in axis.slots})
     for units in kept.values():
         if list(units[:first]) != [*range(first)]:
@@ -75,11 +75,10 @@ def rebuilt(
     """Return a model of the same class, device and mode from `config`, filled with `weights` only.
 
     Args:
-        model: as it was.
-        config: of the new one.
+        model: the original.
+        config: of the new model.
         weights: by name.
-        dtype: of all weights but those that the class keeps in float32; default: each in its own, where transformers
-            would make another one of it than that of most weights.
+        dtype: of all weights except those that the class keeps in float32; default: each weight keeps its own dtype.
     """
     loader: Any = type(model)
     new, info = loader.from_pretrained(
@@ -97,13 +96,13 @@ def rebuilt(
     if model.can_generate():
         new.generation_config = copy.deepcopy(model.generation_config)
     new.config._name_or_path = model.config._name_or_path
-    packed = getattr(model, "hf_quantizer", None) is not None  # what made it so cannot be taken back
-    new._weight_conversions = None if packed else getattr(model, "_weight_conversions", None)  # files as the original's
+    quantized = getattr(model, "hf_quantizer", None) is not None  # its conversions cannot be reversed
+    new._weight_conversions = None if quantized else getattr(model, "_weight_conversions", None)  # to save as before
     return new.to(model.device).train(model.training)  # type: ignore[no-any-return]
 
 
 def dtype_name(dtype: torch.dtype | str) -> str:
-    """Return how people write a dtype: float32 for torch.float32."""
+    """Return the short name of a dtype: float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -113,27 +112,27 @@ def main_dtype(model: PreTrainedModel) -> torch.dtype:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             counts[parameter.dtype] += parameter.numel()
-    return max(counts, key=lambda each: counts[each]) if counts else model.dtype
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else model.dtype
 
 
 def _keep_dtypes_(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
-    """Give parameters that were in another dtype than most (a head in float32) their own values back."""
-    given_back = False
+    """Restore parameters whose weights have another dtype than most (a head in float32), which loading has cast."""
+    is_mixed = False
     for name, parameter in model.named_parameters():
-        given = weights.get(name)
-        if given is not None and given.is_floating_point() and given.dtype != parameter.dtype:
-            parameter.data = given.detach().to(parameter.device)
-            given_back = True
-    if given_back:
+        weight = weights.get(name)
+        if weight is not None and weight.is_floating_point() and weight.dtype != parameter.dtype:
+            parameter.data = weight.detach().to(parameter.device)
+            is_mixed = True
+    if is_mixed:
         align_dtypes_(model)
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a copy of `model` in `dtype`, equal to what `from_pretrained(folder, dtype=dtype)` loads of it.
+    """Return a copy of `model` in `dtype`, equal to the model that `from_pretrained(folder, dtype=dtype)` loads.
 
-    Parameters and stored buffers are cast. What a model computes when it is built (rotary frequencies) stays in
-    float32, and so do the modules that the class keeps in float32 (T5's second FFN map in float16): casting the whole
-    module by `model.to(dtype)` would give another model than the one that its saved files load as.
+    Parameters and stored buffers are cast. Buffers that a model computes when it is built (rotary frequencies) stay in
+    float32, and so do modules that the class keeps in float32 (T5's second FFN layer in float16). `model.to(dtype)`
+    would cast these as well and give a model that differs from its own saved files.
     """
     config = copy.deepcopy(model.config)
     config.dtype = dtype
@@ -147,13 +146,20 @@ def in_dtype(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _attention(model: PreTrainedModel) -> dict[str, str]:
-    """How attention is computed, where it is not what a new model would choose: not every part of one knows sdpa."""
-    how = model.config._attn_implementation
-    return {} if how in (None, "sdpa") else {"attn_implementation": how}
+    """Return the attention implementation as a keyword for loading, where it is not sdpa, the default."""
+    implementation = model.config._attn_implementation
+    return {} if implementation in (None, "sdpa") else {"attn_implementation": implementation}
 
 
 def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | None = None) -> PretrainedConfig:
-    """Return the config of the model after `axis` is cut to `size` units; exact for sizes without `kept`."""
+    """Return the config of the model after a cut of `axis`.
+
+    Args:
+        config: before the cut.
+        axis: that is cut.
+        size: units that are kept in each group.
+        kept: the kept units, for fields that list units one by one; without it only sizes are exact.
+    """
     units = list(next(iter(kept.values()))) if kept else None
     return resized(
         config,
@@ -166,62 +172,74 @@ def cut_config(config: PretrainedConfig, axis: Axis, size: int, kept: Kept | Non
 
 
 def require_size(config: PretrainedConfig, axis: Axis, size: int) -> None:
-    """Assert that a config says the size that its axis was cut to."""
-    built = size_in(config, axis.config_field)
-    assert built == size, f"{axis.name}: cut to {size} units, and the config of the result says {built}"
+    """Assert that a config states the size that its axis was cut to."""
+    stated = size_in(config, axis.config_field)
+    assert stated == size, f"{axis.name}: cut to {size} units, but the config of the result states {stated}"
 
 
-def _check(axis: Axis, kept: Kept) -> int:
+def _require_valid(axis: Axis, kept: Kept) -> int:
+    """Return the number of kept units in each group.
+
+    Raises:
+        ValueError: see `cut`.
+    """
     if set(kept) != set(axis.groups):
-        raise ValueError(f"Kept units of '{axis.name}' are for {sorted(kept)}, the model has {list(axis.groups)}.")
+        raise ValueError(
+            f"Kept units of '{axis.name}': expected the groups {list(axis.groups)} of the model, got {sorted(kept)}."
+        )
     for group, units in kept.items():
         if list(units) != sorted(set(units)) or not units or units[0] < 0 or units[-1] >= axis.size:
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}' must rise, none twice, within 0..{axis.size - 1}; "
-                f"got {list(units)[:8]}..."
+                f"Kept units of '{axis.name}' in '{group}': expected rising indices within 0..{axis.size - 1}, each "
+                f"once; got {list(units)[:8]}..."
             )
-        heads = axis.in_group(group)[0].subgroups
-        each = Counter(unit * heads // axis.size for unit in units)
-        if heads > 1 and len({each[head] for head in range(heads)}) > 1:
+        subgroups = axis.in_group(group)[0].subgroups
+        counts = Counter(unit * subgroups // axis.size for unit in units)
+        if subgroups > 1 and len({counts[number] for number in range(subgroups)}) > 1:
             parts = "heads" if axis.kind.is_residual else "key-value groups"
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}': each of its {heads} {parts} keeps the same number."
+                f"Kept units of '{axis.name}' in '{group}': expected as many in each of its {subgroups} {parts}."
             )
-        alike = axis.equal_parts(group)
-        held = axis.size // alike
-        if len(units) != alike * len({unit % held for unit in units}):
+        parts_count = axis.equal_parts(group)
+        part_size = axis.size // parts_count
+        if len(units) != parts_count * len({unit % part_size for unit in units}):
             raise ValueError(
-                f"Kept units of '{axis.name}' in '{group}': each of its {alike} parts of {held} keeps the same places."
+                f"Kept units of '{axis.name}' in '{group}': expected the same units in each of its {parts_count} parts "
+                f"of {part_size}."
             )
-        block = axis.in_group(group)[0].chunk
-        if any(count != block for count in Counter(unit // block for unit in units).values()):
-            raise ValueError(f"Kept units of '{axis.name}' in '{group}': whole heads of {block} stay or go.")
+        chunk = axis.in_group(group)[0].chunk
+        if any(count != chunk for count in Counter(unit // chunk for unit in units).values()):
+            raise ValueError(f"Kept units of '{axis.name}' in '{group}': expected whole heads of {chunk} units.")
     sizes = {len(units) for units in kept.values()}
     if len(sizes) != 1:
-        raise ValueError(f"A native cut keeps the same number of '{axis.name}' units everywhere; got {sorted(sizes)}.")
+        raise ValueError(
+            f"Kept units of '{axis.name}': expected the same number in every group, since the config has one number "
+            f"for all; got {sorted(sizes)}."
+        )
     return sizes.pop()
 
 
 def narrowed(tensor: torch.Tensor, slot: Slot, axis: Axis, kept: Kept) -> torch.Tensor:
-    """What stays of `tensor` along `slot`: a copy, scaled where the model scales by the number of units."""
+    """Return a copy of `tensor` with the kept units of `slot`, scaled where the model scales by the number of units."""
     units, dim = torch.as_tensor(kept[slot.group]), slot.dim or 0
-    found = tensor.index_select(dim, slot.layout.positions(units, axis.size).to(tensor.device))
+    result = tensor.index_select(dim, slot.layout.positions(units, axis.size).to(tensor.device))
     if slot.power:
         first = torch.cat([slot.layout.part_positions(i, len(units)) for i in range(slot.powered_parts)]).to(
             tensor.device
         )
-        scaled = (found.index_select(dim, first) + slot.offset) * (len(units) / axis.size) ** slot.power - slot.offset
-        found.index_copy_(dim, first, scaled)
-    return found
+        scaled = (result.index_select(dim, first) + slot.offset) * (len(units) / axis.size) ** slot.power - slot.offset
+        result.index_copy_(dim, first, scaled)
+    return result
 
 
 class Narrowed(Mapping[str, torch.Tensor]):
-    """The state of a model after a cut, tensor by tensor as they are asked for.
+    """Hold the state dict of a model after a cut, and slice each tensor when it is read.
 
     Args:
-        state: of the model before: tensors in memory, or on disk.
-        axis, kept: the cut.
-        names: of the model after (its state dict on the meta device).
+        state: of the model before: tensors in memory or on disk.
+        axis: that is cut.
+        kept: its kept units.
+        names: the state dict of the model after, on the meta device.
     """
 
     def __init__(
@@ -250,7 +268,7 @@ class Narrowed(Mapping[str, torch.Tensor]):
         return len(self.names)
 
     def _before(self, name: str) -> str:
-        """What a tensor was called; what only a position has (T5's bias) stays with it."""
+        """Return the name of a tensor before the cut; one that only its position has (T5's bias) keeps its name."""
         if self.axis.kind.is_depth:
             for stack, units in self.kept.items():
                 if name.startswith(stack + "."):

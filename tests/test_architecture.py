@@ -53,7 +53,7 @@ LEVELS: Levels = {
         {"discover"},
     ],
     "backbones": [
-        {"bottleneck_init", "presets", "separable"},
+        {"bottleneck_init", "presets", "separable", "strides"},
         {"resolve"},
         {"listing", "recipe"},
     ],

@@ -91,16 +91,16 @@ def test_depth_keeps_the_named_layers_in_order():
     axis = discover(config, BertModel).named("layers")[0]
     smaller = cut(model, axis, {"encoder.layer": [0, 3, 4]})
     for new, old in enumerate([0, 3, 4]):
-        one, other = smaller.encoder.layer[new].state_dict(), model.encoder.layer[old].state_dict()
-        assert all(torch.equal(one[k], other[k]) for k in other)
+        kept, original = smaller.encoder.layer[new].state_dict(), model.encoder.layer[old].state_dict()
+        assert all(torch.equal(kept[k], original[k]) for k in original)
 
 
 @pytest.mark.parametrize(
     ("kept", "message"),
     [
-        ({"nowhere": [0]}, "the model has"),
+        ({"nowhere": [0]}, "expected the groups"),
         ({"encoder.layer.0": [0, 1], "encoder.layer.1": [0]}, "same number"),
-        ({"encoder.layer.0": [1, 0], "encoder.layer.1": [0, 1]}, "must rise"),
+        ({"encoder.layer.0": [1, 0], "encoder.layer.1": [0, 1]}, "expected rising indices"),
         ({"encoder.layer.0": [0, 99], "encoder.layer.1": [0, 1]}, "within 0"),
     ],
 )
@@ -113,8 +113,8 @@ def test_impossible_cuts_are_refused(kept, message):
 @pytest.mark.parametrize(
     ("model_type", "name", "units", "message"),
     [
-        ("mistral", "heads", [0, 1, 2, 4], "each of its 4 key-value groups keeps the same number"),
-        ("wav2vec2", "hidden", range(16), "each of its 16 parts of 2 keeps the same places"),
+        ("mistral", "heads", [0, 1, 2, 4], "expected as many in each of its 4 key-value groups"),
+        ("wav2vec2", "hidden", range(16), "expected the same units in each of its 16 parts of 2"),
     ],
 )
 def test_units_that_are_bound_together_go_together(model_type, name, units, message):

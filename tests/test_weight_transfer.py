@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
-from hf_pe.weight_transfer import random_init, start_from, translated
+from hf_pe.weight_transfer import embeddings_for, random_init, start_from
 from tests.helpers import bert_config
 
 
@@ -103,7 +103,7 @@ def tokenizer_of(words, style):
 def test_a_table_for_other_tokens_takes_rows_of_the_same_strings_and_of_pieces(style):
     own, wanted = tokenizer_of(["cat", "do"], "##"), tokenizer_of(["cat", "dog"], style)
     table = torch.randn(len(own), 3)
-    found, shared = translated(table, own, wanted)
+    found, shared = embeddings_for(table, own, wanted)
     here, there = own.get_vocab(), wanted.get_vocab()
     begins = "" if style == "##" else "\u2581"
     assert found.shape == (len(wanted), 3)

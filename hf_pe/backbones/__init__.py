@@ -1,4 +1,4 @@
-"""Backbone swaps: a compact architecture under the head that is there already."""
+"""Swaps the backbone of a model: puts a compact architecture under the head that was trained."""
 
 from hf_pe.backbones.listing import candidates as candidates
 from hf_pe.backbones.presets import PRESETS as PRESETS

@@ -1,4 +1,4 @@
-"""Presets beside the model they would go under: sizes, FLOPs and latency, measured here."""
+"""Lists compact backbones that fit under a model's head, with parameters, FLOPs and measured latency."""
 
 import copy
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from hf_pe.report import Latency
 
 @dataclass(frozen=True)
 class Candidate:
-    """One row of the list.
+    """Hold one row of the list.
 
     Attributes:
         name: of the preset; "" for the model itself.
-        parameters: in all.
-        flops: of one example.
-        latency: of one example or batch; random weights, since these do not change it.
-        notes: what was adapted.
+        parameters: number of all parameters.
+        flops: of one example; None where they cannot be counted.
+        latency: of one batch, measured with random weights, which do not change it.
+        notes: what was adapted to the model.
     """
 
     name: str
@@ -43,16 +43,16 @@ def candidates(
     length: int = 128,
     seconds: float = 0.5,
 ) -> list[Candidate]:
-    """The model itself, then the presets that are smaller and fit under its head, the largest first.
+    """Return the model itself and the presets that are smaller and fit under its head, the largest first.
 
     Args:
         config: of the model.
-        model_class: whose head stays.
+        model_class: of the model, whose head is kept.
         pixels: a side, or [height, width], of the images that all of them read; default: the config's size, else
             `DUMMY_PIXELS`.
-        batch: examples a timed pass.
-        length: tokens, for text.
-        seconds: to time each model for; all take turns.
+        batch: examples in a timed forward pass.
+        length: tokens of each text.
+        seconds: for which each model is timed; all take turns.
 
     Raises:
         UsageError: no preset reads what the model reads, or none fits under its head.
@@ -78,12 +78,12 @@ def candidates(
         targets = {name: target._replace(config=_of_size(target.config, size)) for name, target in targets.items()}
     models = {name: target.model_class(target.config).eval() for name, target in targets.items()}
     sizes = {name: parameters(model).total for name, model in models.items()}
-    kept = sorted((name for name in models if not name or sizes[name] < sizes[""]), key=lambda n: -sizes[n])
-    taken = latency(
-        {name: models[name] for name in kept},
+    smaller = sorted((name for name in models if not name or sizes[name] < sizes[""]), key=lambda n: -sizes[n])
+    latencies = latency(
+        {name: models[name] for name in smaller},
         batch=batch,
         length=length,
-        seconds=seconds * len(kept),
+        seconds=seconds * len(smaller),
         most_rounds=30,
         pixels=size,
     )
@@ -92,15 +92,15 @@ def candidates(
             name,
             sizes[name],
             flops(targets[name].config, targets[name].model_class, batch=1, length=length, pixels=size),
-            taken[name],
+            latencies[name],
             targets[name].notes,
         )
-        for name in kept
+        for name in smaller
     ]
 
 
 def _of_size(config: PretrainedConfig, size: Any) -> PretrainedConfig:
-    """A copy of `config` that says the size of its images, so that all are measured on the same."""
+    """Return a copy of `config` that states the size of its images, so that all models are measured on the same."""
     new = copy.deepcopy(config)
     new.image_size = size
     return new

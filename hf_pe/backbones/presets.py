@@ -1,4 +1,4 @@
-"""Compact backbones by name: the sizes their papers give."""
+"""Lists compact backbones by name, with the sizes that their papers give."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -6,13 +6,13 @@ Kind = Literal["pixel_values", "input_ids"]
 
 
 class Preset(NamedTuple):
-    """A compact architecture.
+    """Describe a compact architecture.
 
     Attributes:
-        model_type: as transformers calls it.
-        config: what differs from that type's defaults.
-        reference: the paper.
-        kind: name of what it reads.
+        model_type: its name in transformers.
+        config: values that differ from the defaults of that type.
+        reference: link to the paper.
+        kind: name of its main input.
     """
 
     model_type: str
@@ -22,7 +22,7 @@ class Preset(NamedTuple):
 
 
 def _efficientnet(width: float, depth: float, size: int, dropout: float) -> Preset:
-    """Compound scaling: width, depth and resolution together (Tan and Le 2019, arXiv:1905.11946, section 3.3)."""
+    """Return a preset that scales width, depth and resolution (Tan and Le 2019, arXiv:1905.11946, section 3.3)."""
     config = {"width_coefficient": width, "depth_coefficient": depth, "image_size": size}
     momentum = {"batch_norm_momentum": 0.1}  # transformers' default of 0.99 keeps the last batch's statistics only
     return Preset("efficientnet", config | {"dropout_rate": dropout} | momentum, "https://arxiv.org/abs/1905.11946")
@@ -91,4 +91,4 @@ PRESETS: dict[str, Preset] = {
     "distilbert": Preset("distilbert", {}, "https://arxiv.org/abs/1910.01108", "input_ids"),
     "mobilebert": Preset("mobilebert", {}, "https://arxiv.org/abs/2004.02984", "input_ids"),
 }
-"""By name; a recipe may change any value by `config`."""
+"""The presets by name; a recipe may change any value by `config`."""

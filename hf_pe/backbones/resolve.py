@@ -1,7 +1,6 @@
-"""What the swapped model will be: its config, its class, and where a stitching layer has to be folded. No weights."""
+"""Determines the model after a swap from configs alone: its config, its class, and its stitch points."""
 
 import copy
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from transformers.models.efficientnet.modeling_efficientnet import round_filters
 
 from hf_pe.anatomy import label_head, meta_model
 from hf_pe.backbones.presets import PRESETS
+from hf_pe.backbones.strides import reduce_strides_
 from hf_pe.checkpoints.classes import auto_class_of, class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.source import Source, resolve
@@ -23,34 +23,28 @@ CARRIED = (
     "id2label", "label2id", "problem_type", "vocab_size", "pad_token_id", "bos_token_id", "eos_token_id",
     "max_position_embeddings", "num_channels", "image_size", "classifier_proj_size", "dtype",
 )  # fmt: skip
-"""Values that belong to the task, the tokens or the images, not to the backbone."""
-OUTPUT_STRIDES = {"mobilenet_v2": (2, 4, 8, 16, 32), "mobilevit": (8, 16, 32), "mobilevitv2": (8, 16, 32)}
-"""What stock configs can say, by model type."""
-FIXED = {"mobilenet_v1": 32, "resnet": 32}
-"""Strides that no stock config can change."""
-SMALLEST_MAP = 4
-"""Pixels a side that the last feature map should keep."""
+"""Config values that belong to the task, the tokens or the images and not to the backbone: they are kept."""
 LAST_CHANNELS = 1280
-"""Of an EfficientNet's last convolution, before its width is scaled."""
-READ_AS = ("out_features", "num_channels", "image_size", "dtype", "reshape_hidden_states", "apply_layernorm")
-"""Values of a part that say what it reads and in which form what lies outside reads its features."""
+"""Channels of an EfficientNet's last convolution, before its width is scaled."""
+INTERFACE = ("out_features", "num_channels", "image_size", "dtype", "reshape_hidden_states", "apply_layernorm")
+"""Values of a sub-config that describe its inputs, and the form in which the rest of the model reads its features."""
 REPEATED = {"auxiliary_in_channels": 2, "reassemble_hidden_size": -1}
-"""Fields beside a backbone that say again how many channels one of its feature maps has, and which one."""
+"""Fields that repeat the channels of one of the backbone's feature maps, with the index of that map."""
 PART = "backbone_config"
-"""The part that is exchanged where a model has it and no other is named."""
+"""The sub-config that is exchanged where a model has it and the recipe names no other."""
 
 
 class SwapSpec(NamedTuple):
-    """The model after a swap.
+    """Describe the model after a swap.
 
     Attributes:
-        config: whole.
-        model_class: as transformers calls it.
+        config: of the whole model.
+        model_class: of the whole model.
         stitch_points: where the head reads the body's features.
-        prefix: of the exchanged part's parameters; "" where the whole body is.
-        source: where weights come from, if any.
+        prefix: of the exchanged part's parameters; "" where the whole body is exchanged.
+        source: where the backbone's weights come from, if it has any.
         notes: for the plan.
-        references: papers.
+        references: links to papers.
     """
 
     config: PretrainedConfig
@@ -70,28 +64,36 @@ def resolve_swap(
     part: str | None,
     image_size: int | None,
 ) -> SwapSpec:
-    """What `config` becomes; see `BackboneSwap` for the arguments.
+    """Return the model that a swap makes of `config`.
+
+    Args:
+        config: of the model.
+        model_class: of the model, whose head is kept.
+        to: see `BackboneSwap`.
+        changes: `BackboneSwap.config`.
+        part: see `BackboneSwap`.
+        image_size: pixels a side; None leaves the config's.
 
     Raises:
-        UsageError: an unknown preset, values that build no model, no head of this kind for the architecture, a head
-            without features to stitch.
+        UsageError: the preset is unknown, the values build no model, the architecture has no head of this kind, or the
+            head has no features to stitch.
     """
     part = part or (PART if getattr(config, PART, None) is not None else None)
     if part is not None:
         return _with_part(config, model_class, to, changes, part)
-    new, source, references = _wanted(config, to, changes)
+    new, source, references = _requested(config, to, changes)
     for name in CARRIED:
         if hasattr(new, name) and getattr(config, name, None) is not None and name not in changes:
             setattr(new, name, copy.deepcopy(getattr(config, name)))
     labels: Any = config.num_labels
     if new.num_labels != labels:  # some configs count them without naming them
         new.num_labels = labels
-    pixels = model_class.main_input_name == "pixel_values"
+    has_images = model_class.main_input_name == "pixel_values"
     size = image_size or getattr(config, "image_size", None)
     notes: list[str] = []
-    if pixels and isinstance(size, int):
+    if has_images and isinstance(size, int):
         new.image_size = size
-        notes += adapt_(new, size, keep=changes.keys())
+        notes += reduce_strides_(new, size, keep=changes.keys())
     new_class = class_for(new, auto_class_of(config, model_class))
     if input_kind(new_class) != input_kind(model_class):
         raise UsageError(
@@ -103,45 +105,15 @@ def resolve_swap(
     return SwapSpec(new, new_class, stitch_points, "", source, tuple(notes), references)
 
 
-def adapt_(config: PretrainedConfig, size: int, keep: Any = ()) -> list[str]:
-    """Change early strides in place so that images of `size` pixels a side do not shrink to nothing; says what it did.
-
-    Fields in `keep` stay as they are. What a stock config cannot say stays too, and is said.
-    """
-    most, kind = max(size // SMALLEST_MAP, 1), config.model_type
-    if kind == "efficientnet":
-        field, strides = "strides", list(config.strides)
-        for place, each in enumerate(strides):
-            if 2 * math.prod(strides) > most and each == 2:
-                strides[place] = 1
-        fitting: Any = strides
-    elif kind in ("convnext", "convnextv2"):
-        field, shrunk = "patch_size", 2 ** (len(config.depths) - 1)
-        fitting = min(config.patch_size, max(most // shrunk, 1))
-    elif kind in OUTPUT_STRIDES:
-        field = "output_stride"
-        fitting = max((s for s in OUTPUT_STRIDES[kind] if s <= most), default=OUTPUT_STRIDES[kind][0])
-    elif FIXED.get(kind, 0) > most:
-        return [f"a stock {kind} config cannot say other strides than {FIXED[kind]}: {size} pixels end in few"]
-    else:
-        return []
-    before = getattr(config, field)
-    if field in keep or fitting in (before, list(before) if isinstance(before, tuple) else None):
-        return []
-    setattr(config, field, fitting)
-    how = " (dilation in place of strides)" if field == "output_stride" else ""
-    return [f"{field} {before} made {fitting}{how} for images of {size} pixels"]
-
-
 def is_known_by_name(to: str | None) -> bool:
     """Return whether `to` names an architecture alone: a preset, a model type, or None for the model's own."""
     return to is None or to in PRESETS or to in CONFIG_MAPPING
 
 
-def _wanted(
+def _requested(
     config: PretrainedConfig, to: str | None, changes: Mapping[str, Any]
 ) -> tuple[PretrainedConfig, Source | None, tuple[str, ...]]:
-    """The backbone's config as it is asked for, where its weights are, its papers."""
+    """Return the backbone's config as the recipe requests it, the source of its weights, and links to its papers."""
     source: Source | None = None
     references: tuple[str, ...] = ()
     if to is None:
@@ -160,29 +132,29 @@ def _wanted(
                 f"(OWNER/NAME) or a folder.{nearest(to, [*PRESETS, *CONFIG_MAPPING])}"
             )
         source = resolve(to)
-        found = load_config(source)
-        kind, values = found.model_type, found.to_dict()
+        source_config = load_config(source)
+        kind, values = source_config.model_type, source_config.to_dict()
     unknown = [name for name in changes if name not in CONFIG_MAPPING[kind]().to_dict() and name not in values]
     if unknown:
-        known = CONFIG_MAPPING[kind]().to_dict()
-        raise UsageError(f"swap.config: '{kind}' has no {unknown[0]}.{nearest(unknown[0], known)}")
+        fields = CONFIG_MAPPING[kind]().to_dict()
+        raise UsageError(f"swap.config: '{kind}' has no {unknown[0]}.{nearest(unknown[0], fields)}")
     try:
-        made: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values | dict(changes))
+        new: PretrainedConfig = CONFIG_MAPPING[kind].from_dict(values | dict(changes))
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"swap.config: {error}") from error
-    if kind == "efficientnet":  # what its last convolution gives follows from the width, and is asked for again
-        last = round_filters(made, LAST_CHANNELS)  # type: ignore[arg-type]
+    if kind == "efficientnet":  # its hidden_dim has to be the channels of the last convolution, which follow the width
+        last = round_filters(new, LAST_CHANNELS)  # type: ignore[arg-type]
         if changes.get("hidden_dim", last) != last:
             raise UsageError(f"swap.config.hidden_dim: expected {last} with this width_coefficient; leave it out.")
-        made.hidden_dim = last
-    return made, source, references
+        new.hidden_dim = last
+    return new, source, references
 
 
 def _built(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> PreTrainedModel:
-    """On the meta device.
+    """Return the model on the meta device.
 
     Raises:
-        UsageError: no model comes of these values.
+        UsageError: no model can be built with these config values.
     """
     try:
         return meta_model(config, model_class)
@@ -197,35 +169,35 @@ def _body_stitch_points(
     new: PretrainedConfig,
     new_class: type[PreTrainedModel],
 ) -> tuple[StitchPoint, ...]:
-    """The map to the labels, or to the vocabulary, in both."""
+    """Return the stitch point of a whole body: the layer that computes labels, or token logits, in both models."""
     if "Classification" in model_class.__name__ or "QuestionAnswering" in model_class.__name__:
         heads = label_head(config, model_class), label_head(new, new_class)
-        for found, name in zip(heads, (model_class.__name__, new_class.__name__), strict=True):
-            if found is None:
+        for head, name in zip(heads, (model_class.__name__, new_class.__name__), strict=True):
+            if head is None:
                 raise UsageError(
-                    f"swap: {name} has no single linear map to its labels, so there are no features to stitch. "
+                    f"swap: {name} has no single linear layer to its labels, so there are no features to stitch. "
                     "Fine-tune a plain classification head first."
                 )
         return (StitchPoint(*heads),)  # type: ignore[arg-type]
-    old_out, new_out = (_vocabulary_head(*each) for each in ((config, model_class), (new, new_class)))
-    if old_out and new_out:
-        return (StitchPoint(old_out, new_out),)
-    if not old_out and config.hidden_size != new.hidden_size and not model_class.can_generate():
+    old_head, new_head = (_vocabulary_head(config, model_class), _vocabulary_head(new, new_class))
+    if old_head and new_head:
+        return (StitchPoint(old_head, new_head),)
+    if not old_head and config.hidden_size != new.hidden_size and not model_class.can_generate():
         raise UsageError(
-            f"swap: the embeddings would be {new.hidden_size} wide in place of {config.hidden_size}, and nothing after "
-            "the model reads them that a stitching layer could be folded into. Keep the width (config: {hidden_size: "
+            f"swap: the embeddings would be {new.hidden_size} wide in place of {config.hidden_size}, and the model has "
+            "no layer after them into which a stitching layer could be merged. Keep the width (config: {hidden_size: "
             f"{config.hidden_size}}})."
         )
     return ()
 
 
 def _vocabulary_head(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> str | None:
-    """The map to the vocabulary, where its weight is its own."""
+    """Return the name of the linear layer that computes token logits; None where its weight is tied to embeddings."""
     model: Any = meta_model(config, model_class)
     head = model.get_output_embeddings()
-    inner = model.get_input_embeddings()
-    tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
-    if not isinstance(head, nn.Linear) or head is inner or tied:
+    embedding = model.get_input_embeddings()
+    is_tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
+    if not isinstance(head, nn.Linear) or head is embedding or is_tied:
         return None
     return next(str(name) for name, module in model.named_modules() if module is head)
 
@@ -233,59 +205,62 @@ def _vocabulary_head(config: PretrainedConfig, model_class: type[PreTrainedModel
 def _with_part(  # noqa: C901  one step after the other
     config: PretrainedConfig, model_class: type[PreTrainedModel], to: str | None, changes: Mapping[str, Any], part: str
 ) -> SwapSpec:
-    """A sub-config exchanged: what lies outside keeps its parameters; what reads the part's features is stitched."""
+    """Return the model with one sub-config exchanged.
+
+    Modules outside the part keep their parameters; those that read its features are stitched.
+    """
     old_part = getattr(config, part, None)
     if not isinstance(old_part, PretrainedConfig):
         parts = [name for name in config.to_dict() if isinstance(vars(config).get(name), PretrainedConfig)]
         raise UsageError(f"swap.part: {model_class.__name__} has no {part}; expected {' or '.join(parts) or 'none'}.")
-    new_part, source, references = _wanted(old_part, to, changes)
-    for name in READ_AS:
+    new_part, source, references = _requested(old_part, to, changes)
+    for name in INTERFACE:
         if getattr(old_part, name, None) is not None and hasattr(new_part, name) and name not in changes:
             if name != "out_features":
                 setattr(new_part, name, copy.deepcopy(getattr(old_part, name)))
             elif len(old_part.out_features) <= len(new_part.stage_names):
-                kept = len(new_part.stage_names) - len(old_part.out_features)
-                new_part.out_features = new_part.stage_names[max(kept, 1) :][-len(old_part.out_features) :]
+                first = len(new_part.stage_names) - len(old_part.out_features)
+                new_part.out_features = new_part.stage_names[max(first, 1) :][-len(old_part.out_features) :]
     new = copy.deepcopy(config)
     setattr(new, part, new_part)
-    for name, place in REPEATED.items():
+    for name, index in REPEATED.items():
         if hasattr(new, name):
-            setattr(new, name, _channels(new_part)[place])
-    config, new = (type(c).from_dict(c.to_dict()) for c in (config, new))  # lists, no tuples
+            setattr(new, name, _channels(new_part)[index])
+    config, new = (type(c).from_dict(c.to_dict()) for c in (config, new))  # so that tuples become lists in both
     old_model, model = _built(config, model_class), _built(new, model_class)
     prefix = _prefix(old_model, type(old_part))
     before, after = (
         {n: p for n, p in m.state_dict().items() if not n.startswith(prefix + ".")} for m in (old_model, model)
     )
-    strange = sorted(before.keys() ^ after.keys())
-    if strange:
+    different = sorted(before.keys() ^ after.keys())
+    if different:
         raise UsageError(
-            f"swap: outside of {part} the two models differ ({strange[0]}), so the backbone does not fit this head. "
+            f"swap: outside of {part} the two models differ ({different[0]}), so the backbone does not fit this head. "
             f"Choose one with {len(getattr(old_part, 'out_features', None) or [1])} feature maps."
         )
     stitch_points = []
     for name in dict.fromkeys(n.rpartition(".")[0] for n in before if before[n].shape != after[n].shape):
         module = model.get_submodule(name)
-        moved = [n for n in before if n.rpartition(".")[0] == name and before[n].shape != after[n].shape]
-        same = all(before[n].shape[0] == after[n].shape[0] for n in moved)
-        if not mergeable(module) or not same:
+        changed = [n for n in before if n.rpartition(".")[0] == name and before[n].shape != after[n].shape]
+        same_outputs = all(before[n].shape[0] == after[n].shape[0] for n in changed)
+        if not mergeable(module) or not same_outputs:
             raise UsageError(
-                f"swap: {name} ({type(module).__name__}) changes with the backbone and is no linear map of its "
-                "features, so a stitching layer cannot be folded into it. Choose a backbone with the same widths."
+                f"swap: {name} ({type(module).__name__}) changes with the backbone and is no linear layer on its "
+                "features, so a stitching layer cannot be merged into it. Choose a backbone with the same widths."
             )
         stitch_points.append(StitchPoint(name, name))
-    notes = (f"{part}: {old_part.model_type} made {new_part.model_type}",)
+    notes = (f"{part}: {old_part.model_type} replaced by {new_part.model_type}",)
     return SwapSpec(new, model_class, tuple(stitch_points), prefix, source, notes, references)
 
 
 def _channels(part: PretrainedConfig) -> list[int]:
-    """Of each feature map that a backbone gives."""
+    """Return the number of channels of each feature map of a backbone."""
     model: Any = _built(part, class_for(part, "AutoBackbone"))
     return list(model.channels)
 
 
 def _prefix(model: PreTrainedModel, config_class: type[PretrainedConfig]) -> str:
-    """Name of the first module that is a model of this config."""
+    """Return the name of the first module that is a model with a config of this class."""
     for name, module in model.named_modules():
         if name and isinstance(module, PreTrainedModel) and type(module.config) is config_class:
             return str(name)

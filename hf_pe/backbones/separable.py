@@ -1,4 +1,4 @@
-"""Plain convolutions rewritten as depthwise and pointwise ones, fitted to what the plain ones gave."""
+"""Rewrites plain convolutions as depthwise and pointwise ones that are fitted to the outputs of the plain ones."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -23,10 +23,10 @@ from hf_pe.regression import fit_rows
 from hf_pe.stitching import BATCH
 from hf_pe.tasks import TaskData, model_inputs, on_device
 
-PLACES = 128
-"""Of a feature map that are looked at: neighbours say the same."""
-CLIP = 1e-4
-"""Of the largest variance: what a patch hardly does is not divided by."""
+MAX_POSITIONS = 128
+"""Positions of a feature map that are used: neighbouring ones are nearly the same."""
+MIN_VARIANCE = 1e-4
+"""Smallest variance of a direction of a channel's patches that is divided by, as a fraction of the largest."""
 
 
 def _rewritten_key(plan: Plan) -> StatisticsKey[PreTrainedModel]:
@@ -35,30 +35,31 @@ def _rewritten_key(plan: Plan) -> StatisticsKey[PreTrainedModel]:
 
 
 class SeparableConvolutions(Recipe):
-    """Rewrite plain convolutions as a depthwise and a pointwise one each; the result is in the plug-in form.
+    """Rewrite each plain convolution as a depthwise and a pointwise one; the result has custom modules.
 
-    The depthwise weights are the best factors of rank `rank` of each input channel's kernels, as its patches weigh
-    them; the pointwise weights are then fitted by ridge regression to what the convolution gave in the original, layer
-    after layer in the order of the forward pass, so that later ones take up the error of earlier ones. A stock config
-    cannot say such layers: what is saved loads with `from_pretrained` after `import hf_pe.plugin`.
+    The depthwise weights are the best approximation of rank `rank` of each input channel's kernels, weighted by the
+    second moments of its patches. The pointwise weights are then fitted by ridge regression to the outputs of the
+    original convolution, layer by layer in the order of the forward pass, so that later layers correct errors of
+    earlier ones. A stock config cannot express such layers: the saved model loads with `from_pretrained` after
+    `import hf_pe.plugin`.
     """
 
     tag = "depthwise-separable"
     changes = "structure"
-    needs_plain_weights = "packed convolutions cannot be rewritten"
+    needs_plain_weights = "quantized convolutions cannot be rewritten"
 
     recipe: Literal["separate"] = "separate"
-    rank: int = Field(1, ge=1, description="maps that the depthwise convolution makes of each channel")
-    skip: tuple[str, ...] = Field((), description="names of convolutions that stay (with * for any letters)")
+    rank: int = Field(1, ge=1, description="outputs of the depthwise convolution for each input channel")
+    skip: tuple[str, ...] = Field((), description="names of convolutions that are not rewritten (* for any letters)")
     error: float | None = Field(
-        None, gt=0, le=1, description="a convolution stays where more of its output's variance than this would be lost"
+        None, gt=0, le=1, description="largest fraction of its output's variance that a rewritten convolution may lose"
     )
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
-        """Which convolutions change, and the exact sizes unless `error` lets some stay.
+        """Return the plan with the convolutions that change; its sizes are exact unless `error` is set.
 
         Raises:
-            UsageError: there is none that would get smaller, or the model is in the plug-in form already.
+            UsageError: no convolution would become smaller, or the model has custom modules already.
         """
         if custom_modules_of(spec.config) is not None:
             raise UsageError("separate: the model's convolutions have been rewritten before. Drop this step.")
@@ -66,34 +67,38 @@ class SeparableConvolutions(Recipe):
         return self._planned(spec, names, exact=self.error is None)
 
     def plan(self, state: StageState) -> Plan:
-        """Return the plan with each layer's error on calibration rows, without layers where it is too large."""
+        """Return the plan with each layer's error on calibration rows, without layers whose error is too large.
+
+        Raises:
+            UsageError: as `dry_run`; or every layer's error is too large.
+        """
         model, data, spec = state.model, state.data, state.spec
-        lost: dict[str, float] = {}
+        lost_variance: dict[str, float] = {}
         names = self._names(spec)
-        made = self._rewritten(model, names, data, lost)
-        changed = [name for name in names if isinstance(made.get_submodule(name), Separable)]
+        rewritten = self._rewritten(model, names, data, lost_variance)
+        changed = [name for name in names if isinstance(rewritten.get_submodule(name), Separable)]
         if not changed:
             raise UsageError(
                 f"separate.error: every convolution would lose more than {self.error:.0%} of its output's variance "
-                f"(the least is {min(lost.values()):.0%}). Ask for less, or raise rank."
+                f"(at least {min(lost_variance.values()):.0%}). Raise error or rank."
             )
         plan, _ = self._planned(spec, changed, exact=True)
-        state.statistics.put(model, _rewritten_key(plan), made)
-        told = [
-            f"{name}: {share:.1%} of the output's variance lost{'' if name in changed else '; stays as it is'}"
-            for name, share in lost.items()
+        state.statistics.put(model, _rewritten_key(plan), rewritten)
+        notes = [
+            f"{name}: {share:.1%} of the output's variance lost{'' if name in changed else '; not rewritten'}"
+            for name, share in lost_variance.items()
         ]
-        return plan.model_copy(update={"notes": (*plan.notes, *told)})
+        return plan.model_copy(update={"notes": (*plan.notes, *notes)})
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
         """Return the rewritten model in evaluation mode; it shares no memory with the one before."""
         assert plan.custom_modules is not None
-        made = state.statistics.pop(state.model, _rewritten_key(plan))
-        if made is None:
-            names, all_of_them = list(plan.custom_modules.separable), self.model_copy(update={"error": None})
-            made = all_of_them._rewritten(state.model, names, state.data, {})
-        made.config = with_custom_modules(made.config, plan.custom_modules)
-        return state.with_model(made)
+        new = state.statistics.pop(state.model, _rewritten_key(plan))
+        if new is None:
+            names, without_limit = list(plan.custom_modules.separable), self.model_copy(update={"error": None})
+            new = without_limit._rewritten(state.model, names, state.data, {})
+        new.config = with_custom_modules(new.config, plan.custom_modules)
+        return state.with_model(new)
 
     def _planned(self, spec: ModelSpec, names: Sequence[str], *, exact: bool) -> tuple[Plan, ModelSpec]:
         custom = CustomModules(separable=dict.fromkeys(names, self.rank))
@@ -102,16 +107,16 @@ class SeparableConvolutions(Recipe):
             title=f"{len(names)} convolutions rewritten as depthwise (rank {self.rank}) and pointwise",
             exact=exact,
             custom_modules=custom,
-            notes=("loads after `import hf_pe.plugin`: a stock config cannot say such layers",),
+            notes=("loads after `import hf_pe.plugin`: a stock config cannot express such layers",),
             references=("https://arxiv.org/abs/1704.04861",),
             **spec_sizes(after),
         )
         return plan, after
 
     def _names(self, spec: ModelSpec) -> list[str]:
-        """Convolutions that get smaller, in the order in which they were built."""
+        """Return the names of the convolutions that become smaller, in the order in which they were built."""
         model = meta_model(spec.config, spec.model_class)
-        found = [
+        names = [
             name
             for name, module in model.named_modules()
             if type(module) in (nn.Conv1d, nn.Conv2d)
@@ -120,117 +125,151 @@ class SeparableConvolutions(Recipe):
             and _count(Separable(module, self.rank)) < _count(module)
             and not any(fnmatch(name, pattern) for pattern in self.skip)
         ]
-        if not found:
+        if not names:
             raise UsageError(
                 f"separate: {spec.model_class.__name__} has no plain convolution that depthwise (rank {self.rank}) "
                 "and pointwise ones would make smaller. Lower rank, or choose another recipe."
             )
-        return found
+        return names
 
     @torch.no_grad()
     def _rewritten(
-        self, model: PreTrainedModel, names: Sequence[str], data: TaskData, lost: dict[str, float]
+        self, model: PreTrainedModel, names: Sequence[str], data: TaskData, lost_variance: dict[str, float]
     ) -> PreTrainedModel:
-        """Layer after layer, in the order in which they are called; fills `lost` with each one's error."""
+        """Return a copy of the model with convolutions rewritten, one after the other as the forward pass calls them.
+
+        Args:
+            model: stays as it is.
+            names: of the convolutions.
+            data: has the calibration rows.
+            lost_variance: gets the fraction of each output's variance that is lost, by name.
+        """
         new = copy.deepcopy(model)
         new.eval()
         order = _called(model, names, data)
         for number, name in enumerate(order):
             advance("separating", number, len(order))
             plain: Any = model.get_submodule(name)
-            made = Separable(plain, self.rank)
-            made.depthwise.weight.copy_(_depthwise(plain, _patches(new, name, data), self.rank))
-            rows = (_rows(made.depthwise(x), y) for x, y in _pairs(new, model, name, data))
-            found, explained = fit_rows(rows, bias=plain.bias is not None)
-            made.pointwise.weight.copy_(found.move.T.reshape(made.pointwise.weight.shape))
+            separable = Separable(plain, self.rank)
+            separable.depthwise.weight.copy_(_depthwise(plain, _patches(new, name, data), self.rank))
+            rows = (_rows(separable.depthwise(x), y) for x, y in _pairs(new, model, name, data))
+            fit, explained = fit_rows(rows, bias=plain.bias is not None)
+            separable.pointwise.weight.copy_(fit.move.T.reshape(separable.pointwise.weight.shape))
             if plain.bias is not None:
-                made.pointwise.bias.copy_(found.shift)
-            lost[name] = 1 - explained
-            if self.error is None or lost[name] <= self.error:
-                new.set_submodule(name, made)
+                separable.pointwise.bias.copy_(fit.shift)
+            lost_variance[name] = 1 - explained
+            if self.error is None or lost_variance[name] <= self.error:
+                new.set_submodule(name, separable)
         return new
 
 
-class _Seen(Exception):  # noqa: N818  a signal, not an error
-    """A forward pass has come as far as it is needed."""
+class _Reached(Exception):  # noqa: N818  a signal, not an error
+    """A forward pass has reached the module whose tensors are read."""
 
 
-class _At(NamedTuple):
-    """What one module was given and gave."""
+class _Call(NamedTuple):
+    """Hold the input and the output of a module."""
 
-    given: torch.Tensor
-    gave: torch.Tensor
+    inputs: torch.Tensor
+    output: torch.Tensor
 
 
-def _looked_at(model: PreTrainedModel, name: str, batch: dict[str, torch.Tensor]) -> _At:
-    """Of a forward pass that ends there."""
-    seen: list[_At] = []
+def _call_of(model: PreTrainedModel, name: str, batch: dict[str, torch.Tensor]) -> _Call:
+    """Return the input and the output of a module in a forward pass, which ends there."""
+    calls: list[_Call] = []
 
     def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
-        seen.append(_At(args[0], output))
-        raise _Seen
+        calls.append(_Call(args[0], output))
+        raise _Reached
 
     handle = model.get_submodule(name).register_forward_hook(hook)
     try:
         model(**on_device(model, model_inputs(batch)))
-    except _Seen:
+    except _Reached:
         pass
     finally:
         handle.remove()
-    return seen[0]
+    return calls[0]
 
 
 def _pairs(
     new: PreTrainedModel, old: PreTrainedModel, name: str, data: TaskData
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What flows into a layer of the new model, and what the old one's layer gives, batch after batch."""
+    """Yield a layer's input in the new model and its output in the old one, batch after batch."""
     for batch in data.batches(data.calibration, BATCH):
-        yield _looked_at(new, name, batch).given, _looked_at(old, name, batch).gave
+        yield _call_of(new, name, batch).inputs, _call_of(old, name, batch).output
 
 
 def _rows(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same places of two maps [batch, channels, ...] as rows [places, channels]."""
-    flat = [t.flatten(2).movedim(1, -1) for t in (x, y)]
-    places = torch.linspace(0, flat[0].shape[1] - 1, min(PLACES, flat[0].shape[1])).round().long()
-    one, other = (t[:, places.to(t.device)].flatten(0, 1) for t in flat)
-    return one, other
+    """Return the same positions of two maps [batch, channels, ...] as rows [positions, channels]."""
+    flat_x, flat_y = (t.flatten(2).movedim(1, -1) for t in (x, y))
+    positions = _spread_positions(flat_x.shape[1])
+    return (
+        flat_x[:, positions.to(x.device)].flatten(0, 1),
+        flat_y[:, positions.to(y.device)].flatten(0, 1),
+    )
+
+
+def _spread_positions(count: int) -> torch.Tensor:
+    """Return at most `MAX_POSITIONS` indices below `count`, spread evenly."""
+    return torch.linspace(0, count - 1, min(MAX_POSITIONS, count)).round().long()
 
 
 def _patches(model: PreTrainedModel, name: str, data: TaskData) -> torch.Tensor:
-    """Of each input channel of a convolution the second moments of its patches, [channels, places, places]."""
+    """Return the second moments of the patches that each input channel of a convolution shows to its kernels.
+
+    Args:
+        model: has the convolution.
+        name: of the convolution.
+        data: has the calibration rows.
+
+    Returns:
+        [channels, kernel size, kernel size], the kernel's positions flattened.
+    """
     conv: Any = model.get_submodule(name)
     total: Any = 0
     for batch in data.batches(data.calibration, BATCH):
-        given = _looked_at(model, name, batch).given
-        count, channels = given.shape[:2]
-        each = given.reshape(count * channels, 1, *given.shape[2:]).float()
-        kernel = torch.eye(conv.weight[0, 0].numel(), device=given.device).reshape(-1, 1, *conv.kernel_size)
-        how = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        convolve: Any = nn.functional.conv2d if given.ndim == 4 else nn.functional.conv1d
-        found = convolve(each, kernel, **how).flatten(2)
-        places = torch.linspace(0, found.shape[-1] - 1, min(PLACES, found.shape[-1])).round().long()
-        found = found[..., places.to(found.device)].reshape(count, channels, len(kernel), -1)
-        total = total + torch.einsum("bcip,bcjp->cij", found, found)
+        inputs = _call_of(model, name, batch).inputs
+        count, channels = inputs.shape[:2]
+        single_channels = inputs.reshape(count * channels, 1, *inputs.shape[2:]).float()
+        kernel = torch.eye(conv.weight[0, 0].numel(), device=inputs.device).reshape(-1, 1, *conv.kernel_size)
+        options = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        convolve: Any = nn.functional.conv2d if inputs.ndim == 4 else nn.functional.conv1d
+        patches = convolve(single_channels, kernel, **options).flatten(2)
+        positions = _spread_positions(patches.shape[-1])
+        patches = patches[..., positions.to(patches.device)].reshape(count, channels, len(kernel), -1)
+        total = total + torch.einsum("bcip,bcjp->cij", patches, patches)
     return total  # type: ignore[no-any-return]
 
 
 def _depthwise(conv: Any, patches: torch.Tensor, rank: int) -> torch.Tensor:
-    """Of each input channel the kernels [out, places] in their best `rank` factors, as its patches weigh them
-    (Eckart and Young 1936, of K C^1/2), [channels x rank, 1, ...]."""
-    kernels = conv.weight.float().flatten(2).movedim(1, 0)  # [channels, out, places]
+    """Return depthwise kernels that span the best approximation of rank `rank` of each input channel's kernels.
+
+    With K the kernels of one channel [out, kernel size] and C the second moments of its patches, these are the first
+    `rank` right singular vectors of K C^1/2, times C^-1/2 (Eckart and Young 1936).
+
+    Args:
+        conv: the plain convolution.
+        patches: C of each channel, [channels, kernel size, kernel size].
+        rank: kernels for each channel.
+
+    Returns:
+        [channels x rank, 1, ...], the kernel's dimensions last.
+    """
+    kernels = conv.weight.float().flatten(2).movedim(1, 0)  # [channels, out, kernel size]
     values, vectors = torch.linalg.eigh(patches)
-    roots = values.clamp_min(values[:, -1:] * CLIP).clamp_min(1e-12).sqrt()
+    roots = values.clamp_min(values[:, -1:] * MIN_VARIANCE).clamp_min(1e-12).sqrt()
     root = vectors * roots[:, None] @ vectors.mT
-    back = vectors / roots[:, None] @ vectors.mT
+    inverse_root = vectors / roots[:, None] @ vectors.mT
     factors = torch.linalg.svd(kernels @ root, full_matrices=False).Vh[:, :rank]
     if factors.shape[1] < rank:
         factors = nn.functional.pad(factors, (0, 0, 0, rank - factors.shape[1]))
-    found: torch.Tensor = (factors @ back).reshape(-1, 1, *conv.kernel_size).to(conv.weight.dtype)
-    return found
+    weight: torch.Tensor = (factors @ inverse_root).reshape(-1, 1, *conv.kernel_size).to(conv.weight.dtype)
+    return weight
 
 
 def _called(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> list[str]:
-    """The names in the order in which a forward pass calls them; those that it does not call are left out."""
+    """Return the names of modules in the order in which a forward pass calls them, without those it does not call."""
     order: list[str] = []
     handles = [
         model.get_submodule(name).register_forward_hook(lambda *_, name=name: order.append(name)) for name in names

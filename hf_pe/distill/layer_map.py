@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from hf_pe.weight_transfer import spread
+from hf_pe.weight_transfer import spread_evenly
 
 LayerPairs = list[tuple[int, int]]
 """(student, teacher), both rising."""
@@ -43,7 +43,7 @@ def uniform(student: int, teacher: int) -> LayerPairs:
         teacher: likewise; not fewer than 1.
     """
     both = min(student, teacher)
-    return list(zip(spread(both, student), spread(both, teacher), strict=True))
+    return list(zip(spread_evenly(both, student), spread_evenly(both, teacher), strict=True))
 
 
 def last(student: int, teacher: int) -> LayerPairs:

@@ -89,7 +89,7 @@ def test_every_image_preset_keeps_the_labels_and_a_map_of_four_pixels_where_its_
     with torch.device("meta"):
         model = target.model_class(target.config).eval()
         maps = model.base_model(torch.zeros(2, 3, 32, 32, device="meta")).last_hidden_state
-    fixed = any("cannot say other strides" in note for note in target.notes)
+    fixed = any("cannot express another one" in note for note in target.notes)
     assert fixed == (target.config.model_type in ("mobilenet_v1", "resnet"))
     assert fixed or maps.shape[-1] >= 4
 
@@ -100,7 +100,7 @@ UNFIT = {
     "perceiver": (UsageError, "reads inputs"),
     "shieldgemma2": (UsageError, "reads input_ids"),
     "siglip2": (UsageError, "reads pixel_values in patches"),
-    "swiftformer": (UsageError, "no single linear map to its labels"),
+    "swiftformer": (UsageError, "no single linear layer to its labels"),
     "timm_wrapper": (ImportError, "timm"),
 }
 """Image classifiers that no compact backbone can stand in for, and why."""
@@ -233,7 +233,7 @@ def test_a_residual_net_comes_under_a_transformers_head_and_back(images, tmp_pat
     big = randomize_weights_(ResNetForImageClassification(ResNetConfig(num_labels=3, id2label=NAMES)), 2).eval()
     recipe = BackboneSwap(to="efficientnet_b0", config={"width_coefficient": 0.25}, image_size=32)
     plan = recipe.plan(StageState(big, images))
-    assert any("made [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
+    assert any("to [1, 1, 1, 2, 1, 2, 1] for images of 32" in n for n in plan.notes)
     assert swapped(recipe, big, images).config.image_size == 32
 
 
