@@ -35,14 +35,14 @@ class RecipeFile(Frozen):
     )
     license: str | None = Field(None, description="licence of the original, where its card does not state it")
     task: TaskName | None = Field(None, description="default: by the model's class")
-    data: DataConfig
+    data: DataConfig = Field(description="where the examples come from and how they are read; see below")
     recipes: tuple[AnyRecipe, ...] = Field(description="in order: prune or swap, separate, distil, quantize or cast")
     variants: dict[str, AnyVariant] = Field(
         default_factory=dict, description="quantized or 16-bit copies of the final model, by name"
     )
     publish: Publish | None = Field(None, description="push the result to the Hub when it is done")
     output: str | None = Field(None, description="folder of the result; default: build/NAME of the recipe file")
-    seed: int = 0
+    seed: int = Field(0, description="of everything random")
     dtype: Dtype | None = Field(
         None, description="dtype of the loaded weights; default: as stored, bfloat16 for a quantized .gguf file"
     )

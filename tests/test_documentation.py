@@ -3,6 +3,7 @@
 Python blocks run on tiny models: the files and models that they name are made in a folder of the test.
 """
 
+import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -26,7 +27,7 @@ from typer.main import get_command
 from hf_pe.cli import app
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.recipes import AnyRecipe
-from tests.helpers import TEXTS, bert_config, needs_package, saved
+from tests.helpers import TEXTS, assert_same_text, bert_config, needs_package, saved
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))]
@@ -155,3 +156,12 @@ def test_commands_and_their_options_exist(page, words):
     assert words[0] in COMMANDS
     options = {name for parameter in COMMANDS[words[0]].params for name in parameter.opts}
     assert {word for word in words if word.startswith("--")} <= options
+
+
+def test_the_page_of_settings_is_made_from_the_recipes_and_says_what_each_does():
+    script = ROOT / "scripts" / "make_settings.py"
+    spec = importlib.util.spec_from_file_location("make_settings", script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert_same_text(ROOT / "docs" / "settings.md", module.page(), "python scripts/make_settings.py")
+    assert not re.findall(r"^.*\|  \|$", module.page(), re.MULTILINE)

@@ -59,7 +59,7 @@ class BackboneSwap(Recipe):
     image_size: int | None = Field(
         None, ge=1, description="pixels a side of its images; default: the config's, else the processor's"
     )
-    seed: int = 0
+    seed: int = Field(0, description="of the weights that are drawn at random")
 
     @field_serializer("to")
     def _nameable(self, to: str | None) -> str | None:

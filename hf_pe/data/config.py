@@ -21,13 +21,13 @@ class DataConfig(Frozen):
     training uses the first, evaluation the second, and nothing is trained on the third.
     """
 
-    train: str | tuple[str, ...]
+    train: str | tuple[str, ...] = Field(description="training data: files, a folder, a Hub data set or builtin:NAME")
     eval: str | tuple[str, ...] | None = Field(
         None, description="default: the validation files in the folder `train`, else a part of `train` that is held out"
     )
     eval_fraction: float = Field(0.1, gt=0, lt=1, description="fraction of `train` that is held out without `eval`")
-    train_split: str = "train"
-    eval_split: str = "validation"
+    train_split: str = Field("train", description="of a Hub data set")
+    eval_split: str = Field("validation", description="of a Hub data set")
     config_name: str | None = Field(None, description="configuration of a Hub data set that has several")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub data set")
     text: str = Field("text", description="column with the text")
@@ -43,12 +43,12 @@ class DataConfig(Frozen):
         None, description="the model's names of the data's labels where they differ, such as {neg: NEGATIVE}"
     )
     label_first: bool = Field(False, description="text lines are 'LABEL text'")
-    encoding: str = "utf-8"
+    encoding: str = Field("utf-8", description="of text files")
     limit: int | None = Field(None, gt=0, description="most training rows, sampled with `seed`")
     eval_limit: int | None = Field(None, gt=0, description="most evaluation rows, sampled with `seed`")
     calibration: int = Field(256, gt=0, description="training rows for calibration statistics, sampled with `seed`")
     max_length: int = Field(128, gt=1, description="most tokens per example")
-    seed: int = 0
+    seed: int = Field(0, description="of what is sampled or held out")
 
     @field_validator("label_names", mode="before")
     @classmethod

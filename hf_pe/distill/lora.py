@@ -26,9 +26,9 @@ RESIDUAL_PAPER = "https://arxiv.org/abs/2310.08659"
 class Lora(Frozen):
     """Train W + (alpha / rank) B A in place of W (Hu et al. 2022, arXiv:2106.09685, eq. 3)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32.0, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(16, ge=1, description="of the two factors of each adapter")
+    alpha: float = Field(32.0, gt=0, description="adapters are scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the inputs of the adapters")
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="which maps get adapters: all-linear (not the output head), or names such as q_proj"
     )

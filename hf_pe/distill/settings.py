@@ -42,12 +42,12 @@ class DistillationSettings(Recipe):
     )
     teachers: tuple[Teacher, ...] = Field((), description="default: the original")
     cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
-    steps: int = Field(300, ge=1)
-    batch_size: int = Field(32, ge=1)
+    steps: int = Field(300, ge=1, description="optimizer steps")
+    batch_size: int = Field(32, ge=1, description="rows of one forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches for one step")
-    learning_rate: float = Field(3e-4, gt=0)
+    learning_rate: float = Field(3e-4, gt=0, description="its peak; after the warm-up it falls along a cosine")
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
     dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
     lora: Lora | None = Field(None, description="train low-rank adapters in place of all weights, and merge them")
@@ -60,7 +60,7 @@ class DistillationSettings(Recipe):
         None, ge=1, description="steps; an interrupted run that is resumed goes on from the last one"
     )
     report_to: tuple[str, ...] = Field((), description="where the log goes: tensorboard, wandb, ... as the Trainer's")
-    seed: int = 0
+    seed: int = Field(0, description="of the order of rows, dropout and weights that are drawn at random")
 
     @field_validator("losses")
     @classmethod

@@ -17,7 +17,7 @@ class Publish(Frozen):
     private: bool = Field(
         True, description="of a repo that is made; False is also needed for one that is public already"
     )
-    branch: str = MAIN
+    branch: str = Field(MAIN, description="that the main result is pushed to")
     tag: str | None = Field(None, description="set on what was pushed")
     create_pr: bool = Field(False, description="open a pull request in place of a commit")
     message: str | None = Field(None, description="of the commit")

@@ -70,7 +70,7 @@ class StructuredPruning(Recipe):
         description="the axes that shrink until the budget or the floor is met; several are first cut alone on "
         "calibration data, and then the one that loses least quality for what it saves shrinks first",
     )
-    criterion: CriterionName = "obs"
+    criterion: CriterionName = Field("obs", description="how units are scored, see docs/pruning.md")
     refit: Literal["least_squares", "sequential", "none"] = Field(
         "least_squares",
         description="least_squares: refit each linear layer that reads pruned units to its original output; "

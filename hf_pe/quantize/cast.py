@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 
 from hf_pe.measure import spec_sizes
 from hf_pe.model_spec import ModelSpec
@@ -21,7 +22,7 @@ class Cast(Recipe):
     needs_plain_weights = "packed weights cannot be cast"
 
     recipe: Literal["cast"] = "cast"
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of all weights")
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Half the bytes, from the config alone."""

@@ -45,7 +45,7 @@ class BitsAndBytesQuantization(Recipe):
     old_names: ClassVar = {"repair": "refit", "drift": "max_kl"}
 
     recipe: Literal["quantize"] = "quantize"
-    method: MethodName = "nf4"
+    method: MethodName = Field("nf4", description="format of the quantized weights")
     double_quantization: bool = Field(True, description="4 bits: 4.13 bits a weight in place of 4.5")
     outlier_threshold: float = Field(6.0, ge=0, description="int8: inputs above it are multiplied in 16 bits; 0: none")
     compute_dtype: Dtype | None = Field(None, description="4 bits: what is multiplied in; default: `dtype`")
