@@ -1,4 +1,4 @@
-"""The one error users see: what was expected, what came, and the way out."""
+"""Defines the errors that users see, and helpers for their messages: what was expected, what came, and the way out."""
 
 import difflib
 import errno
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 _NO_MEMORY = re.compile(
     r"\b(OutOfMemoryError|MemoryError|std::bad_alloc)\b|not enough memory|out of memory|cannot allocate memory", re.I
 )
-"""How torch, CUDA, Python and the system say it, also in the last words of another process."""
+"""Messages of torch, CUDA, Python and the system when memory runs out, also in the output of another process."""
 
 
 class UsageError(ValueError):
-    """Something the user gave cannot work; the message says what was expected, what came and the way out.
+    """An input of the user cannot work; the message says what was expected, what came and the way out.
 
     The command line prints it without a traceback.
     """
@@ -27,17 +27,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def listed(names: Iterable[str], *, layers_as_one: bool = False) -> str:
-    """Return the first eight names, and how many there are besides: ``a, b, ... and 3 more``.
+    """Return the first eight names, and the number of further ones: ``a, b, ... and 3 more``.
 
     Args:
         names: of anything.
-        layers_as_one: they name tensors or modules; those of all layers count as one name, said with their number.
+        layers_as_one: the names are those of tensors or modules, and those that differ only in the number of a layer
+            are listed once, with their count.
     """
-    every = list(names)
+    entries = list(names)
     if layers_as_one:
-        groups = Counter(without_numbers(name) for name in every)
-        every = [f"{name} ({count} times)" if count > 1 else name for name, count in groups.items()]
-    return ", ".join(every[:8]) + (f" and {len(every) - 8:,} more" if len(every) > 8 else "")
+        groups = Counter(without_numbers(name) for name in entries)
+        entries = [f"{name} ({count} times)" if count > 1 else name for name, count in groups.items()]
+    return ", ".join(entries[:8]) + (f" and {len(entries) - 8:,} more" if len(entries) > 8 else "")
 
 
 def without_numbers(name: str) -> str:
@@ -46,35 +47,36 @@ def without_numbers(name: str) -> str:
 
 
 class PushError(RuntimeError):
-    """A push that ended early; says what the remote holds now."""
+    """A push ended early; the message says what the repository on the Hub has now."""
 
 
 class ReloadError(RuntimeError):
-    """What was saved does not load, or not as it was; says what differs."""
+    """A saved model does not load, or has other outputs than before; the message says what differs."""
 
 
 class NotFiniteError(ArithmeticError):
-    """A loss became infinite or no number; says which term, in which batch, and where the last good weights are."""
+    """A loss is infinite or NaN; the message names the term, the batch, and the folder of the last good weights."""
 
 
 class OutOfMemoryError(RuntimeError):
-    """A process of ours had not enough memory; nothing is said about what it was to check."""
+    """A subprocess ran out of memory, so that its check has no outcome."""
 
 
 def one_line(error: BaseException, most: int | None = None) -> str:
-    """Return what an error says on one line, at most so many characters of it."""
+    """Return the message of an error on one line, cut to at most `most` characters."""
     return " ".join(str(error).split())[:most]
 
 
 @contextmanager
 def explained(message: Callable[[Exception], str]) -> Iterator[None]:
-    """Turn whatever a library raises inside the block into one message: damaged files may raise anything.
+    """Turn any error that a library raises inside the block into a `UsageError`: damaged files may raise anything.
 
     Args:
-        message: what the user is told of an error.
+        message: makes the message for the user from the error.
 
     Raises:
-        UsageError: the message; or the block's own, as it is. Want of memory is no fault of the files and passes.
+        UsageError: with the message; one that the block raises itself is passed on, and so are errors of memory, which
+            are no fault of the files.
     """
     try:
         yield
@@ -86,22 +88,22 @@ def explained(message: Callable[[Exception], str]) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return what to say where `error` means that memory ran out, with the way out; else None.
+    """Return a message with the way out where `error` means that memory ran out; else None.
 
-    Errors that were raised from one count too: libraries wrap them.
+    Errors that were raised from such an error count too, since libraries wrap them.
     """
     if isinstance(error, UsageError) or not _is_out_of_memory(error):
         return None
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"There is not enough memory: {first.strip()[:200].rstrip('.')}. Take smaller batches (distil.batch_size with "
+        f"There is not enough memory: {first.strip()[:200].rstrip('.')}. Use smaller batches (distil.batch_size with "
         "gradient_accumulation_steps), shorter rows (data.max_length), fewer calibration rows (data.calibration) or a "
         "dtype of 16 bits, or close what else is running."
     )
 
 
 def pass_on_memory_errors(error: BaseException) -> None:
-    """Raise `error` again where it means that memory ran out: then it is no reason against what was tried."""
+    """Raise `error` again where it means that memory ran out, which says nothing about the attempt that failed."""
     if out_of_memory(error) is not None:
         raise error
 

@@ -1,4 +1,4 @@
-"""Exports a compressed model to ONNX, through transformers' own exporter, and compares what ONNX Runtime gives."""
+"""Exports a model to ONNX by transformers' own exporter, and compares its outputs in ONNX Runtime."""
 
 import sys
 import warnings
@@ -22,18 +22,18 @@ from hf_pe.quantizers.registry import require_plain
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 LENGTHS = (12, 29)
-"""Tokens of the inputs that are traced, and of others that it must hold for as well."""
-CLOSE = 1e-3
-"""Largest relative difference of float32 outputs that passes."""
+"""Tokens of the inputs with which the model is traced, and of others with which the graph has to work as well."""
+TOLERANCE = 1e-3
+"""Largest relative difference of float32 outputs that is accepted."""
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """Describe the exported model.
 
     Attributes:
-        folder: `model.onnx`, its weights and what lay beside the model.
+        folder: has `model.onnx`, its weights and the other files of the model (tokenizer, card ...).
         bytes: of the graph and its weights.
-        difference: largest relative difference of ONNX Runtime's outputs to the model's.
+        difference: largest relative difference between ONNX Runtime's outputs and the model's.
     """
 
     folder: Path
@@ -49,18 +49,19 @@ def export_onnx(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Exported:
-    """Write a model as ONNX: any batch size and length, outputs compared in ONNX Runtime before it is called written.
+    """Write a model as ONNX for any batch size and length, after a comparison of its outputs in ONNX Runtime.
 
     Args:
         model: folder, Hub id, .gguf file or `package:NAME/inner/path`; plain weights.
-        output: folder of the result; written beside, then renamed.
-        weights: int8 is ONNX Runtime's dynamic quantization: weights in 8 bits, activations as they come.
-        overwrite: replace what `output` holds, after success.
-        trust_remote_code: run code that the model brings along.
+        output: folder of the result; written under another name, then renamed.
+        weights: int8 is ONNX Runtime's dynamic quantization: weights in 8 bits, scales of activations computed at
+            run time.
+        overwrite: replace the contents of `output`, after success.
+        trust_remote_code: run Python code from the model's repository.
 
     Raises:
-        UsageError: the extra `export` is not installed, the weights are packed (ONNX has no such types), the exporter
-            cannot trace the model, or what it gives is not what the model gives.
+        UsageError: the extra `export` is not installed, the weights are quantized (ONNX has no such types), the
+            exporter cannot trace the model, or the outputs differ.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
@@ -74,16 +75,16 @@ def export_onnx(
         size = sum(parameter.nbytes for parameter in net.parameters())
         require_space(fresh, size if weights == "float32" else size // 4, "the result")
         progress.say("exporting")
-        found = _exported(net, weights)
-        gap = _gap(net, found)
-        largest = CLOSE if weights == "float32" else sys.float_info.max
+        exported = _exported(net, weights)
+        gap = _gap(net, exported)
+        largest = TOLERANCE if weights == "float32" else sys.float_info.max
         if not gap <= largest:
             raise UsageError(
-                f"export: ONNX Runtime's outputs are {gap:.1e} (relative) from the model's; expected at most "
-                f"{largest:.0e}. {type(net).__name__} does not survive the exporter of transformers as installed."
+                f"export: ONNX Runtime's outputs differ from the model's by {gap:.1e} (relative); expected at most "
+                f"{largest:.0e}. The installed transformers does not export {type(net).__name__} correctly."
             )
         net.config._name_or_path = ""
-        found.save_pretrained(fresh)
+        exported.save_pretrained(fresh)
         if source.folder is not None:
             copy_beside(source.folder, fresh, config, own_code=trust_remote_code)
         say_left_behind(source)
@@ -92,6 +93,7 @@ def export_onnx(
 
 
 def _exported(net: Any, weights: str) -> Any:
+    """Return the model as transformers' exporter makes it for ONNX Runtime."""
     from transformers.exporters.configs import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
     from transformers.exporters.quantizers.quantizer_onnxruntime import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
@@ -111,7 +113,7 @@ def _exported(net: Any, weights: str) -> Any:
 
 
 def _gap(net: Any, exported: Any) -> float:
-    """The largest relative difference of the outputs over inputs of all `LENGTHS`; NaN where one is not finite."""
-    inputs = [example_inputs(net, batch=3, length=length) for length in LENGTHS]
-    expected = [tensor for each in inputs for tensor in outputs_of(net, each)]
-    return difference(expected, [tensor for each in inputs for tensor in tensors_of(exported(**each))])
+    """Return the largest relative difference of outputs over inputs of all `LENGTHS`; NaN where one is not finite."""
+    batches = [example_inputs(net, batch=3, length=length) for length in LENGTHS]
+    expected = [tensor for batch in batches for tensor in outputs_of(net, batch)]
+    return difference(expected, [tensor for batch in batches for tensor in tensors_of(exported(**batch))])

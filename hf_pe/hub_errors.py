@@ -1,4 +1,4 @@
-"""What went wrong on the way to the Hub, said once: its libraries wrap one reason in several messages."""
+"""Explains errors of the Hub in one clause, since its libraries wrap one reason in several messages."""
 
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -15,23 +15,23 @@ from hf_pe.errors import one_line
 
 REASONS: dict[type[BaseException], str] = {
     GatedRepoError: "its owner grants access on request; ask for it on its page, then log in",
-    RepositoryNotFoundError: "there is no such repository, or it is private",
+    RepositoryNotFoundError: "the repository does not exist, or it is private",
     RevisionNotFoundError: "it has no such branch, tag or commit",
     OfflineModeIsEnabled: "it is not among the files downloaded before, and HF_HUB_OFFLINE forbids the network",
     LocalEntryNotFoundError: "it is not among the files downloaded before, and the Hub cannot be reached",
     EntryNotFoundError: "the repository lacks a file that is needed",
     HFValidationError: "it is no valid name of a repository (NAME or USER/NAME)",
 }
-"""By the class of an error, those that are kinds of another before it."""
+"""The reason by the class of an error; a subclass comes before its base class."""
 
 
 def hub_reason(error: BaseException) -> str:
-    """Return in one clause why something could not be had from the Hub: the first known reason behind `error`."""
+    """Return in one clause why the Hub could not be read: the first known reason in the chain of `error`."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
     for kind, reason in REASONS.items():
-        if any(isinstance(each, kind) for each in chain):
+        if any(isinstance(link, kind) for link in chain):
             return reason
-    answer = next((each for each in chain if isinstance(each, HfHubHTTPError)), error)
-    return one_line(answer, 300).rstrip(". ")
+    http_error = next((link for link in chain if isinstance(link, HfHubHTTPError)), error)
+    return one_line(http_error, 300).rstrip(". ")

@@ -1,6 +1,6 @@
-"""Lets each layer of a model of several dtypes compute in the dtype of its own weights.
+"""Lets each layer of a model with several dtypes compute in the dtype of its own weights.
 
-Classes of transformers count on one dtype: a head in float32 behind layers in bfloat16 stops at its first input.
+Models of transformers assume one dtype: a head in float32 behind layers in bfloat16 raises an error at its first input.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import nn
 
 
 def align_dtypes_(model: nn.Module) -> None:
-    """Cast, from now on, what each layer is given to the dtype of its weights, where the two differ."""
+    """Cast the inputs of each layer to the dtype of its weights from now on, where the two differ."""
     for layer in _layers(model):
         if _cast_inputs not in layer._forward_pre_hooks.values():
             layer.register_forward_pre_hook(_cast_inputs)
@@ -20,7 +20,7 @@ def align_dtypes_(model: nn.Module) -> None:
 
 @contextmanager
 def aligned_dtypes(model: nn.Module) -> Iterator[None]:
-    """Do as `align_dtypes_` does, inside the block alone."""
+    """Cast the inputs of each layer as `align_dtypes_` does, inside the block alone."""
     handles = [layer.register_forward_pre_hook(_cast_inputs) for layer in _layers(model)]
     try:
         yield
@@ -43,5 +43,5 @@ def _layers(model: nn.Module) -> list[nn.Module]:
 def _cast_inputs(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     dtype = layer.get_parameter("weight").dtype
     return tuple(
-        each.to(dtype) if isinstance(each, torch.Tensor) and each.is_floating_point() else each for each in inputs
+        value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value for value in inputs
     )

@@ -1,6 +1,7 @@
-"""How a result is loaded, as plain data: the lines of its card are built from it, and the checks call the same classes.
+"""Describes how a result is loaded, as plain data.
 
-Nothing here is code: a report states names of known classes, and anything else is refused when it is read.
+The lines of a result's card are built from it, and checks call the same classes. A report states names of known
+classes, and anything else is refused when it is read, so that no code from a report is run.
 """
 
 import json
@@ -27,7 +28,7 @@ AUTO_CLASSES = {
     "automatic-speech-recognition": "AutoModelForSpeechSeq2Seq",
     "object-detection": "AutoModelForObjectDetection",
 }
-"""The auto class of each task of the Hub, for older reports, which do not state it; a new task needs no line."""
+"""The auto class of each task of the Hub, for older reports, which do not state it; a new task needs no entry."""
 ProcessorClass = Literal["AutoTokenizer", "AutoImageProcessor", "AutoFeatureExtractor", "AutoProcessor"]
 PROCESSORS: dict[str, ProcessorClass] = {
     "image-classification": "AutoImageProcessor",
@@ -35,16 +36,16 @@ PROCESSORS: dict[str, ProcessorClass] = {
     "audio-classification": "AutoFeatureExtractor",
     "automatic-speech-recognition": "AutoProcessor",
 }
-"""What makes the inputs of a task, for reports that do not state it; else a tokenizer."""
+"""The class that makes the inputs of a task, for reports that do not state it; other tasks have a tokenizer."""
 
 
 class Loading(Frozen):
-    """The stock classes that load a result, and what they need for it."""
+    """Name the stock classes that load a result, and their arguments."""
 
-    auto_class: str = Field(description="auto class of transformers that makes the model")
+    auto_class: str = Field(description="auto class of transformers that loads the model")
     processor_class: ProcessorClass | None = Field(None, description="auto class of its tokenizer or processor")
-    plugin: bool = Field(False, description="hf_pe.plugin is imported first: the form is the plug-in's")
-    trust_remote_code: bool = Field(False, description="the result brings code of its own, which has to be allowed")
+    plugin: bool = Field(False, description="hf_pe.plugin is imported first, for the result's custom modules")
+    trust_remote_code: bool = Field(False, description="the result has Python code of its own, which has to be allowed")
     revision: str | None = Field(None, description="branch on the Hub where it is not the main one")
 
     @field_validator("auto_class")
@@ -58,7 +59,7 @@ class Loading(Frozen):
         """Return the Python lines that load the result, for its card.
 
         Args:
-            name: of the result: a folder or an id on the Hub. Whatever it holds, it stays one string.
+            name: of the result: a folder or an id on the Hub, which is quoted as one string.
         """
         loaders = [self.auto_class, *([self.processor_class] if self.processor_class else [])]
         variables = ["model", "tokenizer" if self.processor_class == "AutoTokenizer" else "processor"]
@@ -68,7 +69,7 @@ class Loading(Frozen):
         return "\n".join([*first, f"from transformers import {', '.join(loaders)}", "", *calls])
 
     def arguments(self, name: str) -> str:
-        """Return what stands in the brackets of each call that loads the result `name`."""
+        """Return the arguments of each call that loads the result `name`, as text."""
         arguments = [_quoted(name)]
         arguments += [f"revision={_quoted(self.revision)}"] if self.revision is not None else []
         return ", ".join([*arguments, *(["trust_remote_code=True"] if self.trust_remote_code else [])])
@@ -79,7 +80,7 @@ def loading_of_task(pipeline_tag: str, *, plugin: bool) -> Loading:
 
     Args:
         pipeline_tag: the Hub's name of the task.
-        plugin: the form is the plug-in's.
+        plugin: the result has custom modules.
     """
     return Loading(
         auto_class=AUTO_CLASSES.get(pipeline_tag, "AutoModel"),
@@ -89,5 +90,5 @@ def loading_of_task(pipeline_tag: str, *, plugin: bool) -> Loading:
 
 
 def _quoted(text: str) -> str:
-    """Return a string literal of Python and JSON: quotes and line breaks are escaped."""
+    """Return `text` as a string literal of Python and JSON, with quotes and line breaks escaped."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Sizes of a model, from its parameters or from its config alone."""
+"""Describes a model that is known without weights, and computes its sizes from its config alone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ from hf_pe.anatomy import meta_model
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as far as it is known without weights: what a dry run hands from stage to stage.
+    """Describe a model without weights, which a dry run hands from stage to stage.
 
     Attributes:
         config: of the model.
-        model_class: what is built from it.
-        bits: bits a weight takes, by parameter name, where not the dtype's.
-        pixels: a side, or [height, width], of the images that its processor gives it, where the config does not say.
+        model_class: the class that is built from it.
+        bits: bits that a weight takes, by parameter name, where these are not the dtype's.
+        pixels: a side, or [height, width], of the images that its processor makes, where the config states no size.
     """
 
     config: PretrainedConfig
@@ -30,7 +30,12 @@ class ModelSpec:
 
 
 class Parameters(NamedTuple):
-    """Counts of parameters; a tied tensor counts once."""
+    """Count parameters; a tied tensor counts once.
+
+    Attributes:
+        total: number of all parameters.
+        without_embeddings: number of those outside the tables of nn.Embedding.
+    """
 
     total: int
     without_embeddings: int
@@ -49,7 +54,7 @@ def counted_parameters(model: PreTrainedModel, count: Callable[[nn.Parameter], i
 
 
 def spec_sizes(spec: ModelSpec) -> dict[str, Any]:
-    """The sizes a Plan states, from the config alone."""
+    """Return the sizes that a `Plan` states, by its fields, from the config alone."""
     model = meta_model(spec.config, spec.model_class)
     counted = counted_parameters(model, nn.Parameter.numel)
     plain = bits_loaded(model, spec.config.dtype)

@@ -1,4 +1,4 @@
-"""Hold a model in evaluation mode, or frozen, for a while."""
+"""Holds a model in evaluation mode, or frozen, inside a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in evaluation mode inside the block; afterwards each module has its mode back, whatever happened."""
+    """Hold a model in evaluation mode inside the block; afterwards each module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,7 @@
-"""Names where float16 overflows: its largest value is 65,504, and models trained in bfloat16 or float32 exceed it."""
+"""Names the module in which float16 overflows.
+
+The largest value of float16 is 65,504, and activations of models trained in bfloat16 or float32 may exceed it.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,36 +31,36 @@ def overflow_of(model: PreTrainedModel, run: Callable[[], Any]) -> str | None:
     """
     if not in_float16(model):
         return None
-    with _first_not_finite(model) as place, torch.no_grad():
+    with _first_not_finite(model) as names, torch.no_grad():
         run()
-    if not place:
+    if not names:
         return None
-    return f"The model's weights are in float16, which overflows in {place[0]}: its outputs are no numbers. {WAY_OUT}."
+    return f"The model's weights are in float16, which overflows in {names[0]}: its outputs are not finite. {WAY_OUT}."
 
 
 @contextmanager
 def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
     """Yield a list that gets the name of the first module to return NaN or infinity; masks may be minus infinity."""
-    place: list[str] = []
+    names: list[str] = []
     handles = []
     for name, module in model.named_modules():
         if not any(module.children()):
 
-            def look(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+            def check(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
                 tensors = output if isinstance(output, tuple | list) else (output,)
-                if not place and any(overflows(each) for each in tensors):
-                    place.append(name)
+                if not names and any(overflows(tensor) for tensor in tensors):
+                    names.append(name)
 
-            handles.append(module.register_forward_hook(look))
+            handles.append(module.register_forward_hook(check))
     try:
-        yield place
+        yield names
     finally:
         for handle in handles:
             handle.remove()
 
 
 def overflows(value: Any) -> bool:
-    """Return whether any part of a tensor is NaN or plus infinity; what is masked may be minus infinity."""
+    """Return whether a tensor has a NaN or plus infinity; masked entries may be minus infinity."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return False
     return bool((value.isnan() | (value == torch.inf)).any())

@@ -1,8 +1,8 @@
-"""The padding token of models that read a text's class off its last token.
+"""Determines the padding token of models that classify a text by its last token.
 
 A decoder with a classification head (GPT-2, Llama, Qwen) looks for the last token that is no padding. Where its config
-names no padding token, transformers refuses batches of more than one row; where the config names another one than the
-tokenizer pads with, the class of shorter rows is read off padding.
+names no padding token, transformers refuses batches of more than one row. Where the config names another token than the
+tokenizer pads with, the class of shorter rows is read at a padding token.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def padding_token(tokenizer: Any, config: PretrainedConfig) -> str | None:
     """Return the token that a tokenizer without a padding token pads with: the config's, else its end of text."""
     stated = getattr(config.get_text_config(), "pad_token_id", None)
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-    if stated in special:  # another one would be found in texts as well
+    if stated in special:  # an ordinary token would occur in texts as well
         token: str = tokenizer.convert_ids_to_tokens(stated)
         return token
     end: str | None = tokenizer.eos_token
@@ -34,15 +34,15 @@ def padding_token(tokenizer: Any, config: PretrainedConfig) -> str | None:
 
 
 def padding_id(config: PretrainedConfig, tokenizer: Any = None) -> int | None:
-    """Return the id of what rows are padded with: the tokenizer's padding or end of text, else the config's end."""
+    """Return the id that rows are padded with: the tokenizer's padding or end token, else the config's end token."""
     text = config.get_text_config()
     ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
     named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
-    return next((each for each in (*named, *ends) if isinstance(each, int)), None)
+    return next((token for token in (*named, *ends) if isinstance(token, int)), None)
 
 
 def name_padding_(config: PretrainedConfig, token: int | None) -> None:
-    """Write a padding token into a config of texts."""
+    """Write a padding token into the text part of a config."""
     config.get_text_config().pad_token_id = token
 
 

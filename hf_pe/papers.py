@@ -1,4 +1,4 @@
-"""The papers that recipes follow, by the link that a plan names: what a card cites. `papers.toml` lists them."""
+"""Holds the papers that recipes follow and cards cite, by the links that plans name; `papers.toml` lists them."""
 
 import tomllib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Paper(NamedTuple):
-    """Enough to cite it."""
+    """Hold what a citation of a paper needs."""
 
     key: str
     authors: str
@@ -16,7 +16,7 @@ class Paper(NamedTuple):
 
     @property
     def short(self) -> str:
-        """Authors and year, as a text cites it."""
+        """Authors and year, as in a text: "Hinton et al. 2015"."""
         names = [name.rpartition(" ")[2] for name in self.authors.split(" and ")]
         return f"{names[0]} et al. {self.year}" if len(names) > 2 else f"{' and '.join(names)} {self.year}"
 
@@ -40,4 +40,4 @@ def _read() -> dict[str, Paper]:
 
 
 PAPERS = _read()
-"""By link: what plans refer to can be cited."""
+"""The papers by the links that plans name."""

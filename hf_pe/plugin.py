@@ -1,4 +1,4 @@
-"""Imported, it teaches transformers to load models with custom modules; plain `from_pretrained` does the rest."""
+"""Makes `from_pretrained` load models with custom modules; importing this module is enough."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ from hf_pe.anatomy import METHOD, CustomModules, custom_modules_of, reshape_, wi
 
 
 def _finish_model(model: PreTrainedModel) -> None:
-    """Give a model that transformers has just built, still without weights, the custom modules that its config names.
+    """Give a model that transformers has just built the custom modules that its config describes.
 
-    `from_pretrained` and `from_config` call it on the whole model, before a quantizer replaces modules.
+    `from_pretrained` and `from_config` call it on the whole model, before they load weights or a quantizer replaces
+    modules.
     """
     patch_output_recorders(model)
     custom = custom_modules_of(model.config)
@@ -28,7 +29,7 @@ _building.patch_output_recorders = _finish_model
 
 @register_quantization_config(METHOD)
 class FormConfig(QuantizationConfigMixin):
-    """What `quantization_config` says of custom modules in a config.json of an older version."""
+    """Read the description of custom modules from `quantization_config`, where older versions wrote it."""
 
     def __init__(self, **values: Any) -> None:
         self.quant_method = METHOD  # type: ignore[assignment]
@@ -37,7 +38,7 @@ class FormConfig(QuantizationConfigMixin):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as it was written."""
+        """Return the description as it was written."""
         return {"quant_method": METHOD, **self.custom.model_dump()}
 
 
@@ -55,10 +56,10 @@ class FormQuantizer(HfQuantizer):
         return model
 
     def is_serializable(self, **kwargs: Any) -> bool:
-        """Return True: it can be saved again."""
+        """Return True, since the model can be saved again."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether its weights can be trained, all of which are plain ones."""
+        """True, since all weights are plain ones."""
         return True

@@ -1,6 +1,6 @@
-"""How long-running work says what it is doing, without knowing who listens.
+"""Reports the progress of long-running work to a listener, if there is one.
 
-Work calls `advance`; the command line (or a test) listens. Nobody listening costs nothing.
+Work calls `advance`; the command line (or a test) listens. Without a listener the call costs nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,19 +12,19 @@ _listener: ContextVar[Listener | None] = ContextVar("hf_pe_progress", default=No
 
 
 def advance(what: str, done: int, total: int) -> None:
-    """Say that `done` of `total` steps of `what` are finished."""
+    """Report that `done` of `total` steps of `what` are finished."""
     listener = _listener.get()
     if listener is not None:
         listener(what, done, total)
 
 
 def say(what: str) -> None:
-    """Say that `what` begins, where its length is not known."""
+    """Report that `what` begins, where its number of steps is not known."""
     advance(what, 0, 0)
 
 
 def warn(problem: str) -> None:
-    """Say before work begins that `problem` may make its result worthless; the work goes on."""
+    """Report a problem that may make the result of the work worthless; the work goes on."""
     say(f"Warning: {problem}")
 
 

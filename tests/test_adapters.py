@@ -200,7 +200,7 @@ def test_an_adapter_that_does_not_fit_is_refused(bases, tmp_path):
     with pytest.raises(UsageError, match="does not fit LlamaForCausalLM: it has no model"):
         merged(model, adapter._replace(state={name: adapter.state[name] for name in names[1:]}))
     model = AutoModelForCausalLM.from_pretrained(bases / "plain")
-    with pytest.raises(UsageError, match=r"the model has no place for model\.other"):
+    with pytest.raises(UsageError, match=r"the model has no module for model\.other"):
         merged(model, adapter._replace(state=adapter.state | {"base_model.model.model.other.weight": torch.ones(2)}))
 
 

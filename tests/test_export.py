@@ -10,7 +10,7 @@ from hf_pe import export_onnx, quantize_checkpoint
 from hf_pe.cli import app
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.errors import UsageError
-from hf_pe.export import CLOSE
+from hf_pe.export import TOLERANCE
 from tests.helpers import needs_package
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of what torch.onnx calls
@@ -31,7 +31,7 @@ def test_exported_is_the_model(kind, request, tmp_path):
         net.save_pretrained(tmp_path / "model")
     folder = tmp_path / "model" if kind == "images" else request.getfixturevalue(kind)
     found = export_onnx(str(folder), tmp_path / "onnx")
-    assert found.difference < CLOSE and found.bytes > 1000
+    assert found.difference < TOLERANCE and found.bytes > 1000
     assert (tmp_path / "onnx" / "model.onnx").is_file() and (tmp_path / "onnx" / "config.json").is_file()
     assert kind == "images" or (tmp_path / "onnx" / "tokenizer.json").is_file()
     assert str(tmp_path) not in (tmp_path / "onnx" / "config.json").read_text()

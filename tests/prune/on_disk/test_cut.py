@@ -124,7 +124,7 @@ def test_only_one_shard_is_read_at_a_time(tmp_path):
     [
         ({"layers": 1}, "Which layers matter shows only on data"),
         ({"fnn": 0.5}, "Did you mean 'ffn'"),
-        ({"vocabulary": 0.5}, "only with a tokenizer"),
+        ({"vocabulary": 0.5}, "needs a tokenizer with the kept tokens"),
         ({"layers": [0, 5]}, "expected rising indices"),
         ({"ffn": 1}, r"keep\.ffn: 1 can be read as one unit or as all.*Write 1\.0"),
     ],
