@@ -170,7 +170,7 @@ def test_an_adapter_on_weights_that_cannot_be_unpacked_is_refused(bases, tmp_pat
     told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     told["base_model_name_or_path"] = str(tmp_path / "gptq")
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
-    with pytest.raises(UsageError, match="gptq has quantized, which cannot be unpacked"):
+    with pytest.raises(UsageError, match="gptq has quantized, which cannot be dequantized"):
         load_config(resolve(str(tmp_path / "adapter")))
 
 

@@ -1,1 +1,1 @@
-"""Loading what users name, saving, and the check that a saved folder loads again without hf_pe."""
+"""Load the model that a user names, save it, and check that a saved folder loads again without hf_pe."""

@@ -1,4 +1,4 @@
-"""Checks of a model's config before anything is built from it: a damaged one may ask for more than any machine has."""
+"""Check a config before a model is built from it: a damaged one may ask for more memory than any machine has."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -13,20 +13,20 @@ from hf_pe.machine_memory import all_memory
 
 MOST_LAYERS = 10_000
 MOST_UNITS = 100_000_000
-"""Above these no model is meant: building only the shapes of one would not end."""
+"""No model has sizes above these: building only its shapes would not end."""
 SMALL = 2**28
-"""Product of the two largest numbers of a config up to which no look at the machine's memory is worth its time."""
+"""Product of the two largest numbers of a config up to which the model surely fits, so that memory is not checked."""
 
 
 def require_possible_sizes(config: PretrainedConfig, source: str) -> None:
-    """Refuse a config with sizes that no model has: negative ones, or such that building it would not end.
+    """Refuse a config with a size that no model has: a negative one, or one so large that building would not end.
 
     Args:
-        config: as loaded.
-        source: what errors call the model.
+        config: Config as it was loaded.
+        source: Name of the model for error messages.
 
     Raises:
-        UsageError: there is one; names the field.
+        UsageError: A size is impossible; the message names its field.
     """
     for name, value in _numbers(config.to_dict()):
         kind = kind_of_field(name.rpartition(".")[2])
@@ -44,33 +44,34 @@ def require_memory(
     """Refuse a model that this machine cannot hold, before any memory is asked for.
 
     Args:
-        config: of the model.
-        model_class: what is built from it.
-        source: what errors call the model.
-        bits: of a weight once loaded; default: those of the config's dtype.
+        config: Config of the model.
+        model_class: Class that is built from it.
+        source: Name of the model for error messages.
+        bits: Bits per weight once loaded; by default those of the config's dtype.
 
     Raises:
-        UsageError: its weights take more than all memory, swap and accelerators included; see `require_buildable`.
+        UsageError: The weights take more than all memory, swap and accelerators included; or see `require_buildable`.
     """
     largest = sorted((value for name, value in _numbers(config.to_dict()) if not names_tokens(name)), reverse=True)
     if len(largest) < 2 or largest[0] * largest[1] <= SMALL:
         return
     parameters = require_buildable(config, model_class)
-    own = torch.finfo(config.dtype).bits if isinstance(config.dtype, torch.dtype) else 32
-    needed, there = parameters * (bits or own) / 8, _all_memory()
-    if needed > there:
+    config_bits = torch.finfo(config.dtype).bits if isinstance(config.dtype, torch.dtype) else 32
+    needed_bytes, machine_bytes = parameters * (bits or config_bits) / 8, _all_memory()
+    if needed_bytes > machine_bytes:
         raise UsageError(
-            f"{source}: by its config.json it has {parameters:,} parameters, which take {needed / 1e9:,.0f} GB, and "
-            f"this machine has {there / 1e9:,.0f} GB of memory in all, limits of a container counted. If the file is "
-            "damaged, download it again; if not, use hf-pe cut, which holds one shard at a time, or a larger machine."
+            f"{source}: by its config.json it has {parameters:,} parameters, which take {needed_bytes / 1e9:,.0f} GB, "
+            f"and this machine has {machine_bytes / 1e9:,.0f} GB of memory in all (less where a container limits it). "
+            "If the file is damaged, download it again; if not, use hf-pe cut, which holds one shard at a time, or a "
+            "larger machine."
         )
 
 
 def require_buildable(config: PretrainedConfig, model_class: type[PreTrainedModel]) -> int:
-    """Return the number of parameters of a model, built without memory for them.
+    """Return the number of parameters of a model, which is built without memory for them.
 
     Raises:
-        UsageError: the values of its config do not fit together.
+        UsageError: The values of its config do not fit together.
     """
     return _parameters(Architecture.of(config, model_class))
 
@@ -90,14 +91,14 @@ def _parameters(architecture: Architecture) -> int:
 
 def _all_memory() -> int:
     """Return the bytes of memory, swap and accelerators together that this process may have."""
-    own = all_memory()
+    host_bytes = all_memory()
     if not torch.cuda.is_available():
-        return own
-    return int(own + sum(torch.cuda.mem_get_info(each)[1] for each in range(torch.cuda.device_count())))
+        return host_bytes
+    return int(host_bytes + sum(torch.cuda.mem_get_info(index)[1] for index in range(torch.cuda.device_count())))
 
 
 def _numbers(values: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Walk over the integers of a config, also those in lists and in configs inside, with their dotted names."""
+    """Yield the integers of a config with their dotted names, also those in lists and in nested configs."""
     if isinstance(values, Mapping):
         for name, value in values.items():
             yield from _numbers(value, f"{path}.{name}" if path else str(name))

@@ -1,4 +1,4 @@
-"""Models that the user has loaded: unwrapped, refused where they are more than a model, and given back as they were."""
+"""Handle models that the user has loaded: unwrap them, refuse what is not one plain model, restore their state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -22,8 +22,8 @@ def plain_model(model: nn.Module) -> PreTrainedModel:
     """Return the model of transformers inside `torch.compile`, DataParallel or DistributedDataParallel.
 
     Raises:
-        UsageError: there is none, adapters lie in it, parts of it are compiled on their own, or it is spread over
-            several devices, disk or processes.
+        UsageError: There is none, it has adapters, parts of it are compiled, or it is spread over several devices, disk
+            or processes.
     """
     inner: Any = model
     while (unwrapped := extract_model_from_parallel(inner, keep_torch_compile=False)) is not inner:
@@ -46,8 +46,8 @@ def _require_no_adapters(model: Any) -> None:
     prompts = prompt_learning(model)
     if prompts is not None:
         raise UsageError(
-            f"model: learned prompts ({prompts}) stand before its inputs, which no weight can hold: they cannot be "
-            "merged. Give the model without them (model.get_base_model()), and learn prompts for the result anew."
+            f"model: learned prompts ({prompts}) precede its inputs; they cannot be merged into weights. Give the "
+            "model without them (model.get_base_model()), and train new prompts for the result."
         )
     if isinstance(model, (PeftModel, PeftMixedModel)):
         raise UsageError(
@@ -65,27 +65,27 @@ def _require_no_adapters(model: Any) -> None:
 def _require_one_device(model: PreTrainedModel) -> None:
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise UsageError("model: its parameters are sharded over processes. Gather and save it, then give the folder.")
-    places = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())})
-    if len(places) > 1 or places == ["meta"]:
+    devices = sorted({str(tensor.device) for tensor in (*model.parameters(), *model.buffers())})
+    if len(devices) > 1 or devices == ["meta"]:
         raise UsageError(
-            f"model: expected it whole on one device, got {' and '.join(places)} (meta: its weights are on disk). Load "
-            "it without device_map."
+            f"model: expected all weights on one device, got {' and '.join(devices)} (meta: its weights are on disk). "
+            "Load it without device_map."
         )
 
 
 @contextmanager
 def unchanged(model: PreTrainedModel | None) -> Iterator[None]:
-    """Give `model` back as it was: mode of each module, device, which parameters want gradients, and their gradients.
+    """Restore `model` after the block: training modes, device, `requires_grad` and gradients of the parameters.
 
-    Inside the block it is not compiled, so that each module can be looked at, and layers of a model of several dtypes
-    compute each in its own (`layer_dtypes`). None is left alone.
+    Inside the block compiled modules run uncompiled, so that hooks see each of them, and each layer of a model with
+    several dtypes computes in its own (`layer_dtypes`). With None the block runs without any of this.
     """
     if model is None:
         yield
         return
     modules, device = list(model.modules()), model.device
     modes = [(module.training, module._compiled_call_impl) for module in modules]
-    parameters = [(each, each.requires_grad, each.grad) for each in model.parameters()]
+    gradients = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
     for module in modules:
         module._compiled_call_impl = None
     try:
@@ -96,6 +96,6 @@ def unchanged(model: PreTrainedModel | None) -> Iterator[None]:
             model.to(device)  # type: ignore[arg-type]
         for module, (training, compiled) in zip(modules, modes, strict=True):
             module.training, module._compiled_call_impl = training, compiled
-        for parameter, wants, gradient in parameters:
-            parameter.requires_grad_(wants)
+        for parameter, requires_grad, gradient in gradients:
+            parameter.requires_grad_(requires_grad)
             parameter.grad = gradient

@@ -1,8 +1,7 @@
-"""Models of which some parameters have another dtype than `from_pretrained` gives them: a head in float32 on a body in
-bfloat16.
+"""Keep the values of parameters whose dtype differs from the config's, such as a float32 head on a bfloat16 body.
 
-A saved file holds each tensor in its own dtype; stock loading rounds what differs from the config's dtype, but for what
-a class keeps in float32. What was rounded is put back here, so that cuts, training and measurements see it.
+A saved file holds each tensor in its own dtype. Stock loading rounds every tensor to the config's dtype, except those
+that a class keeps in float32. This module restores the rounded values, for cuts, training and measurements.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ from hf_pe.surgery import cast, dtype_name, main_dtype
 
 
 def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], bool]:
-    """Return which names of tensors `from_pretrained` keeps in float32 where the model is loaded in `dtype`."""
+    """Return a test of which tensor names `from_pretrained` keeps in float32 when the model is loaded in `dtype`."""
     patterns = [*model._get_dtype_plan(dtype)]
     keeps = build_glob_alternation(patterns)[0] if patterns else None
     return lambda name: keeps is not None and keeps.search(name) is not None
@@ -27,11 +26,11 @@ def kept_in_float32(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str
 def differing_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
     """Return the parameters that `from_pretrained` would load in another dtype, with the dtype that they have.
 
-    transformers loads all of a checkpoint in one dtype but for what a class keeps in float32, or makes in a dtype of
-    its own.
+    transformers loads all tensors of a checkpoint in one dtype, except those that a class keeps in float32 or creates
+    in a dtype of its own.
     """
     main = main_dtype(model)
-    dtypes = {name: each.dtype for name, each in model.named_parameters() if each.is_floating_point()}
+    dtypes = {name: tensor.dtype for name, tensor in model.named_parameters() if tensor.is_floating_point()}
     if set(dtypes.values()) <= {main} or getattr(model, "is_quantized", False):
         return {}
     usual = torch.get_default_dtype()
@@ -50,54 +49,58 @@ def differing_dtypes(model: PreTrainedModel) -> dict[str, torch.dtype]:
 
 
 def as_stock_loads(model: PreTrainedModel) -> PreTrainedModel:
-    """Return what stock `from_pretrained` loads of the saved model: `model` itself where that is equal."""
+    """Return the model that stock `from_pretrained` loads after saving: `model` itself where nothing is rounded."""
     return cast(model, main_dtype(model)) if differing_dtypes(model) else model
 
 
 def dtype_warnings(model: PreTrainedModel) -> tuple[str, ...]:
-    """Return a sentence on what stock `from_pretrained` does with parameters of another dtype than most."""
+    """Return a warning that stock `from_pretrained` rounds parameters of another dtype than most; else nothing."""
     names = differing_dtypes(model)
     if not names:
         return ()
-    main, other = dtype_name(main_dtype(model)), " and ".join(sorted({dtype_name(each) for each in names.values()}))
+    main = dtype_name(main_dtype(model))
+    kept = " and ".join(sorted({dtype_name(dtype) for dtype in names.values()}))
     return (
-        f"{listed(names)}: kept in {other}, in memory and in the saved files, where most weights are in {main}; "
-        f"from_pretrained makes {main} of them when it loads the result, which was measured with them as they are. To "
-        "keep their values, load it with dtype=torch.float32, which makes all others as large.",
+        f"{listed(names)}: kept in {kept}, in memory and in the saved files, where most weights are in {main}; "
+        f"from_pretrained rounds them to {main} when it loads the result, which was measured without that rounding. To "
+        "keep their values, load it with dtype=torch.float32, which stores all other weights in float32 too.",
     )
 
 
-def float32_places(stored: Mapping[str, str], model: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
-    """Return which stored tensors are in float32 and would be rounded, with the names that the model has for them.
+def float32_names(stored: Mapping[str, str], model: PreTrainedModel, dtype: torch.dtype) -> dict[str, str]:
+    """Return which stored float32 tensors loading rounds, with the name of the parameter that each becomes.
 
     Args:
-        stored: dtypes by name, as safetensors calls them.
-        model: of which the parameters have the names.
-        dtype: that it is loaded in.
+        stored: Dtype of each stored tensor by its name, as safetensors spells it ("F32").
+        model: Model whose parameters are loaded.
+        dtype: Dtype that it is loaded in.
 
     Returns:
-        Nothing where most tensors are in float32: then the config asks for all to be rounded.
+        Parameter names by names in the file. Empty where most tensors are stored in float32: then the config asks to
+        round all of them.
     """
-    whole = [name for name, held in stored.items() if held == "F32"]
-    if dtype not in (torch.bfloat16, torch.float16) or 2 * len(whole) > len(stored):
+    float32_stored = [name for name, stored_dtype in stored.items() if stored_dtype == "F32"]
+    if dtype not in (torch.bfloat16, torch.float16) or 2 * len(float32_stored) > len(stored):
         return {}
-    keeps, known = kept_in_float32(model, dtype), {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    keeps = kept_in_float32(model, dtype)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     prefix = f"{model.base_model_prefix}."
-    found = {}
-    for name in whole:
-        own = next((each for each in (name, prefix + name, name.removeprefix(prefix)) if each in known), None)
-        if own is not None and not keeps(name):
-            found[name] = own
-    return found
+    parameter_names = {}
+    for name in float32_stored:
+        spellings = (name, prefix + name, name.removeprefix(prefix))
+        parameter_name = next((spelling for spelling in spellings if spelling in parameters), None)
+        if parameter_name is not None and not keeps(name):
+            parameter_names[name] = parameter_name
+    return parameter_names
 
 
-def put_back_(model: PreTrainedModel, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Give parameters the values that they have in the files, where loading only rounded them."""
+def restore_float32_(model: PreTrainedModel, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Set parameters to the values in the files, where loading did no more than round them."""
     changed = False
     for name, tensor in tensors:
         parameter = model.get_parameter(name)
-        given = tensor.to(parameter.device)
-        if given.shape == parameter.shape and torch.equal(given.to(parameter.dtype), parameter.data):
-            parameter.data, changed = given, True
+        stored = tensor.to(parameter.device)
+        if stored.shape == parameter.shape and torch.equal(stored.to(parameter.dtype), parameter.data):
+            parameter.data, changed = stored, True
     if changed:
         align_dtypes_(model)

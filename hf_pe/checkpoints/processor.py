@@ -1,4 +1,4 @@
-"""Loads the tokenizer or processor of a model, or one that the user names."""
+"""Load the tokenizer or processor of a model, or one that the user names."""
 
 import itertools
 from pathlib import Path
@@ -17,23 +17,23 @@ from hf_pe.loading import ProcessorClass
 
 
 def load_processor(source: Source, processor_class: ProcessorClass = "AutoTokenizer") -> Any:
-    """Load what makes the model's inputs: its tokenizer, image processor or feature extractor, else its processor.
+    """Load the tokenizer, image processor, feature extractor or processor that makes the model's inputs.
 
     Args:
-        source: resolved.
-        processor_class: that loads it; where it loads none, a tokenizer is tried, then any processor.
+        source: Resolved source of the model.
+        processor_class: Auto class that is tried first; then AutoTokenizer, then AutoProcessor.
 
     Raises:
-        UsageError: the model comes with none.
+        UsageError: The model comes with none.
     """
-    places = [source.path] if source.adapter is None else [source.adapter, source.path]
+    paths = [source.path] if source.adapter is None else [source.adapter, source.path]
     reasons: list[Exception] = []
-    for name, place in itertools.product(dict.fromkeys((processor_class, "AutoTokenizer", "AutoProcessor")), places):
+    for name, path in itertools.product(dict.fromkeys((processor_class, "AutoTokenizer", "AutoProcessor")), paths):
         try:
-            found = getattr(transformers, name).from_pretrained(place, **source.options())
-            if not _knows_no_word(found):
-                return found
-            reasons.append(OSError("its tokenizer knows no word but the special tokens: its files are not there"))
+            processor = getattr(transformers, name).from_pretrained(path, **source.options())
+            if not _has_no_words(processor):
+                return processor
+            reasons.append(OSError("its tokenizer has no words but the special tokens: its files are missing"))
         except Exception as error:  # a damaged file may raise anything
             pass_on_memory_errors(error)
             reasons.append(error)
@@ -43,8 +43,8 @@ def load_processor(source: Source, processor_class: ProcessorClass = "AutoTokeni
     )
 
 
-def _knows_no_word(processor: Any) -> bool:
-    """Return whether a tokenizer was made from nothing: transformers makes one where a folder has no files for it."""
+def _has_no_words(processor: Any) -> bool:
+    """Return whether a tokenizer has special tokens only: transformers makes one where a folder has no files for it."""
     if not isinstance(processor, PreTrainedTokenizerBase):
         return False
     try:
@@ -60,12 +60,12 @@ def load_named_processor(
     """Load the tokenizer or processor of another folder or id than the model's.
 
     Args:
-        name: folder, Hub id or `package:NAME/inner/path`.
-        processor_class: see `load_processor`.
-        trust_remote_code: run code that it brings along.
+        name: Folder, Hub id or `package:NAME/inner/path`.
+        processor_class: Auto class that is tried first; see `load_processor`.
+        trust_remote_code: Whether to run custom code that comes with it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     path = package_path(name) if name.startswith("package:") else Path(name).expanduser()
     local = path.is_dir()
@@ -80,7 +80,7 @@ def load_named_processor(
 
 
 def tokenizer_of(source: Source) -> Any:
-    """Return the tokenizer, None where there is none."""
+    """Return the tokenizer of a model, or None where it has none."""
     try:
         return load_processor(source)
     except UsageError:
@@ -88,16 +88,19 @@ def tokenizer_of(source: Source) -> Any:
 
 
 def pixels_from(source: Source, model_class: type[PreTrainedModel], processor: Any = None) -> int | list[int] | None:
-    """Return the size of the images that a model's processor gives it; None where it reads none, or comes with none.
+    """Return the size of the images that a model's processor makes; None where it reads no images or has no processor.
 
     Args:
-        source: resolved.
-        model_class: what reads them.
-        processor: where it is loaded already.
+        source: Resolved source of the model.
+        model_class: Class of the model.
+        processor: Its processor, where it is loaded already.
+
+    Returns:
+        One side in pixels, or height and width.
     """
     if model_class.main_input_name != "pixel_values":
         return None
     try:
         return processor_size(processor if processor is not None else load_processor(source, "AutoImageProcessor"))
-    except UsageError:  # measured without one, trained never
+    except UsageError:  # such a model can be measured, though not trained
         return None

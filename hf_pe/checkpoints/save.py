@@ -1,4 +1,4 @@
-"""Saves a model with everything that belongs beside its weights."""
+"""Save a model with all files that belong beside its weights."""
 
 import hashlib
 import json
@@ -32,8 +32,10 @@ from hf_pe.surgery import main_dtype
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Source | None = None) -> None:
-    """Write weights, config, processor and the source's side files (pooling, licence) into `folder`; beside the weights
-    the adapters that lie in the model."""
+    """Write weights, config, processor and the source's side files (pooling, licence) into `folder`.
+
+    Adapters that were added to the model are written beside its weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     restore_layout_(model)
     name_or_path = model.config._name_or_path
@@ -56,18 +58,18 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path, source: Sou
 
 
 def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig, *, own_code: bool = False) -> None:
-    """Copy what a model has beside the weights in `folder` into `fresh`, where it has no file of that name.
+    """Copy the files beside the weights in `folder` into `fresh`, where it has no file of that name.
 
-    See `own_files.carried_files` for what that is, and `say_left_behind`.
+    `own_files.carried_files` decides which files these are; `say_left_behind` names the others to the user.
 
     Args:
-        folder: of the original.
-        fresh: of the result.
-        config: of the result.
-        own_code: the user allows the code that the original brings along.
+        folder: Folder of the original.
+        fresh: Folder of the result.
+        config: Config of the result.
+        own_code: Whether the user allows the custom code that comes with the original.
 
     Raises:
-        UsageError: a link leads out of the folder.
+        UsageError: A link leads out of the folder.
     """
     for path in carried_files(folder, own_code=own_code):
         target = fresh / path.relative_to(folder)
@@ -80,9 +82,9 @@ def copy_beside(folder: Path, fresh: Path, config: PretrainedConfig, *, own_code
 
 
 def say_left_behind(source: Source) -> None:
-    """Name to the user what lies in the original's folder and is no part of a model: it is not taken along.
+    """Tell the user which files in the original's folder are no part of a model and are therefore not copied.
 
-    Of a .gguf file nothing is said: it is the model, whatever lies beside it.
+    A .gguf file is the whole model, so files beside it are not mentioned.
     """
     folders = [source.folder, Path(source.adapter) if source.adapter else None]
     for folder in folders if source.gguf_file is None else ():
@@ -91,34 +93,36 @@ def say_left_behind(source: Source) -> None:
 
 
 def weight_bytes_on_disk(folder: Path) -> int:
-    """Bytes of the weight files in `folder`."""
+    """Return the bytes of the weight files in `folder`."""
     return sum(p.stat().st_size for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf", *PICKLES))
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of config.json and of every weight file in `folder`, those of sentence-transformers' modules too: what
-    decides a model's outputs."""
+    """Return the SHA-256 of every file in `folder` that decides the model's outputs.
+
+    These are config.json, the weight files, and the weight files of sentence-transformers' modules.
+    """
     names = ("config.json", SAFE_WEIGHTS_INDEX_NAME)
     paths = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name in names]
     paths += [p for module in module_folders(folder) for p in (folder / module).glob("*.safetensors")]
-    found = {}
+    hashes = {}
     for path in sorted(paths):
         with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            hashes[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _side_files(source: Source | None) -> list[Path]:
     folder = source.beside() if source else None
     if folder is None:
         return []
-    named = [path for path in sorted(folder.iterdir()) if path.name in SIDE_FILES or is_licence(path.name)]
-    found = [require_own(folder, path) for path in named if path.is_file()]
-    return found + (code_files(folder) if source and source.trust_remote_code else [])
+    paths = [path for path in sorted(folder.iterdir()) if path.name in SIDE_FILES or is_licence(path.name)]
+    files = [require_own(folder, path) for path in paths if path.is_file()]
+    return files + (code_files(folder) if source and source.trust_remote_code else [])
 
 
 def _forget_paths(folder: Path) -> None:
-    """A saved tokenizer repeats where it was loaded from: keep this machine's paths out of what is published."""
+    """Remove the path that a tokenizer was loaded from out of its saved files: they may be published."""
     for file in (folder / "tokenizer_config.json", folder / "processor_config.json"):
         if file.is_file():
             content = json.loads(file.read_text("utf-8"))

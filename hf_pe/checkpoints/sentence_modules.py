@@ -1,4 +1,4 @@
-"""The modules that sentence-transformers puts behind a model: pooling, dense layers, normalization."""
+"""Hold the modules that sentence-transformers applies after a model: pooling, dense layers, normalization."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +16,21 @@ MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Older settings, one for each way to pool, and how newer ones name it."""
+"""Older settings, one flag for each way to pool, and how newer settings name it."""
 
 
 @dataclass(frozen=True)
 class SentenceModules:
-    """What follows the model, and what precedes the text.
+    """Hold how sentence-transformers prepares a text before the model and computes an embedding after it.
 
     Attributes:
         pooling: "mean" or "cls".
-        head: dense layers and normalisation behind pooling, in order; None where they change no cosine.
-        prompt: text that is put before every text.
-        lowercase: texts are made lower case first, whatever the tokenizer does.
-        max_tokens: of a text, the rest is cut off; None without a limit of its own.
-        warnings: sentences on prompts that are not used.
-        sha256: of all files that decide this.
+        head: Dense layers and normalization after pooling, in order; None where they do not change any cosine.
+        prompt: Text that precedes every text.
+        lowercase: Whether texts are made lower case first, whatever the tokenizer does.
+        max_tokens: Length to which texts are truncated; None without a limit of its own.
+        warnings: Sentences about prompts that are not used.
+        sha256: Hash of all files that decide this.
     """
 
     pooling: str = "mean"
@@ -42,27 +42,27 @@ class SentenceModules:
     sha256: str = ""
 
     def text(self, text: Any) -> str:
-        """Return what the tokenizer is given of a text."""
-        whole = f"{self.prompt}{text}"
-        return whole.lower() if self.lowercase else whole
+        """Return the text that the tokenizer reads: with the prompt, and in lower case where that is set."""
+        prompted = f"{self.prompt}{text}"
+        return prompted.lower() if self.lowercase else prompted
 
     def apply_head(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Return what the dense layers make of pooled embeddings [batch, width].
+        """Apply the dense layers to pooled embeddings of shape (batch, width).
 
         Raises:
-            UsageError: the first one reads another width.
+            UsageError: The first dense layer reads another width.
         """
         if self.head is None:
             return pooled
         reads = next(module.linear.in_features for module in self.head if isinstance(module, Dense))
         if pooled.shape[-1] != reads:
             raise UsageError(other_width("The dense layer behind the model", reads, pooled.shape[-1]))
-        found: torch.Tensor = self.head.to(pooled.device)(pooled.float())
-        return found
+        embeddings: torch.Tensor = self.head.to(pooled.device)(pooled.float())
+        return embeddings
 
 
 class Dense(nn.Module):
-    """A linear layer with an activation, as sentence-transformers' module of that name; its weights are not trained."""
+    """Apply a linear layer and an activation, as sentence-transformers' `Dense` does; the weights are not trained."""
 
     def __init__(self, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -71,28 +71,28 @@ class Dense(nn.Module):
         self.activation = _activation(settings.get("activation_function"))
         if settings.get("use_residual") and inputs != outputs:
             self.residual = nn.Linear(inputs, outputs, bias=False)
-        self.adds = bool(settings.get("use_residual"))
+        self.has_residual = bool(settings.get("use_residual"))
         self.load_state_dict(weights)
         self.requires_grad_(False)
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Map embeddings [batch, in_features] to [batch, out_features]."""
-        found: torch.Tensor = self.activation(self.linear(embeddings))
-        if self.adds:
-            found = found + (self.residual(embeddings) if hasattr(self, "residual") else embeddings)
-        return found
+        """Map embeddings of shape (batch, in_features) to (batch, out_features)."""
+        outputs: torch.Tensor = self.activation(self.linear(embeddings))
+        if self.has_residual:
+            outputs = outputs + (self.residual(embeddings) if hasattr(self, "residual") else embeddings)
+        return outputs
 
 
 class Normalize(nn.Module):
-    """Gives each embedding the length 1."""
+    """Scale each embedding to length 1, as sentence-transformers' `Normalize` does."""
 
     def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Return embeddings [batch, width] of length 1."""
+        """Return the embeddings, of shape (batch, width), scaled to length 1."""
         return nn.functional.normalize(embeddings, dim=-1)
 
 
 def other_width(layer: str, reads: int, width: int) -> str:
-    """Return the message that a module behind the model needs another embedding width."""
+    """Return the message that a module after the model reads another embedding width."""
     return (
         f"{layer} reads embeddings of {reads} values, and the model would give it {width}. Leave the hidden width as "
         "it is: no `hidden` in keep or axes, no backbone of another width."
@@ -100,7 +100,7 @@ def other_width(layer: str, reads: int, width: int) -> str:
 
 
 def _activation(path: str | None) -> nn.Module:
-    """Return the activation that a class path of torch names; default: tanh."""
+    """Return the activation that a class path of torch names; without one, tanh."""
     kind: Any = nn.Tanh if path is None else getattr(nn, path.rpartition(".")[2], None)
     if path is not None and not path.startswith("torch.nn."):
         kind = None

@@ -1,4 +1,4 @@
-"""What sentence-transformers puts behind the model of a source."""
+"""Read what sentence-transformers applies after the model of a source."""
 
 from transformers import PretrainedConfig
 
@@ -8,15 +8,15 @@ from hf_pe.checkpoints.source import Source
 
 
 def is_sentence_transformer(source: Source) -> bool:
-    """Return whether the source carries sentence-transformers' side files."""
+    """Return whether the source has sentence-transformers' side files."""
     return is_sentence_folder(source.beside())
 
 
 def sentence_modules(source: Source) -> SentenceModules:
-    """Return what sentence-transformers does behind this model; the mean over its tokens where it is no such model.
+    """Return what sentence-transformers applies after this model; mean pooling where it has no such side files.
 
     Raises:
-        UsageError: it pools in a way, or has a module, that is not known.
+        UsageError: Its pooling, or one of its modules, is not supported.
     """
     beside = source.beside()
     if beside is None or not is_sentence_folder(beside):

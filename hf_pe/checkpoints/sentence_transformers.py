@@ -1,6 +1,6 @@
-"""What sentence-transformers keeps beside a model: the modules behind it, and prompts.
+"""Read and copy the files that sentence-transformers keeps beside a model: the modules after it, and prompts.
 
-`modules.json` names the modules and the folder of each: the model itself, pooling, dense layers, normalisation.
+`modules.json` names the modules and the folder of each: the model itself, pooling, dense layers, normalization.
 """
 
 import hashlib
@@ -28,10 +28,11 @@ TOKENIZATION = tuple(
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""Settings of the module that holds the model, under its names of all versions; the first with content counts."""
+"""Files with settings of the module that holds the model, under its names in all versions; the first with content is
+used."""
 WEIGHTS, PICKLE = "model.safetensors", "pytorch_model.bin"
 MODULE_FILES = (*TOKENIZER_FILES, "config.json", "[a-z]*_config.json", WEIGHTS)
-"""What the folder of a module may hold; anything else is not taken along."""
+"""Patterns of the files in a module's folder that are copied; no others are."""
 WIDTHS = ("word_embedding_dimension", "embedding_dimension")
 """Settings of pooling that state the model's hidden width."""
 
@@ -42,10 +43,10 @@ def is_sentence_folder(folder: Path | None) -> bool:
 
 
 def read_modules(folder: Path) -> list[dict[str, Any]]:
-    """Return the entries of modules.json, none where there is no such file.
+    """Return the entries of modules.json; an empty list where there is no such file.
 
     Raises:
-        UsageError: it cannot be read, or a module's folder lies outside of `folder`.
+        UsageError: The file cannot be read, or a module's folder lies outside of `folder`.
     """
     if not is_sentence_folder(folder):
         return []
@@ -61,32 +62,32 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def module_folders(folder: Path) -> list[str]:
-    """Return the folders of the modules behind the model; see `read_modules`."""
+    """Return the folders of the modules after the model; see `read_modules`."""
     return [entry["path"] for entry in read_modules(folder) if entry["path"] not in ("", ".")]
 
 
 def read_sentence_modules(folder: Path, *, allow_pickle: bool = False) -> SentenceModules:
-    """Read what sentence-transformers does behind the model in `folder`, and its default prompt.
+    """Read what sentence-transformers applies after the model in `folder`, and its default prompt.
 
     Raises:
-        UsageError: it pools otherwise than by the mean or the first token, or has modules that are not known.
+        UsageError: The pooling is neither the mean nor the first token, or a module is not supported.
     """
     pooling = "mean"
     head: list[nn.Module] = []
-    first, *others = read_modules(folder) or [{"type": "Transformer"}]
+    first, *later_modules = read_modules(folder) or [{"type": "Transformer"}]
     if first["type"].rpartition(".")[2] != "Transformer":
         raise UsageError(f"{folder.name} begins with the module {first['type']}; expected Transformer, a text model.")
-    for entry in others:
-        kind, place = entry["type"].rpartition(".")[2], folder / entry["path"]
+    for entry in later_modules:
+        kind, module_folder = entry["type"].rpartition(".")[2], folder / entry["path"]
         if kind == "Pooling":
-            pooling = _pooling(_settings(place), folder)
+            pooling = _pooling(_settings(module_folder), folder)
         elif kind == "Dense":
-            head.append(_dense(place, allow_pickle=allow_pickle))
+            head.append(_dense(module_folder, allow_pickle=allow_pickle))
         elif kind == "Normalize":
             head.append(Normalize())
         elif kind != "Dropout":
             raise UsageError(
-                f"{folder.name} has the module {kind or entry['path']} behind the model; expected Pooling, Dense and "
+                f"{folder.name} has the module {kind or entry['path']} after the model; expected Pooling, Dense and "
                 "Normalize. Compress the model without it, as task causal_lm or masked_lm if it has such a head."
             )
     prompt, warnings = _prompt(folder)
@@ -104,41 +105,41 @@ def read_sentence_modules(folder: Path, *, allow_pickle: bool = False) -> Senten
 
 
 def require_width(folder: Path, width: int | None) -> None:
-    """Refuse a hidden width that the dense layer behind the model does not read.
+    """Refuse a hidden width that the dense layer after the model does not read.
 
     Raises:
-        UsageError: there is a dense layer of another width.
+        UsageError: There is a dense layer of another width.
     """
-    places = [entry["path"] for entry in read_modules(folder) if entry["type"].rpartition(".")[2] == "Dense"]
-    reads = _settings(folder / places[0]).get("in_features") if places else None
+    dense = [entry["path"] for entry in read_modules(folder) if entry["type"].rpartition(".")[2] == "Dense"]
+    reads = _settings(folder / dense[0]).get("in_features") if dense else None
     if width is not None and reads not in (None, width):
-        raise UsageError(other_width(f"The dense layer {places[0]} of {folder.name}", reads, width))
+        raise UsageError(other_width(f"The dense layer {dense[0]} of {folder.name}", reads, width))
 
 
 def copy_modules(folder: Path, fresh: Path, width: int | None) -> None:
-    """Copy the folders of the modules in `folder` into `fresh`; pooling is given the hidden width that is left.
+    """Copy the folders of the modules in `folder` into `fresh`, and write the new hidden width into pooling's settings.
 
-    Dense weights are written as safetensors. Folders that are empty (Normalize) are made, files that are there stay.
+    Weights of dense layers are written as safetensors. Empty folders (Normalize) are created, existing files stay.
 
     Args:
-        folder: of the original.
-        fresh: of the result.
-        width: hidden width of the result; None where its config has none.
+        folder: Folder of the original.
+        fresh: Folder of the result.
+        width: Hidden width of the result; None where its config states none.
     """
     for entry in read_modules(folder):
         if entry["path"] in ("", "."):
             continue
-        place = fresh / entry["path"]
-        place.mkdir(parents=True, exist_ok=True)
+        copy = fresh / entry["path"]
+        copy.mkdir(parents=True, exist_ok=True)
         for file in sorted((folder / entry["path"]).glob("*")):
             carried = any(fnmatchcase(file.name, pattern) for pattern in MODULE_FILES) and file.is_file()
-            if carried and not (place / file.name).exists():
-                shutil.copyfile(require_own(folder, file), place / file.name)
+            if carried and not (copy / file.name).exists():
+                shutil.copyfile(require_own(folder, file), copy / file.name)
         pickled = folder / entry["path"] / PICKLE
-        if pickled.is_file() and not (place / WEIGHTS).exists():
-            save_file(_tensors_of_pickle(require_own(folder, pickled)), place / WEIGHTS)
+        if pickled.is_file() and not (copy / WEIGHTS).exists():
+            save_file(_tensors_of_pickle(require_own(folder, pickled)), copy / WEIGHTS)
         if entry["type"].endswith("Pooling"):
-            _set_embedding_width(place / "config.json", width)
+            _set_embedding_width(copy / "config.json", width)
 
 
 def _sha256(folder: Path) -> str:
@@ -151,46 +152,46 @@ def _sha256(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _set_embedding_width(settings: Path, width: int | None) -> None:
-    known = _settings(settings.parent)
-    stale = {key: width for key in WIDTHS if known.get(key, width) != width}
-    if width is not None and stale:
-        settings.write_text(json.dumps(known | stale, indent=2) + "\n", "utf-8")
+def _set_embedding_width(file: Path, width: int | None) -> None:
+    settings = _settings(file.parent)
+    corrected = {key: width for key in WIDTHS if settings.get(key, width) != width}
+    if width is not None and corrected:
+        file.write_text(json.dumps(settings | corrected, indent=2) + "\n", "utf-8")
 
 
-def _settings(place: Path) -> dict[str, Any]:
-    return _json(place / "config.json")
+def _settings(module_folder: Path) -> dict[str, Any]:
+    return _json(module_folder / "config.json")
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return the settings in a file; none where there is no such file."""
+    """Return the settings in a file; an empty dict where there is no such file."""
     return read_object(path) if path.is_file() else {}
 
 
 def _pooling(settings: dict[str, Any], folder: Path) -> str:
-    given: Any = settings.get("pooling_mode") or [mode for key, mode in MODES.items() if settings.get(key)]
-    modes = list(given) or ["mean"] if isinstance(given, list) else [str(given)]
+    setting: Any = settings.get("pooling_mode") or [mode for key, mode in MODES.items() if settings.get(key)]
+    modes = list(setting) or ["mean"] if isinstance(setting, list) else [str(setting)]
     if len(modes) > 1 or modes[0] not in ("mean", "cls"):
         raise UsageError(
             f"{folder.name} pools by {' and '.join(map(str, modes))}; expected mean or CLS pooling, one of them."
         )
     if settings.get("include_prompt") is False and _prompt(folder)[0]:
         raise UsageError(
-            f"{folder.name} leaves its prompts out of pooling (include_prompt: false); expected that all tokens are "
-            "pooled."
+            f"{folder.name} leaves its prompts out of pooling (include_prompt: false); expected pooling over all "
+            "tokens."
         )
     return str(modes[0])
 
 
-def _dense(place: Path, *, allow_pickle: bool) -> Dense:
-    settings, name = _settings(place), f"{place.parent.name}/{place.name}"
+def _dense(module_folder: Path, *, allow_pickle: bool) -> Dense:
+    settings, name = _settings(module_folder), f"{module_folder.parent.name}/{module_folder.name}"
     if settings.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise UsageError(f"{name} reads {settings['module_input_name']}; expected dense layers behind pooling.")
-    if (place / WEIGHTS).is_file():
-        with open_shard(place / WEIGHTS) as file:
+        raise UsageError(f"{name} reads {settings['module_input_name']}; expected dense layers after pooling.")
+    if (module_folder / WEIGHTS).is_file():
+        with open_shard(module_folder / WEIGHTS) as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    elif (place / PICKLE).is_file() and allow_pickle:
-        weights = _tensors_of_pickle(place / PICKLE)
+    elif (module_folder / PICKLE).is_file() and allow_pickle:
+        weights = _tensors_of_pickle(module_folder / PICKLE)
     else:
         raise UsageError(
             f"{name} has no {WEIGHTS}. Convert its weights to safetensors, or allow pickled ones with "
@@ -208,32 +209,32 @@ def _dense(place: Path, *, allow_pickle: bool) -> Dense:
 
 
 def _tensors_of_pickle(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a pickle, which may hold nothing else: no code of it runs.
+    """Return the tensors of a pickle that holds tensors only, without running code from it.
 
     Raises:
-        UsageError: it is no pickle of tensors.
+        UsageError: It is no pickle of tensors.
     """
     try:
-        found: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UsageError(
             f"{path.parent.name}/{path.name} is no pickle of tensors alone: it is damaged, or would run code. Convert "
             f"its weights to {WEIGHTS}."
         ) from error
-    return found
+    return tensors
 
 
 def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
     settings = _json(folder / PROMPTS)
-    named = settings.get("prompts") or {}
-    if not isinstance(named, dict):
-        raise UsageError(f"{folder / PROMPTS}: expected prompts by name, got {kind_of(named)}. {AGAIN}")
-    prompts = {str(name): str(text or "") for name, text in named.items()}
+    setting = settings.get("prompts") or {}
+    if not isinstance(setting, dict):
+        raise UsageError(f"{folder / PROMPTS}: expected prompts by name, got {kind_of(setting)}. {AGAIN}")
+    prompts = {str(name): str(text or "") for name, text in setting.items()}
     return prompts, settings.get("default_prompt_name")
 
 
 def _prompt(folder: Path) -> tuple[str, tuple[str, ...]]:
-    """Return the default prompt, and a sentence where there are prompts and none is the default."""
+    """Return the default prompt, and a warning where there are prompts but no default one."""
     prompts, default = _prompts(folder)
     if default is not None and default not in prompts:
         raise UsageError(
@@ -242,8 +243,8 @@ def _prompt(folder: Path) -> tuple[str, tuple[str, ...]]:
     if default is not None or not any(prompts.values()):
         return prompts.get(default or "", ""), ()
     return "", (
-        f"The model has prompts ({_named(prompts)}) and no default one: texts are read as they are. Put the prompt "
-        "before each text, or set default_prompt_name.",
+        f"The model has prompts ({_named(prompts)}) and no default one, so texts are read without a prompt. Put the "
+        "prompt before each text, or set default_prompt_name.",
     )
 
 

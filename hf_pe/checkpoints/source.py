@@ -1,4 +1,4 @@
-"""Resolves what users name as a model: a folder, a Hub id, a .gguf file, an adapter, a package."""
+"""Resolve the string by which a user names a model: a folder, a Hub id, a .gguf file, an adapter or a package."""
 
 import functools
 import importlib.util
@@ -27,36 +27,28 @@ from hf_pe.hub_errors import hub_reason
 from hf_pe.plans import Frozen
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""What PEFT writes."""
-
-
+"""Names of the files that PEFT writes."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json")
-
-
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
 TRAINING_PICKLES = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
-"""How names of pickles begin that hold no weights of the model."""
-
-
+"""How the names of pickles begin that do not hold weights of the model."""
 SIDE_FILES = (MODULES, PROMPTS, *TOKENIZATION)
-"""What lies beside a model, its licence besides, and no tokenizer or model writes."""
-
-
+"""Files beside a model that belong to it, but that neither the model nor its tokenizer writes; licences aside."""
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Source(Frozen):
-    """A model as the user named it, resolved.
+    """Hold where a model that the user named is loaded from.
 
     Attributes:
-        name: what may be printed: a Hub id or a name, never a path.
-        path: folder or Hub id that transformers can load from.
-        spec: what the user wrote, where that tells nothing about this machine.
-        gguf_file: file inside it, or None.
-        adapter: folder of a PEFT adapter that is merged into the model, or None.
-        dtype: of the weights once they are loaded; None: see `loaded_dtype`.
+        name: Name that may be printed and published: a Hub id or a folder's name, never a path.
+        path: Folder or Hub id that transformers can load from.
+        spec: What the user wrote, or None where that reveals something about this machine.
+        gguf_file: File inside `path`, or None.
+        adapter: Folder of a PEFT adapter that is merged into the model, or None.
+        dtype: Dtype of the weights once they are loaded; None: see `loaded_dtype`.
+        trust_remote_code: Whether custom code that comes with the model may run.
+        allow_pickle: Whether weights may be pickles, which can run code when loaded.
     """
 
     name: str
@@ -70,9 +62,9 @@ class Source(Frozen):
 
     @property
     def loaded_dtype(self) -> torch.dtype | None:
-        """The dtype of the weights once they are loaded; None: that which the checkpoint is stored in.
+        """The dtype of the weights once they are loaded; None stands for the dtype that they are stored in.
 
-        A .gguf file that is quantized becomes bfloat16: float32 would take twice the bytes and hold nothing more.
+        A quantized .gguf file becomes bfloat16: float32 would take twice the memory without more precision.
         """
         if self.dtype is not None:
             return getattr(torch, self.dtype)  # type: ignore[no-any-return]
@@ -82,7 +74,7 @@ class Source(Frozen):
 
     @property
     def gguf(self) -> Path | None:
-        """The .gguf file, where it is one."""
+        """The path of the .gguf file, or None."""
         return Path(self.path, self.gguf_file) if self.gguf_file else None
 
     @property
@@ -91,16 +83,16 @@ class Source(Frozen):
         return Path(self.path) if self.path and Path(self.path).is_dir() else None
 
     def inputs(self) -> dict[str, Path]:
-        """Return the local paths that it is read from, by what they are: no output may touch them."""
+        """Return the local paths that the model is read from, by a description; no output may touch them."""
         base = "the adapter's base" if self.adapter else "the model"
-        read = {base: Path(self.path, self.gguf_file or "")} if self.folder else {}
-        return read | ({"the adapter": Path(self.adapter)} if self.adapter else {})
+        paths = {base: Path(self.path, self.gguf_file or "")} if self.folder else {}
+        return paths | ({"the adapter": Path(self.adapter)} if self.adapter else {})
 
     def beside(self) -> Path | None:
-        """Where the small files beside its weights lie: the folder; for a Hub id a snapshot of them; else None.
+        """Return the folder of the small files beside the weights: for a Hub id a snapshot of them, or None.
 
         Raises:
-            UsageError: a module's folder lies outside of the model's own.
+            UsageError: A module's folder lies outside of the model's own.
         """
         if self.folder is not None or self.spec is None:
             return self.folder
@@ -108,11 +100,11 @@ class Source(Frozen):
             return _small_files(self.path)
         except UsageError:
             raise
-        except (OSError, ValueError):  # what loads the model will say why
+        except (OSError, ValueError):  # loading the model will fail for the same reason and say so
             return None
 
     def options(self) -> dict[str, Any]:
-        """Arguments for `from_pretrained`."""
+        """Return the arguments for `from_pretrained`."""
         gguf = {"gguf_file": self.gguf_file} if self.gguf_file else {}
         return {"trust_remote_code": self.trust_remote_code, **gguf}
 
@@ -120,11 +112,17 @@ class Source(Frozen):
 def resolve(
     model: str, *, dtype: Dtype | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> Source:
-    """Find what `model` names: a folder (of a PEFT adapter perhaps), a .gguf file, `package:NAME/inner/path`, a Hub id.
+    """Resolve the string `model` into a `Source`.
+
+    Args:
+        model: A folder (of a model or of a PEFT adapter), a .gguf file, `package:NAME/inner/path` or a Hub id.
+        dtype: Dtype of the weights once they are loaded; None: see `Source.loaded_dtype`.
+        trust_remote_code: Whether custom code that comes with the model may run.
+        allow_pickle: Whether weights may be pickles.
 
     Raises:
-        UsageError: nothing there, no config in it, pickled weights or custom code without leave; or a link or a name in
-            its files leads out of its folder.
+        UsageError: There is no such model, it has no config, it has pickled weights or custom code that were not
+            allowed, or a link or a name in its files leads out of its folder.
     """
     path = package_path(model) if model.startswith("package:") else Path(model).expanduser()
     spec = model if model.startswith("package:") or not path.exists() else None
@@ -154,7 +152,7 @@ def resolve(
 
 
 def _adapted(folder: Path, **flags: Any) -> Source:
-    """The base that an adapter names, with it."""
+    """Return the source of the base model that an adapter names, with the adapter."""
     base = read_object(folder / ADAPTER).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise UsageError(f"{folder} is an adapter that does not say of which model; load both and merge them first.")
@@ -163,43 +161,45 @@ def _adapted(folder: Path, **flags: Any) -> Source:
     if str(base).startswith("package:"):
         raise UsageError(
             f"{folder.name}/{ADAPTER} names {base} as its base model; expected a folder or a Hub id. Set "
-            "base_model_name_or_path to where the base model lies."
+            "base_model_name_or_path to the base model's."
         )
     if (Path(base) / ADAPTER).is_file() and not (Path(base) / "config.json").is_file():
         raise UsageError(
-            f"{folder.name}/{ADAPTER} names another adapter ({base}) as its base model; expected a whole model. Merge "
-            "that one into its own base first."
+            f"{folder.name}/{ADAPTER} names another adapter ({base}) as its base model; expected a model. Merge that "
+            "adapter into its own base model first."
         )
-    found = resolve(str(base), **flags)
-    return found.model_copy(update={"adapter": str(folder), "name": public_folder_name(folder), "spec": None})
+    source = resolve(str(base), **flags)
+    return source.model_copy(update={"adapter": str(folder), "name": public_folder_name(folder), "spec": None})
 
 
 def package_path(model: str) -> Path:
     """Return the folder that `package:NAME/inner/path` names.
 
     Raises:
-        UsageError: no such package is installed.
+        UsageError: No such package is installed.
     """
     package, _, inner = model.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None  # of a dotted name it imports a part
+    spec = (
+        importlib.util.find_spec(package) if package.isidentifier() else None
+    )  # would import parents of a dotted name
     if spec is None or not spec.submodule_search_locations:
         raise UsageError(f"Model {model}: no Python package '{package}' is installed here; install it with pip.")
     return Path(next(iter(spec.submodule_search_locations))) / inner
 
 
 def public_folder_name(path: Path) -> str:
-    """A name for a folder that tells nothing about this machine."""
+    """Return a name for a folder that reveals nothing about this machine's paths."""
     absolute = path.resolve()
     return absolute.parent.name if absolute.name in ("model", "models", "checkpoint") else absolute.name
 
 
 def _only_gguf(path: Path) -> str | None:
-    found = sorted(p.name for p in path.glob("*.gguf"))
-    if (path / "config.json").is_file() or not found:
+    names = sorted(p.name for p in path.glob("*.gguf"))
+    if (path / "config.json").is_file() or not names:
         return None
-    if len(found) > 1:
-        raise UsageError(f"{path} has several GGUF files: {', '.join(found)}. Name one: {path / found[0]}.")
-    return found[0]
+    if len(names) > 1:
+        raise UsageError(f"{path} has several GGUF files: {', '.join(names)}. Name one: {path / names[0]}.")
+    return names[0]
 
 
 def _check_folder(path: Path, source: Source) -> None:
@@ -218,10 +218,10 @@ def _check_folder(path: Path, source: Source) -> None:
 
 
 def _checked_gguf(source: Source) -> Source:
-    """Return the source of a .gguf file whose header can be read.
+    """Return the source of a .gguf file after reading its header.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: The header cannot be read.
     """
     with reading_files(source):
         GgufHeader.from_file(str(source.gguf))
@@ -229,31 +229,31 @@ def _checked_gguf(source: Source) -> Source:
 
 
 def reading_files(source: Source) -> AbstractContextManager[None]:
-    """Turn whatever a library raises while it reads a model's files into a message; see `errors.explained`."""
+    """Turn any exception of a library that reads a model's files into a `UsageError`; see `errors.explained`."""
     return explained(lambda error: _why(source, error))
 
 
 def _why(source: Source, error: Exception) -> str:
     if source.folder is None:
         return (
-            f"Model {source.path} could not be had from the Hub, and is no folder here: {hub_reason(error)}. Check the "
-            "spelling, the network, and `hf auth login` for private models."
+            f"Model {source.path} could not be loaded from the Hub, and is no local folder: {hub_reason(error)}. Check "
+            "the spelling, the network, and `hf auth login` for private models."
         )
     return (
-        f"{source.name} cannot be loaded: {short_reason(error)}. Its files are damaged, or not all of them are there: "
-        "download the folder again, or save it again with save_pretrained."
+        f"{source.name} cannot be loaded: {short_reason(error)}. Its files are damaged or incomplete: download the "
+        "folder again, or save it again with save_pretrained."
     )
 
 
 def short_reason(error: BaseException) -> str:
-    """Return what an error says in one line; its type where it says little by itself."""
+    """Return an error's message in one line, with its type where the message is short or a bare key."""
     text = one_line(error, 400).rstrip(". ")
     return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) or len(text) < 20 else text
 
 
 @functools.cache
 def _small_files(repo: str) -> Path:
-    """A snapshot of what lies beside the weights of a Hub id, fetched once."""
-    place = Path(snapshot_download(repo, allow_patterns=[*SIDE_FILES, *LICENCES]))
-    folders = module_folders(place)
-    return Path(snapshot_download(repo, allow_patterns=[f"{name}/*" for name in folders])) if folders else place
+    """Return a snapshot of the small files beside the weights of a Hub id, downloaded once."""
+    snapshot = Path(snapshot_download(repo, allow_patterns=[*SIDE_FILES, *LICENCES]))
+    folders = module_folders(snapshot)
+    return Path(snapshot_download(repo, allow_patterns=[f"{name}/*" for name in folders])) if folders else snapshot

@@ -1,4 +1,4 @@
-"""Names, dtypes and tensors of a checkpoint's weight files, without building the model."""
+"""Read names, dtypes and tensors from a checkpoint's weight files without building the model."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -12,8 +12,8 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from hf_pe.anatomy import meta_model
-from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_places, kept_in_float32
+from hf_pe.anatomy import skeleton
+from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_names, kept_in_float32
 from hf_pe.checkpoints.source import Source
 from hf_pe.errors import listed
 from hf_pe.files.own_files import require_own_shards
@@ -23,13 +23,13 @@ from hf_pe.surgery import dtype_name
 
 
 def weight_files(source: Source) -> list[str]:
-    """The safetensors files that `from_pretrained` reads; none for GGUF and pickles."""
+    """Return the safetensors files that `from_pretrained` reads; an empty list for GGUF and pickles."""
     if source.gguf_file:
         return []
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    whole = cached_file(source.path, SAFE_WEIGHTS_NAME, **quiet)
-    if whole is not None:
-        return [whole]
+    single_file = cached_file(source.path, SAFE_WEIGHTS_NAME, **quiet)
+    if single_file is not None:
+        return [single_file]
     index = cached_file(source.path, SAFE_WEIGHTS_INDEX_NAME, **quiet)
     if index is not None:
         require_own_shards(Path(index).parent, Path(index))
@@ -44,7 +44,7 @@ def stored_names(source: Source) -> Iterator[str]:
 
 
 def stored_tensors(source: Source, names: Container[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every tensor of the weight files with its name, one at a time."""
+    """Yield every tensor of the weight files, or those called `names`, with its name, one at a time."""
     for path in weight_files(source):
         with open_shard(path) as file:
             for name in file.keys():  # noqa: SIM118
@@ -55,12 +55,13 @@ def stored_tensors(source: Source, names: Container[str] | None = None) -> Itera
 def rounding_warnings(
     source: Source, config: PretrainedConfig, model_class: type[PreTrainedModel], model: PreTrainedModel | None = None
 ) -> tuple[str, ...]:
-    """Return a sentence where a part of the tensors is stored in float32, and the loaded model is in 16 bits.
+    """Return a warning where some tensors are stored in float32 and the model is loaded in 16 bits.
 
     Args:
-        source: of a checkpoint.
-        config, model_class: what is loaded.
-        model: what was loaded, where it was: what it holds in float32 was not rounded.
+        source: Source of the checkpoint.
+        config: Config of the model.
+        model_class: Class of the model.
+        model: The loaded model, where there is one: parameters that it holds in float32 were not rounded.
     """
     loaded: Any = source.loaded_dtype or config.dtype
     loaded = getattr(torch, loaded) if isinstance(loaded, str) else loaded
@@ -68,23 +69,24 @@ def rounding_warnings(
         return ()
     stored, template = stored_dtypes(source), meta_model(config, model_class)
     keeps = kept_in_float32(template, loaded)
-    own = differing_dtypes(model) if model is not None else {}
-    held = {name for name, place in float32_places(stored, template, loaded).items() if place in own}
-    rounded = sorted(name for name, dtype in stored.items() if dtype == "F32" and not keeps(name) and name not in held)
+    differing = differing_dtypes(model) if model is not None else {}
+    restored = {name for name, own_name in float32_names(stored, template, loaded).items() if own_name in differing}
+    rounded = sorted(
+        name for name, dtype in stored.items() if dtype == "F32" and not keeps(name) and name not in restored
+    )
     if not rounded or source.dtype is not None or len(rounded) == len(stored):
         return ()
-    short = dtype_name(loaded)
     return (
         f"{len(rounded)} of {len(stored)} tensors ({listed(rounded)}) are "
-        f"stored in float32 and become {short}, the config's dtype, as transformers loads them. `dtype: float32` keeps "
-        "them and makes all others as large.",
+        f"stored in float32 and become {dtype_name(loaded)}, the config's dtype, as transformers loads them. "
+        "`dtype: float32` keeps them, and loads all others in float32 too.",
     )
 
 
 def stored_dtypes(source: Source) -> dict[str, str]:
-    """Return the dtype of each tensor in the files, as safetensors calls it."""
-    found: dict[str, str] = {}
+    """Return the dtype of each tensor in the weight files, as safetensors spells it ("F32", "BF16")."""
+    dtypes: dict[str, str] = {}
     for path in weight_files(source):
         with open_shard(path) as file:
-            found |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return found
+            dtypes |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return dtypes

@@ -1,7 +1,8 @@
-"""Checks that the tensors of a checkpoint are those of the model that is built from it, before anything is written.
+"""Check that the tensors of a checkpoint are those of the model that is built from it, before anything is written.
 
-transformers loads what fits, draws the rest at random and drops what it does not know. What is drawn or dropped inside
-the backbone makes another model, so it is refused; another task's head is dropped knowingly and listed.
+transformers loads the tensors that fit, initializes the others at random, and drops those that the model has no
+parameter for. A random or dropped tensor inside the backbone makes another model, so it is refused; the head of another
+task is dropped on purpose and listed.
 """
 
 import re
@@ -24,14 +25,14 @@ COMPUTED_CONSTANTS = re.compile(
 def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], source: str) -> None:
     """Refuse weights that hold NaN or infinity.
 
-    A tensor of zeros and negative infinities alone passes: it is a stored attention mask.
+    A tensor that holds only zeros and negative infinities passes: it is a stored attention mask.
 
     Args:
-        tensors: names and values, looked at one after the other.
-        source: what errors call the model.
+        tensors: Names and values, read one after the other.
+        source: Name of the model for error messages.
 
     Raises:
-        UsageError: one is not finite; names it.
+        UsageError: A tensor is not finite; the message names it.
     """
     for name, tensor in tensors:
         if tensor.is_floating_point() and not tensor.is_meta and not _finite(tensor):
@@ -44,7 +45,7 @@ def require_finite(tensors: Iterable[tuple[str, torch.Tensor]], source: str) -> 
 
 def _finite(tensor: torch.Tensor) -> bool:
     values = tensor.detach()
-    if values.element_size() == 1:  # 8-bit floats know no isfinite
+    if values.element_size() == 1:  # torch has no isfinite for 8-bit floats
         values = values.float()
     return bool(torch.isfinite(values).all()) or bool(((values == 0) | (values == -torch.inf)).all())
 
@@ -53,12 +54,12 @@ def require_shapes(mismatched: Iterable[tuple[str, Any, Any]], model: PreTrained
     """Refuse tensors whose shape is not that of the model.
 
     Args:
-        mismatched: name, shape in the checkpoint and shape in the model of each such tensor.
-        model: as built.
-        source: what errors call the model.
+        mismatched: Name, shape in the checkpoint and shape in the model of each such tensor.
+        model: The built model.
+        source: Name of the model for error messages.
 
     Raises:
-        UsageError: there is one.
+        UsageError: `mismatched` is not empty.
     """
     texts = [f"{name} is {list(stored)}, expected {list(built)}" for name, stored, built in sorted(mismatched)]
     if texts:
@@ -69,22 +70,22 @@ def require_shapes(mismatched: Iterable[tuple[str, Any, Any]], model: PreTrained
 
 
 def require_present(missing: Collection[str], model: PreTrainedModel, source: str) -> None:
-    """Refuse a model of which the checkpoint lacks tensors, since they would be random.
+    """Refuse a model whose checkpoint lacks tensors, since they would be random.
 
-    Only the pooler of a bare model may be missing (nothing reads it but `pooler_output`, and checkpoints of language
+    Two parts may be missing: the pooler of a bare model (only `pooler_output` reads it, and checkpoints of language
     models come without one), and the vector that masks recordings in training (wav2vec 2.0).
 
     Args:
-        missing: names in the model of what the checkpoint lacks, tied tensors left out.
-        model: as built.
-        source: what errors call the model.
+        missing: Names of the model's tensors that the checkpoint lacks, without tied ones.
+        model: The built model.
+        source: Name of the model for error messages.
 
     Raises:
-        UsageError: something else is missing.
+        UsageError: Another part is missing.
     """
     bare = model.base_model is model and hasattr(model, "pooler")
-    unread = ("masked_spec_embed", *(["pooler."] if bare else []))
-    names = sorted(n for n in missing if not n.removeprefix(f"{model.base_model_prefix}.").startswith(tuple(unread)))
+    optional = ("masked_spec_embed", *(["pooler."] if bare else []))
+    names = sorted(n for n in missing if not n.removeprefix(f"{model.base_model_prefix}.").startswith(optional))
     if names:
         raise UsageError(
             f"{source} has no weights for {listed(names)} of {type(model).__name__}: "
@@ -98,17 +99,17 @@ def unread_parts(
     """List the parts of a checkpoint that the model does not read, such as the head of another task.
 
     Args:
-        unexpected: names that the model has no tensor for.
-        model: as built.
-        source: what errors call the model.
-        strict: refuse what belongs to a module that the model has; else it is listed too.
+        unexpected: Names of stored tensors that the model has no parameter for.
+        model: The built model.
+        source: Name of the model for error messages.
+        strict: Whether to refuse tensors that belong to a module of the model, instead of listing them too.
 
     Returns:
-        The parts, with how many tensors each holds.
+        The parts, with the number of tensors in each.
 
     Raises:
-        UsageError: one belongs to a module that the model has, such as a bias that the config denies or a layer more:
-            the model without it computes something else.
+        UsageError: A tensor belongs to a module of the model, such as a bias that the config excludes or an additional
+            layer: without it the model computes something else.
     """
     modules = dict(model.named_modules())
     parts: Counter[str] = Counter()
@@ -122,19 +123,19 @@ def unread_parts(
             parts[part] += 1
     if inside:
         raise UsageError(
-            f"{source} holds {listed(sorted(inside))}, but {type(model).__name__} as its config says has no such "
-            "weights and would compute something else without them. Correct the config (a bias that it denies, a "
-            "number of layers that is too small), or choose the class that the checkpoint was saved from."
+            f"{source} has weights for {listed(sorted(inside))}, but {type(model).__name__} as its config describes it "
+            "does not, and computes something else without them. Correct the config (a bias that it excludes, a number "
+            "of layers that is too small), or choose the class that the checkpoint was saved from."
         )
     return tuple(f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in sorted(parts.items()))
 
 
 def ignored_by_class(stored: Iterable[str], model: PreTrainedModel) -> list[str]:
-    """Names in the files that transformers leaves out unasked, since the model's class says that it needs none of them.
+    """Return the stored names that transformers does not report as unread, since the model's class says to ignore them.
 
     Args:
-        stored: names as the files have them.
-        model: as built.
+        stored: Names of the tensors in the files.
+        model: The built model.
     """
     patterns = model._keys_to_ignore_on_load_unexpected
     if not patterns:
@@ -145,17 +146,17 @@ def ignored_by_class(stored: Iterable[str], model: PreTrainedModel) -> list[str]
 
 
 def _owner(name: str, modules: dict[str, Any]) -> tuple[str, str]:
-    """The nearest module around a tensor that the model has, and the part of that module that it lacks."""
+    """Return the innermost module of the model around a tensor's name, and the part of that module that it lacks."""
     parts = name.split(".")
     depth = next(n for n in range(len(parts) - 1, -1, -1) if ".".join(parts[:n]) in modules)
     return ".".join(parts[:depth]), ".".join(parts[: depth + 1])
 
 
 def _is_computed_with(name: str, owner: str, modules: dict[str, Any]) -> bool:
-    """Whether a module that the model has, or a list of layers, would compute with this tensor if it were read.
+    """Return whether a module of the model, or a list of layers, would compute with this tensor if it were read.
 
-    It is the bias of a module that has a weight, or a weight somewhere inside a list of layers: a layer more, or a map
-    more in each of them. Other tensors belong to another head, or are constants.
+    Such a tensor is the bias of a module that has a weight, or a weight inside a list of layers: of an additional
+    layer, or of an additional linear layer in each of them. Other tensors belong to another head, or are constants.
     """
     rest = name.removeprefix(f"{owner}.").split(".")
     if rest[-1] not in ("weight", "bias"):
@@ -168,7 +169,7 @@ def _is_computed_with(name: str, owner: str, modules: dict[str, Any]) -> bool:
 
 
 def _known_unused(name: str, model: PreTrainedModel, modules: dict[str, Any]) -> bool:
-    """Whether it is a constant that the model works out itself, or its class says that it needs none of it."""
-    place, _, last = name.rpartition(".")
-    computed = bool(COMPUTED_CONSTANTS.search(name)) or (place in modules and last in modules[place]._buffers)
+    """Return whether a tensor is a constant that the model computes itself, or one that its class says to ignore."""
+    owner, _, last = name.rpartition(".")
+    computed = bool(COMPUTED_CONSTANTS.search(name)) or (owner in modules and last in modules[owner]._buffers)
     return computed or any(re.search(pattern, name) for pattern in model._keys_to_ignore_on_load_unexpected or ())

@@ -1,4 +1,4 @@
-"""The command line."""
+"""Provide the command line `hf-pe`."""
 
 from hf_pe.cli import run  # noqa: F401  each module adds its commands to the app, in the order of the help
 

@@ -1,4 +1,4 @@
-"""`python -m hf_pe.cli` is `hf-pe`."""
+"""Let `python -m hf_pe.cli` run the same commands as `hf-pe`."""
 
 from hf_pe.cli.main import app
 

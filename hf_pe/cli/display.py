@@ -1,4 +1,4 @@
-"""What the commands print: results, plans, and what a push would send."""
+"""Print results, plans, and the files that a push sends."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,37 +34,37 @@ def show_outgoing(folder: Path, settings: "Publish") -> None:
     from hf_pe.hub import prepare
 
     with progress():
-        found = prepare(folder, settings)
-    for each in found:
-        table = Table("file", "bytes", title=f"{settings.repo}, branch {each.branch}: what would go out")
+        branches = prepare(folder, settings)
+    for outgoing in branches:
+        table = Table("file", "bytes", title=f"{settings.repo}, branch {outgoing.branch}: files that would be sent")
         table.columns[1].justify = "right"
-        for name in each.files:
-            table.add_row(name, f"{each.size(name):,}")
+        for name in outgoing.files:
+            table.add_row(name, f"{outgoing.size(name):,}")
         out.print(table)
-    card = found[-1].files["README.md"]
+    card = branches[-1].files["README.md"]
     assert isinstance(card, bytes)
     out.print(card.decode())
-    out.print("Nothing was sent. A card that is on the Hub already keeps what people wrote into it.")
+    out.print("Nothing was sent. If the repository has a card already, text that people added to it is kept.")
 
 
 def show_sent(sent: "list[Sent]", repo: str) -> None:
     """Print what a push sent to `repo`, branch by branch."""
-    for each in sent:
-        what = f"{len(each.changed)} files sent" if each.changed else "nothing new, nothing sent"
-        removed = f", {', '.join(each.removed)} removed" if each.removed else ""
-        where = each.pull_request or f"branch {each.branch}, commit {each.commit[:8]}"
-        out.print(f"{repo}: {where}: {what}{removed}")
+    for branch in sent:
+        files = f"{len(branch.changed)} files sent" if branch.changed else "nothing new, nothing sent"
+        removed = f", {', '.join(branch.removed)} removed" if branch.removed else ""
+        target = branch.pull_request or f"branch {branch.branch}, commit {branch.commit[:8]}"
+        out.print(f"{repo}: {target}: {files}{removed}")
 
 
-def verdict_on(verification: "Verification") -> str:
-    """Return whether the axis of a proof is prunable, and why not."""
-    if verification.holds:
-        return f"yes (verified, max. rel. error {verification.error:.0e})"
-    return f"no: {verification.reason}"
+def verdict_on(proof: "Proof") -> str:
+    """Return the text in the column "prunable" for a verified or refused axis."""
+    if proof.holds:
+        return f"yes (verified, max. rel. error {proof.error:.0e})"
+    return f"no: {proof.reason}"
 
 
 def plan_cells(row: "Plan") -> list[str]:
-    """Return the cells of a plan's row in the table of `hf-pe plan`."""
+    """Return the cells of one plan in the table of `hf-pe plan`."""
     sizes = ", ".join(f"{s.axis} {s.before} -> {s.shown}" for s in row.sizes)
     return [
         f"{row.parameters:,}",
@@ -76,5 +76,5 @@ def plan_cells(row: "Plan") -> list[str]:
 
 
 def untouched_note(target: Path) -> str:
-    """Return a sentence on the state of an output that was not written."""
-    return f"{target} is as it was." if target.exists() else "Nothing was written as a result."
+    """Return a sentence about an output folder that a stopped command did not write."""
+    return f"{target} is unchanged." if target.exists() else "Nothing was written as a result."

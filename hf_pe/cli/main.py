@@ -1,4 +1,4 @@
-"""The command line: inspect, plan, run, cut, quantize, dequantize, export, swap, measure, card, seal, push, diff."""
+"""Define the command `hf-pe`, its own options, and the arguments that name results and recipe files."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -10,14 +10,13 @@ from hf_pe.cli.terminal import TRACEBACK, out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-
-ResultFolder = Annotated[Path, typer.Argument(help="Folder of a result, as hf-pe run writes it.")]
+ResultFolder = Annotated[Path, typer.Argument(help="Folder of a result that hf-pe run has written.")]
 RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML), such as recipes/quickstart.yaml.")]
 Compared = Annotated[str, typer.Argument(help="Folder of a result, or USER/NAME[@REVISION] on the Hub.")]
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(show: bool) -> None:
+    if show:
         out.print(f"hf-pe {version('hf-pe')}")
         raise typer.Exit
 
@@ -28,7 +27,7 @@ def main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help=f"Show the traceback of a fault here; {TRACEBACK}=1 does so too.")
+        bool, typer.Option("--traceback", help=f"Print the traceback of an error; {TRACEBACK}=1 does the same.")
     ] = False,
 ) -> None:
-    """Make Hugging Face models smaller and faster, and say what was lost and gained."""
+    """Make Hugging Face models smaller and faster, and measure what was gained and lost."""

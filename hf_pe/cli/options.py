@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share."""
+"""Define the arguments and options that several commands share."""
 
 import re
 from collections.abc import Iterable
@@ -16,62 +16,48 @@ def _names_of_tasks() -> Iterable[str]:
 
 
 LISTS = {"{tasks}": _names_of_tasks}
-"""What stands for the names in a list, in the help of an option, and what returns these names."""
+"""Placeholders in the help of options, each with a function that returns the names to put there."""
 
 
 class ListingCommand(TyperCommand):
-    """A command whose help names the entries of `LISTS`; these are imported only when the help is asked for."""
+    """Define a command whose help fills in the placeholders of `LISTS`; the lists are imported only for the help."""
 
     def get_help(self, ctx: Any) -> str:
-        """Return the help, with the names in it."""
-        written = {option: option.help for option in self.params if isinstance(option, TyperOption)}
-        for option, text in written.items():
-            for mark, names in LISTS.items():
-                if text and mark in text:
-                    option.help = text.replace(mark, ", ".join(names()))
+        """Return the help with the placeholders filled in."""
+        original_texts = {option: option.help for option in self.params if isinstance(option, TyperOption)}
+        for option, text in original_texts.items():
+            for placeholder, names in LISTS.items():
+                if text and placeholder in text:
+                    option.help = text.replace(placeholder, ", ".join(names()))
         try:
             return super().get_help(ctx)
         finally:
-            for option, text in written.items():
+            for option, text in original_texts.items():
                 option.help = text
 
 
 FOLDERS = re.compile(r"(?<![\w./:-])[~/][^\s,'\"\]}]*/")
-"""Of an absolute path all but the last part: a report does not tell where things lie on this machine."""
-
-
+"""Matches all but the last part of an absolute path, which a report must not contain."""
 Model = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file, or package:NAME/inner/path.")]
-
-
-Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings along.")]
-
-
+Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run custom code that comes with the model.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
-
-
 Output = Annotated[Path, typer.Option(help="Folder of the result.")]
-
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, after success only.")]
-
-
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, but only after success.")]
 Dtype = Literal["bfloat16", "float16", "float32"]
-
-
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Change a value of the file: data.limit=1000. May be repeated.")
 ]
 
 
 def kept_units_of(text: str) -> "tuple[str, float | int | list[int]]":
-    """AXIS=0.7, AXIS=8 or AXIS=0,1,3."""
+    """Parse a `--keep` option: AXIS=0.7, AXIS=8 or AXIS=0,1,3."""
     from hf_pe.errors import UsageError
 
     name, _, value = text.partition("=")
     try:
-        numbers = [int(each) if each.strip().isdigit() else float(each) for each in value.split(",")]
+        numbers = [int(number) if number.strip().isdigit() else float(number) for number in value.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or (len(numbers) > 1 and not all(isinstance(each, int) for each in numbers)):
-        raise UsageError(f"--keep {text}: expected AXIS=SHARE (ffn=0.7), AXIS=UNITS or layers=0,1,3.")
-    return name, numbers[0] if len(numbers) == 1 else [int(each) for each in numbers]
+    if not numbers or (len(numbers) > 1 and not all(isinstance(number, int) for number in numbers)):
+        raise UsageError(f"--keep {text}: expected AXIS=FRACTION (ffn=0.7), AXIS=UNITS or layers=0,1,3.")
+    return name, numbers[0] if len(numbers) == 1 else [int(number) for number in numbers]

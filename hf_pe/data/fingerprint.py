@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from hf_pe.data.config import DataConfig
-from hf_pe.files.hashes import remembered_sha256
+from hf_pe.files.hashes import cached_sha256
 
 
 def fingerprint(config: DataConfig, *parts: datasets.Dataset) -> str:
@@ -36,7 +36,7 @@ def content_of(value: Any) -> str:
     path = value.get("path") if isinstance(value, dict) and not value.get("bytes") else value
     try:
         if isinstance(path, str) and Path(path).is_file():
-            return remembered_sha256(Path(path))
-    except OSError:  # a file that cannot be read raises later, when it is opened
+            return cached_sha256(Path(path))
+    except OSError:  # a file that cannot be read is reported where it is opened
         pass
     return str(value)

@@ -1,1 +1,1 @@
-"""Reading and writing files: whole or not at all, bounded, and never outside a model's folder."""
+"""Read and write files: completely or not at all, bounded in size, and never outside a model's folder."""

@@ -1,4 +1,4 @@
-"""Files that are whole at any time, and how to recognise that one could not be written."""
+"""Write files so that each is complete at any time, and recognize errors of a failed write."""
 
 import re
 import secrets
@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 _BESIDE = re.compile(r"\..*\.hf_pe-[0-9a-f]{8}")
 _FAILED_WRITE = re.compile(r"\(os error \d+\)|No space left|PytorchStreamWriter failed|inline_container\.cc")
-"""How libraries without an OSError say it: tokenizers and safetensors (Rust), torch.save (C++)."""
+"""Matches the messages of libraries that raise no OSError: tokenizers and safetensors (Rust), torch.save (C++)."""
 
 
 def unique_sibling(path: Path) -> Path:
@@ -17,25 +17,25 @@ def unique_sibling(path: Path) -> Path:
 
 
 def is_unfinished(path: Path) -> bool:
-    """Return whether `path` has a name of `unique_sibling`: what a killed process was writing, or one that lives is."""
+    """Return whether `path` has a name from `unique_sibling`: a running or killed process has not finished it."""
     return _BESIDE.fullmatch(path.name) is not None
 
 
 def is_hidden(name: str, but: Collection[str] = ()) -> bool:
-    """Return whether a file or folder of this name is none of a result's: hidden, unless `but` names it, or a cache."""
+    """Return whether a file or folder of this name is no part of a result: a cache, or hidden and not in `but`."""
     return name == "__pycache__" or (name.startswith(".") and name not in but)
 
 
 def files_below(folder: Path, skips: Callable[[PurePath], bool]) -> Iterator[Path]:
-    """Yield what lies below a folder and is no folder, in order; links are yielded and never followed.
+    """Yield all files below a folder in sorted order; links are yielded and never followed.
 
     Args:
-        folder: that is walked through.
-        skips: whether a path inside it is left out, with all that lies below it.
+        folder: Folder to walk through.
+        skips: Returns whether to leave out a path relative to `folder`, with everything below it.
     """
 
-    def walk(place: Path) -> Iterator[Path]:
-        for path in sorted(place.iterdir()):
+    def walk(parent: Path) -> Iterator[Path]:
+        for path in sorted(parent.iterdir()):
             if skips(path.relative_to(folder)):
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -48,7 +48,7 @@ def files_below(folder: Path, skips: Callable[[PurePath], bool]) -> Iterator[Pat
 
 @contextmanager
 def written_beside(file: Path) -> Iterator[Path]:
-    """Yield a path to write to, then rename it to `file`: what lies there stays until the new file is whole."""
+    """Yield a path to write to, then rename it to `file`, which keeps its content until the new file is complete."""
     fresh = unique_sibling(file)
     try:
         yield fresh
@@ -58,13 +58,13 @@ def written_beside(file: Path) -> Iterator[Path]:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write beside `file`, then rename: what lies there stays until the new text is whole."""
+    """Write a text beside `file`, then rename it: `file` keeps its content until the new one is complete."""
     with written_beside(file) as fresh:
         fresh.write_text(text, "utf-8")
 
 
 def failed_write(error: BaseException) -> str | None:
-    """Return the reason where `error` says that a file could not be written (a full disk, say), else None.
+    """Return the reason why a file could not be written, such as a full disk; None for any other error.
 
     Only some libraries raise an OSError: safetensors, tokenizers and torch.save have errors of their own.
     """

@@ -1,4 +1,4 @@
-"""SHA-256 of files, models and processors, by which a resumed run recognises that nothing has changed."""
+"""Hash files, models and processors with SHA-256, so that a resumed run recognizes that nothing has changed."""
 
 import hashlib
 import json
@@ -14,14 +14,13 @@ from hf_pe.files.atomic import write_whole
 from hf_pe.files.json_files import read_object_if_any
 
 LARGE = 16 * 2**20
-"""Bytes from which on the hash of a file is remembered: 16 MB are hashed in about 10 ms."""
-REMEMBERED = 2000
-"""Most hashes that are remembered; the oldest are forgotten first."""
+"""Size in bytes from which on the hash of a file is cached: hashing 16 MB takes about 10 ms."""
+CACHED_HASHES = 2000
+"""Number of hashes in the cache; the oldest are dropped first."""
 SETTLED_S = 2.0
-"""Age of a file from which on its time tells whether it was changed: some file systems count whole seconds."""
-
-FORGOTTEN = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "truncation", "padding")
-"""What a saved processor says of where it was loaded from, and of the last texts that it read."""
+"""Age of a file, in seconds, above which its modification time shows every change: some file systems count seconds."""
+VOLATILE_SETTINGS = ("name_or_path", "_name_or_path", "is_local", "local_files_only", "truncation", "padding")
+"""Settings of a saved processor that depend on where it was loaded from and which texts it has read last."""
 
 
 def sha256(path: Path) -> str:
@@ -30,8 +29,8 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remembered_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's content; of a large one, as it was when its size and times were the same.
+def cached_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content; for a large file it is cached until its size or times change.
 
     The hashes are kept in a small file in the user's cache folder. Where that cannot be read or written, the file is
     hashed each time.
@@ -41,25 +40,25 @@ def remembered_sha256(path: Path) -> str:
         return sha256(path)
     name = str(path.resolve())
     state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    known = _recall().get(name)
-    if isinstance(known, list) and known[:-1] == state:
-        return str(known[-1])
-    found = sha256(path)
+    entry = _cached_entries().get(name)
+    if isinstance(entry, list) and entry[:-1] == state:
+        return str(entry[-1])
+    digest = sha256(path)
     if time.time() - stat.st_mtime > SETTLED_S:
-        _remember(name, [*state, found])
-    return found
+        _cache(name, [*state, digest])
+    return digest
 
 
 def sha256_of(parts: Any) -> str:
-    """Return the SHA-256 of data that JSON can say."""
+    """Return the SHA-256 of data that can be written as JSON."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def tensors_sha256(tensors: Iterable[tuple[str, Any]]) -> str:
-    """Return the SHA-256 of named tensors: their names, dtypes, shapes and values.
+    """Return the SHA-256 over the names, dtypes, shapes and values of tensors.
 
     Args:
-        tensors: as the items of a state dict; may lie on any device.
+        tensors: Names and tensors, such as the items of a state dict; they may be on any device.
     """
     import torch
 
@@ -71,20 +70,22 @@ def tensors_sha256(tensors: Iterable[tuple[str, Any]]) -> str:
 
 
 def processor_sha256(processor: Any) -> str:
-    """Return a hash of what a tokenizer or another processor saves, without where it came from."""
-    found = {}
+    """Return a hash of the files that a tokenizer or another processor saves, without where it was loaded from."""
+    hashes = {}
     with tempfile.TemporaryDirectory() as folder:
         processor.save_pretrained(folder)
         for file in (path for path in sorted(Path(folder).rglob("*")) if path.is_file()):
             content = file.read_bytes()
-            if file.suffix == ".json" and isinstance(told := json.loads(content), dict):
-                content = json.dumps({key: told[key] for key in sorted(told) if key not in FORGOTTEN}).encode()
-            found[file.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
-    return sha256_of(found)
+            if file.suffix == ".json" and isinstance(settings := json.loads(content), dict):
+                content = json.dumps(
+                    {key: settings[key] for key in sorted(settings) if key not in VOLATILE_SETTINGS}
+                ).encode()
+            hashes[file.relative_to(folder).as_posix()] = hashlib.sha256(content).hexdigest()
+    return sha256_of(hashes)
 
 
 def value_sha256(tensor: Any) -> str:
-    """Return the SHA-256 of a tensor's dtype, shape and values, as `fresh/open_model.py` works it out by itself."""
+    """Return the SHA-256 of a tensor's dtype, shape and values; `fresh/open_model.py` computes the same by itself."""
     import torch
 
     digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
@@ -93,18 +94,18 @@ def value_sha256(tensor: Any) -> str:
 
 
 def cache_file() -> Path:
-    """Return the file that remembers hashes, beside the Hub's cache."""
+    """Return the file that caches hashes, beside the Hub's cache."""
     return Path(constants.HF_HOME, "hf_pe", "hashes.json")
 
 
-def _recall() -> dict[str, Any]:
+def _cached_entries() -> dict[str, Any]:
     return read_object_if_any(cache_file()) or {}
 
 
-def _remember(name: str, entry: list[Any]) -> None:
-    known = {key: value for key, value in _recall().items() if key != name} | {name: entry}
+def _cache(name: str, entry: list[Any]) -> None:
+    entries = {key: value for key, value in _cached_entries().items() if key != name} | {name: entry}
     try:
         cache_file().parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache_file(), json.dumps(dict(list(known.items())[-REMEMBERED:])))
+        write_whole(cache_file(), json.dumps(dict(list(entries.items())[-CACHED_HASHES:])))
     except OSError:
         return

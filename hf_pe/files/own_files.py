@@ -1,7 +1,8 @@
-"""What belongs to a model's own folder: no name and no link leads out of it, and only known files are carried along.
+"""Decide which files belong to a model's own folder, and which of them are copied into a result.
 
-A folder of a model may come from anyone. What its files name (shards, modules, tokenizers) is looked up inside it,
-links out of it are refused, and a result takes along what a list names: never hidden files, pickles, logs or scripts.
+A model's folder may come from anyone. Files that its own files name (shards, modules, tokenizers) are looked up inside
+it, and links that lead out of it are refused. Only files on a list are copied: never hidden files, pickles, logs or
+scripts.
 """
 
 import json
@@ -23,7 +24,7 @@ TOKENIZER_FILES = (
     "dict.txt", "emoji.json", "byte_maps.json", "normalizer.json", "prophetnet.tokenizer", "word_shape.json",
     "word_pronunciation.json", "alphabet.json", "*.model", "*.tiktoken", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-"""What the tokenizers of transformers read."""
+"""Files that the tokenizers of transformers read."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
@@ -32,25 +33,25 @@ PROCESSOR_FILES = (
 )
 SENTENCE_FILES = ("modules.json", "config_sentence_transformers.json", "sentence_*_config.json")
 CARRIED = (*TOKENIZER_FILES, *PROCESSOR_FILES, *SENTENCE_FILES, "generation_config.json")
-"""Names of the files that a result takes along from the original, licences besides."""
+"""Names of the files that are copied from the original into a result, apart from licences."""
 TEMPLATES = "additional_chat_templates"
-"""The folder in which a tokenizer keeps more chat templates."""
+"""Folder in which a tokenizer keeps further chat templates."""
 _LICENCE = re.compile(
     r"(?:\w+[_-])?(?:licen[cs]e|copying|notices?|use[_-]policy)(?:[_-](?!key)\w+)*(?:\.(?:txt|md|rst|pdf))?",
     re.IGNORECASE,
 )
 LICENCES = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*", "USE_POLICY*")
-"""Patterns by which the Hub is asked for them."""
+"""Patterns by which licences are downloaded from the Hub."""
 _REWRITTEN = re.compile(
     r"(?:model|pytorch_model|tf_model|flax_model|rust_model|adapter_model)[\w.-]*\.(?:safetensors|bin|h5|msgpack|ot)"
     r"(?:\.index\.json)?|.*\.gguf|config\.json|adapter_config\.json|README\.md|report\.json|plan\.json|recipe\.yaml"
     r"|\.gitattributes|\.git|\.cache|\.hf_pe\.json|__pycache__"
 )
-"""What a result has of its own, or no model needs: not worth a word."""
+"""Matches files that a result replaces by its own, or that no model needs: the user is not told about them."""
 
 
 def is_own(folder: Path, path: Path) -> bool:
-    """Return whether `path`, after all links, lies in `folder`, or is a blob of the Hub's cache that `folder` links to.
+    """Return whether `path`, with links resolved, lies in `folder` or is one of its blobs in the Hub's cache.
 
     In the Hub's cache a model's folder is `models--A--B/snapshots/COMMIT`, whose files are links into `blobs` beside
     `snapshots`.
@@ -63,10 +64,10 @@ def is_own(folder: Path, path: Path) -> bool:
 
 
 def require_own(folder: Path, path: Path) -> Path:
-    """Return `path`, unless a link on the way leads out of a model's folder.
+    """Return `path` after checking that no link in it leads out of a model's folder.
 
     Raises:
-        UsageError: one does.
+        UsageError: A link does.
     """
     if not is_own(folder, path):
         raise UsageError(
@@ -77,15 +78,15 @@ def require_own(folder: Path, path: Path) -> Path:
 
 
 def own_file(folder: Path, name: str, named_by: str) -> Path:
-    """Return the path of a file that a file of a model names.
+    """Return the path of a file whose name stands in another file of a model.
 
     Args:
-        folder: of the model.
-        name: as it is written there.
-        named_by: name of the file that names it.
+        folder: Folder of the model.
+        name: Name of the file, as written.
+        named_by: Name of the file in which it is written.
 
     Raises:
-        UsageError: it is no path inside the folder, or a link on the way leads out of it.
+        UsageError: The name is no path inside the folder, or a link in it leads out of the folder.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if not path.parts or path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
@@ -97,32 +98,28 @@ def own_file(folder: Path, name: str, named_by: str) -> Path:
 
 
 def require_own_files(folder: Path) -> None:
-    """Refuse the folder of a model out of which a link leads, or one of its files names another.
+    """Refuse the folder of a model that has a link out of it, or a file that names a file outside of it.
 
-    Looked at are the folder itself and the folders of its tokenizers, templates and modules; nothing reads others, nor
-    hidden files.
+    This checks the folder itself and the folders of its tokenizers, templates and modules; nothing reads other folders
+    or hidden files.
 
     Raises:
-        UsageError: says which.
+        UsageError: There is one; the message names it.
     """
     modules = [folder / str(entry.get("path") or ".") for entry in _modules(folder)]
-    for place in dict.fromkeys([folder, folder / TEMPLATES, *_tokenizer_folders(folder), *modules]):
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
+    for subfolder in dict.fromkeys([folder, folder / TEMPLATES, *_tokenizer_folders(folder), *modules]):
+        for path in sorted(subfolder.iterdir()) if subfolder.is_dir() else ():
             if path.is_symlink() and not path.name.startswith("."):
                 require_own(folder, path)
     for index in sorted(folder.glob("*.index.json")):
         require_own_shards(folder, index)
-    named = _json(folder / "tokenizer_config.json").get("fast_tokenizer_files")
-    for name in named if isinstance(named, list) else ():
+    tokenizer_files = _json(folder / "tokenizer_config.json").get("fast_tokenizer_files")
+    for name in tokenizer_files if isinstance(tokenizer_files, list) else ():
         own_file(folder, str(name), "tokenizer_config.json")
 
 
 def require_own_shards(folder: Path, index: Path) -> None:
-    """Refuse the index of a checkpoint that names files outside of its folder.
-
-    Raises:
-        UsageError: it does.
-    """
+    """Refuse the index of a checkpoint that names files outside of its folder."""
     shards = _json(index).get("weight_map")
     for name in sorted({str(name) for name in shards.values()}) if isinstance(shards, dict) else ():
         own_file(folder, name, index.name)
@@ -134,40 +131,39 @@ def is_licence(name: str) -> bool:
 
 
 def carried_files(folder: Path, *, own_code: bool = False) -> list[Path]:
-    """Return the files in the folder of a model that a result takes along.
+    """Return the files in the folder of a model that are copied into a result.
 
     Args:
-        folder: of the original.
-        own_code: the user allows the code that it brings along.
+        folder: Folder of the original.
+        own_code: Whether the user allows the custom code that comes with it.
 
     Raises:
-        UsageError: a link leads out of the folder.
+        UsageError: A link leads out of the folder.
     """
-    known = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
-    known += sorted((folder / TEMPLATES).glob("[!.]*.jinja"))
-    known += [
-        path for place in _tokenizer_folders(folder) for path in sorted(place.iterdir()) if _is_carried(path.name)
-    ]
-    files = [require_own(folder, path) for path in known if path.is_file()]
+    paths = [path for path in sorted(folder.iterdir()) if _is_carried(path.name)]
+    paths += sorted((folder / TEMPLATES).glob("[!.]*.jinja"))
+    for tokenizer in _tokenizer_folders(folder):
+        paths += [path for path in sorted(tokenizer.iterdir()) if _is_carried(path.name)]
+    files = [require_own(folder, path) for path in paths if path.is_file()]
     return files + (code_files(folder) if own_code else [])
 
 
 def code_files(folder: Path) -> list[Path]:
-    """Return the Python files that a model's settings name as its own code, and those that they import from beside.
+    """Return the Python files of a model's custom code: those that its settings name and those that these import.
 
     Raises:
-        UsageError: a link leads out of the folder.
+        UsageError: A link leads out of the folder.
     """
     from transformers.dynamic_module_utils import get_relative_import_files
 
-    named = {_module_of(reference) for reference in _references(folder)} - {None}
-    files = [folder / f"{name}.py" for name in sorted(filter(None, named)) if (folder / f"{name}.py").is_file()]
-    beside = [Path(path) for file in files for path in get_relative_import_files(file) if Path(path).is_file()]
-    return [require_own(folder, path) for path in dict.fromkeys([*files, *beside])]
+    modules = {_module_of(reference) for reference in _references(folder)} - {None}
+    files = [folder / f"{name}.py" for name in sorted(filter(None, modules)) if (folder / f"{name}.py").is_file()]
+    imported = [Path(path) for file in files for path in get_relative_import_files(file) if Path(path).is_file()]
+    return [require_own(folder, path) for path in dict.fromkeys([*files, *imported])]
 
 
 def left_behind(folder: Path, *, own_code: bool = False) -> list[str]:
-    """Return the names of what lies in the folder of a model, and a result neither takes along nor replaces."""
+    """Return the names in the folder of a model that are neither copied into a result nor replaced there."""
     carried = {path.relative_to(folder).parts[0] for path in carried_files(folder, own_code=own_code)}
     modules = {str(entry.get("path")).split("/")[0] for entry in _modules(folder)}
     names = sorted(path.name for path in folder.iterdir())
@@ -175,23 +171,23 @@ def left_behind(folder: Path, *, own_code: bool = False) -> list[str]:
 
 
 def left_behind_sentence(folder: Path, *, own_code: bool = False) -> str:
-    """Return a sentence that names what a result does not take along; empty where there is nothing."""
+    """Return a sentence that names the files that are not copied into a result; "" where there are none."""
     names = left_behind(folder, own_code=own_code)
-    return f"not taken along from {folder.name}, since not known as part of a model: {listed(names)}" if names else ""
+    return f"not copied from {folder.name}, since not known as part of a model: {listed(names)}" if names else ""
 
 
 def without_missing_code_(folder: Path) -> None:
-    """Let the settings in the folder of a result name no class of its own code that did not come along."""
+    """Remove `auto_map` from the settings in a result's folder where the code that it names was not copied."""
     for name in ("config.json", "tokenizer_config.json", *PROCESSOR_FILES):
         settings = _json(folder / name)
-        modules = {_module_of(each) for each in _named_classes(settings)} - {None}
+        modules = {_module_of(reference) for reference in _auto_map_references(settings)} - {None}
         if modules and not all((folder / f"{module}.py").is_file() for module in modules):
             del settings["auto_map"]
             write_whole(folder / name, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def _tokenizer_folders(folder: Path) -> list[Path]:
-    """Return the folders in which a processor keeps tokenizers beside its own, such as qformer_tokenizer."""
+    """Return the folders in which a processor keeps additional tokenizers, such as qformer_tokenizer."""
     return sorted(path for path in folder.glob("*_tokenizer") if path.is_dir())
 
 
@@ -200,20 +196,20 @@ def _is_carried(name: str) -> bool:
 
 
 def _references(folder: Path) -> Iterator[str]:
-    """Find the classes of a model's own code that its settings name, as MODULE.CLASS."""
+    """Yield the custom classes that a model's settings name, as MODULE.CLASS."""
     for name in ("config.json", "tokenizer_config.json", *PROCESSOR_FILES):
-        yield from _named_classes(_json(folder / name))
+        yield from _auto_map_references(_json(folder / name))
     yield from (str(entry.get("type")) for entry in _modules(folder))
 
 
-def _named_classes(settings: dict[str, Any]) -> Iterator[str]:
-    places = settings.get("auto_map")
-    for place in places.values() if isinstance(places, dict) else (places,):
-        yield from (str(each) for each in (place if isinstance(place, list) else [place]) if each)
+def _auto_map_references(settings: dict[str, Any]) -> Iterator[str]:
+    auto_map = settings.get("auto_map")
+    for entry in auto_map.values() if isinstance(auto_map, dict) else (auto_map,):
+        yield from (str(reference) for reference in (entry if isinstance(entry, list) else [entry]) if reference)
 
 
 def _module_of(reference: str) -> str | None:
-    """Return the module of MODULE.CLASS; None where it lies in a package or in another repository of the Hub."""
+    """Return the module of MODULE.CLASS; None where it is in a package or in another repository of the Hub."""
     module, _, name = reference.rpartition(".")
     return module if module.isidentifier() and name.isidentifier() else None
 
@@ -224,5 +220,5 @@ def _modules(folder: Path) -> list[dict[str, Any]]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file holds; nothing where it cannot be read: what loads the model will say why."""
+    """Return the object in a JSON file; an empty dict where it cannot be read, which loading the model will report."""
     return read_object_if_any(path) or {}

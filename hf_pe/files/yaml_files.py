@@ -1,4 +1,4 @@
-"""Reads YAML that a person wrote: a key that is given twice and a text that expands without end are refused."""
+"""Read YAML that a person wrote, and refuse repeated keys and aliases that expand without end."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 import yaml
 
 MOST_VALUES = 100_000
-"""Values that a text may stand for: each alias (*name) counts as much as what it repeats."""
+"""Number of values that a text may expand to: each alias (*name) counts as many values as it repeats."""
 
 
 class DuplicateKeyError(yaml.MarkedYAMLError):
-    """A mapping has a key twice."""
+    """Report that a mapping has a key twice."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Read YAML as the safe loader does, but refuse a key that is given twice: the first would be lost unnoticed."""
+    """Read YAML as the safe loader does, but refuse a repeated key: its first value would be lost unnoticed."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        """Compose one mapping and compare its keys as they are written, before merges (`<<`) are resolved."""
+        """Compose one mapping and compare its keys as written, before merges (`<<`) are resolved."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
@@ -29,11 +29,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """Read YAML.
+    """Return the data in a YAML text.
 
     Raises:
-        DuplicateKeyError: a key is given twice.
-        yaml.YAMLError: it is no YAML, or stands for more than `MOST_VALUES` values.
+        DuplicateKeyError: A key is given twice.
+        yaml.YAMLError: The text is not valid YAML, or expands to more than `MOST_VALUES` values.
     """
     loader = _Loader(text)
     try:
@@ -44,33 +44,33 @@ def load_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
-    except ValueError as error:  # a date such as 2024-13-45, a number that is none
+    except ValueError as error:  # such as an impossible date, 2024-13-45
         raise yaml.YAMLError(str(error)) from error
     finally:
         loader.dispose()
 
 
-def _size_of(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Return for how many values a node stands, aliases resolved.
+def _size_of(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """Return the number of values that a node expands to when aliases are resolved.
 
     Args:
-        node: what was composed.
-        known: sizes of the nodes before; None of those that are being counted.
+        node: Composed node.
+        sizes: Sizes of earlier nodes by their `id`, which this extends; None for a node that is being counted.
 
     Raises:
-        yaml.YAMLError: they are too many, or the node is inside itself.
+        yaml.YAMLError: There are too many values, or the node contains itself.
     """
     key = id(node)
-    if key in known:
-        size = known[key]
+    if key in sizes:
+        size = sizes[key]
         if size is None:
             raise yaml.YAMLError("an alias (*name) lies inside what it repeats")
         return size
-    known[key] = None
-    total = 1 + sum(_size_of(child, known) for child in _children(node))
+    sizes[key] = None
+    total = 1 + sum(_size_of(child, sizes) for child in _children(node))
     if total > MOST_VALUES:
-        raise yaml.YAMLError(f"its aliases (*name) stand for more than {MOST_VALUES:,} values")
-    known[key] = total
+        raise yaml.YAMLError(f"its aliases (*name) expand to more than {MOST_VALUES:,} values")
+    sizes[key] = total
     return total
 
 

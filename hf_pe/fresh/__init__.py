@@ -1,1 +1,1 @@
-"""Fresh processes: programs that run without hf_pe, started by a server that has the libraries loaded."""
+"""Run programs in fresh processes without hf_pe, started by a server that has imported the libraries already."""

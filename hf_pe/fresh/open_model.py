@@ -1,9 +1,9 @@
-"""Run by `checkpoints.reload.open_in_fresh_process` as a program of its own: loads a folder as any user would.
+"""Load a folder as any user would; `checkpoints.reload.open_in_fresh_process` runs this file as a program of its own.
 
-It must not import hf_pe: that the folder needs none of it is what it proves, unless its form is the plug-in's and the
-order says so. It runs no text: the order names auto classes of transformers, which `loading.Loading` has checked.
-Memory counts from after the imports: the largest anonymous resident memory, sampled, and, once each, the weight files
-that the model still maps after the pass: where weights are not copied, they are those pages.
+It must not import hf_pe, since it checks that the folder loads without it; only for a model with custom modules the
+order asks for `hf_pe.plugin`. It executes no code from the order, which names auto classes of transformers that
+`loading.Loading` has checked. Peak memory is counted from after the imports: the largest anonymous resident memory,
+sampled, plus the resident pages of weight files that the model still maps after the forward pass.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-import transformers.modeling_utils  # what every model imports is no part of what its model takes
+import transformers.modeling_utils  # imported first, so that it does not count as memory of the model
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = (".safetensors", ".gguf", ".bin")
@@ -35,7 +35,7 @@ def _anonymous() -> int:
 
 
 def _mapped_weights() -> int:
-    """Resident bytes of the weight files that are mapped into memory, no file more than whole."""
+    """Return the resident bytes of memory-mapped weight files, at most the size of each file."""
     try:
         lines = Path("/proc/self/smaps").read_text().splitlines()
     except OSError:
@@ -51,13 +51,13 @@ def _mapped_weights() -> int:
 
 
 def _hashes(model: torch.nn.Module) -> dict[str, str]:
-    """SHA-256 of the values of each tensor that the model saves; its dtype and shape lead."""
-    found = {}
+    """Return the SHA-256 of dtype, shape and values of each tensor that the model saves."""
+    hashes = {}
     for name, tensor in model.state_dict().items():
         digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        found[name] = digest.hexdigest()
-    return found
+        hashes[name] = digest.hexdigest()
+    return hashes
 
 
 def _watch(peak: list[int], stop: threading.Event) -> None:
@@ -67,7 +67,7 @@ def _watch(peak: list[int], stop: threading.Event) -> None:
 
 
 def main(work: Path) -> None:
-    """Load what the order names, run one forward pass, and write down what was seen."""
+    """Load the folder that the order names, run one forward pass, and write down the measurements."""
     order = json.loads((work / "order.json").read_text("utf-8"))
     transformers.logging.disable_progress_bar()
     inputs = load_file(work / "inputs.safetensors")
@@ -83,24 +83,24 @@ def main(work: Path) -> None:
         if order["device"] not in ("", str(model.device)):
             model.to(order["device"])
         with torch.no_grad():
-            found = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+            outputs = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
         mapped = _mapped_weights()
     finally:
         stop.set()
         watcher.join()
-    assert order["plugin"] or "hf_pe" not in sys.modules, "loading it imported hf_pe"
-    tensors = [v for v in found.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    assert order["plugin"] or "hf_pe" not in sys.modules, "loading the folder imported hf_pe"
+    tensors = [v for v in outputs.values() if isinstance(v, torch.Tensor) and v.is_floating_point()]
     save_file({str(i): t.contiguous().clone().cpu() for i, t in enumerate(tensors)}, work / "outputs.safetensors")
-    seen = {
+    measured = {
         "parameters": sum(_count(p, order["shape_attributes"]) for p in model.parameters()),
         "peak_memory_bytes": max(peak[0] - floor, 0) + mapped if floor else None,
         "hashes": _hashes(model),
     }
-    (work / "seen.json").write_text(json.dumps(seen), "utf-8")
+    (work / "measured.json").write_text(json.dumps(measured), "utf-8")
 
 
 def _loaded(auto_class: str, order: dict[str, Any]) -> Any:
-    """Load the folder by an auto class; code of its own runs only where the order allows it."""
+    """Load the folder by an auto class; custom code runs only where the order allows it."""
     loader = getattr(transformers, auto_class)
     return loader.from_pretrained(order["folder"], trust_remote_code=order["trust_remote_code"])
 

@@ -1,6 +1,6 @@
-"""Run by `measure.sentence_difference` as a program of its own: opens a folder with SentenceTransformer.
+"""Open a folder with SentenceTransformer; `measure.sentence_difference` runs this file as a program of its own.
 
-It must not import hf_pe: that the folder needs none of it is what it shows.
+It must not import hf_pe, since it checks that the folder loads without it.
 """
 
 import json
@@ -14,13 +14,13 @@ from sentence_transformers import SentenceTransformer
 
 
 def main(work: Path) -> None:
-    """Encode the texts in texts.json with the model in the folder that it names; write embeddings.safetensors."""
+    """Encode the texts in texts.json with the model in the folder that it names, and write embeddings.safetensors."""
     transformers.logging.disable_progress_bar()
     order = json.loads((work / "texts.json").read_text("utf-8"))
     model = SentenceTransformer(order["folder"], device=order["device"])
-    found = model.encode(order["texts"], convert_to_tensor=True, show_progress_bar=False)
+    embeddings = model.encode(order["texts"], convert_to_tensor=True, show_progress_bar=False)
     assert "hf_pe" not in sys.modules, "the folder imported hf_pe"
-    save_file({"embeddings": torch.as_tensor(found).float().cpu().contiguous()}, work / "embeddings.safetensors")
+    save_file({"embeddings": torch.as_tensor(embeddings).float().cpu().contiguous()}, work / "embeddings.safetensors")
 
 
 if __name__ == "__main__":

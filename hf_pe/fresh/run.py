@@ -1,4 +1,4 @@
-"""Run programs of this package in processes that have never imported it: what they show holds without it.
+"""Run programs of this package in processes that have never imported hf_pe, to check that folders load without it.
 
 Where a process can fork and there is no accelerator, one server imports the libraries once and forks for each program;
 elsewhere each program is started by itself.
@@ -22,15 +22,16 @@ from hf_pe.errors import OutOfMemoryError, ReloadError, out_of_memory
 
 SERVER = "server.py"
 READ_AT_IMPORT = ("CUDA_", "HF_", "LD_", "MKL_", "OMP_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_")
-"""How the variables begin that libraries read once, when they are imported."""
+"""Prefixes of the environment variables that libraries read only while they are imported."""
 
 
 class _Server:
-    """One process that runs programs for this one.
+    """Control a server process that runs programs for this process.
 
     Attributes:
-        owner: id of the process that started it: a fork of that one starts its own.
-        environment: it was started in.
+        owner: Id of the process that started the server; a fork of that process starts its own server.
+        environment: Environment that the server was started in.
+        process: The server process.
     """
 
     def __init__(self, environment: dict[str, str]) -> None:
@@ -42,13 +43,13 @@ class _Server:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            start_new_session=True,  # so that it ends with the program that it runs, and not before this process
+            start_new_session=True,  # so that `end` can kill it with its program, and Ctrl-C does not reach it
         )
 
     def run(self, **order: Any) -> int | None:
-        """Return the exit status of a program, see `server.run`; None where the server itself has ended.
+        """Run a program and return its exit status, see `server.run`; None where the server itself has ended.
 
-        Then the program that it ran has been ended too: another process will run it from the beginning.
+        In that case the program has been ended too, so that another process can run it from the beginning.
         """
         questions, answers = _pipes(self.process)
         try:
@@ -56,7 +57,7 @@ class _Server:
             answer = answers.readline()
         except (BrokenPipeError, ValueError):
             answer = ""
-        except BaseException:  # such as Ctrl-C: an answer that comes later would be taken for the next one
+        except BaseException:  # such as Ctrl-C: a late answer would be read as the answer to the next program
             self.end()
             raise
         if not answer:
@@ -64,13 +65,15 @@ class _Server:
         return int(answer) if answer else None
 
     def serves(self, environment: dict[str, str]) -> bool:
-        """Return whether it can run a program of this process in that environment."""
+        """Return whether the server can run a program of this process in that environment."""
         same = _read_at_import(self.environment) == _read_at_import(environment)
         return same and self.owner == os.getpid() and self.process.poll() is None
 
     def end(self) -> None:
-        """End it with what it runs, if it is this process's: also where the server alone was ended."""
-        if self.owner != os.getpid() or self.process.returncode is not None:  # once waited for, its id may be another's
+        """Kill the server and the program that it runs, unless another process owns it or it was waited for."""
+        if (
+            self.owner != os.getpid() or self.process.returncode is not None
+        ):  # then its id may belong to another process
             return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -82,17 +85,17 @@ _one_at_a_time = threading.Lock()
 
 
 def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str, str] | None = None) -> None:
-    """Run a program of this package, offline and in a process that has never imported the package.
+    """Run a program of this package, offline and in a process that has never imported hf_pe.
 
     Args:
-        program: name of the file beside this one.
-        argument: a folder, which the program reads and writes; "log.txt" in it takes what the program prints.
-        failure: how the message begins where it fails.
-        variables: of the environment, besides those of this process.
+        program: Name of a file beside this one.
+        argument: Folder that the program reads and writes; its output goes into "log.txt" in this folder.
+        failure: Beginning of the message where the program fails.
+        variables: Environment variables in addition to those of this process.
 
     Raises:
-        OutOfMemoryError: it had not enough memory.
-        ReloadError: it fails; `failure` and the program's own last words.
+        OutOfMemoryError: The program did not have enough memory.
+        ReloadError: The program failed; the message has `failure` and the end of the program's output.
     """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
     file, log = str(Path(__file__).parent / program), Path(argument, "log.txt")
@@ -106,16 +109,16 @@ def run_fresh(program: str, argument: str, failure: str, variables: Mapping[str,
         raise _failure(status, failure, log.read_text("utf-8", "replace")[-2000:])
 
 
-def _failure(status: int, failure: str, words: str) -> RuntimeError:
-    """Return the error of a program that ended with `status`; what lacked memory has shown nothing."""
-    error = ReloadError(f"{failure}:\n{words}")
+def _failure(status: int, failure: str, output: str) -> RuntimeError:
+    """Return the error for a program that ended with `status`; lack of memory says nothing about the folder."""
+    error = ReloadError(f"{failure}:\n{output}")
     if status == -signal.SIGKILL:
-        return OutOfMemoryError("the system killed the process that loads the result, most likely for want of memory")
-    return error if out_of_memory(error) is None else OutOfMemoryError(words.strip().splitlines()[-1])
+        return OutOfMemoryError("the system killed the process that loads the result, most likely for lack of memory")
+    return error if out_of_memory(error) is None else OutOfMemoryError(output.strip().splitlines()[-1])
 
 
 def _can_fork() -> bool:
-    """Return whether a forked process can compute: not where the libraries may have opened an accelerator before."""
+    """Return whether a forked process can compute, which it cannot once a library has opened an accelerator."""
     return hasattr(os, "fork") and sys.platform != "darwin" and not torch.accelerator.is_available()
 
 

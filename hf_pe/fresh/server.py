@@ -1,9 +1,8 @@
-"""Run by `fresh/run.py` as a program of its own: runs other programs, each in a process that has torch and transformers
-imported already, which takes longer than most of what they do.
+"""Run other programs, each in a forked process that has torch and transformers imported already.
 
-It reads one JSON line for each, {"program": file, "argument": text, "log": file for its output,
-"environment": variables}, and answers with its
-exit status. It must not import hf_pe, nor start a thread, before it forks.
+`fresh/run.py` starts this file as a program of its own, since these imports take longer than most of the programs. For
+each program it reads one JSON line, {"program": file, "argument": text, "log": file for its output, "environment":
+variables}, and answers with the exit status. It must neither import hf_pe nor start a thread before it forks.
 """
 
 import gc
@@ -20,9 +19,9 @@ import transformers.models.auto.modeling_auto  # noqa: F401
 
 
 def run(answers: TextIO, program: str, argument: str, log: str, environment: dict[str, str]) -> int:
-    """Return the exit status of a program that runs in a forked process.
+    """Run a program in a forked process and return its exit status.
 
-    That process does not hold `answers` open: they end with this one, so that whoever waits for one learns of it.
+    The forked process closes `answers`, so that a reader sees the end of the stream when this server ends.
     """
     process = os.fork()
     if process:
@@ -47,9 +46,9 @@ def run(answers: TextIO, program: str, argument: str, log: str, environment: dic
 
 
 def main() -> None:
-    """Answer line by line until the process that asks has ended."""
+    """Answer line by line until the process at the other end of the pipe closes it."""
     with os.fdopen(os.dup(1), "w") as answers:
-        os.dup2(2, 1)  # what libraries print is no answer
+        os.dup2(2, 1)  # output of libraries must not be read as an answer
         gc.freeze()
         for line in sys.stdin:
             print(run(answers, **json.loads(line)), file=answers, flush=True)

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from hf_pe.anatomy import custom_modules_of
 from hf_pe.checkpoints.classes import brings_code
-from hf_pe.checkpoints.reload import Seen, loading_for, open_in_fresh_process
+from hf_pe.checkpoints.reload import ReloadedFolder, loading_for, open_in_fresh_process
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import outputs_of
 from hf_pe.dummies.sizes import processor_size
@@ -28,16 +28,8 @@ def reopened(
     *,
     length: int = 128,
     pixels: Any = None,
-) -> tuple[Seen, Loading]:
-    """Load `folder` in a fresh process with the classes that the card names, and compare it with `model`.
-
-    Args:
-        folder: a saved model.
-        model: the same model in memory.
-        auto_class: of transformers, that loads the folder.
-        processor: tokenizer or processor of the model.
-        length: tokens of the inputs, for text models.
-        pixels: side, or [height, width], of images; default: the size that the processor makes.
+) -> tuple[ReloadedFolder, Loading]:
+    """Load `folder` in a fresh process with the classes that the card names; compare with `model`.
 
     Returns:
         The measurements of the fresh process (parameters, peak memory of loading and one forward pass, largest relative

@@ -1,1 +1,1 @@
-"""A run: order, dry run, stages, measurement, result."""
+"""Run recipes on a model: check their order, do a dry run, carry out the stages, measure, save the result."""

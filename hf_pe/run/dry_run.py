@@ -1,4 +1,4 @@
-"""The dry run: sizes after every stage from the config alone, without weights."""
+"""Compute the sizes of a model after every stage from its config alone, without weights: the dry run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,17 @@ from hf_pe.tasks.infer import find_task
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """What is known of a run before data are read and weights are loaded.
+    """Hold the checked arguments of a run before data are read and weights are loaded.
 
     Attributes:
-        source, config, model_class: of the original.
-        task: as named, or inferred from the model's class.
-        recipes, variants: with defaults that fit those after them.
-        processor: the one that was given or loaded by its name; None: the model's own, which is not loaded yet.
-        dry_run: sizes after each stage.
+        source: Source of the original.
+        config: Config of the original.
+        model_class: Class of the original.
+        task: The named task, or the one of the model's class.
+        recipes: The recipes, with defaults that fit the recipes after them.
+        variants: The recipes of the variants, by name.
+        processor: The processor that the user gave or named; None for the model's own, which is not loaded yet.
+        dry_run: Sizes after each stage.
     """
 
     source: Source
@@ -56,14 +59,15 @@ def prepare_run(
     """Check a run and compute its sizes, without data and without weights.
 
     Args:
-        source: of the original.
-        recipes, variants: what to do.
-        task: a name of `hf_pe.tasks.TASKS` or a Task; default: by the model's class.
-        processor: a loaded one, or where it is loaded from; None: the model's own.
-        live: the original, where it is loaded already.
+        source: Source of the original.
+        recipes: Recipes of the run.
+        variants: Recipes of the variants, by name.
+        task: A name of `hf_pe.tasks.TASKS` or a Task; by default the task of the model's class.
+        processor: A loaded processor, or a name that it is loaded from; None for the model's own.
+        live: The original, where it is loaded already.
 
     Raises:
-        UsageError: see `check_order`, `find_task` and `dry_run`.
+        UsageError: See `check_order`, `find_task` and `dry_run`.
     """
     fitting = fitted(recipes, variants.values())
     check_order(fitting, variants)
@@ -81,7 +85,7 @@ def prepare_run(
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a dry run knows: the original and the plan of every stage, then of every variant."""
+    """Hold the sizes that a dry run computed: of the original, after every stage, and of every variant."""
 
     original: Plan
     stages: tuple[Plan, ...]
@@ -89,24 +93,25 @@ class DryRun:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the stages may be worthless for, then the variants, by name."""
-        of_variants = [f"variant {n}: {w}" for n, plan in self.variants.items() for w in plan.warnings]
-        return (*(warning for plan in self.stages for warning in plan.warnings), *of_variants)
+        """The warnings of all stages, then those of the variants with their names."""
+        variant_warnings = [f"variant {n}: {w}" for n, plan in self.variants.items() for w in plan.warnings]
+        return (*(warning for plan in self.stages for warning in plan.warnings), *variant_warnings)
 
 
 def dry_run(
     spec: ModelSpec, recipes: Sequence[Recipe], variants: Mapping[str, Recipe], source: Source | None = None
 ) -> DryRun:
-    """The dry run: sizes after every stage, without weights.
+    """Compute the sizes after every stage without weights.
 
     Args:
-        spec: of the original.
-        recipes, variants: what to do.
-        source: where the original comes from; what lies beside its weights has to fit the result.
+        spec: The original without weights.
+        recipes: Recipes of the run.
+        variants: Recipes of the variants, by name.
+        source: Source of the original, whose side files (a dense layer after the model) have to fit the result.
 
     Raises:
-        UsageError: the model is quantized already, a target cannot be reached or an architecture cannot be proved; or
-            its form is the plug-in's and a step needs a stock one; or a module behind it needs another width.
+        UsageError: The model is quantized already, a budget cannot be met, an axis cannot be verified, a recipe needs a
+            stock config and the model has custom modules, or a module after the model needs another hidden width.
     """
     require_plain(spec.config)
     original = Plan(recipe="original", title="original", exact=True, **spec_sizes(spec))

@@ -1,4 +1,4 @@
-"""Measures one model as it is, and what only a saved folder shows."""
+"""Measure one model as it is, also by saving it and loading the folder in a fresh process."""
 
 import shutil
 import tempfile
@@ -30,7 +30,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     """Measure one model as it is: sizes, FLOPs, latency, peak memory and, with `data`, quality.
 
     Raises:
-        UsageError: the model, the task or the data cannot be had.
+        UsageError: The model or the data cannot be loaded, or the task does not fit the model.
     """
     config = load_config(source)
     if task is None and data is None:
@@ -46,32 +46,32 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     model = load_model(source, model_class)
     pixels = pixels_from(source, model_class)
     if ready is not None:
-        first_outputs(model, ready)
-    found = measure({"model": model}, ready, pixels=pixels)["model"]
+        first_answers(model, ready)
+    measured = measure({"model": model}, ready, pixels=pixels)["model"]
     if ready is not None:
-        for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, found.quality, ready)):
+        for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, measured.quality, ready)):
             progress.warn(warning)
     with tempfile.TemporaryDirectory() as folder:
-        return with_folder_facts(found, model, None, Path(folder), auto_class, source, pixels)
+        return with_folder_facts(measured, model, None, Path(folder), auto_class, source, pixels)
 
 
 def with_folder_facts(
     measured: Measurement,
     model: PreTrainedModel,
     processor: Any,
-    place: Path,
+    work: Path,
     auto_class: str,
     source: Source,
     pixels: Any = None,
 ) -> Measurement:
-    """Add what only a saved folder tells: bytes on disk and peak memory of a fresh process; saved in `place` for it.
+    """Save the model into a folder inside `work`, and add its bytes on disk and the peak memory of a fresh process.
 
-    A model that came from a .gguf file has the bytes of that file.
+    For a model from a .gguf file the bytes on disk are those of that file.
     """
-    folder = place / "base"
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed meanwhile
+    folder = work / "base"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     save_model(model, processor, folder)
-    seen, _ = reopened(folder, model, auto_class, processor, pixels=pixels)
-    size = weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
+    reloaded, _ = reopened(folder, "base", model, auto_class, processor, pixels=pixels)
+    disk_bytes = weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
-    return measured.model_copy(update={"disk_bytes": size, "peak_memory_bytes": seen.peak_memory_bytes})
+    return measured.model_copy(update={"disk_bytes": disk_bytes, "peak_memory_bytes": reloaded.peak_memory_bytes})

@@ -1,4 +1,4 @@
-"""Which recipes may follow each other, and the names of variants."""
+"""Check the order of recipes and the names of variants before a run."""
 
 import re
 from collections.abc import Collection, Iterable, Sequence
@@ -11,30 +11,32 @@ from hf_pe.recipe import Recipe
 from hf_pe.recipes import RECIPES
 from hf_pe.report import MAIN
 
+BEFORE = "before"
+"""Name of the original among the measured models, which no variant may have."""
 VARIANT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""What a variant may be called: its name becomes a folder and a branch on the Hub."""
+"""Allowed names of variants: each becomes a folder and a branch on the Hub."""
 
 
 def require_stock(spec: ModelSpec, recipe: Recipe) -> None:
     """Refuse a recipe that needs a stock config after one that leaves custom modules.
 
     Raises:
-        UsageError: `recipe` cannot follow.
+        UsageError: The model has custom modules, and `recipe` cannot change such a model.
     """
     if custom_modules_of(spec.config) is not None and not recipe.takes_custom_modules:
         last = recipe.changes == "precision"  # then it cannot come first either
         way_out = "Leave out one of the two." if last else f"Put {recipe.recipe} before separate, or leave out one."
         raise UsageError(
-            f"{recipe.recipe}: expected a model that a stock config can say; its convolutions were rewritten before "
-            f"(separate). {way_out}"
+            f"{recipe.recipe}: expected a model that a stock config describes, but an earlier stage (separate) has "
+            f"replaced its convolutions by custom modules. {way_out}"
         )
 
 
 def check_order(recipes: Sequence[Recipe], variants: Collection[str] = ()) -> None:
-    """Refuse an order that cannot work, before any work.
+    """Refuse an order of recipes that cannot work, before any work.
 
     Raises:
-        UsageError: no recipe at all, something after quantization or casting, or these twice; a variant whose name
+        UsageError: There is no recipe, a recipe follows one that changes the precision, or the name of a variant
             cannot be a folder beside the main result.
     """
     _check_variant_names(variants)
@@ -46,46 +48,52 @@ def check_order(recipes: Sequence[Recipe], variants: Collection[str] = ()) -> No
     last = recipes[-1]
     if last.leaves_precision_changed and variants:
         raise UsageError(
-            f"variants ({', '.join(variants)}) are packed copies of the result, and recipe step {len(recipes)} "
-            f"({last.recipe}) has packed it already. Leave out one of the two."
+            f"variants ({', '.join(variants)}) are copies of the result in lower precision, and recipe "
+            f"{len(recipes)} ({last.recipe}) lowers its precision already. Leave out one of the two."
         )
 
 
 def _why_not_after(first: Recipe, second: Recipe, number: int) -> str:
-    """Return why `second` cannot come after step `number`, which leaves weights that are no plain ones."""
+    """Return why the recipe `second` cannot follow `first`, recipe `number`, which changes the weights' precision."""
     if first.changes != "precision":
         return (
-            f"Recipe step {number} ({first.recipe}) leaves its adapters on packed weights (lora.merge: false), and "
-            f"step {number + 1} ({second.recipe}) comes after it. Put it last, or leave out merge."
+            f"Recipe {number} ({first.recipe}) leaves its adapters on quantized weights (lora.merge: false), and "
+            f"recipe {number + 1} ({second.recipe}) comes after it. Put it last, or leave out merge."
         )
     if first.recipe == second.recipe:
-        return f"Recipe steps {number} and {number + 1} both {first.recipe}: {second.needs_plain_weights}. Keep one."
+        return (
+            f"Recipes {number} and {number + 1} are both {first.recipe}: {second.needs_plain_weights}. Keep one of the "
+            "two."
+        )
     if second.changes == "precision":
-        return f"Recipe steps {number} ({first.recipe}) and {number + 1} ({second.recipe}): keep one of the two."
+        return (
+            f"Recipes {number} ({first.recipe}) and {number + 1} ({second.recipe}) both change the precision of the "
+            "weights. Keep one of the two."
+        )
     return (
-        f"Recipe step {number} ({first.recipe}) comes before step {number + 1} ({second.recipe}): "
+        f"Recipe {number} ({first.recipe}) comes before recipe {number + 1} ({second.recipe}): "
         f"{second.needs_plain_weights}. Put {second.recipe} first."
     )
 
 
 def _check_variant_names(names: Iterable[str]) -> None:
-    """Refuse names that would write outside the result, or over another part of it."""
-    taken = {MAIN: "the main result", "before": "the original"}
+    """Refuse names of variants whose folder would lie outside the result or replace another part of it."""
+    owners = {MAIN: "the main result", BEFORE: "the original"}
     for name in names:
         if VARIANT_NAME.fullmatch(name) is None or ".." in name or name.endswith((".", ".lock")):
             raise UsageError(
                 f"variants: '{name}' cannot be the name of a folder and of a branch. Expected letters, digits, '.', "
                 "'_' and '-', beginning with a letter or a digit, such as nf4 or half-precision."
             )
-        if name.lower() in taken:
+        if name.lower() in owners:
             raise UsageError(
-                f"variants: '{name}' is the name of {taken[name.lower()]} already, upper or lower case alike. "
-                "Choose another name, such as nf4."
+                f"variants: '{name}' is the name of {owners[name.lower()]} already (upper and lower case count as "
+                "equal). Choose another name, such as nf4."
             )
-        taken[name.lower()] = f"the variant '{name}'"
+        owners[name.lower()] = f"the variant '{name}'"
 
 
 def fitted(recipes: Sequence[Recipe], variants: Iterable[Recipe] = ()) -> list[Recipe]:
-    """Return the recipes with defaults that fit those after them, such as widths that a quantizer can pack."""
+    """Return the recipes with defaults that fit the recipes after them, such as widths that a quantizer supports."""
     variants = list(variants)
     return [recipe.before([*recipes[number:], *variants]) for number, recipe in enumerate(recipes, 1)]

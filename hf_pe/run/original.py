@@ -1,4 +1,4 @@
-"""The model before a run: loaded, checked and evaluated, and left as it was."""
+"""Load, check and evaluate the model of a run before its first stage."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +22,15 @@ from hf_pe.tasks import EvalResult, TaskData
 
 @dataclass(frozen=True)
 class Original:
-    """The original model of a run.
+    """Hold the original model of a run.
 
     Attributes:
-        state: with the model, and rows whose teacher it is.
-        live: the model, where it is the user's own object.
-        padding: id of the padding token that the config lacks while the run lasts; None: it lacks none.
-        unread: parts of the checkpoint that the model does not read.
-        evaluation: of the model; None where the user's own function evaluates.
-        warnings: on dtypes, and on metrics no better than guesses.
+        state: State with the model, and data whose teacher it is.
+        live: The model, where it is an object that the user has loaded.
+        padding: Id of the padding token that the config lacks and gets during the run; None where it lacks none.
+        unread: Parts of the checkpoint that the model does not read.
+        evaluation: Metrics of the model; None where the user's own function evaluates.
+        warnings: Warnings about dtypes, and about metrics that are no better than chance.
     """
 
     state: StageState
@@ -42,7 +42,7 @@ class Original:
 
     @contextmanager
     def in_use(self) -> Iterator[StageState]:
-        """The model in evaluation mode, with its padding token; the user's own object is as before afterwards."""
+        """Yield the state, its model in evaluation mode and with a padding token; restore a live model afterwards."""
         with unchanged(self.live), padding_named(self.state.model, self.padding):
             self.state.model.eval()
             yield self.state
@@ -54,14 +54,14 @@ def load_original(
     """Load the original, let every recipe check it, and evaluate it.
 
     Args:
-        run: whose original it is.
-        data: the rows.
-        live: the user's own object, where the model is loaded already.
-        evaluate: the user's own function in place of the task's metrics.
-        seed: of everything random.
+        run: Prepared run.
+        data: Rows of the run.
+        live: The model, where the user has loaded it already.
+        evaluate: The user's own function that replaces the task's metrics, or None.
+        seed: Seed of everything random.
 
     Raises:
-        UsageError: it cannot be loaded, has values that are not finite, or a recipe cannot work with it.
+        UsageError: The model cannot be loaded, has values that are not finite, or does not suit a recipe.
     """
     progress.say("loading the model")
     set_seed(seed)
@@ -73,9 +73,9 @@ def load_original(
     with original.in_use() as state:
         first_outputs(model, state.data)
         for recipe in run.recipes:
-            recipe.check(replace(state, statistics=StatisticsCache()))  # what it loads is not held during the run
+            recipe.check(replace(state, statistics=StatisticsCache()))  # the run does not hold what a check caches
         progress.say("evaluating the original")
-        evaluation = evaluate_task(model, state.data) if evaluate is None else None
-    below = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
-    rounded = rounding_warnings(run.source, run.config, run.model_class, model) if live is None else ()
-    return replace(original, evaluation=evaluation, warnings=(*rounded, *dtype_warnings(model), *below))
+        evaluation = judge(model, state.data) if evaluate is None else None
+    chance = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
+    rounding = rounding_warnings(run.source, run.config, run.model_class, model) if live is None else ()
+    return replace(original, evaluation=evaluation, warnings=(*rounding, *dtype_warnings(model), *chance))

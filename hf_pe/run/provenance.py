@@ -1,4 +1,4 @@
-"""Where a result comes from: base model, data, machine, versions. Nothing that tells whose machine it was."""
+"""Describe where a result comes from: base model, data, machine, versions; nothing that identifies a user or host."""
 
 import importlib.metadata
 import os
@@ -19,10 +19,15 @@ from hf_pe.report import BaseModelFacts, DataFacts
 def base_facts(
     source: Source, model: PreTrainedModel, base_model: str | None, license: str | None, card: Card
 ) -> BaseModelFacts:
-    """What the original says of itself; `base_model` and `license` where it does not.
+    """Return the facts on the card about the original, from its own card and config.
 
-    Where `base_model` names another model than the one that was compressed, that one may be a copy of it or a fine-tune
-    of it: both names are kept.
+    Args:
+        source: Source of the original.
+        model: The original.
+        base_model: Hub id that replaces the source's name. The compressed model may be a copy or a fine-tune of it, so
+            both names are kept.
+        license: License that replaces the one on the card.
+        card: Card of the original.
     """
     return BaseModelFacts(
         id=base_model or source.name,
@@ -43,7 +48,7 @@ def base_facts(
 
 
 def data_facts(examples: Examples) -> DataFacts:
-    """Sources without local folders, row counts, fingerprint."""
+    """Return the facts on the card about the data: sources without local folders, row counts, fingerprint."""
     config = examples.config
     return DataFacts(
         train=public_names(config.train),
@@ -57,10 +62,10 @@ def data_facts(examples: Examples) -> DataFacts:
 
 
 def _data_licenses(*sources: str | tuple[str, ...]) -> dict[str, str]:
-    """What each source says of its licence; one that says nothing, such as a local file, is left out."""
+    """Return the license that each source states; sources that state none, such as local files, are left out."""
     names = [name for group in sources for name in names_of(group)]
-    said = {name: _data_license(name) for name in names if not Path(name).expanduser().exists()}
-    return {name: license for name, license in said.items() if license}
+    licenses = {name: _data_license(name) for name in names if not Path(name).expanduser().exists()}
+    return {name: license for name, license in licenses.items() if license}
 
 
 def _data_license(name: str) -> str | None:
@@ -75,25 +80,25 @@ def _data_license(name: str) -> str | None:
 
 
 def public_names(sources: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Sources as they may be published: of a local path only the last part."""
+    """Return the names of data sources as they may be published: only the last part of a local path."""
     return tuple(Path(s).name if Path(s).exists() else s for s in names_of(sources))
 
 
 def machine() -> str:
-    """Processor, cores and system, without names of hosts or users."""
-    found = f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
-    return f"{found}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else found
+    """Return processor, cores and system of this machine, without names of hosts or users."""
+    description = f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    return f"{description}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else description
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that the measured numbers depend on."""
     packages = ("hf-pe", "torch", "transformers", *QUANTIZERS, "datasets")
     installed = {name: _version(name) for name in packages}
     return {"Python": platform.python_version()} | {name: version for name, version in installed.items() if version}
 
 
 def _version(package: str) -> str:
-    """Return the version of a package, "" where it is not installed: a quantizer need not be."""
+    """Return the version of a package, or "" where it is not installed, as a quantizer may be."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

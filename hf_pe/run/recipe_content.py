@@ -1,4 +1,4 @@
-"""A run as the content of a recipe file."""
+"""Write the arguments of a run as the content of a recipe file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,12 +21,12 @@ def recipe_of(  # noqa: PLR0913  each argument is named by its caller
     seed: int,
     processor: str | None = None,
 ) -> dict[str, Any]:
-    """The run as a recipe file's content; local folders are left out of it."""
-    told = data.model_dump(mode="json", exclude_defaults=True)
-    for key in told.keys() & {"train", "eval"}:
+    """Return a run as the content of a recipe file, without the paths of local folders."""
+    data_settings = data.model_dump(mode="json", exclude_defaults=True)
+    for key in data_settings.keys() & {"train", "eval"}:
         names = provenance.public_names(getattr(data, key))
-        told[key] = names[0] if len(names) == 1 else list(names)
-    found = {
+        data_settings[key] = names[0] if len(names) == 1 else list(names)
+    content = {
         "format_version": 1,
         "model": source.spec or source.name,
         "processor": processor and provenance.public_names(processor)[0],
@@ -34,11 +34,11 @@ def recipe_of(  # noqa: PLR0913  each argument is named by its caller
         "license": license,
         "task": task.name,
         "dtype": source.dtype,
-        "data": told,
+        "data": data_settings,
         "recipes": [r.model_dump(mode="json", exclude_unset=True) | {"recipe": r.recipe} for r in recipes],
         "variants": {
             n: v.model_dump(mode="json", exclude_unset=True) | {"recipe": v.recipe} for n, v in variants.items()
         },
         "seed": seed,
     }
-    return {key: value for key, value in found.items() if value not in (None, {})}
+    return {key: value for key, value in content.items() if value not in (None, {})}

@@ -1,4 +1,4 @@
-"""What a run returns: the compressed model, its report and how it is saved and pushed."""
+"""Hold what a run returns, the compressed model and its report, and save or push it."""
 
 import json
 import tempfile
@@ -23,7 +23,20 @@ from hf_pe.run.folder import finish_result, write_result
 
 @dataclass(frozen=True)
 class Result:
-    """A compressed model with its report; nothing is on disk until `save`."""
+    """Hold a compressed model with its report; nothing is on disk until `save`.
+
+    Attributes:
+        model: The compressed model.
+        processor: Its tokenizer or processor.
+        report: What was done and measured.
+        plans: Plan of each stage.
+        source: Source of the original.
+        auto_class: Auto class that loads the model.
+        recipe: The run as the content of a recipe file.
+        variants: Results of the variants, by name.
+        inputs: Local paths that the run has read, by a description; no output may touch them.
+        run: Id of the run whose stages the result is made from; "" where no stages were kept.
+    """
 
     model: PreTrainedModel
     processor: Any
@@ -37,14 +50,20 @@ class Result:
     run: str = ""
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> "Result":
-        """Write the model, its card and its papers; prove that it reloads. Old content stays until all is well.
+        """Write the model, its card and further files, and verify that the folder reloads.
 
-        With variants, `folder` holds one folder for each: "main" and their names.
+        Earlier content of `folder` is replaced only after all of this has succeeded. With variants, `folder` holds one
+        folder for each: "main" and their names.
+
+        Args:
+            folder: Folder of the result.
+            overwrite: Whether to replace an earlier result in it.
 
         Raises:
-            UsageError: `folder` is not empty and `overwrite` is not given; or it is no result, overlaps what was read,
-                is in use, cannot be written, or its disk is too small: see `outputs.check_output`.
-            RuntimeError: what was written does not load or is not equal.
+            UsageError: `folder` is not empty and `overwrite` is not given; or its content is no result, it overlaps
+                with a path that the run has read, it is in use, it cannot be written, or its disk is too small: see
+                `outputs.check_output`.
+            RuntimeError: The written folder does not load, or gives other outputs.
         """
         folder = Path(folder)
         require_space(folder, sum(weight_bytes(r.model) for r in (self, *self.variants.values())), "the result")
@@ -56,36 +75,37 @@ class Result:
             variants = {
                 n: r._written(fresh / n, f"{folder.name}-{n}", f"{folder.name}/{n}") for n, r in self.variants.items()
             }
-            table = {name: each.report.after for name, each in {MAIN: main, **variants}.items()}
+            table = {name: result.report.after for name, result in {MAIN: main, **variants}.items()}
             variants = {n: r._finished(fresh / n, table) for n, r in variants.items()}
             return replace(main._finished(fresh / MAIN, table), variants=variants)
 
     def push_to_hub(self, repo: str, **settings: Any) -> list[Sent]:
-        """Save into a folder of its own, prove and scan it, and push it: private unless `private=False`.
+        """Save into a temporary folder, verify that it reloads, scan it, and push it: private unless `private=False`.
 
         Args:
             repo: NAME or USER/NAME.
-            settings: fields of `hf_pe.hub.Publish`, such as private, branch, tag or create_pr.
+            settings: Fields of `hf_pe.hub.Publish`, such as private, branch, tag or create_pr.
 
         Raises:
-            UsageError, PushError: see `hf_pe.hub.push`.
+            UsageError: See `hf_pe.hub.push`.
+            PushError: See `hf_pe.hub.push`.
         """
-        own_code = brings_code(type(self.model))  # it runs already: the user has allowed it
-        wanted = Publish(repo=repo, **{"trust_remote_code": own_code, **settings})
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place, repo.rpartition("/")[2])
+        own_code = brings_code(type(self.model))  # it runs already, so the user has allowed it
+        publish = Publish(repo=repo, **{"trust_remote_code": own_code, **settings})
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent, repo.rpartition("/")[2])
             self.save(folder)
-            return push(folder, wanted, verify=False)  # saving has just proved it
+            return push(folder, publish, prove=False)  # `save` has just verified that it reloads
 
-    def _written(self, folder: Path, name: str, place: str = "") -> "Result":
-        """Write all but the card, which may name other variants."""
-        papers = {
+    def _written(self, folder: Path, name: str, label: str = "") -> "Result":
+        """Write all files but the card, which may name variants that are not written yet."""
+        extra_files = {
             "plan.json": json.dumps(
                 {"format_version": 1, "stages": [plan.model_dump(mode="json") for plan in self.plans]}
             ),
             "recipe.yaml": yaml.safe_dump(self.recipe, sort_keys=False),
         }
-        report = self.report.model_copy(update={"folder": place or None})
+        report = self.report.model_copy(update={"folder": label or None})
         report = write_result(
             self.model,
             self.processor,
@@ -94,8 +114,8 @@ class Result:
             report,
             self.auto_class,
             self.source,
-            papers=papers,
-            place=place,
+            extra_files=extra_files,
+            label=label,
         )
         return replace(self, report=report)
 
@@ -103,8 +123,8 @@ class Result:
         """Write the card and seal the folder.
 
         Args:
-            folder: written before.
-            table: what was measured of each variant, known once all of them are on disk.
+            folder: Folder that `_written` has written.
+            table: Measurements of each variant, which are complete once all of them are on disk.
         """
         report = self.report.model_copy(update={"variants": table or {}})
         return replace(self, report=finish_result(report, folder))

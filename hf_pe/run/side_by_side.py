@@ -1,4 +1,4 @@
-"""The original, the result and its variants evaluated and measured in turns, on one device."""
+"""Evaluate the original, the result and its variants, and measure them in turns on one device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,20 +7,19 @@ from hf_pe import progress
 from hf_pe.measure import Evaluate, changes, evaluate_task, measure, on_one_device
 from hf_pe.recipe import StageState
 from hf_pe.report import Measurement, MetricChange
+from hf_pe.run.order import BEFORE
 from hf_pe.run.original import Original
-
-BEFORE = "before"
-"""What the original is called among the results."""
 
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What was measured.
+    """Hold the measurements of a run.
 
     Attributes:
-        before: of the original.
-        after: of the result and its variants, by name.
-        changes: of metrics, with their intervals, by name; empty where the user's own function evaluates.
+        before: Measurements of the original.
+        after: Measurements of the result and its variants, by name.
+        changes: Changes of the metrics with their confidence intervals, by name; empty where the user's own function
+            evaluates.
     """
 
     before: Measurement
@@ -34,18 +33,16 @@ def measure_side_by_side(
     """Evaluate the results, and measure them and the original in turns.
 
     Args:
-        original: which is evaluated already, unless `evaluate` is given.
-        results: by name.
-        evaluate: the user's own function in place of the task's metrics.
+        original: The original, which is evaluated already, unless `evaluate` is given.
+        results: States of the result and its variants, by name.
+        evaluate: The user's own function that replaces the task's metrics, or None.
     """
     progress.say("measuring before and after, side by side")
     models = {BEFORE: original.state.model} | {name: state.model for name, state in results.items()}
     first, evaluations = original.evaluation, None
     with on_one_device(models.values()):
         if first is not None:
-            evaluations = {BEFORE: first} | {
-                name: evaluate_task(state.model, state.data) for name, state in results.items()
-            }
-        measured = measure(models, original.state.data, evaluations=evaluations, evaluate=evaluate)
-    moved = {name: changes(evaluations[BEFORE], evaluations[name]) if evaluations else () for name in results}
-    return SideBySide(measured.pop(BEFORE), measured, moved)
+            judged = {BEFORE: first} | {name: judge(state.model, state.data) for name, state in results.items()}
+        measured = measure(models, original.state.data, judged=judged, evaluate=evaluate)
+    metric_changes = {name: changes(judged[BEFORE], judged[name]) if judged else () for name in results}
+    return SideBySide(measured.pop(BEFORE), measured, metric_changes)

@@ -1,4 +1,4 @@
-"""The stages of a run one after the other, then its variants."""
+"""Carry out the stages of a run one after the other, then its variants."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from hf_pe.run.stages import Finished, StageFolder
 
 @dataclass(frozen=True)
 class Branch:
-    """The main result or a variant: the state that its stages made, and what they say of themselves."""
+    """Hold the final state of the main result or a variant, and a record of each of its stages."""
 
     state: StageState
     stages: tuple[Finished, ...]
@@ -23,13 +23,13 @@ def carry_out(
     chain: Sequence[tuple[StageId, Recipe]],
     variants: Mapping[str, tuple[StageId, Recipe]],
 ) -> dict[str, Branch]:
-    """Carry out all stages.
+    """Carry out all stages and variants.
 
     Args:
-        folder: that keeps them.
-        before: the original.
-        chain: the stages of the main result, in order.
-        variants: by name, the stage that follows on the last of them.
+        folder: Folder that keeps finished stages.
+        before: State of the original.
+        chain: Stages of the main result, in order.
+        variants: Stage of each variant, by name; it follows the last stage of `chain`.
 
     Returns:
         The main result and the variants, by name.

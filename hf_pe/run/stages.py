@@ -1,4 +1,4 @@
-"""Stages of a run: each is planned, carried out, measured and kept; a resumed run loads those that are whole."""
+"""Plan, apply, measure and keep the stages of a run; a resumed run loads finished stages that are undamaged."""
 
 import shutil
 import time
@@ -31,13 +31,15 @@ NOTE = "stage.json"
 
 
 class Finished(Frozen):
-    """A stage that is done, as its folder remembers it.
+    """Hold the record of a finished stage that lies in its folder.
 
     Attributes:
-        identity: of the stage, see `identity.StageId`.
-        origin: what all stages of its run were made from, see `identity.origin_of`.
+        identity: Hash over everything that the stage is made from, see `identity.StageId`.
+        origin: What all stages of its run were made from, see `identity.origin_of`.
         files: SHA-256 of each of its files.
-        own_processor: whether the stage made another processor, which lies in its folder.
+        plan: What the stage has done.
+        report: What was measured after it.
+        own_processor: Whether the stage changed the processor, which then lies in its folder.
     """
 
     identity: str
@@ -50,14 +52,14 @@ class Finished(Frozen):
 
 @dataclass(frozen=True)
 class StageFolder:
-    """Carries out the stages of a run and keeps the finished ones.
+    """Carry out the stages of a run and keep the finished ones.
 
     Attributes:
-        folder: where each stage has a folder of its own.
-        origin: what they are all made from; None: stages are not kept.
-        resume: finished stages of an earlier run are loaded.
-        evaluate: the user's own function that stages are measured by.
-        seed: everything random in a stage begins with it, whether the stages before were made or loaded.
+        folder: Folder that has one folder per stage.
+        origin: What all stages are made from, see `identity.origin_of`; None where stages are not kept.
+        resume: Whether to load finished stages of an earlier run.
+        evaluate: The user's own function that replaces the task's metrics, or None.
+        seed: Seed that is set before each stage, so that it does not matter whether earlier stages were loaded.
     """
 
     folder: Path
@@ -67,82 +69,81 @@ class StageFolder:
     seed: int
 
     def make(self, stage: StageId, recipe: Recipe, state: StageState) -> tuple[StageState, Finished]:
-        """Plan and apply one recipe to a state, or load what an earlier run finished."""
-        place = self.folder / stage.folder_name
-        earlier = finished_stage(place, stage) if self.resume else None
+        """Plan and apply one recipe to a state, or load the stage where an earlier run has finished it."""
+        folder = self.folder / stage.folder_name
+        earlier = finished_stage(folder, stage) if self.resume else None
         if earlier is not None:
-            damaged = damaged_files(place, earlier)
+            damaged = damaged_files(folder, earlier)
             if not damaged:
                 progress.say(f"stage {stage.name}: finished before, loaded")
-                return _loaded(place, state, earlier), earlier
+                return _loaded(folder, state, earlier), earlier
             progress.say(f"stage {stage.name}: finished before, but damaged ({', '.join(damaged)}): made again")
         progress.say(f"stage {stage.name}")
         set_seed(self.seed)
         training = self.folder / f"{stage.folder_name}.training"
-        checkpoints = None if self.origin is None else training  # in a folder that goes they help nobody
+        checkpoints = None if self.origin is None else training  # no use in a folder that does not outlive the run
         before = replace(state, statistics=StatisticsCache(), losses=(), checkpoints=checkpoints, resume=self.resume)
-        made, finished = self._made(stage, recipe, before)
+        after, finished = self._carried_out(stage, recipe, before)
         if self.origin is not None:
-            finished = _kept(place, before, made, finished)
-        shutil.rmtree(training, ignore_errors=True)  # not before the stage is whole: hours may lie in it
-        return made, finished
+            finished = _kept(folder, before, after, finished)
+        shutil.rmtree(training, ignore_errors=True)  # only now that the stage is written: it may hold hours of work
+        return after, finished
 
-    def _made(self, stage: StageId, recipe: Recipe, state: StageState) -> tuple[StageState, Finished]:
+    def _carried_out(self, stage: StageId, recipe: Recipe, state: StageState) -> tuple[StageState, Finished]:
         start = time.perf_counter()
         plan = recipe.plan(state)
         after = recipe.apply(state, plan)
-        made = after.model
         report = StageReport(
-            plan=_brief(plan),
+            plan=_without_units(plan),
             settings=recipe.model_dump(mode="json"),
             seconds=time.perf_counter() - start,
-            parameters_without_embeddings=parameters(made).without_embeddings,
-            weight_bytes=weight_bytes(made),
-            layer_bits=layer_bits(made),
-            quality=quality(made, after.data, self.evaluate),
+            parameters_without_embeddings=parameters(after.model).without_embeddings,
+            weight_bytes=weight_bytes(after.model),
+            layer_bits=layer_bits(after.model),
+            quality=quality(after.model, after.data, self.evaluate),
             losses=after.losses,
         )
         return after, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
 
 
 def require_resumable(folder: Path, stages: Iterable[StageId], origin: Mapping[str, str]) -> None:
-    """Refuse to resume where finished stages lie of which none is one of this run.
+    """Refuse to resume where `folder` has finished stages but none of this run.
 
     Raises:
-        UsageError: says by what they differ.
+        UsageError: None of them is of this run; the message says how the runs differ.
     """
     notes = sorted(folder.glob(f"*/{NOTE}"))
     if not notes or any(finished_stage(folder / stage.folder_name, stage) for stage in stages):
         return
-    earlier = [found for note in notes if (found := _read(note)) is not None]
-    differences = [[what for what in origin if found.origin.get(what) != origin[what]] for found in earlier]
-    least = min(differences, key=len, default=["another version of hf_pe"])
+    earlier = [finished for note in notes if (finished := _read(note)) is not None]
+    differences = [[what for what in origin if finished.origin.get(what) != origin[what]] for finished in earlier]
+    fewest = min(differences, key=len, default=["another version of hf_pe"])
     raise UsageError(
-        f"--resume: {folder} has finished stages, but none of this run: they were begun with "
-        f"{' and '.join(least) or 'another recipe'}. Undo the change, or give --restart to begin anew."
+        f"--resume: {folder} has finished stages, but none of this run: they were made with "
+        f"{' and '.join(fewest) or 'another recipe'}. Undo the change, or give --restart to start again."
     )
 
 
-def finished_stage(place: Path, stage: StageId) -> Finished | None:
-    """Return what the folder of a stage says of it; None where it is not there or made from something else."""
-    found = _read(place / NOTE)
-    return found if found is not None and found.identity == stage.identity else None
+def finished_stage(folder: Path, stage: StageId) -> Finished | None:
+    """Return the record of a stage in its folder; None where there is none, or of a stage made from something else."""
+    finished = _read(folder / NOTE)
+    return finished if finished is not None and finished.identity == stage.identity else None
 
 
-def damaged_files(place: Path, finished: Finished) -> list[str]:
-    """Return which files of a finished stage are missing or not as they were written."""
+def damaged_files(folder: Path, finished: Finished) -> list[str]:
+    """Return which files of a finished stage are missing or have changed since they were written."""
     return [
         name
         for name, written in finished.files.items()
-        if not (place / name).is_file() or sha256(place / name) != written
+        if not (folder / name).is_file() or sha256(folder / name) != written
     ]
 
 
-def _kept(place: Path, before: StageState, after: StageState, finished: Finished) -> Finished:
-    """Write a finished stage; with its processor where that is another one than before."""
-    if place.exists():  # damaged, or half removed
-        shutil.rmtree(place)
-    with replaced(place, overwrite=True) as fresh:
+def _kept(folder: Path, before: StageState, after: StageState, finished: Finished) -> Finished:
+    """Write a finished stage into its folder, with its processor where the stage has changed it."""
+    if folder.exists():  # it is damaged or half removed
+        shutil.rmtree(folder)
+    with replaced(folder, overwrite=True) as fresh:
         own = after.processor is not before.processor
         save_model(after.model, after.processor if own else None, fresh)
         finished = finished.model_copy(update={"files": _hashes(fresh), "own_processor": own})
@@ -157,9 +158,9 @@ def _read(note: Path) -> Finished | None:
         return None
 
 
-def _loaded(place: Path, before: StageState, finished: Finished) -> StageState:
-    """Load a stage as any model is loaded; the model before tells whether code of its own was allowed."""
-    source = resolve(str(place), trust_remote_code=brings_code(type(before.model)))
+def _loaded(folder: Path, before: StageState, finished: Finished) -> StageState:
+    """Load a stage like any model; custom code is allowed where the model before the stage already runs it."""
+    source = resolve(str(folder), trust_remote_code=brings_code(type(before.model)))
     model = load_model(source, class_for(load_config(source)))
     after = before.with_model(model)
     if not finished.own_processor:
@@ -172,7 +173,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
 
-def _brief(plan: Plan) -> Plan:
-    """The plan as a report keeps it: which layers stay; the long lists of units are in plan.json."""
+def _without_units(plan: Plan) -> Plan:
+    """Return the plan as a report keeps it: with the kept layers, without the long lists of units (see plan.json)."""
     kept = {name: units for name, units in (plan.kept or {}).items() if names_depth(name)}
     return plan.model_copy(update={"kept": kept or None})

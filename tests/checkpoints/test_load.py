@@ -76,8 +76,8 @@ def test_a_gguf_file_is_found_in_its_folder():
     [
         ("./no/such/folder", "does not exist"),
         ("package:no_such_package/model", "no Python package"),
-        ("someone/no-such-model", "could not be had from the Hub"),
-        ("no-such-model", "could not be had from the Hub"),
+        ("someone/no-such-model", "could not be loaded from the Hub"),
+        ("no-such-model", "could not be loaded from the Hub"),
     ],
 )
 def test_models_that_are_not_there(model, message):

@@ -51,7 +51,9 @@ def test_a_folder_is_loaded_with_its_float32_head(llama_folder, tokenizer, tmp_p
     assert torch.equal(loaded(ids).logits, hidden.float() @ model.lm_head.weight.T)
     assert not rounding_warnings(source, load_config(source), LlamaForCausalLM, loaded)
     (sentence,) = dtype_warnings(loaded)
-    assert sentence.startswith("lm_head.weight: kept in float32") and "from_pretrained makes bfloat16" in sentence
+    assert (
+        sentence.startswith("lm_head.weight: kept in float32") and "from_pretrained rounds them to bfloat16" in sentence
+    )
     stock = LlamaForCausalLM.from_pretrained(tmp_path)
     assert {each.dtype for each in stock.parameters()} == {torch.bfloat16}
     again = as_stock_loads(loaded)

@@ -12,7 +12,7 @@ from transformers import BertModel
 from hf_pe import StructuredPruning, UsageError, compress, cut_checkpoint
 from hf_pe.checkpoints.load import load_model
 from hf_pe.checkpoints.processor import load_processor
-from hf_pe.checkpoints.reload import Seen
+from hf_pe.checkpoints.reload import ReloadedFolder
 from hf_pe.checkpoints.save import save_model, weight_hashes
 from hf_pe.checkpoints.sentence_source import sentence_modules
 from hf_pe.checkpoints.sentence_transformers import TOKENIZATION, copy_modules, module_folders, read_sentence_modules
@@ -154,7 +154,7 @@ def test_a_folder_that_is_a_link_elsewhere_is_refused(folder, tmp_path):
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt: false"),
         ("3_Dense/config.json", {"activation_function": "os.system"}, "expected a class of torch.nn"),
         ("3_Dense/config.json", {"activation_function": "torch.nn.functional.relu"}, "expected a class of torch.nn"),
-        ("3_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected dense layers behind pooling"),
+        ("3_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected dense layers after pooling"),
         ("3_Dense/config.json", {"out_features": 5}, "cannot be built"),
         ("config_sentence_transformers.json", {"default_prompt_name": "other"}, "expected one of query, passage"),
     ],
@@ -178,7 +178,7 @@ def test_other_modules_are_refused_for_embeddings_only(folder):
     (folder / "modules.json").write_text(json.dumps([*modules, module(5, "LSTM", "5_LSTM")]))
     source = resolve(str(folder))
     config = load_model(source, BertModel).config
-    with pytest.raises(UsageError, match="has the module LSTM behind the model"):
+    with pytest.raises(UsageError, match="has the module LSTM after the model"):
         find_task("embedding", source, config)
     assert find_task("masked_lm", source, config).name == "masked_lm"
 
@@ -281,4 +281,4 @@ def _seen(model, result):
     """What a fresh process would see of a folder that holds `model`."""
     hashes = {name: value_sha256(value) for name, value in model.state_dict().items()}
     parameters = result[0].report.after.parameters
-    return Seen(parameters=parameters, peak_memory_bytes=None, max_difference=0.0, hashes=hashes)
+    return ReloadedFolder(parameters=parameters, peak_memory_bytes=None, max_difference=0.0, hashes=hashes)

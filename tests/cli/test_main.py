@@ -205,7 +205,7 @@ def test_a_real_ctrl_c_and_what_a_scheduler_sends(recipe, tmp_path, stop, code):
     process.send_signal(stop)
     rest = process.stderr.read()
     assert process.wait(timeout=60) == code
-    assert "Finished stages are in" in rest and "go on with --resume" in rest
+    assert "Finished stages are in" in rest and "continue with --resume" in rest
     assert not target.exists()
     assert len(list(tmp_path.glob(".out.hf_pe-*/1-*/stage.json"))) == 1
     assert not (tmp_path / ".out.hf_pe.lock").exists()
@@ -311,7 +311,7 @@ def test_a_source_with_the_name_of_a_work_folder_is_read(bert_folder, tmp_path):
     ("arguments", "message"),
     [
         (["inspect", "./no/such/model"], "does not exist"),
-        (["inspect", "someone/no-such-model"], "could not be had from the Hub"),
+        (["inspect", "someone/no-such-model"], "could not be loaded from the Hub"),
         (["plan", "no-such.yaml"], "does not exist"),
         (["card", "."], "no report.json"),
         (["measure", "./no/such/model"], "does not exist"),

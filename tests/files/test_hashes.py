@@ -27,25 +27,25 @@ def unread(path):
 
 
 def test_a_large_file_is_read_once(cache, file, monkeypatch):
-    first = hashes.remembered_sha256(file)
+    first = hashes.cached_sha256(file)
     assert first == hashes.sha256(file)
     monkeypatch.setattr(hashes, "sha256", unread)
-    assert hashes.remembered_sha256(file) == first
+    assert hashes.cached_sha256(file) == first
 
 
 def test_a_file_that_changed_is_read_again(cache, file):
-    first = hashes.remembered_sha256(file)
+    first = hashes.cached_sha256(file)
     file.write_bytes(b"WEIGHTS")
     os.utime(file, (1e9 + 1, 1e9 + 1))
-    assert hashes.remembered_sha256(file) == hashes.sha256(file) != first
+    assert hashes.cached_sha256(file) == hashes.sha256(file) != first
     file.write_bytes(b"weightz")
     os.utime(file, (1e9 + 1, 1e9 + 1))  # as rsync and cp -p set it: size and time are the same
-    assert hashes.remembered_sha256(file) == hashes.sha256(file)
+    assert hashes.cached_sha256(file) == hashes.sha256(file)
 
 
 def test_what_was_written_a_moment_ago_is_not_remembered(cache, file):
     file.write_bytes(b"fresh")
-    hashes.remembered_sha256(file)
+    hashes.cached_sha256(file)
     assert not cache.exists()
 
 
@@ -53,21 +53,21 @@ def test_what_was_written_a_moment_ago_is_not_remembered(cache, file):
 def test_a_cache_that_cannot_be_read_is_no_cache(cache, file, content):
     cache.parent.mkdir()
     cache.write_text(content)
-    assert hashes.remembered_sha256(file) == hashes.sha256(file)
+    assert hashes.cached_sha256(file) == hashes.sha256(file)
 
 
 def test_a_cache_that_cannot_be_written_is_no_cache(cache, file):
     cache.parent.write_text("a file in the place of the folder")
-    assert hashes.remembered_sha256(file) == hashes.sha256(file)
+    assert hashes.cached_sha256(file) == hashes.sha256(file)
 
 
 def test_the_oldest_hashes_are_forgotten(cache, file, tmp_path, monkeypatch):
-    monkeypatch.setattr(hashes, "REMEMBERED", 1)
+    monkeypatch.setattr(hashes, "CACHED_HASHES", 1)
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"other")
     os.utime(other, (1e9, 1e9))
-    hashes.remembered_sha256(file)
-    hashes.remembered_sha256(other)
+    hashes.cached_sha256(file)
+    hashes.cached_sha256(other)
     assert "other" in cache.read_text() and "model" not in cache.read_text()
 
 

@@ -166,7 +166,7 @@ def test_a_cut_takes_along_what_a_model_needs_and_names_the_rest(folder, tmp_pat
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", ".hf_pe.json", *BESIDE,
         "additional_chat_templates", "additional_chat_templates/tool.jinja",
     }  # fmt: skip
-    (sentence,) = [each for each in told if "not taken along" in each]
+    (sentence,) = [each for each in told if "not copied" in each]
     assert all(name in sentence for name in sorted(SECRETS)[:8]) and "and 1 more" in sentence
     assert "model.safetensors" not in sentence and "README" not in sentence
 

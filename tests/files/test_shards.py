@@ -53,7 +53,7 @@ DAMAGES = [
         lambda folder: changed(folder, lambda index: index["weight_map"].update(a="/etc/passwd")),
         "names .*which lies outside of the model's own folder",
     ),
-    (lambda folder: changed(folder, swapped), "does not hold no.such"),
+    (lambda folder: changed(folder, swapped), "lacks no.such"),
 ]
 
 

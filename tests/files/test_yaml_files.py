@@ -12,8 +12,8 @@ MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (ALIASES, "stand for more than 100,000 values"),
-        (MERGES, "stand for more than 100,000 values"),
+        (ALIASES, "expand to more than 100,000 values"),
+        (MERGES, "expand to more than 100,000 values"),
         ("model: &a [*a]", "lies inside what it repeats"),
         ("[" * 100_000, "nested too deeply"),
         ("when: 2024-13-45", "month must be in"),

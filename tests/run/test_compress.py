@@ -208,9 +208,9 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
     BertModel(BertModel.from_pretrained(bert_folder).config).save_pretrained(other)
     with monkeypatch.context() as patch:
         patch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
-        with pytest.raises(UsageError, match=r"none of this run: they were begun with another model \(its weights"):
+        with pytest.raises(UsageError, match=r"none of this run: they were made with another model \(its weights"):
             compress(str(other), steps, resume=True, **call)
-        with pytest.raises(UsageError, match=r"begun with another recipe\. Undo the change"):
+        with pytest.raises(UsageError, match=r"made with another recipe\. Undo the change"):
             compress(str(bert_folder), [StructuredPruning(keep={"ffn": 0.25}), DISTIL], resume=True, **call)
 
     pruned = []
@@ -298,16 +298,16 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
         ([], "at least one"),
         (
             [PACK, PRUNE],
-            r"step 1 \(quantize\) comes before step 2 \(prune\): a quantized model cannot be cut. Put prune first",
+            r"Recipe 1 \(quantize\) comes before recipe 2 \(prune\): a packed model cannot be cut. Put prune first",
         ),
         (
             [PRUNE, PACK, DISTIL],
-            r"step 2 \(quantize\) comes before step 3 \(distil\): packed weights cannot be trained",
+            r"Recipe 2 \(quantize\) comes before recipe 3 \(distil\): packed weights cannot be trained",
         ),
         ([PACK, PACK], "both quantize"),
         (
             [Distillation(lora={"base": "nf4", "merge": False}), PACK],
-            r"step 1 \(distil\) leaves its adapters on packed weights .* step 2 \(quantize\) comes after it",
+            r"Recipe 1 \(distil\) leaves its adapters on quantized weights .* recipe 2 \(quantize\) comes after it",
         ),
     ],
 )
@@ -331,7 +331,7 @@ def test_names_of_variants_differ_by_more_than_case():
 
 
 def test_packed_copies_of_a_packed_result_are_refused(bert_folder):
-    with pytest.raises(UsageError, match=r"variants \(small\) are packed copies .* step 2 \(quantize\) has packed it"):
+    with pytest.raises(UsageError, match=r"variants \(small\) are copies .* recipe 2 \(quantize\) lowers its"):
         compress(str(bert_folder), [PRUNE, PACK], data=TEXTS, task="embedding", variants={"small": PACK})
 
 

@@ -154,13 +154,13 @@ def test_where_no_stage_fits_it_is_said_why(runs):
             require_resumable(runs.folder, stage_ids(origin, [recipe], {})[0], origin)
         return str(caught.value)
 
-    assert "begun with another recipe. " in refusal(PACK, ORIGIN)
-    assert "begun with other data. " in refusal(CAST, ORIGIN | {"other data": "c"})
+    assert "made with another recipe. " in refusal(PACK, ORIGIN)
+    assert "made with other data. " in refusal(CAST, ORIGIN | {"other data": "c"})
     both = refusal(CAST, {"another model": "z", "other data": "z"})
-    assert "begun with another model and other data. " in both
+    assert "made with another model and other data. " in both
     (note,) = runs.folder.glob("*/stage.json")
     note.write_text(json.dumps({"identity": "of an older version"}))
-    assert "begun with another version of hf_pe. " in refusal(CAST, ORIGIN)
+    assert "made with another version of hf_pe. " in refusal(CAST, ORIGIN)
 
 
 def test_without_a_folder_of_the_users_nothing_is_hashed_or_kept(runs):
