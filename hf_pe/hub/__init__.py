@@ -1,4 +1,4 @@
-"""What is published: the model card, made from a report, and the push."""
+"""Make the model card of a result from its report, and push the result to the Hub."""
 
 from hf_pe.errors import PushError as PushError
 from hf_pe.hub.card import render_card as render_card

@@ -1,4 +1,4 @@
-"""What cards that others wrote say: those of the original model and of data sets. None of them can end a run."""
+"""Read the cards of original models and data sets, which others wrote; a damaged one gives a warning, not an error."""
 
 import re
 from collections.abc import Callable
@@ -13,18 +13,18 @@ from hf_pe.files.front_matter import Written, line_of_front_matter, read_front_m
 from hf_pe.files.own_files import is_own
 
 LARGEST = 2_000_000
-"""Bytes of a card that is read."""
+"""Size limit of a card in bytes."""
 _LONGEST_SECTION = 3000
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card; empty where there is none or it cannot be read.
+    """Hold a card; it is empty where there is none or it cannot be read.
 
     Attributes:
-        data: its front matter; every scalar is the string that was written.
-        text: what stands below.
-        warnings: a sentence where it cannot be read.
+        data: Its front matter; every scalar is the string that was written.
+        text: The text below the front matter.
+        warnings: A sentence where the card cannot be read.
     """
 
     data: dict[str, Any] = field(default_factory=dict)
@@ -32,31 +32,31 @@ class Card:
     warnings: tuple[str, ...] = ()
 
     def strings(self, key: str) -> tuple[str, ...]:
-        """Return the values of a key that may have one or several."""
+        """Return the values of a key that may have one value or a list of them."""
         value = self.data.get(key)
-        listed = value if isinstance(value, list) else [value]
-        return tuple(str(each) for each in listed if isinstance(each, Written) and not each.is_null)
+        values = value if isinstance(value, list) else [value]
+        return tuple(str(item) for item in values if isinstance(item, Written) and not item.is_null)
 
     def string(self, key: str) -> str | None:
-        """Return the value of a key, several joined by commas; None where it has none."""
+        """Return the values of a key, joined by commas; None where it has none."""
         return ", ".join(self.strings(key)) or None
 
     def sections(self, title: str) -> str | None:
-        """Return the sections whose heading matches `title`, without headings; None where there is none."""
+        """Return the text of the sections whose heading matches `title`; None where there is none."""
         return _sections(self.text, title)
 
     def citation(self) -> str | None:
-        """Return its BibTeX entries; None where it has none."""
+        """Return the BibTeX entries of the card; None where it has none."""
         return "\n\n".join(_bibtex(self.text)) or None
 
 
 def model_card(folder: Path | None, name: str) -> Card:
-    """Read the card of a model: README.md of its folder, else that of the Hub, if it has one and can be reached."""
+    """Read the card of a model: README.md of its folder, or else that on the Hub, if there is one within reach."""
     return _read(lambda: _file_of(folder, name, "model"), "The card of the original")
 
 
 def dataset_card(name: str) -> Card:
-    """Read the card of a data set on the Hub, if it has one and can be reached."""
+    """Read the card of a data set on the Hub, if there is one within reach."""
     return _read(lambda: _file_of(None, name, "dataset"), f"The card of the data set {name}")
 
 
@@ -66,7 +66,7 @@ def _file_of(folder: Path | None, name: str, kind: str) -> Path | None:
         return path if path.is_file() and is_own(folder, path) else None
     try:
         return Path(hf_hub_download(name, "README.md", repo_type=kind))
-    except (OSError, ValueError):  # no card, no id, or no network any more: what it says stays unstated
+    except (OSError, ValueError):  # no card, no such id, or no network: the new card states less
         return None
 
 
@@ -86,18 +86,18 @@ def _read(find: Callable[[], Path | None], what: str) -> Card:
         reason = error.strerror or "" if isinstance(error, OSError) else str(error)
     return Card(
         warnings=(
-            f"{what} cannot be read: {reason}. It counts as no card: licence, languages, limits and citation are not "
-            "taken from it. Correct the card, or state the licence yourself (license: in a recipe file).",
+            f"{what} cannot be read: {reason}. Licence, languages, limits and citation are not taken from it. Correct "
+            "the card, or state the licence yourself (license: in a recipe file).",
         )
     )
 
 
 def _sections(card: str, title: str) -> str | None:
     card = re.sub(r"<!--(?:(?!<!--).)*?-->\n?", "", card, flags=re.DOTALL)
-    outside = re.split(r"(```.*?```)", card, flags=re.DOTALL)
-    for part in range(1, len(outside), 2):
-        outside[part] = outside[part].replace("\n#", "\n\0#")  # a comment in code is no heading
-    parts = re.split(r"^(#+ .*)$", "".join(outside), flags=re.MULTILINE)
+    text_and_code = re.split(r"(```.*?```)", card, flags=re.DOTALL)
+    for block in range(1, len(text_and_code), 2):
+        text_and_code[block] = text_and_code[block].replace("\n#", "\n\0#")  # a comment in code is no heading
+    parts = re.split(r"^(#+ .*)$", "".join(text_and_code), flags=re.MULTILINE)
     bodies = [body.strip() for head, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(title, head, re.I)]
     text = "\n\n".join(filter(None, bodies)).replace("\0", "")
     if len(text) > _LONGEST_SECTION:
@@ -106,7 +106,7 @@ def _sections(card: str, title: str) -> str | None:
 
 
 def _bibtex(card: str) -> list[str]:
-    """Return the entries: from `@kind{` to the line that ends it with a brace."""
+    """Return the BibTeX entries of a card: from `@kind{` to the line that ends the entry with a brace."""
     return [
         entry[0]
         for start in re.split(r"(?=@\w{1,30}\{)", card)[1:]

@@ -1,4 +1,4 @@
-"""The model card: a pure function of a report. It can be made again at any time, without the model."""
+"""Render the model card as a pure function of a report, so that it can be made again at any time without the model."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,16 +28,16 @@ from hf_pe.report import BaseModelFacts, Report
 
 
 def write_card(report: Report, folder: Path, template: Path | None = None) -> None:
-    """Write README.md and its pictures into `folder`; what people wrote into an old README.md stays."""
+    """Write README.md and its pictures into `folder`; text that people added to an old README.md is kept."""
     readme = require_own(folder, folder / "README.md")
     old = card_text(readme.read_bytes(), str(readme)) if readme.is_file() else ""
-    merge_card(render_card(report, (), template), old, str(readme))  # what cannot be merged is refused unchanged
+    merge_card(render_card(report, (), template), old, str(readme))  # refuses a damaged card before any file is written
     text = render_card(report, draw_pictures(report, folder), template)
     write_whole(readme, merge_card(text, old, str(readme)))
 
 
 def draw_pictures(report: Report, folder: Path) -> list[tuple[str, str]]:
-    """Draw what the report has data for; returns (file name, title) of each."""
+    """Draw the pictures that the report has data for, and return file name and title of each."""
     return [(file, title) for file, (title, draw) in PICTURES.items() if draw(report, folder / file)]
 
 
@@ -45,12 +45,12 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
     """Return the card's text: Hub metadata, then the body.
 
     Args:
-        report: what the card says.
-        pictures: (file, title) of those that lie beside it.
-        template: the user's own Jinja file; with `{% extends "card.md.jinja" %}` it replaces single blocks.
+        report: Report that the card is made from.
+        pictures: File name and title of each picture beside the card.
+        template: Jinja file of the user; with `{% extends "card.md.jinja" %}` it can replace single blocks.
 
     Raises:
-        UsageError: the template is missing or broken, or does what its sandbox forbids.
+        UsageError: The template is missing or broken, or does something that its sandbox forbids.
     """
     body = render(
         template,
@@ -75,19 +75,19 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
 
 
 def _base(base: BaseModelFacts) -> Markup:
-    """The base model with its address, or the name of its folder."""
+    """Return the base model as a link to the Hub, or as the name of its folder."""
     return link(base.id, f"https://huggingface.co/{base.id}") if on_hub(base) else _local(base.id)
 
 
 def _local(name: str) -> Markup:
-    """A model in a folder of this name, which is left out where the scan before a push would stop at it."""
+    """Return words for a model in a folder of this name, without a name that the scan before a push would refuse."""
     if scan({"name": name.encode("utf-8", "replace")}):
         return Markup("a local model")
     return Markup("the local model ") + code(name)
 
 
 def _original(base: BaseModelFacts) -> Markup:
-    """What was compressed and, where that is another model, what it derives from."""
+    """Return the model that was compressed and, where it is a copy or a fine-tune, the model it derives from."""
     if base.compressed is None:
         return _base(base)
     on_hub = HUB_ID.fullmatch(base.compressed) and "/" in base.compressed
@@ -101,13 +101,13 @@ def _citations(report: Report) -> list[str]:
 
 
 def _row_counts(report: Report) -> list[str]:
-    """What became of the rows that are not used as they are; nothing where all are."""
+    """Return how many rows were dropped or truncated and why; an empty list where all are used unchanged."""
     counts = report.data.counts
-    said = {
-        "left out as empty": counts.empty,
-        "left out as equal to another one": counts.duplicate,
-        "left out by the limits": counts.over_limit,
-        "cut off at `max_length` tokens": counts.truncated,
+    counts_by_reason = {
+        "dropped as empty": counts.empty,
+        "dropped as duplicates": counts.duplicate,
+        "dropped by the limits": counts.over_limit,
+        "truncated to `max_length` tokens": counts.truncated,
         "evaluated on although they are training rows": counts.overlapping,
     }
-    return [f"{count:,} {what}" for what, count in said.items() if count]
+    return [f"{count:,} {reason}" for reason, count in counts_by_reason.items() if count]

@@ -1,4 +1,4 @@
-"""Two results side by side, from their reports."""
+"""Compare two results by their reports."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from hf_pe.report import Report, read_report
 
 
 def report_of(result: str) -> Report:
-    """The report of a folder, or of a Hub repository: NAME, USER/NAME or USER/NAME@REVISION.
+    """Return the report of a folder, or of a Hub repository: NAME, USER/NAME or USER/NAME@REVISION.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is none.
     """
     if Path(result).is_dir():
         return read_report(result)
@@ -24,30 +24,33 @@ def report_of(result: str) -> Report:
         file = hf_hub_download(repo, "report.json", revision=revision or None)
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
         raise UsageError(
-            f"{result} is no folder here, and the Hub gives no report.json of it: {hub_reason(error)}. Check the "
-            "spelling, the network, and `hf auth login` for private models."
+            f"{result} is no local folder, and its report.json cannot be loaded from the Hub: {hub_reason(error)}. "
+            "Check the spelling, the network, and `hf auth login` for private models."
         ) from error
     return read_report(Path(file).parent)
 
 
-def side_by_side(one: Report, other: Report) -> tuple[list[tuple[str, str, str, str]], list[str]]:
-    """Rows (what, one, other, ratio) and what to bear in mind when reading them.
+def side_by_side(first: Report, second: Report) -> tuple[list[tuple[str, str, str, str]], list[str]]:
+    """Compare two results by their reports.
 
-    Quality of two results is set side by side only where both were measured on the same data.
+    Quality is compared only where both results were measured on the same data.
+
+    Returns:
+        Rows (quantity, first, second, ratio), and notes on how far the figures can be compared.
     """
-    notes = ["Latencies are of two runs, not taken in turns."]
-    if one.machine != other.machine:
-        notes.append(f"Two machines: {one.machine}; {other.machine}.")
-    a, b = one.after, other.after
+    notes = ["The latencies were measured in two separate runs."]
+    if first.machine != second.machine:
+        notes.append(f"The machines differ: {first.machine}; {second.machine}.")
+    a, b = first.after, second.after
     settings = {(t.inputs, t.threads) for t in a.latency} & {(t.inputs, t.threads) for t in b.latency}
     a, b = (
         m.model_copy(update={"latency": tuple(t for t in m.latency if (t.inputs, t.threads) in settings)})
         for m in (a, b)
     )
-    if one.data.fingerprint != other.data.fingerprint:
-        notes.append("Their quality was measured on different data: it is left out, since it cannot be compared.")
+    if first.data.fingerprint != second.data.fingerprint:
+        notes.append("Their quality was measured on different data, so it cannot be compared and is left out.")
         a, b = (m.model_copy(update={"quality": {}}) for m in (a, b))
-    rows = comparison(other.model_copy(update={"before": a, "after": b, "changes": ()}))
-    first, second = (" + ".join(s.plan.recipe for s in r.stages) for r in (one, other))
-    facts = [("Made from", one.base.descent, other.base.descent, ""), ("Stages", first, second, "")]
+    rows = comparison(second.model_copy(update={"before": a, "after": b, "changes": ()}))
+    stages = [" + ".join(stage.plan.recipe for stage in report.stages) for report in (first, second)]
+    facts = [("Made from", first.base.descent, second.base.descent, ""), ("Stages", stages[0], stages[1], "")]
     return facts + rows, notes

@@ -1,4 +1,4 @@
-"""The YAML metadata of a card: tags, base model, data sets, licences, results."""
+"""Make the YAML metadata of a card: tags, base model, data sets, licences, results."""
 
 import re
 from typing import Any
@@ -12,20 +12,20 @@ HUB_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?
 
 
 def on_hub(base: BaseModelFacts) -> bool:
-    """Whether `base.id` is an id of the Hub: one without a user only where a revision was loaded from there."""
+    """Return whether `base.id` is a Hub id; an id without a user is one only where a revision was loaded from there."""
     return bool(HUB_ID.fullmatch(base.id)) and ("/" in base.id or base.revision is not None)
 
 
 def card_data(report: Report) -> ModelCardData:
-    """The metadata that the Hub reads."""
-    known, itself = on_hub(report.base), report.base.compressed is None
+    """Return the metadata that the Hub reads from the card."""
+    base_on_hub, compressed_itself = on_hub(report.base), report.base.compressed is None
     licence, results = report.base.license, _results(report) or None
     licences: Any = list(report.base.licenses)  # the Hub takes a list, which the type of ModelCardData does not say
     return ModelCardData(
         model_name=report.name if results else None,
-        base_model=report.base.id if known else None,
-        base_model_relation=relation(report, copied=itself) if known else None,
-        base_model_revision=report.base.revision if known and itself else None,
+        base_model=report.base.id if base_on_hub else None,
+        base_model_relation=relation(report, copied=compressed_itself) if base_on_hub else None,
+        base_model_revision=report.base.revision if base_on_hub and compressed_itself else None,
         license=licences or licence,
         license_name=report.base.license_name if licence == "other" else None,
         license_link=report.base.license_link if licence == "other" else None,
@@ -40,12 +40,12 @@ def card_data(report: Report) -> ModelCardData:
 
 
 def relation(report: Report, *, copied: bool = True) -> str | None:
-    """How the Hub's model tree names the descent: weights only packed or cast are "quantized", else "finetune".
+    """Return the relation in the Hub's model tree: "quantized" where only the precision changed, else "finetune".
 
     Args:
-        report: of the result.
-        copied: whether what was compressed is the base model itself; where it may be a fine-tune of it, weights that
-            are only packed or cast have no relation that is certain.
+        report: Report of the result.
+        copied: Whether the base model itself was compressed. Where it may have been a fine-tune of the base model, the
+            relation of a quantized or cast result is not certain, and None is returned.
     """
     changes = {stage.plan.changes for stage in report.stages}
     if changes == {"precision"}:
@@ -54,7 +54,7 @@ def relation(report: Report, *, copied: bool = True) -> str | None:
 
 
 def _results(report: Report) -> list[EvalResult]:
-    """Every metric after and before, if the rows are enough; results of their own, since they are of two models."""
+    """Return every metric after and before compression as a result of its own, if there are enough evaluation rows."""
     names = report.data.eval or report.data.train
     if not names or report.data.eval_rows < FEWEST_ROWS:
         return []
@@ -74,6 +74,6 @@ def _results(report: Report) -> list[EvalResult]:
 
 
 def _hub_datasets(report: Report) -> list[str]:
-    """Sources that are ids on the Hub: not builtin texts, not files."""
-    found = [*report.data.train, *(report.data.eval or ())]
-    return sorted({name for name in found if "/" in name and HUB_ID.fullmatch(name)})
+    """Return the data sources that are ids on the Hub, neither builtin texts nor files."""
+    sources = [*report.data.train, *(report.data.eval or ())]
+    return sorted({name for name in sources if "/" in name and HUB_ID.fullmatch(name)})

@@ -1,4 +1,4 @@
-"""Everything that is checked before a push: names, licence, files, seal, secrets, reload."""
+"""Check everything before a push: names, licence, files, seal, secrets, and that the result reloads."""
 
 import json
 import re
@@ -29,15 +29,19 @@ from hf_pe.hub.settings import Publish, check_names
 from hf_pe.report import MAIN, Report, read_report
 
 HIDDEN_THAT_GO = (".gitattributes",)
-"""Of hidden files and folders (.env, .git, .netrc, .DS_Store, our own marks) these alone go out."""
-
-
+"""The only hidden files that are pushed: .env, .git, .netrc, .DS_Store and markers of hf_pe never are."""
 UNSAFE = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".msgpack")
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """All that would go to one branch: path in the repository to a file or its bytes."""
+    """Hold the files that a push would send to one branch.
+
+    Attributes:
+        branch: Name of the branch.
+        report: Report of the result, with its name on the Hub.
+        files: A file or its bytes, by the path in the repository.
+    """
 
     branch: str
     report: Report
@@ -45,35 +49,37 @@ class Outgoing:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """The local folder of the result."""
         config = self.files["config.json"]
         assert isinstance(config, Path)
         return config.parent
 
     def size(self, name: str) -> int:
-        """Bytes of one file."""
+        """Return the number of bytes of one file."""
         content = self.files[name]
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> list[Outgoing]:
-    """Find what would go out and check it, without network.
+def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> list[Outgoing]:
+    """Collect and check the files that a push would send, without network.
 
-    A result with variants gives one branch for each, "main" last: its card may name the others.
+    A result with variants gives one branch for each, "main" last, since its card may name the others.
 
     Args:
-        folder: a result, or a folder of them (with variants).
-        settings: of the push.
-        prove: see that the weights are those that were measured, and load each folder in a fresh process.
+        folder: Folder of a result, or of a result with its variants.
+        settings: Settings of the push.
+        prove: Whether to verify that the weights are the measured ones and that each folder loads in a fresh process.
 
     Raises:
-        UsageError: a wrong repository or branch name; no result; weights that are not those that were measured, or not
-            in safetensors; a licence that forbids derivatives; a secret or private fact.
-        ReloadError: the folder does not load.
+        UsageError: The name of the repository or of a branch is not allowed, there is no result, the weights are not
+            the measured ones or not in safetensors, the licence forbids derivatives, or a file has a secret or a
+            private fact.
+        ReloadError: The folder does not load.
     """
     folder = Path(folder)
     check_names(settings)
-    outgoing = [_outgoing(place, branch, settings) for branch, place in _branches(folder, settings.branch).items()]
+    branches = _branches(folder, settings.branch)
+    outgoing = [_outgoing(branch_folder, branch, settings) for branch, branch_folder in branches.items()]
     for each in outgoing:
         if verify or settings.load_back:
             require_code_allowed(each.report, settings)
@@ -82,13 +88,13 @@ def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> li
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
         if verify:
             require_measured(each.report, each.folder)
-    allowed = (*settings.allow, settings.repo.partition("/")[0])  # whose repository it is, everyone can read
+    allowed = (*settings.allow, settings.repo.partition("/")[0])  # the owner's name is public in any case
     problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, allowed)]
     if problems:
         raise UsageError(
-            "Nothing was sent: what would go out holds secrets or private facts.\n  "
+            "Nothing was sent, since the files contain secrets or private facts:\n  "
             + "\n  ".join(problems)
-            + "\nRemove them, or let a text pass that is none: --allow TEXT (publish.allow)."
+            + "\nRemove them. If a text is neither, allow it: --allow TEXT (publish.allow)."
         )
     if verify:
         for each in outgoing:
@@ -100,28 +106,28 @@ def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> li
 
 
 def check_licence(report: Report) -> None:
-    """Stop where the original's licence forbids derivatives.
+    """Refuse a result whose original has a licence that forbids derivatives.
 
     Raises:
-        UsageError: it does.
+        UsageError: The licence does.
     """
-    said = f"{report.base.license or ''} {report.base.license_name or ''}".lower()
-    if re.search(r"\bnd\b|no[- ]?deriv", said):
+    licence = f"{report.base.license or ''} {report.base.license_name or ''}".lower()
+    if re.search(r"\bnd\b|no[- ]?deriv", licence):
         raise UsageError(
             f"The licence of {report.base.id} ({report.base.license_name or report.base.license}) forbids derivatives: "
-            "a compressed copy may not be published. Ask its authors for leave, or begin with another model."
+            "a compressed copy may not be published. Ask its authors for permission, or begin with another model."
         )
 
 
 def require_code_allowed(report: Report, settings: Publish) -> None:
-    """Stop where a check would run the result's own code, and the user has not allowed it: a report cannot.
+    """Refuse a result with custom code, which the checks would run, unless the settings allow it; a report cannot.
 
     Raises:
-        UsageError: it would.
+        UsageError: The settings do not allow it.
     """
     if report.loading.trust_remote_code and not settings.trust_remote_code:
         raise UsageError(
-            f"{report.name} brings code of its own, and loading it runs that code. Read the .py files in its folder, "
+            f"{report.name} comes with custom code, and loading it runs that code. Read the .py files in its folder, "
             "then allow it with --trust-remote-code (publish.trust_remote_code)."
         )
 
@@ -130,10 +136,10 @@ def _branches(folder: Path, branch: str) -> dict[str, Path]:
     if (folder / "report.json").is_file() or not folder.is_dir():
         return {branch: folder}
     reports = [path for path in sorted(folder.glob("*/report.json")) if not is_hidden(path.parent.name)]
-    places = [require_own(folder, path).parent for path in reports]
-    if not any(p.name == MAIN for p in places):
-        read_report(folder)  # says what a result looks like
-    variants = {p.name: p for p in places if p.name != MAIN}
+    results = [require_own(folder, path).parent for path in reports]
+    if not any(result.name == MAIN for result in results):
+        read_report(folder)  # raises the message about a folder without a report
+    variants = {result.name: result for result in results if result.name != MAIN}
     for name in variants:
         require_ref(name, f"branch of the variant {folder.name}/{name}")
     if branch in variants:
@@ -151,11 +157,13 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
         if path.is_symlink():
             raise UsageError(f"{path} is a link: it may lead out of the result. Put the file itself there.")
         if path.suffix.lower() in UNSAFE:
-            raise UsageError(f"{path} may run code when loaded: only safetensors goes out. Convert it or delete it.")
+            raise UsageError(
+                f"{path} may run code when it is loaded: only safetensors files are pushed. Convert it or delete it."
+            )
         files[name] = path
-    if ADAPTER in files:  # from the Hub it is looked up where the model lies
-        told = read_object(folder / ADAPTER) | {"base_model_name_or_path": settings.repo}
-        files[ADAPTER] = (json.dumps(told, indent=2) + "\n").encode()
+    if ADAPTER in files:  # its base model is the model in the same repository
+        adapter_config = read_object(folder / ADAPTER) | {"base_model_name_or_path": settings.repo}
+        files[ADAPTER] = (json.dumps(adapter_config, indent=2) + "\n").encode()
     template = Path(settings.template) if settings.template else None
     pictures = [(file, title) for file, (title, _) in PICTURES.items() if file in files]
     local = folder / "README.md"
@@ -167,12 +175,15 @@ def _outgoing(folder: Path, branch: str, settings: Publish) -> Outgoing:
 
 
 def _renamed(report: Report, settings: Publish, branch: str) -> Report:
-    """The report with the name that people will load it by.
+    """Return the report with the name by which the result is loaded from the Hub.
 
-    An older report does not state whether the result needs code of its own: the user's word stands for it.
+    An older report does not state whether the result needs custom code; then the settings decide.
     """
     if report.reload is None:
-        raise UsageError(f"{report.name}: report.json tells of no reload proof. Make the result again with hf-pe run.")
+        raise UsageError(
+            f"{report.name}: report.json has no reload check; expected a result that was verified to reload. Make the "
+            "result again with hf-pe run."
+        )
     changes: dict[str, Any] = {"revision": None if branch == MAIN else branch}
     if report.reload.loading is None:
         changes["trust_remote_code"] = settings.trust_remote_code
@@ -182,54 +193,61 @@ def _renamed(report: Report, settings: Publish, branch: str) -> Report:
 
 
 def require_measured(report: Report, folder: Path) -> None:
-    """Refuse a result whose config or weights are not those that were measured.
+    """Refuse a result whose config or weights are not the measured ones.
 
     Raises:
-        UsageError: they are others.
+        UsageError: A file has changed since then.
     """
-    stated = report.reload.sha256 if report.reload else {}
-    seen = weight_hashes(folder)
-    differing = sorted(n for n in seen.keys() | stated.keys() if seen.get(n) != stated.get(n))
+    measured = report.reload.sha256 if report.reload else {}
+    current = weight_hashes(folder)
+    differing = sorted(name for name in current.keys() | measured.keys() if current.get(name) != measured.get(name))
     if differing:
         raise UsageError(
-            f"{folder}: {', '.join(differing)} changed since the card's numbers were measured. A card must tell the "
-            "truth: make the result again with hf-pe run."
+            f"{folder}: {', '.join(differing)} changed since the card's numbers were measured, so they no longer "
+            "apply. Make the result again with hf-pe run."
         )
 
 
 def require_sealed(folder: Path, names: Iterable[str]) -> None:
-    """Refuse a result that is not as it was made; an edited card is said, and goes along.
+    """Refuse a result that has changed since it was made; an edited card is accepted with a message.
 
     Args:
-        folder: of the result.
-        names: files that would go out.
+        folder: Folder of the result.
+        names: Files that would be pushed.
 
     Raises:
-        UsageError: the report or a file was changed, a file is missing, or one is there that was not made.
+        UsageError: The report or a file was changed, or a file was removed or added.
     """
     changes = changes_since_sealed(folder, names)
     if not changes.sealed:
         progress.say(f"{folder.name}: an older report, without hashes of all files; config and weights were compared")
     if changes.card:
         progress.say(
-            f"{folder.name}: README.md was edited since it was made: what you wrote goes along, and the blocks between "
-            "its marks are made anew from report.json"
+            f"{folder.name}: README.md was edited since it was made: your text is pushed too, and the blocks between "
+            "marks are made again from report.json"
         )
-    kinds = {"changed": changes.changed, "missing": changes.missing, "not made with it": changes.extra}
-    wrong = ["report.json was changed"] if changes.report else []
-    wrong += [f"{kind}: {listed(files)}" for kind, files in kinds.items() if files]
-    if wrong:
+    kinds = {"changed": changes.changed, "missing": changes.missing, "added": changes.extra}
+    differences = ["report.json was changed"] if changes.report else []
+    differences += [f"{kind}: {listed(files)}" for kind, files in kinds.items() if files]
+    if differences:
         raise UsageError(
-            f"{folder} is not as it was made: {'; '.join(wrong)}. Undo that, or make the result again with hf-pe run. "
-            f"Where the changes are yours and shall go out: hf-pe seal {folder}"
+            f"{folder} has changed since it was made: {'; '.join(differences)}. Undo that, or make the result again "
+            f"with hf-pe run. To push your own changes, accept them first: hf-pe seal {folder}"
         )
 
 
-def verify_reload(folder: Path, report: Report) -> None:
-    """Load a result in a fresh process and compare its number of parameters with the report."""
+def prove_reload(folder: Path, report: Report) -> None:
+    """Load a result in a fresh process and compare its number of parameters with the report.
+
+    Raises:
+        ReloadError: The result does not load, or has another number of parameters.
+    """
     assert report.reload
     config = load_config(resolve(str(folder), trust_remote_code=report.loading.trust_remote_code))
-    inputs = example_inputs(meta_model(config, class_for(config)), batch=1, length=8, device="cpu")
-    seen = open_in_fresh_process(folder, report.loading, inputs, None)
-    if seen.parameters != report.after.parameters:
-        raise ReloadError(f"{folder.name} loads with {seen.parameters} parameters; its report says other.")
+    inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
+    reloaded = open_in_fresh_process(folder, report.loading, inputs, None)
+    if reloaded.parameters != report.after.parameters:
+        raise ReloadError(
+            f"{folder.name} loads with {reloaded.parameters:,} parameters; its report states "
+            f"{report.after.parameters:,}."
+        )

@@ -1,4 +1,4 @@
-"""The card's pictures, drawn from a report. White background, so that they read in light and dark pages."""
+"""Draw the card's pictures from a report, on a white background that suits light and dark pages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +20,15 @@ LONGEST_LABEL = 100
 
 
 def draw_kept_units(report: Report, path: Path) -> bool:
-    """Draw how much of each layer is kept; returns False where nothing was pruned."""
+    """Draw how many units each layer keeps, and return False where nothing was pruned."""
     rows = kept_per_layer(report)
     if not rows:
         return False
     figure, panels = plt.subplots(1, len(rows), figsize=(4.2 * len(rows), 3.2), squeeze=False)
-    for panel, (name, (full, left)) in zip(panels[0], rows.items(), strict=True):
-        layers = range(len(left))
-        panel.bar(layers, [full] * len(left), color=REMOVED, label="removed")
-        panel.bar(layers, left, color=KEPT, label="kept")
+    for panel, (name, (original, kept)) in zip(panels[0], rows.items(), strict=True):
+        layers = range(len(kept))
+        panel.bar(layers, [original] * len(kept), color=REMOVED, label="removed")
+        panel.bar(layers, kept, color=KEPT, label="kept")
         panel.set(title=f"{name}: units kept per layer", xlabel="layer of the original", ylabel="units")
         panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
         panel.spines[["top", "right"]].set_visible(False)
@@ -36,16 +36,18 @@ def draw_kept_units(report: Report, path: Path) -> bool:
 
 
 def draw_quality_against_size(report: Report, path: Path) -> bool:
-    """Draw the metric over the bytes of the weights, from the original through every stage; False if not measured."""
+    """Draw the metric over the bytes of the weights after every stage, and return False where it was not measured."""
     points = [("original", report.before.disk_bytes, report.before.quality.get(report.metric))]
     points += [(s.plan.recipe, s.weight_bytes, s.quality.get(report.metric)) for s in report.stages]
-    known = [(name, size / 1e6, value) for name, size, value in points if size and value is not None]
-    if len(known) < 2:
+    measured = [(name, size / 1e6, value) for name, size, value in points if size and value is not None]
+    if len(measured) < 2:
         return False
     figure, panel = plt.subplots(figsize=(5, 3.4))
-    panel.plot([p[1] for p in known], [p[2] for p in known], color=REMOVED, zorder=1)
-    panel.scatter([p[1] for p in known], [p[2] for p in known], color=[KEPT] * (len(known) - 1) + [ACCENT], zorder=2)
-    for name, size, value in known:
+    panel.plot([p[1] for p in measured], [p[2] for p in measured], color=REMOVED, zorder=1)
+    panel.scatter(
+        [p[1] for p in measured], [p[2] for p in measured], color=[KEPT] * (len(measured) - 1) + [ACCENT], zorder=2
+    )
+    for name, size, value in measured:
         panel.annotate(name, (size, value), xytext=(6, 6), textcoords="offset points")
     panel.set(title="Quality against size", xlabel="weights, MB", ylabel=report.metric)
     panel.margins(0.2)
@@ -54,13 +56,13 @@ def draw_quality_against_size(report: Report, path: Path) -> bool:
 
 
 def draw_layer_bits(report: Report, path: Path) -> bool:
-    """Draw the bits that a parameter takes, layer by layer; False where no stage changed them."""
+    """Draw the bits per parameter of each layer, and return False where no stage changed them."""
     stages = [s for s in report.stages if s.layer_bits]
     if not stages or min(stages[-1].layer_bits) >= max(stages[0].layer_bits) - 0.01:
         return False
     bits = stages[-1].layer_bits
     figure, panel = plt.subplots(figsize=(5, 3.2))
-    panel.bar(range(len(bits)), [max(stages[0].layer_bits)] * len(bits), color=REMOVED, label="before packing")
+    panel.bar(range(len(bits)), [max(stages[0].layer_bits)] * len(bits), color=REMOVED, label="before quantization")
     panel.bar(range(len(bits)), bits, color=KEPT, label="after")
     panel.set(title="Bits per parameter", xlabel="layer of the result", ylabel="bits, scales included")
     panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
@@ -69,39 +71,39 @@ def draw_layer_bits(report: Report, path: Path) -> bool:
 
 
 def draw_sensitivity(report: Report, path: Path) -> bool:
-    """Draw what packing each layer alone costs, in the model's order; False where no budget asked for it."""
+    """Draw the loss from quantizing each layer alone, in the model's order; return False where it was not measured."""
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     if not plans:
         return False
-    lost, staying = plans[-1].sensitivity, set(plans[-1].modules_to_not_convert or ())
+    losses, kept_names = plans[-1].sensitivity, set(plans[-1].unpacked or ())
     figure, panel = plt.subplots(figsize=(8, 3.2))
-    for label, colour, stays in (("quantized", KEPT, False), ("kept", ACCENT, True)):
-        bars = [(at, value) for at, (name, value) in enumerate(lost.items()) if (name in staying) == stays]
-        panel.bar([at for at, _ in bars], [value for _, value in bars], width=1.0, color=colour, label=label)
-    panel.set(title="Lost with one layer packed", xlabel="linear layer, in the model's order", ylabel="loss")
-    panel.set_yscale("log" if min(lost.values()) > 0 else "linear")
+    for label, colour, kept in (("quantized", KEPT, False), ("kept", ACCENT, True)):
+        bars = [(at, loss) for at, (name, loss) in enumerate(losses.items()) if (name in kept_names) == kept]
+        panel.bar([at for at, _ in bars], [loss for _, loss in bars], width=1.0, color=colour, label=label)
+    panel.set(title="Loss if only one layer is quantized", xlabel="linear layer, in the model's order", ylabel="loss")
+    panel.set_yscale("log" if min(losses.values()) > 0 else "linear")
     panel.legend(loc="upper center", ncols=2, bbox_to_anchor=(0.5, -0.18), frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
 
 
 def draw_losses(report: Report, path: Path) -> bool:
-    """Draw the loss over the steps of every stage that trained; False where none did."""
+    """Draw the training loss over the steps of every stage, and return False where no stage trained."""
     curves = [(stage.plan.recipe, stage.losses) for stage in report.stages if len(stage.losses) > 1]
     if not curves:
         return False
     figure, panel = plt.subplots(figsize=(5, 3.2))
     for (name, curve), colour in zip(curves, (KEPT, ACCENT, "#5b8c5a", "#8a6bb0") * len(curves), strict=False):
         panel.plot(*zip(*curve, strict=True), color=colour, label=name)
-    panel.set(title="Loss while it learned", xlabel="step", ylabel="loss", yscale="log")
+    panel.set(title="Training loss", xlabel="step", ylabel="loss", yscale="log")
     panel.legend(frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)
 
 
 def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
-    """Per width axis: units of the original, and what each original layer keeps (0: the layer is gone)."""
-    found: dict[str, tuple[int, list[int]]] = {}
+    """Return, by width axis, the units of an original layer and the kept units of each (0: the layer was removed)."""
+    kept_by_axis: dict[str, tuple[int, list[int]]] = {}
     for stage in report.stages:
         depth = {s.axis: s for s in stage.plan.sizes if names_depth(s.axis)}
         kept = stage.plan.kept or {}
@@ -113,21 +115,21 @@ def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
             if change.axis in depth:
                 continue
             count, units = layers.get(change.axis.rpartition(".")[0], (0, []))
-            found[change.axis] = (change.before, _kept_by_original(change, units, count))
+            kept_by_axis[change.axis] = (change.before, _kept_by_original(change, units, count))
         if layers and len(depth) == len(stage.plan.sizes):
-            found |= {
+            kept_by_axis |= {
                 name: (1, [int(i in u) for i in range(n)]) for name, (n, u) in zip(depth, layers.values(), strict=True)
             }
-    return found
+    return kept_by_axis
 
 
 def _kept_by_original(change: SizeChange, layers: list[int], count: int) -> list[int]:
     """Return how many units of a width each layer of the original keeps.
 
     Args:
-        change: of the width.
-        layers: numbers of the layers that are left.
-        count: layers of the original; 0 where the stage removes none, and only what differs is listed.
+        change: Change of the width.
+        layers: Numbers of the layers that remain.
+        count: Number of layers of the original; 0 where the stage removes no layer.
     """
     sizes = change.sizes if len(change.sizes) > 1 else change.sizes * len(layers)
     if not count or len(sizes) != len(layers):  # the groups are no layers
@@ -165,6 +167,6 @@ PICTURES: dict[str, tuple[str, Callable[[Report, Path], bool]]] = {
     "kept_units.png": ("Units kept per layer", draw_kept_units),
     "layer_bits.png": ("Bits per layer", draw_layer_bits),
     "sensitivity.png": ("Sensitivity of layers", draw_sensitivity),
-    "losses.png": ("Loss while it learned", draw_losses),
+    "losses.png": ("Training loss", draw_losses),
 }
-"""File to its title and what draws it; returns whether the report has what it shows."""
+"""Title and drawing function of each picture, by file name; the function returns whether the report has its data."""

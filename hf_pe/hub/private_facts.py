@@ -1,6 +1,6 @@
-"""Facts that tell who or where someone is: paths, addresses in private networks, of e-mail, names of this machine.
+"""Define patterns of private facts: paths, private network addresses, e-mail addresses, names of this user and host.
 
-The patterns are on bytes, with an upper bound for every repetition: their time grows with the length of the text only.
+The patterns match bytes and bound every repetition, so that their time grows only with the length of the text.
 """
 
 import getpass
@@ -47,7 +47,7 @@ FACTS: dict[str, tuple[str, str]] = {
         r"\.\d{1,3}\.\d{1,3}(?![\d.]{0,3}\d)",
     ),
 }
-"""Kind to its literals, of which one is in every such fact, and the pattern."""
+"""For each kind of fact its literals, one of which is in every such fact, and its pattern."""
 EMAIL = (
     "@",
     r"(?<![\w.+/-])(?!git@)[\w.+-]{1,64}@(?!users\.noreply\.)[\w-]{1,63}(?:\.[\w-]{1,63}){0,6}\.[A-Za-z]{2,24}\b",
@@ -58,26 +58,26 @@ GENERIC = {
     "localhost", "localdomain", "local", "host", "server", "node",
     "master", "default", "model", "models", "build", "python", "container",
 }  # fmt: skip
-"""Names of users and hosts that tell nothing."""
+"""Names of users and hosts that identify nobody."""
 
 
 def names_here() -> dict[str, list[bytes]]:
-    """Return the names of this user and host, unless they tell nothing."""
+    """Return the names of this user and host, apart from generic ones."""
     try:
         users = {getpass.getuser(), Path.home().name}
     except (OSError, KeyError, RuntimeError):
         users = set()
     hosts = {socket.gethostname(), socket.gethostname().partition(".")[0]}
     names = {"name of the user": users, "name of the host": hosts}
-    return {kind: telling for kind, every in names.items() if (telling := _telling(every))}
+    return {kind: specific for kind, candidates in names.items() if (specific := _identifying(candidates))}
 
 
-def _telling(names: Iterable[str]) -> list[bytes]:
+def _identifying(names: Iterable[str]) -> list[bytes]:
     return sorted(name.encode() for name in names if len(name) > 3 and name.lower() not in GENERIC)
 
 
 def secrets_here() -> list[bytes]:
-    """Return the secrets of this very machine: the Hub token in use, and what the environment names as one."""
-    named = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)$")
-    values = {value for name, value in os.environ.items() if named.search(name.upper())} | {get_token() or ""}
+    """Return the secrets of this machine: the Hub token, and environment variables whose name says they are secret."""
+    secret_name = re.compile(r"(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|CREDENTIALS?)$")
+    values = {value for name, value in os.environ.items() if secret_name.search(name.upper())} | {get_token() or ""}
     return sorted(value.encode() for value in values if len(value) >= 12)

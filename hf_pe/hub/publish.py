@@ -1,4 +1,4 @@
-"""The push: everything is checked first, one atomic commit a branch, and the remote is compared afterwards."""
+"""Push a result: check everything first, send one atomic commit per branch, and compare the remote afterwards."""
 
 from pathlib import Path
 
@@ -10,22 +10,26 @@ from hf_pe.hub.remote import Remote, load_back
 from hf_pe.hub.settings import Publish, Sent, check_names, in_full
 
 
-def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, verify: bool = True) -> list[Sent]:
-    """Check a result, then send it: one commit a branch, card and weights together.
+def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, prove: bool = True) -> list[Sent]:
+    """Check a result, then send it in one commit per branch, card and weights together.
 
-    Files that the remote has already are not sent again; after a broken connection only what is missing is. Weight
-    files of an older push that would be loaded in place of the new ones are removed in the same commit. On a remote
-    card only the marked blocks are exchanged.
+    Files that the remote has already are not sent again, also after a broken connection. Weight files of an older push
+    that would be loaded instead of the new ones are removed in the same commit. On an existing card only the marked
+    blocks are replaced.
 
     Args:
-        folder: a result, or a folder of them (with variants).
-        settings: where to, and how.
-        api: the Hub client; default: `HfApi()` with the token of this machine.
-        prove: False only for a folder that was saved, and so proved, just now.
+        folder: Folder of a result, or of a result with its variants.
+        settings: Settings of the push.
+        api: Client of the Hub; by default `HfApi()` with the token of this machine.
+        prove: Whether to verify that the result reloads; False only for a folder that was saved, and thereby verified,
+            just before.
+
+    Returns:
+        What was sent to each branch.
 
     Raises:
-        UsageError: see `prepare`; or the token is missing or may not write there; or the tag is taken.
-        PushError: the Hub did not answer as it should in several tries, or the remote changed meanwhile.
+        UsageError: See `prepare`; or the token is missing or has no write access, or the tag exists.
+        PushError: The Hub failed in several tries, or the remote changed meanwhile.
     """
     check_names(settings)
     remote = Remote(api or HfApi(), settings)
@@ -43,7 +47,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, ver
     except (PushError, UsageError) as error:
         if sent:
             arrived = ", ".join(f"{s.branch} (commit {s.commit[:8]})" for s in sent)
-            raise PushError(f"{error}\nWhole and in place: {arrived}. Push again for the rest.") from error
+            raise PushError(f"{error}\nSent completely: {arrived}. Push again to send the rest.") from error
         raise
     if settings.load_back:
         for each, done in zip(outgoing, sent, strict=True):
@@ -52,12 +56,12 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, ver
 
 
 def check_access(settings: Publish, api: HfApi | None = None) -> None:
-    """Check before hours of work what a push would refuse: the names, the token, and the repository where it exists.
+    """Check names, token and repository before hours of work, so that the push after it will not be refused.
 
     Raises:
-        UsageError: a name is none or the token is not good, the repository is public without the user's word, or the
-            tag is taken.
-        PushError: the Hub does not answer.
+        UsageError: A name is not allowed, the token is not valid, the repository is public though the settings do not
+            say so, or the tag exists.
+        PushError: The Hub does not answer.
     """
     check_names(settings)
     remote = Remote(api or HfApi(), settings)

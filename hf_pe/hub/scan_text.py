@@ -1,4 +1,4 @@
-"""Readable text inside files of any kind: text in one-byte and two-byte encodings, headers of safetensors files."""
+"""Extract readable text from files of any kind: one-byte and two-byte encodings, headers of safetensors files."""
 
 import io
 import re
@@ -8,31 +8,23 @@ from pathlib import Path
 from hf_pe.errors import UsageError
 
 LONGEST_HEADER = 100_000_000
-"""Bytes; the limit that safetensors itself sets."""
-
-
+"""Limit of a header in bytes, the same as in safetensors itself."""
 BLOCK = 1 << 20
 """Bytes that are searched at a time."""
-
-
 PRINTABLE = bytes([*range(32, 127), 9, 10, 13])
-
-
 _READABLE = re.compile(rb"[ -~]{8,}")
-"""No path or secret is shorter; of random bytes few runs are that long."""
-
-
+"""Matches runs of characters: no path or secret is shorter, and few such runs occur in random bytes."""
 _LENGTH = re.compile(rb"^.(?=[/\\]|[A-Za-z]:[/\\])", re.MULTILINE)
-"""Before a path: the byte that says how long it is, where that is a character."""
+"""Matches the byte before a path that states its length, where that byte is a character."""
 
 
 def text_blocks(name: str, content: Path | bytes) -> tuple[Iterator[bytes], bool]:
-    """Return what there is to read in a file, and whether it is a binary file."""
+    """Return the readable text of a file in blocks, and whether it is a binary file."""
     if name.endswith(".safetensors"):
         return iter([_header(name, content)]), False
     with _opened(content) as file:
         head = file.read(8192)
-    if _is_utf16(head):  # each character of the texts that are looked for has a byte of zeros
+    if _is_utf16(head):  # all characters of secrets and paths have a zero byte in this encoding
         return (block.replace(b"\0", b"") for block in _read(content)), False
     if b"\0" in head:
         return _readable(_read(content)), True
@@ -40,8 +32,8 @@ def text_blocks(name: str, content: Path | bytes) -> tuple[Iterator[bytes], bool
 
 
 def _readable(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield what can be read in binary blocks, a run of characters a line."""
-    cut = b""  # a run that may go on in the next block
+    """Yield the runs of readable characters in binary blocks, one per line."""
+    cut = b""  # a run that may continue in the next block
     for block in blocks:
         text = cut + block
         cut = text[len(text.rstrip(PRINTABLE)) :][-BLOCK:]
@@ -66,12 +58,12 @@ def _read(content: Path | bytes) -> Iterator[bytes]:
 
 
 def _header(name: str, content: Path | bytes) -> bytes:
-    """Return the header of a safetensors file; its tensors cannot hold a text that anyone put there by mistake."""
+    """Return the header of a safetensors file; nobody puts a text into its tensors by mistake."""
     with _opened(content) as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(min(size, LONGEST_HEADER))
     if not header.lstrip().startswith(b"{") or len(header) < size:
         raise UsageError(
-            f"{name} is no safetensors file: its header cannot be read. It may be cut off: make or download it again."
+            f"{name} is no valid safetensors file: its header cannot be read. Make or download the file again."
         )
     return header

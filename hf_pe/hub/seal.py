@@ -1,9 +1,9 @@
-"""The seal of a result: its report states the SHA-256 of every file, and of itself, so that a later change is noticed.
+"""Seal a result: its report states the SHA-256 of every file and of itself, so that later changes are detected.
 
-    files    SHA-256 of each file of the result but `report.json`, by its path
+    files    SHA-256 of each file of the result except `report.json`, by its path
     seal     SHA-256 of `report.json` without this field, as canonical JSON
 
-A seal is no signature: whoever changes a result can seal it anew, and says so by it (`hf-pe seal`).
+A seal is no signature: whoever changes a result can seal it again (`hf-pe seal`), but does so on purpose.
 """
 
 import json
@@ -20,13 +20,15 @@ CARD = "README.md"
 
 
 class Changes(NamedTuple):
-    """What differs from what was sealed.
+    """Hold the differences between a result and its seal.
 
     Attributes:
-        sealed: False for a result of an older version, whose report states no seal; then nothing else is known.
-        report: `report.json` itself was changed.
-        changed, missing, extra: names of files, the card left out.
-        card: the card was changed.
+        sealed: False for a result of an older version, whose report has no seal; then nothing else is known.
+        report: Whether `report.json` itself was changed.
+        changed: Names of changed files, apart from the card.
+        missing: Names of missing files, apart from the card.
+        extra: Names of additional files.
+        card: Whether the card was changed.
     """
 
     sealed: bool
@@ -38,18 +40,18 @@ class Changes(NamedTuple):
 
 
 def sealed(report: Report, files: Mapping[str, str]) -> Report:
-    """Return the report with the hashes of all other files, and its seal."""
+    """Return the report with the hashes of all other files, and with its seal."""
     report = report.model_copy(update={"files": dict(sorted(files.items())), "seal": None})
     return report.model_copy(update={"seal": _digest(json.loads(report.model_dump_json()))})
 
 
 def write_sealed(report: Report, folder: Path, known: Mapping[str, str] | None = None) -> Report:
-    """Hash the files of a result and write its report; the last act on a result. Returns the sealed report.
+    """Hash the files of a result, write its report as the last of them, and return the sealed report.
 
     Args:
-        report: what is written.
-        folder: of the result.
-        known: hashes of files that were just taken.
+        report: Report of the result.
+        folder: Folder of the result.
+        known: Hashes of files that were computed just before.
     """
     known = known or {}
     report = sealed(report, {name: known.get(name) or sha256(folder / name) for name in result_files(folder)})
@@ -58,10 +60,10 @@ def write_sealed(report: Report, folder: Path, known: Mapping[str, str] | None =
 
 
 def reseal(folder: Path, names: Iterable[str]) -> bool:
-    """Take over the files `names`, which were written anew from the report, and leave all other hashes as they are.
+    """Update the hashes of the files `names`, which were made again from the report, and no others.
 
     Returns:
-        Whether the report was sealed and unchanged; else it stays as it is.
+        Whether the report was sealed and unchanged; otherwise nothing is written.
     """
     if _is_broken(folder) is not False:
         return False
@@ -75,14 +77,14 @@ def changes_since_sealed(folder: Path, names: Iterable[str]) -> Changes:
     """Compare a result with its seal.
 
     Args:
-        folder: of the result.
-        names: files that count, by their path; those that were sealed count in any case.
+        folder: Folder of the result.
+        names: Paths of the files to compare, in addition to the sealed ones.
     """
     broken = _is_broken(folder)
     if broken is None:
         return Changes(sealed=False)
     files = read_report(folder).files
-    there = {name for name in names if name not in (REPORT, CARD, ".gitattributes")}  # the Hub makes the last one
+    current = {name for name in names if name not in (REPORT, CARD, ".gitattributes")}  # the Hub makes the last one
     missing = sorted(name for name in files if not (folder / name).is_file() and name != CARD)
     differing = [name for name in files if name not in missing and (folder / name).is_file()
                  and sha256(folder / name) != files[name]]  # fmt: skip
@@ -91,19 +93,19 @@ def changes_since_sealed(folder: Path, names: Iterable[str]) -> Changes:
         report=broken,
         changed=tuple(sorted(name for name in differing if name != CARD)),
         missing=tuple(missing),
-        extra=tuple(sorted(there - files.keys())),
+        extra=tuple(sorted(current - files.keys())),
         card=CARD in differing,
     )
 
 
 def result_files(folder: Path) -> list[str]:
-    """Return the paths of all files of a result but its report; hidden ones, what a kill left and links are none."""
+    """Return the paths of all files of a result except its report, without hidden files, unfinished files and links."""
     files = [path for path in files_below(folder, lambda inside: is_hidden(inside.name)) if not path.is_symlink()]
     return sorted(path.relative_to(folder).as_posix() for path in files if path != folder / REPORT)
 
 
 def _is_broken(folder: Path) -> bool | None:
-    """Return whether a report is not as it was sealed; None where it is of a version that sealed none."""
+    """Return whether a report was changed since it was sealed; None for a report of a version without seals."""
     content = json.loads((folder / REPORT).read_text("utf-8"))
     seal, files = content.get("seal"), content.get("files")
     if not seal and not files and not (content.get("reload") or {}).get("loading"):
@@ -114,6 +116,6 @@ def _is_broken(folder: Path) -> bool | None:
 def _digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a report's content without its seal.
 
-    It is taken of what the file holds, so that fields that a later version adds do not break older seals.
+    The content is that of the file, so that fields that a later version adds do not break older seals.
     """
     return sha256_of({key: value for key, value in content.items() if key != "seal"})

@@ -1,9 +1,9 @@
-"""The forms of secrets: by their issuers' published prefixes, and by the words around them.
+"""Define patterns of secrets, by the prefixes that their issuers publish and by the words around them.
 
-Each kind has literals, of which one is in every secret of that kind, and a pattern. A text without any of the literals
-is not searched by the pattern. Every repetition in a pattern has an upper bound, so that the time a pattern takes grows
-with the length of the text only, whatever stands in it. Most prefixes are long enough to be found inside a word
-(`my_hf_...`); those that a hash or a word of the language could hold by chance ask for a boundary.
+Each kind has literals, one of which is in every secret of that kind, and a pattern. A text without any of the literals
+is not searched by the pattern. Every repetition in a pattern is bounded, so that its time grows only with the length of
+the text. Most prefixes are long enough to be recognized inside a word (`my_hf_...`); patterns of those that a hash or a
+word of the language could contain by chance ask for a boundary.
 
 The prefixes are those that the issuers document and that the secret scanning of GitHub lists:
 https://docs.github.com/code-security/secret-scanning/introduction/supported-secret-scanning-patterns
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 
 class Form(NamedTuple):
-    """What a kind of secret looks like.
+    """Define how a kind of secret is recognized.
 
     Attributes:
-        literals: one of them is in each secret; separated by spaces.
-        pattern: a regular expression on bytes; its group `value`, where it has one, is the secret itself.
+        literals: Texts of which one is in each secret, separated by spaces.
+        pattern: Regular expression on bytes; its group `value`, where it has one, is the secret itself.
     """
 
     literals: str
@@ -110,7 +110,7 @@ SECRETS: dict[str, Form] = {
         r"\.eyJ[A-Za-z0-9_-]{10,2000}\.[A-Za-z0-9_-]{20,1000}",
     ),
 }
-"""Kinds whose own form tells them. Case counts."""
+"""Kinds that are recognized by their own form; case counts."""
 
 _KEY = (
     r"(?:a(?:pi[_-]?key|(?:ccess|uth)[_-]?(?:token|key))|client[_-]?secret|secret(?:[_-]?(?:access[_-]?)?key)?|"
@@ -118,7 +118,7 @@ _KEY = (
     r"(?:refresh|bearer|session|hub|github|gitlab|slack|bot)[_-]?(?:token|key))(?:_?\d{1,2})?"
 )
 _BARE = r"[^\s\"'`,;&(){}\[\]<>$|\\]"
-"""One byte of a value without quotes around it."""
+"""Matches one byte of a value without quotes around it."""
 CONTEXT: dict[str, Form] = {
     "private key": Form("-----begin", r"-----begin (?:[a-z0-9]{1,20} ){0,4}private key(?: block)?-----"),
     "AWS secret key": Form(
@@ -157,7 +157,7 @@ CONTEXT: dict[str, Form] = {
         r"[?&](?:(?:access_?)?token|(?:api_?)?key|(?:x-amz-)?signature|auth)=(?=[^&\s]{0,60}\d)(?P<value>[a-z0-9%._~+/-]{16,400})",
     ),
 }
-"""Kinds that only the words around them tell; they are looked for in the text in lower case."""
+"""Kinds that are recognized only by the words around them; they are searched in the text in lower case."""
 
 PLACEHOLDERS = {
     "your", "my", "the", "a", "an", "insert", "enter", "put", "here", "some", "example", "sample", "dummy", "fake",
@@ -170,29 +170,29 @@ PLACEHOLDERS = {
     "openai", "anthropic", "db", "database", "default", "get", "load", "read", "input", "prompt", "id", "name",
     "of", "is", "with",
 }  # fmt: skip
-"""Words of which examples and programs make what stands where a secret would."""
+"""Words of which placeholders in examples and programs are made."""
 
 
 def is_secret_value(match: re.Match[bytes]) -> bool:
     """Return whether the value of a setting can be a secret, rather than a placeholder or a name in a program."""
-    where = next((name for name, value in match.groupdict().items() if value is not None), None)
-    if where is None:
+    group = next((name for name, value in match.groupdict().items() if value is not None), None)
+    if group is None:
         return True
-    value = match[where]
+    value = match[group]
     words = re.findall("[a-z]+", value.decode("latin-1").lower())
     if len(set(value)) < 3 or value.startswith((b"/", b"http:", b"https:", b"file:")):
         return False
     if not any(48 <= byte < 58 for byte in value) and PLACEHOLDERS.issuperset(words):
         return False
-    return where == "value" or re.fullmatch(rb"[A-Za-z_.]+", value) is None or _is_sure(match, where)
+    return group == "value" or re.fullmatch(rb"[A-Za-z_.]+", value) is None or _is_sure(match, group)
 
 
-def _is_sure(match: re.Match[bytes], where: str) -> bool:
-    """Return whether a value of letters alone is a secret: long and in quotes, or the rest of a line NAME=value."""
-    if b"." in match[where]:
-        return False  # an attribute of something
-    if where == "quoted":
-        return len(match[where]) >= 10
+def _is_sure(match: re.Match[bytes], group: str) -> bool:
+    """Return whether a value of letters only is a secret: long and in quotes, or the rest of a line NAME=value."""
+    if b"." in match[group]:
+        return False  # it is an attribute in a program
+    if group == "quoted":
+        return len(match[group]) >= 10
     before = match.string[max(match.start() - 90, 0) : match.start()]
     after = match.string[match.end() : match.end() + 1]
     line = before.rpartition(b"\n")[2]

@@ -1,4 +1,4 @@
-"""What users say about a push, and what a push reports."""
+"""Define the settings of a push, and what it reports."""
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
@@ -11,24 +11,24 @@ from hf_pe.report import MAIN
 
 
 class Publish(Frozen):
-    """Where a result goes on the Hub, and how."""
+    """Set where and how a result is pushed to the Hub."""
 
-    repo: str = Field(description="NAME or USER/NAME")
-    private: bool = Field(
-        True, description="of a repo that is made; False is also needed for one that is public already"
+    repo: str = Field(description="NAME or USER/NAME of the repository")
+    private: bool = Field(True, description="create a private repository; false is also needed to push to a public one")
+    branch: str = MAIN
+    tag: str | None = Field(None, description="tag to set on the pushed commit")
+    create_pr: bool = Field(False, description="open a pull request instead of committing")
+    message: str | None = Field(None, description="message of the commit")
+    template: str | None = Field(None, description="Jinja file for the card")
+    allow: tuple[str, ...] = Field((), description="texts that are no secrets, though the scan reports them")
+    load_back: bool = Field(False, description="download the pushed model afterwards and load it in a fresh process")
+    trust_remote_code: bool = Field(
+        False, description="run custom code that comes with the result, to verify that it loads"
     )
-    branch: str = Field(MAIN, description="that the main result is pushed to")
-    tag: str | None = Field(None, description="set on what was pushed")
-    create_pr: bool = Field(False, description="open a pull request in place of a commit")
-    message: str | None = Field(None, description="of the commit")
-    template: str | None = Field(None, description="the user's own Jinja file for the card")
-    allow: tuple[str, ...] = Field((), description="texts that the scan for secrets shall let pass")
-    load_back: bool = Field(False, description="afterwards download it and load it in a fresh process")
-    trust_remote_code: bool = Field(False, description="run code that the result brings along, to see that it loads")
 
 
 class Sent(Frozen):
-    """What one branch got."""
+    """Report what was sent to one branch."""
 
     branch: str
     commit: str
@@ -41,7 +41,7 @@ def check_names(settings: Publish) -> None:
     """Refuse names of a repository, a branch or a tag that the Hub or git does not allow.
 
     Raises:
-        UsageError: one is not allowed.
+        UsageError: A name is not allowed.
     """
     try:
         validate_repo_id(settings.repo)
@@ -53,7 +53,7 @@ def check_names(settings: Publish) -> None:
 
 
 def in_full(settings: Publish, user: str) -> Publish:
-    """Return the settings with the repository as USER/NAME, as the card names it."""
+    """Return the settings with the repository as USER/NAME."""
     if "/" in settings.repo:
         return settings
     return settings.model_copy(update={"repo": f"{user}/{settings.repo}"})

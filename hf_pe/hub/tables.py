@@ -1,4 +1,4 @@
-"""The tables and sentences of a card, made from a report."""
+"""Make the tables and sentences of a card from a report."""
 
 from typing import Any
 
@@ -8,18 +8,14 @@ from hf_pe.hub.markdown import code
 from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report, percent
 
 NOT_MEASURED = "not measured"
-
-
 MOST_SENSITIVE = 10
-"""Layers that are listed; the picture shows all."""
-
-
+"""Number of layers in the table of sensitive layers; the picture shows all."""
 FEWEST_ROWS = 20
-"""Evaluation rows without which a metric says too little for the Hub's metadata, where no interval stands beside it."""
+"""Evaluation rows below which a metric is too uncertain for the Hub's metadata, which has no intervals."""
 
 
 def comparison(report: Report) -> list[tuple[str, str, str, str]]:
-    """Rows (what, before, after, ratio) of the before/after table; the command line prints the same."""
+    """Return the rows (quantity, before, after, ratio) of the before/after table; the command line prints the same."""
     one, two = report.before, report.after
     rows = [
         _row("Parameters", one.parameters, two.parameters, "{:,}"),
@@ -40,16 +36,16 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
         rows.append(_row(f"Examples per second ({setting})", before.throughput, after.throughput, "{:,.0f}"))
     rows.append(
         _row(
-            "Peak memory, MB (load and one pass)",
+            "Peak memory, MB (loading and one forward pass)",
             _mega(one.peak_memory_bytes),
             _mega(two.peak_memory_bytes),
             "{:,.0f}",
         )
     )
-    moved = {change.metric: _interval(change) for change in report.changes}
+    intervals = {change.metric: _interval(change) for change in report.changes}
     for name in two.quality or one.quality:
         row = _row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}")
-        rows.append((*row[:3], Markup(f"{row[3]} {moved.get(name, '')}".strip())))
+        rows.append((*row[:3], Markup(f"{row[3]} {intervals.get(name, '')}".strip())))
     if not (two.quality or one.quality):
         rows.append(_row(report.metric, None, None, "{}"))
     return rows
@@ -68,16 +64,16 @@ def _interval(change: MetricChange) -> str:
 
 
 def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
-    """The most sensitive layers, what is lost with one packed, and what became of it."""
+    """Return the most sensitive layers: name, loss if only this layer is quantized, and "kept" or "quantized"."""
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
-    lost = plans[-1].sensitivity if plans else {}
-    kept = plans[-1].modules_to_not_convert or () if plans else ()
-    most = sorted(lost, key=lambda name: -lost[name])[:MOST_SENSITIVE]
-    return [(code(name), f"{lost[name]:.2e}", "kept" if name in kept else "quantized") for name in most]
+    losses = plans[-1].sensitivity if plans else {}
+    kept = plans[-1].unpacked or () if plans else ()
+    most = sorted(losses, key=lambda name: -losses[name])[:MOST_SENSITIVE]
+    return [(code(name), f"{losses[name]:.2e}", "kept" if name in kept else "quantized") for name in most]
 
 
 def variant_rows(report: Report) -> list[list[str]]:
-    """Return the rows of the table over all variants."""
+    """Return the rows of the table that compares the original and all variants."""
 
     def cells(name: str, one: Measurement) -> list[str]:
         latency = one.latency[-1].p50_ms if one.latency else None
@@ -90,7 +86,7 @@ def variant_rows(report: Report) -> list[list[str]]:
 
 
 def worse_slices(report: Report) -> list[list[str]]:
-    """Parts of the data where the whole interval of the main metric's change is on the bad side."""
+    """Return the parts of the data where the main metric got worse with its whole confidence interval."""
     return [
         [
             part.name,
@@ -106,7 +102,7 @@ def worse_slices(report: Report) -> list[list[str]]:
 
 
 def main_change(report: Report) -> list[MetricChange]:
-    """Return the changes of the report's main metric, one for each slice of the evaluation rows."""
+    """Return the change of the report's main metric, or an empty list where it was not compared."""
     return [change for change in report.changes if change.metric == report.metric]
 
 
@@ -124,22 +120,22 @@ def _giga(value: int | None) -> float | None:
 
 def setting_of(latency: Latency) -> str:
     """Return the conditions of a latency measurement in words."""
-    where = "".join(f", {fact}" for fact in (latency.device, latency.dtype) if fact)
-    return f"{latency.inputs}, {latency.threads_named}{where}"
+    device_and_dtype = "".join(f", {fact}" for fact in (latency.device, latency.dtype) if fact)
+    return f"{latency.inputs}, {latency.threads_named}{device_and_dtype}"
 
 
 def _shared_setting(before: Latency, after: Latency) -> str:
-    """The setting of both; device and dtype of each where they differ."""
-    told = after
+    """Return the conditions of two latencies, with both devices and dtypes where they differ."""
+    shared = after
     for fact in ("device", "dtype"):
-        one, two = getattr(before, fact), getattr(after, fact)
-        if one and two and one != two:
-            told = told.model_copy(update={fact: f"{one} before and {two} after"})
-    return setting_of(told)
+        first, second = getattr(before, fact), getattr(after, fact)
+        if first and second and first != second:
+            shared = shared.model_copy(update={fact: f"{first} before and {second} after"})
+    return setting_of(shared)
 
 
 def gains(report: Report) -> str:
-    """One sentence with the numbers that matter."""
+    """Return one sentence with the most important figures."""
     one, two = report.before, report.after
     if one.disk_bytes and two.disk_bytes:
         parts = [f"{percent(two.disk_bytes / one.disk_bytes)} of the bytes on disk"]
@@ -156,33 +152,36 @@ def gains(report: Report) -> str:
 
 
 def regressions(report: Report) -> list[str]:
-    """What got worse or stayed as it was, in sentences."""
+    """Return sentences about everything that got worse or did not improve."""
     one, two = report.before, report.after
-    found = []
+    sentences = []
     for before, after in zip(one.latency, two.latency, strict=True):
         if after.p50_ms >= before.p50_ms * 0.98:
-            found.append(
+            sentences.append(
                 f"It is not faster at {setting_of(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after."
             )
     if one.disk_bytes and two.disk_bytes and two.disk_bytes >= one.disk_bytes * 0.98:
-        found.append(
+        sentences.append(
             "Its weights take no fewer bytes on disk than those of the original: "
             f"{one.disk_bytes / 1e6:,.1f} MB before, {two.disk_bytes / 1e6:,.1f} MB after."
         )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
-        found.append("Loading and one pass need no less memory than the original.")
-    found += _quantized_speed(report)
+        sentences.append("Loading and one forward pass need no less memory than for the original.")
+    sentences += _packed_speed(report)
     if two.quality and report.data.eval_rows < FEWEST_ROWS:
-        found.append(
+        sentences.append(
             f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
         )
     shared = sorted(one.quality.keys() & two.quality.keys())
     worse = [name for name in shared if _worse(report, one, two, name)]
-    return found + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
+    return sentences + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
 
 
-def _quantized_speed(report: Report) -> list[str]:
-    """When packed weights pay, by what was measured beside the same weights unpacked (else the original)."""
+def _packed_speed(report: Report) -> list[str]:
+    """Return a sentence about the latency of quantized weights, compared with the same weights before quantization.
+
+    Where these were not measured in the same run, the comparison is with the original.
+    """
     if not any(stage.plan.dequantizes for stage in report.stages):
         return []
     plain = report.variants.get(MAIN, report.before)
@@ -190,10 +189,10 @@ def _quantized_speed(report: Report) -> list[str]:
         f"{after.p50_ms / before.p50_ms:.1f} times as long at {setting_of(after)}"
         for before, after in zip(plain.latency, report.after.latency, strict=False)
     ]
-    took = f"; here a pass takes {', '.join(times)}" if times else ""
+    measured = f"; on this machine a forward pass takes {', '.join(times)}" if times else ""
     return [
         "Quantized weights are dequantized in every matrix product: memory shrinks, but latency may not. It depends on "
-        f"the machine and its kernels{took}."
+        f"the machine and its kernels{measured}."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The card's template, run in a sandbox: it prints the values that it is given, and reaches nothing else."""
+"""Render the card's template in a sandbox, where it can print the values that it gets and reach nothing else."""
 
 import functools
 import traceback
@@ -17,10 +17,10 @@ OURS = "card.md.jinja"
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which also leaves out what a report inherits from pydantic: `parse_file` would read any file."""
+    """Extend Jinja's sandbox by hiding what a report inherits from pydantic, since `parse_file` would read any file."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Allow the fields and properties of a report, and of other objects what Jinja allows."""
+        """Allow the fields and properties of a report, and the attributes of other objects that Jinja allows."""
         if isinstance(obj, BaseModel):
             own = type(obj)
             computed = isinstance(getattr(own, attr, None), property) and not hasattr(BaseModel, attr)
@@ -30,7 +30,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 @functools.cache
 def _environment(folder: Path | None) -> jinja2.Environment:
-    """Return an environment with the templates of `folder`, then ours; it escapes every value that is printed."""
+    """Return an environment with the templates of `folder` and those of hf_pe, which escapes every printed value."""
     ours = jinja2.PackageLoader("hf_pe.hub", ".")
     environment = _Sandbox(
         loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder), ours]) if folder else ours,
@@ -47,14 +47,14 @@ def _environment(folder: Path | None) -> jinja2.Environment:
 
 
 def render(template: Path | None, **values: Any) -> str:
-    """Render the user's own template, or ours.
+    """Render the user's template, or by default that of hf_pe.
 
     Args:
-        template: the user's own Jinja file; with `{% extends "card.md.jinja" %}` it replaces single blocks.
-        values: what it may print. Those that are not `Markup` are escaped.
+        template: Jinja file of the user; with `{% extends "card.md.jinja" %}` it can replace single blocks.
+        values: Values that the template may print; all but `Markup` are escaped.
 
     Raises:
-        UsageError: the user's template is missing or broken, or does what the sandbox forbids.
+        UsageError: The user's template is missing or broken, or does something that the sandbox forbids.
     """
     if template is None:
         return _environment(None).get_template(OURS).render(values)
@@ -62,12 +62,12 @@ def render(template: Path | None, **values: Any) -> str:
         return _environment(template.parent).get_template(template.name).render(values)
     except jinja2.TemplateNotFound as error:
         raise UsageError(f"Card template {template}: there is no file '{error}'.") from error
-    except Exception as error:  # a template is the user's own program: whatever it raises is about the template
+    except Exception as error:  # a template is a program of the user, so any error is about the template
         raise UsageError(f"Card template {template}{_line(template, error)}: {_reason(error)}") from error
 
 
 def _line(template: Path, error: Exception) -> str:
-    """Return where the template stopped, if the error tells."""
+    """Return the line where the template failed, or "" where the error does not have it."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(template)]
     number = error.lineno if isinstance(error, jinja2.TemplateSyntaxError) else (lines or [None])[-1]
     return f", line {number}" if number else ""
@@ -75,7 +75,10 @@ def _line(template: Path, error: Exception) -> str:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, SecurityError):
-        return f"{error} Templates run in a sandbox: they print fields of `report`, and reach no methods and no files."
+        return (
+            f"{error} Templates run in a sandbox: they can print fields of `report`, but call no methods and read no "
+            "files."
+        )
     if isinstance(error, UnicodeDecodeError):
         return f"expected UTF-8: {error}"
     return str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"

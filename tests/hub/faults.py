@@ -85,5 +85,5 @@ def attempt(result: Path, endpoint: str, kind: str, times: int = 1) -> tuple[str
         assert len(message) > 20
         if hub.snapshot() == before:
             return "error, remote unchanged", message
-        assert "Whole and in place" in message, f"{endpoint}, {kind}: {message}; the remote changed"
+        assert "Sent completely" in message, f"{endpoint}, {kind}: {message}; the remote changed"
         return "error, commit whole, tag missing", message

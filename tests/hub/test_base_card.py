@@ -16,7 +16,7 @@ def card_of(folder, text):
 def test_a_broken_card_is_no_card_with_one_warning(case, tmp_path):
     card = card_of(tmp_path, shared(f"cases/base_cards/{case}.md").read_bytes())
     assert (card.data, card.text, len(card.warnings)) == ({}, "", 1)
-    assert "The card of the original cannot be read" in card.warnings[0] and "It counts as no card" in card.warnings[0]
+    assert "The card of the original cannot be read" in card.warnings[0] and "are not taken from it" in card.warnings[0]
     assert str(tmp_path) not in card.warnings[0]
 
 

@@ -172,7 +172,7 @@ def test_a_model_that_derives_from_the_base_is_not_called_it():
     text = render_card(report(base=base))
     link = "[someone/large](https://huggingface.co/someone/large)"
     assert f"A smaller version of the local model `my-sentiment`, which derives from {link}, made by" in text
-    assert f"What the card of {link} says holds here too, as far as the model that was compressed is still like" in text
+    assert f"The card of {link} applies to this model too, as far as the compressed model still resembles it" in text
     fine_tune = base.model_copy(update={"compressed": "someone/sentiment"})
     assert f"version of someone/sentiment, which derives from {link}, made" in render_card(report(base=fine_tune))
     data = card_data(report(base=base))
@@ -221,7 +221,7 @@ def test_intervals_and_slices_that_got_worse():
     assert "| label bad | 30 | 0.9000 | 0.7000 | -0.2000 [-0.3000, -0.1000] |" in text
     assert "label good" not in text
     sure = change.model_copy(update={"slices": (unsure,)})
-    assert "Of the 1 parts of the evaluation data that were looked at, none got worse" in render_card(
+    assert "None of the 1 examined parts of the evaluation data got significantly worse" in render_card(
         report(changes=(sure,))
     )
 
@@ -333,7 +333,7 @@ def test_a_packed_models_card_says_what_time_it_takes():
             "variants": {"main": measurement(1.0), "nf4": measurement(2.0)},
         }
     )
-    assert "here a pass takes 2.0 times as long at batch 1, length 128" in render_card(told)
+    assert "on this machine a forward pass takes 2.0 times as long at batch 1, length 128" in render_card(told)
     assert "Packed weights" not in render_card(base)
 
 
@@ -347,7 +347,7 @@ def test_rows_that_were_left_out_or_cut_are_counted():
     counts = RowCounts(read=1200, empty=3, duplicate=2, over_limit=1000, overlapping=1, truncated=4)
     data = DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc", counts=counts)
     assert (
-        "- Of 1,200 rows: 3 left out as empty, 2 left out as equal to another one, 1,000 left out by the limits, 4 cut off "
+        "- Of 1,200 rows: 3 dropped as empty, 2 dropped as duplicates, 1,000 dropped by the limits, 4 truncated "
         "at `max_length` tokens, 1 evaluated on although they are training rows." in render_card(report(data=data))
     )
 

@@ -24,7 +24,7 @@ def test_quality_on_different_data_is_left_out():
     rows, notes = side_by_side(report(), other)
     assert values(rows)["spearman"][:2] == ("not measured", "not measured")
     assert any("different data" in note for note in notes)
-    assert any("Two machines" in note for note in notes)
+    assert any("The machines differ" in note for note in notes)
 
 
 def test_only_latencies_at_the_same_setting_are_compared():

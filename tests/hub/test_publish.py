@@ -214,10 +214,8 @@ def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push_before_anything_is
     repo.branches["main"] = repo.commit(repo.branches["main"], {**files(hub), "README.md": card})
     repo.branches["nf4"] = repo.commit(repo.branches["nf4"], {**files(hub, "nf4"), "README.md": b"# mine"})
     before = hub.snapshot()
-    with pytest.raises(
-        UsageError, match=r"README.md of someone/small, branch main, is a card that cannot be merged with"
-    ):
-        push(result[1], Publish(repo=REPO), api=api, verify=False)
+    with pytest.raises(UsageError, match=r"README.md of someone/small, branch main, is a card that cannot be merged"):
+        push(result[1], Publish(repo=REPO), api=api, prove=False)
     assert hub.snapshot() == before
 
 
@@ -327,7 +325,7 @@ def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(fol
     monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     assert prepare(folder, Publish(repo=REPO))
     spoil(folder)
-    with pytest.raises(UsageError, match=rf"not as it was made: {message}\. Undo that.*hf-pe seal"):
+    with pytest.raises(UsageError, match=rf"has changed since it was made: {message}\. Undo that.*hf-pe seal"):
         prepare(folder, Publish(repo=REPO))
     done = CliRunner().invoke(app, ["seal", str(folder)])
     assert done.exit_code == 0, done.output
@@ -380,10 +378,10 @@ def test_a_report_cannot_allow_code(folder):
     report = read_report(folder)
     loading = report.loading.model_copy(update={"trust_remote_code": True})
     write_report(report.model_copy(update={"reload": report.reload.model_copy(update={"loading": loading})}), folder)
-    with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
+    with pytest.raises(UsageError, match=r"comes with custom code.*--trust-remote-code"):
         prepare(folder, Publish(repo=REPO))
-    with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
-        prepare(folder, Publish(repo=REPO, load_back=True), verify=False)
+    with pytest.raises(UsageError, match=r"comes with custom code.*--trust-remote-code"):
+        prepare(folder, Publish(repo=REPO, load_back=True), prove=False)
 
 
 def test_a_text_that_is_no_secret_can_be_let_pass(folder):
@@ -537,17 +535,17 @@ def test_a_folder_that_is_half_written_is_no_branch(result, tmp_path):
     shutil.copytree(folder / "main", folder / ".main.hf_pe-0123abcd")
     assert [each.branch for each in prepare(folder, Publish(repo=REPO), verify=False)] == ["nf4", "main"]
     (folder / "nf4").rename(folder / "four bits")
-    with pytest.raises(UsageError, match="branch of the variant small/four bits: git takes no branch"):
-        prepare(folder, Publish(repo=REPO), verify=False)
+    with pytest.raises(UsageError, match="branch of the variant small/four bits: git allows no branch"):
+        prepare(folder, Publish(repo=REPO), prove=False)
 
 
 @pytest.mark.parametrize("settings", [{"branch": "bad name"}, {"tag": "v1..2"}])
 def test_a_name_that_no_branch_or_tag_can_have_is_refused_before_anything(settings, monkeypatch, tmp_path):
     monkeypatch.setattr(HfApi, "whoami", no_network)
     for check in (prepare, push):
-        with pytest.raises(UsageError, match=rf"publish.{next(iter(settings))}: git takes no branch or tag"):
+        with pytest.raises(UsageError, match=rf"publish.{next(iter(settings))}: git allows no branch or tag"):
             check(tmp_path, Publish(repo="small", **settings))
-    with pytest.raises(UsageError, match="git takes no branch or tag"):
+    with pytest.raises(UsageError, match="git allows no branch or tag"):
         check_access(Publish(repo=REPO, **settings))
 
 

@@ -18,7 +18,7 @@ def test_names_are_those_that_git_takes(name):
     if name in GOOD:
         require_ref(name, "publish.branch")
     else:
-        with pytest.raises(UsageError, match=r"publish.branch: git takes no branch or tag of the name '"):
+        with pytest.raises(UsageError, match=r"publish.branch: git allows no branch or tag called '"):
             require_ref(name, "publish.branch")
     if shutil.which("git"):
         answer = subprocess.run(["git", "check-ref-format", f"refs/heads/{name}"]).returncode

@@ -149,7 +149,7 @@ def test_a_broken_card_of_the_original_is_no_card_and_is_read_before_work(bert_f
     with progress.listen(lambda what, done, total: said.append(what)):
         made = compress(str(original), [recipe], data=TEXTS, task="embedding", evaluate=layers)
     (warning,) = [each for each in made.report.warnings if "card of the original" in each]
-    assert "it is not in UTF-8. It counts as no card" in warning
+    assert "it is not in UTF-8. Licence, languages" in warning
     assert made.report.base.license is None and made.report.base.language == ()
     assert said.index(f"Warning: {warning}") < said.index("stage 1-quantize")
 
@@ -448,7 +448,7 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
         inputs = example_inputs(model)
         assert difference(outputs_of(each.model, inputs), outputs_of(model, inputs)) == 0
         assert each.report.loading_lines.count("trust_remote_code=True") == 2
-        with pytest.raises(UsageError, match=r"brings code of its own.*--trust-remote-code"):
+        with pytest.raises(UsageError, match=r"comes with custom code.*--trust-remote-code"):
             prepare(folder, Publish(repo="someone/novel"))
         prepare(folder, Publish(repo="someone/novel", trust_remote_code=True))
 
