@@ -347,8 +347,8 @@ def test_rows_that_were_left_out_or_cut_are_counted():
     counts = RowCounts(read=1200, empty=3, duplicate=2, over_limit=1000, overlapping=1, truncated=4)
     data = DataFacts(train=("a.csv",), eval=None, train_rows=10, eval_rows=2, fingerprint="abc", counts=counts)
     assert (
-        "- Of 1,200 rows: 3 dropped as empty, 2 dropped as duplicates, 1,000 dropped by the limits, 4 truncated "
-        "at `max_length` tokens, 1 evaluated on although they are training rows." in render_card(report(data=data))
+        "- Of 1,200 rows: 3 dropped as empty, 2 dropped as duplicates, 1,000 dropped by the limits, 4 truncated to "
+        "`max_length` tokens, 1 evaluated on although they are training rows." in render_card(report(data=data))
     )
 
 
