@@ -50,7 +50,7 @@ def load_config(source: Source) -> PretrainedConfig:
     return config
 
 
-def _require_form(config: PretrainedConfig, source: str) -> None:
+def _require_custom_modules(config: PretrainedConfig, source: str) -> None:
     """Refuse a config whose description of custom modules cannot be read."""
     try:
         custom_modules_of(config)

@@ -12,7 +12,7 @@ from transformers import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from hf_pe.anatomy import skeleton
+from hf_pe.anatomy import meta_model
 from hf_pe.checkpoints.mixed_dtypes import differing_dtypes, float32_names, kept_in_float32
 from hf_pe.checkpoints.source import Source
 from hf_pe.errors import listed

@@ -56,11 +56,11 @@ def show_sent(sent: "list[Sent]", repo: str) -> None:
         out.print(f"{repo}: {target}: {files}{removed}")
 
 
-def verdict_on(proof: "Proof") -> str:
+def verdict_on(verification: "Verification") -> str:
     """Return the text in the column "prunable" for a verified or refused axis."""
-    if proof.holds:
-        return f"yes (verified, max. rel. error {proof.error:.0e})"
-    return f"no: {proof.reason}"
+    if verification.holds:
+        return f"yes (verified, max. rel. error {verification.error:.0e})"
+    return f"no: {verification.reason}"
 
 
 def plan_cells(row: "Plan") -> list[str]:

@@ -41,7 +41,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         table.add_column("prunable")
         for axis in anatomy.axes:
             fraction = axis.parameters / max(anatomy.parameters, 1)
-            verdict = verdict_on(prove(config, model_class, axis))
+            verdict = verdict_on(verify_cut(config, model_class, axis))
             table.add_row(axis.name, axis.config_field, str(axis.size), f"{fraction:.1%}", verdict)
         out.print(table)
 
@@ -153,8 +153,8 @@ def _compress(
     ).save(target, overwrite=overwrite)
 
 
-def _publish(recipe: "RecipeFile", target: Path, *, prove: bool) -> None:
-    """Push a result; `prove` asks to verify that it reloads, since an earlier process has saved it."""
+def _publish(recipe: "RecipeFile", target: Path, *, verify: bool) -> None:
+    """Push a result; `verify` asks to check that it reloads, since an earlier process has saved it."""
     from hf_pe.hub import push as send
 
     assert recipe.publish

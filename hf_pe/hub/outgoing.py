@@ -60,7 +60,7 @@ class Outgoing:
         return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
-def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> list[Outgoing]:
+def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> list[Outgoing]:
     """Collect and check the files that a push would send, without network.
 
     A result with variants gives one branch for each, "main" last, since its card may name the others.
@@ -68,7 +68,7 @@ def prepare(folder: str | Path, settings: Publish, *, prove: bool = True) -> lis
     Args:
         folder: Folder of a result, or of a result with its variants.
         settings: Settings of the push.
-        prove: Whether to verify that the weights are the measured ones and that each folder loads in a fresh process.
+        verify: Whether to verify that the weights are the measured ones and that each folder loads in a fresh process.
 
     Raises:
         UsageError: The name of the repository or of a branch is not allowed, there is no result, the weights are not
@@ -236,7 +236,7 @@ def require_sealed(folder: Path, names: Iterable[str]) -> None:
         )
 
 
-def prove_reload(folder: Path, report: Report) -> None:
+def verify_reload(folder: Path, report: Report) -> None:
     """Load a result in a fresh process and compare its number of parameters with the report.
 
     Raises:
@@ -244,7 +244,7 @@ def prove_reload(folder: Path, report: Report) -> None:
     """
     assert report.reload
     config = load_config(resolve(str(folder), trust_remote_code=report.loading.trust_remote_code))
-    inputs = example_inputs(skeleton(config, class_for(config)), batch=1, length=8, device="cpu")
+    inputs = example_inputs(meta_model(config, class_for(config)), batch=1, length=8, device="cpu")
     reloaded = open_in_fresh_process(folder, report.loading, inputs, None)
     if reloaded.parameters != report.after.parameters:
         raise ReloadError(

@@ -75,7 +75,7 @@ def draw_sensitivity(report: Report, path: Path) -> bool:
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     if not plans:
         return False
-    losses, kept_names = plans[-1].sensitivity, set(plans[-1].unpacked or ())
+    losses, kept_names = plans[-1].sensitivity, set(plans[-1].modules_to_not_convert or ())
     figure, panel = plt.subplots(figsize=(8, 3.2))
     for label, colour, kept in (("quantized", KEPT, False), ("kept", ACCENT, True)):
         bars = [(at, loss) for at, (name, loss) in enumerate(losses.items()) if (name in kept_names) == kept]

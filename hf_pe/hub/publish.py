@@ -10,7 +10,7 @@ from hf_pe.hub.remote import Remote, load_back
 from hf_pe.hub.settings import Publish, Sent, check_names, in_full
 
 
-def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, prove: bool = True) -> list[Sent]:
+def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, verify: bool = True) -> list[Sent]:
     """Check a result, then send it in one commit per branch, card and weights together.
 
     Files that the remote has already are not sent again, also after a broken connection. Weight files of an older push
@@ -21,7 +21,7 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, pro
         folder: Folder of a result, or of a result with its variants.
         settings: Settings of the push.
         api: Client of the Hub; by default `HfApi()` with the token of this machine.
-        prove: Whether to verify that the result reloads; False only for a folder that was saved, and thereby verified,
+        verify: Whether to verify that the result reloads; False only for a folder that was saved, and thereby verified,
             just before.
 
     Returns:

@@ -13,7 +13,7 @@ def require_ref(name: str, setting: str) -> None:
 
     Args:
         name: Name of the branch or tag.
-        setting: Setting that has this name, for the message.
+        setting: Option that has this name, for the message.
 
     Raises:
         UsageError: Git does not allow the name.

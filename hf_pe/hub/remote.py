@@ -260,4 +260,4 @@ def load_back(remote: Remote, outgoing: Outgoing, sent: Sent) -> None:
         patiently(remote.repo, "download", download)
         if weight_hashes(Path(folder)) != reload.sha256:
             raise PushError(f"{remote.repo}, branch {sent.branch}: the downloaded weights differ from the sent ones.")
-        prove_reload(Path(folder), outgoing.report)
+        verify_reload(Path(folder), outgoing.report)

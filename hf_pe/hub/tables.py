@@ -67,7 +67,7 @@ def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
     """Return the most sensitive layers: name, loss if only this layer is quantized, and "kept" or "quantized"."""
     plans = [stage.plan for stage in report.stages if stage.plan.sensitivity]
     losses = plans[-1].sensitivity if plans else {}
-    kept = plans[-1].unpacked or () if plans else ()
+    kept = plans[-1].modules_to_not_convert or () if plans else ()
     most = sorted(losses, key=lambda name: -losses[name])[:MOST_SENSITIVE]
     return [(code(name), f"{losses[name]:.2e}", "kept" if name in kept else "quantized") for name in most]
 
@@ -167,7 +167,7 @@ def regressions(report: Report) -> list[str]:
         )
     if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
         sentences.append("Loading and one forward pass need no less memory than for the original.")
-    sentences += _packed_speed(report)
+    sentences += _quantized_speed(report)
     if two.quality and report.data.eval_rows < FEWEST_ROWS:
         sentences.append(
             f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
@@ -177,7 +177,7 @@ def regressions(report: Report) -> list[str]:
     return sentences + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
 
 
-def _packed_speed(report: Report) -> list[str]:
+def _quantized_speed(report: Report) -> list[str]:
     """Return a sentence about the latency of quantized weights, compared with the same weights before quantization.
 
     Where these were not measured in the same run, the comparison is with the original.

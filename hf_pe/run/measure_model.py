@@ -46,7 +46,7 @@ def measure_source(source: Source, task: str | None, data: DataConfig | None) ->
     model = load_model(source, model_class)
     pixels = pixels_from(source, model_class)
     if ready is not None:
-        first_answers(model, ready)
+        first_outputs(model, ready)
     measured = measure({"model": model}, ready, pixels=pixels)["model"]
     if ready is not None:
         for warning in (*ready.examples.warnings, *ready.warnings, *chance_warnings(model, measured.quality, ready)):

@@ -75,7 +75,7 @@ def load_original(
         for recipe in run.recipes:
             recipe.check(replace(state, statistics=StatisticsCache()))  # the run does not hold what a check caches
         progress.say("evaluating the original")
-        evaluation = judge(model, state.data) if evaluate is None else None
+        evaluation = evaluate_task(model, state.data) if evaluate is None else None
     chance = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
     rounding = rounding_warnings(run.source, run.config, run.model_class, model) if live is None else ()
     return replace(original, evaluation=evaluation, warnings=(*rounding, *dtype_warnings(model), *chance))

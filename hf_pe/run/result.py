@@ -95,7 +95,7 @@ class Result:
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent, repo.rpartition("/")[2])
             self.save(folder)
-            return push(folder, publish, prove=False)  # `save` has just verified that it reloads
+            return push(folder, publish, verify=False)  # `save` has just verified that it reloads
 
     def _written(self, folder: Path, name: str, label: str = "") -> "Result":
         """Write all files but the card, which may name variants that are not written yet."""

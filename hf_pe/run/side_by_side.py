@@ -42,7 +42,9 @@ def measure_side_by_side(
     first, evaluations = original.evaluation, None
     with on_one_device(models.values()):
         if first is not None:
-            judged = {BEFORE: first} | {name: judge(state.model, state.data) for name, state in results.items()}
-        measured = measure(models, original.state.data, judged=judged, evaluate=evaluate)
-    metric_changes = {name: changes(judged[BEFORE], judged[name]) if judged else () for name in results}
+            evaluations = {BEFORE: first} | {
+                name: evaluate_task(state.model, state.data) for name, state in results.items()
+            }
+        measured = measure(models, original.state.data, evaluations=evaluations, evaluate=evaluate)
+    metric_changes = {name: changes(evaluations[BEFORE], evaluations[name]) if evaluations else () for name in results}
     return SideBySide(measured.pop(BEFORE), measured, metric_changes)

@@ -215,7 +215,7 @@ def test_a_card_on_the_hub_that_cannot_be_read_stops_the_push_before_anything_is
     repo.branches["nf4"] = repo.commit(repo.branches["nf4"], {**files(hub, "nf4"), "README.md": b"# mine"})
     before = hub.snapshot()
     with pytest.raises(UsageError, match=r"README.md of someone/small, branch main, is a card that cannot be merged"):
-        push(result[1], Publish(repo=REPO), api=api, prove=False)
+        push(result[1], Publish(repo=REPO), api=api, verify=False)
     assert hub.snapshot() == before
 
 
@@ -381,7 +381,7 @@ def test_a_report_cannot_allow_code(folder):
     with pytest.raises(UsageError, match=r"comes with custom code.*--trust-remote-code"):
         prepare(folder, Publish(repo=REPO))
     with pytest.raises(UsageError, match=r"comes with custom code.*--trust-remote-code"):
-        prepare(folder, Publish(repo=REPO, load_back=True), prove=False)
+        prepare(folder, Publish(repo=REPO, load_back=True), verify=False)
 
 
 def test_a_text_that_is_no_secret_can_be_let_pass(folder):
@@ -536,7 +536,7 @@ def test_a_folder_that_is_half_written_is_no_branch(result, tmp_path):
     assert [each.branch for each in prepare(folder, Publish(repo=REPO), verify=False)] == ["nf4", "main"]
     (folder / "nf4").rename(folder / "four bits")
     with pytest.raises(UsageError, match="branch of the variant small/four bits: git allows no branch"):
-        prepare(folder, Publish(repo=REPO), prove=False)
+        prepare(folder, Publish(repo=REPO), verify=False)
 
 
 @pytest.mark.parametrize("settings", [{"branch": "bad name"}, {"tag": "v1..2"}])
