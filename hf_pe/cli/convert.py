@@ -23,7 +23,9 @@ def cut(
         ),
     ],
     output: Output,
-    multiple: Annotated[int, typer.Option(min=1, help="Round widths up to a multiple of this.")] = 8,
+    round_to: Annotated[
+        int, typer.Option("--round-to", "--multiple", min=1, help="Round widths up to a multiple of this number.")
+    ] = 8,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide by it.")
     ] = 1,
@@ -69,7 +71,7 @@ def quantize(
 ) -> None:
     """Quantize a model while it is loaded, shard by shard, without data.
 
-    Mixed precision under a budget and GPTQ need data: use a recipe file for them.
+    Mixed precision under a budget and refitting by GPTQ need data: use a recipe file for them.
     """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint

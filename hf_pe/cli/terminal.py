@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any
 
 import click
 import typer
@@ -99,6 +99,25 @@ def noting(state: Callable[[], str]) -> Iterator[None]:
     except BaseException as stop:
         stop.add_note(state())
         raise
+
+
+@contextmanager
+def _old_spellings_shown() -> Iterator[None]:
+    """Print each warning about an old spelling in a recipe file once, as a line without a position in the code."""
+    from hf_pe.plans import OldSpellingWarning
+
+    with warnings.catch_warnings():
+        show, shown = warnings.showwarning, set[str]()
+
+        def show_line(message: Warning | str, category: type[Warning], *place: Any, **context: Any) -> None:
+            if not issubclass(category, OldSpellingWarning):
+                show(message, category, *place, **context)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                err.print(f"Warning: {message}")
+
+        warnings.showwarning = show_line
+        yield
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Casting as a recipe: all weights to a 16-bit type."""
+"""Define the recipe that casts all weights to a 16-bit dtype."""
 
 import copy
 from dataclasses import replace
@@ -15,28 +15,28 @@ from hf_pe.surgery import cast
 
 
 class Cast(Recipe):
-    """Store and run the weights in 16 bits: half the bytes of float32 on any hardware that has the type."""
+    """Store and run the weights in 16 bits: half the bytes of float32 on any hardware that supports the dtype."""
 
     tag = "half-precision"
     changes = "precision"
-    needs_plain_weights = "packed weights cannot be cast"
+    needs_plain_weights = "quantized weights cannot be cast"
 
     recipe: Literal["cast"] = "cast"
     dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of all weights")
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
-        """Half the bytes, from the config alone."""
+        """Return the sizes after casting, from the config alone."""
         config = copy.deepcopy(spec.config)
         config.dtype = getattr(torch, self.dtype)
         after = replace(spec, config=config)
         return self.planned(title=f"weights in {self.dtype}", exact=True, **spec_sizes(after)), after
 
     def plan(self, state: StageState) -> Plan:
-        """Return the plan of the dry run: nothing is left to decide."""
+        """Return the plan of the dry run, since the weights decide nothing."""
         return self.dry_run(state.spec)[0]
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Cast a copy, as loading in that dtype would."""
-        made = cast(state.model, getattr(torch, self.dtype))
-        made.eval()
-        return state.with_model(made)
+        """Return a state with a cast copy of the model, equal to loading it in that dtype."""
+        model = cast(state.model, getattr(torch, self.dtype))
+        model.eval()
+        return state.with_model(model)

@@ -1,4 +1,4 @@
-"""Packing a checkpoint and unpacking one, without data: shard by shard where it is large."""
+"""Quantize and dequantize checkpoints without data; a large one is read shard by shard."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -29,27 +29,28 @@ def quantize_checkpoint(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Pack a model while it is loaded: at no time are all of its 16- or 32-bit weights in memory.
+    """Quantize a model while it is loaded, so that its 16- or 32-bit weights are never in memory all at once.
 
     Args:
-        model: folder, Hub id, .gguf file or `package:NAME/inner/path`. A PEFT adapter is merged first, into the whole
-            model in memory: weights are rounded to 4 or 8 bits once.
-        output: folder of the result, which `from_pretrained` loads; written beside, then renamed.
-        recipe: default: NF4 with double quantization.
-        overwrite: replace what `output` holds, after success.
-        trust_remote_code: run code that the model brings along.
+        model: Folder, Hub id, .gguf file or `package:NAME/inner/path`. A PEFT adapter is merged in memory first, so
+            that weights are rounded to 4 or 8 bits only once.
+        output: Folder of the result, which `from_pretrained` loads; it appears only when it is complete.
+        recipe: Settings; by default NF4 with double quantization.
+        overwrite: Whether to replace the content of `output`, after success.
+        trust_remote_code: Whether to run custom code that comes with the model.
 
     Returns:
-        The folder.
+        The folder of the result.
 
     Raises:
-        UsageError: it is quantized already, has nothing to pack, or the recipe wants data (a budget, refit).
+        UsageError: The model is quantized already, has no layer to quantize, or the recipe needs data (a budget, refit
+            or max_kl).
     """
     recipe = recipe or BitsAndBytesQuantization()
     if recipe.needs_data:
         raise UsageError(
-            "quantize: a budget, refit and max_kl need calibration rows. Leave them out, or write a recipe file and "
-            "run that."
+            "quantize: a budget, refit and max_kl need calibration rows. Leave them out, or use a recipe file with "
+            "data (hf-pe run)."
         )
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
@@ -63,11 +64,11 @@ def quantize_checkpoint(
     kept = recipe.modules_to_not_convert(meta_model(config, model_class))
     require_space(Path(output), plan.weight_bytes, "the result")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
-        progress.say("loading and packing")
+        progress.say("loading and quantizing")
         dtype = recipe.rest_dtype(config.dtype)
         options: dict[str, Any] = {"quantization_config": recipe.quantizer.config(recipe.settings(kept, dtype))}
-        small = load_model(source, model_class, dtype=dtype, **options)
-        _save(small, fresh, source)
+        quantized = load_model(source, model_class, dtype=dtype, **options)
+        _save(quantized, fresh, source)
     return Path(output)
 
 
@@ -79,29 +80,29 @@ def dequantize_checkpoint(
     overwrite: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
-    """Unpack a model: a plain one in 16 bits that answers as the packed weights do, for what cannot read them.
+    """Dequantize a model into one with the same outputs, for tools that cannot read quantized weights.
 
     Args:
-        model: folder or Hub id of a model that a quantizer has packed, or folder of a PEFT adapter: the weights of its
-            base are unpacked, then it is merged in float32.
-        output: folder of the result; written beside, then renamed.
-        dtype: of its weights.
-        overwrite: replace what `output` holds, after success.
-        trust_remote_code: run code that the model brings along.
+        model: Folder or Hub id of a quantized model, or folder of a PEFT adapter on one: the weights of its base model
+            are dequantized, then the adapter is merged in float32.
+        output: Folder of the result; it appears only when it is complete.
+        dtype: Dtype of the weights in the result.
+        overwrite: Whether to replace the content of `output`, after success.
+        trust_remote_code: Whether to run custom code that comes with the model.
 
     Returns:
-        The folder.
+        The folder of the result.
 
     Raises:
-        UsageError: it is not packed by a quantizer that can unpack it.
+        UsageError: The weights were not quantized by a quantizer of hf_pe.
     """
     source = resolve(model, trust_remote_code=trust_remote_code)
     config = load_config(source)
     if source.adapter is None and quantizer_of(config) is None:
-        kind = quantized_by(config) or "plain weights"
-        raise UsageError(f"{source.name}: expected a model packed by {quantizer_names()}, got {kind}.")
+        method = quantized_by(config) or "weights that are not quantized"
+        raise UsageError(f"{source.name}: expected a model quantized by {quantizer_names()}, got {method}.")
     with replaced(Path(output), overwrite=overwrite, inputs=source.inputs()) as fresh:
-        progress.say("loading and unpacking")
+        progress.say("loading and dequantizing")
         target_dtype = getattr(torch, dtype)
         if source.adapter is not None:
             plain = load_model(source, class_for(config), dtype=target_dtype)
@@ -113,7 +114,7 @@ def dequantize_checkpoint(
 
 
 def _save(model: PreTrainedModel, fresh: Path, source: Source) -> None:
-    """Write the model and what lies beside its weights; the files of an adapter come before those of its base."""
+    """Write the model and the files beside its weights; an adapter's files take precedence over its base model's."""
     save_model(model, None, fresh)
     for beside in (source.adapter and Path(source.adapter), source.folder):
         if beside:

@@ -1,23 +1,28 @@
-"""4-bit codes and scales for a weight, chosen by what it is multiplied with rather than weight by weight."""
+"""Choose 4-bit codes and scales of a weight W so that its outputs W x change little: GPTQ.
+
+A block of weights in a row shares a scale. A code is the index of one of 16 levels, and a weight is stored as level
+times scale. Frantar et al. 2022, arXiv:2210.17323.
+"""
 
 import torch
 
 from hf_pe.quantizers.base import Stored
 
-SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Scales that are tried for a block, of its largest weight."""
+SCALE_FRACTIONS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Candidate scales of a block, as fractions of its largest weight."""
 DAMPING = 0.01
-"""Added to the diagonal of the Gram matrix, of its mean."""
+"""Fraction of the mean of the Gram matrix's diagonal that is added to the diagonal."""
 COLUMNS = 128
-"""Columns whose errors are handed on one by one; to those behind them, together."""
+"""Number of columns in a batch: errors are passed on one by one within it, and together to all columns after it."""
 
 
 def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-    """Of each value the number of the nearest level.
+    """Return the code of the nearest level for each value.
 
     Args:
-        values: of any shape, in units of the scale.
-        levels: in any order, [16].
+        values: Values in units of their scale, of any shape.
+        levels: Levels of the grid, in any order.
+            *Shape:* (16,)
     """
     order = levels.argsort()
     ranked = levels[order]
@@ -27,68 +32,80 @@ def nearest(values: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 def refitted(
     weight: torch.Tensor, gram: torch.Tensor, levels: torch.Tensor, stored: Stored, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The codes and scales that stand for a weight W with little change of its outputs W x.
+    """Return codes and scales of a weight W that change its outputs W x little.
 
-    Scales first, block by block, then codes column by column: the error of each column is taken up by those that have
-    no code yet (Frantar et al. 2022, GPTQ, arXiv:2210.17323, algorithm 1), columns with the largest inputs first.
+    The scales are chosen first, block by block, then the codes column by column. The rounding error of each column is
+    compensated by the columns that have no code yet (algorithm 1 of GPTQ), columns with the largest inputs first.
 
     Args:
-        weight: W, float32, [outputs, inputs], a whole number of blocks wide.
-        gram: mean of x x^T, [inputs, inputs].
-        levels: of the grid, [16].
-        stored: what scales [outputs, blocks] become when they are stored: codes are chosen for those.
-        block: weights of a row that share a scale.
+        weight: W in float32; its inputs are a multiple of `block`.
+            *Shape:* (outputs, inputs)
+        gram: Mean of x x^T over the inputs x.
+            *Shape:* (inputs, inputs)
+        levels: Levels of the grid.
+            *Shape:* (16,)
+        stored: Returns the values that scales of shape (outputs, blocks) have after storing; the codes are chosen for
+            these.
+        block: Number of weights in a row that share a scale.
 
     Returns:
-        Codes, int64 [outputs, inputs], and scales [outputs, blocks] as they go into `stored`.
+        Codes, int64 of shape (outputs, inputs), and scales of shape (outputs, blocks) before storing.
     """
-    scales = _least_error(weight, gram.diagonal(), levels, block)
+    scales = _best_scales(weight, gram.diagonal(), levels, block)
     widths = stored(scales).repeat_interleave(block, dim=1).clamp_min(1e-12)
     order = gram.diagonal().argsort(descending=True)
-    share = _factor(gram[order][:, order])
+    factor = _factor(gram[order][:, order])
     codes = torch.empty_like(weight, dtype=torch.int64)
-    left = weight[:, order].clone()
+    remaining = weight[:, order].clone()
     for start in range(0, len(order), COLUMNS):
         columns = order[start : start + COLUMNS]
         stop = start + len(columns)
         errors = torch.empty(len(weight), len(columns), device=weight.device)
         for number, column in enumerate(columns.tolist()):
             at = start + number
-            codes[:, column] = code = nearest(left[:, at] / widths[:, column], levels)
-            errors[:, number] = (left[:, at] - levels[code] * widths[:, column]) / share[at, at]
-            left[:, at + 1 : stop] -= errors[:, number, None] * share[at, at + 1 : stop]
-        left[:, stop:] -= errors @ share[start:stop, stop:]
+            codes[:, column] = code = nearest(remaining[:, at] / widths[:, column], levels)
+            errors[:, number] = (remaining[:, at] - levels[code] * widths[:, column]) / factor[at, at]
+            remaining[:, at + 1 : stop] -= errors[:, number, None] * factor[at, at + 1 : stop]
+        remaining[:, stop:] -= errors @ factor[start:stop, stop:]
     return codes, scales
 
 
-def _least_error(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
-    """Per block the scale, among those tried, whose rounding errors weigh least; [outputs, blocks].
+def _best_scales(weight: torch.Tensor, inputs: torch.Tensor, levels: torch.Tensor, block: int) -> torch.Tensor:
+    """Return, for each block, the candidate scale with the smallest rounding error weighted by its inputs.
 
     Args:
-        weight: [outputs, inputs].
-        inputs: mean square of each, [inputs].
-        levels: of the grid.
-        block: weights of a row that share a scale.
+        weight: The weight.
+            *Shape:* (outputs, inputs)
+        inputs: Mean square of each input.
+            *Shape:* (inputs,)
+        levels: Levels of the grid.
+        block: Number of weights in a row that share a scale.
+
+    Returns:
+        *Shape:* (outputs, blocks)
     """
     blocks = weight.reshape(len(weight), -1, block)
     largest = blocks.abs().amax(-1)
     best, scales = torch.full_like(largest, torch.inf), largest
-    for share in SHRUNK:
-        scale = (largest * share).clamp_min(1e-12)[..., None]
+    for fraction in SCALE_FRACTIONS:
+        scale = (largest * fraction).clamp_min(1e-12)[..., None]
         error = (levels[nearest(blocks / scale, levels)] * scale - blocks).square()
         weighted = (error * inputs.reshape(-1, block)).sum(-1)
-        scales = torch.where(weighted < best, largest * share, scales)
+        scales = torch.where(weighted < best, largest * fraction, scales)
         best = torch.minimum(weighted, best)
     return scales
 
 
 def _factor(gram: torch.Tensor) -> torch.Tensor:
-    """U with U^T U = (G + damping)^-1, upper triangular: row i says how column i's error is shared out."""
+    """Return the upper triangular U with U^T U = (G + damping)^-1: row i distributes the error of column i.
+
+    The damping grows tenfold until the matrix is positive definite.
+    """
     damping, failed = DAMPING * gram.diagonal().mean().clamp_min(1e-12).double(), True
     while failed:
-        raised = gram.double()
-        raised.diagonal().add_(damping)
-        lower, info = torch.linalg.cholesky_ex(raised)
+        damped = gram.double()
+        damped.diagonal().add_(damping)
+        lower, info = torch.linalg.cholesky_ex(damped)
         failed, damping = bool(info), damping * 10
     upper: torch.Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
     return upper.float()

@@ -1,4 +1,4 @@
-"""What flows into linear layers, block by block."""
+"""Compute second moments of the inputs of linear layers, block by block."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,17 +13,19 @@ from hf_pe.tasks import TaskData, as_read_by
 
 @torch.no_grad()
 def inputs_of(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> Iterator[tuple[str, Moments]]:
-    """Layers and the moments of what flows into them, those of one block in memory at a time where each runs once.
+    """Yield linear layers with the second moments of their inputs.
+
+    Where each block runs once per forward pass, only the moments of one block are in memory at a time.
 
     Args:
-        model: in evaluation mode meanwhile.
-        names: of linear layers; one that no calibration row comes by is left out.
-        data: calibration rows.
+        model: The model, which is in evaluation mode meanwhile.
+        names: Names of linear layers; a layer that the calibration rows do not reach is left out.
+        data: Data with the calibration rows.
     """
     modules, what = {name: model.get_submodule(name) for name in names}, "statistics for 4 bits"
-    blocks = _as_they_run(model, dict.fromkeys(_block(name) for name in names), data)
-    once = len(set(blocks)) == len(blocks)
-    parts = moments_by_block(model, modules, blocks, data, what) if once else [moments(model, modules, data, what)]
+    blocks = _execution_order(model, dict.fromkeys(_block(name) for name in names), data)
+    each_once = len(set(blocks)) == len(blocks)
+    parts = moments_by_block(model, modules, blocks, data, what) if each_once else [moments(model, modules, data, what)]
     for moments_by_layer in parts:
         for name, folds in moments_by_layer.items():
             sums = pooled(folds)
@@ -31,8 +33,8 @@ def inputs_of(model: PreTrainedModel, names: Sequence[str], data: TaskData) -> I
                 yield name, sums
 
 
-def _as_they_run(model: PreTrainedModel, blocks: dict[str, None], data: TaskData) -> list[str]:
-    """Blocks in the order in which one row passes them; one that it passes twice is there twice."""
+def _execution_order(model: PreTrainedModel, blocks: dict[str, None], data: TaskData) -> list[str]:
+    """Return the blocks in the order in which they run for one row; a block that runs twice occurs twice."""
     order: list[str] = []
     handles = [
         model.get_submodule(name).register_forward_hook(lambda module, args, out, name=name: order.append(name))
@@ -48,7 +50,7 @@ def _as_they_run(model: PreTrainedModel, blocks: dict[str, None], data: TaskData
 
 
 def _block(name: str) -> str:
-    """The block of a stack that a module lies in; outside of stacks, itself."""
+    """Return the name of the block of a list of layers that a module is in; outside of such lists, its own name."""
     parts = name.split(".")
     number = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
     return ".".join(parts[: number + 1])

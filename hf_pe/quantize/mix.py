@@ -1,4 +1,4 @@
-"""Which layers get more bits under a budget."""
+"""Choose which layers keep more bits under a budget, by how much quantizing each of them costs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from hf_pe.quantize.layers import LinearLayers
 from hf_pe.report import percent
 
 GAP, SECONDS = 1e-3, 20.0
-"""The search ends that near to the best there can be, or after so long."""
+"""The search ends within this relative gap of the optimum, or after this time."""
 
 
 class Offer(NamedTuple):
-    """More bits for one layer.
+    """Offer more bits for one layer.
 
     Attributes:
-        layer: its name.
-        bits: a weight.
-        spared: how much less is lost; never negative.
-        cost: in any unit.
+        layer: Name of the layer.
+        bits: Bits per weight.
+        spared: By how much the loss shrinks; never negative.
+        cost: Additional size, in any unit.
     """
 
     layer: str
@@ -32,24 +32,24 @@ class Offer(NamedTuple):
 
 
 def worth_most(offers: Sequence[Offer], room: float) -> list[Offer]:
-    """The offers, at most one for each layer, that together spare most of all that fit into `room`: a knapsack with
-    choices.
+    """Choose the offers, at most one for each layer, that fit into `room` and spare the largest loss in total.
 
-    That losses of layers add up is an assumption; `docs/benchmarks.md` says how far it holds.
+    This is a multiple-choice knapsack. It assumes that the losses of layers add up; `docs/benchmarks.md` has how far
+    that holds.
 
     Args:
-        offers: of all layers.
-        room: for all that are taken, in the unit of their costs.
+        offers: Offers of all layers.
+        room: Total size for the chosen offers, in the unit of their costs.
     """
-    values, costs = np.array([each.spared for each in offers]), np.array([each.cost for each in offers])
+    values, costs = np.array([offer.spared for offer in offers]), np.array([offer.cost for offer in offers])
     if room < costs.min() or not values.any():
         return []
-    layers = {name: number for number, name in enumerate(dict.fromkeys(each.layer for each in offers))}
-    once = np.zeros((len(layers), len(offers)))
-    once[[layers[each.layer] for each in offers], np.arange(len(offers))] = 1
+    layers = {name: number for number, name in enumerate(dict.fromkeys(offer.layer for offer in offers))}
+    offers_of_layer = np.zeros((len(layers), len(offers)))
+    offers_of_layer[[layers[offer.layer] for offer in offers], np.arange(len(offers))] = 1
     solution = milp(
         -values / values.sum(),
-        constraints=[LinearConstraint(costs / room, ub=1.0), LinearConstraint(once, ub=1.0)],
+        constraints=[LinearConstraint(costs / room, ub=1.0), LinearConstraint(offers_of_layer, ub=1.0)],
         integrality=np.ones(len(offers)),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": GAP, "time_limit": SECONDS},
@@ -59,14 +59,14 @@ def worth_most(offers: Sequence[Offer], room: float) -> list[Offer]:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Which layers a budget keeps.
+    """Hold which layers keep their weights under a budget.
 
     Attributes:
-        layers: all of them.
-        kept: names of those that keep their weights.
-        mean_bits: of a weight of all layers.
-        expected_loss: fraction of what quantizing all layers would lose.
-        spec: of the model afterwards.
+        layers: All linear layers.
+        kept: Names of the layers that keep their weights.
+        mean_bits: Mean bits per weight over all layers.
+        expected_loss: Expected loss as a fraction of the loss from quantizing all layers.
+        spec: Model afterwards.
     """
 
     layers: LinearLayers
@@ -79,36 +79,36 @@ class Mixed:
         """Return sentences for the plan.
 
         Args:
-            title: of the quantized weights: "NF4".
-            sensitivity: how it was measured.
+            title: Title of the method, such as "NF4".
+            sensitivity: How the sensitivity of layers was measured.
         """
         count = len(self.layers.weights)
         return (
-            f"{count - len(self.kept)} of {count} linear layers in {title}: {self.mean_bits:.3g} bits a weight in the "
-            "mean",
-            f"{len(self.kept)} kept by their {sensitivity} sensitivity",
-            f"loss expected: {percent(self.expected_loss)} of all packed",
+            f"{count - len(self.kept)} of {count} linear layers in {title}: on average {self.mean_bits:.3g} bits per "
+            "weight",
+            f"{len(self.kept)} layers kept by their {sensitivity} sensitivity",
+            f"expected loss: {percent(self.expected_loss)} of the loss with all layers quantized",
         )
 
 
 def keep_most_sensitive(layers: LinearLayers, lost: Mapping[str, float], room: float, bits: float) -> Mixed:
-    """Keep the layers that are worth most, as far as there is room.
+    """Keep the weights of the most sensitive layers, as far as the budget has room for them.
 
     Args:
-        layers: that can be quantized.
-        lost: what quantizing each alone loses.
-        room: bits above those of the model with all layers quantized.
-        bits: of a quantized weight.
+        layers: Linear layers of the model.
+        lost: Loss from quantizing each layer alone.
+        room: Bits that the budget leaves above those of the model with all layers quantized.
+        bits: Bits of a quantized weight.
     """
     extra = layers.own_bits - bits
     offers = [Offer(name, layers.own_bits, lost[name], count * extra) for name, count in layers.weights.items()]
-    taken = {each.layer: each for each in worth_most(offers, room)}
-    by_layer = {name: taken[name].bits if name in taken else bits for name in layers.weights}
-    spared = sum(each.spared for each in taken.values())
+    chosen = {offer.layer: offer for offer in worth_most(offers, room)}
+    by_layer = {name: chosen[name].bits if name in chosen else bits for name in layers.weights}
+    spared = sum(offer.spared for offer in chosen.values())
     return Mixed(
         layers=layers,
-        kept=tuple(taken),
+        kept=tuple(chosen),
         mean_bits=sum(count * by_layer[name] for name, count in layers.weights.items()) / layers.total,
         expected_loss=1 - spared / max(sum(lost.values()), 1e-30),
-        spec=layers.with_bits({name: each for name, each in by_layer.items() if name not in taken}),
+        spec=layers.with_bits({name: bits_of_layer for name, bits_of_layer in by_layer.items() if name not in chosen}),
     )

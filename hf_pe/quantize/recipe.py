@@ -1,4 +1,4 @@
-"""Quantization as a recipe: linear layers to NF4, FP4 or int8, heads and tied embeddings kept."""
+"""Define the recipe that quantizes linear layers to NF4, FP4 or int8, and keeps heads and tied embeddings."""
 
 import copy
 from collections.abc import Sequence
@@ -32,48 +32,51 @@ SENSITIVITIES = {"measured": measured, "metric": by_metric, "estimated": estimat
 
 
 class BitsAndBytesQuantization(Recipe):
-    """Pack the linear layers into 4 bits (NF4, FP4) or 8 (int8), all of them or as many as a budget asks for.
+    """Quantize linear layers to 4 bits (NF4, FP4) or 8 bits (int8): all of them, or as many as a budget requires.
 
-    Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
+    Compute dtype, storage dtype and the complete skip list are written into the config, so that a reloaded model is
+    equal.
     """
 
     tag = BitsAndBytes.tag
     changes = "precision"
-    needs_plain_weights = "packed weights cannot be packed again"
+    needs_plain_weights = "quantized weights cannot be quantized again"
     takes_custom_modules = False
     width_multiple = BitsAndBytes.input_multiple
     old_names: ClassVar = {"repair": "refit", "drift": "max_kl"}
 
     recipe: Literal["quantize"] = "quantize"
-    method: MethodName = Field("nf4", description="format of the quantized weights")
-    double_quantization: bool = Field(True, description="4 bits: 4.13 bits a weight in place of 4.5")
-    outlier_threshold: float = Field(6.0, ge=0, description="int8: inputs above it are multiplied in 16 bits; 0: none")
-    compute_dtype: Dtype | None = Field(None, description="4 bits: what is multiplied in; default: `dtype`")
+    method: MethodName = "nf4"
+    double_quantization: bool = Field(True, description="4 bits: 4.13 instead of 4.5 bits per weight")
+    outlier_threshold: float = Field(
+        6.0, ge=0, description="int8: larger inputs are multiplied in 16 bits; 0: none are"
+    )
+    compute_dtype: Dtype | None = Field(None, description="4 bits: dtype of matrix products; default: `dtype`")
     storage_dtype: Literal["uint8", "float32", "bfloat16", "float16"] = Field(
-        "uint8", description="4 bits: of the tensors that hold the codes; FSDP wants that of the rest"
+        "uint8", description="4 bits: dtype of the tensors with the codes; FSDP needs it to be `dtype`"
     )
     dtype: Dtype | None = Field(
-        None, description="of all that is not packed; default: the model's, and bfloat16 under a budget"
+        None, description="dtype of the other weights; default: the model's, and bfloat16 under a budget"
     )
-    skip: tuple[str, ...] = Field((), description="more modules to keep, by full name or last part")
+    skip: tuple[str, ...] = Field((), description="further modules that are not quantized, by full name or last part")
     refit: Literal["none", "gptq"] | None = Field(
         None,
-        description="4 bits: gptq chooses codes and scales by what flows into each layer, without training; default: "
-        "where there are calibration rows",
+        description="4 bits: gptq chooses codes and scales by the inputs of each layer, without training; default: "
+        "gptq where there are calibration rows",
     )
-    mean_bits: float | None = Field(
-        None, description="budget: bits a weight of those layers takes in the mean, scales included"
-    )
+    mean_bits: float | None = Field(None, description="budget: mean bits per weight of those layers, scales included")
     weight_bytes: int | None = Field(None, gt=0, description="budget: bytes of all weights of the model")
     sensitivity: Literal["measured", "metric", "estimated"] = Field(
         "measured",
-        description="what a budget is spent by: how far answers move with one layer packed, how much worse the task's "
-        "metric is then, or, for big models, how far that layer's outputs move, in one pass",
+        description="how a budget ranks layers. With only one layer quantized at a time: measured takes the change of "
+        "the model's outputs, metric the loss of the task's metric; estimated takes the change of the layer's own "
+        "outputs, in one pass, for large models",
     )
     max_kl: float | None = Field(
         None,
         gt=0,
-        description="refused where packing moves answers further than this: KL divergence, of embeddings 1 - cosine",
+        description="refuse a result whose outputs differ more than this from those before: KL divergence, for "
+        "embeddings 1 - cosine",
     )
 
     @model_validator(mode="after")
@@ -84,59 +87,59 @@ class BitsAndBytesQuantization(Recipe):
 
     @property
     def quantizer(self) -> Quantizer:
-        """The library that has the method."""
+        """The quantizer that has the method."""
         return METHODS[self.method]
 
     @property
     def format(self) -> Method:
-        """What is known of the method."""
+        """The record of the method."""
         return self.quantizer.methods[self.method]
 
     @property
     def bits(self) -> float:
-        """Bits a packed weight takes, scales included."""
+        """The bits of a quantized weight, scales included."""
         return self.quantizer.bits(self.settings(None))
 
     @property
     def budgeted(self) -> bool:
-        """Whether some layers stay because a budget has room for them."""
+        """Whether a budget decides which layers are quantized."""
         return self.mean_bits is not None or self.weight_bytes is not None
 
     @property
     def needs_data(self) -> bool:
-        """Whether calibration rows are."""
+        """Whether the settings need calibration rows."""
         return self.budgeted or self.refit == "gptq" or self.max_kl is not None
 
     @property
     def refits(self) -> bool:
-        """Whether packed weights are refitted, given calibration rows."""
+        """Whether quantized weights are refitted where there are calibration rows."""
         return self.format.has_grid and self.refit != "none"
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
-        """Which layers are packed, from the config alone; under a budget, how many bits they take together.
+        """Compute the sizes after quantization from the config alone; under a budget their sum only.
 
         Raises:
-            UsageError: nothing can be packed, or the budget is below what packing everything takes.
+            UsageError: No layer can be quantized, or the budget is smaller than the model with all layers quantized.
         """
         layers = self._layers(spec)
         bits, count = self.bits, len(layers.weights)
         first = f"{count} linear layers in {self.format.title}"
         if self.budgeted:
             bits += min(self._room(layers) / layers.total, layers.own_bits - self.bits)
-            first = f"{count} linear layers at {bits:.3g} bits in the mean; which stay, the weights decide"
+            first = f"{count} linear layers at {bits:.3g} bits on average; the weights decide which are kept"
         after = layers.with_bits(dict.fromkeys(layers.weights, bits))
         return self._plan(after, (first, *layers.notes), exact=not self.budgeted), after
 
     def plan(self, state: StageState) -> Plan:
-        """Return the plan of the dry run; under a budget, with the layers that stay: the most sensitive ones.
+        """Return the plan of the dry run; under a budget, a plan that keeps the most sensitive layers.
 
         Raises:
-            UsageError: as above.
+            UsageError: See `dry_run`; or there are no calibration rows and the settings need them.
         """
         data = state.task_data
         if data is None and self.needs_data:
             raise UsageError(
-                "quantize: a budget, refit and max_kl need calibration rows, got no data. Give data, or neither."
+                "quantize: a budget, refit and max_kl need calibration rows, got no data. Give data, or leave them out."
             )
         if data is None:
             return self.model_copy(update={"refit": "none"}).dry_run(state.spec)[0]
@@ -158,10 +161,10 @@ class BitsAndBytesQuantization(Recipe):
         )
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Quantize a copy, through transformers' own loading; then refit it, where there are calibration rows.
+        """Quantize a copy through transformers' own loading, then refit it where there are calibration rows.
 
         Raises:
-            UsageError: its answers have moved further than `max_kl`.
+            UsageError: Its outputs differ by more than `max_kl` from the model's.
         """
         model, data = state.model, state.task_data
         kept = list(plan.modules_to_not_convert or self.modules_to_not_convert(model))
@@ -169,31 +172,31 @@ class BitsAndBytesQuantization(Recipe):
         if self.refits and data is not None:
             rounded = refit_(result, model, self.quantizer.quantizable_layers(model, kept), data, self.quantizer)
             if rounded:
-                say(f"not refitted, no calibration row came by: {', '.join(rounded)}")
+                say(f"not refitted, since no calibration row reaches them: {', '.join(rounded)}")
         if self.max_kl is not None and data is not None:
             _require_small_divergence(output_change(model, result, data), self.max_kl, refitted=self.refit != "none")
         return state.with_model(result)
 
     def modules_to_not_convert(self, model: PreTrainedModel) -> list[str]:
-        """The skip list whatever the budget; see `hf_pe.quantizers.base.Quantizer.kept_layers`."""
+        """Return the skip list without regard to a budget; see `hf_pe.quantizers.base.Quantizer.kept_layers`."""
         return self.quantizer.kept_layers(model, self.method, self.skip)
 
     def rest_dtype(self, own: Any) -> torch.dtype:
-        """The dtype of what is not packed.
+        """Return the dtype of the weights that are not quantized.
 
         Args:
-            own: the model's, or its name; None is float32.
+            own: Dtype of the model, or its name; None stands for float32.
         """
         dtype = self.dtype or ("bfloat16" if self.budgeted else own or "float32")
         rest: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         return rest
 
     def settings(self, kept: list[str] | None, dtype: torch.dtype | None = None) -> QuantizationSettings:
-        """Return what the quantizer goes by.
+        """Return the settings for the quantizer.
 
         Args:
-            kept: modules that are not packed.
-            dtype: of these; computed in by default.
+            kept: Modules that are not quantized.
+            dtype: Their dtype, which is also the default of `compute_dtype`.
         """
         return QuantizationSettings(
             self.method,
@@ -209,13 +212,13 @@ class BitsAndBytesQuantization(Recipe):
         return self.quantizer.quantized(model, self.settings(kept, dtype), dtype)
 
     def _layers(self, spec: ModelSpec) -> LinearLayers:
-        """Return the linear layers of the model in the dtype of the rest."""
+        """Return the linear layers of the model in the dtype of the weights that are not quantized."""
         config = copy.deepcopy(spec.config)
         config.dtype = self.rest_dtype(config.dtype)
         return linear_layers(replace(spec, config=config), self.quantizer, self.method, self.skip)
 
     def _room(self, layers: LinearLayers) -> float:
-        """Return the bits that the budget leaves above all layers quantized."""
+        """Return the bits that the budget leaves above those of the model with all layers quantized."""
         if self.mean_bits is not None:
             return (self.mean_bits - self.bits) * layers.total
         return layers.bits_left(self.weight_bytes or 0, self.bits, self.format.title)
@@ -226,7 +229,7 @@ class BitsAndBytesQuantization(Recipe):
             tag=self.quantizer.tag,
             dequantizes=True,
             title=f"{self.format.title} quantization by {self.quantizer.name}"
-            + (", refitted by what flows in" if self.refits else ""),
+            + (", refitted by GPTQ" if self.refits else ""),
             exact=exact,
             notes=(*notes, rest.note),
             warnings=rest.warnings(self.quantizer.name),
@@ -242,15 +245,15 @@ def _with_grid() -> list[str]:
 
 def _require_small_divergence(divergence: float, limit: float, *, refitted: bool) -> None:
     if not divergence <= limit:
-        more = "Give" if refitted else "Refit the weights (refit: gptq), give"
+        way_out = "Use" if refitted else "Refit the weights (refit: gptq), use"
         raise UsageError(
-            f"quantize.max_kl: packing moves answers by {divergence:.3g}, expected at most {limit:g}. {more} "
-            "more bits (mean_bits, method: int8), or allow more."
+            f"quantize.max_kl: quantization changes the outputs by {divergence:.3g}, expected at most {limit:g}. "
+            f"{way_out} more bits (mean_bits, method: int8), or raise max_kl."
         )
 
 
 def _contradiction(recipe: BitsAndBytesQuantization) -> str:
-    """Return what of a recipe does not fit together, and the way out; "" where all does."""
+    """Return which settings contradict each other, and the way out; "" where none do."""
     if recipe.refit == "gptq" and not recipe.format.has_grid:
         expected = " or ".join(_with_grid())
         return f"refit is for 4 bits; expected method {expected} with it, got {recipe.method}. Leave out refit"

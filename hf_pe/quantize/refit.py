@@ -1,4 +1,4 @@
-"""Refit of quantized weights, without training: the quantizer's own tensors, with better codes in them."""
+"""Refit quantized weights without training: choose better codes and scales in the quantizer's own tensors."""
 
 from collections.abc import Sequence
 
@@ -17,26 +17,26 @@ from hf_pe.tasks import TaskData
 def refit_(
     quantized: PreTrainedModel, model: PreTrainedModel, names: Sequence[str], data: TaskData, quantizer: Quantizer
 ) -> list[str]:
-    """Choose codes and scales of quantized layers by what flows into them; see `hf_pe.quantize.grid.refitted`.
+    """Choose codes and scales of quantized layers by the inputs of each; see `hf_pe.quantize.grid.refitted`.
 
     Args:
-        quantized: changed in place; loads as before, anywhere.
-        model: the one that it was made from.
-        names: of its quantized layers.
-        data: calibration rows.
-        quantizer: that made it, by a method that has a grid.
+        quantized: Quantized model, which is changed in place and loads as before.
+        model: Model that it was made from.
+        names: Names of its quantized layers.
+        data: Data with the calibration rows.
+        quantizer: Quantizer that made it, by a method that has a grid.
 
     Returns:
-        Those that no calibration row came by: they stay as they were.
+        Names of the layers that no calibration row reaches; they are not changed.
     """
     quantizer.restore_layout_(quantized)
-    left = dict.fromkeys(names)
+    unreached = dict.fromkeys(names)
     for name, sums in inputs_of(model, names, data):
         weight = plain_weight(model.get_submodule(name))
         _encode_(quantizer, quantized.get_submodule(name), weight, sums)
-        del left[name]
+        del unreached[name]
     quantizer.remember_layout_(quantized)
-    return list(left)
+    return list(unreached)
 
 
 def _encode_(quantizer: Quantizer, module: torch.nn.Module, weight: torch.Tensor, sums: Moments) -> None:

@@ -1,4 +1,4 @@
-"""How much of its answers a model loses when one layer alone is packed."""
+"""Measure how much a model loses when only one layer at a time is quantized."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -19,26 +19,27 @@ from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.tasks import TaskData
 
 TOKENS, NUMBERS = 2048, 2**27
-"""Most tokens, and log-probabilities, that answers are compared at."""
+"""Limits of the number of tokens, and of log-probabilities, that are compared."""
 
 
 def output_change(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
-    """How far the answers of another model are from those of `model`; see `measured`."""
+    """Return the distance between the outputs of another model and those of `model`; see `measured`."""
     rows = _rows(model, data)
     own_answers = task_outputs(model, data, rows, by_token=True)
     return distance(task_outputs(other, data, rows, by_token=True), own_answers)
 
 
 def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
-    """By layer, what `hf_pe.calibration.distance` says with only this one exchanged for its packed twin.
+    """Return, for each layer, the distance of the model's outputs when only this layer is quantized.
 
-    Logits are compared by their KL divergence, embeddings by 1 - cosine, else the task's loss is.
+    The distance is the KL divergence of logits, 1 - cosine for embeddings, or else the difference of the task's loss;
+    see `hf_pe.calibration.distance`.
 
     Args:
-        model: the original; as it was afterwards.
-        packed: all of `names` in it are packed.
-        names: of the layers.
-        data: the rows.
+        model: The original, which is restored afterwards.
+        packed: The model with all layers in `names` quantized.
+        names: Names of the layers.
+        data: Data with the calibration rows.
     """
     rows = _rows(model, data)
     own_answers = task_outputs(model, data, rows, by_token=True)
@@ -50,67 +51,64 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
 def by_metric(
     model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
 ) -> dict[str, float]:
-    """By layer, how much worse the task's metric is on the calibration rows with only this one exchanged; 0 where it
-    is better.
+    """Return, for each layer, how much worse the task's metric on the calibration rows is when only it is quantized.
 
-    Args:
-        model, packed, names, data: as above.
+    The value is 0 where the metric improves. See `measured` for the arguments.
     """
-    held, sign = replace(data, eval=data.calibration), 1.0 if data.task.higher_is_better else -1.0
+    calibration = replace(data, eval=data.calibration)
+    sign = 1.0 if data.task.higher_is_better else -1.0
 
     def score() -> float:
-        return sign * evaluate_task(model, held).scores()[data.task.metric]
+        return sign * evaluate_task(model, calibration).scores()[data.task.metric]
 
-    dense = score()
-    return _one_by_one(model, packed, names, lambda: dense - score())
+    original_score = score()
+    return _one_by_one(model, packed, names, lambda: original_score - score())
 
 
 @torch.no_grad()
 def estimated(
     model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
 ) -> dict[str, float]:
-    """By layer, the mean square error of its outputs over their mean square: tr(D G D^T) / tr(W G W^T).
+    """Return, for each layer, the relative mean square error of its own outputs: tr(D G D^T) / tr(W G W^T).
 
-    D is what packing changes of W, G the Gram matrix of what flows in. One pass over the calibration rows in all.
-
-    Args:
-        model, packed, names, data: as above.
+    D is the change of the weight W by quantization, and G the Gram matrix of the layer's inputs. This takes one pass
+    over the calibration rows for all layers. See `measured` for the arguments.
     """
     losses = dict.fromkeys(names, 0.0)
     for name, sums in inputs_of(model, names, data):
         weight, gram = plain_weight(model.get_submodule(name)).float(), sums.gram
-        gone = weight - dequantized_weight(packed.get_submodule(name)).float()
-        whole = float(((weight @ gram) * weight).sum())
-        losses[name] = float(((gone @ gram) * gone).sum()) / max(whole, 1e-30)
+        change = weight - dequantized_weight(packed.get_submodule(name)).float()
+        output_power = float(((weight @ gram) * weight).sum())
+        losses[name] = float(((change @ gram) * change).sum()) / max(output_power, 1e-30)
     return losses
 
 
 def _one_by_one(
     model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], lost: Callable[[], float]
 ) -> dict[str, float]:
-    """By layer, what is `lost` with only this one exchanged for its packed twin; never negative."""
+    """Return, for each layer, the loss when only it is replaced by its quantized version; never negative."""
     losses: dict[str, float] = {}
     for name in names:
-        with _exchanged(model, name, packed.get_submodule(name)):
+        with _replaced(model, name, packed.get_submodule(name)):
             losses[name] = max(lost(), 0.0)
         if not math.isfinite(losses[name]):
             raise NotFiniteError(
-                f"With {name} alone packed the outputs on the calibration rows are not finite, so no budget can be "
-                f"shared out. Leave that layer as it is (skip: [{name}])."
+                f"With only {name} quantized the outputs on the calibration rows are not finite, so layers cannot be "
+                f"compared. Keep that layer's weights (skip: [{name}])."
             )
         advance("sensitivity, layer by layer", len(losses), len(names))
     return losses
 
 
 @contextmanager
-def _exchanged(model: PreTrainedModel, name: str, other: nn.Module) -> Iterator[None]:
-    """Another module in place of one, inside."""
-    own = model.get_submodule(name)
-    model.set_submodule(name, other)
+def _replaced(model: PreTrainedModel, name: str, replacement: nn.Module) -> Iterator[None]:
+    """Replace a module of the model inside the block."""
+    original = model.get_submodule(name)
+    model.set_submodule(name, replacement)
     try:
         yield
     finally:
-        model.set_submodule(name, own)
+        model.set_submodule(name, original)
 
 
 def _rows(model: PreTrainedModel, data: TaskData) -> int:

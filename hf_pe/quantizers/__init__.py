@@ -1,1 +1,1 @@
-"""Quantizers: libraries that store weights in fewer bits. `hf_pe.quantizers.registry` has the list of them."""
+"""Wrap quantizers, the libraries that store weights in fewer bits; `hf_pe.quantizers.registry` lists them."""

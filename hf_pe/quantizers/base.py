@@ -1,4 +1,4 @@
-"""What a quantizer is: a library that stores the weights of linear layers in fewer bits."""
+"""Define what a quantizer is: a library that stores the weights of linear layers in fewer bits."""
 
 import copy
 import tempfile
@@ -21,19 +21,19 @@ from hf_pe.quantizers.layers import plain_linear_layers, plain_weight
 from hf_pe.surgery import main_dtype, rebuilt
 
 Stored = Callable[[torch.Tensor], torch.Tensor]
-"""What scales become when they are stored."""
+"""Returns the values that scales have after they are stored, which may round them."""
 Encode = Callable[[torch.Tensor, Stored], torch.Tensor]
-"""Chooses codes for the levels of a grid, given what its scales become when they are stored."""
+"""Returns codes for the levels of a grid, given `Stored`."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A format that weights are stored in.
+    """Describe a format that weights are stored in.
 
     Attributes:
-        title: as cards and plans name it: "NF4".
-        reference: link of the paper.
-        has_grid: whether `Quantizer.encode_` can exchange codes and scales, so that GPTQ can choose them.
+        title: Name in cards and plans, such as "NF4".
+        reference: Link to the paper.
+        has_grid: Whether `Quantizer.encode_` can replace codes and scales, so that GPTQ can choose them.
     """
 
     title: str
@@ -43,15 +43,15 @@ class Method:
 
 @dataclass(frozen=True)
 class QuantizationSettings:
-    """How weights are quantized; a quantizer uses what its method has.
+    """Hold the settings of a quantization; a quantizer ignores those that its method does not have.
 
     Attributes:
-        method: a name of `Quantizer.methods`.
-        modules_to_not_convert: full names of the modules that keep their weights; None: transformers' own default.
-        double_quantization: whether scales are quantized too.
-        compute_dtype: what products are computed in; None: the quantizer's default.
-        storage_dtype: of the tensors that hold the codes.
-        outlier_threshold: inputs above it are multiplied in 16 bits; 0: none are.
+        method: A name of `Quantizer.methods`.
+        modules_to_not_convert: Full names of the modules that keep their weights; None for transformers' own default.
+        double_quantization: Whether the scales are quantized too.
+        compute_dtype: Dtype of matrix products; None for the quantizer's default.
+        storage_dtype: Dtype of the tensors with the codes.
+        outlier_threshold: Inputs above it are multiplied in 16 bits; 0 for none.
     """
 
     method: str
@@ -63,10 +63,10 @@ class QuantizationSettings:
 
 
 class Quantizer(ABC):
-    """A library that transformers loads quantized weights with.
+    """Wrap a library by which transformers loads quantized weights.
 
-    A subclass has one line in `hf_pe.quantizers.registry.QUANTIZERS`. Recipes, their schema, cards and the checks of
-    what is quantized already follow from it.
+    A subclass has one line in `hf_pe.quantizers.registry.QUANTIZERS`. Recipes, their schema, cards and the checks for
+    models that are quantized already derive from it.
 
     Example:
         >>> from hf_pe.quantizers.registry import METHODS
@@ -75,29 +75,29 @@ class Quantizer(ABC):
     """
 
     name: ClassVar[str]
-    """Of the library: cards and errors say it, and reports state the version of the package with this name."""
+    """Name of the library in cards and errors; reports state the version of the package with this name."""
     tag: ClassVar[str]
     """The Hub tag of results."""
     config_names: ClassVar[tuple[str, ...]]
-    """Values of `quant_method` in a config whose weights it can dequantize."""
+    """Values of `quant_method` in configs whose weights this library can dequantize."""
     methods: ClassVar[Mapping[str, Method]]
     """The formats, by their names in recipe files."""
     block: ClassVar[int] = 1
-    """Weights of a row that share a scale, in methods that have a grid."""
+    """Number of weights in a row that share a scale, in methods that have a grid."""
     input_multiple: ClassVar[int] = 1
-    """What the number of inputs of a layer has to be a multiple of, so that every method can quantize it."""
+    """Every method can quantize a layer whose number of inputs is a multiple of this."""
     shape_attribute: ClassVar[str] = ""
-    """The path below a quantized parameter to the shape of the weight that it stands for, where its own is another."""
+    """Path from a quantized parameter to the shape of the weight before quantization, where its own shape differs."""
     unfit_reason: ClassVar[str] = ""
-    """Why `unfit_layers` keep their weights, as a clause: "4-bit kernels want inputs in multiples of 64"."""
+    """Why `unfit_layers` keep their weights, as a clause: "4-bit kernels need inputs in multiples of 64"."""
 
     @abstractmethod
     def bits(self, settings: QuantizationSettings) -> float:
-        """Return the bits that a quantized weight takes, scales included."""
+        """Return the bits of a quantized weight, scales included."""
 
     @abstractmethod
     def config(self, settings: QuantizationSettings) -> QuantizationConfigMixin:
-        """Return how transformers quantizes weights while it loads them."""
+        """Return the config by which transformers quantizes weights while it loads them."""
 
     @abstractmethod
     def is_quantized(self, module: nn.Module) -> bool:
@@ -105,7 +105,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def weight(self, module: nn.Module) -> torch.Tensor:
-        """Return the weight that a quantized linear layer stands for.
+        """Return the dequantized weight of a linear layer.
 
         Returns:
             *Shape:* (outputs, inputs)
@@ -116,22 +116,22 @@ class Quantizer(ABC):
         return []
 
     def scale_bytes(self, module: nn.Module) -> int:
-        """Return the bytes of scales in a module that are no parameters of it."""
+        """Return the bytes of the scales of a module that are not parameters."""
         return 0
 
     def remember_layout_(self, model: nn.Module) -> None:  # noqa: B027  many libraries have one layout only
-        """Let `restore_layout_` bring back how quantized tensors lie now, before the model is run."""
+        """Record the layout of quantized tensors before the model is run, for `restore_layout_`."""
 
     def restore_layout_(self, model: nn.Module) -> None:  # noqa: B027  likewise
-        """Bring quantized tensors back into the layout in which they are saved and trained."""
+        """Restore the layout of quantized tensors in which they are saved and trained."""
 
     def encode_(self, module: nn.Module, encode: Encode) -> None:
-        """Exchange codes and scales of a quantized layer, for a method that has a grid.
+        """Replace codes and scales of a quantized layer, for a method that has a grid.
 
         Args:
-            module: changed in place.
-            encode: called with the levels of the grid [16] and with what scales [outputs, blocks] become when they are
-                stored; returns the codes, [outputs, inputs].
+            module: Quantized layer, which is changed in place.
+            encode: Chooses the codes of shape (outputs, inputs), given the levels of the grid of shape (16,) and a
+                function that returns the values of scales of shape (outputs, blocks) after storing.
         """
         raise NotImplementedError(f"{self.name} has no method with a grid.")
 
@@ -140,22 +140,23 @@ class Quantizer(ABC):
         return plain_linear_layers(model, kept)
 
     def kept_layers(self, model: PreTrainedModel, method: str | None, skip: tuple[str, ...] = ()) -> list[str]:
-        """Return the linear layers that keep their weights: the whole skip list, sorted.
+        """Return the linear layers that keep their weights: the complete skip list, sorted.
 
-        They are transformers' own list, ties, everything outside the backbone (heads), `unfit_layers`, `skip`, and what
-        transformers leaves out unasked: parts that want float32 (T5's second FFN map), what a name in the list ends.
+        These are the layers on transformers' own list, tied ones, all outside the backbone (heads), `unfit_layers`,
+        `skip`, and those that transformers skips by itself: parts that need float32 (T5's second FFN layer), and layers
+        whose name ends with one on the list.
 
         Args:
-            model: on any device.
-            method: how the others are quantized; None: without regard to their widths.
-            skip: more modules, by full name or last part.
+            model: The model, on any device.
+            method: Method for the other layers; None to ignore widths.
+            skip: Further modules, by full name or last part.
         """
         default = {name.removesuffix(".bias") for name in get_keys_to_not_convert(model)}
         inside = model.base_model_prefix + "."
         has_backbone = model.base_model is not model
         linear = set(self.quantizable_layers(model))
         heads = {n for n in linear if has_backbone and not n.startswith(inside)}
-        if not has_backbone:  # transformers' "last module" is a head only where there is one
+        if not has_backbone:  # transformers lists the last module, but without a backbone it is no head
             default -= linear
         unfit = set(self.unfit_layers(model, method)) if method is not None else set()
         kept = (default & linear) | heads | unfit | {n for n in linear if n.endswith(skip)}
@@ -165,25 +166,26 @@ class Quantizer(ABC):
     def quantized(
         self, model: PreTrainedModel, settings: QuantizationSettings, dtype: torch.dtype | None = None
     ) -> PreTrainedModel:
-        """Return a quantized copy on the same device, through transformers' own loading.
+        """Return a quantized copy on the same device, made by transformers' own loading.
 
-        Compute and storage dtypes and the whole skip list are written into the config, so that a reload is equal.
+        Compute dtype, storage dtype and the complete skip list are written into the config, so that a reloaded model is
+        equal.
 
         Args:
-            model: stays as it is.
-            settings: how.
-            dtype: of all that is not quantized; default: that of most of the model's weights.
+            model: The model, which is not changed.
+            settings: Settings of the quantization.
+            dtype: Dtype of the weights that are not quantized; by default that of most of the model's weights.
         """
         result = quantized_copy(model, self.config(settings), dtype)
         self.remember_layout_(result)
         return result
 
     def dequantized(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-        """Return the plain model that a quantized one without adapters stands for.
+        """Return the dequantized copy of a model without adapters.
 
         Args:
-            model: stays as it is.
-            dtype: of the weights.
+            model: The quantized model, which is not changed.
+            dtype: Dtype of the weights in the copy.
         """
         self.restore_layout_(model)
         config = copy.deepcopy(model.config)
@@ -201,7 +203,7 @@ class Quantizer(ABC):
         return rebuilt(model, config, weights, dtype)
 
     def parameter_count(self, parameter: nn.Parameter) -> int | None:
-        """Return how many weights a quantized parameter stands for; None for one that is not quantized by it."""
+        """Return the number of weights in a parameter quantized by this library; None for any other parameter."""
         try:
             shape = attrgetter(self.shape_attribute)(parameter) if self.shape_attribute else None
         except AttributeError:
@@ -212,12 +214,12 @@ class Quantizer(ABC):
 def quantized_copy(
     model: PreTrainedModel, config: QuantizationConfigMixin, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:
-    """Return a quantized copy on the same device, through transformers' own loading.
+    """Return a quantized copy on the same device, made by transformers' own loading.
 
     Args:
-        model: stays as it is.
-        config: as transformers reads it; see `Quantizer.config`.
-        dtype: of all that is not quantized; default: that of most of the model's weights.
+        model: The model, which is not changed.
+        config: Config for transformers; see `Quantizer.config`.
+        dtype: Dtype of the weights that are not quantized; by default that of most of the model's weights.
     """
     with tempfile.TemporaryDirectory() as work:
         model.save_pretrained(work)
@@ -231,6 +233,6 @@ def quantized_copy(
 
 
 def layer_shapes(model: PreTrainedModel, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """Return outputs and inputs of linear layers that are not quantized, by name."""
+    """Return the numbers of outputs and inputs of linear layers that are not quantized, by name."""
     shapes = {name: plain_weight(model.get_submodule(name)).shape for name in names}
     return {name: (shape[0], shape[1]) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""bitsandbytes: NF4 and FP4 in blocks of 64 weights, int8 by row."""
+"""Wrap bitsandbytes: NF4 and FP4 in blocks of 64 weights, int8 by row."""
 
 from typing import Any, ClassVar
 
@@ -13,14 +13,14 @@ from hf_pe.quantizers.base import Encode, Method, QuantizationSettings, Quantize
 BLOCK = 64
 """Weights per 4-bit scale (Dettmers et al. 2023, arXiv:2305.14314, section 3)."""
 OUTER_BLOCK = 256
-"""Scales per scale of scales (the same)."""
+"""Number of scales that share a scale in double quantization (the same paper)."""
 OUTPUTS = 32
-"""Outputs that bitsandbytes' 4-bit kernel for CPUs with AVX-512 computes at once; it stops at any other number."""
+"""Number of outputs that bitsandbytes' 4-bit kernel for CPUs with AVX-512 computes at once; it needs a multiple."""
 QLORA, LLM_INT8 = "https://arxiv.org/abs/2305.14314", "https://arxiv.org/abs/2208.07339"
 
 
 class BitsAndBytes(Quantizer):
-    """4 bits (NF4, FP4) and 8 bits (LLM.int8) by bitsandbytes."""
+    """Quantize to 4 bits (NF4, FP4) or 8 bits (LLM.int8) by bitsandbytes."""
 
     name = "bitsandbytes"
     tag = "bitsandbytes"
@@ -32,19 +32,19 @@ class BitsAndBytes(Quantizer):
     }
     block = input_multiple = BLOCK
     shape_attribute = "quant_state.shape"
-    unfit_reason = f"4-bit kernels want inputs in multiples of {BLOCK} and outputs in multiples of {OUTPUTS}"
+    unfit_reason = f"4-bit kernels need inputs in multiples of {BLOCK} and outputs in multiples of {OUTPUTS}"
 
     def bits(self, settings: QuantizationSettings) -> float:
-        """Return 8, or 4 and the share of a weight in the scales of its block."""
+        """Return 8, or 4 plus the bits of the block's scales per weight."""
         if settings.method == "int8":
             return 8.0
         return 4 + (8 / BLOCK + 32 / (BLOCK * OUTER_BLOCK) if settings.double_quantization else 32 / BLOCK)
 
     def unfit_layers(self, model: PreTrainedModel, method: str) -> list[str]:
-        """Return the linear layers whose widths bitsandbytes' 4-bit kernels cannot multiply on every machine.
+        """Return the linear layers whose widths bitsandbytes' 4-bit kernels do not support on every machine.
 
-        The kernel for CPUs with AVX-512 takes inputs block by block and outputs 32 by 32. Results have to load
-        anywhere, so such layers keep their weights wherever they are quantized. 8 bits fit any width.
+        The kernel for CPUs with AVX-512 reads inputs block by block and computes outputs 32 by 32. A result has to load
+        on any machine, so such layers keep their weights on all of them. 8 bits support any width.
         """
         if method == "int8":
             return []
@@ -52,9 +52,9 @@ class BitsAndBytes(Quantizer):
         return [name for name, (outputs, inputs) in shapes.items() if outputs % OUTPUTS or inputs % BLOCK]
 
     def config(self, settings: QuantizationSettings) -> BitsAndBytesConfig:
-        """Return the settings as transformers reads them.
+        """Return the config for transformers.
 
-        `outlier_threshold` is that of Dettmers et al. 2022, arXiv:2208.07339, section 3.2.
+        `outlier_threshold` is the threshold of Dettmers et al. 2022, arXiv:2208.07339, section 3.2.
         """
         eight = settings.method == "int8"
         kept = settings.modules_to_not_convert
@@ -70,36 +70,36 @@ class BitsAndBytes(Quantizer):
         )
 
     def is_quantized(self, module: nn.Module) -> bool:
-        """Return whether transformers has put a layer of bitsandbytes in place of a plain one."""
+        """Return whether transformers has replaced this layer by one of bitsandbytes."""
         return hasattr(module, "source_cls")
 
     def weight(self, module: nn.Module) -> torch.Tensor:
-        """Return the dequantized weight, [outputs, inputs]."""
+        """Return the dequantized weight, of shape (outputs, inputs)."""
         self.restore_layout_(module)
         return dequantize_module_weight(module).detach()
 
     def scale_bytes(self, module: nn.Module) -> int:
-        """Return the bytes of the scales of 4-bit weights, which lie beside the parameters."""
+        """Return the bytes of the scales of 4-bit weights, which are stored beside the parameters."""
         states = [getattr(parameter, "quant_state", None) for parameter in module.parameters()]
         return sum(_state_bytes(state) for state in states if state is not None)
 
     def remember_layout_(self, model: nn.Module) -> None:
-        """Keep the scales of 4-bit weights as they are now."""
+        """Record the current scales of 4-bit weights."""
         for state in _states(model):
             if not getattr(state, "packing_format_for_cpu", False):
                 state.as_packed = (state.absmax, state.offset, state.state2, state.nested)
 
     def restore_layout_(self, model: nn.Module) -> None:
-        """Undo what bitsandbytes does to 4-bit weights on a CPU at the first forward pass in evaluation mode.
+        """Undo the new layout that bitsandbytes gives 4-bit weights in their first forward pass on a CPU.
 
-        The kernel that it lays them out for has no backward pass: training would go on with wrong gradients, unsaid.
-        And it rounds scales on the way; those that are not doubly quantized come back in the wrong order (bitsandbytes
-        0.50): saved like that, the model would be another one.
+        The kernel for that layout has no backward pass, so training would silently use wrong gradients. The layout also
+        rounds scales, and without double quantization they are saved in the wrong order (bitsandbytes 0.50), so that
+        the saved model would have other outputs.
         """
         for module in model.modules():
             for state in _states(module, inside=False):
                 if getattr(state, "packing_format_for_cpu", False):
-                    module.state_dict()  # brings the codes back as they are saved
+                    module.state_dict()  # restores the layout of the codes
                 kept = getattr(state, "as_packed", None)
                 if kept is not None:
                     state.absmax, state.offset, state.state2, state.nested = kept
@@ -107,7 +107,7 @@ class BitsAndBytes(Quantizer):
                     state.absmax = state.absmax.T.reshape(-1).float()
 
     def encode_(self, module: nn.Module, encode: Encode) -> None:
-        """Exchange codes and scales of a 4-bit weight, two codes a byte, the first one in the higher half."""
+        """Replace codes and scales of a 4-bit weight; a byte has two codes, the first one in its higher half."""
         quantized: Any = module.weight
         state = quantized.quant_state
 
@@ -126,7 +126,7 @@ class BitsAndBytes(Quantizer):
 
 
 def _states(model: nn.Module, *, inside: bool = True) -> list[Any]:
-    """Return what bitsandbytes knows of the 4-bit weights of a module, and of those inside."""
+    """Return the quantization states of the 4-bit weights of a module and, by default, of the modules inside it."""
     weights = [getattr(module, "weight", None) for module in (model.modules() if inside else [model])]
     return [state for weight in weights if (state := getattr(weight, "quant_state", None)) is not None]
 

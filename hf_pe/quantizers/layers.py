@@ -1,4 +1,4 @@
-"""Linear layers, quantized or not, and what loading leaves in a model that was quantized."""
+"""Recognize linear layers, quantized or not, and let models that were loaded from quantized files be saved."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether it is a linear layer, quantized or not."""
+    """Return whether a module is a linear layer, quantized or not."""
     return isinstance(module, (nn.Linear, Conv1D))
 
 
@@ -25,7 +25,7 @@ def plain_weight(module: Any) -> torch.Tensor:
 
 
 def plain_linear_layers(model: PreTrainedModel, kept: Sequence[str] = ()) -> list[str]:
-    """Return the names of the linear layers that transformers lets a quantizer exchange, without those in `kept`."""
+    """Return the names of the linear layers that transformers lets a quantizer replace, without those in `kept`."""
     kinds = {name: type(module) for name, module in model.named_modules() if name not in kept}
     return [name for name, kind in kinds.items() if kind is nn.Linear or issubclass(kind, Conv1D)]
 
@@ -33,12 +33,12 @@ def plain_linear_layers(model: PreTrainedModel, kept: Sequence[str] = ()) -> lis
 def keep_savable_(model: Any) -> None:
     """Let a model that was loaded from quantized files be saved again.
 
-    transformers keeps how it read the files, to write them back in reverse; reading quantized tensors has no reverse.
-    None is needed, since `state_dict` gives codes and scales under the names that are saved.
+    transformers records how it converted the tensors while reading them, and reverses that while saving. The conversion
+    of quantized tensors has no reverse, but needs none: `state_dict` has codes and scales under their saved names.
     """
     conversions = getattr(model, "_weight_conversions", None)
     if conversions is not None:
-        model._weight_conversions = [each for each in conversions if _is_reversible(each)]
+        model._weight_conversions = [conversion for conversion in conversions if _is_reversible(conversion)]
 
 
 def _is_reversible(conversion: Any) -> bool:

@@ -1,22 +1,22 @@
-"""Leaves out log messages of quantizers that say nothing about a result. Needs no torch: `import hf_pe` calls it."""
+"""Suppress log messages of quantizers that do not concern a result, without torch, since `import hf_pe` does it."""
 
 import logging
 
-NEWS = "Failed to load CPU gemm_4bit_forward"
-"""bitsandbytes looks for a faster CPU kernel on the Hub; without it it uses its own, which is the one that is timed."""
+NO_HUB_KERNEL = "Failed to load CPU gemm_4bit_forward"
+"""Beginning of the message that bitsandbytes has no faster CPU kernel from the Hub and uses its own, which is timed."""
 
 
-def _is_wanted(record: logging.LogRecord) -> bool:
-    return not record.msg.startswith(NEWS) if isinstance(record.msg, str) else True
+def _is_relevant(record: logging.LogRecord) -> bool:
+    return not record.msg.startswith(NO_HUB_KERNEL) if isinstance(record.msg, str) else True
 
 
 def silence() -> None:
-    """Leave out the message; others of bitsandbytes are logged as before."""
+    """Suppress that message; other messages of bitsandbytes are logged as before."""
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    if _is_wanted not in logger.filters:
-        logger.addFilter(_is_wanted)
+    if _is_relevant not in logger.filters:
+        logger.addFilter(_is_relevant)
 
 
 def errors_only() -> None:
-    """Leave out all log messages of quantizers below errors: the card says which CPU path was timed."""
+    """Suppress all log messages of quantizers below errors; the card states which CPU kernel was timed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

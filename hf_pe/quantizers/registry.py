@@ -1,4 +1,4 @@
-"""The quantizers, one line each, and what holds for a model whichever of them has quantized it."""
+"""List the quantizers, and treat quantized models alike whichever quantizer made them."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated
@@ -17,11 +17,11 @@ from hf_pe.registered_names import RegisteredName
 from hf_pe.surgery import in_dtype
 
 QUANTIZERS: dict[str, Quantizer] = {quantizer.name: quantizer for quantizer in (BitsAndBytes(),)}
-"""By the name of the library."""
+"""The quantizers, by the name of their library."""
 
 
 class _Methods(Mapping[str, Quantizer]):
-    """The quantizer of each method of all `QUANTIZERS`, as they are at that moment."""
+    """Map each method to its quantizer, always by the current content of `QUANTIZERS`."""
 
     def __getitem__(self, method: str) -> Quantizer:
         for quantizer in QUANTIZERS.values():
@@ -37,23 +37,19 @@ class _Methods(Mapping[str, Quantizer]):
 
 
 METHODS: Mapping[str, Quantizer] = _Methods()
-"""The quantizer that has a method, by the name of the method."""
+"""The quantizers, by the names of their methods."""
 MethodName = Annotated[str, RegisteredName(METHODS)]
 """A name of `METHODS`."""
 
 
 def require_method(name: str) -> None:
-    """Refuse a name that is no method of a quantizer.
-
-    Raises:
-        UsageError: for that reason.
-    """
+    """Refuse a name that is no method of a quantizer."""
     if name not in METHODS:
         raise UsageError(f"method: expected one of {', '.join(METHODS)}; got '{name}'.{nearest(name, METHODS)}")
 
 
 def quantized_by(config: PretrainedConfig) -> str | None:
-    """Return what a config calls the method that the weights are quantized by; None where they are plain."""
+    """Return the `quant_method` in a config; None where the weights are not quantized."""
     config_value = getattr(config, "quantization_config", None)
     if not config_value:
         return None
@@ -62,7 +58,7 @@ def quantized_by(config: PretrainedConfig) -> str | None:
 
 
 def quantizer_of(config: PretrainedConfig) -> Quantizer | None:
-    """Return the quantizer that can dequantize the weights; None where they are plain or another library's."""
+    """Return the quantizer that can dequantize the weights; None where they are not quantized or no quantizer can."""
     name = quantized_by(config)
     return next((quantizer for quantizer in QUANTIZERS.values() if name in quantizer.config_names), None)
 
@@ -73,28 +69,24 @@ def quantizer_names() -> str:
 
 
 def require_plain(config: PretrainedConfig) -> None:
-    """Refuse a model that is quantized already.
-
-    Raises:
-        UsageError: it is; says by what.
-    """
+    """Refuse a model that is quantized already."""
     method = quantized_by(config)
     if method is not None:
         raise UsageError(
-            f"The model is quantized already ({method}): packed weights cannot be cut, "
-            "trained or packed again. Give its 16- or 32-bit original, or unpack it first (hf-pe dequantize)."
+            f"The model is quantized already ({method}): quantized weights cannot be pruned, trained or quantized "
+            "again. Give its 16- or 32-bit original, or dequantize it first (hf-pe dequantize)."
         )
 
 
 @torch.no_grad()
 def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the plain model that a quantized one stands for, with the adapters on it merged.
+    """Return the dequantized copy of a model, with its adapters merged.
 
-    What adapters learned is added in float32; the sum is rounded once, to `dtype`.
+    Adapters are added in float32, and the sum is rounded once, to `dtype`.
 
     Args:
-        model: quantized by one of `QUANTIZERS`; stays as it is.
-        dtype: of the weights.
+        model: Model that one of `QUANTIZERS` has quantized; it is not changed.
+        dtype: Dtype of the weights in the copy.
     """
     quantizer = quantizer_of(model.config)
     assert quantizer is not None, f"no quantizer can dequantize {quantized_by(model.config)}"
@@ -102,51 +94,51 @@ def dequantized(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     if adapter is None:
         return quantizer.dequantized(model, dtype)
     with adapters_aside(model):
-        plain = quantizer.dequantized(model, torch.float32)
-    return in_dtype(merged(plain, adapter), dtype)
+        base = quantizer.dequantized(model, torch.float32)
+    return in_dtype(merged(base, adapter), dtype)
 
 
 def dequantized_weight(module: nn.Module) -> torch.Tensor:
-    """Return the weight that a quantized linear layer stands for; of another layer its own.
+    """Return the dequantized weight of a quantized linear layer, or the weight of one that is not quantized.
 
     Returns:
         *Shape:* (outputs, inputs)
     """
-    quantizer = next((each for each in QUANTIZERS.values() if each.is_quantized(module)), None)
-    return plain_weight(module) if quantizer is None else quantizer.weight(module)
+    owner = next((quantizer for quantizer in QUANTIZERS.values() if quantizer.is_quantized(module)), None)
+    return plain_weight(module) if owner is None else owner.weight(module)
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Return whether a module of the model, or inside it, holds a quantized weight, whoever put it there."""
+    """Return whether the model has a quantized weight, from any quantizer."""
     quantizers = QUANTIZERS.values()
-    return any(each.is_quantized(module) for module in model.modules() for each in quantizers) or any(
-        each.parameter_count(parameter) is not None for parameter in model.parameters() for each in quantizers
+    return any(quantizer.is_quantized(module) for module in model.modules() for quantizer in quantizers) or any(
+        quantizer.parameter_count(parameter) is not None for parameter in model.parameters() for quantizer in quantizers
     )
 
 
 def remember_layout_(model: nn.Module) -> None:
-    """Let `restore_layout_` bring back how quantized tensors lie now, before the model is run."""
+    """Record the layout of quantized tensors before the model is run, for `restore_layout_`."""
     for quantizer in QUANTIZERS.values():
         quantizer.remember_layout_(model)
 
 
 def restore_layout_(model: nn.Module) -> None:
-    """Bring quantized tensors back into the layout in which they are saved and trained."""
+    """Restore the layout of quantized tensors in which they are saved and trained."""
     for quantizer in QUANTIZERS.values():
         quantizer.restore_layout_(model)
 
 
 def scale_bytes(module: nn.Module) -> int:
-    """Return the bytes of scales in a module that are no parameters of it."""
+    """Return the bytes of the scales of a module that are not parameters."""
     return sum(quantizer.scale_bytes(module) for quantizer in QUANTIZERS.values())
 
 
 def parameter_count(parameter: nn.Parameter) -> int:
-    """Return how many weights a parameter stands for, a quantized one dequantized."""
+    """Return the number of weights in a parameter, counted as before quantization."""
     counts = (quantizer.parameter_count(parameter) for quantizer in QUANTIZERS.values())
     return next((count for count in counts if count is not None), parameter.numel())
 
 
 def shape_attributes() -> list[str]:
-    """Return the paths below quantized parameters to the shapes of the weights that they stand for."""
+    """Return the paths from quantized parameters to the shapes of their weights before quantization."""
     return [quantizer.shape_attribute for quantizer in QUANTIZERS.values() if quantizer.shape_attribute]

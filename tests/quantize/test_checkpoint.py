@@ -68,7 +68,7 @@ def test_in_16_bits_by_default(folder, tmp_path):
 def test_what_cannot_be_is_refused_and_nothing_is_written(llama_folder, bert_folder, tokenizer, tmp_path):
     with pytest.raises(UsageError, match="calibration rows"):
         quantize_checkpoint(str(llama_folder), tmp_path / "out", BitsAndBytesQuantization(refit="gptq"))
-    with pytest.raises(UsageError, match="packed by bitsandbytes, got plain weights"):
+    with pytest.raises(UsageError, match="quantized by bitsandbytes, got weights that are not quantized"):
         dequantize_checkpoint(str(llama_folder), tmp_path / "out")
     quantize_checkpoint(str(llama_folder), tmp_path / "small")
     with pytest.raises(UsageError, match=r"quantized already \(bitsandbytes\).*hf-pe dequantize"):

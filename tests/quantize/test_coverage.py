@@ -57,7 +57,7 @@ def test_a_run_says_it_before_work_and_its_report_keeps_it(mixture, tokenizer, m
         made = compress(
             mixture, [recipe], data=TEXTS, task="causal_lm", processor=tokenizer, evaluate=lambda model: {"ours": 1.0}
         )
-    (warning,) = [each for each in made.report.warnings if "Quantization reaches little" in each]
+    (warning,) = [each for each in made.report.warnings if "Quantization covers only a part" in each]
     assert said.index(f"Warning: {warning}") < said.index("stage 1-quantize")
     assert f"- {escape(warning)}" in render_card(made.report)
     assert escape(made.report.stages[0].plan.notes[-1]) in render_card(made.report)
@@ -74,7 +74,7 @@ def test_hf_pe_quantize_says_it_before_it_loads(mixture, tokenizer, tmp_path):
     folder, said = saved(tmp_path / "mixture", mixture, tokenizer), []
     with listen(lambda what, done, total: said.append(what)):
         quantize_checkpoint(str(folder), tmp_path / "small")
-    warning = next(number for number, what in enumerate(said) if what.startswith("Warning: Quantization reaches"))
+    warning = next(number for number, what in enumerate(said) if what.startswith("Warning: Quantization covers"))
     assert warning < said.index("loading and packing")
     assert any("of the parameters stay in 32 bits" in what for what in said[:warning])
 

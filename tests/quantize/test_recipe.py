@@ -112,7 +112,7 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
     unfit = next(note for note in plan.notes if "widths" in note)
     for name in ("self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
         assert f"model.layers.*.{name} (2 times)" in unfit
-    (kept,) = [note for note in plan.notes if note.startswith("kept as they are")]
+    (kept,) = [note for note in plan.notes if note.startswith("not quantized:")]
     assert "self_attn.k_proj" not in kept, "said once, with the reason"
     assert "lm_head" not in unfit and "multiples of 32" in unfit
     small = packed(randomize_weights_(LlamaForCausalLM(config)))
@@ -228,7 +228,7 @@ def test_packing_that_moves_answers_too_far_is_refused(language):
         far.carry_out(StageState(model, data))
     refitted = BitsAndBytesQuantization(max_kl=moved * 0.9)
     plan = refitted.plan(StageState(model, data))
-    assert plan.title.endswith("refitted by what flows in")
+    assert plan.title.endswith("refitted by GPTQ")
     refitted.apply(StageState(model, data), plan)
 
 
