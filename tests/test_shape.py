@@ -28,7 +28,7 @@ MODULE_LINES = 300
 LARGE_MODULES = {}
 CLASS_LINES = 200
 LARGE_CLASSES = {
-    "quantize/recipe:BitsAndBytesQuantization": 203,
+    "quantize/recipe:BitsAndBytesQuantization": 206,
 }
 FUNCTION_LINES = 8
 """The median over all functions."""
@@ -36,9 +36,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 17.5
-ANY = 757
-VAGUE_NAMES = 268
+WORDS_PER_1000_LINES = 8.5
+ANY = 758
+VAGUE_NAMES = 129
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -36,5 +36,5 @@ def test_only_latencies_at_the_same_setting_are_compared():
 def test_a_report_is_read_from_a_folder_or_missed_with_a_reason(tmp_path):
     write_report(report(), tmp_path)
     assert report_of(str(tmp_path)) == report()
-    with pytest.raises(UsageError, match=r"no folder here, and the Hub gives no report.json"):
+    with pytest.raises(UsageError, match=r"no local folder, and its report.json cannot be loaded from the Hub"):
         report_of("someone/nothing-there")
