@@ -1,4 +1,4 @@
-"""Makes Hugging Face models smaller and faster, and says in measured numbers what was lost and gained.
+"""Make Hugging Face models smaller and faster, and measure what was gained and lost.
 
 result = hf_pe.compress(model, [StructuredPruning(...), Distillation(...)], data=...)
 result.save("small/")
@@ -99,9 +99,9 @@ silence()
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import hf_pe` and `--help` stay fast (PEP 562)."""
+    """Import a public name when it is first used, so that `import hf_pe` and `--help` stay fast (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module 'hf_pe' has no attribute '{name}'")
-    found = getattr(import_module(f"hf_pe.{_HOME[name]}"), name)
-    globals()[name] = found
-    return found
+    value = getattr(import_module(f"hf_pe.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -47,7 +47,7 @@ _REWRITTEN = re.compile(
     r"(?:\.index\.json)?|.*\.gguf|config\.json|adapter_config\.json|README\.md|report\.json|plan\.json|recipe\.yaml"
     r"|\.gitattributes|\.git|\.cache|\.hf_pe\.json|__pycache__"
 )
-"""Matches files that a result replaces by its own, or that no model needs: the user is not told about them."""
+"""Matches files that a result replaces by its own, or that no model needs; these are not mentioned to the user."""
 
 
 def is_own(folder: Path, path: Path) -> bool:

@@ -80,14 +80,14 @@ def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> li
     check_names(settings)
     branches = _branches(folder, settings.branch)
     outgoing = [_outgoing(branch_folder, branch, settings) for branch, branch_folder in branches.items()]
-    for each in outgoing:
+    for result in outgoing:
         if verify or settings.load_back:
-            require_code_allowed(each.report, settings)
-        check_licence(each.report)
-        if not any(name.endswith(".safetensors") for name in each.files):
+            require_code_allowed(result.report, settings)
+        check_licence(result.report)
+        if not any(name.endswith(".safetensors") for name in result.files):
             raise UsageError(f"{folder} has no safetensors weights; expected what hf-pe run writes.")
         if verify:
-            require_measured(each.report, each.folder)
+            require_measured(result.report, result.folder)
     allowed = (*settings.allow, settings.repo.partition("/")[0])  # the owner's name is public in any case
     problems = [f"branch {o.branch}: {f}" for o in outgoing for f in scan(o.files, allowed)]
     if problems:
@@ -97,11 +97,11 @@ def prepare(folder: str | Path, settings: Publish, *, verify: bool = True) -> li
             + "\nRemove them. If a text is neither, allow it: --allow TEXT (publish.allow)."
         )
     if verify:
-        for each in outgoing:
-            require_sealed(each.folder, each.files)
-        for each in outgoing:
-            progress.say(f"loading {each.branch} in a fresh process")
-            verify_reload(each.folder, each.report)
+        for result in outgoing:
+            require_sealed(result.folder, result.files)
+        for result in outgoing:
+            progress.say(f"loading {result.branch} in a fresh process")
+            verify_reload(result.folder, result.report)
     return outgoing
 
 

@@ -37,11 +37,11 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, ver
         settings = remote.settings = in_full(settings, remote.user())
     outgoing = prepare(folder, settings, verify=verify)
     remote.open()
-    for each in outgoing:
-        remote.check_card(each)
+    for result in outgoing:
+        remote.check_card(result)
     sent: list[Sent] = []
     try:
-        sent += (remote.send(each) for each in outgoing)
+        sent += (remote.send(result) for result in outgoing)
         if settings.tag and not settings.create_pr:
             remote.tag(sent[-1])
     except (PushError, UsageError) as error:
@@ -50,8 +50,8 @@ def push(folder: str | Path, settings: Publish, *, api: HfApi | None = None, ver
             raise PushError(f"{error}\nSent completely: {arrived}. Push again to send the rest.") from error
         raise
     if settings.load_back:
-        for each, done in zip(outgoing, sent, strict=True):
-            load_back(remote, each, done)
+        for result, sent_branch in zip(outgoing, sent, strict=True):
+            load_back(remote, result, sent_branch)
     return sent
 
 

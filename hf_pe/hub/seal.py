@@ -45,16 +45,16 @@ def sealed(report: Report, files: Mapping[str, str]) -> Report:
     return report.model_copy(update={"seal": _digest(json.loads(report.model_dump_json()))})
 
 
-def write_sealed(report: Report, folder: Path, known: Mapping[str, str] | None = None) -> Report:
+def write_sealed(report: Report, folder: Path, hashes: Mapping[str, str] | None = None) -> Report:
     """Hash the files of a result, write its report as the last of them, and return the sealed report.
 
     Args:
         report: Report of the result.
         folder: Folder of the result.
-        known: Hashes of files that were computed just before.
+        hashes: Hashes of files that were computed just before.
     """
-    known = known or {}
-    report = sealed(report, {name: known.get(name) or sha256(folder / name) for name in result_files(folder)})
+    hashes = hashes or {}
+    report = sealed(report, {name: hashes.get(name) or sha256(folder / name) for name in result_files(folder)})
     write_whole(folder / REPORT, report.model_dump_json(indent=2) + "\n")
     return report
 

@@ -16,20 +16,20 @@ FEWEST_ROWS = 20
 
 def comparison(report: Report) -> list[tuple[str, str, str, str]]:
     """Return the rows (quantity, before, after, ratio) of the before/after table; the command line prints the same."""
-    one, two = report.before, report.after
+    original, result = report.before, report.after
     rows = [
-        _row("Parameters", one.parameters, two.parameters, "{:,}"),
+        _row("Parameters", original.parameters, result.parameters, "{:,}"),
         _row(
             "Non-embedding parameters",
-            one.parameters_without_embeddings,
-            two.parameters_without_embeddings,
+            original.parameters_without_embeddings,
+            result.parameters_without_embeddings,
             "{:,}",
         ),
-        _row("Weights on disk, MB", _mega(one.disk_bytes), _mega(two.disk_bytes), "{:,.1f}"),
-        _row("Bits per parameter on disk", _stored_bits(one), _stored_bits(two), "{:,.1f}"),
-        _row(f"GFLOPs ({two.flops_setting})", _giga(one.flops), _giga(two.flops), "{:,.2f}"),
+        _row("Weights on disk, MB", _mega(original.disk_bytes), _mega(result.disk_bytes), "{:,.1f}"),
+        _row("Bits per parameter on disk", _stored_bits(original), _stored_bits(result), "{:,.1f}"),
+        _row(f"GFLOPs ({result.flops_setting})", _giga(original.flops), _giga(result.flops), "{:,.2f}"),
     ]
-    for before, after in zip(one.latency, two.latency, strict=True):
+    for before, after in zip(original.latency, result.latency, strict=True):
         setting = _shared_setting(before, after)
         rows.append(_row(f"Latency p50, ms ({setting})", before.p50_ms, after.p50_ms, "{:,.1f}"))
         rows.append(_row(f"Latency p90, ms ({setting})", before.p90_ms, after.p90_ms, "{:,.1f}"))
@@ -37,16 +37,16 @@ def comparison(report: Report) -> list[tuple[str, str, str, str]]:
     rows.append(
         _row(
             "Peak memory, MB (loading and one forward pass)",
-            _mega(one.peak_memory_bytes),
-            _mega(two.peak_memory_bytes),
+            _mega(original.peak_memory_bytes),
+            _mega(result.peak_memory_bytes),
             "{:,.0f}",
         )
     )
     intervals = {change.metric: _interval(change) for change in report.changes}
-    for name in two.quality or one.quality:
-        row = _row(name, one.quality.get(name), two.quality.get(name), "{:,.4f}")
+    for name in result.quality or original.quality:
+        row = _row(name, original.quality.get(name), result.quality.get(name), "{:,.4f}")
         rows.append((*row[:3], Markup(f"{row[3]} {intervals.get(name, '')}".strip())))
-    if not (two.quality or one.quality):
+    if not (result.quality or original.quality):
         rows.append(_row(report.metric, None, None, "{}"))
     return rows
 
@@ -75,14 +75,21 @@ def sensitivity_rows(report: Report) -> list[tuple[str, str, str]]:
 def variant_rows(report: Report) -> list[list[str]]:
     """Return the rows of the table that compares the original and all variants."""
 
-    def cells(name: str, one: Measurement) -> list[str]:
-        latency = one.latency[-1].p50_ms if one.latency else None
-        values = (_mega(one.disk_bytes), "{:,.1f}"), (latency, "{:,.1f}"), (_mega(one.peak_memory_bytes), "{:,.0f}")
+    def cells(name: str, measured: Measurement) -> list[str]:
+        latency = measured.latency[-1].p50_ms if measured.latency else None
+        values = (
+            (_mega(measured.disk_bytes), "{:,.1f}"),
+            (latency, "{:,.1f}"),
+            (_mega(measured.peak_memory_bytes), "{:,.0f}"),
+        )
         texts = [NOT_MEASURED if v is None else form.format(v) for v, form in values]
-        quality = one.quality.get(report.metric)
-        return [name, f"{one.parameters:,}", *texts, NOT_MEASURED if quality is None else f"{quality:,.4f}"]
+        quality = measured.quality.get(report.metric)
+        return [name, f"{measured.parameters:,}", *texts, NOT_MEASURED if quality is None else f"{quality:,.4f}"]
 
-    return [cells("original", report.before), *(cells(code(name), one) for name, one in report.variants.items())]
+    return [
+        cells("original", report.before),
+        *(cells(code(name), measured) for name, measured in report.variants.items()),
+    ]
 
 
 def worse_slices(report: Report) -> list[list[str]]:
@@ -136,16 +143,16 @@ def _shared_setting(before: Latency, after: Latency) -> str:
 
 def gains(report: Report) -> str:
     """Return one sentence with the most important figures."""
-    one, two = report.before, report.after
-    if one.disk_bytes and two.disk_bytes:
-        parts = [f"{percent(two.disk_bytes / one.disk_bytes)} of the bytes on disk"]
+    original, result = report.before, report.after
+    if original.disk_bytes and result.disk_bytes:
+        parts = [f"{percent(result.disk_bytes / original.disk_bytes)} of the bytes on disk"]
     else:
-        parts = [f"{percent(two.parameters / one.parameters)} of the parameters"]
-    if one.latency and two.latency:
-        a, b = one.latency[0], two.latency[0]
+        parts = [f"{percent(result.parameters / original.parameters)} of the parameters"]
+    if original.latency and result.latency:
+        a, b = original.latency[0], result.latency[0]
         parts.append(f"{percent(b.p50_ms / a.p50_ms)} of the latency at batch {b.batch}")
     sentence = "With " + " and ".join(parts)
-    before, after = one.quality.get(report.metric), two.quality.get(report.metric)
+    before, after = original.quality.get(report.metric), result.quality.get(report.metric)
     if before is None or after is None:
         return f"{sentence} of the original; its quality was not measured."
     return f"{sentence} of the original, {report.metric} is {after:.4f} (original: {before:.4f})."
@@ -153,28 +160,34 @@ def gains(report: Report) -> str:
 
 def regressions(report: Report) -> list[str]:
     """Return sentences about everything that got worse or did not improve."""
-    one, two = report.before, report.after
+    original, result = report.before, report.after
     sentences = []
-    for before, after in zip(one.latency, two.latency, strict=True):
+    for before, after in zip(original.latency, result.latency, strict=True):
         if after.p50_ms >= before.p50_ms * 0.98:
             sentences.append(
                 f"It is not faster at {setting_of(after)}: {before.p50_ms:.1f} ms before, {after.p50_ms:.1f} ms after."
             )
-    if one.disk_bytes and two.disk_bytes and two.disk_bytes >= one.disk_bytes * 0.98:
+    if original.disk_bytes and result.disk_bytes and result.disk_bytes >= original.disk_bytes * 0.98:
         sentences.append(
             "Its weights take no fewer bytes on disk than those of the original: "
-            f"{one.disk_bytes / 1e6:,.1f} MB before, {two.disk_bytes / 1e6:,.1f} MB after."
+            f"{original.disk_bytes / 1e6:,.1f} MB before, {result.disk_bytes / 1e6:,.1f} MB after."
         )
-    if one.peak_memory_bytes and two.peak_memory_bytes and two.peak_memory_bytes >= one.peak_memory_bytes * 0.98:
+    if (
+        original.peak_memory_bytes
+        and result.peak_memory_bytes
+        and result.peak_memory_bytes >= original.peak_memory_bytes * 0.98
+    ):
         sentences.append("Loading and one forward pass need no less memory than for the original.")
     sentences += _quantized_speed(report)
-    if two.quality and report.data.eval_rows < FEWEST_ROWS:
+    if result.quality and report.data.eval_rows < FEWEST_ROWS:
         sentences.append(
             f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."
         )
-    shared = sorted(one.quality.keys() & two.quality.keys())
-    worse = [name for name in shared if _worse(report, one, two, name)]
-    return sentences + [f"{name} went from {one.quality[name]:.4f} to {two.quality[name]:.4f}." for name in worse]
+    shared = sorted(original.quality.keys() & result.quality.keys())
+    worse = [name for name in shared if _worse(report, original, result, name)]
+    return sentences + [
+        f"{name} went from {original.quality[name]:.4f} to {result.quality[name]:.4f}." for name in worse
+    ]
 
 
 def _quantized_speed(report: Report) -> list[str]:
@@ -196,6 +209,6 @@ def _quantized_speed(report: Report) -> list[str]:
     ]
 
 
-def _worse(report: Report, one: Measurement, two: Measurement, name: str) -> bool:
-    change: Any = two.quality[name] - one.quality[name]
+def _worse(report: Report, original: Measurement, result: Measurement, name: str) -> bool:
+    change: Any = result.quality[name] - original.quality[name]
     return not (change >= 0 if report.higher_is_better else change <= 0)  # NaN is worse

@@ -104,7 +104,7 @@ def write_result(  # noqa: PLR0913  each argument is named by its caller
 def finish_result(report: Report, folder: Path) -> Report:
     """Write the card of a result, seal all its files in its report, and return the report as it is written."""
     write_card(report, folder)
-    write_sealed(report, folder, known=report.reload.sha256 if report.reload else None)
+    write_sealed(report, folder, hashes=report.reload.sha256 if report.reload else None)
     return read_report(folder)
 
 
