@@ -8,7 +8,7 @@ from rich.text import Text
 
 from hf_pe.cli.display import untouched_note
 from hf_pe.cli.main import app
-from hf_pe.cli.options import Code, Dtype, Model, Output, Overwrite, kept_units_of
+from hf_pe.cli.options import Code, Dtype, Model, Output, Overwrite, RoundTo, kept_units_of
 from hf_pe.cli.terminal import messages, noting, out, progress
 
 
@@ -23,9 +23,7 @@ def cut(
         ),
     ],
     output: Output,
-    round_to: Annotated[
-        int, typer.Option("--round-to", "--multiple", min=1, help="Round widths up to a multiple of this number.")
-    ] = 8,
+    round_to: RoundTo = 8,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide by it.")
     ] = 1,
