@@ -75,7 +75,7 @@ def test_hf_pe_quantize_says_it_before_it_loads(mixture, tokenizer, tmp_path):
     with listen(lambda what, done, total: said.append(what)):
         quantize_checkpoint(str(folder), tmp_path / "small")
     warning = next(number for number, what in enumerate(said) if what.startswith("Warning: Quantization covers"))
-    assert warning < said.index("loading and packing")
+    assert warning < said.index("loading and quantizing")
     assert any("of the parameters stay in 32 bits" in what for what in said[:warning])
 
 

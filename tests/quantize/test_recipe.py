@@ -224,7 +224,7 @@ def test_packing_that_moves_answers_too_far_is_refused(language):
     near = BitsAndBytesQuantization(max_kl=moved * 1.01, refit="none")
     near.carry_out(StageState(model, data))
     far = BitsAndBytesQuantization(max_kl=moved * 0.5, refit="none")
-    with pytest.raises(UsageError, match=r"moves answers by .* Refit the weights \(refit: gptq\)"):
+    with pytest.raises(UsageError, match=r"changes the outputs by .* Refit the weights \(refit: gptq\)"):
         far.carry_out(StageState(model, data))
     refitted = BitsAndBytesQuantization(max_kl=moved * 0.9)
     plan = refitted.plan(StageState(model, data))
