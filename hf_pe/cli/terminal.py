@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 import click
 import typer
@@ -109,9 +109,16 @@ def _old_spellings_shown() -> Iterator[None]:
     with warnings.catch_warnings():
         show, shown = warnings.showwarning, set[str]()
 
-        def show_line(message: Warning | str, category: type[Warning], *place: Any, **context: Any) -> None:
+        def show_line(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if not issubclass(category, OldSpellingWarning):
-                show(message, category, *place, **context)
+                show(message, category, filename, lineno, file, line)
             elif str(message) not in shown:
                 shown.add(str(message))
                 err.print(f"Warning: {message}")

@@ -65,7 +65,7 @@ def write_result(  # noqa: PLR0913  each argument is named by its caller
     save_model(model, processor, folder, source)
     model = as_stock_loads(model)  # the reloaded model has these dtypes
     saved = {tensor: value_sha256(value) for tensor, value in model.state_dict().items()}
-    reloaded, loading = reopened(folder, name, model, auto_class, processor)
+    reloaded, loading = reopened(folder, model, auto_class, processor)
     if reloaded.parameters != report.after.parameters:
         raise ReloadError(
             f"{name} reloads with {reloaded.parameters} parameters, {report.after.parameters} were saved."

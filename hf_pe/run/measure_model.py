@@ -71,7 +71,7 @@ def with_folder_facts(
     folder = work / "base"
     shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     save_model(model, processor, folder)
-    reloaded, _ = reopened(folder, "base", model, auto_class, processor, pixels=pixels)
+    reloaded, _ = reopened(folder, model, auto_class, processor, pixels=pixels)
     disk_bytes = weight_bytes_on_disk(folder) if source.gguf is None else source.gguf.stat().st_size
     shutil.rmtree(folder)
     return measured.model_copy(update={"disk_bytes": disk_bytes, "peak_memory_bytes": reloaded.peak_memory_bytes})
