@@ -95,10 +95,12 @@ def test_embeddings_are_those_of_sentence_transformers(folder):
 def test_all_modules_come_along_and_the_result_is_opened_and_compared(folder, tmp_path, result):
     needs_package("sentence_transformers")
     source = resolve(str(folder))
-    model, told = load_model(source, BertModel), result[0].report
-    after = told.after.model_copy(update={"parameters": model.num_parameters()})
-    told = told.model_copy(update={"after": after, "folder": None})
-    report = write_result(model, load_processor(source), tmp_path / "small", "small", told, "AutoModel", source)
+    model, expected_report = load_model(source, BertModel), result[0].report
+    after = expected_report.after.model_copy(update={"parameters": model.num_parameters()})
+    expected_report = expected_report.model_copy(update={"after": after, "folder": None})
+    report = write_result(
+        model, load_processor(source), tmp_path / "small", "small", expected_report, "AutoModel", source
+    )
     written = finish_result(report, tmp_path / "small")
     names = {str(path.relative_to(tmp_path / "small")) for path in (tmp_path / "small").rglob("*")}
     expected = {"1_Pooling/config.json", "2_Dropout/config.json", "3_Dense/config.json", "3_Dense/model.safetensors"}
@@ -270,10 +272,10 @@ def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, t
 
 
 def test_a_card_says_nothing_of_sentence_transformers_that_was_not_seen(result, tmp_path):
-    told = result[0].report
+    expected_report = result[0].report
     for difference, expected in ((None, False), (1e-7, True)):
-        reload = told.reload.model_copy(update={"sentence_difference": difference})
-        report = told.model_copy(update={"reload": reload, "library_name": "sentence-transformers"})
+        reload = expected_report.reload.model_copy(update={"sentence_difference": difference})
+        report = expected_report.model_copy(update={"reload": reload, "library_name": "sentence-transformers"})
         assert ("It also opens with `SentenceTransformer" in render_card(report)) is expected
 
 

@@ -46,9 +46,9 @@ def recipe(bert_folder, tmp_path):
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "run", "swap", "measure", "card"])
 def test_every_command_has_an_example_in_its_help(command):
-    found = call(command, "--help")
-    assert found.exit_code == 0
-    assert f"Example: hf-pe {command}" in found.output
+    result = call(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: hf-pe {command}" in result.output
 
 
 COMMANDS = get_command(app).commands
@@ -71,9 +71,9 @@ def test_an_old_spelling_in_a_recipe_file_is_one_line_of_warning(recipe):
 
 
 def test_inspect_lists_the_axes(bert_folder):
-    found = call("inspect", bert_folder)
-    assert found.exit_code == 0
-    rows = {line.split("│")[1].strip(): line for line in found.output.splitlines() if line.startswith("│")}
+    result = call("inspect", bert_folder)
+    assert result.exit_code == 0
+    rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
     assert "yes (verified" in rows["ffn"]
     assert "yes (verified" in rows["layers"]
     assert "needs the plug-in" in rows["heads"]
@@ -91,8 +91,8 @@ def test_swap_lists_at_the_size_of_the_images_that_the_processor_makes(tmp_path,
     monkeypatch.setattr("hf_pe.backbones.candidates", candidates)
     ResNetForImageClassification(ResNetConfig(depths=[1], hidden_sizes=[8], embedding_size=8)).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
-    found = call("swap", tmp_path)
-    assert found.exit_code == 0 and "(batch 1, 48 pixels)" in found.output
+    result = call("swap", tmp_path)
+    assert result.exit_code == 0 and "(batch 1, 48 pixels)" in result.output
     assert "(batch 1, 64 pixels)" in call("swap", tmp_path, "--image-size", 64).output
     assert sizes == [48, 64]
 
@@ -100,31 +100,31 @@ def test_swap_lists_at_the_size_of_the_images_that_the_processor_makes(tmp_path,
 def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
     config = ViTConfig(image_size=32, patch_size=8, hidden_size=144, num_hidden_layers=2, intermediate_size=512)
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    found = call("swap", tmp_path, "--list")
-    assert found.exit_code == 0, found.output
-    assert "backbones that are smaller (batch 1, 32 pixels)" in found.output
-    rows = [line for line in found.output.splitlines() if line.startswith("│")]
+    result = call("swap", tmp_path, "--list")
+    assert result.exit_code == 0, result.output
+    assert "backbones that are smaller (batch 1, 32 pixels)" in result.output
+    rows = [line for line in result.output.splitlines() if line.startswith("│")]
     assert "the model itself" in rows[0] and "mobilenet_v1_0.25" in rows[-1]
     assert not any("efficientnet_b0" in row for row in rows), "it is larger"
-    assert "mobilenet_v2_0.35: output_stride changed from 32 to 8" in found.output
+    assert "mobilenet_v2_0.35: output_stride 32 made 8" in result.output
     assert call("swap", tmp_path / "none").exit_code == 2
 
 
 def test_plan_states_sizes_and_loads_no_weights(recipe, monkeypatch):
     monkeypatch.setattr("hf_pe.checkpoints.load._require_loadable", lambda *_, **__: pytest.fail("weights were loaded"))
-    found = call("plan", recipe, "--set", "recipes.0.keep.layers=3")
-    assert found.exit_code == 0
-    assert "ffn 128 -> 64" in found.output
-    assert "layers 4 -> 3" in found.output
-    assert "exact" in found.output
+    result = call("plan", recipe, "--set", "recipes.0.keep.layers=3")
+    assert result.exit_code == 0
+    assert "ffn 128 -> 64" in result.output
+    assert "layers 4 -> 3" in result.output
+    assert "exact" in result.output
 
 
 def test_run_measure_and_card(recipe, tmp_path):
     target = tmp_path / "out"
-    found = call("run", recipe, "--output", target)
-    assert found.exit_code == 0, found.output
-    assert "Parameters" in found.output
-    assert f"Wrote {target}" in found.output
+    result = call("run", recipe, "--output", target)
+    assert result.exit_code == 0, result.output
+    assert "Parameters" in result.output
+    assert f"Wrote {target}" in result.output
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "text.txt", "tiny.yaml"]
 
     refused = call("run", recipe, "--output", target)
@@ -153,14 +153,14 @@ def test_a_stop_half_way_leaves_the_old_output_and_resume_goes_on(recipe, tmp_pa
 
     with monkeypatch.context() as patch:
         patch.setattr(Distillation, "apply", fail)
-        found = call("run", recipe, "--output", target, "--overwrite")
-    assert found.exit_code in (1, 130)
-    assert "--resume" in found.output
+        result = call("run", recipe, "--output", target, "--overwrite")
+    assert result.exit_code in (1, 130)
+    assert "--resume" in result.output
     assert sorted(p.name for p in target.iterdir()) == ["mine.txt", "report.json"]
 
-    found = call("run", recipe, "--output", target, "--overwrite", "--resume")
-    assert found.exit_code == 0, found.output
-    assert "1-prune: finished before" in found.output
+    result = call("run", recipe, "--output", target, "--overwrite", "--resume")
+    assert result.exit_code == 0, result.output
+    assert "1-prune: finished before" in result.output
     assert (target / "model.safetensors").is_file()
     assert not (target / "mine.txt").exists()
 
@@ -178,9 +178,9 @@ def test_a_full_disk_while_saving_leaves_the_old_output(recipe, tmp_path, monkey
         save(model, processor, folder, source)
 
     monkeypatch.setattr("hf_pe.run.folder.save_model", full)
-    found = call("run", recipe, "--output", target, "--overwrite")
-    assert found.exit_code == 1
-    assert "No space left" in found.output
+    result = call("run", recipe, "--output", target, "--overwrite")
+    assert result.exit_code == 1
+    assert "No space left" in result.output
     assert sorted(p.name for p in target.iterdir()) == ["mine.txt", "report.json"]
 
 
@@ -233,10 +233,10 @@ def test_every_command_says_that_it_was_stopped(tmp_path, monkeypatch, stop, cod
     ):
         monkeypatch.setattr(function, fail)
         keep = ["--keep", "ffn=0.5"] if command == "cut" else []
-        found = call(command, "model", "--output", tmp_path / "out", *keep)
-        assert found.exit_code == code
-        assert "Stopped" in found.output and "Nothing was written as a result" in found.output
-        assert isinstance(found.exception, SystemExit)  # no traceback
+        result = call(command, "model", "--output", tmp_path / "out", *keep)
+        assert result.exit_code == code
+        assert "Stopped" in result.output and "Nothing was written as a result" in result.output
+        assert isinstance(result.exception, SystemExit)  # no traceback
 
 
 def stopped(recipe, target, monkeypatch):
@@ -281,9 +281,9 @@ def test_an_output_that_overlaps_what_is_read_is_refused_before_work(recipe, ber
         (bert_folder / "small", "lies inside the model"),
         (tmp_path, "holds data.train text.txt"),
     ):
-        found = call("run", recipe, "--output", output, "--overwrite")
-        assert found.exit_code == 2
-        assert message in found.output
+        result = call("run", recipe, "--output", output, "--overwrite")
+        assert result.exit_code == 2
+        assert message in result.output
     (tmp_path / "teacher").mkdir()
     settings = [
         f"recipes.1.teachers=[{{model: {tmp_path / 'teacher'}}}]",
@@ -294,15 +294,15 @@ def test_an_output_that_overlaps_what_is_read_is_refused_before_work(recipe, ber
         ("a/small", "lies inside distil.cache"),
     ):
         flags = [part for each in settings for part in ("--set", each)]
-        found = call("run", recipe, "--output", tmp_path / output, "--overwrite", *flags)
-        assert found.exit_code == 2
-        assert message in found.output
+        result = call("run", recipe, "--output", tmp_path / output, "--overwrite", *flags)
+        assert result.exit_code == 2
+        assert message in result.output
 
 
 def test_a_source_with_the_name_of_a_work_folder_is_read(bert_folder, tmp_path):
     shutil.copytree(bert_folder, tmp_path / "small.new")
-    found = call("cut", tmp_path / "small.new", "--keep", "layers=0,1", "--output", tmp_path / "small")
-    assert found.exit_code == 0, found.output
+    result = call("cut", tmp_path / "small.new", "--keep", "layers=0,1", "--output", tmp_path / "small")
+    assert result.exit_code == 0, result.output
     assert AutoConfig.from_pretrained(tmp_path / "small").num_hidden_layers == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small", "small.new"]
 
@@ -318,16 +318,16 @@ def test_a_source_with_the_name_of_a_work_folder_is_read(bert_folder, tmp_path):
     ],
 )
 def test_mistakes_end_in_one_message_and_code_2(arguments, message):
-    found = call(*arguments)
-    assert found.exit_code == 2
-    assert message in found.output
-    assert "Traceback" not in found.output
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 def test_a_mistake_in_the_recipe_stops_before_the_output_is_touched(recipe, tmp_path):
-    found = call("run", recipe, "--output", tmp_path / "out", "--set", "recipes.0.keep.fnn=0.5")
-    assert found.exit_code == 2
-    assert "Did you mean 'ffn'" in found.output
+    result = call("run", recipe, "--output", tmp_path / "out", "--set", "recipes.0.keep.fnn=0.5")
+    assert result.exit_code == 2
+    assert "Did you mean 'ffn'" in result.output
     assert not (tmp_path / "out").exists()
 
 
@@ -372,7 +372,9 @@ def test_a_disk_that_is_too_small_is_refused_before_a_result_is_written(bert_fol
         ["quantize", bert_folder],
         ["dequantize", packed],
     ):
-        found = call(*command, "--output", tmp_path / "out")
-        assert found.exit_code == 2
-        assert re.search(r"the result takes about 0\.\d MB, and that disk has 0\.0 MB free", found.output), found.output
+        result = call(*command, "--output", tmp_path / "out")
+        assert result.exit_code == 2
+        assert re.search(r"the result takes about 0\.\d MB, and that disk has 0\.0 MB free", result.output), (
+            result.output
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]

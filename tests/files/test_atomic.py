@@ -61,8 +61,8 @@ def test_a_walk_leaves_out_what_its_rule_says_and_follows_no_link(skips, expecte
         (tmp_path / "folder" / name).touch()
     (tmp_path / "outside" / "x").mkdir(parents=True)
     (tmp_path / "folder" / "link").symlink_to(tmp_path / "outside")
-    found = files_below(tmp_path / "folder", skips)
-    assert [path.relative_to(tmp_path / "folder").as_posix() for path in found] == expected
+    paths = files_below(tmp_path / "folder", skips)
+    assert [path.relative_to(tmp_path / "folder").as_posix() for path in paths] == expected
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ SCALARS = "language: no   # Norwegian\narxiv: 2305.14310\nversion: 1.10\nbuild: 
 
 
 def test_scalars_are_the_strings_that_were_written():
-    found = read_front_matter(SCALARS)
-    assert found == {
+    values = read_front_matter(SCALARS)
+    assert values == {
         "language": "no", "arxiv": "2305.14310", "version": "1.10", "build": "010", "time": "12:30:45", "quoted": "yes",
     }  # fmt: skip
-    assert write_front_matter(found) == SCALARS.replace("   # Norwegian", "")
+    assert write_front_matter(values) == SCALARS.replace("   # Norwegian", "")
 
 
 @pytest.mark.parametrize("card", ["---\na: 1\n---\ntext\n", "\n---  \na: 1\n...\ntext\n"])

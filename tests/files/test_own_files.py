@@ -158,15 +158,15 @@ def test_a_cut_takes_along_what_a_model_needs_and_names_the_rest(folder, tmp_pat
     (folder / "additional_chat_templates").mkdir()
     for name in ("tool.jinja", ".hidden.jinja", "run.sh"):
         (folder / "additional_chat_templates" / name).write_text("{}", "utf-8")
-    told = []
-    with listen(lambda what, *_: told.append(what)):
+    messages = []
+    with listen(lambda what, *_: messages.append(what)):
         cut_checkpoint(str(folder), tmp_path / "cut", {"ffn": 0.5})
     names = {path.relative_to(tmp_path / "cut").as_posix() for path in (tmp_path / "cut").rglob("*")}
     assert names == {
         "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", ".hf_pe.json", *BESIDE,
         "additional_chat_templates", "additional_chat_templates/tool.jinja",
     }  # fmt: skip
-    (sentence,) = [each for each in told if "not copied" in each]
+    (sentence,) = [each for each in messages if "not copied" in each]
     assert all(name in sentence for name in sorted(SECRETS)[:8]) and "and 1 more" in sentence
     assert "model.safetensors" not in sentence and "README" not in sentence
 

@@ -31,6 +31,6 @@ def test_what_has_no_end_or_no_meaning_is_refused(text, message, tmp_path):
 
 def test_aliases_and_merges_that_people_write_are_read():
     text = "base: &base {steps: 10, batch_size: 4}\none: {<<: *base, steps: 20}\ntwo: *base"
-    found = load_yaml(text)
-    assert found["one"] == {"steps": 20, "batch_size": 4} and found["two"] == found["base"]
+    values = load_yaml(text)
+    assert values["one"] == {"steps": 20, "batch_size": 4} and values["two"] == values["base"]
     assert load_yaml("") is None

@@ -312,8 +312,8 @@ def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
         sensitivity=lost, modules_to_not_convert=("lm_head", "layers.0.up"),
     )  # fmt: skip
     base = report()
-    told = base.model_copy(update={"stages": (base.stages[0].model_copy(update={"plan": plan}),)})
-    write_card(told, tmp_path)
+    changed = base.model_copy(update={"stages": (base.stages[0].model_copy(update={"plan": plan}),)})
+    write_card(changed, tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "| `layers.0.up` | 1.00e+00 | kept |" in card and "| `layers.7.up` | 1.00e+00 | quantized |" in card
     assert "`layers.6.up`" not in card and "](sensitivity.png)" in card and (tmp_path / "sensitivity.png").is_file()
@@ -325,7 +325,7 @@ def test_a_packed_models_card_says_what_time_it_takes():
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True
     )
     base = report()
-    told = base.model_copy(
+    changed = base.model_copy(
         update={
             "stages": (base.stages[0].model_copy(update={"plan": plan}),),
             "before": measurement(4.0),
@@ -333,7 +333,7 @@ def test_a_packed_models_card_says_what_time_it_takes():
             "variants": {"main": measurement(1.0), "nf4": measurement(2.0)},
         }
     )
-    assert "on this machine a forward pass takes 2.0 times as long at batch 1, length 128" in render_card(told)
+    assert "on this machine a forward pass takes 2.0 times as long at batch 1, length 128" in render_card(changed)
     assert "Packed weights" not in render_card(base)
 
 

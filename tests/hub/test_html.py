@@ -48,13 +48,13 @@ def test_a_browser_shows_all_of_the_card(folder, tmp_path):
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     raw = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)[1]
-    found = json.loads(raw.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert found["tables"] >= 1
-    assert found["cells"] >= 40
-    assert found["headings"] >= 6
-    assert {image for image, _, _ in found["images"]} == {p.name for p in folder.glob("*.png")}
-    assert all(width > 300 for _, width, _ in found["images"]), "a picture is missing"
-    assert all(corner == [255, 255, 255, 255] for *_, corner in found["images"]), "unreadable on a dark page"
-    assert not found["wide"], "the page scrolls sideways"
-    assert not re.search(r"hf_pe:(begin|end|front)", found["text"]), "marks are not for readers"
-    assert "|" not in re.sub(r"`[^`]*`", "", found["text"]), "a table was not read as one"
+    elements = json.loads(raw.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert elements["tables"] >= 1
+    assert elements["cells"] >= 40
+    assert elements["headings"] >= 6
+    assert {image for image, _, _ in elements["images"]} == {p.name for p in folder.glob("*.png")}
+    assert all(width > 300 for _, width, _ in elements["images"]), "a picture is missing"
+    assert all(corner == [255, 255, 255, 255] for *_, corner in elements["images"]), "unreadable on a dark page"
+    assert not elements["wide"], "the page scrolls sideways"
+    assert not re.search(r"hf_pe:(begin|end|front)", elements["text"]), "marks are not for readers"
+    assert "|" not in re.sub(r"`[^`]*`", "", elements["text"]), "a table was not read as one"

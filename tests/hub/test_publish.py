@@ -100,8 +100,8 @@ def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder,
         [sys.executable, "-c", program, tmp_path / "got.safetensors"], env=elsewhere(hub, tmp_path), check=True
     )
     with torch.no_grad():
-        wanted = made.model(input_ids=torch.arange(8)[None]).last_hidden_state
-    assert torch.equal(load_file(tmp_path / "got.safetensors")["found"], wanted.float())
+        expected = made.model(input_ids=torch.arange(8)[None]).last_hidden_state
+    assert torch.equal(load_file(tmp_path / "got.safetensors")["found"], expected.float())
 
 
 MODULES = [
@@ -253,7 +253,7 @@ def test_a_transfer_that_broke_goes_on_where_it_stopped(hub, api, folder):
     reload = report.reload.model_copy(update={"sha256": weight_hashes(folder)})
     write_report(report.model_copy(update={"reload": reload}), folder)
     hub.faults = [Fault("commit", "reset before", times=99)]
-    with pytest.raises(PushError, match="Push again to go on from here"):
+    with pytest.raises(PushError, match="Push again to continue from here"):
         push(folder, Publish(repo=REPO), api=api, verify=False)
     once = {oid: size for oid, size in hub.sent.items() if oid != "in commits"}
     assert once
@@ -272,7 +272,7 @@ def no_network(*args, **kwargs):
         (lambda f: (f / "note.txt").write_text("hf_" + "A" * 34), r"note.txt, line 1: Hugging Face token: hf_AAA"),
         (lambda f: (f / "note.txt").write_text("made in /home/anna/models"), "absolute path: /home/anna"),
         (lambda f: (f / "run.log").write_text("mail anna@example.org"), "e-mail address: anna@example.org"),
-        (lambda f: (f / "optimizer.pt").write_bytes(b"x"), "only safetensors goes out"),
+        (lambda f: (f / "optimizer.pt").write_bytes(b"x"), "only safetensors files are pushed"),
         (lambda f: (f / "X.BIN").write_bytes(b"x"), r"X\.BIN may run code"),
         (lambda f: (f / "X.PKL").write_bytes(b"x"), r"X\.PKL may run code"),
         (lambda f: (f / "link.txt").symlink_to(f / "config.json"), "is a link"),
@@ -318,7 +318,7 @@ def changed_report(folder):
         (changed_report, r"report\.json was changed"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), r"changed: tokenizer\.json"),
         (lambda f: (f / "plan.json").unlink(), r"missing: plan\.json"),
-        (lambda f: (f / "extra.txt").write_text("new"), r"not made with it: extra\.txt"),
+        (lambda f: (f / "extra.txt").write_text("new"), r"added: extra\.txt"),
     ],
 )
 def test_what_was_changed_since_it_was_made_is_noticed_and_can_be_taken_over(folder, monkeypatch, spoil, message):
@@ -336,11 +336,11 @@ def test_a_card_that_was_edited_goes_along_and_is_said(folder, monkeypatch):
     monkeypatch.setattr("hf_pe.hub.outgoing.verify_reload", lambda *_: None)
     card = (folder / "README.md").read_text("utf-8")
     (folder / "README.md").write_text(f"{card}\nBy hand.\n", "utf-8")
-    told = []
-    with listen(lambda what, *_: told.append(what)):
+    messages = []
+    with listen(lambda what, *_: messages.append(what)):
         (outgoing,) = prepare(folder, Publish(repo=REPO))
     assert b"By hand." in outgoing.files["README.md"]
-    assert [each for each in told if "README.md was edited" in each]
+    assert [each for each in messages if "README.md was edited" in each]
 
 
 def test_an_older_report_is_not_refused(folder, monkeypatch):
@@ -348,10 +348,10 @@ def test_an_older_report_is_not_refused(folder, monkeypatch):
     report = read_report(folder)
     reload = report.reload.model_copy(update={"loading": None})
     write_report(report.model_copy(update={"files": {}, "seal": None, "reload": reload}), folder)
-    told = []
-    with listen(lambda what, *_: told.append(what)):
+    messages = []
+    with listen(lambda what, *_: messages.append(what)):
         assert prepare(folder, Publish(repo=REPO))
-    assert [each for each in told if "without hashes of all files" in each]
+    assert [each for each in messages if "without hashes of all files" in each]
 
 
 def test_a_seal_that_was_taken_off_is_missed(folder):
@@ -429,7 +429,7 @@ def test_a_wrong_name_and_a_taken_tag(hub, api, folder):
     with pytest.raises(UsageError, match="expected NAME or USER/NAME"):
         push(folder, Publish(repo="a/b/c"), api=api)
     push(folder, Publish(repo=REPO, tag="v1"), api=api, verify=False)
-    with pytest.raises(UsageError, match="tag v1 is taken"):
+    with pytest.raises(UsageError, match="tag v1 exists"):
         push(folder, Publish(repo=REPO, tag="v1"), api=api, verify=False)
 
 
@@ -526,7 +526,7 @@ def test_a_public_repository_and_a_taken_tag_are_refused_before_work(hub, api):
         check_access(Publish(repo="small"), api)
     check_access(Publish(repo=REPO, private=False, tag="v1"), api)
     api.create_tag(REPO, tag="v1")
-    with pytest.raises(UsageError, match="tag v1 is taken"):
+    with pytest.raises(UsageError, match="tag v1 exists"):
         check_access(Publish(repo=REPO, private=False, tag="v1"), api)
 
 

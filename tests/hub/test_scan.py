@@ -24,8 +24,8 @@ from tests.hub.planted import FACTS as FACTS_PLANTED
 ROOT = Path(__file__).parents[2]
 
 
-def kinds(found):
-    return {f.kind for f in found}
+def kinds(findings):
+    return {f.kind for f in findings}
 
 
 def test_every_kind_has_a_planted_secret():
@@ -39,9 +39,9 @@ def test_a_planted_secret_is_found_by_its_kind_wherever_it_lies(kind):
         text = frame.format(PLANTED[kind])
         if kind in WHOLE:
             text = PLANTED[kind]
-        found = scan({file: text.encode()})
-        assert kind in kinds(found), (file, text)
-        assert not any(PLANTED[kind] in str(f) for f in found if len(PLANTED[kind]) > 20), (
+        findings = scan({file: text.encode()})
+        assert kind in kinds(findings), (file, text)
+        assert not any(PLANTED[kind] in str(f) for f in findings if len(PLANTED[kind]) > 20), (
             "the report repeats the secret"
         )
 
@@ -266,8 +266,8 @@ def test_time_grows_with_the_length_of_what_is_hard_to_search():
 def test_many_findings_take_no_time():
     """Each is compared with few others, and lines are counted once."""
     line = f"{PLANTED['npm token']} anna@example.org PASSWORD=hunter2x {PLANTED['Twilio key']} /home/anna\n"
-    found = scan({"a.txt": line.encode() * 10_000})
-    assert len(found) == 50_000 and {f.place for f in found} == {f"line {n}" for n in range(1, 10_001)}
+    findings = scan({"a.txt": line.encode() * 10_000})
+    assert len(findings) == 50_000 and {f.place for f in findings} == {f"line {n}" for n in range(1, 10_001)}
 
 
 def test_a_finding_at_the_border_of_two_blocks_is_whole_and_found_once():
@@ -292,8 +292,8 @@ def test_a_large_file_is_not_held_in_memory(tmp_path):
 def test_names_of_this_user_and_host(monkeypatch):
     monkeypatch.setattr(private_facts.getpass, "getuser", lambda: "annabella")
     monkeypatch.setattr(private_facts.socket, "gethostname", lambda: "wolfram7.lab.example")
-    found = scan({"report.json": json.dumps({"command": "annabella ran it on wolfram7"}).encode()})
-    assert kinds(found) == {"name of the user", "name of the host"}
+    findings = scan({"report.json": json.dumps({"command": "annabella ran it on wolfram7"}).encode()})
+    assert kinds(findings) == {"name of the user", "name of the host"}
     monkeypatch.setattr(private_facts.getpass, "getuser", lambda: "ubuntu")
     assert "name of the user" not in kinds(scan({"a.txt": b"ubuntu 24.04"}))
 

@@ -48,8 +48,8 @@ def test_every_kind_of_change_is_noticed(folder):
     (folder / "more.txt").write_text("", "utf-8")
     (folder / ".gitattributes").write_text("", "utf-8")
     (folder / "README.md").write_text("mine", "utf-8")
-    found = changes(folder)
-    assert found == Changes(True, False, ("1_Pooling/config.json",), ("tokenizer.json",), ("more.txt",), True)
+    differences = changes(folder)
+    assert differences == Changes(True, False, ("1_Pooling/config.json",), ("tokenizer.json",), ("more.txt",), True)
 
 
 @pytest.mark.parametrize("values", [{"seed": 7}, {"seal": None}, {"seal": "0" * 64}, {"files": {}}])
@@ -80,8 +80,8 @@ def test_a_card_is_made_anew_under_the_seal_and_hides_no_change(folder):
 
 def test_a_card_of_a_changed_report_is_made_but_not_sealed(folder):
     edit(folder, seed=7)
-    told = []
-    with listen(lambda what, *_: told.append(what)):
+    messages = []
+    with listen(lambda what, *_: messages.append(what)):
         remake_card(folder)
     assert changes(folder).report
-    assert "hf-pe seal" in told[-1]
+    assert "hf-pe seal" in messages[-1]

@@ -36,11 +36,13 @@ def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
     plan, after = recipe.dry_run(spec)
     small = recipe.apply(StageState(mixture, None), plan).model
     stays = [p for p in small.parameters() if not hasattr(p, "quant_state")]
-    found = unquantized(after)
-    assert found.parameters == pytest.approx(sum(p.numel() for p in stays) / parameters(mixture).total)
-    assert found.bytes == pytest.approx(sum(p.nbytes for p in stays) / plan.weight_bytes)
-    assert found.bits == 32 and found.parameters > 0.8
-    assert f"{found.parameters:.1%} of the parameters stay in 32 bits and take {found.bytes:.1%}" in plan.notes[-1]
+    coverage = unquantized(after)
+    assert coverage.parameters == pytest.approx(sum(p.numel() for p in stays) / parameters(mixture).total)
+    assert coverage.bytes == pytest.approx(sum(p.nbytes for p in stays) / plan.weight_bytes)
+    assert coverage.bits == 32 and coverage.parameters > 0.8
+    assert (
+        f"{coverage.parameters:.1%} of the parameters stay in 32 bits and take {coverage.bytes:.1%}" in plan.notes[-1]
+    )
     assert "model.layers.*.mlp.experts.gate_up_proj" in plan.notes[-1]
     assert len(plan.warnings) == 1 and plan.notes[-1] in plan.warnings[0]
     whole = dry_run(spec, [recipe], {})

@@ -13,8 +13,8 @@ def test_nearest_is_what_bitsandbytes_rounds_to(kind):
     halves, state = bnb.quantize_4bit(weight, quant_type=kind, blocksize=BLOCK)
     scales = state.absmax.view(32, 2).repeat_interleave(BLOCK, 1)
     codes = nearest(weight / scales, state.code.float())
-    told = torch.stack([halves >> 4, halves & 15], -1).view(32, 128)
-    same = state.code[codes] == state.code[told.long()]
+    stored_codes = torch.stack([halves >> 4, halves & 15], -1).view(32, 128)
+    same = state.code[codes] == state.code[stored_codes.long()]
     assert same.float().mean() > 0.995  # but for values in the middle of two levels
 
 

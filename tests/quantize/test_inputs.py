@@ -41,9 +41,9 @@ def test_moments_are_of_all_that_flows_in_also_where_a_block_runs_again(tokenize
     for model in (randomize_weights_(BertModel(bert_config())).eval(), randomize_weights_(albert).eval()):
         data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)
         names = plain_linear_layers(model)
-        found = dict(inputs_of(model, names, data))
-        assert {n for n in names if "pooler" not in n} <= set(found)
+        moments_by_layer = dict(inputs_of(model, names, data))
+        assert {n for n in names if "pooler" not in n} <= set(moments_by_layer)
         for name in (names[0], names[-2]):
             total, count = watched(model, name, data)
-            assert found[name].count == count
-            assert torch.allclose(found[name].xx, total, rtol=1e-3, atol=1e-2)
+            assert moments_by_layer[name].count == count
+            assert torch.allclose(moments_by_layer[name].xx, total, rtol=1e-3, atol=1e-2)

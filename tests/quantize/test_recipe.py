@@ -174,12 +174,12 @@ def test_the_layers_that_stay_are_those_that_answers_miss(language):
     model, data = language
     recipe = BitsAndBytesQuantization(mean_bits=6.0, dtype="bfloat16")
     plan = recipe.plan(StageState(model, data))
-    wanted = task_outputs(model, data, by_token=True)
+    expected = task_outputs(model, data, by_token=True)
     count = len(plan.modules_to_not_convert) - 1
     least = sorted(plan.sensitivity, key=lambda name: plan.sensitivity[name])[:count]
     worst = plan.model_copy(update={"modules_to_not_convert": ("lm_head", *least)})
     lost = [
-        distance(task_outputs(recipe.apply(StageState(model, data), p).model, data, by_token=True), wanted)
+        distance(task_outputs(recipe.apply(StageState(model, data), p).model, data, by_token=True), expected)
         for p in (plan, worst)
     ]
     assert lost[0] < lost[1]
@@ -187,8 +187,8 @@ def test_the_layers_that_stay_are_those_that_answers_miss(language):
 
 def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
     model, _ = language
-    told = {"method": "fp4", "storage_dtype": "bfloat16", "compute_dtype": "float32", "dtype": "bfloat16"}
-    small = packed(model, **told)
+    options = {"method": "fp4", "storage_dtype": "bfloat16", "compute_dtype": "float32", "dtype": "bfloat16"}
+    small = packed(model, **options)
     layer = small.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.bfloat16 and layer.weight.quant_state.quant_type == "fp4"
     assert layer.compute_dtype == torch.float32
@@ -207,9 +207,9 @@ def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
         ({"refit": "gptq", "method": "int8"}, "Leave out refit"),
     ],
 )
-def test_what_cannot_be_is_said_when_the_recipe_is_read(told, message):
+def test_what_cannot_be_is_said_when_the_recipe_is_read(options, message):
     with pytest.raises(ValueError, match=message):
-        BitsAndBytesQuantization(**told)
+        BitsAndBytesQuantization(**options)
 
 
 def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
@@ -257,10 +257,10 @@ def test_the_metric_says_what_a_layer_is_worth(language):
 
 
 @pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"refit": "gptq"}, {"max_kl": 0.1}])
-def test_without_calibration_rows_it_is_refused(told, language):
+def test_without_calibration_rows_it_is_refused(options, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):
-        BitsAndBytesQuantization(**told).plan(StageState(model, None))
+        BitsAndBytesQuantization(**options).plan(StageState(model, None))
 
 
 @pytest.mark.parametrize("method", ["nf4", "fp4"])

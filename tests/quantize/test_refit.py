@@ -43,12 +43,12 @@ def case(request, bert_folder, llama_folder, tokenizer):
 )
 def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_path):
     model, data = case
-    wanted = task_outputs(model, data, by_token=True)
+    expected = task_outputs(model, data, by_token=True)
     lost = {}
     for refit in ("none", "gptq"):
         recipe = BitsAndBytesQuantization(refit=refit, **settings)
         small = recipe.carry_out(StageState(model, data)).model
-        lost[refit] = distance(task_outputs(small, data, by_token=True), wanted)
+        lost[refit] = distance(task_outputs(small, data, by_token=True), expected)
     assert 0 < lost["gptq"] < 0.7 * lost["none"]
     small.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path).eval()

@@ -26,26 +26,28 @@ def case(llama_folder, tokenizer):
 
 def test_measured_is_the_divergence_with_one_layer_exchanged(case):
     model, packed, names, data = case
-    found = measured(model, packed, names, data)
-    assert set(found) == set(names) and all(value > 0 for value in found.values())
+    losses = measured(model, packed, names, data)
+    assert set(losses) == set(names) and all(value > 0 for value in losses.values())
     assert all(is_linear(model.get_submodule(name)) for name in names)
     name = names[3]
     by_hand = copy.deepcopy(model)
     by_hand.get_submodule(name).weight.data = dequantized_weight(packed.get_submodule(name))
-    wanted = distance(task_outputs(by_hand, data, by_token=True), task_outputs(model, data, by_token=True))
-    assert found[name] == pytest.approx(wanted, rel=0.02)  # the packed layer multiplies in bfloat16
+    expected = distance(task_outputs(by_hand, data, by_token=True), task_outputs(model, data, by_token=True))
+    assert losses[name] == pytest.approx(expected, rel=0.02)  # the packed layer multiplies in bfloat16
 
 
 def test_estimated_is_the_share_of_the_outputs_that_changes(case):
     model, packed, names, data = case
-    found = estimated(model, packed, names, data)
+    losses = estimated(model, packed, names, data)
     name = names[0]
-    seen = []
-    handle = model.get_submodule(name).register_forward_hook(lambda m, args, out: seen.append(args[0].flatten(0, -2)))
+    layer_inputs = []
+    handle = model.get_submodule(name).register_forward_hook(
+        lambda m, args, out: layer_inputs.append(args[0].flatten(0, -2))
+    )
     with torch.no_grad():
         for batch in data.batches(data.calibration):
             data.task.signals(model, batch)
     handle.remove()
-    inputs, weight = torch.cat(seen), model.get_submodule(name).weight.detach()
+    inputs, weight = torch.cat(layer_inputs), model.get_submodule(name).weight.detach()
     gone = inputs @ (weight - dequantized_weight(packed.get_submodule(name))).T
-    assert found[name] == pytest.approx(float(gone.square().sum() / (inputs @ weight.T).square().sum()), rel=1e-3)
+    assert losses[name] == pytest.approx(float(gone.square().sum() / (inputs @ weight.T).square().sum()), rel=1e-3)

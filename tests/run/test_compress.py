@@ -232,19 +232,19 @@ def test_a_distillation_goes_on_in_the_middle(bert_folder, tmp_path, monkeypatch
     call = {"data": TEXTS, "task": "embedding", "work": tmp_path}
     from hf_pe.distill import training as module
 
-    seen = []
+    recorded_steps = []
 
     class Stopping(module.Progress):
         def on_step_end(self, args, state, control, **rest):
-            seen.append(state.global_step)
-            if len(seen) == 5:
+            recorded_steps.append(state.global_step)
+            if len(recorded_steps) == 5:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "Progress", Stopping)
     with pytest.raises(KeyboardInterrupt):
         compress(str(bert_folder), steps, **call)
     compress(str(bert_folder), steps, resume=True, **call)
-    assert seen == [1, 2, 3, 4, 5, 5, 6]
+    assert recorded_steps == [1, 2, 3, 4, 5, 5, 6]
     (stage,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert stage.name.startswith("1-distil-") and (stage / "stage.json").is_file()
 
@@ -385,14 +385,14 @@ def test_a_processor_may_lie_elsewhere(bert_folder, tokenizer, tmp_path, monkeyp
     BertModel.from_pretrained(bert_folder).save_pretrained(model)
     tokenizer.save_pretrained(words)
     (tmp_path / "text.txt").write_text("\n".join(TEXTS))
-    told = {
+    content = {
         "model": str(model),
         "processor": str(words),
         "task": "embedding",
         "data": {"train": str(tmp_path / "text.txt")},
     }
     (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump(told | {"recipes": [{"recipe": "prune", "keep": {"ffn": 0.5}}]})
+        yaml.safe_dump(content | {"recipes": [{"recipe": "prune", "keep": {"ffn": 0.5}}]})
     )
     recipe = read_recipe(tmp_path / "recipe.yaml")
     settings = {"data": recipe.data, "task": recipe.task}
@@ -416,8 +416,8 @@ def novel_folder(tokenizer, tmp_path):
     folder = tmp_path / "novel"
     shutil.copytree(Path(__file__).parents[1] / "novel", folder, ignore=shutil.ignore_patterns("__pycache__"))
     places = {"AutoConfig": "configuration_novel.NovelConfig", "AutoModel": "modeling_novel.NovelModel"}
-    told = {"model_type": "novel", "architectures": ["NovelModel"], "auto_map": places, "vocab_size": 200}
-    (folder / "config.json").write_text(json.dumps(told), "utf-8")
+    content = {"model_type": "novel", "architectures": ["NovelModel"], "auto_map": places, "vocab_size": 200}
+    (folder / "config.json").write_text(json.dumps(content), "utf-8")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     model = randomize_weights_(AutoModel.from_config(config, trust_remote_code=True))
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})

@@ -24,6 +24,6 @@ def test_a_tensor_that_the_outputs_do_not_show_is_compared_too(tmp_path, monkeyp
 
     monkeypatch.setattr("hf_pe.run.folder.save_model", damaged)
     monkeypatch.setattr("hf_pe.measure.memory.longest", lambda *_: 16)
-    told = report(after=measurement(parameters=model.num_parameters()))
+    stated = report(after=measurement(parameters=model.num_parameters()))
     with pytest.raises(ReloadError, match=r"small reloads with other weights: embeddings\.position_embeddings\.weight"):
-        write_result(model, None, tmp_path / "small", "small", told, "AutoModel")
+        write_result(model, None, tmp_path / "small", "small", stated, "AutoModel")

@@ -51,11 +51,11 @@ def test_a_model_is_its_weights_config_and_vocabulary(folder, tmp_path):
 def test_an_adapter_is_what_it_says_and_its_base(folder, tmp_path):
     model = get_peft_model(BertModel.from_pretrained(folder), LoraConfig(r=2, target_modules=["query"]))
     model.save_pretrained(tmp_path / "adapter")
-    found = [model_files(resolve(str(tmp_path / "adapter")))]
+    hashes = [model_files(resolve(str(tmp_path / "adapter")))]
     for changed in (tmp_path / "adapter" / "adapter_model.safetensors", folder / "model.safetensors"):
         add(changed, 1.0)
-        found.append(model_files(resolve(str(tmp_path / "adapter"))))
-    assert len({json.dumps(each) for each in found}) == 3
+        hashes.append(model_files(resolve(str(tmp_path / "adapter"))))
+    assert len({json.dumps(each) for each in hashes}) == 3
 
 
 def test_an_adapter_over_a_gguf_file_is_both_files(folder, tmp_path):

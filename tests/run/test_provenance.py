@@ -32,10 +32,10 @@ def test_data_sets_that_say_nothing_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(cards, "hf_hub_download", missing)
     local = tmp_path / "mine.txt"
     local.write_text("A sentence.")
-    found = provenance._data_licenses(("builtin:pydoc", "builtin:docstrings:sklearn", str(local)), "someone/texts")
-    assert found["builtin:pydoc"] == "PSF-2.0"
-    assert "BSD" in found["builtin:docstrings:sklearn"]
-    assert len(found) == 2
+    licenses = provenance._data_licenses(("builtin:pydoc", "builtin:docstrings:sklearn", str(local)), "someone/texts")
+    assert licenses["builtin:pydoc"] == "PSF-2.0"
+    assert "BSD" in licenses["builtin:docstrings:sklearn"]
+    assert len(licenses) == 2
 
 
 def test_the_licences_of_a_card_are_a_list_as_they_stand(bert_folder):
