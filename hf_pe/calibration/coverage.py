@@ -29,7 +29,7 @@ def require_reached(statistics: Collection[Any], axis: Axis) -> None:
         )
 
 
-def reached(model: PreTrainedModel, axis: Axis, data: TaskData) -> list[str]:
+def reached_modules(model: PreTrainedModel, axis: Axis, data: TaskData) -> list[str]:
     """Return the modules of an axis that the calibration rows run.
 
     They are those of the first batch that runs any; the list is empty where no batch does.

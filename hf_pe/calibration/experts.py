@@ -84,7 +84,9 @@ def expert_inner(module: Any, expert: int, rows: torch.Tensor) -> torch.Tensor:
     return hidden
 
 
-def routed(model: PreTrainedModel, axis: Axis, data: TaskData) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+def routed_tokens(
+    model: PreTrainedModel, axis: Axis, data: TaskData
+) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
     """Return what the router sends to each expert on the calibration rows.
 
     Returns:

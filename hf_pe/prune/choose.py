@@ -10,7 +10,7 @@ from hf_pe.anatomy import EVERYWHERE, Axis
 from hf_pe.anatomy.kinds import Choice
 from hf_pe.calibration.cache import StatisticsKey
 from hf_pe.calibration.coverage import require_reached
-from hf_pe.calibration.experts import routed
+from hf_pe.calibration.experts import routed_tokens
 from hf_pe.calibration.gradients import Gradients, consumer_gradients
 from hf_pe.calibration.influence import block_influence
 from hf_pe.prune.criteria import CRITERIA, reap
@@ -58,7 +58,7 @@ def _choose_layers(settings: ChoiceSettings, state: StageState, axis: Axis, size
 
 
 def _choose_experts(settings: ChoiceSettings, state: StageState, axis: Axis, size: int) -> dict[str, list[int]]:
-    tokens = routed(state.model, axis, state.data)
+    tokens = routed_tokens(state.model, axis, state.data)
     scores = {g: torch.stack([reap(gates, norms) for gates, norms in experts]) for g, experts in tokens.items()}
     return {g: axis.top_units(g, scores.get(g, torch.rand(axis.size)), size) for g in axis.groups}
 

@@ -8,10 +8,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.anatomy import Axis, discover, names_depth
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
-from hf_pe.prune.basis.attention_heads import turned
+from hf_pe.prune.basis.attention_heads import with_sorted_heads
 from hf_pe.prune.basis.residual import rotated
 from hf_pe.prune.plan_sizes import axis_named
-from hf_pe.prune.refit.experts import correct_
+from hf_pe.prune.refit.experts import refit_experts_
 from hf_pe.prune.refit.least_squares import refit_
 from hf_pe.prune.refit.norms import rescale_norms_
 from hf_pe.prune.refit.sequential import refit_sequentially_
@@ -74,7 +74,7 @@ class Execution:
         model = rotated(state.model, axis, state.data) if self.rotates else state.model
         if axis.narrows_heads:
             weighted = next(moments_of(replace(state, model=model), axis, weighted=True))
-            model, moments = turned(model, axis, weighted)
+            model, moments = with_sorted_heads(model, axis, weighted)
             state.statistics.put(model, moments_key(axis, weighted=True), moments)
         return model
 
@@ -87,7 +87,7 @@ class Execution:
             for moments in moments_of(state, axis, weighted=True):
                 refit_(smaller, model, axis, kept, moments)
         if axis.kind.choice == "routing":
-            correct_(smaller, model, axis, data)
+            refit_experts_(smaller, model, axis, data)
         rescale_norms_(smaller, model, axis, kept, data)
         return smaller
 

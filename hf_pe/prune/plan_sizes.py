@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, discover, kinds_of
-from hf_pe.calibration.coverage import reached, require_reached
+from hf_pe.calibration.coverage import reached_modules, require_reached
 from hf_pe.errors import UsageError
 from hf_pe.measure import evaluate_task
 from hf_pe.model_spec import ModelSpec
-from hf_pe.prune.sizes.allowed import candidate_sizes, kept_sizes, resized_spec, snapped
+from hf_pe.prune.sizes.allowed import candidate_sizes, kept_sizes, resized_spec, rounding_notes
 from hf_pe.prune.sizes.budget import Budget, above_floor
 from hf_pe.prune.sizes.costs import Costs
 from hf_pe.prune.sizes.search import (
     AxisSizes,
-    by_loss,
     depth_by_width_paths,
     first_within,
     pareto_maximal,
+    path_by_loss,
     single_axis_paths,
     uniform_path,
 )
@@ -84,7 +84,7 @@ class SizeSettings:
         A floor and a measured budget need data and a model.
         """
         fixed, candidates = self.fixed(spec), self.candidates(spec)
-        notes = snapped(spec, self.keep, fixed)
+        notes = rounding_notes(spec, self.keep, fixed)
         if self.floor is not None:
             search = f"cut along {', '.join(self.axes)} as long as {self.floor:.0%} of the metric is retained"
             return fixed, (*notes, search), False
@@ -110,7 +110,7 @@ class SizeSettings:
         model, data, spec = state.model, state.data, state.spec
         fixed, candidates = self.fixed(spec), self.candidates(spec)
         for axis in (axis_named(model, name) for sizes in candidates for name in sizes[0]):
-            require_reached(reached(model, axis, data), axis)
+            require_reached(reached_modules(model, axis, data), axis)
         budget = self.budget or Budget(parameters=1.0)
         costs = Costs(spec, budget.batch, model.device)
 
@@ -140,7 +140,7 @@ class SizeSettings:
         path = uniform_path(candidates)
         if len(candidates) == 1:
             return path
-        path = by_loss(candidates, sensitivity_curves(state.model, state.data, candidates, prune_to, overrun))
+        path = path_by_loss(candidates, sensitivity_curves(state.model, state.data, candidates, prune_to, overrun))
         if self.floor is not None:
             return path
         # the losses of axes cut alone do not predict that of a joint cut, so several paths are compared at the budget

@@ -20,7 +20,7 @@ from hf_pe.prune.execute import Execution
 from hf_pe.prune.plan_sizes import SizeSettings, axis_named, narrows_stream
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
 from hf_pe.prune.refit.sequential import sequential_maps
-from hf_pe.prune.sizes.allowed import amount, final_sizes, one_or_all, removed, sizes_in_turn
+from hf_pe.prune.sizes.allowed import ambiguous_width, final_sizes, require_amount, sizes_in_turn, smaller_sizes
 from hf_pe.prune.sizes.budget import Budget
 from hf_pe.prune.sizes.layers import last_removed
 from hf_pe.prune.sizes.search import AxisSizes
@@ -28,7 +28,7 @@ from hf_pe.recipe import Recipe, StageState
 from hf_pe.surgery import cut
 from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
-Amount = Annotated[int | float, BeforeValidator(amount)]
+Amount = Annotated[int | float, BeforeValidator(require_amount)]
 """A fraction (float, 0.5) or a number of units (int, 4)."""
 
 REAP = "https://arxiv.org/abs/2510.13999"
@@ -103,7 +103,7 @@ class StructuredPruning(Recipe):
             raise ValueError(
                 "prune needs 'keep' (such as keep: {ffn: 0.5}), 'budget' (such as budget: {parameters: 0.5}) or 'floor'"
             )
-        unclear = one_or_all(self.keep)
+        unclear = ambiguous_width(self.keep)
         if unclear:
             raise ValueError(f"keep.{unclear}")
         if self.budget is not None and self.floor is not None:
@@ -128,7 +128,7 @@ class StructuredPruning(Recipe):
         anatomy, settings = discover(spec.config, spec.model_class), self._size_settings
         axes = {axis.name: axis for axis in anatomy.axes}
         setting, notes, exact = settings.from_config(spec)
-        target = removed(spec, setting)
+        target = smaller_sizes(spec, setting)
         free = [axis.name for sizes in settings.candidates(spec) for axis in anatomy.axes if axis.name in sizes[0]]
         if not target and not free:
             raise UsageError(

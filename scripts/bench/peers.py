@@ -16,7 +16,7 @@ from hf_pe.plans import Plan
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.sizes.allowed import candidate_sizes, kept_sizes, resized_spec
 from hf_pe.prune.sizes.costs import Costs
-from hf_pe.prune.sizes.search import first
+from hf_pe.prune.sizes.search import first_fitting
 from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.recipe import StageState
 from hf_pe.regression import Moments, pooled
@@ -127,7 +127,7 @@ def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
     found = []
     for depth in range(1, model.config.num_hidden_layers + 1):
         path = [{"layers": depth, **rung} for rung in candidate_sizes(spec, "ffn", 8)]
-        widest = first(path, lambda s: costs.fraction("parameters", resized_spec(spec, s)) <= 1 - share)
+        widest = first_fitting(path, lambda s: costs.fraction("parameters", resized_spec(spec, s)) <= 1 - share)
         if widest is not None:
             found.append((depth, path[widest]["ffn"]))
     return found

@@ -27,7 +27,7 @@ JITTER = 1e-6
 
 
 @torch.no_grad()
-def turned(
+def with_sorted_heads(
     model: PreTrainedModel, axis: Axis, moments: Mapping[str, list[Moments]]
 ) -> tuple[PreTrainedModel, dict[str, list[Moments]]]:
     """Return a model with the same outputs, in which the coordinates of every head are sorted by importance.
@@ -47,7 +47,7 @@ def turned(
     state, own = new.state_dict(), {key: list(folds) for key, folds in moments.items()}
     for group in axis.groups:
         if group != EVERYWHERE:
-            _turn_(state, axis, group, own)
+            _sort_heads_(state, axis, group, own)
     inputs = example_inputs(model)
     if not difference(outputs_of(model, inputs), outputs_of(new, inputs)) <= TOLERANCE:
         raise UsageError(
@@ -93,7 +93,7 @@ class _Rows(NamedTuple):
         return rows @ (inputs / self.moments.count) @ rows.mT
 
 
-def _turn_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: dict[str, list[Moments]]) -> None:
+def _sort_heads_(state: Mapping[str, torch.Tensor], axis: Axis, group: str, moments: dict[str, list[Moments]]) -> None:
     """Change the basis of the heads in one group, in place in `state` and `moments`.
 
     Queries and keys: with E[q q^T] = R_q^T R_q, E[k k^T] = R_k^T R_k and the singular value decomposition

@@ -29,7 +29,7 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.outputs import check_output, replaced, require_space
 from hf_pe.prune.on_disk.tensors import Stored, Tensors, as_in_memory, as_on_disk
 from hf_pe.prune.refit.norm_warnings import rescaling_warnings
-from hf_pe.prune.sizes.allowed import amount, axes_named, kept_sizes, one_or_all, sizes_in_turn
+from hf_pe.prune.sizes.allowed import ambiguous_width, axes_named, kept_sizes, require_amount, sizes_in_turn
 from hf_pe.surgery import Narrowed, cut_config, require_size
 from hf_pe.verify.equivalence import require_generation, require_verified_cut
 
@@ -121,14 +121,14 @@ def _require_clear(keep: Mapping[str, object]) -> None:
     Raises:
         UsageError: there is such an amount.
     """
-    unclear = one_or_all(keep)
+    unclear = ambiguous_width(keep)
     if unclear:
         raise UsageError(f"keep.{unclear}.")
     for name, value in keep.items():
         if isinstance(value, Sequence) and not isinstance(value, str):
             continue
         try:
-            amount(value)
+            require_amount(value)
         except ValueError as error:
             raise UsageError(f"keep.{name}: {error}.") from error
 

@@ -21,7 +21,7 @@ HELD_BACK = 4
 
 
 @torch.no_grad()
-def correct_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data: TaskData) -> tuple[int, int]:
+def refit_experts_(smaller: PreTrainedModel, model: PreTrainedModel, axis: Axis, data: TaskData) -> tuple[int, int]:
     """Refit the kept experts of `smaller` in place, so that they take over the work of the removed ones.
 
     Let d be the difference between the outputs of the original block and of the smaller one at a token, and g the gates

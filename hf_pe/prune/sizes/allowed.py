@@ -18,7 +18,7 @@ from hf_pe.prune.sizes.search import AxisSizes
 from hf_pe.surgery import cut_config
 
 
-def amount(value: Any) -> Any:
+def require_amount(value: Any) -> Any:
     """Return a fraction or a number of units as it is.
 
     Raises:
@@ -30,7 +30,7 @@ def amount(value: Any) -> Any:
     return value
 
 
-def one_or_all(keep: Mapping[str, Any]) -> str:
+def ambiguous_width(keep: Mapping[str, Any]) -> str:
     """Return a sentence where a width is to be kept at the whole number 1, which may mean one unit or all of them.
 
     "" where there is no such width.
@@ -70,7 +70,7 @@ def kept_sizes(spec: ModelSpec, keep: Mapping[str, float], round_to: int, device
     return {name: sizes[name] for name in requested}
 
 
-def snapped(spec: ModelSpec, keep: Mapping[str, float], setting: AxisSizes) -> tuple[str, ...]:
+def rounding_notes(spec: ModelSpec, keep: Mapping[str, float], setting: AxisSizes) -> tuple[str, ...]:
     """Return a note for each size in `setting` that differs from what `keep` asks for."""
     anatomy = discover(spec.config, spec.model_class)
     requested = {axis.name: (axis, value) for name, value in keep.items() for axis in axes_named(anatomy, name)}
@@ -110,7 +110,7 @@ def candidate_sizes(spec: ModelSpec, name: str, round_to: int, devices: int = 1)
     ]
 
 
-def removed(spec: ModelSpec, setting: Mapping[str, int]) -> AxisSizes:
+def smaller_sizes(spec: ModelSpec, setting: Mapping[str, int]) -> AxisSizes:
     """Return the sizes in `setting` that differ from the model's, in the order in which axes are cut."""
     sizes = {axis.name: axis.size for axis in discover(spec.config, spec.model_class).axes}
     smaller = {name: size for name, size in setting.items() if size != sizes[name]}
@@ -124,7 +124,7 @@ def sizes_in_turn(spec: ModelSpec, setting: Mapping[str, int]) -> tuple[AxisSize
     than `setting` asks for; then all of these stay, the same number in each group.
     """
     config, sizes = spec.config, AxisSizes()
-    for name, size in removed(spec, setting).items():
+    for name, size in smaller_sizes(spec, setting).items():
         axis = next(axis for axis in discover(config, spec.model_class).axes if axis.name == name)
         fitting = min(size, axis.size)
         sizes[name] = fitting - fitting % axis.size_multiple if axis.kind.is_heads else fitting

@@ -12,7 +12,7 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Frozen
 from hf_pe.prune.sizes.allowed import resized_spec
 from hf_pe.prune.sizes.costs import MEASURED, UNITS, Costs
-from hf_pe.prune.sizes.search import AxisSizes, first
+from hf_pe.prune.sizes.search import AxisSizes, first_fitting
 from hf_pe.tasks import Task
 
 TRIALS = 32
@@ -84,10 +84,12 @@ class Budget(Frozen):
             overruns[path.index(sizes)] = overrun = max(self.overrun(costs, resized_spec(spec, sizes)).values())
             return overrun <= 1
 
-        index = first(path, fits)
+        index = first_fitting(path, fits)
         if index is not None and self.measured():
             counted = self.model_copy(update=dict.fromkeys(MEASURED))
-            least = first(path, lambda s: max(counted.overrun(costs, resized_spec(spec, s)).values(), default=0) <= 1)
+            least = first_fitting(
+                path, lambda s: max(counted.overrun(costs, resized_spec(spec, s)).values(), default=0) <= 1
+            )
             index = max(crossing(overruns, index, len(path) - 1), least or 0)
         if index is not None:
             return path[index]
@@ -150,7 +152,7 @@ def above_floor(
         value = values[steps.index(sizes)] = metric(sizes)
         return not (value >= least if task.higher_is_better else value <= least)  # NaN does not retain the floor
 
-    first_below = first(steps, is_below)
+    first_below = first_fitting(steps, is_below)
     if first_below == 0:
         raise UsageError(
             f"prune.floor: even the smallest cut leaves {task.metric} at {values[0]:.4f}; expected {least:.4f} "

@@ -71,11 +71,13 @@ def _exceeds(larger: AxisSizes, sizes: AxisSizes) -> bool:
 
 def first_within(path: Sequence[AxisSizes], cost: Callable[[AxisSizes], float]) -> AxisSizes | None:
     """Return the first sizes of `path` whose cost is at most 1; None where there are none."""
-    index = first(path, lambda sizes: cost(sizes) <= 1)
+    index = first_fitting(path, lambda sizes: cost(sizes) <= 1)
     return None if index is None else path[index]
 
 
-def by_loss(candidates: Sequence[Sequence[AxisSizes]], curves: Sequence[Sequence[SensitivityPoint]]) -> list[AxisSizes]:
+def path_by_loss(
+    candidates: Sequence[Sequence[AxisSizes]], curves: Sequence[Sequence[SensitivityPoint]]
+) -> list[AxisSizes]:
     """Return a path that always shrinks the axis with the least loss per saved cost next.
 
     It follows the lower convex hull of each axis's curve of loss over cost greedily.
@@ -108,7 +110,7 @@ def _loss_rate(now: SensitivityPoint, later: SensitivityPoint) -> float:
     return loss / max(now.cost - later.cost, 1e-12)
 
 
-def first(path: Sequence[AxisSizes], fits: Callable[[AxisSizes], bool]) -> int | None:
+def first_fitting(path: Sequence[AxisSizes], fits: Callable[[AxisSizes], bool]) -> int | None:
     """Return the index of the first sizes in `path` that fit, by bisection; None where the last ones do not fit.
 
     Args:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.anatomy import Axis, kind_of
 from hf_pe.calibration import distance, rows_within, task_outputs
-from hf_pe.calibration.coverage import reached, require_reached
+from hf_pe.calibration.coverage import reached_modules, require_reached
 from hf_pe.progress import advance
 from hf_pe.prune.sizes.search import AxisSizes, SensitivityPoint
 from hf_pe.tasks import TaskData
@@ -79,7 +79,7 @@ def greedy_depth_order(
     removable: Sequence[int],
     count: int,
     data: TaskData,
-    gone: list[int],
+    removed: list[int],
 ) -> list[int]:
     """Order layers greedily: always remove the one whose absence, with those removed before, changes the outputs least.
 
@@ -92,25 +92,25 @@ def greedy_depth_order(
         removable: layers that may be removed.
         count: how many layers to remove.
         data: has the rows.
-        gone: the layers that earlier calls removed, in order; further ones are appended.
+        removed: the layers that earlier calls removed, in order; further ones are appended.
 
     Returns:
-        `gone`, with at least `count` layers.
+        `removed`, with at least `count` layers.
     """
-    if len(gone) < count:
-        require_reached(reached(model, axis, data), axis)
+    if len(removed) < count:
+        require_reached(reached_modules(model, axis, data), axis)
     rows = rows_within(data, TOKENS)
-    original = task_outputs(model, data, rows) if len(gone) < count else None
-    for number in range(len(gone), count):
+    original = task_outputs(model, data, rows) if len(removed) < count else None
+    for number in range(len(removed), count):
         assert original is not None
         losses = {}
-        for layer in (layer for layer in removable if layer not in gone):
-            names = [f"{stack}.{i}" for stack in axis.groups for i in (*gone, layer)]
+        for layer in (layer for layer in removable if layer not in removed):
+            names = [f"{stack}.{i}" for stack in axis.groups for i in (*removed, layer)]
             with skipped([model.get_submodule(name) for name in names]):
                 losses[layer] = distance(task_outputs(model, data, rows), original)
-        gone.append(min(losses, key=lambda layer: losses[layer]))
+        removed.append(min(losses, key=lambda layer: losses[layer]))
         advance(f"greedy order of {axis.name}", number + 1, count)
-    return gone
+    return removed
 
 
 def _narrows(sizes: AxisSizes) -> bool:

@@ -18,7 +18,7 @@ from hf_pe.dummies.tiny import randomize_weights_, tiny
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
-from hf_pe.prune.basis.attention_heads import turned
+from hf_pe.prune.basis.attention_heads import with_sorted_heads
 from hf_pe.prune.statistics.moments import consumer_moments
 from hf_pe.recipe import StageState
 from hf_pe.regression import pooled
@@ -49,7 +49,7 @@ def test_turning_changes_nothing_and_sorts_every_head(model_class, task, tokeniz
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(0)  # tokens are masked at random
     moments = consumer_moments(model, axis, data)
-    new, own_moments = turned(model, axis, moments)
+    new, own_moments = with_sorted_heads(model, axis, moments)
     inputs = example_inputs(model)
     assert difference(outputs_of(model, inputs), outputs_of(new, inputs)) < 1e-4
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -83,7 +83,7 @@ def test_what_is_dropped_last_is_what_scores_and_values_need(tokenizer):
                 mix = torch.randn(size, size // 2, generator=draw) @ torch.randn(size // 2, size, generator=draw) / size
                 asking.weight.data[rows] = mix @ asking.weight.data[rows]
                 asking.bias.data[rows] = mix @ asking.bias.data[rows]
-    new, _ = turned(model, axis, consumer_moments(model, axis, data))
+    new, _ = with_sorted_heads(model, axis, consumer_moments(model, axis, data))
     inputs = example_inputs(model)
     whole = outputs_of(new, inputs)
     for group in axis.groups:
@@ -102,7 +102,7 @@ def test_heads_that_do_more_are_refused(tokenizer):
     for layer in model.bert.encoder.layer:
         layer.attention.self.query.register_forward_hook(lambda module, args, output: output.relu())
     with pytest.raises(UsageError, match=r"do more with queries, keys and values.*Leave this axis out"):
-        turned(model, axis, moments)
+        with_sorted_heads(model, axis, moments)
 
 
 @pytest.mark.parametrize("criterion", ["obs", "obs_kfac", "magnitude_l2"])

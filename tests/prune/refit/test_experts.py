@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from hf_pe.anatomy import discover
-from hf_pe.calibration.experts import Call, expert_inner, expert_moments, routed
+from hf_pe.calibration.experts import Call, expert_inner, expert_moments, routed_tokens
 from hf_pe.data import load_examples
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
@@ -14,7 +14,7 @@ from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune import StructuredPruning
 from hf_pe.prune.criteria import reap
-from hf_pe.prune.refit.experts import correct_
+from hf_pe.prune.refit.experts import refit_experts_
 from hf_pe.prune.refit.sequential import sequential_maps
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM, model_inputs
@@ -33,7 +33,7 @@ def test_saliency_is_the_mean_of_gate_times_norm_over_an_experts_own_tokens(work
     model, data = work
     (axis,) = discover(model.config, type(model)).named("experts")
     group = axis.groups[0]
-    tokens_of = routed(model, axis, data)[group]
+    tokens_of = routed_tokens(model, axis, data)[group]
     tokens = sum(batch["input_ids"].numel() for batch in data.batches(data.calibration))
     assert sum(len(gates) for gates, _ in tokens_of) == tokens * model.config.num_experts_per_tok
     gates = torch.cat([g for g, _ in tokens_of])
@@ -131,7 +131,7 @@ def test_experts_that_are_left_make_up_for_those_that_went(work):
     plan = recipe.plan(StageState(model, data))
     plain = recipe.apply(StageState(model, data), plan).model
     corrected = copy.deepcopy(plain)
-    done, blocks = correct_(corrected, model, axis, data)
+    done, blocks = refit_experts_(corrected, model, axis, data)
     assert (blocks, done > 0) == (2, True)
     router = [name for name in plain.state_dict() if "mlp.gate" in name]
     assert all(torch.equal(plain.state_dict()[n], corrected.state_dict()[n]) for n in router)

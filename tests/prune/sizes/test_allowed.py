@@ -18,21 +18,21 @@ from hf_pe import StructuredPruning
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.sizes.allowed import (
+    ambiguous_width,
     candidate_sizes,
     kept_sizes,
-    one_or_all,
-    removed,
     resized_spec,
+    rounding_notes,
     sizes_in_turn,
-    snapped,
+    smaller_sizes,
 )
 from hf_pe.prune.sizes.search import (
     SensitivityPoint,
-    by_loss,
     depth_by_width_paths,
-    first,
+    first_fitting,
     first_within,
     pareto_maximal,
+    path_by_loss,
     single_axis_paths,
     uniform_path,
 )
@@ -60,7 +60,7 @@ def test_a_width_that_a_whole_ratio_says_is_snapped_to_it():
 
 @pytest.mark.parametrize(("keep", "asked"), [({"ffn": 1}, True), ({"encoder.hidden": 1}, True), ({"ffn": 1.0}, False), ({"layers": 1, "kv_groups": 1}, False), ({"ffn": 2}, False)])  # fmt: skip
 def test_one_unit_or_all_of_a_width_is_asked_back(keep, asked):
-    assert ("Write 1.0 to keep all" in one_or_all(keep)) == asked
+    assert ("Write 1.0 to keep all" in ambiguous_width(keep)) == asked
     with pytest.raises(ValueError, match="one unit or as all") if asked else nullcontext():
         StructuredPruning(keep=keep)
 
@@ -84,10 +84,10 @@ def test_devices_that_share_a_layer_divide_its_heads_and_widths():
     asked = {"ffn": 0.7, "kv_groups": 0.5}
     sizes = kept_sizes(llama, asked, 8, 4)
     assert sizes == {"ffn": 1088, "kv_groups": 4}
-    first, second = snapped(llama, asked, sizes)
+    first, second = rounding_notes(llama, asked, sizes)
     assert "ffn: 1088 of 1536" in first and "0.7 asks for 1075.2" in first
     assert "kv_groups: 4 of 6" in second
-    assert snapped(llama, {"ffn": 0.5}, kept_sizes(llama, {"ffn": 0.5}, 8)) == ()
+    assert rounding_notes(llama, {"ffn": 0.5}, kept_sizes(llama, {"ffn": 0.5}, 8)) == ()
     with pytest.raises(UsageError, match="none of 1 to 6 kv_groups can be divided among 8 devices"):
         kept_sizes(llama, {"kv_groups": 0.5}, 8, 8)
 
@@ -136,7 +136,9 @@ def test_query_heads_that_go_with_their_group_are_counted():
     with pytest.raises(UsageError, match=r"keep\.heads: .* does not allow 3; it allows 2, 4, 6, 8"):
         kept_sizes(mistral(12, 3), {"heads": 3, "kv_groups": 2}, 8)
     shares = {"heads": 1.0, "kv_groups": 0.6}
-    assert snapped(mistral(12, 3), shares, kept_sizes(mistral(12, 3), shares, 8))[0].startswith("heads: 8 of 12 units")
+    assert rounding_notes(mistral(12, 3), shares, kept_sizes(mistral(12, 3), shares, 8))[0].startswith(
+        "heads: 8 of 12 units"
+    )
 
 
 def test_a_path_only_goes_down():
@@ -145,7 +147,7 @@ def test_a_path_only_goes_down():
         [SensitivityPoint(0, 0, 1.0), SensitivityPoint(8, 0.1, 0.8), SensitivityPoint(15, 0.9, 0.6)],
         [SensitivityPoint(0, 0, 1.0), SensitivityPoint(1, 0.05, 0.75), SensitivityPoint(3, 2, 0.25)],
     ]
-    for path in (uniform_path(candidates), by_loss(candidates, curves)):
+    for path in (uniform_path(candidates), path_by_loss(candidates, curves)):
         assert path[0] == {"ffn": 128, "layers": 4} and path[-1] == {"ffn": 8, "layers": 1}
         for here, there in itertools.pairwise(path):
             assert all(there[name] <= here[name] for name in here)
@@ -158,7 +160,7 @@ def test_the_cheapest_loss_for_what_is_saved_goes_first():
         [SensitivityPoint(0, 0, 1.0), SensitivityPoint(1, 0.4, 0.8)],
     ]
     # a's first rung alone is dear (5 per saved unit), both together are the cheapest (1.2), b costs 2
-    assert by_loss(candidates, curves) == [
+    assert path_by_loss(candidates, curves) == [
         {"a": 4, "b": 2}, {"a": 3, "b": 2}, {"a": 2, "b": 2}, {"a": 2, "b": 1},
     ]  # fmt: skip
 
@@ -166,13 +168,13 @@ def test_the_cheapest_loss_for_what_is_saved_goes_first():
 @pytest.mark.parametrize("answer", range(6))
 def test_first_finds_where_it_begins_to_fit(answer):
     path = [{"a": number} for number in range(6)]
-    assert first(path, lambda setting: setting["a"] >= answer) == answer
-    assert first(path, lambda setting: False) is None
+    assert first_fitting(path, lambda setting: setting["a"] >= answer) == answer
+    assert first_fitting(path, lambda setting: False) is None
 
 
 def test_removed_is_what_is_less_and_depth_comes_first():
-    assert list(removed(BERT, {"ffn": 64, "layers": 2}).items()) == [("layers", 2), ("ffn", 64)]
-    assert removed(BERT, {"ffn": 128, "layers": 4}) == {}
+    assert list(smaller_sizes(BERT, {"ffn": 64, "layers": 2}).items()) == [("layers", 2), ("ffn", 64)]
+    assert smaller_sizes(BERT, {"ffn": 128, "layers": 4}) == {}
     after = resized_spec(BERT, {"ffn": 64, "layers": 2})
     assert (after.config.intermediate_size, after.config.num_hidden_layers) == (64, 2)
 

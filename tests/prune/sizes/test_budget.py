@@ -7,7 +7,7 @@ from hf_pe.model_spec import ModelSpec
 from hf_pe.prune.sizes.allowed import candidate_sizes, resized_spec
 from hf_pe.prune.sizes.budget import Budget, above_floor, crossing
 from hf_pe.prune.sizes.costs import Costs
-from hf_pe.prune.sizes.search import first
+from hf_pe.prune.sizes.search import first_fitting
 from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import bert_config
 
@@ -61,7 +61,7 @@ def test_noise_does_not_push_a_measured_size_to_one_side():
             overruns[path.index(setting)] = cost = setting["a"] / 120 * draw.normal(1, 0.04)
             return cost <= 1
 
-        at = first(path, fits)
+        at = first_fitting(path, fits)
         searched.append(path[at]["a"] - 120)
         fitted.append(path[crossing(overruns, at, 199)]["a"] - 120)
     assert np.abs(fitted).mean() < 0.8 * np.abs(searched).mean()
