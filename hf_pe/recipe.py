@@ -43,7 +43,7 @@ class StageState:
             UsageError: there are no data.
         """
         if self.task_data is None:
-            raise UsageError("This recipe needs calibration rows, and got no data. Give data.")
+            raise UsageError("This recipe expects calibration rows, but there are no data. Give data.")
         return self.task_data
 
     @property
@@ -165,7 +165,7 @@ class Recipe(Frozen):
         """Return the plan with all decisions made, and leave the model unchanged.
 
         Raises:
-            UsageError: the recipe cannot reach what its settings ask for.
+            UsageError: the recipe cannot do what its settings state; see the recipe.
         """
 
     @abstractmethod

@@ -1,9 +1,9 @@
 """Blockwise passes: forward passes in which all batches pass one block of a model before any enters the next.
 
-A caller can so gather statistics at a block and change its weights before the batches go through it, with one pass over
-the data and the statistics of a single block in memory. Each batch is a forward pass in a thread of its own that
-sleeps before or after the blocks. So everything that the model computes on the way (masks, positions, caches, encoder
-states) stays on that thread's stack, and no code has to know about it. Only one thread runs at a time.
+This lets a caller gather statistics at a block and change its weights before the batches run through it, with one pass
+over the data and the statistics of a single block in memory. Each batch is a forward pass in a thread of its own, which
+waits before or after the blocks. Everything else that the model computes (masks, positions, caches, encoder states)
+stays on that thread's stack, so it does not have to be rebuilt for each architecture. Only one thread runs at a time.
 """
 
 import threading

@@ -98,7 +98,7 @@ def fisher(statistics: UnitStatistics) -> torch.Tensor:
 
 
 def obs(statistics: UnitStatistics) -> torch.Tensor:
-    """Score units by the optimal brain surgeon: the error of the output when a unit goes and the others adapt [units].
+    """Score units by the optimal brain surgeon: the output's error when one is removed and the others adapt [units].
 
     With P the inverse Gram matrix, removing unit B costs tr(W_B P_BB^-1 W_B^T). The cheapest few are removed, W and P
     are updated as if they were gone, and so on. The score is the round in which a unit is removed; the units that

@@ -136,7 +136,7 @@ class SizeSettings:
         prune_to: PruneTo,
         overrun: Callable[[AxisSizes], float],
     ) -> list[AxisSizes]:
-        """Return the sizes to try, from the original to the smallest; what costs least quality is cut first."""
+        """Return the sizes to try, from the original to the smallest; the cuts that lose least quality come first."""
         path = uniform_path(candidates)
         if len(candidates) == 1:
             return path

@@ -66,7 +66,7 @@ class ObservedBlock(NamedTuple):
     """The tensors that a block computed on one batch.
 
     Attributes:
-        linear: the linear layer that was asked for; its tensors are float32.
+        linear: the tensors of the linear layer, as float32.
         state: h, the hidden state after the block, or the one that its FFN reads. *Shape:* (batch, tokens, width)
         norm: the norm whose output h is, if any.
         sum: s, the input of that norm; h where there is none. *Shape:* (batch, tokens, width)
