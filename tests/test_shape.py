@@ -36,9 +36,9 @@ FUNCTION_LINES = 8
 WORDS = ("found", "told", "seen", "wanted")
 """They hide what a value is or who does what; name the value, or say the verb."""
 VAGUE = {*WORDS, "here", "there", "one", "other"}
-WORDS_PER_1000_LINES = 0.7
+WORDS_PER_1000_LINES = 0.1
 ANY = 755
-VAGUE_NAMES = 9
+VAGUE_NAMES = 3
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

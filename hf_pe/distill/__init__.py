@@ -1,4 +1,8 @@
-"""Distillation: a student learns what its teachers give."""
+"""Distillation: a smaller model, the student, is trained to compute the outputs of larger models, its teachers.
+
+`Distillation` is the recipe; `DistillationTrainer` and `DistillationMixin` do the same in a training script with a
+Trainer of transformers. `hf_pe.distill.objective` has the formula of the loss.
+"""
 
 from hf_pe.distill.augment import Augment as Augment
 from hf_pe.distill.lora import Lora as Lora

@@ -1,7 +1,7 @@
-"""Record a model's attention: queries, keys, values and attention weights of every layer.
+"""Records the queries, keys, values and attention weights of every layer of a model.
 
-transformers lets an attention function be registered under a name; ours computes what the plain one does and remembers
-it. Whether a model's answers stay the same under it is tried before it is used.
+transformers allows an attention function to be registered under a name. Ours computes the same as the eager one and
+records it. `checks.require_attention` verifies that a model's outputs do not change under it.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,19 @@ from transformers.masking_utils import eager_mask
 
 NAME = "hf_pe_watched"
 BLOCKED = -1e4
-"""What a mask adds is below this where nothing may be looked at."""
+"""An attention mask adds less than this to the scores of positions that are masked."""
 
 
 class Attention(NamedTuple):
-    """Of one layer.
+    """Holds the attention of one layer.
 
     Attributes:
-        query, key, value: [batch, heads, tokens, head size], rotated where the model does that; key and value may have
-            fewer heads.
-        weights: where each token looked, [batch, heads, tokens, tokens]; rows add up to 1, or less beside a sink.
-        allowed: where it might have looked, [batch, 1, tokens, tokens]; None: everywhere.
+        query: after rotary embeddings, if the model has them. *Shape:* (batch, heads, tokens, head size)
+        key: as `query`, possibly with fewer heads.
+        value: possibly with fewer heads. *Shape:* (batch, heads, tokens, head size)
+        weights: attention weights; rows add up to 1, or less if there is an attention sink.
+            *Shape:* (batch, heads, tokens, tokens)
+        allowed: which positions the mask leaves; None: all. *Shape:* (batch, 1, tokens, tokens)
     """
 
     query: torch.Tensor
@@ -41,21 +43,21 @@ _recorded: ContextVar[list[Attention] | None] = ContextVar("recorded", default=N
 
 
 @contextmanager
-def watchable(*models: PreTrainedModel) -> Iterator[None]:
-    """Let the models attend through our function, and as before afterwards."""
-    before = [model.config._attn_implementation for model in models]
+def recordable(*models: PreTrainedModel) -> Iterator[None]:
+    """Let the models use the recording attention function inside the block."""
+    implementations = [model.config._attn_implementation for model in models]
     try:
         for model in models:
             model.set_attn_implementation(NAME)
         yield
     finally:
-        for model, was in zip(models, before, strict=True):
-            model.set_attn_implementation(was)
+        for model, implementation in zip(models, implementations, strict=True):
+            model.set_attn_implementation(implementation)
 
 
 @contextmanager
-def watched() -> Iterator[list[Attention]]:
-    """Yield a list that gets an entry for each attention that runs meanwhile in a watchable model."""
+def recorded_attentions() -> Iterator[list[Attention]]:
+    """Yield a list to which every attention layer that runs inside the block is added; see `recordable`."""
     attentions: list[Attention] = []
     token = _recorded.set(attentions)
     try:
@@ -77,7 +79,7 @@ def _attend(  # noqa: PLR0913  transformers calls it with these
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(Q K^T / sqrt(d)) V with all that models add to it: caps, biases, sinks, fewer heads of keys."""
+    """Return softmax(Q K^T / sqrt(d)) V, with the soft caps, biases, sinks and grouped keys that models have."""
     times = query.shape[1] // key.shape[1]
     scores = query @ key.repeat_interleave(times, 1).transpose(2, 3)
     scores = scores * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -95,8 +97,8 @@ def _attend(  # noqa: PLR0913  transformers calls it with these
     if attentions is not None:
         allowed = None if attention_mask is None else attention_mask[..., : key.shape[2]] > BLOCKED
         attentions.append(Attention(query, key, value, weights, allowed))
-    mixed = functional.dropout(weights, dropout, module.training) @ value.repeat_interleave(times, 1)
-    return mixed.transpose(1, 2).contiguous(), None
+    output = functional.dropout(weights, dropout, module.training) @ value.repeat_interleave(times, 1)
+    return output.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, _attend)

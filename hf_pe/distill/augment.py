@@ -1,4 +1,4 @@
-"""Changes to training images that student and teacher see alike: they happen where a batch is made."""
+"""Augments training images when a batch is made, so that student and teacher read the same augmented images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,16 @@ from hf_pe.tasks import Batch
 
 
 class Augment(Frozen):
-    """Random crops and flips of training images, drawn anew for each (Beyer et al. 2022, arXiv:2106.05237: the teacher
-    has to see the very image that the student sees)."""
+    """Crops and flips training images at random.
 
-    crop: float = Field(0.125, ge=0, lt=1, description="share of a side that images are shifted by at most")
-    flip: bool = Field(True, description="left and right exchanged in half of the images")
+    Student and teacher read the same augmented image (Beyer et al. 2022, arXiv:2106.05237).
+    """
+
+    crop: float = Field(0.125, ge=0, lt=1, description="largest shift of an image as a fraction of its side")
+    flip: bool = Field(True, description="mirror half of the images")
 
     def over(self, collate: Callable[[list[dict[str, Any]]], Batch]) -> Callable[[list[dict[str, Any]]], Batch]:
-        """`collate` with the images of its batches changed."""
+        """Return a collator that augments the images in the batches of `collate`."""
 
         def changed(rows: list[dict[str, Any]]) -> Batch:
             batch = collate(rows)
@@ -28,15 +30,19 @@ class Augment(Frozen):
         return changed
 
     def changed(self, images: torch.Tensor) -> torch.Tensor:
-        """Images [batch, channels, height, width], shifted with zeros behind and flipped; by torch's own generator."""
+        """Return the augmented images: shifted, with zeros at the border, and flipped by torch's random generator.
+
+        Args:
+            images: *Shape:* (batch, channels, height, width)
+        """
         count, _, height, width = images.shape
-        by_y, by_x = (round(self.crop * side) for side in (height, width))
-        padded = functional.pad(images, (by_x, by_x, by_y, by_y))
-        ys, xs = (torch.randint(0, 2 * most + 1, (count,)).tolist() for most in (by_y, by_x))
-        moved = torch.stack(
+        max_y, max_x = (round(self.crop * side) for side in (height, width))
+        padded = functional.pad(images, (max_x, max_x, max_y, max_y))
+        ys, xs = (torch.randint(0, 2 * most + 1, (count,)).tolist() for most in (max_y, max_x))
+        shifted = torch.stack(
             [image[:, y : y + height, x : x + width] for image, y, x in zip(padded, ys, xs, strict=True)]
         )
         if self.flip:
-            chosen = torch.rand(count) < 0.5
-            moved[chosen] = moved[chosen].flip(-1)
-        return moved
+            flipped = torch.rand(count) < 0.5
+            shifted[flipped] = shifted[flipped].flip(-1)
+        return shifted

@@ -1,4 +1,8 @@
-"""From what a recipe says and what models give on one batch to an objective: checks, heads, layer mappings."""
+"""Builds the objective of a distillation from its settings, its models and one batch, after all checks.
+
+The batch is needed to see which signals the models have, how their heads compute logits, and which layers of student
+and teacher are similar.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +17,7 @@ from hf_pe.distill.checks import require_attention, require_same_classes, requir
 from hf_pe.distill.layer_map import LayerMapping
 from hf_pe.distill.layer_states import DEFAULT_LAYERS, Layers, layer_mapping
 from hf_pe.distill.losses.logits import TopKLogits
-from hf_pe.distill.losses.masked_mean import Signals, places
+from hf_pe.distill.losses.masked_mean import Signals, counted_features
 from hf_pe.distill.losses.registry import LOSSES, default_losses, losses_of, signals_needed
 from hf_pe.distill.objective import Objective
 from hf_pe.distill.schedule import Scheduled
@@ -24,20 +28,20 @@ from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks import LARGE, Batch, Head, Task, as_read_by, few_tokens, keeps_logits, states
 
-WATCHED = 32
-"""Tokens of a language model whose attention is looked at first."""
+ATTENTION_TOKENS = 32
+"""Number of tokens on which the recording of a language model's attention is checked."""
 
 
 @dataclass(frozen=True)
 class ObjectiveSettings:
-    """What an objective is built from besides models and rows.
+    """Holds the settings of an objective.
 
     Attributes:
-        losses: weights by name; none: the task's default.
+        losses: weights by name; empty for the task's default.
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
-        layers: which of the teacher's hidden states each of the student's learns from.
-        seed: of the projections' first weights.
+        layers: from which hidden state of the teacher each hidden state of the student learns.
+        seed: of the initial weights of projections.
     """
 
     losses: Mapping[str, Scheduled] = field(default_factory=dict)
@@ -54,29 +58,30 @@ def build(
     batch: Batch,
     settings: ObjectiveSettings,
     *,
-    known: int | None = None,
+    used_vocabulary: int | None = None,
 ) -> Objective:
-    """Return the objective for these models, with teachers that have what it asks them for.
+    """Return the objective for these models, with copies of the teachers that have the heads it needs.
 
-    The teachers that are given stay as they are, but for the device that their models are on.
+    The models of `teachers` are moved to the student's device.
 
     Args:
-        student: with adapters perhaps.
+        student: possibly with adapters.
         teachers: see `Objective`.
-        task: gives the signals of all models.
+        task: computes the signals of all models.
         batch: some rows, on the student's device.
         settings: of the objective.
-        known: how many rows of a vocabulary the tokenizer uses, see `known_ids`.
+        used_vocabulary: see `used_vocabulary_size`.
 
     Raises:
-        UsageError: a teacher has other labels or another vocabulary; a classifier has one output; a loss needs what the
-            task, a teacher or the attention does not give; widths or layers do not fit.
+        UsageError: a teacher has other labels or another vocabulary; a classifier has a single output; a loss compares
+            a signal that the task or a teacher does not have; attention cannot be recorded; widths or layers do not
+            fit.
     """
     plain: PreTrainedModel = student.get_base_model() if hasattr(student, "get_base_model") else student
-    require_same_classes(plain, teachers, task, known)
+    require_same_classes(plain, teachers, task, used_vocabulary)
     needed = signals_needed(settings.losses)
     live = [teacher for teacher in teachers if isinstance(teacher, LiveTeacher)]
-    own_head, feature_scale = None, None
+    student_head, feature_scale = None, None
     with evaluating(plain):
         for teacher in teachers:
             teacher.to(plain.device)
@@ -88,9 +93,9 @@ def build(
             models = (plain, *(teacher.model for teacher in live)) if request.hidden else ()
             hidden_states = [_hidden_states(model, task, batch) for model in models]
         if "attentions" in needed:
-            require_attention(plain, live, task, few_tokens(batch, rows=2, tokens=WATCHED))
+            require_attention(plain, live, task, few_tokens(batch, rows=2, tokens=ATTENTION_TOKENS))
         if "features" in needed:
-            own_head, teachers = with_label_heads(plain, teachers)
+            student_head, teachers = with_label_heads(plain, teachers)
             feature_scale = _feature_scale(teachers[0], task, batch)
     weights = dict(settings.losses) or default_losses(signals)
     require_signals(weights, task, signals, targets)
@@ -98,38 +103,42 @@ def build(
     if feature_scale is not None:
         mappings = [mapping._replace(feature_scale=feature_scale) for mapping in mappings or [LayerMapping()]]
     head = None
-    if not any(map(is_sharded, (plain, *(each.model for each in live)))) and _in_chunks(weights, task, targets):
-        head, teachers = with_heads(student, teachers, few)  # they are called outside of what gathers shards
-    return Objective(task, weights, teachers, settings.temperature, settings.beta, head, mappings, own_head)
+    # heads are called outside of the modules that gather the shards of their parameters
+    sharded = any(map(is_sharded, (plain, *(teacher.model for teacher in live))))
+    if not sharded and _in_chunks(weights, task, targets):
+        head, teachers = with_heads(student, teachers, few)
+    return Objective(task, weights, teachers, settings.temperature, settings.beta, head, mappings, student_head)
 
 
 def with_heads(
     student: Any, teachers: Sequence[TeacherSource], batch: Batch
 ) -> tuple[Head | None, Sequence[TeacherSource]]:
-    """Return the student's head, and teachers that have theirs; no head, and the teachers as they are, where one of the
-    models makes its logits in a way that is not known.
+    """Return the student's head, and teachers with their heads, to compute logits in chunks.
+
+    If `Head.of` does not support one of the models, there is no head and the teachers are unchanged.
 
     Args:
-        student: with adapters perhaps.
-        teachers: of which those that are models get a head.
-        batch: heads are found out on it.
+        student: possibly with adapters.
+        teachers: those that are models get a head.
+        batch: inputs on which heads are tried.
     """
-    heads = {n: Head.of(each.model, batch) for n, each in enumerate(teachers) if isinstance(each, LiveTeacher)}
-    own = Head.of(student, batch)
-    if own is None or None in heads.values():
+    heads = {n: Head.of(teacher.model, batch) for n, teacher in enumerate(teachers) if isinstance(teacher, LiveTeacher)}
+    head = Head.of(student, batch)
+    if head is None or None in heads.values():
         return None, teachers
-    return own, [
-        replace(each, head=heads[n]) if isinstance(each, LiveTeacher) else each for n, each in enumerate(teachers)
+    return head, [
+        replace(teacher, head=heads[n]) if isinstance(teacher, LiveTeacher) else teacher
+        for n, teacher in enumerate(teachers)
     ]
 
 
 def with_label_heads(
     student: PreTrainedModel, teachers: Sequence[TeacherSource]
 ) -> tuple[nn.Module, list[LiveTeacher]]:
-    """Return the student's map to the labels, made one with a stitching layer, and the teacher with its own.
+    """Return the student's linear layer to the labels, and the teacher with its own.
 
     Raises:
-        UsageError: there is no such map, or not one teacher.
+        UsageError: a model has no such layer, or there is not exactly one teacher that is a model.
     """
     names = ", ".join(losses_of(["features"]))
     live = [teacher for teacher in teachers if isinstance(teacher, LiveTeacher)]
@@ -140,14 +149,14 @@ def with_label_heads(
     modules = [model.get_submodule(head or "") for model, head in zip(models, heads, strict=True)]
     if None in heads or not all(isinstance(module, nn.Linear) for module in modules):
         raise UsageError(
-            f"distil.losses.{names}: expected one linear map to the labels in student and teacher, "
+            f"distil.losses.{names}: expected one linear layer to the labels in student and teacher, "
             f"got {' and '.join(head or 'none' for head in heads)}. Leave this loss out."
         )
     return modules[0], [replace(live[0], label_head=modules[1])]
 
 
 def _hidden_states(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[torch.Tensor, ...]:
-    """Return hidden states of all rows, without their logits; where a model cannot leave these out, row by row."""
+    """Return the hidden states of all rows without computing their logits, or row by row if the model cannot do so."""
     batch = batch | as_read_by(model, batch)
     if few_tokens(batch) is batch:
         return tuple(task.signals(model, batch, hidden=True)["hidden_states"])
@@ -159,7 +168,7 @@ def _hidden_states(model: PreTrainedModel, task: Task, batch: Batch) -> tuple[to
 
 
 def _tokens(signals: Signals, batch: Batch) -> torch.Tensor | None:
-    """Return which tokens of `batch` count: labels where the task says which tokens count, else inputs."""
+    """Return the mask of the tokens in `batch` that count: those with a label for a decoder, else input tokens."""
     return batch["labels"] != -100 if "tokens" in signals else batch.get("attention_mask")
 
 
@@ -169,20 +178,20 @@ def _layer_mappings(
     """Return a mapping for each teacher; `hidden_states` are the student's, then those of each teacher."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return [layer_mapping(settings.layers, hidden_states[0], each, mask) for each in hidden_states[1:]]
+        return [layer_mapping(settings.layers, hidden_states[0], states, mask) for states in hidden_states[1:]]
 
 
 @torch.no_grad()
 def _feature_scale(teacher: TeacherSource, task: Task, batch: Batch) -> torch.Tensor:
-    """Return the mean square of what the teacher's head reads where predictions count."""
+    """Return the mean square of the inputs of the teacher's head at the positions that count."""
     signals = teacher.signals(batch, SignalRequest(task))
-    return places(signals["features"], signals).float().square().mean()
+    return counted_features(signals["features"], signals).float().square().mean()
 
 
 def _in_chunks(weights: Mapping[str, Any], task: Task, targets: Sequence[Signals]) -> bool:
-    """Return whether logits can be read in chunks, and are worth it."""
+    """Return whether the losses allow logits to be read in chunks, and the vocabulary is large enough."""
     by_position = {name for name in weights if LOSSES[name].by_position is not None}
-    beside = {*losses_of(["hidden_states", "attentions"])}
-    if not by_position or {*weights} - by_position - beside or not task.predicts_tokens:
+    without_logits = {*losses_of(["hidden_states", "attentions"])}
+    if not by_position or {*weights} - by_position - without_logits or not task.predicts_tokens:
         return False
     return all(isinstance(s["logits"], TopKLogits) or s["logits"].shape[-1] >= LARGE for s in targets)

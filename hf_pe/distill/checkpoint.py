@@ -1,4 +1,4 @@
-"""Training checkpoints that a stopped run left: which of them are whole."""
+"""Determines which training checkpoints of a stopped run are complete, and reads them."""
 
 import json
 from contextlib import AbstractContextManager
@@ -14,11 +14,11 @@ from hf_pe.files.atomic import write_whole
 from hf_pe.files.json_files import read_object_if_any
 
 WHOLE = "whole.json"
-"""Written last into a checkpoint: the size in bytes of each of its files."""
+"""Name of the file that is written last into a checkpoint, with the size in bytes of each of its files."""
 
 
 class MarkWhole(TrainerCallback):
-    """Write into each checkpoint, once the Trainer has finished it, which files it consists of."""
+    """Write the list of its files into each checkpoint that the Trainer has finished."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Mark the checkpoint of the current step."""
@@ -28,33 +28,33 @@ class MarkWhole(TrainerCallback):
 
 
 def last_whole_checkpoint(folder: Path) -> str | None:
-    """Return the newest checkpoint in `folder` that was written to its end; None where there is none.
+    """Return the newest complete checkpoint in `folder`; None if there is none.
 
-    A checkpoint that was being written, or removed, when the run stopped is passed over.
+    A checkpoint that was being written or removed when the run stopped is ignored.
     """
     checkpoints = sort_checkpoints(str(folder)) if folder.is_dir() else []
     return next((path for path in reversed(checkpoints) if _is_whole(Path(path))), None)
 
 
 def ended_at(checkpoint: str) -> bool:
-    """Return whether a checkpoint is of the last step: the Trainer would resume it with one step more."""
+    """Return whether a checkpoint is of the last step; the Trainer would train one step more if it resumed it."""
     state = _state_of(checkpoint)
     return state.global_step >= state.max_steps
 
 
 def reading_checkpoint(checkpoint: str) -> AbstractContextManager[None]:
-    """Turn whatever is raised while a checkpoint is read into a message: files of the right size may be damaged."""
+    """Turn any error inside the block into a UsageError: files of the right size may still be damaged."""
     return explained(
         lambda error: (
-            f"The training checkpoint {checkpoint} cannot be read, though it was written to its end: "
-            f"{one_line(error, 300) or type(error).__name__}. Its files are damaged. Delete that folder to go on from "
-            "the checkpoint before it (hf-pe run --resume), or begin anew (hf-pe run --restart)."
+            f"The training checkpoint {checkpoint} cannot be read, although it is complete: "
+            f"{one_line(error, 300) or type(error).__name__}. Its files are damaged. Delete that folder to continue "
+            "from the checkpoint before it (hf-pe run --resume), or begin anew (hf-pe run --restart)."
         )
     )
 
 
 def load_ended_(trainer: Trainer, checkpoint: str) -> None:
-    """Bring a trainer to where it was when it had trained to the end: weights and loss curve."""
+    """Load the weights and the loss curve of a checkpoint whose training has ended into a trainer."""
     trainer._load_from_checkpoint(checkpoint)
     trainer.state = _state_of(checkpoint)
 
@@ -70,6 +70,6 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Return the bytes of each file of a checkpoint, by its path inside."""
+    """Return the bytes of each file of a checkpoint by its path inside the folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != WHOLE)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}

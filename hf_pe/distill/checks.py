@@ -1,4 +1,4 @@
-"""Refuse losses, models and tasks that do not fit together, before anything is trained."""
+"""Refuses losses, models and tasks that do not fit together, before training."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_pe.distill.attention import watchable, watched
+from hf_pe.distill.attention import recordable, recorded_attentions
 from hf_pe.distill.losses.logits import TopKLogits
 from hf_pe.distill.losses.masked_mean import Signals
 from hf_pe.distill.losses.registry import LOSSES, losses_of
@@ -19,24 +19,24 @@ from hf_pe.errors import UsageError
 from hf_pe.tasks import Batch, Task, require_classes
 
 MAX_CHANGE = 1e-3
-"""How far a float32 model's outputs may move when its attention is looked at; rounding moves them by 1e-6."""
+"""Largest relative change of a float32 model's outputs when its attention is recorded; rounding causes about 1e-6."""
 ROUNDINGS = 16
-"""How far those of a 16-bit model may, in units of its dtype's rounding (eps): 12 layers of a Llama move them by 8."""
+"""Largest change for a 16-bit model, in units of its dtype's eps; 12 layers of a Llama cause 8."""
 
 
 def require_same_classes(
-    student: PreTrainedModel, teachers: Sequence[TeacherSource], task: Task, known: int | None
+    student: PreTrainedModel, teachers: Sequence[TeacherSource], task: Task, used_vocabulary: int | None
 ) -> None:
-    """Refuse teachers whose labels or vocabulary are not the student's.
+    """Refuse teachers whose labels or vocabulary differ from the student's.
 
     Args:
         student: without adapters around it.
         teachers: of the student.
-        task: of all of them.
-        known: how many rows of a vocabulary the tokenizer uses, see `known_ids`.
+        task: of all models.
+        used_vocabulary: see `used_vocabulary_size`.
 
     Raises:
-        UsageError: they differ, or a classifier has one output.
+        UsageError: labels or vocabularies differ, or a classifier has a single output.
     """
     live = [teacher for teacher in teachers if isinstance(teacher, LiveTeacher)]
     if task.names_labels:
@@ -45,32 +45,32 @@ def require_same_classes(
     if task.classifies:
         require_classes(student.config)
     if task.predicts_tokens:
-        sizes = [each.classes for each in teachers if isinstance(each, CachedTeacher)]
-        for size in (*sizes, *(_vocabulary_size(each.model) for each in live)):
-            require_same_vocabulary(_vocabulary_size(student), size, known)
+        sizes = [teacher.classes for teacher in teachers if isinstance(teacher, CachedTeacher)]
+        for size in (*sizes, *(_vocabulary_size(teacher.model) for teacher in live)):
+            require_same_vocabulary(_vocabulary_size(student), size, used_vocabulary)
 
 
-def require_given(losses: Iterable[str], task: Task, signals: Signals) -> None:
-    """Refuse losses of what the task does not give.
+def require_task_signals(losses: Iterable[str], task: Task, signals: Signals) -> None:
+    """Refuse losses that compare a signal which models of the task do not compute.
 
     Args:
         losses: by name.
-        task: that gave `signals`, hidden states included.
-        signals: of some batch.
+        task: that computed `signals`.
+        signals: of a batch, with hidden states.
 
     Raises:
-        UsageError: names those that it can have.
+        UsageError: there are such losses; names those that are possible.
     """
     available = {*signals, "attentions", *(["features"] if task.classifies else [])}
     for name in losses:
         needs = LOSSES[name].needs
         if needs not in available:
             allowed = ", ".join(losses_of(available))
-            raise UsageError(f"distil.losses.{name}: task '{task.name}' gives no {needs}; expected {allowed}.")
+            raise UsageError(f"distil.losses.{name}: task '{task.name}' has no {needs}; expected {allowed}.")
 
 
 def require_signals(weights: Mapping[str, Any], task: Task, student: Signals, targets: Sequence[Signals]) -> None:
-    """Refuse losses of what is not there, or of another width.
+    """Refuse losses that compare signals which are missing or have different widths.
 
     Args:
         weights: by name of the loss.
@@ -79,16 +79,16 @@ def require_signals(weights: Mapping[str, Any], task: Task, student: Signals, ta
         targets: signals of each teacher.
 
     Raises:
-        UsageError: see `require_given`; a cache keeps too little, or widths differ.
+        UsageError: see `require_task_signals`; a cache holds too few classes, or widths differ.
     """
-    require_given(weights, task, student)
+    require_task_signals(weights, task, student)
     for name in weights:
         loss = LOSSES[name]
         for teacher in targets:
             target = teacher.get(loss.needs)
             if isinstance(target, TopKLogits) and not loss.top_k_suffices:
                 raise UsageError(
-                    f"distil.losses.{name}: the cache holds the likeliest classes only; leave this loss out."
+                    f"distil.losses.{name}: the cache holds the most likely classes only; leave this loss out."
                 )
             if loss.needs not in ("logits", "embeddings"):
                 continue
@@ -96,29 +96,29 @@ def require_signals(weights: Mapping[str, Any], task: Task, student: Signals, ta
             if width != target_width and not (loss.needs == "logits" and task.predicts_tokens):
                 raise UsageError(
                     f"distil.losses.{name}: expected the student's {loss.needs} as wide as the teacher's "
-                    f"({target_width}), got {width}. Choose losses of the logits, or keep the hidden width."
+                    f"({target_width}), got {width}. Use losses of the logits, or keep the hidden width."
                 )
 
 
 def require_attention(student: PreTrainedModel, teachers: Sequence[LiveTeacher], task: Task, batch: Batch) -> None:
-    """Try whether attention can be looked at: outputs stay the same, and something is recorded.
+    """Check that the attention of all models can be recorded without a change of their outputs.
 
     Raises:
-        UsageError: it cannot be.
+        UsageError: no attention is recorded, or outputs change.
     """
     for model in (student, *(teacher.model for teacher in teachers)):
         with torch.no_grad():
             plain = task.signals(model, batch)
-            with watchable(model), watched() as attentions:
-                again = task.signals(model, batch)
+            with recordable(model), recorded_attentions() as attentions:
+                recorded = task.signals(model, batch)
         is_half = model.dtype.itemsize == 2
         tolerance = max(MAX_CHANGE, ROUNDINGS * torch.finfo(model.dtype).eps) if is_half else MAX_CHANGE
-        outputs = [[s[n].float() for n in ("logits", "embeddings") if n in s] for s in (plain, again)]
+        outputs = [[s[n].float() for n in ("logits", "embeddings") if n in s] for s in (plain, recorded)]
         sizes = {attention.weights.shape[2:] for attention in attentions}
         if not attentions or not difference(*outputs) <= tolerance or len(sizes) > 1:
             names = " and ".join(f"`{name}`" for name in losses_of(["attentions"]))
             raise UsageError(
-                f"distil.losses: the attention of {type(model).__name__} cannot be looked at (it has an implementation "
+                f"distil.losses: the attention of {type(model).__name__} cannot be recorded (it has an implementation "
                 f"of its own, or an encoder and a decoder); leave out {names}."
             )
 

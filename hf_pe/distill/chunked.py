@@ -1,8 +1,8 @@
-"""Losses over a large vocabulary that never hold its logits: a few tokens at a time they are made and turned into
-gradients.
+"""Computes losses over a large vocabulary without holding all logits.
 
-Of a sequence of 2,048 tokens and 128,000 words the logits of student and teacher and their gradient take 3 GB in
-float32; a chunk of them takes a hundredth.
+The logits of a few tokens at a time are computed, compared and turned into gradients at once. For a sequence of 2,048
+tokens and a vocabulary of 128,000, the logits of student and teacher and their gradient take 3 GB in float32; those of
+a chunk take a hundredth of that.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from hf_pe.distill.logit_source import ChunkedLogits, LogitSource
 from hf_pe.tasks import TOKENS
 
 Terms = Callable[[torch.Tensor, Any, slice], torch.Tensor]
-"""From logits [tokens, vocabulary] of the student, what the teacher gives for them, and which positions these are: sums
-over the tokens, [terms]."""
+"""Returns sums over tokens [terms] for the student's logits [tokens, vocabulary], the teacher's logits and the slice
+of positions that they belong to."""
 
 
 def chunked(
@@ -28,15 +28,16 @@ def chunked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the weighted sum of loss terms, and the terms without gradients.
 
-    Each chunk's logits are made, compared, turned into gradients of the hidden states and of the head's parameters, and
-    forgotten, all in the forward pass; backward multiplies what is kept. Gradients add up in float32.
+    The forward pass computes each chunk's logits, compares them, computes the gradients of the hidden states and of the
+    head's parameters, and frees the logits. The backward pass multiplies the stored gradients. They are summed in
+    float32.
 
     Args:
-        terms: of one chunk.
+        terms: computes the terms of one chunk.
         weights: of each term.
         student: hidden states at the positions that count, and the head.
-        teacher: its logits at the same positions; gets no gradient. None: the terms look at the student alone.
-        tokens: in a chunk.
+        teacher: logits at the same positions, without gradients; None if the terms need no teacher.
+        tokens: number of tokens per chunk.
 
     Returns:
         The sum, *Shape:* (), and the terms, *Shape:* (terms,)
@@ -77,9 +78,9 @@ class _Chunked(torch.autograd.Function):
                 chunk_sum = (chunk_values * weight).sum()
             values += chunk_values.detach()
             if state_gradients is not None:
-                first, *others = torch.autograd.grad(chunk_sum, [chunk, *parameters])
-                state_gradients[positions] = first
-                for total, gradient in zip(sums, others, strict=True):
+                state_gradient, *gradients = torch.autograd.grad(chunk_sum, [chunk, *parameters])
+                state_gradients[positions] = state_gradient
+                for total, gradient in zip(sums, gradients, strict=True):
                     total += gradient
         context.mark_non_differentiable(values)
         context.save_for_backward(*([state_gradients] if state_gradients is not None else []), *sums)

@@ -1,7 +1,8 @@
-"""What each loss is a mean over, and how many of these a batch has.
+"""Counts the rows, predictions, labels and tokens of a batch, over which losses are means.
 
-A step may be made of several batches, one after another (gradient accumulation) and side by side (processes). The mean
-over all of them is not the mean of their means where they hold different numbers of tokens or labels.
+An optimizer step may consist of several batches, one after another (gradient accumulation) and in parallel (processes).
+If they have different numbers of tokens, the mean over all tokens is not the mean of the batches' means, and each batch
+has to be weighted by its count.
 """
 
 from typing import Literal
@@ -11,8 +12,8 @@ import torch
 from hf_pe.tasks import Batch, Task
 
 Unit = Literal["rows", "predictions", "labels", "tokens", "batches"]
-"""Rows; positions that the logits predict something at; those of them that have a label; tokens whose hidden states
-count; and whole batches, for losses that compare the rows of a batch with each other."""
+"""The unit that a loss is a mean over: rows; positions with a prediction; those of them with a label; tokens whose
+hidden states are compared; or batches, for losses that compare the rows of a batch with each other."""
 UNITS: tuple[Unit, ...] = ("rows", "predictions", "labels", "tokens", "batches")
 
 
@@ -34,7 +35,7 @@ def count(task: Task, batch: Batch) -> torch.Tensor:
 
 
 def _predictions(task: Task, batch: Batch, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of predictions, and of those with a label."""
+    """Return the number of predictions, and the number of those with a label."""
     labels = batch.get("labels")
     if task.predicts_tokens:
         labelled = task.predicted(batch)[0].sum()
@@ -46,7 +47,7 @@ def _predictions(task: Task, batch: Batch, rows: torch.Tensor) -> tuple[torch.Te
 
 
 def _tokens(batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-    """Number of tokens that are not padding; of rows where the model reads no tokens, and all are of one size."""
+    """Return the number of tokens that are not padding; the number of rows if the model reads no tokens."""
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
     if mask is not None and mask.ndim == 2:
         return mask.sum()

@@ -1,6 +1,7 @@
-"""Which layer of the student learns from which of the teacher.
+"""Chooses which hidden state of the student learns from which hidden state of the teacher.
 
-Indices are of hidden states: 0 is what the embeddings give, the last what the last layer gives.
+Indices are those of `hidden_states` in transformers: 0 is the output of the embeddings, the last one that of the last
+layer.
 """
 
 from collections.abc import Sequence
@@ -12,19 +13,19 @@ from torch import nn
 from hf_pe.weight_transfer import spread_evenly
 
 LayerPairs = list[tuple[int, int]]
-"""(student, teacher), both rising."""
+"""Pairs of indices (student, teacher), both rising."""
 
 
 class LayerMapping(NamedTuple):
-    """How a student's layers learn from those of one teacher.
+    """Says how a student's layers learn from those of one teacher.
 
     Attributes:
-        pairs: which hidden state learns from which; None: evenly.
-        projections: linear maps of the student's hidden states to the teacher's width, one for each pair; none where
-            the widths are equal.
-        scales: mean square of the teacher's hidden states, one for each pair, on the rows that were looked at first.
-            They must not depend on the batch: a step of several batches would differ from one of a large batch.
-        feature_scale: mean square of what the teacher's head reads, where a loss looks at that.
+        pairs: which hidden state learns from which; None for evenly spread pairs.
+        projections: linear maps of the student's hidden states to the teacher's width, one for each pair; empty if the
+            widths are equal.
+        scales: mean square of the teacher's hidden states for each pair, on rows that are the same for the whole
+            training. If they depended on the batch, a step of several batches would differ from one of a large batch.
+        feature_scale: mean square of the inputs of the teacher's head, if a loss compares these.
     """
 
     pairs: LayerPairs | None = None
@@ -34,53 +35,55 @@ class LayerMapping(NamedTuple):
 
 
 def uniform(student: int, teacher: int) -> LayerPairs:
-    """Pair layers spread evenly, as many as both have: first with first, last with last.
+    """Return evenly spread pairs, as many as the shallower model has hidden states: first with first, last with last.
 
-    Sun et al. 2019, arXiv:1908.09355, "skip".
+    It is the mapping "skip" of Sun et al. 2019, arXiv:1908.09355.
 
     Args:
         student: number of the student's hidden states, the embedding output included.
-        teacher: likewise; not fewer than 1.
+        teacher: number of the teacher's hidden states; at least 1.
     """
-    both = min(student, teacher)
-    return list(zip(spread_evenly(both, student), spread_evenly(both, teacher), strict=True))
+    count = min(student, teacher)
+    return list(zip(spread_evenly(count, student), spread_evenly(count, teacher), strict=True))
 
 
 def last(student: int, teacher: int) -> LayerPairs:
-    """Pair the student's last with the teacher's last, and so on down, as many as both have (Sun et al. 2019, "last").
+    """Return the pairs of the last hidden states, as many as the shallower model has (Sun et al. 2019, "last").
 
     Args:
-        student, teacher: numbers of hidden states.
+        student: number of the student's hidden states.
+        teacher: number of the teacher's hidden states.
     """
-    both = min(student, teacher)
-    return [(student - both + i, teacher - both + i) for i in range(both)]
+    count = min(student, teacher)
+    return [(student - count + i, teacher - count + i) for i in range(count)]
 
 
 def similar(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> LayerPairs:
-    """Return rising pairs, as many as both have, whose linear CKA adds up to the most, last with last.
+    """Return the rising pairs with the largest sum of linear CKA, as many as the shallower model has hidden states.
 
-    Kornblith et al. 2019, arXiv:1905.00414, eq. 4.
+    CKA is a similarity of representations (Kornblith et al. 2019, arXiv:1905.00414, eq. 4). The last hidden states are
+    always a pair.
 
     Args:
-        student: hidden states of the same tokens, [tokens, width] each.
-        teacher: likewise, of another width perhaps.
+        student: hidden states. *Shape:* (tokens, width) each
+        teacher: hidden states of the same tokens, possibly of another width. *Shape:* (tokens, width) each
     """
     if len(student) > len(teacher):
         return [(i, j) for j, i in similar(teacher, student)]
     scores = torch.tensor([[_cka(state, target) for target in teacher] for state in student])
     rows, columns = scores.shape
-    # best[i, j]: of the first i + 1 of the student's, the last of them with j
+    # best[i, j]: largest sum for the student's first i + 1 states, the last of them paired with j
     best = torch.full((rows, columns), float("-inf"))
     best[0] = scores[0]
-    before = torch.zeros(rows, columns, dtype=torch.long)
+    previous = torch.zeros(rows, columns, dtype=torch.long)
     for i in range(1, rows):
         for j in range(i, columns):
             k = int(best[i - 1, :j].argmax())
-            before[i, j], best[i, j] = k, best[i - 1, k] + scores[i, j]
+            previous[i, j], best[i, j] = k, best[i - 1, k] + scores[i, j]
     pairs, j = [], columns - 1
     for i in range(rows - 1, -1, -1):
         pairs.append((i, j))
-        j = int(before[i, j])
+        j = int(previous[i, j])
     return pairs[::-1]
 
 

@@ -1,4 +1,4 @@
-"""The student while it learns: a copy that can be trained, and what becomes of it at the end."""
+"""Prepares a copy of the student for training, and turns it into the student of the result afterwards."""
 
 import copy
 from typing import Any
@@ -11,16 +11,16 @@ from hf_pe.distill.precision import restore_dtypes_, upcast_
 from hf_pe.distill.settings import DistillationSettings
 
 MAX_MOMENTUM = 0.5
-"""A batch norm's momentum above which its running statistics are those of the last batches only: transformers'
-MobileNets and EfficientNets have 0.99 and more. They learn with `MOMENTUM`."""
+"""Momentum of a batch norm above which its running statistics depend on the last batches only. The MobileNets and
+EfficientNets of transformers have 0.99 and more; they are trained with `MOMENTUM`."""
 MOMENTUM = 0.1
 
 
 def learner_of(model: PreTrainedModel, settings: DistillationSettings) -> Any:
-    """Return a float32 copy of a model that is ready to be trained; or its weights as they are, with float32 adapters.
+    """Return a copy of a model that is ready for training: in float32, or as stored with float32 adapters.
 
     Args:
-        model: the student; stays as it is.
+        model: the student; is not changed.
         settings: of the distillation.
     """
     student = settings.lora.base_of(model) if settings.lora else copy.deepcopy(model)
@@ -31,18 +31,18 @@ def learner_of(model: PreTrainedModel, settings: DistillationSettings) -> Any:
         if isinstance(module, nn.Embedding) and not settings.train_embeddings:
             module.requires_grad_(False)
         if isinstance(module, nn.Dropout) and not settings.dropout:
-            module.p = 0.0  # noise that the teacher's target does not have
+            module.p = 0.0  # the teacher's outputs do not have this noise
         if isinstance(module, _BatchNorm) and (module.momentum or 0) > MAX_MOMENTUM:
             module.momentum = MOMENTUM
     return settings.lora.wrapped(student, model) if settings.lora else student
 
 
 def student_of(learner: Any, model: PreTrainedModel, settings: DistillationSettings) -> PreTrainedModel:
-    """Return the trained student, in evaluation mode, with the dtypes, dropout and momentum of the one before.
+    """Return the trained student, in evaluation mode, with the dtypes, dropout and momentum that it had before.
 
     Args:
-        learner: what `learner_of` gave, trained; used up.
-        model: the student before; stays as it is.
+        learner: the trained result of `learner_of`; cannot be used afterwards.
+        model: the student before training; is not changed.
         settings: of the distillation.
     """
     student: PreTrainedModel = settings.lora.ended(learner, model) if settings.lora else learner
@@ -58,6 +58,6 @@ def student_of(learner: Any, model: PreTrainedModel, settings: DistillationSetti
 
 
 def require_gradients_(model: nn.Module) -> None:
-    """Let all parameters that can have a gradient have one; packed codes cannot."""
+    """Enable the gradients of all parameters that can have one; quantized weights cannot."""
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

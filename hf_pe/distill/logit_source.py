@@ -1,6 +1,7 @@
-"""Where logits are read from: whole ones, and those that a head makes a chunk of positions at a time.
+"""Defines sources of logits that can be read a slice of positions at a time.
 
-The likeliest classes of a cache, `hf_pe.distill.losses.logits.TopKLogits`, are a third source.
+There are three: logits in memory (`WholeLogits`), logits that a head computes from hidden states when they are read
+(`ChunkedLogits`), and the most likely classes in a cache (`hf_pe.distill.losses.logits.TopKLogits`).
 """
 
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ from hf_pe.tasks import Head
 
 
 class LogitSource(Protocol):
-    """Logits at the positions that count, read a slice of these positions at a time."""
+    """Provides the logits of the positions with a label, a slice of these positions at a time."""
 
     def part(self, positions: slice) -> Logits:
-        """Return the logits of a slice of the positions. *Shape:* (positions, classes)"""
+        """Return the logits of a slice of the positions. *Shape:* (positions, classes)."""
 
 
 @dataclass(frozen=True)
 class WholeLogits:
-    """Logits that are held in memory.
+    """Holds all logits in memory.
 
     Attributes:
         values: *Shape:* (positions, classes)
@@ -30,22 +31,22 @@ class WholeLogits:
     values: torch.Tensor
 
     def part(self, positions: slice) -> torch.Tensor:
-        """Return the logits of a slice of the positions. *Shape:* (positions, classes)"""
+        """Return the logits of a slice of the positions. *Shape:* (positions, classes)."""
         return self.values[positions]
 
 
 @dataclass(frozen=True)
 class ChunkedLogits:
-    """Logits that are made when they are asked for: a vocabulary of 128,000 never stands in memory as a whole.
+    """Computes logits when they are read, so that those over a large vocabulary are never all in memory.
 
     Attributes:
-        states: what the head reads. *Shape:* (positions, width)
-        head: from hidden states to logits.
+        states: the head's inputs. *Shape:* (positions, width)
+        head: computes logits from hidden states.
     """
 
     states: torch.Tensor
     head: Head
 
     def part(self, positions: slice) -> torch.Tensor:
-        """Return the logits of a slice of the positions. *Shape:* (positions, classes)"""
+        """Return the logits of a slice of the positions. *Shape:* (positions, classes)."""
         return self.head(self.states[positions])

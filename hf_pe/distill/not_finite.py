@@ -1,4 +1,4 @@
-"""Say which loss became infinite or no number, on which rows, and whether a teacher is the cause."""
+"""Explains a loss that became infinite or NaN: which loss, on which rows, and whether a teacher is the cause."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -15,29 +15,29 @@ from hf_pe.tasks import Batch
 
 
 def why_not_finite(trainer: Any, objective: Objective, terms: Mapping[str, torch.Tensor], batch: Batch) -> str:
-    """Return sentences for an error: step, terms, rows, what is kept, the cause and the way out.
+    """Return the error message: step, losses, rows, the checkpoints that remain, the cause and the way out.
 
     Args:
-        trainer: that trains.
+        trainer: the Trainer.
         objective: of the training.
-        terms: of the batch, by name.
-        batch: on which a term is not finite.
+        terms: losses of the batch, by name.
+        batch: on which a loss is not finite.
     """
     wrong = [f"{name} ({float(value)})" for name, value in terms.items() if not torch.isfinite(value)]
     numbers = rows_of(batch, trainer.train_dataset)
     first = next(iter(batch.values()))
     rows = f"training rows {numbers}" if numbers else f"a batch of {tuple(first.shape)}"
     checkpoints = sort_checkpoints(trainer.args.output_dir) if trainer.args.save_strategy != "no" else []
-    kept = f"; checkpoints in {trainer.args.output_dir} are as they were" if checkpoints else ""
+    kept = f"; checkpoints in {trainer.args.output_dir} are unchanged" if checkpoints else ""
     return (
         f"Step {trainer.state.global_step + 1}: {', '.join(wrong) or 'the sum of all terms'} is not finite in "
         f"{rows}. The run stopped before these weights changed{kept}. "
-        + (_which_teacher(objective, batch) or "Look at these rows, lower learning_rate, or train in float32.")
+        + (_which_teacher(objective, batch) or "Check these rows, lower learning_rate, or train in float32.")
     )
 
 
 def rows_of(batch: Batch, rows: Any) -> list[int]:
-    """Return which training rows a batch was made of, by their tokens; none where that is not known."""
+    """Return the indices of the training rows in a batch, by their tokens; [] if they cannot be identified."""
     if "input_ids" not in batch or not hasattr(rows, "column_names") or "input_ids" not in rows.column_names:
         return []
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
@@ -46,19 +46,19 @@ def rows_of(batch: Batch, rows: Any) -> list[int]:
 
 
 def _which_teacher(objective: Objective, batch: Batch) -> str:
-    """Return whether a teacher's own outputs on a batch are not finite, in sentences; "" where all are."""
+    """Return sentences on the teacher whose own outputs on a batch are not finite; "" if all are finite."""
     for number, teacher in enumerate(objective.teachers, 1):
-        ask = partial(teacher.signals, batch, SignalRequest(objective.task))
-        wrong = [name for name, value in ask().items() if not _is_finite(value)]
+        signals = partial(teacher.signals, batch, SignalRequest(objective.task))
+        wrong = [name for name, value in signals().items() if not _is_finite(value)]
         if not wrong:
             continue
         which = f"teacher {number}" if len(objective.teachers) > 1 else "the teacher"
-        overflow = overflow_of(teacher.model, ask) if isinstance(teacher, LiveTeacher) else None
-        way_out = overflow or "Load it in float32 or bfloat16, look at these rows, or take another teacher."
-        return f"The cause is {which}: its {' and '.join(wrong)} on these rows are no numbers. {way_out}"
+        overflow = overflow_of(teacher.model, signals) if isinstance(teacher, LiveTeacher) else None
+        way_out = overflow or "Load it in float32 or bfloat16, check these rows, or use another teacher."
+        return f"The cause is {which}: its {' and '.join(wrong)} on these rows are not finite. {way_out}"
     return ""
 
 
 def _is_finite(signal: Any) -> bool:
-    """Return whether no tensor of a signal holds NaN or plus infinity."""
+    """Return whether no tensor of a signal contains NaN or plus infinity."""
     return all(map(_is_finite, signal)) if isinstance(signal, list | tuple) else not overflows(signal)

@@ -1,6 +1,7 @@
-"""The precision in which a student is trained: weights stored in 16 bits learn as a float32 copy.
+"""Sets the precision in which a student is trained: weights that are stored in 16 bits are trained as a float32 copy.
 
-AdamW's steps are smaller than the spacing of 16-bit numbers: added to a bfloat16 weight, most of them are rounded away.
+The steps of AdamW are smaller than the spacing of 16-bit numbers: added to a bfloat16 weight, most would be rounded
+away.
 """
 
 import warnings
@@ -19,30 +20,30 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def upcast_(model: nn.Module) -> None:
-    """Make parameters and buffers of 16 bits float32, in place; tied parameters stay tied, all else stays as it is."""
+    """Convert parameters and buffers of 16 bits to float32, in place; tied parameters stay tied."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in HALF:
             tensor.data = tensor.data.float()
 
 
 def restore_dtypes_(student: nn.Module, stored: PreTrainedModel) -> None:
-    """Give parameters and buffers of `student` the dtype that those of the same name have in `stored`, in place."""
+    """Convert parameters and buffers of `student` to the dtype of those with the same name in `stored`, in place."""
     tensors = dict([*stored.named_parameters(), *stored.named_buffers()])
     for name, tensor in [*student.named_parameters(), *student.named_buffers()]:
-        like = tensors.get(name)
-        if like is not None and like.is_floating_point() and tensor.is_floating_point():
-            tensor.data = tensor.data.to(like.dtype)
+        original = tensors.get(name)
+        if original is not None and original.is_floating_point() and tensor.is_floating_point():
+            tensor.data = tensor.data.to(original.dtype)
     config: Any = student.config
     config.dtype = stored.config.dtype
 
 
 def describe(stored: torch.dtype | str, *, autocast: bool, adapters: bool) -> str:
-    """Say in which precision a student trains, for plans and reports.
+    """Return a phrase for plans and reports on the precision in which a student is trained.
 
     Args:
-        stored: dtype of the model's weights before and after.
+        stored: dtype of the model's weights before and after training.
         autocast: whether forward passes run under bfloat16 autocast.
-        adapters: whether low-rank adapters learn in place of the weights.
+        adapters: whether low-rank adapters are trained instead of the weights.
     """
     name = dtype_name(stored)
     passes = ", forward passes under bfloat16 autocast" if autocast else ""
@@ -54,7 +55,7 @@ def describe(stored: torch.dtype | str, *, autocast: bool, adapters: bool) -> st
 
 
 def with_float_inputs(collate: Callable[[Any], Batch], dtype: torch.dtype) -> Callable[[Any], Batch]:
-    """Let `collate` give images and sounds in the model's precision; labels stay as they are."""
+    """Return a collator that converts images and recordings, but not labels, to the model's dtype."""
 
     def collate_as_read(rows: Any) -> Batch:
         batch = collate(rows)
@@ -65,29 +66,29 @@ def with_float_inputs(collate: Callable[[Any], Batch], dtype: torch.dtype) -> Ca
 
 
 def require_loaded(model: nn.Module) -> None:
-    """Refuse a model of which layers lie in CPU memory or on disk until a forward pass asks for them.
+    """Refuse a model whose layers `device_map` keeps in CPU memory or on disk until a forward pass needs them.
 
     Raises:
-        UsageError: names the first of these parameters.
+        UsageError: the model has such layers; names the first of their parameters.
     """
     absent = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if absent:
         raise UsageError(
             f"distil: expected all weights on the device that trains, but {len(absent)} parameters ({absent[0]}, ...) "
             "were moved to CPU memory or to disk by device_map and would not be trained. Load the model without "
-            "device_map, or train adapters over packed weights (lora: {base: nf4})."
+            "device_map, or train adapters on quantized weights (lora: {base: nf4})."
         )
 
 
 def warn_of_half_precision(model: nn.Module) -> None:
-    """Warn where parameters of 16 bits are trained without a float32 copy."""
+    """Warn if parameters of 16 bits are trained without a float32 copy."""
     sizes = [(p.numel(), p.dtype in HALF) for p in model.parameters() if p.requires_grad]
     half = sum(size for size, is_half in sizes if is_half)
     if half:
-        share = half / sum(size for size, _ in sizes)
+        fraction = half / sum(size for size, _ in sizes)
         warnings.warn(
-            f"DistillationMixin: {share:.0%} of the trained parameters have 16 bits, and most optimizer steps are lost "
-            "when they are rounded to these. Load the student in float32 (dtype=torch.float32) and set bf16=True in "
+            f"DistillationMixin: {fraction:.0%} of the trained parameters have 16 bits; rounding to these loses most "
+            "optimizer steps. Load the student in float32 (dtype=torch.float32) and set bf16=True in "
             "TrainingArguments, or train adapters.",
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""The part of a Trainer that trains and keeps projections of hidden states, which are no part of the model."""
+"""Extends a Trainer to train and save the projections of hidden states, which are not part of the model."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from hf_pe.distill.objective import Objective
 from hf_pe.surgery import main_dtype
 
 PROJECTIONS = "hidden_projections.safetensors"
-"""In a checkpoint: what brings hidden states to the teacher's width."""
+"""Name of the file in a checkpoint with the projections of hidden states to the teacher's width."""
 
 
 class ProjectionsMixin:
-    """Trains the projections of an objective beside the model, and writes them into its checkpoints."""
+    """Trains the projections of an objective with the model, and saves them in its checkpoints."""
 
     distillation: Objective
 
@@ -32,7 +32,7 @@ class ProjectionsMixin:
         return list(torch.nn.ModuleList(self.distillation.projections).parameters())
 
     def _follow_projections(self) -> None:
-        """Average their gradients over processes and drop them after each step, as is done for the model's."""
+        """Average their gradients over processes and drop them after each step, as the Trainer does for the model."""
         for parameter in self._projections():
             parameter.register_post_accumulate_grad_hook(_average_over_processes)  # type: ignore[no-untyped-call]
         if self._projections():
@@ -64,13 +64,13 @@ class ProjectionsMixin:
             _load_renamed(model, Path(resume_from_checkpoint))
         file = Path(resume_from_checkpoint, PROJECTIONS)
         if file.is_file():
-            kept = load_file(file)
+            stored = load_file(file)
             for number, parameter in enumerate(self._projections()):
-                parameter.data.copy_(kept[str(number)])
+                parameter.data.copy_(stored[str(number)])
 
 
 class _DropGradients(TrainerCallback):
-    """The Trainer drops the gradients of its model only."""
+    """Drops the gradients of projections after each step; the Trainer drops those of its model only."""
 
     def __init__(self, parameters: list[torch.nn.Parameter]) -> None:
         self.parameters = parameters
@@ -81,20 +81,20 @@ class _DropGradients(TrainerCallback):
 
 
 def _average_over_processes(parameter: torch.Tensor) -> None:
-    """Make a gradient the mean over processes, as DDP does for what is inside the model."""
+    """Replace a gradient by its mean over processes, as DDP does for the model's parameters."""
     if dist.is_available() and dist.is_initialized() and parameter.grad is not None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= dist.get_world_size()
 
 
 def _load_renamed(model: PreTrainedModel, folder: Path) -> None:
-    """Load what a checkpoint holds under the names of an older layout of the architecture (ViT's layers).
+    """Load the weights that a checkpoint has under the names of an older layout of the architecture (ViT's layers).
 
-    `save_pretrained` writes these names, `from_pretrained` understands them; the Trainer's resuming passes over them.
+    `save_pretrained` writes these names and `from_pretrained` reads them, but the Trainer ignores them when it resumes.
     """
     stored = {n: t for file in folder.glob("model*.safetensors") for n, t in load_file(file).items()}
     own = model.state_dict()
     if not stored.keys() - own.keys():
         return
-    understood = type(model).from_pretrained(folder, config=model.config, dtype=main_dtype(model)).state_dict()
-    model.load_state_dict(understood | stored, strict=False)
+    renamed = type(model).from_pretrained(folder, config=model.config, dtype=main_dtype(model)).state_dict()
+    model.load_state_dict(renamed | stored, strict=False)

@@ -1,4 +1,4 @@
-"""Distillation as a recipe: the pruned student learns from the untouched original, or from whom it names."""
+"""Defines the recipe `distil`: the student learns from the original model, or from other teachers."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -8,12 +8,12 @@ import torch
 
 from hf_pe.anatomy import meta_model
 from hf_pe.distill.build import build
-from hf_pe.distill.checks import require_given
+from hf_pe.distill.checks import require_task_signals
 from hf_pe.distill.losses.registry import LOSSES
 from hf_pe.distill.precision import describe, require_loaded
 from hf_pe.distill.sample import require_targets, sample_batch
 from hf_pe.distill.settings import DistillationSettings
-from hf_pe.distill.teachers.compatible import known_ids
+from hf_pe.distill.teachers.compatible import used_vocabulary_size
 from hf_pe.distill.teaching import loaded_teachers
 from hf_pe.distill.training import trained
 from hf_pe.errors import UsageError
@@ -25,7 +25,7 @@ from hf_pe.tasks import few_tokens
 
 
 class Distillation(DistillationSettings):
-    """Train the model to give what its teachers gave on the same inputs.
+    """Train the model to compute the outputs of its teachers on the same inputs.
 
     Example:
         >>> from transformers import BertConfig, BertForMaskedLM
@@ -37,25 +37,25 @@ class Distillation(DistillationSettings):
 
     @property
     def leaves_precision_changed(self) -> bool:
-        """Whether adapters stay on packed weights, so that nothing can come after."""
+        """Whether adapters stay on quantized weights, so that no stage can follow."""
         return self.lora is not None and not self.lora.merge
 
     def models_read(self) -> tuple[ModelRead, ...]:
-        """Return the teachers and adapters that are named."""
+        """Return the teachers and adapters that the settings name."""
         models = [ModelRead("the teacher", teacher.model) for teacher in self.teachers if teacher.model]
-        adapters = [ModelRead("the adapter", each.adapter, is_adapter=True) for each in self.teachers if each.adapter]
-        return (*models, *adapters)
+        adapters = [teacher.adapter for teacher in self.teachers if teacher.adapter]
+        return (*models, *(ModelRead("the adapter", adapter, is_adapter=True) for adapter in adapters))
 
     def folders_used(self) -> dict[str, Path]:
-        """Return the folder of the cache, which need not be there yet."""
+        """Return the folder of the cache, which does not have to exist."""
         return {"distil.cache": Path(self.cache.folder)} if self.cache else {}
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
-        """Training changes no size, but for adapters that stay, on packed weights."""
+        """Return the plan; training changes no sizes, except with adapters that stay on quantized weights."""
         return self._dry_run(spec, spec.config.dtype or torch.float32)
 
     def _dry_run(self, spec: ModelSpec, stored: torch.dtype | str) -> tuple[Plan, ModelSpec]:
-        """The same for weights that are stored as `stored`."""
+        """Return the plan for weights of the dtype `stored`."""
         if self.lora is not None and self.leaves_precision_changed:
             model = meta_model(spec.config, spec.model_class)
             spec = replace(spec, bits=spec.bits | self.lora.base_bits(model))
@@ -67,9 +67,9 @@ class Distillation(DistillationSettings):
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
             exact=not self.leaves_precision_changed,
             notes=(
-                *self._apart(used),
+                *self._within_batches(used),
                 describe(stored, autocast=self.autocasts, adapters=self.lora is not None),
-                *(("the adapters come on top",) if self.leaves_precision_changed else ()),
+                *(("sizes do not include the adapters",) if self.leaves_precision_changed else ()),
             ),
             references=(
                 *(LOSSES[name].reference for name in used if LOSSES[name].reference),
@@ -80,14 +80,15 @@ class Distillation(DistillationSettings):
         return plan, spec
 
     def check(self, state: StageState) -> None:
-        """Find out what cannot work before the student is there.
+        """Check the settings before the stages that make the student.
 
         Args:
-            state: with the original, from which a student will be made.
+            state: with the original, from which the student will be made.
 
         Raises:
-            UsageError: no training row has a target or one cannot be read, a layer is not on the device that trains,
-                a teacher cannot be had or does not fit, or the task does not give what a loss needs.
+            UsageError: no training row has a label, a training row cannot be read, a layer is not on the device that
+                trains, a teacher cannot be loaded or does not fit, or a loss needs a signal that the task does not
+                have.
         """
         model, data = state.model, state.data
         require_loaded(model)
@@ -99,44 +100,46 @@ class Distillation(DistillationSettings):
             raise UsageError("distil.augment: the boxes would not move with the images. Leave it out.")
         with loaded_teachers(self, state), torch.no_grad():
             few = few_tokens(sample_batch(model, data))
-            require_given(self.losses, data.task, data.task.signals(model, few, hidden=True))
+            require_task_signals(self.losses, data.task, data.task.signals(model, few, hidden=True))
 
     def plan(self, state: StageState) -> Plan:
-        """Choose the losses the task's signals allow; load and check the teachers.
+        """Choose the default losses if none are named; load and check the teachers.
 
         Raises:
-            UsageError: a loss needs a signal that is not given or whose width differs from the teacher's, no teacher is
-                there or one does not fit, or no training row has a target.
+            UsageError: a loss needs a signal that is missing or whose width differs from the teacher's, there is no
+                teacher, a teacher does not fit, or no training row has a label.
         """
         model, data = state.model, state.data
         require_targets(data)
         with loaded_teachers(self, state) as teachers:
-            batch, known = sample_batch(model, data), known_ids(data.processor)
-            objective = build(model, teachers, data.task, batch, self.objective_settings, known=known)
+            batch, used_vocabulary = sample_batch(model, data), used_vocabulary_size(data.processor)
+            objective = build(
+                model, teachers, data.task, batch, self.objective_settings, used_vocabulary=used_vocabulary
+            )
         chosen = self.model_copy(update={"losses": dict(objective.weights)})
         return chosen._dry_run(ModelSpec(config=model.config, model_class=type(model)), model.dtype)[0]
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Train a copy of the model; return it in evaluation mode, with its loss curve.
+        """Train a copy of the model, and return it in evaluation mode with its loss curve.
 
         Args:
-            state: with the student before; where `checkpoint_every` asks for them, checkpoints are written into its
-                folder, and a state that resumes goes on from the last one there that was written to its end.
+            state: with the student before training. With `checkpoint_every`, checkpoints are written into its folder,
+                and a state that resumes continues from the last complete one.
             plan: of this recipe.
 
         Raises:
-            NotFiniteError: a loss became infinite or no number; checkpoints stay.
+            NotFiniteError: a loss became infinite or NaN; checkpoints remain.
             UsageError: a layer is not on the device that trains.
         """
         require_loaded(state.model)
         return state.with_model(*trained(self, state))
 
     def _taught_by(self) -> str:
-        """For the card."""
+        """Return the names of the teachers for the title of the plan."""
         return " and ".join(teacher.name for teacher in self.teachers) or "the original"
 
-    def _apart(self, losses: Iterable[str]) -> tuple[str, ...]:
-        """A sentence on losses that do not see a whole step, where it has several batches."""
+    def _within_batches(self, losses: Iterable[str]) -> tuple[str, ...]:
+        """Return a note on losses that compare rows of one batch only, if an optimizer step has several batches."""
         names = [name for name in losses if LOSSES[name].mean_over == "batches"]
         if self.gradient_accumulation_steps == 1 or not names:
             return ()

@@ -1,4 +1,4 @@
-"""The order of training rows: batches of similar length, which need little padding, in random order."""
+"""Orders training rows so that batches have rows of similar length, which need little padding, in random order."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,24 +7,24 @@ import torch
 from torch.utils.data import Sampler
 
 BATCHES_PER_GROUP = 50
-"""Batches whose rows are sorted by length together: more save padding, fewer leave more to chance."""
+"""Number of batches whose rows are sorted by length together: more save padding, fewer make batches more random."""
 LEAST_GROUPS = 4
-"""Into which few rows are divided."""
+"""Fewest groups that the rows are divided into."""
 
 
 class SimilarLengthSampler(Sampler[int]):
     """Draw all rows once an epoch so that rows of a batch have similar lengths and batches follow in random order.
 
-    transformers' `LengthGroupedSampler` sorts groups of 50 batches by length and leaves them sorted: within a group the
-    lengths fall step by step and jump up at its end. A model that is trained in this order forgets the classes that go
-    with one length while it sees the other. The order of the batches is shuffled over the whole epoch instead. Rows
-    that fill no batch are drawn at random and come last, so that batches begin where they should.
+    `LengthGroupedSampler` of transformers sorts groups of 50 batches by length and keeps them sorted: within a group
+    the lengths fall step by step and jump up at its end. If classes differ in length, a model that is trained in this
+    order forgets one class while it is trained on another. This sampler shuffles the batches over the whole epoch. Rows
+    that do not fill a batch are drawn at random and come last, so that batches begin at multiples of their size.
 
-    The order depends on `seed` and the epoch alone: all processes draw the same one, and a resumed run goes on in it.
+    The order depends on `seed` and the epoch alone: it is the same in all processes and in a resumed run.
 
     Args:
         lengths: of all rows.
-        batch_size: rows that one step of all processes reads at once.
+        batch_size: number of rows that all processes together read for one batch.
         seed: of the order.
     """
 
@@ -39,7 +39,7 @@ class SimilarLengthSampler(Sampler[int]):
         return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch; the data loader calls it."""
+        """Set the epoch that determines the order; the data loader calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:

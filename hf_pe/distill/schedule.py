@@ -1,4 +1,4 @@
-"""Weights and temperatures that change as training goes on."""
+"""Defines weights and temperatures that change during training."""
 
 import math
 from typing import Literal
@@ -9,24 +9,24 @@ from hf_pe.plans import Frozen
 
 
 class Schedule(Frozen):
-    """From `start` to `end` over the training steps."""
+    """Changes a value from `start` to `end` over the training steps."""
 
     start: float = Field(ge=0)
     end: float = Field(ge=0)
     shape: Literal["linear", "cosine"] = "linear"
 
     def at(self, progress: float) -> float:
-        """Its value once `progress`, 0 to 1, of the steps are done."""
-        part = min(max(progress, 0.0), 1.0)
+        """Return the value after the fraction `progress` of the steps."""
+        fraction = min(max(progress, 0.0), 1.0)
         if self.shape == "cosine":
-            part = (1 - math.cos(math.pi * part)) / 2
-        return self.start + (self.end - self.start) * part
+            fraction = (1 - math.cos(math.pi * fraction)) / 2
+        return self.start + (self.end - self.start) * fraction
 
 
 Scheduled = float | Schedule
-"""A number, or one that changes."""
+"""A number, or a number that changes during training."""
 
 
 def at(value: Scheduled, progress: float) -> float:
-    """What `value` is once `progress`, 0 to 1, of the steps are done."""
+    """Return `value` after the fraction `progress` of the steps."""
     return value.at(progress) if isinstance(value, Schedule) else value

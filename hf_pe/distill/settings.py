@@ -1,4 +1,4 @@
-"""The settings of a distillation: the fields of the recipe, and what follows from them alone."""
+"""Defines the settings of a distillation, which are the fields of its recipe."""
 
 from typing import Any, ClassVar, Literal
 
@@ -18,17 +18,17 @@ from hf_pe.recipe import Recipe
 
 
 def _name_losses(schema: dict[str, Any]) -> None:
-    """Write into the schema of the field which losses there are."""
+    """Add the names of the losses to the schema of the field."""
     schema["description"] = f"weights by name: {', '.join(LOSSES)}; a number, or start, end and shape; default by task"
     schema["propertyNames"] = {"enum": list(LOSSES)}
 
 
 class DistillationSettings(Recipe):
-    """The fields of `Distillation`."""
+    """Holds the fields of `Distillation`."""
 
     tag = "distilled"
     changes = "weights"
-    needs_plain_weights = "packed weights cannot be trained"
+    needs_plain_weights = "quantized weights cannot be trained"
     old_names: ClassVar = {"accumulate": "gradient_accumulation_steps"}
 
     recipe: Literal["distil"] = "distil"
@@ -37,34 +37,34 @@ class DistillationSettings(Recipe):
     beta: float = Field(0.5, gt=0, lt=1, description="of jsd: near 0 it is forward KL, near 1 reverse KL")
     layers: Layers = Field(
         DEFAULT_LAYERS,
-        description="which of the teacher's hidden states (0: the embeddings') each of the student's learns from: "
-        "spread evenly, the last ones, those most alike on calibration rows, or given one by one, rising",
+        description="from which hidden state of the teacher (0: the output of the embeddings) each one of the student "
+        "learns: evenly spread, the last ones, the most similar ones on calibration rows, or a list of rising numbers",
     )
     teachers: tuple[Teacher, ...] = Field((), description="default: the original")
-    cache: Cache | None = Field(None, description="compute the teachers' answers once and keep them in a folder")
+    cache: Cache | None = Field(None, description="compute the teachers' outputs once and store them in a folder")
     steps: int = Field(300, ge=1, description="optimizer steps")
     batch_size: int = Field(32, ge=1, description="rows of one forward pass")
-    gradient_accumulation_steps: int = Field(1, ge=1, description="batches for one step")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches per optimizer step")
     learning_rate: float = Field(3e-4, gt=0, description="its peak; after the warm-up it falls along a cosine")
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    warmup: float = Field(0.1, ge=0, lt=1, description="fraction of the steps in which the learning rate rises")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    train_embeddings: bool = Field(True, description="False keeps the embedding tables as they are: faster")
-    dropout: bool = Field(False, description="True leaves the student's dropout on while it learns")
-    lora: Lora | None = Field(None, description="train low-rank adapters in place of all weights, and merge them")
-    augment: Augment | None = Field(None, description="random crops and flips that student and teacher see alike")
-    head_first: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the head alone learns")
+    train_embeddings: bool = Field(True, description="False does not train the embedding tables, which is faster")
+    dropout: bool = Field(False, description="True keeps the student's dropout during training")
+    lora: Lora | None = Field(None, description="train low-rank adapters instead of all weights, and merge them")
+    augment: Augment | None = Field(None, description="random crops and flips, the same for student and teacher")
+    head_first: float = Field(0.0, ge=0, lt=1, description="fraction of the steps in which only the head is trained")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
-        "float32", description="bfloat16 trains under autocast; auto: where the hardware has it"
+        "float32", description="bfloat16 trains under autocast; auto does so if the hardware supports it"
     )
     checkpoint_every: int | None = Field(
-        None, ge=1, description="steps; an interrupted run that is resumed goes on from the last one"
+        None, ge=1, description="steps between checkpoints; an interrupted run can be resumed from the last one"
     )
-    report_to: tuple[str, ...] = Field((), description="where the log goes: tensorboard, wandb, ... as the Trainer's")
+    report_to: tuple[str, ...] = Field((), description="integrations of the Trainer that log: tensorboard, wandb, ...")
     seed: int = Field(0, description="of the order of rows, dropout and weights that are drawn at random")
 
     @field_validator("losses")
     @classmethod
-    def _known(cls, losses: dict[str, Scheduled]) -> dict[str, Scheduled]:
+    def _existing(cls, losses: dict[str, Scheduled]) -> dict[str, Scheduled]:
         for name, weight in losses.items():
             if name not in LOSSES:
                 raise ValueError(f"no loss is called '{name}'; expected {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
@@ -75,7 +75,7 @@ class DistillationSettings(Recipe):
 
     @field_validator("temperature")
     @classmethod
-    def _warm(cls, temperature: Scheduled) -> Scheduled:
+    def _positive(cls, temperature: Scheduled) -> Scheduled:
         least = min(temperature.start, temperature.end) if isinstance(temperature, Schedule) else temperature
         if least <= 0:
             raise ValueError(f"expected a temperature above 0, got {least}")
@@ -85,15 +85,13 @@ class DistillationSettings(Recipe):
     def _cacheable(self) -> "DistillationSettings":
         reusing = losses_of(["features"])
         if self.lora is not None and (self.head_first or any(name in self.losses for name in reusing)):
-            raise ValueError(
-                f"adapters leave the head as it is: leave out {', '.join(reusing)} and head_first, or lora"
-            )
+            raise ValueError(f"adapters do not train the head: leave out {', '.join(reusing)} and head_first, or lora")
         if self.cache is None:
             return self
         if self.augment is not None:
-            raise ValueError("a cache holds answers to images as they are: leave out augment, or the cache")
+            raise ValueError("a cache holds outputs for images without augmentation: leave out augment, or the cache")
         if isinstance(self.temperature, Schedule):
-            raise ValueError("a cache keeps logits at one temperature: give a number, or leave out the cache")
+            raise ValueError("a cache holds logits at one temperature: give a number, or leave out the cache")
         live = [name for name in self.losses if not LOSSES[name].is_cacheable]
         if live:
             signals = " and ".join(CACHED_SIGNALS)
@@ -107,12 +105,12 @@ class DistillationSettings(Recipe):
 
     @property
     def reuses_head(self) -> bool:
-        """Whether a loss looks at the features of the teacher's head, which the student then reuses."""
+        """Whether a loss compares the inputs of the teacher's head, which the student then reuses."""
         return any(name in self.losses for name in losses_of(["features"]))
 
     @property
     def objective_settings(self) -> ObjectiveSettings:
-        """What the objective is built from, besides models and rows."""
+        """The settings of the objective."""
         return ObjectiveSettings(self.losses, self.temperature, self.beta, self.layers, self.seed)
 
 
@@ -120,5 +118,5 @@ def _has_bfloat16() -> bool:
     """Return whether products in bfloat16 are faster on this machine than in float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
-    able = torch.cpu.get_capabilities()
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -1,6 +1,7 @@
-"""What a student gives for a batch, and how it compares with what one teacher gives.
+"""Computes a student's outputs for a batch, and compares them with those of one teacher by the losses.
 
-Logits are whole (`WholeOutputs`) or made in chunks (`ChunkedOutputs`); `Objective` treats both alike.
+There are two ways with the same results: `WholeOutputs` holds all logits; `ChunkedOutputs` computes the logits of a
+language model a few positions at a time. `Objective` treats both alike.
 """
 
 from collections.abc import Mapping
@@ -22,68 +23,76 @@ from hf_pe.stitching import stitched_features
 from hf_pe.tasks import Batch, Head
 
 AGREEMENT = "agreement"
-"""No loss: the share of positions where both give the same class the highest logit, or the embeddings' mean cosine."""
+"""Name of a term that is no loss: the fraction of positions at which the largest logits of both models belong to the
+same class; for embeddings, their mean cosine."""
 
 
 class Comparison(NamedTuple):
-    """The losses of a student beside one teacher, each a mean over the batch.
+    """Holds the losses of a student against one teacher, each a mean over the batch.
 
     Attributes:
-        losses: by name, to be weighted; gradients flow through them.
-        known: by name, without gradients: the agreement, and losses that are part of `weighted_sum`.
-        weighted_sum: of losses whose gradients are computed already; None where there are none.
+        losses: by name, not weighted yet, with gradients.
+        detached: by name, without gradients: the agreement, and the losses that are part of `weighted_sum`.
+        weighted_sum: weighted sum of the losses that are computed in chunks; None if there are none.
     """
 
     losses: dict[str, torch.Tensor]
-    known: dict[str, torch.Tensor]
+    detached: dict[str, torch.Tensor]
     weighted_sum: torch.Tensor | None = None
 
 
 class StudentOutputs(Protocol):
-    """What a student gives for a batch."""
+    """Holds a student's outputs for a batch, and compares them with those of teachers."""
 
     @property
     def signals(self) -> Signals:
-        """By name, as `Task.signals` gives them."""
+        """The signals by name, as `Task.signals` returns them."""
 
-    def ask(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
-        """Return the same outputs of a teacher."""
+    def teacher_signals(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
+        """Return the same signals of a teacher."""
 
     def compare(
         self, weights: Mapping[str, float], targets: Signals, settings: LossSettings, *, agreement: bool
     ) -> Comparison:
-        """Compute losses.
+        """Compute the losses against one teacher.
 
         Args:
-            weights: of the losses, by name; the teacher's own weight is part of them.
-            targets: what `ask` gave; empty where no loss looks at a teacher.
+            weights: of the losses, by name, already multiplied by the teacher's fraction.
+            targets: result of `teacher_signals`; empty if no loss needs a teacher.
             settings: of the losses.
-            agreement: also say how far student and teacher agree.
+            agreement: also compute how far student and teacher agree.
         """
 
 
 @dataclass(frozen=True)
 class WholeOutputs:
-    """Outputs with whole logits, or without any."""
+    """Holds outputs with all their logits, or outputs without logits."""
 
     signals: Signals
 
     @classmethod
     def of(cls, model: nn.Module, batch: Batch, request: SignalRequest, label_head: nn.Module | None) -> "WholeOutputs":
-        """Run a forward pass of a student; `label_head` reads features through a stitching layer."""
+        """Run a forward pass of a student.
+
+        Args:
+            model: the student, possibly wrapped.
+            batch: as the task's collator makes it.
+            request: the signals to compute.
+            label_head: reads features through a stitching layer to the teacher's width, which are then a signal too.
+        """
         signals = with_token_mask(whole_signals(model, batch, request, label_head), batch, request)
         if label_head is not None:
             signals["features"] = stitched_features(label_head, signals["features"])
         return cls(signals)
 
-    def ask(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
-        """See `StudentOutputs`."""
+    def teacher_signals(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
+        """Return the teacher's signals with all logits."""
         return teacher.signals(batch, request)
 
     def compare(
         self, weights: Mapping[str, float], targets: Signals, settings: LossSettings, *, agreement: bool
     ) -> Comparison:
-        """See `StudentOutputs`."""
+        """Compute the losses; see `StudentOutputs.compare`."""
         losses = {name: LOSSES[name].compute(self.signals, targets, settings) for name in weights}
         agreed = agreement_of(self.signals, targets) if agreement else None
         return Comparison(losses, {} if agreed is None else {AGREEMENT: agreed})
@@ -91,12 +100,12 @@ class WholeOutputs:
 
 @dataclass(frozen=True)
 class ChunkedOutputs:
-    """Outputs of a language model whose logits are made in chunks.
+    """Holds the outputs of a language model whose logits are computed in chunks.
 
     Attributes:
-        signals: all but the logits.
-        logits: at the positions that count.
-        positions: which tokens these are. *Shape:* (batch, tokens), bool
+        signals: all signals but the logits.
+        logits: of the positions with a label.
+        positions: mask of these positions. *Shape:* (batch, tokens), bool
         labels: of the positions. *Shape:* (positions,)
     """
 
@@ -112,16 +121,15 @@ class ChunkedOutputs:
         signals = with_token_mask(chunked_signals(model, head, batch, positions, request), batch, request)
         return cls(signals, signals.pop("logits"), positions, labels)
 
-    def ask(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
-        """See `StudentOutputs`."""
+    def teacher_signals(self, teacher: TeacherSource, batch: Batch, request: SignalRequest) -> Signals:
+        """Return the teacher's signals, with logits that can be read in chunks."""
         return teacher.chunked_signals(batch, self.positions, request)
 
     def compare(
         self, weights: Mapping[str, float], targets: Signals, settings: LossSettings, *, agreement: bool
     ) -> Comparison:
-        """See `StudentOutputs`; losses that look at one position at a time go in chunks, the others beside them."""
+        """Compute the losses; those with `Loss.by_position` are computed in chunks, the others as in `WholeOutputs`."""
         in_chunks = {name: loss for name in weights if (loss := LOSSES[name].by_position) is not None}
-        beside = [name for name in weights if name not in in_chunks]
         names = [*in_chunks, *([AGREEMENT] if agreement else [])]
         count = max(len(self.labels), 1)
 
@@ -133,15 +141,17 @@ class ChunkedOutputs:
         factors = [weights.get(name, 0.0) / count for name in names]
         teacher_logits: LogitSource | None = targets.get("logits")
         weighted_sum, totals = chunked(sums, factors, self.logits, teacher_logits)
-        known = {name: total / count for name, total in zip(names, totals, strict=True)}
-        losses = {name: LOSSES[name].compute(self.signals, targets, settings) for name in beside}
-        return Comparison(losses, known, weighted_sum)
+        means = {name: total / count for name, total in zip(names, totals, strict=True)}
+        losses = {
+            name: LOSSES[name].compute(self.signals, targets, settings) for name in weights if name not in in_chunks
+        }
+        return Comparison(losses, means, weighted_sum)
 
 
 def with_token_mask(signals: Signals, batch: Batch, request: SignalRequest) -> Signals:
-    """Return a student's signals with `tokens`: which tokens count where hidden states or attention are compared.
+    """Return a student's signals with `tokens`: the mask of the tokens whose hidden states or attention are compared.
 
-    `tokens` is [batch, tokens], or None for feature maps, which have no padding; a task may have given its own.
+    `tokens` is [batch, tokens], or None for feature maps, which have no padding. A task may have set it already.
     """
     if request.hidden and signals["hidden_states"][0].ndim == 4:
         return signals | {"tokens": None}
@@ -157,9 +167,10 @@ def with_token_mask(signals: Signals, batch: Batch, request: SignalRequest) -> S
 
 @torch.no_grad()
 def agreement_of(student: Signals, teacher: Signals) -> torch.Tensor | None:
-    """Return how far a student agrees with a teacher, see `AGREEMENT`.
+    """Return how far a student agrees with a teacher; see `AGREEMENT`.
 
-    None where embeddings have different widths, or there is nothing to compare: a single output is always the largest.
+    It is None if embeddings have different widths, if there are neither logits nor embeddings, or if there is a single
+    logit, which is always the largest.
     """
     if "logits" in student:
         if student["logits"].shape[-1] == 1:

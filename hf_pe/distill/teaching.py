@@ -1,4 +1,4 @@
-"""The teachers of a distillation, from its settings and the state of a run."""
+"""Loads the teachers of a distillation from its settings and the state of a run."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,23 +18,23 @@ from hf_pe.recipe import StageState
 
 @contextmanager
 def loaded_teachers(settings: DistillationSettings, state: StageState) -> Iterator[list[LiveTeacher]]:
-    """Yield the teachers as models, none of which learns meanwhile; `training_teachers` need not load them again."""
+    """Yield the teachers as frozen models, and keep them in the state for `training_teachers`."""
     models = _models(settings, state)
     for teacher, model in zip(settings.teachers, models, strict=False):
         state.statistics.put(state.model, _key(teacher), model)
-    with _none_learning(models):
+    with _all_frozen(models):
         yield [LiveTeacher(model, teacher.weight) for teacher, model in zip(_named(settings), models, strict=True)]
 
 
 @contextmanager
 def training_teachers(settings: DistillationSettings, state: StageState) -> Iterator[list[TeacherSource]]:
-    """Yield the teachers to learn from: models, none of which learns meanwhile, or their caches, written where needed.
+    """Yield the teachers to learn from: frozen models, or their caches, which are completed first.
 
     Raises:
         UsageError: see `Teacher.load` and `open_cache`.
     """
     models = _models(settings, state)
-    with _none_learning(models):
+    with _all_frozen(models):
         yield [
             _source(settings, state, teacher, model, number)
             for number, (teacher, model) in enumerate(zip(_named(settings), models, strict=True), 1)
@@ -42,8 +42,8 @@ def training_teachers(settings: DistillationSettings, state: StageState) -> Iter
 
 
 @contextmanager
-def _none_learning(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """Let no teacher learn inside the block; they stay in evaluation mode afterwards."""
+def _all_frozen(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """Freeze all teachers inside the block; they stay in evaluation mode afterwards."""
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(frozen(model.eval()))
@@ -55,7 +55,7 @@ def _source(
 ) -> TeacherSource:
     if settings.cache is None:
         return LiveTeacher(model, teacher.weight)
-    assert not isinstance(settings.temperature, Schedule), "refused before"
+    assert not isinstance(settings.temperature, Schedule), "the settings refuse it with a cache"
     name = "".join(c if c.isalnum() else "-" for c in teacher.name)
     return open_cache(settings.cache, model, state.data, settings.temperature, teacher.weight, f"{number}-{name}")
 
@@ -65,7 +65,7 @@ def _named(settings: DistillationSettings) -> tuple[Teacher, ...]:
 
 
 def _models(settings: DistillationSettings, state: StageState) -> list[PreTrainedModel]:
-    """Return the teachers' models: those that the state holds, the others loaded."""
+    """Return the teachers' models; those that the state does not hold are loaded."""
     held = [state.statistics.pop(state.model, _key(teacher)) for teacher in _named(settings)]
     return [model or teacher.load(state.data) for teacher, model in zip(_named(settings), held, strict=True)]
 

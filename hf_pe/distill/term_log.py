@@ -1,4 +1,4 @@
-"""What a distillation adds to the log of a Trainer: each term, the agreement, and the speed."""
+"""Collects the values that a distillation adds to the log of a Trainer: each loss, the agreement, and the speed."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class TermLog:
         return bool(self._terms)
 
     def add(self, step: int, terms: dict[str, torch.Tensor], batch: Batch) -> None:
-        """Add one batch of a step: terms of the same step add up, tokens are counted."""
+        """Add one batch: the terms of all batches of an optimizer step are summed, and tokens are counted."""
         for name, value in terms.items():
             by_step = self._terms.setdefault(name, {})
             by_step[step] = by_step.get(step, 0) + value.float()
@@ -34,7 +34,7 @@ class TermLog:
         """Return the mean of each term over steps and processes, and the tokens per second of all processes.
 
         Args:
-            gather: brings a value of each process together, as accelerate's.
+            gather: collects a tensor from all processes, as accelerate's `gather` does.
         """
         device = self._tokens[0].device
         entry = {}

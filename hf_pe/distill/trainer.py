@@ -1,4 +1,4 @@
-"""Any Trainer with one method replaced: the loss looks at teachers too."""
+"""Extends a Trainer of transformers so that its loss is the objective of a distillation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_pe.adapters import prompt_learning
-from hf_pe.distill.attention import watchable
+from hf_pe.distill.attention import recordable
 from hf_pe.distill.build import ObjectiveSettings, build
 from hf_pe.distill.counts import UNITS, Unit, count
 from hf_pe.distill.layer_states import DEFAULT_LAYERS, Layers
@@ -21,7 +21,7 @@ from hf_pe.distill.precision import require_loaded, warn_of_half_precision
 from hf_pe.distill.projections import ProjectionsMixin
 from hf_pe.distill.sampling import SimilarLengthSampler
 from hf_pe.distill.schedule import Scheduled
-from hf_pe.distill.teachers.compatible import known_ids, require_frozen
+from hf_pe.distill.teachers.compatible import require_frozen, used_vocabulary_size
 from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.distill.term_log import TermLog
 from hf_pe.errors import NotFiniteError, UsageError
@@ -30,28 +30,28 @@ from hf_pe.tasks import Batch, Task, task_named
 
 
 class DistillationMixin(ProjectionsMixin):
-    """Put before any `Trainer`: `class Distilled(DistillationMixin, SFTTrainer)`. The student learns from a teacher.
+    """Adds a teacher to any `Trainer`, as the first base class: `class Distilled(DistillationMixin, SFTTrainer)`.
 
-    Each log entry gets the mean of every term since the last one as `loss_NAME`, `teacher_agreement` (of the batch
-    before the entry: share of positions where both find the same class likeliest; embeddings: mean cosine) and
+    Each log entry gets the mean of every loss since the last entry as `loss_NAME`, `teacher_agreement` (of the last
+    batch: the fraction of positions at which both models predict the same class; for embeddings, the mean cosine) and
     `tokens_per_second` over all processes. With gradient accumulation and several processes, each loss is the mean over
-    all rows, tokens or labels of a step, as that of one large batch; `similarity` and `dist`, which compare the rows of
-    a batch with each other, are means over the batches.
+    all rows, tokens or labels of an optimizer step, as for one large batch; `similarity` and `dist`, which compare the
+    rows of a batch with each other, are means over the batches.
 
     Args:
-        args: those of the Trainer.
-        teacher: evaluation mode, without gradients (`teacher.requires_grad_(False)`).
-        task: "causal_lm" or another name of `hf_pe.tasks.TASKS`, or a Task: what the models give for a batch.
-        losses: loss name to weight or `Schedule`; default by task.
+        args: passed on to the Trainer.
+        teacher: without gradients (`teacher.requires_grad_(False)`).
+        task: "causal_lm" or another name in `hf_pe.tasks.TASKS`, or a Task, which computes the models' signals.
+        losses: weight or `Schedule` of each loss by name; the default depends on the task.
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
-        layers: which hidden state learns from which; see `Distillation.layers`.
-        objective: all of this already made.
-        kwargs: those of the Trainer.
+        layers: from which hidden state of the teacher each one of the student learns; see `Distillation.layers`.
+        objective: an objective, in place of the arguments above.
+        kwargs: passed on to the Trainer.
 
     Raises:
-        UsageError: the teacher is left trainable, the student's layers are not all on the device that trains, a model
-            reads learned prompts (PEFT), or losses, task and models do not fit together.
+        UsageError: the teacher is trainable, a layer of the student is not on the device that trains, a model reads
+            learned prompts (PEFT), or losses, task and models do not fit together.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class DistillationMixin(ProjectionsMixin):
                 task_named(task) if isinstance(task, str) else task,
                 _first_batch(trainer),
                 ObjectiveSettings(losses or {}, temperature, beta, layers),
-                known=known_ids(trainer.processing_class),
+                used_vocabulary=used_vocabulary_size(trainer.processing_class),
             )
         head = objective.label_head
         if head is not None and not is_parametrized(head, "weight"):
@@ -98,7 +98,7 @@ class DistillationMixin(ProjectionsMixin):
                 require_frozen(trainer.model, source.model)
                 source.model.eval()
             source.to(trainer.args.device)
-        trainer.model_accepts_loss_kwargs = False  # the Trainer would count labels alone: see `get_batch_samples`
+        trainer.model_accepts_loss_kwargs = False  # the Trainer would only count labels: see `get_batch_samples`
         self._follow_projections()
         self._step_counts: torch.Tensor | None = None
         self._loss_only = False
@@ -107,11 +107,11 @@ class DistillationMixin(ProjectionsMixin):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does."""
         self._term_log = TermLog()
-        with self._watchable():
+        with self._recordable():
             return super().train(*args, **kwargs)  # type: ignore[misc]
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the Trainer's sampler; but where it sorts batches by length, they come in random order."""
+        """Return the Trainer's sampler, but `SimilarLengthSampler` instead of the one that groups rows by length."""
         sampler = super()._get_train_sampler(*args, **kwargs)  # type: ignore[misc]
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
@@ -121,11 +121,11 @@ class DistillationMixin(ProjectionsMixin):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as the Trainer does."""
-        with self._watchable():
+        with self._recordable():
             return super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
 
     def prediction_step(self, model: Any, inputs: Any, prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
-        """Predict as the Trainer does; where the loss alone is asked for, whole logits are not made."""
+        """Predict as the Trainer does; if only the loss is needed, logits may be computed in chunks."""
         self._loss_only = prediction_loss_only
         try:
             return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)  # type: ignore[misc]
@@ -133,7 +133,7 @@ class DistillationMixin(ProjectionsMixin):
             self._loss_only = False
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a step's batches; what losses are means over is counted over all of them, in all processes."""
+        """Return the batches of an optimizer step, and count the units of losses in them over all processes."""
         batches, items = super().get_batch_samples(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
         counts = [count(self.distillation.task, batch) for batch in batches]
@@ -142,8 +142,11 @@ class DistillationMixin(ProjectionsMixin):
         )
         return batches, items
 
-    def _shares(self, batch: Batch) -> dict[Unit, torch.Tensor] | None:
-        """Return which fraction of a step's rows, tokens, ... `batch` has; processes are averaged afterwards."""
+    def _step_fractions(self, batch: Batch) -> dict[Unit, torch.Tensor] | None:
+        """Return the fraction of an optimizer step's rows, tokens, ... in `batch`, times the number of processes.
+
+        The factor is the number of processes because the Trainer averages gradients over them.
+        """
         trainer: Any = self
         if self._step_counts is None or not trainer.model.training:
             return None
@@ -157,17 +160,17 @@ class DistillationMixin(ProjectionsMixin):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Compute the objective; its terms are kept for the log.
+        """Compute the objective, and keep its terms for the log.
 
         Raises:
-            NotFiniteError: a term is infinite or no number; the weights are still those of the step before.
+            NotFiniteError: a term is infinite or NaN; the weights are still those of the last step.
         """
         trainer: Any = self
         if self._packed and model.training:
             restore_layout_(model)
-        whole = return_outputs and not self._loss_only
-        objective = replace(self.distillation, head=None) if whole else self.distillation
-        shares = self._shares(inputs)
+        needs_logits = return_outputs and not self._loss_only
+        objective = replace(self.distillation, head=None) if needs_logits else self.distillation
+        step_fractions = self._step_fractions(inputs)
         state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
         value = objective(
             model,
@@ -175,40 +178,40 @@ class DistillationMixin(ProjectionsMixin):
             progress=state.global_step / max(state.max_steps, 1),
             autocast=trainer.accelerator.autocast,
             agreement=model.training and (state.global_step + 1) % every == 0,
-            shares=shares,
+            step_fractions=step_fractions,
         )
         if not torch.isfinite(value.loss):
             raise NotFiniteError(why_not_finite(trainer, self.distillation, value.terms, inputs))
         if model.training:
             self._term_log.add(state.global_step, value.terms, inputs)
         if not return_outputs:
-            # the Trainer divides by the number of batches; these losses add up to the step's already
-            return value.loss if shares is None else value.loss * trainer.current_gradient_accumulation_steps
+            # the Trainer divides by the number of batches, but the sum of these losses is that of the step already
+            return value.loss if step_fractions is None else value.loss * trainer.current_gradient_accumulation_steps
         outputs = {name: value.signals[name] for name in ("logits", "embeddings") if name in value.signals}
         return value.loss, outputs
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the terms, the agreement and the speed to what the Trainer logs about training."""
+        """Add the losses, the agreement and the speed to the log entries of training."""
         if "loss" in logs and self._term_log:
             logs = logs | self._term_log.summary(self.accelerator.gather)  # type: ignore[attr-defined]
             self._term_log = TermLog()
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
-    def _watchable(self) -> Iterator[None]:
-        """Let all models attend by the function that records, where a loss looks at attention."""
+    def _recordable(self) -> Iterator[None]:
+        """Let all models use the recording attention function inside the block, if a loss compares attention."""
         if not self.distillation.request.attentions:
             yield
             return
         plain = self.accelerator.unwrap_model(self.model)  # type: ignore[attr-defined]
         plain = plain.get_base_model() if hasattr(plain, "get_base_model") else plain
         teachers = (source.model for source in self.distillation.teachers if isinstance(source, LiveTeacher))
-        with watchable(plain, *teachers):
+        with recordable(plain, *teachers):
             yield
 
 
 class DistillationTrainer(DistillationMixin, Trainer):
-    """The stock `Trainer` with a teacher; see `DistillationMixin`.
+    """Trains a student with the stock `Trainer` and a teacher; see `DistillationMixin`.
 
     Example:
         >>> import tempfile
@@ -235,7 +238,7 @@ class DistillationTrainer(DistillationMixin, Trainer):
 
 
 def _require_no_prompts(role: str, model: Any) -> None:
-    """Refuse learned prompts: tokens that they add are no tokens of the batch, which the losses compare."""
+    """Refuse learned prompts, because the tokens that they add are not in the batch and cannot be compared."""
     kind = prompt_learning(model)
     if kind is not None:
         raise UsageError(
@@ -246,9 +249,9 @@ def _require_no_prompts(role: str, model: Any) -> None:
 
 
 def _first_batch(trainer: Any) -> Batch:
-    """Two rows as the Trainer will see them, on its device."""
+    """Return a batch of two training rows as the Trainer's collator makes it, on its device."""
     if trainer.train_dataset is None:
-        raise UsageError("DistillationMixin: expected a train_dataset to find out what the models give, got none.")
+        raise UsageError("DistillationMixin: expected a train_dataset, on which the models are tried; got none.")
     rows = iter(trainer.train_dataset)
     batch = trainer.data_collator([row for row, _ in zip(rows, range(2), strict=False)])
     return {k: v.to(trainer.args.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -1,4 +1,4 @@
-"""Train a student by the settings of a distillation, under the stock Trainer."""
+"""Trains a student by the settings of a distillation with the stock Trainer."""
 
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from hf_pe.distill.precision import with_float_inputs
 from hf_pe.distill.sample import sample_batch
 from hf_pe.distill.settings import DistillationSettings
 from hf_pe.distill.teachers.cached import with_rows
-from hf_pe.distill.teachers.compatible import known_ids
+from hf_pe.distill.teachers.compatible import used_vocabulary_size
 from hf_pe.distill.teachers.live import LiveTeacher
 from hf_pe.distill.teachers.source import TeacherSource
 from hf_pe.distill.teaching import training_teachers
@@ -39,14 +39,14 @@ from hf_pe.tasks import TaskData
 
 
 def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
-    """Return a trained copy of the student, in evaluation mode, and its loss curve.
+    """Return a trained copy of the student in evaluation mode, and its loss curve as (step, loss).
 
     Args:
         settings: of the distillation.
-        state: with the student before; see `Distillation.apply`.
+        state: with the student before training; see `Distillation.apply`.
 
     Raises:
-        NotFiniteError: a loss became infinite or no number; checkpoints stay.
+        NotFiniteError: a loss became infinite or NaN; checkpoints remain.
     """
     learner = learner_of(state.model, settings)
     data = _training_data(settings, state.data, learner)
@@ -54,11 +54,13 @@ def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrain
         batch = sample_batch(learner, data)
         if settings.reuses_head:
             _reuse_head_(learner, teachers, state.data)
-        known = known_ids(data.processor)
-        objective = build(learner, teachers, data.task, batch, settings.objective_settings, known=known)
+        used_vocabulary = used_vocabulary_size(data.processor)
+        objective = build(
+            learner, teachers, data.task, batch, settings.objective_settings, used_vocabulary=used_vocabulary
+        )
         trainer = _trainer(settings, state, data, learner, objective, scratch)
         _train(trainer, resume=state.resume)
-        # under bfloat16 the Trainer leaves its autocast on the model's forward
+        # with bfloat16 the model's forward still has the Trainer's autocast
         learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
     if objective.label_head is not None:
         remove_stitching_(objective.label_head)
@@ -67,7 +69,7 @@ def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrain
 
 
 def _training_data(settings: DistillationSettings, data: TaskData, learner: Any) -> TaskData:
-    """Return the data with the rows and the collator of the training."""
+    """Return the data with the rows and the collator for training."""
     rows, collate = with_rows(data) if settings.cache else (data.train, data.collate)
     collate = settings.augment.over(collate) if settings.augment else collate
     return replace(data, train=rows, collate=with_float_inputs(collate, learner.dtype))
@@ -81,7 +83,7 @@ def _trainer(
     objective: Objective,
     scratch: str,
 ) -> DistillationTrainer:
-    """Return the Trainer; checkpoints go into the state's folder where the settings ask for them."""
+    """Return the Trainer, which writes checkpoints into the folder of the state if the settings ask for them."""
     keeps = state.checkpoints is not None and settings.checkpoint_every is not None
     folder = str(state.checkpoints) if keeps else scratch
     by_length = "input_ids" in data.train.column_names
@@ -94,12 +96,12 @@ def _trainer(
         callbacks=[Progress(), MarkWhole(), *head_first],
         objective=objective,
     )
-    trainer.remove_callback(PrinterCallback)  # progress goes to our own listeners
+    trainer.remove_callback(PrinterCallback)  # `Progress` reports instead
     return trainer
 
 
 def _train(trainer: DistillationTrainer, *, resume: bool) -> None:
-    """Train to the end, on request from the last whole checkpoint on."""
+    """Train to the last step; with `resume` from the last complete checkpoint."""
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
     if checkpoint is not None and ended_at(checkpoint):
         load_ended_(trainer, checkpoint)
@@ -115,16 +117,16 @@ def training_arguments(
     Args:
         settings: of the distillation.
         folder: for checkpoints.
-        rows: of training.
-        by_length: batch rows of similar length.
-        keeps: write checkpoints.
+        rows: number of training rows.
+        by_length: whether batches have rows of similar length.
+        keeps: whether checkpoints are written.
     """
     size = min(settings.batch_size, rows)
     return TrainingArguments(
         output_dir=folder,
         max_steps=settings.steps,
         per_device_train_batch_size=size,
-        dataloader_drop_last=rows % size == 1,  # batch norms have no variance of one row at one place
+        dataloader_drop_last=rows % size == 1,  # a batch norm has no variance over one row
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
         warmup_steps=round(settings.warmup * settings.steps),
@@ -147,7 +149,7 @@ def training_arguments(
 
 
 def _reuse_head_(student: PreTrainedModel, teachers: Sequence[TeacherSource], data: TaskData) -> None:
-    """Give the student the teacher's head behind a stitching layer; `build` says where that is impossible."""
+    """Give the student the teacher's head behind a stitching layer; if that is impossible, `build` raises later."""
     live = [teacher.model for teacher in teachers if isinstance(teacher, LiveTeacher)]
     names = [label_head(model.config, type(model)) for model in (*live, student)]
     if len(live) == 1 and all(names):
@@ -156,30 +158,30 @@ def _reuse_head_(student: PreTrainedModel, teachers: Sequence[TeacherSource], da
 
 
 class HeadFirst(TrainerCallback):
-    """Train the head alone in the first fraction of the steps: the gradients of all else are dropped."""
+    """Trains only the head in the first `fraction` of the steps, by dropping the gradients of the body."""
 
-    def __init__(self, model: PreTrainedModel, share: float) -> None:
+    def __init__(self, model: PreTrainedModel, fraction: float) -> None:
         head = label_head(model.config, type(model))
         if head is None:
-            raise UsageError(f"distil.head_first: {type(model).__name__} has no map to labels. Leave it out.")
-        own = {id(p) for p in model.get_submodule(head).parameters()}
-        self.body = [p for p in model.parameters() if id(p) not in own]
-        self.share = share
+            raise UsageError(f"distil.head_first: {type(model).__name__} has no layer to labels. Leave it out.")
+        head_parameters = {id(p) for p in model.get_submodule(head).parameters()}
+        self.body = [p for p in model.parameters() if id(p) not in head_parameters]
+        self.fraction = fraction
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the gradients of the body."""
-        if state.global_step < self.share * state.max_steps:
+        if state.global_step < self.fraction * state.max_steps:
             for parameter in self.body:
                 parameter.grad = None
 
 
 class Progress(TrainerCallback):
-    """Tell the listeners of a run which step the training is at."""
+    """Reports the steps of the training to the listeners of a run."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell them."""
+        """Report the first step, which is not 0 in a resumed run."""
         advance("distillation", state.global_step, state.max_steps)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Tell them."""
+        """Report the current step."""
         advance("distillation", state.global_step, state.max_steps)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, BertModel
 
-from hf_pe.distill.attention import NAME, watchable, watched
+from hf_pe.distill.attention import NAME, recordable, recorded_attentions
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
 from hf_pe.dummies.tiny import randomize_weights_, tiny
@@ -32,7 +32,7 @@ def test_answers_stay_the_same_and_every_layer_is_seen(family):
     inputs = example_inputs(model)
     plain = outputs_of(model, inputs)
     before = model.config._attn_implementation
-    with watchable(model), watched() as seen:
+    with recordable(model), recorded_attentions() as seen:
         assert model.config._attn_implementation == NAME
         assert difference(plain, outputs_of(model, inputs)) < 1e-5
     assert model.config._attn_implementation == before
@@ -45,7 +45,7 @@ def test_answers_stay_the_same_and_every_layer_is_seen(family):
 def test_padding_is_not_looked_at():
     model = randomize_weights_(BertModel(bert_config())).eval()
     mask = torch.tensor([[1, 1, 1, 0, 0]])
-    with watchable(model), watched() as seen, torch.no_grad():
+    with recordable(model), recorded_attentions() as seen, torch.no_grad():
         model(input_ids=torch.arange(5)[None] + 6, attention_mask=mask)
     for each in seen:
         assert each.allowed.expand(1, 1, 5, 5)[0, 0, 0].tolist() == mask[0].bool().tolist()
@@ -54,8 +54,8 @@ def test_padding_is_not_looked_at():
 
 def test_nothing_is_kept_outside():
     model = randomize_weights_(BertModel(bert_config())).eval()
-    with watchable(model):
+    with recordable(model):
         model(input_ids=torch.arange(5)[None] + 6)
-        with watched() as seen:
+        with recorded_attentions() as seen:
             pass
     assert seen == []

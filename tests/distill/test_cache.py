@@ -132,7 +132,7 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
         (data.teacher, fewer, 2.0, "data"),
         (data.teacher, data, 1.0, "temperature"),
     ):
-        with pytest.raises(UsageError, match=rf"was made for another .*{what} \(.* there, .* now\)"):
+        with pytest.raises(UsageError, match=rf"was made for another .*{what} \(.* then, .* now\)"):
             open_cache(cache, teacher, rows, temperature, 1.0, "a")
     with pytest.raises(UsageError, match="k "):
         open_cache(Cache(folder=str(tmp_path), top_k=9), data.teacher, data, 2.0, 1.0, "a")
@@ -140,7 +140,7 @@ def test_a_cache_for_something_else_is_refused(language, tmp_path):
     open_cache(Cache(folder=str(tmp_path), top_k=8), data.teacher, data, 2.0, 1.0, "killed")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="contains other files"):
         open_cache(cache, data.teacher, data, 2.0, 1.0, "b")
 
 
@@ -193,7 +193,7 @@ def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folde
     ("settings", "message"),
     [
         ({"losses": {"hidden": 1.0}}, "holds logits and embeddings only: leave out hidden"),
-        ({"temperature": {"start": 2, "end": 1}}, "keeps logits at one temperature"),
+        ({"temperature": {"start": 2, "end": 1}}, "holds logits at one temperature"),
     ],
 )
 def test_what_a_cache_cannot_give_is_refused_at_once(settings, message):

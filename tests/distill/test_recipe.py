@@ -139,7 +139,7 @@ def test_a_loss_the_task_cannot_give_names_those_it_can(work):
     student, data = work
     with pytest.raises(
         UsageError,
-        match=r"task 'embedding' gives no logits; expected cosine, mse, similarity, hidden, attention, relations",
+        match=r"task 'embedding' has no logits; expected cosine, mse, similarity, hidden, attention, relations",
     ):
         Distillation(losses={"kl": 1.0}).plan(StageState(student, data))
 
@@ -298,7 +298,7 @@ def test_adapters_may_stay_beside_packed_weights_in_one_folder(llama_folder, tok
     student = randomize_weights_(LlamaForCausalLM(teacher.config), seed=9).eval()
     recipe = Distillation(steps=20, lora={"base": base, "rank": 8, "merge": False}, learning_rate=1e-2, batch_size=8)
     plan = recipe.plan(StageState(student, data))
-    assert "beside weights packed in" in plan.title and not plan.exact
+    assert "beside weights quantized to" in plan.title and not plan.exact
     trained, curve = train_student(recipe, student, data)
     assert trained.is_quantized and curve[-1][1] < 0.9 * curve[0][1]
     adapters = sum(p.numel() for n, p in trained.named_parameters() if "lora" in n)

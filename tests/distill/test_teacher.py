@@ -111,7 +111,9 @@ def test_another_tokenizer_is_refused(language, tmp_path):
     folder = saved(
         tmp_path / "other", language.teacher, PreTrainedTokenizerFast(tokenizer_object=other, unk_token="[UNK]")
     )
-    with pytest.raises(UsageError, match=r"another tokenizer than the student \(\d+ words have other ids, .* is one\)"):
+    with pytest.raises(
+        UsageError, match=r"another tokenizer than the student \(\d+ tokens have other ids, such as .*\)"
+    ):
         Distillation(teachers=({"model": str(folder)},)).plan(StageState(language.teacher, language))
 
 
@@ -137,7 +139,7 @@ def test_other_labels_are_refused(classifier_folder, tokenizer, tmp_path, labels
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = replace(TextClassification().prepare(examples, tokenizer, student.config), teacher=student)
-    with pytest.raises(UsageError, match=r"tells .* apart, the student negative, positive"):
+    with pytest.raises(UsageError, match=r"has the labels .*, the student negative, positive"):
         Distillation(teachers=({"model": str(folder)},)).plan(StageState(student, data))
 
 
@@ -147,7 +149,7 @@ def test_a_teacher_of_another_head_is_refused(language, bert_folder):
 
 
 def test_packing_the_original_needs_its_name(language):
-    with pytest.raises(UsageError, match="has to be named"):
+    with pytest.raises(UsageError, match="name it: give `model`"):
         Teacher(quantize="nf4").load(language)
 
 

@@ -302,7 +302,7 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
         ),
         (
             [PRUNE, PACK, DISTIL],
-            r"Recipe 2 \(quantize\) comes before recipe 3 \(distil\): packed weights cannot be trained",
+            r"Recipe 2 \(quantize\) comes before recipe 3 \(distil\): quantized weights cannot be trained",
         ),
         ([PACK, PACK], "both quantize"),
         (

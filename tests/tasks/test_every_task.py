@@ -354,7 +354,7 @@ def test_labels_stay_beside_their_tokens_where_a_tokenizer_pads_on_the_left(kind
 
 def test_answers_of_tasks_that_change_cannot_be_kept(tokenizer, tmp_path):
     data, teacher = ready(masked_lm, tokenizer)
-    with pytest.raises(UsageError, match="cannot be kept: it masks other tokens each time"):
+    with pytest.raises(UsageError, match="cannot be cached: it masks other tokens each time"):
         train_student(Distillation(steps=1, cache={"folder": str(tmp_path)}), teacher, data)
 
 

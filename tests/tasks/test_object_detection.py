@@ -136,7 +136,7 @@ def test_detectors_of_other_kinds_learn(kind, losses, folder):
 def test_queries_taken_from_the_image_are_no_logits(folder):
     model, processor = rt_detr()
     data = ready(folder, processor, model.config)
-    with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'object_detection' gives no logits"):
+    with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'object_detection' has no logits"):
         Distillation(steps=1, losses={"kl": 1.0}).plan(StageState(model, replace(data, teacher=model)))
 
 

@@ -1,4 +1,4 @@
-"""Losses on attention: probabilities, and relations between queries, keys and values."""
+"""Losses on attention: on attention weights, and on relations among queries, among keys and among values."""
 
 import math
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from hf_pe.distill.losses.masked_mean import masked_mean
 
 
 def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: torch.Tensor) -> torch.Tensor:
-    """Return KL(teacher || student) of where each token looks, mean over tokens, heads and layers.
+    """Return KL(teacher || student) of the attention weights, averaged over tokens, heads and layers.
 
-    Wang et al. 2020, arXiv:2002.10957, section 3.1, for pairs of layers in place of the last one. Where the numbers of
-    heads differ the distributions are means over heads.
+    Wang et al. 2020, arXiv:2002.10957, section 3.1, for pairs of layers instead of the last layer only. If the numbers
+    of heads differ, the weights are averaged over heads first.
 
     Args:
-        student, teacher: one for each pair of layers.
+        student: attention of one layer for each pair of layers.
+        teacher: as `student`.
         mask: tokens that count. *Shape:* (batch, tokens)
 
     Returns:
@@ -40,14 +41,15 @@ def attention(student: Sequence[Attention], teacher: Sequence[Attention], mask: 
 
 
 def relations(student: Attention, teacher: Attention, mask: torch.Tensor) -> torch.Tensor:
-    """Return KL(teacher || student) of softmax(A A^T / sqrt(d)), summed over A the queries, the keys and the values.
+    """Return KL(teacher || student) of softmax(A A^T / sqrt(d)), summed over A = queries, keys and values.
 
     Wang et al. 2020, arXiv:2012.15828, section 3.1. Heads are joined and split into as many relation heads as both
-    widths allow, so that neither the width nor the number of heads need be equal. A token relates to those that may see
-    it or that it may see: not to padding, nor to another sequence packed beside it.
+    widths allow, so that neither the widths nor the numbers of heads have to be equal. Tokens are related if one may
+    attend to the other: not padding, and not tokens of another sequence in the same row.
 
     Args:
-        student, teacher: of one layer each.
+        student: attention of one layer.
+        teacher: attention of one layer.
         mask: tokens that count. *Shape:* (batch, tokens)
 
     Returns:
@@ -59,27 +61,27 @@ def relations(student: Attention, teacher: Attention, mask: torch.Tensor) -> tor
         >>> relations(*layers, mask=torch.ones(1, 3))  # all tokens are alike in both
         tensor(0.)
     """
-    near = mask.bool()[:, None, None, :] & mask.bool()[:, None, :, None]
+    related = mask.bool()[:, None, None, :] & mask.bool()[:, None, :, None]
     if teacher.allowed is not None:
-        near = near & (teacher.allowed | teacher.allowed.transpose(2, 3))
-    near = near | torch.eye(near.shape[-1], dtype=torch.bool, device=near.device)
+        related = related & (teacher.allowed | teacher.allowed.transpose(2, 3))
+    related = related | torch.eye(related.shape[-1], dtype=torch.bool, device=related.device)
     terms = []
     for states in zip(student[:3], teacher[:3], strict=True):
         widths = [state.shape[1] * state.shape[3] for state in states]
         heads = math.gcd(*widths, states[1].shape[1])
-        own, target = (functional.log_softmax(_related(state, heads, near), -1) for state in states)
+        own, target = (functional.log_softmax(_relations(state, heads, related), -1) for state in states)
         terms.append(masked_mean(_divergence(target.exp(), own).mean(1), mask))
     return torch.stack(terms).sum()
 
 
-def _related(x: torch.Tensor, heads: int, near: torch.Tensor) -> torch.Tensor:
-    """Return scaled products of tokens with each other, [batch, heads, tokens, tokens]."""
+def _relations(x: torch.Tensor, heads: int, related: torch.Tensor) -> torch.Tensor:
+    """Return the scaled dot products of all pairs of tokens, [batch, heads, tokens, tokens]."""
     rows, _, tokens, _ = x.shape
     x = x.float().transpose(1, 2).reshape(rows, tokens, heads, -1).transpose(1, 2)
     scores: torch.Tensor = x @ x.transpose(2, 3) / x.shape[-1] ** 0.5
-    return scores.masked_fill(~near, -1e30)
+    return scores.masked_fill(~related, -1e30)
 
 
 def _divergence(target: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-    """Return KL of probabilities from log-probabilities, [..., classes] to [...]; rounding below zero is cut off."""
+    """Return the KL divergence [...] of probabilities from log-probabilities, both [..., classes]; never below 0."""
     return (torch.xlogy(target, target) - target * log_probs.clamp_min(-1e4)).sum(-1).clamp_min(0)

@@ -8,7 +8,8 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Return the mean of 1 - cosine of two embeddings (Sanh et al. 2019, arXiv:1910.01108, section 3).
 
     Args:
-        student, teacher: embeddings. *Shape:* (batch, width)
+        student: embeddings. *Shape:* (batch, width)
+        teacher: embeddings. *Shape:* (batch, width)
 
     Returns:
         *Shape:* ()
@@ -21,10 +22,11 @@ def cosine(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return the squared distance of two embeddings, mean over the batch (Reimers & Gurevych 2020, arXiv:2004.09813).
+    """Return the mean squared distance of two embeddings (Reimers & Gurevych 2020, arXiv:2004.09813).
 
     Args:
-        student, teacher: embeddings. *Shape:* (batch, width)
+        student: embeddings. *Shape:* (batch, width)
+        teacher: embeddings. *Shape:* (batch, width)
 
     Returns:
         *Shape:* ()
@@ -39,12 +41,13 @@ def mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 def similarity(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Return the mean squared difference of the cosines of all pairs of rows within the batch.
 
-    Tung & Mori 2019, arXiv:1907.09682, with cosines in place of normalised dot products. The widths of student and
-    teacher may differ. Rows of other batches have no say: with gradient accumulation or several processes, the loss of
-    a step is the mean over its batches, each compared within itself.
+    Tung & Mori 2019, arXiv:1907.09682, with cosines instead of normalised dot products. The widths of student and
+    teacher may differ. Only rows of the same batch are compared: with gradient accumulation or several processes, the
+    loss of a step is the mean over its batches.
 
     Args:
-        student, teacher: embeddings. *Shape:* (batch, width)
+        student: embeddings. *Shape:* (batch, width)
+        teacher: embeddings. *Shape:* (batch, teacher's width)
 
     Returns:
         *Shape:* ()

@@ -19,17 +19,17 @@ def hidden(
     projections: Sequence[nn.Module] = (),
     scales: Sequence[torch.Tensor] = (),
 ) -> torch.Tensor:
-    """Return the squared difference of hidden states over the teacher's mean square, mean over pairs of layers.
+    """Return the mean squared difference of hidden states divided by the teacher's mean square, averaged over pairs.
 
-    TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer. Of feature maps, FitNets'
-    hints (Romero et al. 2015, arXiv:1412.6550, eq. 3), on the coarser of the two grids.
+    It is TinyBERT's hidden loss (Jiao et al. 2020, arXiv:1909.10351, eq. 8), scaled per layer; for feature maps, the
+    hints of FitNets (Romero et al. 2015, arXiv:1412.6550, eq. 3) on the coarser of the two grids.
 
     Args:
-        student, teacher: hidden states of all layers, *Shape:* (batch, tokens, width); or feature maps, see
-            `side_by_side`.
-        mask: tokens that count. *Shape:* (batch, tokens); None: all
-        pairs: which learns from which; default `uniform`.
-        projections: one for each pair, from the student's width to the teacher's; none where these are equal.
+        student: hidden states of all layers, or feature maps, see `on_common_grid`. *Shape:* (batch, tokens, width)
+        teacher: as `student`.
+        mask: tokens that count; None: all. *Shape:* (batch, tokens)
+        pairs: which hidden state learns from which; default: `uniform`.
+        projections: one for each pair, from the student's width to the teacher's; empty if these are equal.
         scales: the teacher's mean square for each pair; default: that of this batch.
 
     Returns:
@@ -46,7 +46,7 @@ def hidden(
     """
     terms = []
     for number, (layer, teacher_layer) in enumerate(pairs or uniform(len(student), len(teacher))):
-        state, target = side_by_side(student[layer], teacher[teacher_layer].float())
+        state, target = on_common_grid(student[layer], teacher[teacher_layer].float())
         if projections:
             state = projections[number](state)
         elif state.shape[-1] != target.shape[-1]:
@@ -59,11 +59,10 @@ def hidden(
     return torch.stack(terms).mean()
 
 
-def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
-    """Return hidden states of the same places.
+def on_common_grid(*states: torch.Tensor) -> list[torch.Tensor]:
+    """Return feature maps averaged down to the coarsest grid among them, as [batch, positions, channels].
 
-    States [batch, tokens, width] stay as they are; feature maps (see `as_map`) are averaged down to the coarsest grid
-    among them, [batch, places, width].
+    Hidden states [batch, tokens, width] are returned unchanged; `as_map` tells what a feature map is.
     """
     if any(state.ndim != 4 for state in states):
         return list(states)
@@ -73,13 +72,14 @@ def side_by_side(*states: torch.Tensor) -> list[torch.Tensor]:
 
 
 def features(student: torch.Tensor, teacher: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the squared difference of what the heads read over the teacher's mean square.
+    """Return the mean squared difference of the inputs of the two heads, divided by the teacher's mean square.
 
-    Chen et al. 2022, arXiv:2203.14001, eq. 3: the student's go through a stitching layer to the teacher's width, and
-    the teacher's head is used again.
+    Chen et al. 2022, arXiv:2203.14001, eq. 3: a stitching layer maps the student's features to the teacher's width, and
+    the student uses the teacher's head.
 
     Args:
-        student, teacher: at the places that count; the loss is 0 where there are none. *Shape:* (places, width)
+        student: features of the positions that count; the loss is 0 if there are none. *Shape:* (positions, width)
+        teacher: as `student`.
         scale: the teacher's mean square; default: that of this batch.
 
     Returns:

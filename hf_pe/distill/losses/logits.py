@@ -1,4 +1,4 @@
-"""Losses on logits: divergences between the classes of teacher and student."""
+"""Losses on logits: divergences between the class probabilities of teacher and student."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ from torch.nn import functional
 
 
 class TopKLogits(NamedTuple):
-    """The k likeliest classes of each position, as a cache keeps them.
+    """Holds the k most likely classes of each position, as a cache stores them.
 
     Attributes:
-        log_probs: log-probabilities at one temperature, falling. *Shape:* (positions, k)
-        classes: which classes they are of. *Shape:* (positions, k)
+        log_probs: log-probabilities at one temperature, in falling order. *Shape:* (positions, k)
+        classes: the classes that they belong to. *Shape:* (positions, k)
     """
 
     log_probs: torch.Tensor
     classes: torch.Tensor
 
     def part(self, positions: slice) -> "TopKLogits":
-        """Return those of a slice of the positions."""
+        """Return the classes of a slice of the positions."""
         return TopKLogits(self.log_probs[positions], self.classes[positions])
 
 
@@ -26,17 +26,18 @@ Logits = torch.Tensor | TopKLogits
 
 
 NEVER = -1e4
-"""Log-probability of what does not occur, finite so that differences are."""
+"""Log-probability of a class that does not occur; it is finite so that differences are finite too."""
 
 
 def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     """Return the Kullback-Leibler divergence of the student from the teacher, T^2 KL(P || Q).
 
-    P and Q are the softmax of the teacher's and the student's logits over the temperature T; T^2 keeps gradients of the
-    same size (Hinton et al. 2015, arXiv:1503.02531, section 2).
+    P and Q are the softmax of the teacher's and the student's logits divided by the temperature T. The factor T^2 keeps
+    gradients of the same size (Hinton et al. 2015, arXiv:1503.02531, section 2).
 
     Args:
-        student, teacher: logits. *Shape:* (..., classes)
+        student: logits. *Shape:* (..., classes)
+        teacher: logits. *Shape:* (..., classes)
         temperature: T.
 
     Returns:
@@ -52,11 +53,17 @@ def kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torc
 
 
 def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return T^2 KL(Q || P), with P of the teacher and Q of the student: the student keeps to what the teacher finds
-    likely (Gu et al. 2024, arXiv:2306.08543, eq. 1).
+    """Return the reverse Kullback-Leibler divergence T^2 KL(Q || P), with P of the teacher and Q of the student.
+
+    It makes the student avoid classes that the teacher finds unlikely (Gu et al. 2024, arXiv:2306.08543, eq. 1).
 
     Args:
-        student, teacher, temperature: as of `kl`.
+        student: logits. *Shape:* (..., classes)
+        teacher: logits. *Shape:* (..., classes)
+        temperature: T.
+
+    Returns:
+        *Shape:* (...)
 
     Example:
         >>> teacher = torch.tensor([[0.8, 0.2]]).log()
@@ -70,12 +77,18 @@ def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, temperature: float)
 def jsd(student: torch.Tensor, teacher: torch.Tensor, temperature: float, beta: float = 0.5) -> torch.Tensor:
     """Return T^2 times the generalised Jensen-Shannon divergence.
 
-    beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q, P the teacher, Q the student (Agarwal et al.
-    2024, arXiv:2306.13649, eq. 1). Never above the entropy of (beta, 1 - beta), ln 2 at the most, times T^2.
+    It is beta KL(P || M) + (1 - beta) KL(Q || M) with M = beta P + (1 - beta) Q, P of the teacher and Q of the student
+    (Agarwal et al. 2024, arXiv:2306.13649, eq. 1). It is at most the entropy of (beta, 1 - beta), and so at most ln 2,
+    times T^2.
 
     Args:
-        student, teacher, temperature: as of `kl`.
-        beta: near 0 it is forward KL, near 1 reverse KL, each times a factor.
+        student: logits. *Shape:* (..., classes)
+        teacher: logits. *Shape:* (..., classes)
+        temperature: T.
+        beta: near 0 the divergence is proportional to forward KL, near 1 to reverse KL.
+
+    Returns:
+        *Shape:* (...)
 
     Example:
         >>> jsd(torch.tensor([[50.0, 0.0]]), torch.tensor([[0.0, 50.0]]), temperature=1.0)  # ln 2
@@ -83,19 +96,19 @@ def jsd(student: torch.Tensor, teacher: torch.Tensor, temperature: float, beta: 
     """
     own, target = softened(student, temperature), softened(teacher, temperature)
     logs = torch.tensor([beta, 1 - beta], device=own.device).log()
-    mixed = torch.logsumexp(torch.stack([target + logs[0], own + logs[1]]), 0)
-    return (beta * _kl(target, mixed) + (1 - beta) * _kl(own, mixed)) * temperature**2
+    mixture = torch.logsumexp(torch.stack([target + logs[0], own + logs[1]]), 0)
+    return (beta * _kl(target, mixture) + (1 - beta) * _kl(own, mixture)) * temperature**2
 
 
 def dist(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Return T^2 (1 - Pearson correlation) of softened classes, of each position and, over positions, of each class.
+    """Return T^2 (1 - Pearson correlation) of class probabilities: of each position and, over positions, of each class.
 
-    Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Positions of other batches have no say: with
-    gradient accumulation or several processes, the loss of a step is the mean over its batches, each compared within
-    itself.
+    Huang et al. 2022, arXiv:2205.10536, eq. 6 to 9, with both weights 1. Only positions of the same batch are compared:
+    with gradient accumulation or several processes, the loss of a step is the mean over its batches.
 
     Args:
-        student, teacher: logits. *Shape:* (positions, classes)
+        student: logits. *Shape:* (positions, classes)
+        teacher: logits. *Shape:* (positions, classes)
         temperature: T.
 
     Returns:
@@ -118,7 +131,7 @@ def softened(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def _kl(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
-    """Return KL(P || Q) of log-probabilities [..., classes]; rounding below zero is cut off."""
+    """Return KL(P || Q) of log-probabilities [..., classes]; values that rounding makes negative become 0."""
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0)
 
 
@@ -128,12 +141,20 @@ def _pearson(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def agrees(student: torch.Tensor, teacher: Logits) -> torch.Tensor:
-    """Return 1 where both give the same class the highest logit, else 0: logits [positions, classes] to [positions]."""
-    likeliest = teacher.classes[:, 0] if isinstance(teacher, TopKLogits) else teacher.argmax(-1)
-    return (student.argmax(-1) == likeliest).float()
+    """Return 1 for positions at which the largest logits of both belong to the same class, else 0.
+
+    Args:
+        student: logits. *Shape:* (positions, classes)
+        teacher: logits. *Shape:* (positions, classes)
+
+    Returns:
+        *Shape:* (positions,)
+    """
+    teacher_classes = teacher.classes[:, 0] if isinstance(teacher, TopKLogits) else teacher.argmax(-1)
+    return (student.argmax(-1) == teacher_classes).float()
 
 
 def with_rest(logs: torch.Tensor) -> torch.Tensor:
-    """Return log-probabilities [positions, k] and, behind them, that of all other classes: [positions, k + 1]."""
+    """Return log-probabilities [positions, k] with that of all other classes together behind: [positions, k + 1]."""
     rest = (1 - logs.exp().sum(-1, keepdim=True)).clamp_min(1e-6).log()
     return torch.cat([logs, rest], -1)

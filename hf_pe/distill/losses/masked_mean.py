@@ -1,4 +1,4 @@
-"""Means over the positions that count."""
+"""Selects the positions of logits and hidden states that count, and computes means over them."""
 
 from typing import Any
 
@@ -10,20 +10,25 @@ Signals = dict[str, Any]
 
 
 def mean_of_rows(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean of all entries; 0 where there are none."""
+    """Return the mean of all entries; 0 if there are none."""
     return values.sum() / max(values.numel(), 1)
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean of values over the positions that `mask` counts; over all without one."""
+    """Return the mean of `values` over the positions where `mask` is not 0; over all positions if it is None."""
     if mask is None:
         return values.mean()
-    counted = mask.to(values.dtype)
-    return (values * counted).sum() / counted.sum().clamp_min(1)
+    factors = mask.to(values.dtype)
+    return (values * factors).sum() / factors.sum().clamp_min(1)
 
 
 def counted(signals: Signals, masked: Signals) -> Any:
-    """Return the logits [positions, classes] of the positions that count; what a cache gives has no others."""
+    """Return the logits [positions, classes] of the positions that count; a cache has only these.
+
+    Args:
+        signals: have the logits.
+        masked: have the mask: the student's signals, also for the logits of a teacher.
+    """
     logits: Logits = signals["logits"]
     if isinstance(logits, TopKLogits):
         return logits
@@ -33,13 +38,13 @@ def counted(signals: Signals, masked: Signals) -> Any:
     return logits[mask.bool()]
 
 
-def places(features: torch.Tensor, signals: Signals) -> torch.Tensor:
-    """Return the rows [places, width] of features where the logits count."""
+def counted_features(features: torch.Tensor, signals: Signals) -> torch.Tensor:
+    """Return the features [positions, width] of the positions whose logits count."""
     mask = positions(signals)
     return features.flatten(0, -2) if mask is None else features[mask.bool()]
 
 
 def positions(signals: Signals) -> torch.Tensor | None:
-    """Return the mask of the logits' positions; None where there is one prediction per example."""
+    """Return the mask of the logits' positions; None if there is one prediction per example."""
     mask = signals.get("mask")
     return mask if mask is not None and mask.shape == signals["logits"].shape[:-1] else None

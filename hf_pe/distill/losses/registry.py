@@ -1,7 +1,7 @@
-"""The distillation losses, one line each: recipe files, their schema, checks, plans, cards and chunked training follow.
+"""Lists the distillation losses; recipe files, their schema, checks, plans, cards and chunked training use the list.
 
-A loss is a pure function of what student and teacher give: zero when both are equal, never negative. To add one, write
-the function and its line in `LOSSES`.
+A loss is a pure function of the signals of student and teacher (see `hf_pe.distill.objective`). It is never negative,
+and zero if both are equal. To add a loss, write the function and its entry in `LOSSES`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,19 +17,19 @@ from hf_pe.distill.losses.attention import attention, relations
 from hf_pe.distill.losses.embeddings import cosine, mse, similarity
 from hf_pe.distill.losses.hidden import features, hidden
 from hf_pe.distill.losses.logits import NEVER, Logits, TopKLogits, dist, jsd, kl, reverse_kl, softened, with_rest
-from hf_pe.distill.losses.masked_mean import Signals, counted, mean_of_rows, places
+from hf_pe.distill.losses.masked_mean import Signals, counted, counted_features, mean_of_rows
 
 CACHED_SIGNALS = ("logits", "embeddings")
-"""What a cache keeps of a teacher."""
+"""Signals of a teacher that a cache can hold."""
 
 
 class LossSettings(NamedTuple):
-    """What losses depend on besides the signals of student and teacher.
+    """Holds the settings that losses depend on besides the signals of student and teacher.
 
     Attributes:
         temperature: of the logits.
         beta: of the Jensen-Shannon divergence.
-        layers: which hidden state learns from which.
+        layers: which hidden state of the student learns from which of the teacher.
     """
 
     temperature: float = 1.0
@@ -38,25 +38,25 @@ class LossSettings(NamedTuple):
 
 
 PositionLoss = Callable[[torch.Tensor, Logits, torch.Tensor | None, LossSettings], torch.Tensor]
-"""From logits [positions, classes] of student and teacher and labels [positions] to values [positions]."""
+"""Returns values [positions] for logits [positions, classes] of student and teacher and labels [positions]."""
 Divergence = Callable[[torch.Tensor, torch.Tensor, LossSettings], torch.Tensor]
-"""From logits [positions, classes] of student and teacher over the same classes to values [positions]."""
+"""Returns values [positions] for logits [positions, classes] of student and teacher over the same classes."""
 
 
 class Loss(NamedTuple):
-    """A loss and what the rest of the package has to know of it.
+    """Describes a loss to the rest of the package.
 
     Attributes:
-        compute: its value, from the signals of student and teacher.
-        needs: the signal that it looks at: logits, embeddings, hidden_states, attentions, features, or loss, the
-            student's own one on the labels, for which no teacher is needed.
-        mean_over: what it is a mean over.
+        compute: returns its value from the signals of student and teacher.
+        needs: the signal that it compares: logits, embeddings, hidden_states, attentions or features; or "loss", the
+            student's own loss on the labels, for which no teacher is needed.
+        mean_over: the unit that it is a mean over.
         title: for plans and cards.
-        reference: the link to its paper; its entry of `hf_pe.papers` becomes a citation of the card.
-        default_weight: its weight in recipes that name no losses; None: it is not among them.
-        by_position: the same for each position of the logits alone, so that these can be read in chunks; None where
-            positions depend on each other.
-        top_k_suffices: whether the teacher's likeliest classes are enough.
+        reference: link to its paper; the paper's entry in `hf_pe.papers` becomes a citation of the card.
+        default_weight: its weight in recipes that name no losses; None if these do not use it.
+        by_position: returns its value at each position of the logits, so that logits can be read in chunks; None if
+            it compares positions with each other.
+        top_k_suffices: whether it can be computed from the teacher's most likely classes.
     """
 
     compute: Callable[[Signals, Signals, LossSettings], torch.Tensor]
@@ -70,21 +70,23 @@ class Loss(NamedTuple):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether it looks at a teacher, and not at the student's labels alone."""
+        """Whether it compares the student with a teacher, and not only with the labels."""
         return self.needs != "loss"
 
     @property
     def is_cacheable(self) -> bool:
-        """Whether what a cache keeps of a teacher is enough."""
+        """Whether it can be computed from the signals that a cache holds."""
         return not self.needs_teacher or self.needs in CACHED_SIGNALS
 
 
 def divergence_loss(divergence: Divergence, title: str, reference: str, default_weight: float | None = None) -> Loss:
-    """Return the record of a divergence between the classes of student and teacher, position by position.
+    """Return the entry of a divergence between the classes of student and teacher at each position.
 
     Args:
         divergence: of logits over the same classes.
-        title, reference, default_weight: see `Loss`.
+        title: see `Loss`.
+        reference: see `Loss`.
+        default_weight: see `Loss`.
     """
     by_position = _over_shared_classes(divergence)
 
@@ -97,15 +99,15 @@ def divergence_loss(divergence: Divergence, title: str, reference: str, default_
 def _over_shared_classes(divergence: Divergence) -> PositionLoss:
     """Return a divergence over the classes that student and teacher share.
 
-    Classes that only one of the two has (rows that pad a vocabulary) are left out. Of a teacher of which the likeliest
-    classes are known, all others count as one class, in both.
+    Classes that only one of the two has (rows that pad a vocabulary) are left out. If a cache holds only the teacher's
+    most likely classes, all others count as one class, in teacher and student.
     """
 
     def by_position(
         student: torch.Tensor, teacher: Logits, labels: torch.Tensor | None, settings: LossSettings
     ) -> torch.Tensor:
         if isinstance(teacher, TopKLogits):
-            logits = _over_likeliest(student, teacher, settings.temperature)
+            logits = _over_top_k(student, teacher, settings.temperature)
             return divergence(*logits, settings._replace(temperature=1.0)) * settings.temperature**2
         shared = min(student.shape[-1], teacher.shape[-1])
         return divergence(student[..., :shared], teacher[..., :shared], settings)
@@ -113,10 +115,11 @@ def _over_shared_classes(divergence: Divergence) -> PositionLoss:
     return by_position
 
 
-def _over_likeliest(
-    student: torch.Tensor, teacher: TopKLogits, temperature: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return log-probabilities [positions, k + 1] of both, of the teacher's likeliest classes and of all others."""
+def _over_top_k(student: torch.Tensor, teacher: TopKLogits, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities [positions, k + 1] of student and teacher.
+
+    They are those of the teacher's k most likely classes, and behind them that of all other classes together.
+    """
     is_shared = teacher.classes < student.shape[-1]
     classes = teacher.classes.clamp_max(student.shape[-1] - 1)
     student_log_probs = softened(student, temperature).gather(-1, classes).masked_fill(~is_shared, NEVER)
@@ -134,8 +137,8 @@ def _dist(student: Signals, teacher: Signals, settings: LossSettings) -> torch.T
     student_logits, teacher_logits = counted(student, student), counted(teacher, student)
     shared = min(student_logits.shape[-1], teacher_logits.shape[-1])
     if not len(student_logits):
-        nothing: torch.Tensor = student_logits.float().sum()
-        return nothing
+        zero: torch.Tensor = student_logits.float().sum()
+        return zero
     return dist(student_logits[:, :shared], teacher_logits[:, :shared], settings.temperature)
 
 
@@ -192,7 +195,9 @@ LOSSES = {
         "https://arxiv.org/abs/1909.10351",
     ),
     "features": Loss(
-        lambda s, t, by: features(places(s["features"], s), places(t["features"], s), by.layers.feature_scale),
+        lambda s, t, by: features(
+            counted_features(s["features"], s), counted_features(t["features"], s), by.layers.feature_scale
+        ),
         "features",
         "predictions",
         "features before the head, which is reused",
@@ -221,24 +226,24 @@ LOSSES = {
         by_position=_cross_entropy,
     ),
 }
-"""All losses by the name recipes use. `task` is the student's own loss on the labels."""
+"""All losses by their names in recipes. `task` is the student's own loss on the labels."""
 
 
 def signals_needed(names: Iterable[str]) -> set[str]:
-    """Return the signals that losses look at."""
+    """Return the signals that losses compare."""
     return {LOSSES[name].needs for name in names}
 
 
 def losses_of(signals: Collection[str]) -> list[str]:
-    """Return the names of all losses that look at one of these signals."""
+    """Return the names of all losses that compare one of these signals."""
     return [name for name, loss in LOSSES.items() if loss.needs in signals]
 
 
 def default_losses(signals: Mapping[str, Any]) -> dict[str, float]:
-    """Return the weights where a recipe names no losses: those of the first signal with a default that is there.
+    """Return the weights for recipes that name no losses: the default losses of the first signal that is available.
 
     Args:
-        signals: what the task's model gives.
+        signals: of the student.
     """
     defaults = {name: loss for name, loss in LOSSES.items() if loss.default_weight is not None}
     signal = next(loss.needs for loss in defaults.values() if loss.needs in signals)
@@ -248,7 +253,7 @@ def default_losses(signals: Mapping[str, Any]) -> dict[str, float]:
 def _paired(
     student: list[Attention], teacher: list[Attention], layers: LayerMapping
 ) -> tuple[list[Attention], list[Attention]]:
-    """Return the attention of the student's layers and of those of the teacher that they learn from."""
+    """Return the attention of the student's layers, and of the teacher's layers that they learn from."""
     pairs = [(i - 1, j - 1) for i, j in layers.pairs or () if i and j]
     if not pairs or max(pairs) != (len(student) - 1, len(teacher) - 1):
         pairs = [(i, round((i + 1) * len(teacher) / len(student)) - 1) for i in range(len(student))]

@@ -1,1 +1,1 @@
-"""Teachers: models that are asked, and files that keep what a model answered."""
+"""Teachers: models that run on each batch (`LiveTeacher`), and files with a model's outputs (`CachedTeacher`)."""

@@ -1,7 +1,7 @@
-"""Write a teacher's outputs into Arrow files, which `CachedTeacher` reads.
+"""Writes a teacher's outputs into Arrow files, which `CachedTeacher` reads.
 
-Of a large vocabulary the likeliest classes are kept (`packed_logits`), at the recipe's temperature. Fewer classes than
-that, and embeddings, are kept whole.
+Embeddings and the logits of few classes are stored completely. Of a large vocabulary, the most likely classes of each
+position are stored (`packed_logits`), with log-probabilities at the recipe's temperature.
 """
 
 import hashlib
@@ -30,31 +30,31 @@ from hf_pe.progress import advance
 from hf_pe.tasks import LARGE, Batch, Head, TaskData, few_tokens, on_device, rows_within, token_head
 
 ROWS = 256
-"""In one file; what an interrupted run has finished is not computed again."""
+"""Number of training rows per file; files that an interrupted run has finished are not computed again."""
 BATCH = 16
-"""Rows of a forward pass."""
+"""Number of rows per forward pass."""
 NOTE = "cache.json"
 
 
 def open_cache(
     cache: Cache, teacher: PreTrainedModel, data: TaskData, temperature: float, weight: float, name: str
 ) -> CachedTeacher:
-    """Return a teacher's outputs on the training rows: those that are there, and what is missing computed now.
+    """Return a teacher's outputs on the training rows; files that are missing in the cache are computed and written.
 
     Args:
-        cache: where, and how many.
+        cache: settings of the cache.
         teacher: in evaluation mode.
-        data: the task, the rows and how they become batches.
-        temperature: at which log-probabilities of a large vocabulary are kept.
-        weight: of this teacher beside others.
-        name: of this teacher's folder inside the cache's.
+        data: the task, the rows and the collator.
+        temperature: of the log-probabilities that are stored for a large vocabulary.
+        weight: of this teacher among all teachers.
+        name: of this teacher's folder inside the cache's folder.
 
     Raises:
-        UsageError: the folder holds answers to other data, by another teacher, or for other settings; or the task's
-            answers cannot be kept.
+        UsageError: the folder contains outputs for other data, of another teacher, or with other settings; or outputs
+            of the task cannot be cached.
     """
     if reason := data.task.uncacheable:
-        raise UsageError(f"distil.cache: answers of task '{data.task.name}' cannot be kept: {reason}. Leave it out.")
+        raise UsageError(f"distil.cache: outputs of task '{data.task.name}' cannot be cached: {reason}. Leave it out.")
     folder = Path(cache.folder).expanduser() / name
     signals = _teacher_outputs(teacher, data, list(range(min(2, len(data.train)))), few=True)
     classes = signals["logits"].shape[-1] if "logits" in signals else 0
@@ -77,7 +77,7 @@ def open_cache(
         file = folder / f"{start:09d}.arrow"
         if not file.is_file():
             _write(file, teacher, data, range(start, min(start + ROWS, len(data.train))), unread, temperature)
-            advance("teacher's answers", number, len(starts))
+            advance("teacher's outputs", number, len(starts))
     files = [datasets.Dataset.from_file(str(folder / f"{start:09d}.arrow")) for start in starts]
     return replace(unread, rows=datasets.concatenate_datasets(files))
 
@@ -85,22 +85,22 @@ def open_cache(
 def _write(
     file: Path, teacher: PreTrainedModel, data: TaskData, rows: range, kept: CachedTeacher, temperature: float
 ) -> None:
-    """One file of answers, beside and then renamed."""
+    """Write one file of outputs under a temporary name, then rename it."""
     dense = kept.classes == 0 or kept.k >= kept.classes
     features = datasets.Features({"answers": datasets.Sequence(datasets.Value("float32" if dense else "uint8"))})
     head = token_head(data.task, teacher, _batch(teacher, data, [rows.start])) if not dense else None
-    known = head is not None or kept.classes < LARGE
-    size = BATCH if known else rows_within(data, teacher.config, BATCH)
+    fits = head is not None or kept.classes < LARGE
+    size = BATCH if fits else rows_within(data, teacher.config, BATCH)
     with written_beside(file) as fresh, ArrowWriter(path=str(fresh), features=features) as writer:
         for start in range(rows.start, rows.stop, size):
             numbers = list(range(start, min(start + size, rows.stop)))
             if head is not None:
-                top, lengths = _likeliest(teacher, head, data, numbers, kept.k, temperature)
-                answers = _split(_bytes_of(top, kept), lengths)
+                top, lengths = _top_k(teacher, head, data, numbers, kept.k, temperature)
+                outputs = _split(_bytes_of(top, kept), lengths)
             else:
-                answers = _by_row(_teacher_outputs(teacher, data, numbers), kept, temperature, dense)
-            for answer in answers:
-                writer.write({"answers": answer})
+                outputs = _by_row(_teacher_outputs(teacher, data, numbers), kept, temperature, dense)
+            for row_outputs in outputs:
+                writer.write({"answers": row_outputs})
         writer.finalize()
 
 
@@ -116,10 +116,10 @@ def _batch(teacher: PreTrainedModel, data: TaskData, rows: list[int]) -> Batch:
 
 
 @torch.no_grad()
-def _likeliest(
+def _top_k(
     teacher: PreTrainedModel, head: Head, data: TaskData, rows: list[int], k: int, temperature: float
 ) -> tuple[TopKLogits, list[int]]:
-    """The likeliest classes of the positions that count, without whole logits; how many of these each row has."""
+    """Return the most likely classes of the positions with a label, in chunks, and the number of these in each row."""
     batch = _batch(teacher, data, rows)
     mask, _ = data.task.predicted(batch)
     parts = [
@@ -131,7 +131,7 @@ def _likeliest(
 
 
 def _by_row(signals: Signals, kept: CachedTeacher, temperature: float, dense: bool) -> list[np.ndarray[Any, Any]]:
-    """What is kept of each row, flat."""
+    """Return the values to store for each row, as flat arrays."""
     if kept.classes == 0:
         return list(signals["embeddings"].float().cpu().numpy())
     logits, mask = counted(signals, signals), positions(signals)
@@ -154,21 +154,21 @@ def _split(flat: torch.Tensor, lengths: list[int]) -> list[np.ndarray[Any, Any]]
 
 
 def _check(folder: Path, note: dict[str, Any]) -> None:
-    """Begin a cache, or make sure that the one in `folder` is for the same."""
+    """Begin a cache in `folder`, or check that the cache in it has the same contents and settings."""
     file = folder / NOTE
     if not file.is_file():
         if folder.is_dir() and not all(is_unfinished(path) for path in folder.iterdir()):
-            raise UsageError(f"distil.cache: {folder} holds something else; give an empty folder.")
+            raise UsageError(f"distil.cache: {folder} contains other files; give an empty folder.")
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, json.dumps(note, indent=2) + "\n")
         return
-    earlier = read_object(file, "Delete the folder, or give another one: the answers in it cannot be told apart.")
+    earlier = read_object(file, "Delete the folder, or give another one: it is unknown which outputs it contains.")
     changed = [key for key in note if earlier.get(key) != note[key]]
     if changed:
-        what = ", ".join(f"{key} ({earlier.get(key)} there, {note[key]} now)" for key in changed)
+        what = ", ".join(f"{key} ({earlier.get(key)} then, {note[key]} now)" for key in changed)
         raise UsageError(
-            f"distil.cache: {folder} was made for another {what}. Give another folder, or delete this one: "
-            f"the answers in it do not fit."
+            f"distil.cache: {folder} was made for another {what}, so that the outputs in it do not fit. Give another "
+            "folder, or delete this one."
         )
 
 
@@ -183,10 +183,10 @@ def _data_hash(data: TaskData) -> str:
 
 
 def _tokenizer_hash(processor: Any) -> str:
-    if processor is not None and not hasattr(processor, "get_vocab"):  # of images or sounds: size, mean, ...
+    if processor is not None and not hasattr(processor, "get_vocab"):  # of images or recordings
         return processor_sha256(processor)
-    known = processor.get_vocab() if processor is not None else {}
-    return hashlib.blake2b(json.dumps(sorted(known.items())).encode(), digest_size=8).hexdigest()
+    vocabulary = processor.get_vocab() if processor is not None else {}
+    return hashlib.blake2b(json.dumps(sorted(vocabulary.items())).encode(), digest_size=8).hexdigest()
 
 
 def _weights_hash(model: PreTrainedModel) -> str:

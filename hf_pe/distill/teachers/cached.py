@@ -1,4 +1,4 @@
-"""A teacher that is a file: outputs computed once, which later runs map into memory in place of a forward pass."""
+"""Defines a teacher whose outputs were computed once and are read from memory-mapped files."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -20,23 +20,23 @@ from hf_pe.tasks import ROW, Batch, TaskData
 
 
 class Cache(Frozen):
-    """Where a teacher's answers are kept, and how many of them."""
+    """Holds the settings of a cache of teachers' outputs."""
 
     old_names: ClassVar = {"k": "top_k"}
 
-    folder: str = Field("build/teacher", exclude=True, description="of the answers; of no matter to the result")
-    top_k: int = Field(64, ge=1, description="likeliest classes of each position; fewer classes are kept whole")
+    folder: str = Field("build/teacher", exclude=True, description="folder of the files; does not affect the result")
+    top_k: int = Field(64, ge=1, description="most likely classes stored per position; all of them if there are fewer")
 
 
 @dataclass(frozen=True)
 class CachedTeacher:
-    """A teacher whose outputs are read from files.
+    """Reads the signals of a teacher from files.
 
     Attributes:
-        rows: its outputs, in the order of the training rows.
-        classes: of the logits; 0 where there are embeddings.
-        k: classes kept of each position.
-        weight: how much it counts beside other teachers.
+        rows: outputs of the teacher, in the order of the training rows.
+        classes: number of classes of the logits; 0 if the outputs are embeddings.
+        k: number of classes stored per position.
+        weight: of this teacher among all teachers.
     """
 
     rows: datasets.Dataset
@@ -45,13 +45,13 @@ class CachedTeacher:
     weight: float = 1.0
 
     def to(self, device: torch.device) -> None:
-        """Do nothing: outputs follow the batch."""
+        """Do nothing: outputs are put on the device of the batch."""
 
     def signals(self, batch: Batch, request: SignalRequest) -> Signals:
-        """Read the outputs for the rows that `batch` names.
+        """Read the signals for the rows of `batch`, by their indices in it.
 
         Raises:
-            UsageError: hidden states or attention are asked for.
+            UsageError: the request names hidden states or attention.
         """
         if request.hidden or request.attentions:
             losses = ", ".join(f"`{name}`" for name, loss in LOSSES.items() if not loss.is_cacheable)
@@ -67,18 +67,22 @@ class CachedTeacher:
         if self.k >= self.classes:
             logits = torch.from_numpy(joined.reshape(-1, self.classes)).to(numbers.device)
             return {"logits": logits, "only_counted": True}
-        top_k = (torch.from_numpy(each).to(numbers.device) for each in unpacked(joined, self.k, self.classes))
-        return {"logits": TopKLogits(*top_k)}
+        log_probs, classes = unpacked(joined, self.k, self.classes)
+        return {
+            "logits": TopKLogits(
+                torch.from_numpy(log_probs).to(numbers.device), torch.from_numpy(classes).to(numbers.device)
+            )
+        }
 
     def chunked_signals(self, batch: Batch, positions: torch.Tensor, request: SignalRequest) -> Signals:
-        """Read the same as a `LogitSource`; files hold no other positions than those that count."""
+        """Read the logits as a `LogitSource`; the files contain only the positions with a label."""
         logits = self.signals(batch, request)["logits"]
         source: LogitSource = logits if isinstance(logits, TopKLogits) else WholeLogits(logits)
         return {"logits": source}
 
 
 def with_rows(data: TaskData) -> tuple[datasets.Dataset, Any]:
-    """Return the training rows with their numbers, and a collator that brings these into the batch."""
+    """Return the training rows with their indices, and a collator that keeps the indices in the batch."""
 
     def collate(rows: list[dict[str, Any]]) -> Batch:
         numbers = [row[ROW] for row in rows]

@@ -1,4 +1,4 @@
-"""A teacher that is a model: each batch costs a forward pass."""
+"""Defines a teacher that is a model, which runs a forward pass for each batch."""
 
 from dataclasses import dataclass
 
@@ -14,13 +14,13 @@ from hf_pe.tasks import Batch, Head, as_read_by
 
 @dataclass(frozen=True)
 class LiveTeacher:
-    """A model that is asked anew for each batch.
+    """Computes the signals of a teacher by a forward pass of a model.
 
     Attributes:
         model: in evaluation mode, without gradients.
-        weight: how much it counts beside other teachers.
-        head: makes its logits from its last hidden states, where losses read logits in chunks.
-        label_head: the linear map to the labels, where a loss reads the features that flow into it.
+        weight: of this teacher among all teachers.
+        head: computes the model's logits in chunks; None if all logits are computed at once.
+        label_head: the model's linear layer to the labels, if a loss compares its inputs.
     """
 
     model: PreTrainedModel
@@ -29,7 +29,7 @@ class LiveTeacher:
     label_head: nn.Module | None = None
 
     def to(self, device: torch.device) -> None:
-        """Move the model, unless its parts have their places already."""
+        """Move the model, unless it is sharded, quantized or distributed by a device map."""
         if not (
             is_sharded(self.model)
             or getattr(self.model, "hf_device_map", None)
@@ -38,17 +38,17 @@ class LiveTeacher:
             self.model.to(device)  # type: ignore[arg-type]
 
     def signals(self, batch: Batch, request: SignalRequest) -> Signals:
-        """Run a forward pass; images and sounds are read in the teacher's own precision."""
+        """Run a forward pass; images and recordings are converted to the teacher's dtype."""
         with torch.no_grad():
             return whole_signals(self.model, batch | as_read_by(self.model, batch), request, self.label_head)
 
     def chunked_signals(self, batch: Batch, positions: torch.Tensor, request: SignalRequest) -> Signals:
         """Run a forward pass up to the last hidden state."""
-        assert self.head is not None, "build gives a head where logits are read in chunks"
+        assert self.head is not None, "`build` sets the head if logits are read in chunks"
         with torch.no_grad():
             return chunked_signals(self.model, self.head, batch, positions, request)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Return whether a model's parameters are spread over processes (FSDP2)."""
+    """Return whether a model's parameters are sharded over processes (FSDP2)."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -1,4 +1,4 @@
-"""Load who teaches: the original, other models, packed or adapted ones."""
+"""Loads teachers: the original or other models, quantized or with an adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hf_pe.tasks import TaskData
 
 
 class Teacher(Frozen):
-    """One teacher among several.
+    """Names a teacher.
 
     Example:
         >>> Teacher(model="my-org/large-classifier", weight=2.0).name
@@ -33,13 +33,13 @@ class Teacher(Frozen):
     """
 
     model: str | None = Field(None, description="Hub id, folder, .gguf file or package:NAME; default: the original")
-    weight: float = Field(1.0, gt=0, description="how much it counts beside the others")
-    adapter: str | None = Field(None, description="Hub id or folder of a peft adapter on top of it")
-    quantize: MethodName | None = Field(None, description="pack it while it is loaded: less memory")
+    weight: float = Field(1.0, gt=0, description="weight of this teacher among all teachers")
+    adapter: str | None = Field(None, description="Hub id or folder of a peft adapter for it")
+    quantize: MethodName | None = Field(None, description="quantize it while it is loaded, which saves memory")
 
     @property
     def name(self) -> str:
-        """What may be printed: a Hub id or a folder's name, never a path."""
+        """The name for reports: a Hub id or the name of a folder, never a path."""
         if self.model is None:
             return "the original"
         return Path(self.model).name if Path(self.model).expanduser().exists() else self.model
@@ -49,10 +49,10 @@ class Teacher(Frozen):
         return None if model is None else self.name
 
     def load(self, data: TaskData) -> PreTrainedModel:
-        """Return the teacher in evaluation mode; the original itself where nothing is asked of it.
+        """Return the teacher in evaluation mode, without gradients; without settings, it is the original itself.
 
         Raises:
-            UsageError: it cannot be had, has another tokenizer or other labels, or there is no original.
+            UsageError: the teacher cannot be loaded or has another tokenizer, or there is no original.
         """
         if self.model is None and data.teacher is None:
             raise UsageError("distil: there is no teacher; give the original as data.teacher, or name one.")
@@ -61,17 +61,17 @@ class Teacher(Frozen):
             return data.teacher
         if self.model is None:
             raise UsageError(
-                "distil.teachers: an adapter on the original, or the original packed, has to be named: give `model`."
+                "distil.teachers: to use the original with an adapter or quantized, name it: give `model`."
             )
         source = resolve(self.model)
         config = load_config(source)
         model_class = class_for(config, data.task.auto_class)
-        packed: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if self.quantize:
             quantizer = METHODS[self.quantize]
             kept = quantizer.kept_layers(meta_model(config, model_class), self.quantize)
-            packed = {"quantization_config": quantizer.config(QuantizationSettings(self.quantize, kept))}
-        teacher: Any = load_model(source, model_class, **packed)
+            options = {"quantization_config": quantizer.config(QuantizationSettings(self.quantize, kept))}
+        teacher: Any = load_model(source, model_class, **options)
         require_same_tokens(data.processor, load_processor(source, data.task.processor_class), self.model)
         if self.adapter is not None:
             try:

@@ -1,4 +1,4 @@
-"""The likeliest classes of a position in 30 bits each: the class, and its log-probability in the bits that are left."""
+"""Stores the most likely classes of a position in 30 bits each: the class, and its log-probability in the rest."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ import numpy as np
 from hf_pe.errors import UsageError
 
 BITS = 30
-"""Of one kept logit, its class included: 3.75 bytes."""
+"""Bits of one stored class with its log-probability: 3.75 bytes."""
 FLOOR = 24.0
-"""Log-probabilities below minus this are kept as minus this."""
+"""Log-probabilities below -FLOOR are stored as -FLOOR."""
 
 
 def packed(log_probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
-    """Write each position's likeliest classes into bytes.
+    """Return the most likely classes of each position as bytes.
 
     Args:
-        log_probs: falling. *Shape:* (positions, k)
-        classes: which classes they are of. *Shape:* (positions, k)
-        count: of all classes.
+        log_probs: in falling order. *Shape:* (positions, k)
+        classes: the classes that they belong to. *Shape:* (positions, k)
+        count: number of all classes.
 
     Returns:
         uint8. *Shape:* (positions, ceil(30 k / 8))
@@ -32,12 +32,12 @@ def packed(log_probs: np.ndarray[Any, Any], classes: np.ndarray[Any, Any], count
 
 
 def unpacked(flat: np.ndarray[Any, Any], k: int, count: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return what `packed` wrote: log-probabilities (float32) and classes (int64), each [positions, k].
+    """Return the log-probabilities (float32) and classes (int64), each [positions, k], from the bytes of `packed`.
 
     Args:
-        flat: the bytes of all positions, one after another.
-        k: classes of a position.
-        count: of all classes.
+        flat: bytes of all positions, one after another.
+        k: number of classes per position.
+        count: number of all classes.
 
     Example:
         >>> import numpy as np
@@ -48,8 +48,8 @@ def unpacked(flat: np.ndarray[Any, Any], k: int, count: int) -> tuple[np.ndarray
     """
     width = _class_bits(count)
     bits = np.unpackbits(flat.reshape(-1, -(-BITS * k // 8)), axis=-1)[:, : BITS * k].reshape(-1, k, BITS)
-    whole = np.concatenate([np.zeros((*bits.shape[:2], 32 - BITS), np.uint8), bits], -1)
-    words = np.packbits(whole, axis=-1).view(">u4")[..., 0].astype(np.uint32)
+    padded = np.concatenate([np.zeros((*bits.shape[:2], 32 - BITS), np.uint8), bits], -1)
+    words = np.packbits(padded, axis=-1).view(">u4")[..., 0].astype(np.uint32)
     steps = (1 << (BITS - width)) - 1
     log_probs = -(words & np.uint32(steps)).astype(np.float32) * np.float32(FLOOR / steps)
     return log_probs, (words >> np.uint32(BITS - width)).astype(np.int64)

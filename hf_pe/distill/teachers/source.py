@@ -1,4 +1,4 @@
-"""What the objective asks of a teacher, whether it is a model or a cache."""
+"""Defines the interface of a teacher, whether it is a model or a cache file."""
 
 from typing import Protocol
 
@@ -10,23 +10,23 @@ from hf_pe.tasks import Batch
 
 
 class TeacherSource(Protocol):
-    """Where the outputs of one teacher come from."""
+    """Provides the outputs of one teacher."""
 
     @property
     def weight(self) -> float:
-        """How much this teacher counts beside the others; the weights need not add up to 1."""
+        """The weight of this teacher among all teachers; the weights need not add up to 1."""
 
     def to(self, device: torch.device) -> None:
-        """Get ready to answer on `device`."""
+        """Prepare to compute outputs on `device`."""
 
     def signals(self, batch: Batch, request: SignalRequest) -> Signals:
-        """Return the outputs for a batch, with whole logits or the likeliest classes of each position."""
+        """Return the signals for a batch, with all logits or with the most likely classes of each position."""
 
     def chunked_signals(self, batch: Batch, positions: torch.Tensor, request: SignalRequest) -> Signals:
-        """Return the outputs for a batch; `logits` is a `LogitSource` over the positions that count.
+        """Return the signals for a batch; `logits` is a `LogitSource` over the positions with a label.
 
         Args:
             batch: of a task that predicts tokens.
-            positions: which tokens count. *Shape:* (batch, tokens), bool
-            request: what else is asked for.
+            positions: mask of the positions with a label. *Shape:* (batch, tokens), bool
+            request: names the other signals to compute.
         """

@@ -193,7 +193,7 @@ def test_rows_that_pad_one_vocabulary_have_no_say():
 
 def test_the_table_of_the_documentation_lists_each_loss_with_its_paper():
     text = (Path(__file__).parents[3] / "docs" / "distillation.md").read_text("utf-8")
-    table = text[text.index("| loss | looks at |") :].split("\n\n")[0].splitlines()[2:]
+    table = text[text.index("| loss | compares |") :].split("\n\n")[0].splitlines()[2:]
     rows = {name: row for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     assert list(rows) == list(LOSSES)
     assert all(loss.reference in rows[name] for name, loss in LOSSES.items())
