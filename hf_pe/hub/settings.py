@@ -15,7 +15,7 @@ class Publish(Frozen):
 
     repo: str = Field(description="NAME or USER/NAME of the repository")
     private: bool = Field(True, description="create a private repository; false is also needed to push to a public one")
-    branch: str = MAIN
+    branch: str = Field(MAIN, description="branch that the main result is pushed to")
     tag: str | None = Field(None, description="tag to set on the pushed commit")
     create_pr: bool = Field(False, description="open a pull request instead of committing")
     message: str | None = Field(None, description="message of the commit")

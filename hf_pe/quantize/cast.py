@@ -22,7 +22,7 @@ class Cast(Recipe):
     needs_plain_weights = "quantized weights cannot be cast"
 
     recipe: Literal["cast"] = "cast"
-    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="of all weights")
+    dtype: Literal["bfloat16", "float16"] = Field("bfloat16", description="dtype of all weights")
 
     def dry_run(self, spec: ModelSpec) -> tuple[Plan, ModelSpec]:
         """Return the sizes after casting, from the config alone."""

@@ -46,7 +46,7 @@ class BitsAndBytesQuantization(Recipe):
     old_names: ClassVar = {"repair": "refit", "drift": "max_kl"}
 
     recipe: Literal["quantize"] = "quantize"
-    method: MethodName = "nf4"
+    method: MethodName = Field("nf4", description="format of the quantized weights")
     double_quantization: bool = Field(True, description="4 bits: 4.13 instead of 4.5 bits per weight")
     outlier_threshold: float = Field(
         6.0, ge=0, description="int8: larger inputs are multiplied in 16 bits; 0: none are"

@@ -25,11 +25,13 @@ TOKENS, NUMBERS = 2048, 2**27
 def output_change(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
     """Return the distance between the outputs of another model and those of `model`; see `measured`."""
     rows = _rows(model, data)
-    own_answers = task_outputs(model, data, rows, by_token=True)
-    return distance(task_outputs(other, data, rows, by_token=True), own_answers)
+    original_outputs = task_outputs(model, data, rows, by_token=True)
+    return distance(task_outputs(other, data, rows, by_token=True), original_outputs)
 
 
-def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData) -> dict[str, float]:
+def measured(
+    model: PreTrainedModel, quantized: PreTrainedModel, names: Sequence[str], data: TaskData
+) -> dict[str, float]:
     """Return, for each layer, the distance of the model's outputs when only this layer is quantized.
 
     The distance is the KL divergence of logits, 1 - cosine for embeddings, or else the difference of the task's loss;
@@ -37,19 +39,19 @@ def measured(model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[st
 
     Args:
         model: The original, which is restored afterwards.
-        packed: The model with all layers in `names` quantized.
+        quantized: The model with all layers in `names` quantized.
         names: Names of the layers.
         data: Data with the calibration rows.
     """
     rows = _rows(model, data)
-    own_answers = task_outputs(model, data, rows, by_token=True)
+    original_outputs = task_outputs(model, data, rows, by_token=True)
     return _one_by_one(
-        model, packed, names, lambda: distance(task_outputs(model, data, rows, by_token=True), own_answers)
+        model, quantized, names, lambda: distance(task_outputs(model, data, rows, by_token=True), original_outputs)
     )
 
 
 def by_metric(
-    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
+    model: PreTrainedModel, quantized: PreTrainedModel, names: Sequence[str], data: TaskData
 ) -> dict[str, float]:
     """Return, for each layer, how much worse the task's metric on the calibration rows is when only it is quantized.
 
@@ -62,12 +64,12 @@ def by_metric(
         return sign * evaluate_task(model, calibration).scores()[data.task.metric]
 
     original_score = score()
-    return _one_by_one(model, packed, names, lambda: original_score - score())
+    return _one_by_one(model, quantized, names, lambda: original_score - score())
 
 
 @torch.no_grad()
 def estimated(
-    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], data: TaskData
+    model: PreTrainedModel, quantized: PreTrainedModel, names: Sequence[str], data: TaskData
 ) -> dict[str, float]:
     """Return, for each layer, the relative mean square error of its own outputs: tr(D G D^T) / tr(W G W^T).
 
@@ -77,19 +79,19 @@ def estimated(
     losses = dict.fromkeys(names, 0.0)
     for name, sums in inputs_of(model, names, data):
         weight, gram = plain_weight(model.get_submodule(name)).float(), sums.gram
-        change = weight - dequantized_weight(packed.get_submodule(name)).float()
+        change = weight - dequantized_weight(quantized.get_submodule(name)).float()
         output_power = float(((weight @ gram) * weight).sum())
         losses[name] = float(((change @ gram) * change).sum()) / max(output_power, 1e-30)
     return losses
 
 
 def _one_by_one(
-    model: PreTrainedModel, packed: PreTrainedModel, names: Sequence[str], lost: Callable[[], float]
+    model: PreTrainedModel, quantized: PreTrainedModel, names: Sequence[str], lost: Callable[[], float]
 ) -> dict[str, float]:
     """Return, for each layer, the loss when only it is replaced by its quantized version; never negative."""
     losses: dict[str, float] = {}
     for name in names:
-        with _replaced(model, name, packed.get_submodule(name)):
+        with _replaced(model, name, quantized.get_submodule(name)):
             losses[name] = max(lost(), 0.0)
         if not math.isfinite(losses[name]):
             raise NotFiniteError(

@@ -87,7 +87,7 @@ class BitsAndBytes(Quantizer):
         """Record the current scales of 4-bit weights."""
         for state in _states(model):
             if not getattr(state, "packing_format_for_cpu", False):
-                state.as_packed = (state.absmax, state.offset, state.state2, state.nested)
+                state.original_scales = (state.absmax, state.offset, state.state2, state.nested)
 
     def restore_layout_(self, model: nn.Module) -> None:
         """Undo the new layout that bitsandbytes gives 4-bit weights in their first forward pass on a CPU.
@@ -100,7 +100,7 @@ class BitsAndBytes(Quantizer):
             for state in _states(module, inside=False):
                 if getattr(state, "packing_format_for_cpu", False):
                     module.state_dict()  # restores the layout of the codes
-                kept = getattr(state, "as_packed", None)
+                kept = getattr(state, "original_scales", None)
                 if kept is not None:
                     state.absmax, state.offset, state.state2, state.nested = kept
                 elif not state.nested and state.absmax.ndim == 2:

@@ -106,7 +106,7 @@ def test_swap_lists_what_is_smaller_with_measured_latency(tmp_path):
     rows = [line for line in result.output.splitlines() if line.startswith("│")]
     assert "the model itself" in rows[0] and "mobilenet_v1_0.25" in rows[-1]
     assert not any("efficientnet_b0" in row for row in rows), "it is larger"
-    assert "mobilenet_v2_0.35: output_stride 32 made 8" in result.output
+    assert "mobilenet_v2_0.35: output_stride changed from 32 to 8" in result.output
     assert call("swap", tmp_path / "none").exit_code == 2
 
 

@@ -298,7 +298,7 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
         ([], "at least one"),
         (
             [PACK, PRUNE],
-            r"Recipe 1 \(quantize\) comes before recipe 2 \(prune\): a packed model cannot be cut. Put prune first",
+            r"Recipe 1 \(quantize\) comes before recipe 2 \(prune\): a quantized model cannot be cut. Put prune first",
         ),
         (
             [PRUNE, PACK, DISTIL],
