@@ -11,7 +11,7 @@ def test_a_reason_is_said_once():
     with pytest.raises(UsageError) as refused:
         load_config(resolve("someone/no-such-model"))
     message = str(refused.value)
-    assert message.count("someone/no-such-model") == 1 and message.count("no folder") == 1
+    assert message.count("someone/no-such-model") == 1 and message.count("no local folder") == 1
     assert "it is not among the files downloaded before" in message and len(message) < 300
 
 

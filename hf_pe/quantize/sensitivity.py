@@ -22,11 +22,11 @@ TOKENS, NUMBERS = 2048, 2**27
 """Limits of the number of tokens, and of log-probabilities, that are compared."""
 
 
-def output_change(model: PreTrainedModel, other: PreTrainedModel, data: TaskData) -> float:
-    """Return the distance between the outputs of another model and those of `model`; see `measured`."""
+def output_change(model: PreTrainedModel, changed: PreTrainedModel, data: TaskData) -> float:
+    """Return the distance between the outputs of a changed model and those of `model`; see `measured`."""
     rows = _rows(model, data)
     original_outputs = task_outputs(model, data, rows, by_token=True)
-    return distance(task_outputs(other, data, rows, by_token=True), original_outputs)
+    return distance(task_outputs(changed, data, rows, by_token=True), original_outputs)
 
 
 def measured(
