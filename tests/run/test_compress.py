@@ -345,11 +345,11 @@ def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):
 
 
 def test_widths_are_rounded_for_what_follows():
-    assert fitted([PRUNE])[0].multiple == 8
-    assert fitted([PRUNE, DISTIL, PACK])[0].multiple == 64
-    assert fitted([PRUNE], [PACK])[0].multiple == 64
+    assert fitted([PRUNE])[0].round_to == 8
+    assert fitted([PRUNE, DISTIL, PACK])[0].round_to == 64
+    assert fitted([PRUNE], [PACK])[0].round_to == 64
     given = StructuredPruning(keep={"ffn": 0.5}, round_to=3)
-    assert fitted([given, PACK])[0].multiple == 3
+    assert fitted([given, PACK])[0].round_to == 3
 
 
 def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
