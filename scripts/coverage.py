@@ -1,14 +1,14 @@
-"""Which axes of which architectures are proved: every model type that AutoModel knows, shrunk, cut and compared.
+"""Verifies the axes of every model type that AutoModel knows, on tiny models.
 
-Of each type the bare model and, unless --bare is given, its class for each task: a head can do more with the hidden
-states than read them (T5's divides them by the root of their width). A row is verified where it is for all of them.
+For each type these are the bare model and, without --bare, its class for each task: a head can do more with the hidden
+states than read them (T5's divides them by the root of their width). A row is verified where it is for all classes.
 
-Writes docs/architectures.json (rows {model_type, axis, status, reason, native}, and with heads the classes) and
-docs/architectures.md.
+The script writes docs/architectures.json (rows {model_type, axis, status, reason, native}, and the classes of rows with
+heads) and docs/architectures.md.
 
     python scripts/coverage.py [--processes 2] [--seconds 300] [--update] [--bare] [TYPE ...]
 
-With types, prints their rows, and with --update puts them in the place of those that are there.
+With types, it prints their rows and writes nothing, unless --update replaces the rows of these types.
 """
 
 import argparse
@@ -41,11 +41,11 @@ from hf_pe.verify.equivalence import verify_cut
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 AXES = ("ffn", "heads", "kv_groups", "layers", "hidden", "vocabulary", "experts", "expert_ffn")
 GOALS = {"ffn": 430, "layers": 450, "hidden": 400, "heads": 240, "vocabulary": 340, "experts": 55}
-"""Types to be proved on each axis; heads natively, alone or with their key-value groups."""
+"""Smallest number of types that should be verified, by kind of axis; heads alone or with their key-value groups."""
 LAYERS = 6
-"""Depth is verified on at most so many."""
-AT_ONCE = 100
-"""Types that go through one process."""
+"""Largest number of layers of a stack whose depth is verified."""
+TYPES_A_PROCESS = 100
+"""Number of types after which a process is replaced."""
 SERIES = {"prediction_length": 8, "context_length": 8}
 NEEDED: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), SERIES),
@@ -61,16 +61,16 @@ NEEDED: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
     "nemotron": {"num_key_value_heads": 8},
 }
-"""What a config cannot be made without."""
+"""Config values by model type without which its default config builds no model."""
 
 
 class TooLong(BaseException):
-    """A type took more time than it may."""
+    """The block inside `within` took too long."""
 
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raise `TooLong` where the block takes more time."""
+    """Raise `TooLong` where the block takes more than `seconds`."""
 
     def stop(*_: Any) -> None:
         raise TooLong(f"more than {seconds} s")
@@ -84,43 +84,50 @@ def within(seconds: int) -> Iterator[None]:
 
 
 def head_classes(config: PretrainedConfig) -> list[Any]:
-    """The classes of a type for the tasks of hf_pe, each once, without the bare model's."""
+    """Return the classes of a type for the tasks of hf_pe, each once, without the bare model's."""
     mappings = [getattr(transformers, task.auto_class)._model_mapping for task in TASKS.values()]
-    found = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
+    classes = [mapping[type(config)] for mapping in mappings if type(config) in mapping]
     bare = AutoModel._model_mapping[type(config)]
-    return [*dict.fromkeys(each for each in found if each != bare and not isinstance(each, tuple))]
+    return [*dict.fromkeys(each for each in classes if each != bare and not isinstance(each, tuple))]
 
 
-def with_heads(config: PretrainedConfig, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a bare model, refused where the same cut of a class with a head is; each names the classes.
+def with_heads(config: PretrainedConfig, bare_rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a bare model, refused where the same cut of a class with a head is refused.
 
-    Whether a model still generates with fewer layers in one tower depends on the other: recipes look at both.
+    Each row names the classes with a head. Whether a model still generates with fewer layers in one tower depends on
+    the other tower; recipes check that with both.
     """
     classes = []
     for model_class in head_classes(config):
         try:
             axes = {axis.name: axis for axis in discover(config, model_class).axes}
-        except Exception:  # a class that asks the config for more: it is not among those that are named
+        except Exception:  # the class needs more config values, so no row names it
             continue
         classes.append(model_class)
-        for each in found:
-            if each["status"] == "verified" and each["axis"] in axes:
-                axis = axes[each["axis"]]
+        for bare_row in bare_rows:
+            if bare_row["status"] == "verified" and bare_row["axis"] in axes:
+                axis = axes[bare_row["axis"]]
                 verification = verify_cut(config, model_class, axis, generates=not axis.kind.is_depth)
                 if not verification.holds:
                     reason = f"{model_class.__name__}: {verification.reason}"
-                    each |= row(each["model_type"], each["axis"], "refused", reason, each["native"])
-    return [each | {"classes": [model_class.__name__ for model_class in classes]} for each in found]
+                    bare_row |= row(bare_row["model_type"], axis.name, "refused", reason, bare_row["native"])
+    return [bare_row | {"classes": [model_class.__name__ for model_class in classes]} for bare_row in bare_rows]
 
 
 def rows(model_type: str, seconds: int, *, heads: bool = True) -> list[dict[str, Any]]:
-    """Of each axis of a type whether its cut is verified; one row without an axis where no model comes of it."""
+    """Return one row for each axis of a type, or one without an axis where no model can be built.
+
+    Args:
+        model_type: of transformers.
+        seconds: that the type may take.
+        heads: verify the classes with heads too.
+    """
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
 
-    found: list[dict[str, Any]] = []
+    axis_rows: list[dict[str, Any]] = []
     try:
         with within(seconds):
             config = AutoConfig.for_model(model_type, **NEEDED.get(model_type, {}))
@@ -130,28 +137,29 @@ def rows(model_type: str, seconds: int, *, heads: bool = True) -> list[dict[str,
             for axis in discover(config, model_class).axes:
                 verification = verify_cut(config, model_class, axis)
                 status = "verified" if verification.holds else "refused"
-                found.append(row(model_type, axis.name, status, verification.reason, axis.native))
-            found = with_heads(config, found) if heads else found
+                axis_rows.append(row(model_type, axis.name, status, verification.reason, axis.native))
+            axis_rows = with_heads(config, axis_rows) if heads else axis_rows
     except (Exception, TooLong) as error:
         reason = f"{type(error).__name__}: {error}"
-        if not found:
+        if not axis_rows:
             return [row(model_type, None, "cannot_build", reason, False)]
-        found.append(row(model_type, None, "refused", reason, False))
-    return found or [row(model_type, None, "refused", "no field of its config is known to size an axis", False)]
+        axis_rows.append(row(model_type, None, "refused", reason, False))
+    no_axis = row(model_type, None, "refused", "no field of its config is known to state the size of an axis", False)
+    return axis_rows or [no_axis]
 
 
 def timed(model_type: str, seconds: int, heads: bool) -> tuple[list[dict[str, Any]], float]:
-    """The rows of a type, and the seconds that they took."""
+    """Return the rows of a type, and the seconds that they took."""
     start = time.perf_counter()
     return rows(model_type, seconds, heads=heads), time.perf_counter() - start
 
 
-def each(
+def rows_by_type(
     types: list[str], seconds: int, processes: int, heads: bool
 ) -> Iterator[tuple[str, list[dict[str, Any]], float]]:
-    """Every type with its rows and the seconds that they took, as they come.
+    """Yield every type with its rows and the seconds that they took, in the order in which they are finished.
 
-    A process is renewed after `AT_ONCE` types, so that what models leave behind goes, and where one died.
+    A process is replaced after `TYPES_A_PROCESS` types, which frees its memory, and where it died.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hf_pe.verify.equivalence"])
@@ -165,7 +173,7 @@ def each(
             except Exception as error:
                 new, took = [row(name, None, "cannot_build", f"{type(error).__name__}: {error}", False)], 0.0
             done.put((name, new, took))
-            if not took or number % AT_ONCE == 0:
+            if not took or number % TYPES_A_PROCESS == 0:
                 pool.shutdown()
                 pool = concurrent.futures.ProcessPoolExecutor(1, context)
         pool.shutdown()
@@ -180,13 +188,13 @@ def each(
 
 
 def row(model_type: str, axis: str | None, status: str, reason: str, native: bool) -> dict[str, Any]:
-    """One line of the file; reasons without what differs from run to run."""
+    """Return one row of the file; its reason is without addresses and paths, which differ from run to run."""
     reason = re.sub(r"/\S+/", "", re.sub(r"0x[0-9a-f]+", "0x", " ".join(reason.split())))[:300]
     return {"model_type": model_type, "axis": axis, "status": status, "reason": reason, "native": native}
 
 
 def shallow(config: PretrainedConfig) -> PretrainedConfig:
-    """With at most `LAYERS` layers in each stack that one number tells."""
+    """Return a config with at most `LAYERS` layers in each stack whose depth is one number."""
     for field, value in config.to_dict().items():
         part = vars(config).get(field)
         if isinstance(part, PretrainedConfig):
@@ -198,14 +206,14 @@ def shallow(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def kind(axis: str) -> str:
-    """Without its tower."""
+    """Return the name of an axis without its tower."""
     return axis.rpartition(".")[2]
 
 
-def verified_types(found: list[dict[str, Any]]) -> dict[str, int]:
-    """Types with at least one tower proved, by axis; heads with or without key-value groups."""
+def verified_types(all_rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the number of types with at least one verified tower, by axis; heads with or without key-value groups."""
     types: dict[str, set[str]] = {axis: set() for axis in AXES}
-    for each in found:
+    for each in all_rows:
         if each["status"] == "verified":
             types["heads" if kind(each["axis"]) == "kv_groups" else kind(each["axis"])].add(each["model_type"])
             if kind(each["axis"]) == "kv_groups":
@@ -213,83 +221,83 @@ def verified_types(found: list[dict[str, Any]]) -> dict[str, int]:
     return {axis: len(names) for axis, names in types.items()}
 
 
-def page(found: list[dict[str, Any]], run: str) -> str:
-    """docs/architectures.md."""
-    counts, types = verified_types(found), sorted({each["model_type"] for each in found})
+def page(all_rows: list[dict[str, Any]], run: str) -> str:
+    """Return the text of docs/architectures.md."""
+    counts, types = verified_types(all_rows), sorted({each["model_type"] for each in all_rows})
     signs = {"verified": "yes", "refused": "no", "cannot_build": "-"}
     lines = [
         "# Architectures",
         "",
-        f"Of the {len(types)} model types that `AutoModel` of transformers {transformers.__version__} knows, how many "
-        "have an axis whose cut is verified: a tiny model of the type, with the units ablated, gives the same output "
-        "as the model with those units cut out, and a wrong cut is noticed. Where a type has several towers, one of "
-        "them is enough here; [architectures.json](architectures.json) has all rows, with the reason where a cut is "
-        "refused.",
+        f"`AutoModel` of transformers {transformers.__version__} knows {len(types)} model types. The first table "
+        "counts those whose cut along an axis is verified: a tiny model of the type with some units cut out gives the "
+        "same outputs as with these units ablated, and a cut that is wrong on purpose does not. Of several towers, one "
+        "is enough to be counted; [architectures.json](architectures.json) has a row for each tower, with the reason "
+        "where a cut is refused.",
         "",
-        f"Made by `python scripts/coverage.py` ({run}).{headed(found)}",
+        f"Made by `python scripts/coverage.py` ({run}).{classes_note(all_rows)}",
         "",
         "| axis | types verified | goal |",
         "| --- | --- | --- |",
         *(f"| {axis} | {counts[axis]} | {GOALS.get(axis, '')} |" for axis in AXES),
         "",
-        "`heads` counts types whose query heads can be cut natively, alone or with their key-value groups. Types of "
-        f"which no model could be built: {sum(each['status'] == 'cannot_build' for each in found)}.",
+        "`heads` counts types whose query heads can be cut with a stock config, alone or with their key-value groups. "
+        f"Types of which no model could be built: {sum(each['status'] == 'cannot_build' for each in all_rows)}.",
         "",
         f"| type | {' | '.join(AXES)} |",
         f"| --- | {' | '.join('---' for _ in AXES)} |",
     ]
     for name in types:
-        mine = [each for each in found if each["model_type"] == name]
-        if mine[0]["status"] == "cannot_build":
+        own_rows = [each for each in all_rows if each["model_type"] == name]
+        if own_rows[0]["status"] == "cannot_build":
             lines.append(f"| {name} | " + " | ".join("-" for _ in AXES) + " |")
             continue
         cells = []
         for axis in AXES:
-            states = Counter(signs[e["status"]] for e in mine if e["axis"] and kind(e["axis"]) == axis)
+            states = Counter(signs[e["status"]] for e in own_rows if e["axis"] and kind(e["axis"]) == axis)
             cells.append("yes" if states.keys() == {"yes"} else "some" if "yes" in states else "no" if states else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def headed(found: list[dict[str, Any]]) -> str:
-    """Which types were looked at with their heads too, where that is not all of them."""
-    with_classes = sorted({each["model_type"] for each in found if "classes" in each})
-    if len(with_classes) == len({each["model_type"] for each in found}):
+def classes_note(all_rows: list[dict[str, Any]]) -> str:
+    """Return a sentence on the classes that the rows hold for: the bare models, or those with heads too."""
+    with_classes = sorted({each["model_type"] for each in all_rows if "classes" in each})
+    if len(with_classes) == len({each["model_type"] for each in all_rows}):
         return " A row holds for the bare model and for each class of the type that a task of hf_pe loads."
     names = ", ".join(f"`{name}`" for name in with_classes) or "none"
     return (
-        " A row is of the bare model, as `AutoModel` builds it. Made later, and with every class that a task of hf_pe "
-        f"loads: {names}."
+        " A row holds for the bare model, as `AutoModel` builds it. Rows of these types were made later and hold for "
+        f"every class that a task of hf_pe loads: {names}."
     )
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("types", nargs="*")
-    arguments.add_argument("--processes", type=int, default=2)
-    arguments.add_argument("--seconds", type=int, default=300, help="that one type may take")
-    arguments.add_argument("--bare", action="store_true", help="without the classes of tasks")
-    arguments.add_argument("--update", action="store_true")
-    told = arguments.parse_args()
-    types = told.types or sorted({config.model_type for config in AutoModel._model_mapping})
-    start, found = time.perf_counter(), list[dict[str, Any]]()
-    for name, new, seconds in each(types, told.seconds, told.processes, not told.bare):
-        found += new
+    parser = argparse.ArgumentParser()
+    parser.add_argument("types", nargs="*", help="model types; default: all")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--seconds", type=int, default=300, help="that one type may take")
+    parser.add_argument("--bare", action="store_true", help="leave out the classes of tasks")
+    parser.add_argument("--update", action="store_true", help="replace the rows of TYPE in the docs")
+    arguments = parser.parse_args()
+    types = arguments.types or sorted({config.model_type for config in AutoModel._model_mapping})
+    start, all_rows = time.perf_counter(), list[dict[str, Any]]()
+    for name, new, seconds in rows_by_type(types, arguments.seconds, arguments.processes, not arguments.bare):
+        all_rows += new
         print(f"{time.perf_counter() - start:.0f} s {name} ({seconds:.1f} s)", flush=True)
-        for line in new if told.types else []:
+        for line in new if arguments.types else []:
             print(f"    {line['axis']}: {line['status']} {line['reason']}")
     run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.1f} minutes, {platform.machine()}"
-    if told.update:
-        page_was = (DOCS / "architectures.md").read_text("utf-8")
-        was = json.loads((DOCS / "architectures.json").read_text("utf-8"))
-        run = re.search(r"coverage\.py` \((.*?)\)", page_was)[1]
-        found += [each for each in was if each["model_type"] not in types]
-    found.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
-    print(verified_types(found))
-    if told.update or not told.types:
-        lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in found)
+    if arguments.update:
+        old_page = (DOCS / "architectures.md").read_text("utf-8")
+        old_rows = json.loads((DOCS / "architectures.json").read_text("utf-8"))
+        run = re.search(r"coverage\.py` \((.*?)\)", old_page)[1]
+        all_rows += [each for each in old_rows if each["model_type"] not in types]
+    all_rows.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
+    print(verified_types(all_rows))
+    if arguments.update or not arguments.types:
+        lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in all_rows)
         (DOCS / "architectures.json").write_text(f"[\n{lines}\n]\n", "utf-8")
-        (DOCS / "architectures.md").write_text(page(found, run), "utf-8")
+        (DOCS / "architectures.md").write_text(page(all_rows, run), "utf-8")
 
 
 if __name__ == "__main__":
