@@ -43,8 +43,10 @@ def row(id: str, value: float, goal: float, better: str, unit: str, setting: str
 
 
 def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """Write docs/benchmarks/NAME.json and remake the page. Rows of other ids that the file has stay: a script may have
-    been asked for a part."""
+    """Write docs/benchmarks/NAME.json and remake the page.
+
+    Rows with other ids stay in the file, because a script may have been asked for a part.
+    """
     FOLDER.mkdir(parents=True, exist_ok=True)
     file = FOLDER / f"{name}.json"
     before = json.loads(file.read_text("utf-8")) if file.exists() else []

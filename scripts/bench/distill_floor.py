@@ -1,5 +1,6 @@
-"""Time of a distillation step beside hand-written loops: teacher and student, and the student alone where the teacher's
-answers come from a cache.
+"""Time of a distillation step beside hand-written loops.
+
+The loops run teacher and student, or the student alone where the teacher's outputs come from a cache.
 
 MiniLM-shaped classifiers (6 layers of 384 as teacher; half of the FFN width as student), 32 rows of 48 to 64 tokens,
 KL and the labels, AdamW. Rounds of each way in turns; the ratio is of medians over rounds.

@@ -1,5 +1,6 @@
-"""A MiniLM of three layers after ten minutes of training, beside sentence-transformers' layer reduction with the same
-time and data: CPU minutes, so that what else runs beside it does not count.
+"""A MiniLM of three layers after ten minutes of training, beside sentence-transformers' layer reduction.
+
+Both have the same data and the same CPU minutes, so that other programs on the machine do not count.
 
 Theirs, as its documentation has it: layers 0, 2 and 4 are kept and the embeddings learn the teacher's by MSELoss. Ours:
 cut and repaired by the recipe, default losses and hidden states. Both learn on the sentences of STS-B's training split,

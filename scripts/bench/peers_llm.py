@@ -1,5 +1,7 @@
-"""Other methods for decoders of the Llama family, written anew; none of them needs to say what it leaves in a stock
-config: layers may differ and biases may appear, so that what a peer would save is judged, not what would reload.
+"""Other methods for decoders of the Llama family, written anew.
+
+None of them needs a stock config for its result: layers may differ and biases may appear. So the model that a peer
+would save is evaluated, not one that would reload.
 
 Removed units are zeroed where they are read, which is the same function.
 """
@@ -102,8 +104,11 @@ def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
 
 
 def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
-    """FLAP (An et al. 2024, arXiv:2312.11983, eq. 4 to 6): weighted fluctuation, standardised by layer and then global,
-    with the baseline bias; over FFN and heads, over the FFN alone, and the FFN with the same width everywhere."""
+    """Prune by FLAP (An et al. 2024, arXiv:2312.11983, eq. 4 to 6).
+
+    Weighted fluctuation, standardised by layer and then global, with the baseline bias; over FFN and heads, over the
+    FFN alone, and the FFN with the same width everywhere.
+    """
 
     def inputs() -> dict[str, Moments]:
         axes = [discover(model.config, type(model)).named(name)[0] for name in ("ffn", "kv_groups")]
@@ -159,8 +164,9 @@ def short_gpt(model: Any, data: TaskData, share: float) -> Iterator[Any]:
 
 @torch.no_grad()
 def slice_gpt(model: Any, data: TaskData, share: float) -> Iterator[Any]:
-    """Principal components of the residual stream at every block's attention and FFN, each from what the sliced
-    earlier ones give; the least go (Ashkboos et al. 2024, arXiv:2401.15024, section 3.3).
+    """Slice off the smallest principal components of the residual stream at every block's attention and FFN.
+
+    Each is computed from the outputs of the sliced blocks before it (Ashkboos et al. 2024, arXiv:2401.15024, 3.3).
 
     A projection stands for the slicing, with the norm over the kept width as if it were whole. The rotations between
     blocks are counted: width w of h leaves w/h of a block's weights and 2 w^2 of rotations.

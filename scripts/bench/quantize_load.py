@@ -1,5 +1,6 @@
-"""Peak memory while a sharded checkpoint of 1.5 billion parameters is packed to NF4, over its bytes; and how long a
-packed model takes to load beside transformers alone.
+"""Peak memory of quantizing a sharded checkpoint, and the time to load the result beside transformers alone.
+
+The checkpoint has 1.5 billion parameters and is quantized to NF4; its peak memory is stated over its bytes.
 
 The checkpoint is made here: Llama-shaped, random, bfloat16, four shards. Each part runs in a process of its own; loads
 take turns.

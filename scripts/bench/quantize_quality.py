@@ -1,5 +1,7 @@
-"""What packing costs: SmolLM2-135M on WikiText-2, all-MiniLM-L6-v2 on STS-B and fine-tuned on SST-2, in int8, FP4, NF4,
-NF4 repaired, and mixes of 6 mean bits beside other choices of the same size; and how much of MobileNetV2 can be packed.
+"""The quality that quantization costs, and how much of MobileNetV2 can be quantized.
+
+SmolLM2-135M on WikiText-2, all-MiniLM-L6-v2 on STS-B and fine-tuned on SST-2, in int8, FP4, NF4, NF4 refitted, and
+mixes of 6 mean bits beside other choices of the same size.
 
 Calibrated on training or validation rows, judged once on the test blocks, dev pairs or test sentences. SmolLM2's
 published weights have been through 4 bits already. Needs ../shared/data, ../shared/models and the extras gguf and demo.

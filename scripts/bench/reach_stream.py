@@ -1,5 +1,4 @@
-"""Peak memory while a sharded checkpoint of 1.5 billion parameters is cut on disk, over its bytes; and the plan for a
-70B config.
+"""Peak memory of cutting a sharded checkpoint of 1.5 billion parameters on disk; and the plan for a 70B config.
 
 The checkpoint is made here: Llama-shaped, random, bfloat16, four shards. 30 % of its parameters outside embeddings go.
 Each part runs in a process of its own.

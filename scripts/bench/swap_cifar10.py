@@ -1,6 +1,8 @@
-"""A RegNet trained here on CIFAR-10, its backbone swapped for a MobileNetV2 and an EfficientNet, beside the same nets
-from scratch and by plain logits distillation, each for the same processor time; what they answer by the stitching layer
-alone; and what an ImageNet backbone brings.
+"""Backbone swaps on CIFAR-10.
+
+A RegNet trained here, its backbone swapped for a MobileNetV2 and an EfficientNet, beside the same nets from scratch and
+by plain logits distillation, each for the same processor time; their accuracy by the stitching layer alone; and what an
+ImageNet backbone brings.
 
 Time is processor time (all threads), so that what else runs on the machine does not count. Learning rates are chosen,
 for each way alike, on 5,000 training images that are held back. The teacher is kept in build/bench for the next run.
@@ -62,8 +64,11 @@ STEP: dict[str, tuple[float, float]] = {}
 
 
 def teacher(train: Images, seconds: float) -> RegNetForImageClassification:
-    """By AdamW, one cycle of the rate over the time there is; each block begins as the identity (Goyal et al. 2017,
-    arXiv:1706.02677, section 5.1), or so many thin ones learn slowly."""
+    """Train the teacher by AdamW, one cycle of the learning rate over the time there is.
+
+    Each block begins as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1); otherwise so many thin blocks
+    learn slowly.
+    """
     kept = ROOT / "build" / "bench" / "regnet"
     if kept.exists():
         return RegNetForImageClassification.from_pretrained(kept).eval()
@@ -103,8 +108,10 @@ def endless(count: int) -> Iterator[torch.Tensor]:
 
 
 def undilated_(model: Any) -> Any:
-    """Each dilated depthwise convolution as a plain one on d x d interleaved images, which is the same sum: the way
-    back through dilated ones takes twenty times as long on CPUs."""
+    """Compute each dilated depthwise convolution as a plain one on d x d interleaved images, which is the same sum.
+
+    The backward pass through dilated ones takes twenty times as long on CPUs.
+    """
 
     def forward(layer: torch.nn.Conv2d, images: torch.Tensor) -> torch.Tensor:
         d, (rows, channels, height, width) = layer.dilation[0], images.shape
@@ -293,8 +300,10 @@ def single_axis_paths(name: str, found: dict[bool, list[np.ndarray]], dense: np.
 
 
 def imagenet(model: Any, data: TaskData, test: Images, told: Any) -> dict[str, list[np.ndarray]]:
-    """MobileNetV2 1.0 with ImageNet's weights and with random ones, under the teacher's head, trained alike; neither
-    is fitted to the teacher's maps first."""
+    """Train MobileNetV2 1.0 with ImageNet's weights and with random ones under the teacher's head.
+
+    Neither is fitted to the teacher's feature maps first.
+    """
     found: dict[str, list[np.ndarray]] = {"ImageNet": [], "random": []}
     place = str(SHARED / "models" / "mobilenetv2-imagenet")
     for seed in range(told.seeds):

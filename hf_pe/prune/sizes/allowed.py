@@ -90,7 +90,7 @@ def candidate_sizes(spec: ModelSpec, name: str, round_to: int, devices: int = 1)
     Args:
         spec: the model.
         name: name of the axis.
-        multiple: see `kept_sizes`.
+        round_to: see `kept_sizes`.
         devices: see `kept_sizes`.
 
     Raises:
