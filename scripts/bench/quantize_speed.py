@@ -1,7 +1,8 @@
 """Memory and time of quantized weights.
 
 Resident memory of a fresh process after one forward pass, and the time of a forward pass at batch 1 and 32, side by
-side in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4 double and a mix of 6 mean bits.
+side in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4 double and a mix of 6
+mean bits.
 
 Repaired weights are the same tensors with other codes: they take what NF4 double does. Needs the extras gguf and demo.
 Takes about six minutes on two cores. --only memory or time, --model one of them: the other rows stay as they are.
