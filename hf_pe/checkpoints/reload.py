@@ -1,4 +1,4 @@
-"""The reload check: a saved folder is loaded in a fresh process without hf_pe and compared."""
+"""Load a saved folder in a fresh process without hf_pe and compare its outputs: the reload check."""
 
 import json
 import tempfile

@@ -50,7 +50,7 @@ class Finding(Frozen):
 
     @property
     def shown(self) -> str:
-        """Return enough of the text to recognize it; of a secret only the beginning."""
+        """The beginning of the text, enough to recognize it; only six characters of a secret."""
         facts = {*FACTS, "e-mail address", "name of the user", "name of the host"}
         return self.text[:80] if self.kind in facts else f"{self.text[:6]}... ({len(self.text)} characters)"
 
