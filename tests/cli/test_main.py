@@ -364,17 +364,17 @@ def test_a_result_is_a_folder_beside_which_nothing_is_left(recipe, tmp_path):
 
 def test_a_disk_that_is_too_small_is_refused_before_a_result_is_written(bert_folder, tmp_path, monkeypatch):
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
-    packed = tmp_path / "packed"
-    assert call("quantize", bert_folder, "--output", packed).exit_code == 0
+    quantized = tmp_path / "quantized"
+    assert call("quantize", bert_folder, "--output", quantized).exit_code == 0
     monkeypatch.setattr("shutil.disk_usage", lambda _: full)
     for command in (
         ["cut", bert_folder, "--keep", "layers=0,1"],
         ["quantize", bert_folder],
-        ["dequantize", packed],
+        ["dequantize", quantized],
     ):
         result = call(*command, "--output", tmp_path / "out")
         assert result.exit_code == 2
         assert re.search(r"the result takes about 0\.\d MB, and that disk has 0\.0 MB free", result.output), (
             result.output
         )
-    assert [path.name for path in tmp_path.iterdir()] == ["packed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["quantized"]

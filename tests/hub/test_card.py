@@ -94,10 +94,10 @@ def test_metadata_is_what_the_hub_client_reads_back():
 
 def test_quantization_alone_is_a_quantized_relation():
     stage = report().stages[0]
-    packed = stage.model_copy(
+    quantized = stage.model_copy(
         update={"plan": stage.plan.model_copy(update={"recipe": "quantize", "changes": "precision"})}
     )
-    assert card_data(report(stages=(packed,))).base_model_relation == "quantized"
+    assert card_data(report(stages=(quantized,))).base_model_relation == "quantized"
 
 
 def test_a_local_original_is_not_claimed_to_be_on_the_hub():
@@ -178,10 +178,10 @@ def test_a_model_that_derives_from_the_base_is_not_called_it():
     data = card_data(report(base=base))
     assert (data.base_model, data.base_model_relation, data.base_model_revision) == ("someone/large", "finetune", None)
     stage = report().stages[0]
-    packed = stage.model_copy(
+    quantized = stage.model_copy(
         update={"plan": stage.plan.model_copy(update={"recipe": "quantize", "changes": "precision"})}
     )
-    assert card_data(report(base=base, stages=(packed,))).base_model_relation is None  # of a copy it is "quantized"
+    assert card_data(report(base=base, stages=(quantized,))).base_model_relation is None  # of a copy it is "quantized"
 
 
 def test_bits_on_disk_stand_in_the_table_and_more_bytes_are_no_gain():
@@ -320,7 +320,7 @@ def test_sensitivity_is_a_table_of_the_most_and_a_picture_of_all(tmp_path):
     assert "sensitivity" not in render_card(base)
 
 
-def test_a_packed_models_card_says_what_time_it_takes():
+def test_a_quantized_models_card_states_its_latency():
     plan = Plan(
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True
     )

@@ -50,7 +50,7 @@ def full_report():
     change = MetricChange(metric="spearman", examples=60, before=0.9, after=0.85, low=-0.1, high=-0.1, slices=(part,))
     base = report()
     stage = base.stages[0].model_copy(update={"losses": ((1, 2.0), (2, 1.0)), "layer_bits": (32.0,)})
-    packing = Plan(
+    quantization = Plan(
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True,
         sensitivity={"layers.0.up": 0.1}, modules_to_not_convert=("layers.0.up",), notes=("a note",), references=("https://x.org/1",),
     )  # fmt: skip
@@ -58,7 +58,7 @@ def full_report():
     said = {"license": "other", "license_name": "own", "license_link": "terms", "revision": "abc", "tags": ("a",)}
     said |= {"intended_use": "For search.", "limits": "- Not for law.", "citation": "@misc{x,\n}"}
     return report(
-        stages=(stage, stage.model_copy(update={"plan": packing, "layer_bits": (5.0,)})),
+        stages=(stage, stage.model_copy(update={"plan": quantization, "layer_bits": (5.0,)})),
         base=base.base.model_copy(update=said),
         changes=(change,),
         variants={"main": measurement(0.5), "nf4": measurement(0.25)},

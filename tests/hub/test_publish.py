@@ -79,13 +79,13 @@ def test_the_main_result_does_not_take_the_branch_of_a_variant(result):
         prepare(result[1], Publish(repo=REPO, branch="nf4"), verify=False)
 
 
-def test_adapters_beside_packed_weights_load_from_the_hub(hub, api, bert_folder, tmp_path):
+def test_adapters_beside_quantized_weights_load_from_the_hub(hub, api, bert_folder, tmp_path):
     """And after a run that was resumed: both are one model for plain from_pretrained, here and there."""
     lora = {"base": "nf4", "rank": 4, "merge": False}
     call = {"data": TEXTS, "task": "embedding", "work": tmp_path / "work"}
     compress(str(bert_folder), [Distillation(steps=2, lora=lora)], **call)
     made = compress(str(bert_folder), [Distillation(steps=2, lora=lora)], resume=True, **call).save(tmp_path / "small")
-    assert "beside weights packed in nf4" in (tmp_path / "small" / "README.md").read_text("utf-8")
+    assert "beside weights quantized to nf4" in (tmp_path / "small" / "README.md").read_text("utf-8")
     push(tmp_path / "small", Publish(repo=REPO, load_back=True), api=api)
     assert json.loads(files(hub)["adapter_config.json"])["base_model_name_or_path"] == REPO
     program = (

@@ -54,7 +54,7 @@ def test_from_disk_as_in_memory_and_back(folder, method, tmp_path):
     fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "small")  # a pass on a CPU rounds scales to bfloat16
     weight, told = plain.get_parameter(f"{name}.weight"), dequantized_weight(fresh.get_submodule(name))
     assert torch.equal(weight, told if weight.shape == told.shape else told.T)
-    close = 0.06 if method == "nf4" else 0.1  # the packed ones multiply in 16 or 8 bits
+    close = 0.06 if method == "nf4" else 0.1  # the quantized ones multiply in 16 or 8 bits
     assert difference(outputs_of(plain, inputs), outputs_of(small, inputs)) < close
 
 

@@ -30,7 +30,7 @@ def mixture():
     return randomize_weights_(MixtralForCausalLM(config))
 
 
-def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_are_told(mixture):
+def test_the_experts_of_a_mixture_stay_and_plan_card_and_run_say_so(mixture):
     spec = ModelSpec(config=mixture.config, model_class=type(mixture))
     recipe = BitsAndBytesQuantization()
     plan, after = recipe.dry_run(spec)

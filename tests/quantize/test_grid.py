@@ -25,7 +25,7 @@ def kept_error(weight, gram, codes, scales, levels):
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("width", [64, 256])
-def test_repaired_codes_change_outputs_far_less_than_rounding(kind, width):
+def test_refitted_codes_change_outputs_far_less_than_rounding(kind, width):
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(48, width, generator=draw)
     mixed = torch.randn(512, width, generator=draw) @ torch.randn(width, width, generator=draw)

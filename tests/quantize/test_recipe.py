@@ -19,7 +19,7 @@ from hf_pe.tasks import CausalLM, Embedding
 from tests.helpers import TEXTS, bert_config
 
 
-def packed(model, **settings):
+def quantized(model, **settings):
     recipe = BitsAndBytesQuantization(**settings)
     return recipe.carry_out(StageState(model, None)).model
 
@@ -27,7 +27,7 @@ def packed(model, **settings):
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_reload_is_equal_to_the_bit_and_near_the_original(method, tmp_path):
     model = randomize_weights_(BertForSequenceClassification(bert_config()))
-    small = packed(model, method=method)
+    small = quantized(model, method=method)
     inputs = example_inputs(model)
     gap = difference(outputs_of(model, inputs), outputs_of(small, inputs))
     assert 1e-6 < gap < 0.6
@@ -39,7 +39,7 @@ def test_reload_is_equal_to_the_bit_and_near_the_original(method, tmp_path):
 
 def test_heads_are_kept_and_the_whole_list_is_stored():
     model = randomize_weights_(BertForSequenceClassification(bert_config()))
-    small = packed(model, skip=("pooler.dense",))
+    small = quantized(model, skip=("pooler.dense",))
     assert type(small.classifier) is torch.nn.Linear
     assert type(small.bert.pooler.dense) is torch.nn.Linear
     assert type(small.bert.encoder.layer[0].output.dense) is not torch.nn.Linear
@@ -51,7 +51,7 @@ def test_heads_are_kept_and_the_whole_list_is_stored():
 
 def test_tied_embeddings_stay_tied(llama_folder, tmp_path):
     model = LlamaForCausalLM.from_pretrained(llama_folder)
-    small = packed(model)
+    small = quantized(model)
     assert small.lm_head.weight is small.model.embed_tokens.weight
     assert small.lm_head.weight.dtype == torch.float32
     small.save_pretrained(tmp_path)
@@ -69,14 +69,14 @@ def test_the_dry_run_states_the_bytes_that_come(settings, bits):
     recipe = BitsAndBytesQuantization(**settings)
     assert recipe.bits == pytest.approx(bits, abs=1e-3)
     plan, _ = recipe.dry_run(ModelSpec(config=config, model_class=BertModel))
-    small = packed(randomize_weights_(BertModel(config)), **settings)
+    small = quantized(randomize_weights_(BertModel(config)), **settings)
     assert plan.weight_bytes == pytest.approx(weight_bytes(small), rel=0.02)
     assert f"25 linear layers in {'int8' if bits == 8 else 'NF4'}" in plan.notes
 
 
 def test_the_given_model_is_left_alone():
     model = randomize_weights_(BertModel(bert_config()))
-    packed(model)
+    quantized(model)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     assert not hasattr(model.config, "quantization_config")
 
@@ -87,15 +87,15 @@ def test_a_quantized_model_still_does_its_task(bert_folder, tokenizer):
     from dataclasses import replace
 
     data = replace(data, teacher=model)
-    assert Embedding().evaluate(packed(model, method="int8"), data).scores()["spearman"] > 0.9
+    assert Embedding().evaluate(quantized(model, method="int8"), data).scores()["spearman"] > 0.9
 
 
-def test_layers_bitsandbytes_cannot_pack_are_kept_and_said():
+def test_layers_that_bitsandbytes_cannot_quantize_are_kept_and_listed():
     """Its 4-bit CPU kernel needs input widths in whole blocks of 64."""
     config = bert_config(hidden_size=96, intermediate_size=128)
     plan, _ = BitsAndBytesQuantization().dry_run(ModelSpec(config=config, model_class=BertModel))
     assert "4 linear layers in NF4" in plan.notes
-    small = packed(randomize_weights_(BertModel(config)))
+    small = quantized(randomize_weights_(BertModel(config)))
     assert type(small.encoder.layer[0].intermediate.dense) is torch.nn.Linear
     assert type(small.encoder.layer[0].output.dense) is not torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
@@ -115,14 +115,14 @@ def test_output_widths_that_the_cpu_kernel_cannot_multiply_are_kept_and_said():
     (kept,) = [note for note in plan.notes if note.startswith("not quantized:")]
     assert "self_attn.k_proj" not in kept, "said once, with the reason"
     assert "lm_head" not in unfit and "multiples of 32" in unfit
-    small = packed(randomize_weights_(LlamaForCausalLM(config)))
+    small = quantized(randomize_weights_(LlamaForCausalLM(config)))
     assert type(small.model.layers[0].self_attn.k_proj) is torch.nn.Linear
     assert all(torch.isfinite(o).all() for o in outputs_of(small, example_inputs(small)))
     eight, _ = BitsAndBytesQuantization(method="int8").dry_run(ModelSpec(config=config, model_class=LlamaForCausalLM))
     assert "14 linear layers in int8" in eight.notes and "widths" not in "".join(eight.notes)
 
 
-def test_nothing_to_pack_is_refused():
+def test_a_model_without_layers_to_quantize_is_refused():
     with pytest.raises(UsageError, match="no linear layer"):
         BitsAndBytesQuantization().dry_run(
             ModelSpec(config=bert_config(hidden_size=32, intermediate_size=96), model_class=BertModel)
@@ -158,7 +158,7 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     near = plan.weight_bytes == pytest.approx(spec.weight_bytes, rel=0.05)
     below = plan.weight_bytes < spec.weight_bytes
     lost = [value for name, value in plan.sensitivity.items() if name not in plan.modules_to_not_convert]
-    assert near or (below and not any(lost))  # what loses nothing is packed, whatever room is left
+    assert near or (below and not any(lost))  # what loses nothing is quantized, whatever room is left
     small = recipe.apply(StageState(model, data), plan).model
     assert weight_bytes(small) == pytest.approx(plan.weight_bytes, rel=0.03)
     staying = [n for n in plan.modules_to_not_convert if n != "lm_head"]
@@ -169,7 +169,7 @@ def test_a_budget_is_kept_by_layers_that_stay(budget, language, tmp_path):
     assert difference(outputs_of(small, inputs), outputs_of(again, inputs)) == 0
 
 
-def test_the_layers_that_stay_are_those_that_answers_miss(language):
+def test_the_kept_layers_are_the_most_sensitive_ones(language):
     """Beside the worst choice of the same size the mix is nearer to the original."""
     model, data = language
     recipe = BitsAndBytesQuantization(mean_bits=6.0, dtype="bfloat16")
@@ -188,12 +188,12 @@ def test_the_layers_that_stay_are_those_that_answers_miss(language):
 def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
     model, _ = language
     options = {"method": "fp4", "storage_dtype": "bfloat16", "compute_dtype": "float32", "dtype": "bfloat16"}
-    small = packed(model, **options)
+    small = quantized(model, **options)
     layer = small.model.layers[0].mlp.up_proj
     assert layer.weight.dtype == torch.bfloat16 and layer.weight.quant_state.quant_type == "fp4"
     assert layer.compute_dtype == torch.float32
     assert small.model.norm.weight.dtype == torch.bfloat16
-    assert packed(model, method="int8", outlier_threshold=3.0).model.layers[0].mlp.up_proj.state.threshold == 3.0
+    assert quantized(model, method="int8", outlier_threshold=3.0).model.layers[0].mlp.up_proj.state.threshold == 3.0
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_a_budget_in_bytes_below_the_least_is_refused_from_the_config(language):
         BitsAndBytesQuantization(weight_bytes=1000).dry_run(ModelSpec(config=model.config, model_class=type(model)))
 
 
-def test_packing_that_moves_answers_too_far_is_refused(language):
+def test_quantization_that_changes_outputs_too_much_is_refused(language):
     model, data = language
-    moved = output_change(model, packed(model), data)
+    moved = output_change(model, quantized(model), data)
     near = BitsAndBytesQuantization(max_kl=moved * 1.01, refit="none")
     near.carry_out(StageState(model, data))
     far = BitsAndBytesQuantization(max_kl=moved * 0.5, refit="none")
@@ -240,7 +240,7 @@ def test_without_calibration_rows_weights_are_rounded(language):
     inputs = example_inputs(model)
     assert (
         difference(
-            outputs_of(recipe.apply(StageState(model, None), plan).model, inputs), outputs_of(packed(model), inputs)
+            outputs_of(recipe.apply(StageState(model, None), plan).model, inputs), outputs_of(quantized(model), inputs)
         )
         == 0
     )
@@ -251,7 +251,7 @@ def test_the_metric_says_what_a_layer_is_worth(language):
     model, data = language
     names, inputs = plain_linear_layers(model, ["lm_head"]), example_inputs(model)
     before = outputs_of(model, inputs)
-    lost = by_metric(model, packed(model), names, data)
+    lost = by_metric(model, quantized(model), names, data)
     assert lost.keys() == {*names} and min(lost.values()) >= 0 < max(lost.values())
     assert difference(before, outputs_of(model, inputs)) == 0
 
@@ -268,7 +268,7 @@ def test_without_calibration_rows_it_is_refused(options, language):
 def test_a_model_that_has_run_is_saved_as_it_was(method, double, language, tmp_path):
     """bitsandbytes lays weights out anew for a CPU's kernel when they are run, and single scales come back disordered."""
     model, _ = language
-    small = packed(model, method=method, double_quantization=double)
+    small = quantized(model, method=method, double_quantization=double)
     inputs = example_inputs(model)
     size, before = weight_bytes(small), outputs_of(small, inputs)
     for _ in range(2):

@@ -41,7 +41,7 @@ def case(request, bert_folder, llama_folder, tokenizer):
     [{}, {"double_quantization": False}, {"method": "fp4"}, {"storage_dtype": "bfloat16"}],
     ids=["nf4", "single", "fp4", "stored as bfloat16"],
 )
-def test_repaired_weights_answer_nearer_and_load_anywhere(case, settings, tmp_path):
+def test_refitted_weights_have_nearer_outputs_and_load_anywhere(case, settings, tmp_path):
     model, data = case
     expected = task_outputs(model, data, by_token=True)
     lost = {}
@@ -64,7 +64,7 @@ def test_the_given_model_stays_as_it_is(case):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
-def test_layers_that_nothing_comes_by_stay_rounded_and_are_told(tokenizer):
+def test_layers_that_no_row_reaches_stay_rounded_and_are_listed(tokenizer):
     """A decoder that is given no encoder's states never runs its attention to them."""
     model = randomize_weights_(BertModel(bert_config(is_decoder=True, add_cross_attention=True))).eval()
     data = Embedding().prepare(load_examples(TEXTS), tokenizer, model.config)

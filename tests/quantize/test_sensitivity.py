@@ -20,25 +20,25 @@ def case(llama_folder, tokenizer):
     model = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     data = CausalLM().prepare(load_examples(TEXTS), tokenizer, model.config)
     recipe = BitsAndBytesQuantization(refit="none")
-    packed = recipe.carry_out(StageState(model, data)).model
-    return model, packed, plain_linear_layers(model, recipe.modules_to_not_convert(model)), data
+    quantized = recipe.carry_out(StageState(model, data)).model
+    return model, quantized, plain_linear_layers(model, recipe.modules_to_not_convert(model)), data
 
 
 def test_measured_is_the_divergence_with_one_layer_exchanged(case):
-    model, packed, names, data = case
-    losses = measured(model, packed, names, data)
+    model, quantized, names, data = case
+    losses = measured(model, quantized, names, data)
     assert set(losses) == set(names) and all(value > 0 for value in losses.values())
     assert all(is_linear(model.get_submodule(name)) for name in names)
     name = names[3]
     by_hand = copy.deepcopy(model)
-    by_hand.get_submodule(name).weight.data = dequantized_weight(packed.get_submodule(name))
+    by_hand.get_submodule(name).weight.data = dequantized_weight(quantized.get_submodule(name))
     expected = distance(task_outputs(by_hand, data, by_token=True), task_outputs(model, data, by_token=True))
-    assert losses[name] == pytest.approx(expected, rel=0.02)  # the packed layer multiplies in bfloat16
+    assert losses[name] == pytest.approx(expected, rel=0.02)  # the quantized layer multiplies in bfloat16
 
 
 def test_estimated_is_the_share_of_the_outputs_that_changes(case):
-    model, packed, names, data = case
-    losses = estimated(model, packed, names, data)
+    model, quantized, names, data = case
+    losses = estimated(model, quantized, names, data)
     name = names[0]
     layer_inputs = []
     handle = model.get_submodule(name).register_forward_hook(
@@ -49,5 +49,5 @@ def test_estimated_is_the_share_of_the_outputs_that_changes(case):
             data.task.signals(model, batch)
     handle.remove()
     inputs, weight = torch.cat(layer_inputs), model.get_submodule(name).weight.detach()
-    gone = inputs @ (weight - dequantized_weight(packed.get_submodule(name))).T
+    gone = inputs @ (weight - dequantized_weight(quantized.get_submodule(name))).T
     assert losses[name] == pytest.approx(float(gone.square().sum() / (inputs @ weight.T).square().sum()), rel=1e-3)

@@ -49,13 +49,13 @@ from tests.helpers import TEXTS, bert_config, shared
 PRUNE = StructuredPruning(keep={"ffn": 0.5, "layers": 3})
 DISTIL = Distillation(steps=5)
 NOWHERE = Source(name="some", path="")
-PACK = BitsAndBytesQuantization()
+QUANTIZE = BitsAndBytesQuantization()
 
 
 @pytest.fixture(scope="module")
 def result(bert_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("result") / "small"
-    made = compress(str(bert_folder), [PRUNE, DISTIL], data=TEXTS, task="embedding", variants={"nf4": PACK})
+    made = compress(str(bert_folder), [PRUNE, DISTIL], data=TEXTS, task="embedding", variants={"nf4": QUANTIZE})
     return made.save(folder), folder
 
 
@@ -182,7 +182,7 @@ def test_a_classifier_from_a_file_that_is_no_better_than_chance(classifier_folde
     data = DataConfig(train=str(tmp_path / "a.csv"), label="label")
     said = []
     with progress.listen(lambda what, done, total: said.append(what)):
-        made = compress(str(classifier_folder), [PRUNE, DISTIL, PACK], data=data).save(tmp_path / "small")
+        made = compress(str(classifier_folder), [PRUNE, DISTIL, QUANTIZE], data=data).save(tmp_path / "small")
     (warning,) = [each for each in made.report.warnings if "no better than guessing" in each]
     assert said.index(f"Warning: {warning}") < said.index("stage 1-prune"), "before any work"
     assert warning in (tmp_path / "small" / "README.md").read_text("utf-8")
@@ -285,11 +285,11 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
             compress(recipe.source(), recipe.recipes, **call)
     monkeypatch.setattr(side_by_side, "measure", partial(side_by_side.measure, batches=(1,)))
     monkeypatch.setattr(pipeline, "with_folder_facts", lambda measured, *_: measured)
-    monkeypatch.setattr(BitsAndBytesQuantization, "apply", lambda *_: pytest.fail("packed again"))
+    monkeypatch.setattr(BitsAndBytesQuantization, "apply", lambda *_: pytest.fail("quantized again"))
     made = compress(recipe.source(), recipe.recipes, resume=True, **call).save(tmp_path / "small")
-    half, packed = made.variants["half"].report, made.variants["nf4"].report
+    half, quantized = made.variants["half"].report, made.variants["nf4"].report
     assert half.after.dtype == "bfloat16"
-    assert packed.reload.max_difference == half.reload.max_difference == 0
+    assert quantized.reload.max_difference == half.reload.max_difference == 0
 
 
 @pytest.mark.parametrize(
@@ -297,16 +297,16 @@ def test_half_precision_variants_of_a_llama_are_saved_after_a_resume(tmp_path, m
     [
         ([], "at least one"),
         (
-            [PACK, PRUNE],
+            [QUANTIZE, PRUNE],
             r"Recipe 1 \(quantize\) comes before recipe 2 \(prune\): a quantized model cannot be cut. Put prune first",
         ),
         (
-            [PRUNE, PACK, DISTIL],
+            [PRUNE, QUANTIZE, DISTIL],
             r"Recipe 2 \(quantize\) comes before recipe 3 \(distil\): quantized weights cannot be trained",
         ),
-        ([PACK, PACK], "both quantize"),
+        ([QUANTIZE, QUANTIZE], "both quantize"),
         (
-            [Distillation(lora={"base": "nf4", "merge": False}), PACK],
+            [Distillation(lora={"base": "nf4", "merge": False}), QUANTIZE],
             r"Recipe 1 \(distil\) leaves its adapters on quantized weights .* recipe 2 \(quantize\) comes after it",
         ),
     ],
@@ -321,7 +321,7 @@ def test_orders_that_cannot_work(recipes, message):
 )
 def test_names_of_variants_that_cannot_be_folders_are_refused(bert_folder, name):
     with pytest.raises(UsageError, match="variants: '"):
-        compress(str(bert_folder), [PRUNE], data=TEXTS, task="embedding", variants={name: PACK})
+        compress(str(bert_folder), [PRUNE], data=TEXTS, task="embedding", variants={name: QUANTIZE})
 
 
 def test_names_of_variants_differ_by_more_than_case():
@@ -330,26 +330,26 @@ def test_names_of_variants_differ_by_more_than_case():
         check_order([PRUNE], ["nf4", "NF4"])
 
 
-def test_packed_copies_of_a_packed_result_are_refused(bert_folder):
+def test_variants_of_a_quantized_result_are_refused(bert_folder):
     with pytest.raises(UsageError, match=r"variants \(small\) are copies .* recipe 2 \(quantize\) lowers its"):
-        compress(str(bert_folder), [PRUNE, PACK], data=TEXTS, task="embedding", variants={"small": PACK})
+        compress(str(bert_folder), [PRUNE, QUANTIZE], data=TEXTS, task="embedding", variants={"small": QUANTIZE})
 
 
 def test_a_quantized_model_is_refused(bert_folder, tokenizer, tmp_path):
     model = BertModel.from_pretrained(bert_folder)
-    PACK.carry_out(StageState(model, None)).model.save_pretrained(tmp_path)
+    QUANTIZE.carry_out(StageState(model, None)).model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    for step in (PRUNE, DISTIL, PACK):
+    for step in (PRUNE, DISTIL, QUANTIZE):
         with pytest.raises(UsageError, match=r"quantized already \(bitsandbytes\).*Give its 16- or 32-bit original"):
             compress(str(tmp_path), [step], data=TEXTS, task="embedding")
 
 
 def test_widths_are_rounded_for_what_follows():
     assert fitted([PRUNE])[0].round_to == 8
-    assert fitted([PRUNE, DISTIL, PACK])[0].round_to == 64
-    assert fitted([PRUNE], [PACK])[0].round_to == 64
+    assert fitted([PRUNE, DISTIL, QUANTIZE])[0].round_to == 64
+    assert fitted([PRUNE], [QUANTIZE])[0].round_to == 64
     given = StructuredPruning(keep={"ffn": 0.5}, round_to=3)
-    assert fitted([given, PACK])[0].round_to == 3
+    assert fitted([given, QUANTIZE])[0].round_to == 3
 
 
 def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
@@ -362,7 +362,7 @@ def test_nothing_heavy_starts_before_all_is_checked(bert_folder, monkeypatch):
         compress(str(bert_folder), [PRUNE], data=TEXTS, task="tagging")
 
 
-def test_the_task_is_told_from_the_model(bert_folder):
+def test_the_task_is_inferred_from_the_model(bert_folder):
     with pytest.raises(UsageError, match="cannot be inferred from BertModel"):
         compress(str(bert_folder), [PRUNE], data=TEXTS)
 
@@ -406,7 +406,7 @@ def test_a_processor_may_lie_elsewhere(bert_folder, tokenizer, tmp_path, monkeyp
     assert local_inputs(recipe.source(), recipe.recipes, recipe.data, recipe.processor)["the processor words"] == words
 
 
-def test_the_version_is_told():
+def test_the_version_is_printed():
     assert hf_pe.__version__
 
 
@@ -431,13 +431,13 @@ def test_a_model_with_code_of_its_own_is_cut_and_its_code_comes_along(novel_fold
     source = resolve(str(novel_folder), trust_remote_code=True)
     source_keys = AutoModel.from_pretrained(novel_folder, trust_remote_code=True).state_dict().keys()
     recipes = [StructuredPruning(keep={"ffn": 0.5, "layers": 2}), DISTIL]
-    made = compress(source, recipes, data=TEXTS, task="embedding", variants={"nf4": PACK}).save(tmp_path / "small")
+    made = compress(source, recipes, data=TEXTS, task="embedding", variants={"nf4": QUANTIZE}).save(tmp_path / "small")
     cut_checkpoint(str(novel_folder), tmp_path / "cut", {"hidden": 16}, trust_remote_code=True)
-    quantize_checkpoint(str(novel_folder), tmp_path / "packed", trust_remote_code=True)
-    dequantize_checkpoint(str(tmp_path / "packed"), tmp_path / "plain", trust_remote_code=True)
+    quantize_checkpoint(str(novel_folder), tmp_path / "quantized", trust_remote_code=True)
+    dequantize_checkpoint(str(tmp_path / "quantized"), tmp_path / "plain", trust_remote_code=True)
     shutil.rmtree(novel_folder)
-    packed, plain = (AutoModel.from_pretrained(tmp_path / n, trust_remote_code=True) for n in ("packed", "plain"))
-    assert packed.is_quantized and plain.state_dict().keys() == source_keys
+    quantized, plain = (AutoModel.from_pretrained(tmp_path / n, trust_remote_code=True) for n in ("quantized", "plain"))
+    assert quantized.is_quantized and plain.state_dict().keys() == source_keys
     on_disk = AutoModel.from_pretrained(tmp_path / "cut", trust_remote_code=True)
     assert on_disk.config.hidden_size == on_disk.embed.embedding_dim == 16
     for name, each in {"main": made, "nf4": made.variants["nf4"]}.items():

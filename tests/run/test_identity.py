@@ -20,7 +20,7 @@ from hf_pe.run.identity import live_sha256, model_files, origin_of, processor_sh
 from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 
-PRUNE, PACK = StructuredPruning(keep={"ffn": 0.5}), BitsAndBytesQuantization()
+PRUNE, QUANTIZE = StructuredPruning(keep={"ffn": 0.5}), BitsAndBytesQuantization()
 
 
 @pytest.fixture
@@ -108,19 +108,19 @@ def test_a_change_makes_other_stages_from_there_on(folder, tmp_path):
         chain, copies = stage_ids(origin or {"seed": "0"}, recipes, variants)
         return [stage.folder_name for stage in (*chain, *copies.values())]
 
-    before = names(PRUNE, distil, nf4=PACK)
+    before = names(PRUNE, distil, nf4=QUANTIZE)
     assert [name.rpartition("-")[0] for name in before] == ["1-prune", "2-distil", "variant-nf4"]
 
     def kept(after):
         return [a == b for a, b in zip(before, after, strict=True)]
 
-    assert kept(names(PRUNE, distil, nf4=PACK)) == [True, True, True]
+    assert kept(names(PRUNE, distil, nf4=QUANTIZE)) == [True, True, True]
     assert kept(names(PRUNE, distil, nf4=BitsAndBytesQuantization(method="fp4"))) == [True, True, False]
-    assert kept(names(PRUNE, Distillation(steps=3, teachers=distil.teachers), nf4=PACK)) == [True, False, False]
-    assert kept(names(StructuredPruning(keep={"ffn": 0.25}), distil, nf4=PACK)) == [False, False, False]
-    assert kept(names(PRUNE, distil, origin={"seed": "1"}, nf4=PACK)) == [False, False, False]
+    assert kept(names(PRUNE, Distillation(steps=3, teachers=distil.teachers), nf4=QUANTIZE)) == [True, False, False]
+    assert kept(names(StructuredPruning(keep={"ffn": 0.25}), distil, nf4=QUANTIZE)) == [False, False, False]
+    assert kept(names(PRUNE, distil, origin={"seed": "1"}, nf4=QUANTIZE)) == [False, False, False]
     add(teacher / "model.safetensors", 1e-3)
-    assert kept(names(PRUNE, distil, nf4=PACK)) == [True, False, False]
+    assert kept(names(PRUNE, distil, nf4=QUANTIZE)) == [True, False, False]
 
 
 def test_a_backbone_is_its_weights(folder):

@@ -20,7 +20,7 @@ from hf_pe.tasks import Embedding
 from tests.helpers import TEXTS
 
 CAST = Cast()
-PACK = BitsAndBytesQuantization(refit="none")
+QUANTIZE = BitsAndBytesQuantization(refit="none")
 ORIGIN = {"another model": "a", "other data": "b"}
 
 
@@ -53,14 +53,14 @@ def runs(bert_folder, tokenizer, tmp_path):
 
 
 def test_a_changed_later_stage_keeps_the_earlier_ones_and_what_it_was_before(runs):
-    runs.run(CAST, PACK)
+    runs.run(CAST, QUANTIZE)
     before = {path.name for path in runs.folder.iterdir()}
     model, _ = runs.run(CAST, BitsAndBytesQuantization(method="fp4", refit="none"))
     assert "stage 1-cast: finished before, loaded" in runs.said
     assert "stage 2-quantize" in runs.said
     assert model.config.quantization_config.bnb_4bit_quant_type == "fp4"
     assert before < {path.name for path in runs.folder.iterdir()}, "the NF4 stage is still there"
-    runs.run(CAST, PACK)
+    runs.run(CAST, QUANTIZE)
     assert runs.said == ["stage 1-cast: finished before, loaded", "stage 2-quantize: finished before, loaded"]
 
 
@@ -129,11 +129,11 @@ def test_a_note_that_cannot_be_read_is_no_finished_stage(runs):
     assert "stage 1-cast" in runs.said
 
 
-def test_a_packed_stage_that_was_loaded_and_run_is_saved_as_it_was(runs, tmp_path):
+def test_a_quantized_stage_that_was_loaded_and_run_is_saved_unchanged(runs, tmp_path):
     """transformers could not write codes that it has read, and bitsandbytes lays them out anew at the first pass."""
-    runs.run(PACK)
+    runs.run(QUANTIZE)
     (stage,) = runs.folder.glob("1-quantize-*")
-    model, _ = runs.run(PACK)
+    model, _ = runs.run(QUANTIZE)
     assert "stage 1-quantize: finished before, loaded" in runs.said
     with torch.no_grad():
         model(**example_inputs(model))
@@ -154,7 +154,7 @@ def test_where_no_stage_fits_it_is_said_why(runs):
             require_resumable(runs.folder, stage_ids(origin, [recipe], {})[0], origin)
         return str(caught.value)
 
-    assert "made with another recipe. " in refusal(PACK, ORIGIN)
+    assert "made with another recipe. " in refusal(QUANTIZE, ORIGIN)
     assert "made with other data. " in refusal(CAST, ORIGIN | {"other data": "c"})
     both = refusal(CAST, {"another model": "z", "other data": "z"})
     assert "made with another model and other data. " in both
