@@ -8,6 +8,7 @@ from rich.table import Table
 from hf_pe.cli.terminal import out, progress
 
 if TYPE_CHECKING:
+    from hf_pe.anatomy import Axis
     from hf_pe.hub import Publish
     from hf_pe.hub.settings import Sent
     from hf_pe.plans import Plan
@@ -56,11 +57,12 @@ def show_sent(sent: "list[Sent]", repo: str) -> None:
         out.print(f"{repo}: {target}: {files}{removed}")
 
 
-def verdict_on(verification: "Verification") -> str:
+def verdict_on(axis: "Axis", verification: "Verification") -> str:
     """Return the text in the column "prunable" for a verified or refused axis."""
-    if verification.holds:
-        return f"yes (verified, max. rel. error {verification.error:.0e})"
-    return f"no: {verification.reason}"
+    if not verification.holds:
+        return f"no: {verification.reason}"
+    answer = "with hf_pe.cut, not by recipes" if axis.kind.is_vocabulary else "yes"
+    return f"{answer} (verified, max. rel. error {verification.error:.0e})"
 
 
 def plan_cells(row: "Plan") -> list[str]:

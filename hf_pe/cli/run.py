@@ -41,7 +41,7 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         table.add_column("prunable")
         for axis in anatomy.axes:
             fraction = axis.parameters / max(anatomy.parameters, 1)
-            verdict = verdict_on(verify_cut(config, model_class, axis))
+            verdict = verdict_on(axis, verify_cut(config, model_class, axis))
             table.add_row(axis.name, axis.config_field, str(axis.size), f"{fraction:.1%}", verdict)
         out.print(table)
 

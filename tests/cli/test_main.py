@@ -76,6 +76,7 @@ def test_inspect_lists_the_axes(bert_folder):
     rows = {line.split("│")[1].strip(): line for line in result.output.splitlines() if line.startswith("│")}
     assert "yes (verified" in rows["ffn"]
     assert "yes (verified" in rows["layers"]
+    assert "with hf_pe.cut, not by recipes (verified" in rows["vocabulary"]
     assert "no: the stock config" in rows["heads"]
     assert "128" in rows["ffn"]
 
