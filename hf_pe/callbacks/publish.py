@@ -152,7 +152,7 @@ class PublishCallback(TrainerCallback):
                 auto_class, source = use_of(copied).auto_class, self.report.source
                 finish_result(write_result(copied, processor, folder, folder.name, report, auto_class, source), folder)
                 try:
-                    push(folder, self.settings, api=self.api, verify=False)  # saving has just proved it
+                    push(folder, self.settings, api=self.api, verify=False)  # the saved folder has just been verified
                 except PushError as error:
                     if last:
                         raise

@@ -36,7 +36,7 @@ class ObjectDetection(Task):
     {"bbox": [[x, y, width, height], ...], "category": [...]}, in pixels; categories by name or number.
 
     A distilled student's queries are compared with the teacher's one by one. So both need learned queries, as DETR has;
-    a detector that takes its queries from the image (RT-DETR) gives no logits.
+    a detector that takes its queries from the image (RT-DETR) has no logits to compare.
 
     Example:
         >>> ObjectDetection().localizes  # images are not augmented

@@ -143,11 +143,13 @@ def with_added_lora(model):
 @pytest.mark.parametrize("wrapped", [with_lora, with_prompts, with_added_lora])
 def test_the_floor_gives_the_best_adapters_back(classifier_folder, tokenizer, tmp_path, wrapped):
     values = {2: 0.9, 4: 0.3}
-    seen = {}
+    trained_at_step = {}
 
     class Watch(TrainerCallback):
         def on_evaluate(self, args, state, control, model=None, **_):
-            seen[state.global_step] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+            trained_at_step[state.global_step] = {
+                n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad
+            }
 
     floor = QualityFloor("accuracy", 0.5)
     callbacks = [scripted("eval_accuracy", values), Watch(), floor]
@@ -156,8 +158,8 @@ def test_the_floor_gives_the_best_adapters_back(classifier_folder, tokenizer, tm
     run.train()
     assert run.state.global_step == 4
     now = dict(run.model.named_parameters())
-    assert any(not torch.equal(seen[2][name], seen[4][name]) for name in seen[2])
-    assert all(torch.equal(value, now[name]) for name, value in seen[2].items())
+    assert any(not torch.equal(trained_at_step[2][name], trained_at_step[4][name]) for name in trained_at_step[2])
+    assert all(torch.equal(value, now[name]) for name, value in trained_at_step[2].items())
 
 
 def several_sets(run):

@@ -26,8 +26,8 @@ def rows(tokenizer):
     return [{**tokenizer(t), "labels": int("dog" in t)} for t in TEXTS]
 
 
-def accuracy(found):
-    return {"accuracy": float((np.argmax(found.predictions, -1) == found.label_ids).mean())}
+def accuracy(prediction):
+    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
 class Noisy(TrainerCallback):

@@ -38,17 +38,17 @@ def test_formats(tmp_path, name, content, labels, kind):
     path = tmp_path / (name + ".gz" if kind == "gz" else name)
     encoded = content.encode("utf-8-sig" if kind == "byte order mark" else "utf-8")
     path.write_bytes(gzip.compress(encoded) if kind == "gz" else encoded)
-    found = rows(path, label="label")
-    assert found["label"] == labels
-    assert found["text"][1] == "The cat sleeps."
+    content = rows(path, label="label")
+    assert content["label"] == labels
+    assert content["text"][1] == "The cat sleeps."
 
 
 def test_text_lines_with_the_label_in_front(tmp_path):
     path = tmp_path / "stsa.train"
     path.write_bytes("1 a caf\xe9 scene\n0 dull\n".encode("latin-1"))
-    found = rows(path, label="label", label_first=True, encoding="latin-1")
-    assert found["text"] == ["a café scene", "dull"]
-    assert found["label"] == ["1", "0"]
+    content = rows(path, label="label", label_first=True, encoding="latin-1")
+    assert content["text"] == ["a café scene", "dull"]
+    assert content["label"] == ["1", "0"]
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_text_lines_with_the_label_in_front(tmp_path):
 )
 def test_values_are_those_that_are_written(name, column, values):
     label = None if name.endswith("txt") else "label"
-    found = rows(shared(f"cases/data/{name}"), text=column if column != "label" else "text", label=label)
-    assert found[column] == values
+    content = rows(shared(f"cases/data/{name}"), text=column if column != "label" else "text", label=label)
+    assert content[column] == values
 
 
 def test_numbers_beside_strings_become_strings(tmp_path):
@@ -128,9 +128,9 @@ def test_parquet_keeps_names_of_labels_and_leaves_other_columns_alone(tmp_path):
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["no", "yes"]))
     made = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     made.add_column("other", [1, 2]).to_parquet(tmp_path / "a.parquet")
-    found = rows(tmp_path / "a.parquet", label="label")
-    assert found.features["label"].names == ["no", "yes"]
-    assert found.column_names == ["text", "label"]
+    table = rows(tmp_path / "a.parquet", label="label")
+    assert table.features["label"].names == ["no", "yes"]
+    assert table.column_names == ["text", "label"]
     with pytest.raises(UsageError, match=r"no column 'txt'; it has text, label, other. Did you mean 'text'"):
         rows(tmp_path / "a.parquet", text="txt")
     (tmp_path / "b.parquet").write_text(json.dumps({}))

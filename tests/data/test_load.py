@@ -16,10 +16,10 @@ def write(path, text):
 
 
 def test_the_held_out_part_is_never_trained_on():
-    found = load_examples(TEXTS)
-    assert len(found.eval) == round(len(TEXTS) * 0.1)
-    assert not set(found.eval["text"]) & set(found.train["text"])
-    assert set(found.eval["text"]) | set(found.train["text"]) == set(TEXTS)
+    examples = load_examples(TEXTS)
+    assert len(examples.eval) == round(len(TEXTS) * 0.1)
+    assert not set(examples.eval["text"]) & set(examples.train["text"])
+    assert set(examples.eval["text"]) | set(examples.train["text"]) == set(TEXTS)
 
 
 def test_the_split_and_its_fingerprint_are_the_same_each_time():
@@ -31,21 +31,26 @@ def test_several_sources_limits_and_empty_rows(tmp_path):
     one = write(tmp_path / "one.csv", "text\nThe dog runs.\n\n  \nThe dog runs.\n")
     two = write(tmp_path / "two.csv", "text\nThe dog runs.\nThe cat sleeps.\nThe bird sings.\n")
     three = write(tmp_path / "three.csv", "text\nThe cat sleeps.\nThe horse eats.\n")
-    found = load_examples(DataConfig(train=(one, two), eval=three, limit=2, eval_limit=1))
-    assert len(found.train) == 2
-    assert set(found.train["text"]) < {"The dog runs.", "The cat sleeps.", "The bird sings."}
-    assert len(found.eval) == 1
-    assert (found.counts.read, found.counts.empty, found.counts.duplicate, found.counts.over_limit) == (8, 1, 2, 2)
-    assert found.warnings[0] == "Data: 1 of 8 rows have an empty field and are left out."
-    assert found.warnings[1] == "Data: 2 of 8 rows repeat another row and are left out."
+    examples = load_examples(DataConfig(train=(one, two), eval=three, limit=2, eval_limit=1))
+    assert len(examples.train) == 2
+    assert set(examples.train["text"]) < {"The dog runs.", "The cat sleeps.", "The bird sings."}
+    assert len(examples.eval) == 1
+    assert (examples.counts.read, examples.counts.empty, examples.counts.duplicate, examples.counts.over_limit) == (
+        8,
+        1,
+        2,
+        2,
+    )
+    assert examples.warnings[0] == "Data: 1 of 8 rows have an empty field and are left out."
+    assert examples.warnings[1] == "Data: 2 of 8 rows repeat another row and are left out."
 
 
 def test_labels_called_na_are_labels():
     path = str(shared("cases/data/na_labels.csv"))
-    found = load_examples(DataConfig(train=path, label="label", eval_fraction=0.2))
-    assert found.counts.read == 5
-    assert found.counts.empty == found.counts.duplicate == 0
-    rows = [*found.train, *found.eval]
+    examples = load_examples(DataConfig(train=path, label="label", eval_fraction=0.2))
+    assert examples.counts.read == 5
+    assert examples.counts.empty == examples.counts.duplicate == 0
+    rows = [*examples.train, *examples.eval]
     assert sorted(row["label"] for row in rows) == ["EU", "EU", "NA", "None", "null"]
     assert "NA" in [row["text"] for row in rows]
 
@@ -56,8 +61,8 @@ def test_a_sorted_file_is_sampled_all_over(kind, tmp_path):
     if kind == "limit":
         rows = load_examples(DataConfig(train=path, eval=other, label="label", limit=50)).train
     elif kind == "calibration":
-        found = load_examples(DataConfig(train=path, eval=other, label="label", calibration=50))
-        rows = TaskData(None, None, found.train, found.eval, None, found).calibration
+        examples = load_examples(DataConfig(train=path, eval=other, label="label", calibration=50))
+        rows = TaskData(None, None, examples.train, examples.eval, None, examples).calibration
     elif kind == "held out":
         rows = load_examples(DataConfig(train=path, label="label", eval_fraction=0.25)).eval
         counts = Counter(rows["label"])
@@ -69,10 +74,10 @@ def test_a_sorted_file_is_sampled_all_over(kind, tmp_path):
 
 
 def test_unlabelled_rows_are_held_out_as_ever():
-    found = load_examples(TEXTS)
+    examples = load_examples(TEXTS)
     order = list(range(len(TEXTS)))
     random.Random(0).shuffle(order)
-    assert found.train["text"] == [TEXTS[i] for i in order[len(found.eval) :]]
+    assert examples.train["text"] == [TEXTS[i] for i in order[len(examples.eval) :]]
 
 
 def test_a_rare_class_does_not_stop_the_split(tmp_path):
@@ -88,32 +93,32 @@ def test_evaluation_on_the_training_file_is_refused(tmp_path):
     for evaluation in (path, str(tmp_path / "link.csv"), (other, path)):
         with pytest.raises(UsageError, match=r"data.eval: a.csv is in data.train too.*Leave data.eval out"):
             load_examples(DataConfig(train=path, eval=evaluation))
-    found = load_for_evaluation(DataConfig(train=path))
-    assert found.eval["text"] == ["The dog runs.", "The cat sleeps."]
+    examples = load_for_evaluation(DataConfig(train=path))
+    assert examples.eval["text"] == ["The dog runs.", "The cat sleeps."]
 
 
 def test_evaluation_rows_that_are_training_rows_are_counted(tmp_path):
     one = write(tmp_path / "a.csv", "text,label\nThe dog runs.,1\nThe cat sleeps.,0\n")
     two = write(tmp_path / "b.csv", "text,label\nThe dog runs.,0\nThe bird sings.,1\n")
-    found = load_examples(DataConfig(train=one, eval=two, label="label"))
-    assert found.counts.overlapping == 1
-    assert "1 of 2 evaluation rows are training rows too" in found.warnings[0]
+    examples = load_examples(DataConfig(train=one, eval=two, label="label"))
+    assert examples.counts.overlapping == 1
+    assert "1 of 2 evaluation rows are training rows too" in examples.warnings[0]
 
 
 def test_a_given_data_set_brings_its_label_where_the_task_needs_one():
     rows = datasets.Dataset.from_dict({"text": TEXTS, "labels": [i % 2 for i in range(len(TEXTS))]})
     assert load_examples(rows).train.column_names == ["text"]
-    found = load_examples(rows, needs_label=True)
-    assert found.config.label == "labels"
-    assert set(found.train["labels"]) == {0, 1}
+    examples = load_examples(rows, needs_label=True)
+    assert examples.config.label == "labels"
+    assert set(examples.train["labels"]) == {0, 1}
 
 
 def test_given_rows_with_settings():
     rows = datasets.Dataset.from_dict({"sentence": TEXTS, "tag": ["a"] * len(TEXTS), "other": TEXTS})
     config = DataConfig(train="my sentences", text="sentence", label="tag", limit=10)
-    found = load_examples((rows, config))
-    assert found.train.column_names == ["sentence", "tag"]
-    assert len(found.train) == 10
+    examples = load_examples((rows, config))
+    assert examples.train.column_names == ["sentence", "tag"]
+    assert len(examples.train) == 10
     both = datasets.DatasetDict(train=rows.select(range(20)), validation=rows.select(range(20, 25)))
     assert load_examples((both, config)).eval["sentence"] == TEXTS[20:25]
     with pytest.raises(UsageError, match="the data set has no column 'text'; it has sentence, tag, other"):
@@ -135,9 +140,9 @@ def test_a_value_that_is_cut_short_in_a_message_ends_before_the_next_word():
 
 
 def test_builtin_prose_is_prose():
-    found = load_examples("builtin:pydoc")
-    assert len(found.train) > 1000
-    assert all(5 <= len(text.split()) <= 60 for text in found.train["text"])
+    examples = load_examples("builtin:pydoc")
+    assert len(examples.train) > 1000
+    assert all(5 <= len(text.split()) <= 60 for text in examples.train["text"])
 
 
 def test_sentences_leave_code_and_tables_out():
@@ -186,8 +191,8 @@ def test_one_row_cannot_be_split():
 
 
 def test_a_given_data_set_is_used_as_it_is():
-    found = load_examples(datasets.Dataset.from_dict({"text": TEXTS, "other": TEXTS}))
-    assert found.train.column_names == ["text"]
+    examples = load_examples(datasets.Dataset.from_dict({"text": TEXTS, "other": TEXTS}))
+    assert examples.train.column_names == ["text"]
 
 
 def test_an_unknown_hub_data_set_says_so():

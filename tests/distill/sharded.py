@@ -31,11 +31,11 @@ def learned(student, teacher, rank=0, world=1):
         if objective is None:
             settings = ObjectiveSettings({"kl": 1.0, "hidden": 0.1}, temperature=2.0)
             objective = build(student, [LiveTeacher(teacher)], CausalLM(), batch, settings)
-        found = objective(student, batch)
-        found.loss.backward()
+        value = objective(student, batch)
+        value.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        loss = found.loss.detach().clone()
+        loss = value.loss.detach().clone()
         if world > 1:
             dist.all_reduce(loss)
         curve.append(float(loss) / world)

@@ -49,9 +49,9 @@ def test_packing_keeps_classes_and_nearly_their_log_probabilities(classes, k):
     logs = -np.sort(draw.exponential(4, (9, k)).astype(np.float32))
     kept = packed(logs, chosen, classes)
     assert kept.nbytes <= 9 * (4 * k if k > 1 else 4)
-    found, which = unpacked(kept.reshape(-1), k, classes)
+    restored, which = unpacked(kept.reshape(-1), k, classes)
     assert np.array_equal(which, chosen)
-    assert np.abs(found - np.maximum(logs, -24)).max() < 0.004
+    assert np.abs(restored - np.maximum(logs, -24)).max() < 0.004
 
 
 def test_a_stored_logit_takes_less_than_four_bytes(language, tmp_path):
@@ -176,17 +176,17 @@ def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folde
         if name == "b":
             rows = examples.train.add_column("label", ["negative", "positive"] * (len(examples.train) // 2))
             held = examples.eval.add_column("label", ["negative"] * len(examples.eval))
-            told = DataConfig(train="x", label="label")
-            examples = replace(examples, train=rows, eval=held, config=told)
+            config = DataConfig(train="x", label="label")
+            examples = replace(examples, train=rows, eval=held, config=config)
         data = task.prepare(examples, tokenizer, model.config)
         kept = open_cache(Cache(folder=str(tmp_path)), model.eval(), data, 2.0, 1.0, name)
         rows, collate = with_rows(data)
         batch = collate([rows[i] for i in (5, 0, 7)])
         signal = "embeddings" if name == "a" else "logits"
         with torch.no_grad():
-            wanted = task.signals(model, batch)[signal]
-        found = kept.signals(batch, SignalRequest(task))[signal]
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+            expected = task.signals(model, batch)[signal]
+        cached = kept.signals(batch, SignalRequest(task))[signal]
+        torch.testing.assert_close(cached, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

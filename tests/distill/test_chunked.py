@@ -59,8 +59,8 @@ def test_values_and_gradients_are_those_of_whole_logits(kind, tokens):
     here, there = (m(**inputs).logits[mask].float() for m in (student, teacher))
     compared = labels[mask], LossSettings(2.0)
     plain = [LOSSES[name].by_position(here, there.detach(), *compared).sum() for name in WEIGHTS]
-    wanted = sum(weight * term for weight, term in zip(WEIGHTS.values(), plain, strict=True))
-    wanted.backward()
+    expected = sum(weight * term for weight, term in zip(WEIGHTS.values(), plain, strict=True))
+    expected.backward()
     gradients = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
     student.zero_grad()
 
@@ -74,10 +74,10 @@ def test_values_and_gradients_are_those_of_whole_logits(kind, tokens):
         known = states(teacher, inputs)[-1][mask]
     mine = states(student, inputs)[-1][mask]
     sources = ChunkedLogits(mine, heads[0]), ChunkedLogits(known, heads[1])
-    loss, found = chunked(terms, list(WEIGHTS.values()), *sources, tokens)
+    loss, values = chunked(terms, list(WEIGHTS.values()), *sources, tokens)
     loss.backward()
-    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found, torch.stack(plain).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values, torch.stack(plain).detach(), rtol=1e-5, atol=1e-5)
     after = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     assert after.keys() == gradients.keys()
     for name, gradient in gradients.items():

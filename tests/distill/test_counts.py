@@ -98,14 +98,17 @@ def first_step(kind, losses, rows, collate, batch, accumulate, folder, llama_fol
     data = datasets.Dataset.from_dict(rows)
     task = task_named(kind)
     if "features" in losses:
-        told = Examples(data, data, DataConfig(train="x"), "")
+        examples = Examples(data, data, DataConfig(train="x"), "")
         reuse_(
-            teacher, student, StitchPoint("classifier", "classifier"), TaskData(task, None, data, data, collate, told)
+            teacher,
+            student,
+            StitchPoint("classifier", "classifier"),
+            TaskData(task, None, data, data, collate, examples),
         )
     for module in student.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    seen = Gradients()
+    gradients = Gradients()
     trainer = DistillationTrainer(
         model=student,
         args=TrainingArguments(
@@ -114,13 +117,13 @@ def first_step(kind, losses, rows, collate, batch, accumulate, folder, llama_fol
         ),
         train_dataset=data,
         data_collator=collate,
-        callbacks=[seen],
+        callbacks=[gradients],
         teacher=teacher.requires_grad_(False),
         task=task,
         losses=losses,
     )  # fmt: skip
     trainer.train()
-    return seen.of, trainer.state.log_history[0]
+    return gradients.of, trainer.state.log_history[0]
 
 
 @pytest.mark.parametrize(("kind", "losses", "large"), CASES)
@@ -129,8 +132,8 @@ def test_batches_of_a_step_add_up_to_one_large_batch(
 ):
     monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
     rows, collate = KINDS[kind][2](tokenizer)
-    told = (kind, losses, rows, collate)
-    (whole, one), (parts, other) = (first_step(*told, *size, tmp_path, llama_folder) for size in ((8, 1), (2, 4)))
+    setup = (kind, losses, rows, collate)
+    (whole, one), (parts, other) = (first_step(*setup, *size, tmp_path, llama_folder) for size in ((8, 1), (2, 4)))
     scale = max(float(g.abs().max()) for g in whole.values())
     assert whole.keys() == parts.keys()
     for name, gradient in whole.items():
@@ -194,8 +197,8 @@ def test_counts_by_hand():
 def language(llama_folder, tokenizer):
     teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
     rows = datasets.Dataset.from_dict(blocks(tokenizer)[0])
-    told = Examples(rows, rows, DataConfig(train="x"), "")
-    return teacher, TaskData(CausalLM(), tokenizer, rows, rows, default_data_collator, told, teacher=teacher)
+    examples = Examples(rows, rows, DataConfig(train="x"), "")
+    return teacher, TaskData(CausalLM(), tokenizer, rows, rows, default_data_collator, examples, teacher=teacher)
 
 
 def test_a_student_whose_vocabulary_was_cut_is_refused(language):

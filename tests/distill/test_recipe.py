@@ -50,8 +50,8 @@ def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
     plan = recipe.plan(StageState(student, data))
     trained, curve = train_student(recipe, student, data)
     assert curve[-1][1] < 0.7 * curve[0][1]
-    wanted, was, got = (Embedding().embed(m, data, data.eval) for m in (data.teacher, student, trained))
-    assert (wanted * got).sum(1).mean() > (wanted * was).sum(1).mean() + 0.01
+    target, before, after = (Embedding().embed(m, data, data.eval) for m in (data.teacher, student, trained))
+    assert (target * after).sum(1).mean() > (target * before).sum(1).mean() + 0.01
     assert "cosine" in plan.title
     assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
     assert all(torch.equal(teacher[k], v) for k, v in data.teacher.state_dict().items())
@@ -116,13 +116,13 @@ def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
 
 def test_the_log_carries_each_term(work):
     student, data = work
-    seen = {}
+    logged = {}
     from hf_pe.distill import trainer as module
 
     class Watched(module.DistillationTrainer):
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
-            seen.update(self.state.log_history[-1])
+            logged.update(self.state.log_history[-1])
 
     recipe = Distillation(steps=2, losses={"cosine": 1.0, "mse": 0.5})
     from hf_pe.distill import training
@@ -132,7 +132,7 @@ def test_the_log_carries_each_term(work):
         train_student(recipe, student, data)
     finally:
         training.DistillationTrainer = original
-    assert {"loss_cosine", "loss_mse"} <= set(seen)
+    assert {"loss_cosine", "loss_mse"} <= set(logged)
 
 
 def test_a_loss_the_task_cannot_give_names_those_it_can(work):
@@ -199,18 +199,18 @@ def test_training_in_chunks_is_training_on_whole_logits(llama_folder, tokenizer,
     recipe = StructuredPruning(keep={"ffn": 0.5}, refit="none")
     student = recipe.carry_out(StageState(teacher, data)).model
     learn = Distillation(steps=6, losses=losses, learning_rate=1e-3)
-    found = []
+    runs = []
     for large in (10**9, 1):
         monkeypatch.setattr("hf_pe.distill.build.LARGE", large)
         whole = []
         hook = teacher.lm_head.register_forward_hook(lambda m, args, out, whole=whole: whole.append(out.shape[1]))
-        found.append((*train_student(learn, student, data), whole))
+        runs.append((*train_student(learn, student, data), whole))
         hook.remove()
-    (plain, one, seen), (chunked, other, chunks) = found
+    (plain, one, plain_chunks), (chunked, other, chunks) = runs
     assert [loss for _, loss in other] == pytest.approx([loss for _, loss in one], rel=1e-4)
     for a, b in zip(plain.parameters(), chunked.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-4)
-    assert len(chunks) > len(seen)
+    assert len(chunks) > len(plain_chunks)
 
 
 def test_a_narrower_student_learns_hidden_states_through_projections_that_go_away(bert_folder, tokenizer, tmp_path):
@@ -270,23 +270,23 @@ def test_adapters_on_packed_weights_end_in_the_stock_model_that_was_trained(
     examples = replace(load_examples(TEXTS), config=DataConfig(train="x", max_length=16))
     data = replace(CausalLM().prepare(examples, tokenizer, teacher.config), teacher=teacher)
     student = randomize_weights_(type(teacher)(teacher.config), seed=9).eval()
-    seen = {}
+    before_merge = {}
     merge = Lora.merged
 
     def watched(self, learner, model):
-        seen["packed"] = learner.get_base_model().is_quantized
-        seen["logits"] = outputs_of(learner.train(), example_inputs(model))[0]
+        before_merge["packed"] = learner.get_base_model().is_quantized
+        before_merge["logits"] = outputs_of(learner.train(), example_inputs(model))[0]
         return merge(self, learner, model)
 
     monkeypatch.setattr(Lora, "merged", watched)
     recipe = Distillation(steps=30, lora={"base": base, "rank": 8}, learning_rate=1e-2, batch_size=8)
     recipe.plan(StageState(student, data))
     trained, curve = train_student(recipe, student, data)
-    assert seen["packed"] and type(trained) is type(teacher) and not getattr(trained, "is_quantized", False)
+    assert before_merge["packed"] and type(trained) is type(teacher) and not getattr(trained, "is_quantized", False)
     assert trained.state_dict().keys() == student.state_dict().keys()
     assert curve[-1][1] < 0.8 * curve[0][1]
     close = 1e-4 if base == "nf4" else 0.05  # int8 also rounds what flows in
-    assert difference([seen["logits"]], outputs_of(trained, example_inputs(trained))[:1]) < close
+    assert difference([before_merge["logits"]], outputs_of(trained, example_inputs(trained))[:1]) < close
 
 
 @pytest.mark.parametrize("base", ["nf4", "int8"])

@@ -27,9 +27,9 @@ def batches(order, lengths):
     return lengths[torch.tensor(whole)].view(-1, SIZE).float()
 
 
-def padding(found):
+def padding(grouped):
     """Share of the tokens of batches that is padding."""
-    return float(1 - found.sum() / (found.max(1).values.sum() * SIZE))
+    return float(1 - grouped.sum() / (grouped.max(1).values.sum() * SIZE))
 
 
 def trainer(rows, folder, **changes):
@@ -52,8 +52,8 @@ def trainer(rows, folder, **changes):
 
 def test_a_batchs_length_says_nothing_about_the_next_ones(lengths, tmp_path):
     order = list(trainer(lengths, tmp_path)._get_train_sampler())
-    found = batches(order, lengths)
-    means = found.mean(1)
+    grouped = batches(order, lengths)
+    means = grouped.mean(1)
     assert sorted(order) == list(range(len(lengths)))
     together = torch.corrcoef(torch.stack([means[:-1], means[1:]]))[0, 1]
     assert abs(together) < 0.25  # two standard errors of 124 pairs are 0.18
@@ -61,7 +61,7 @@ def test_a_batchs_length_says_nothing_about_the_next_ones(lengths, tmp_path):
     assert abs(drift) < 0.25
     draw = torch.Generator().manual_seed(1)
     at_random = padding(batches(torch.randperm(len(lengths), generator=draw).tolist(), lengths))
-    assert padding(found) < 0.2 * at_random
+    assert padding(grouped) < 0.2 * at_random
 
 
 def test_the_order_is_that_of_the_seed_and_the_epoch(lengths):

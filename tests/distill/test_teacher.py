@@ -37,11 +37,11 @@ def language(llama_folder, tokenizer):
 
 def test_a_named_teacher_is_the_model_it_names(language, llama_folder):
     data = replace(language, teacher=None)
-    found = Teacher(model=str(llama_folder)).load(data)
-    inputs = example_inputs(found)
-    assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) == 0
-    assert not any(p.requires_grad for p in found.parameters())
-    student = randomize_weights_(LlamaForCausalLM(found.config), seed=9)
+    loaded = Teacher(model=str(llama_folder)).load(data)
+    inputs = example_inputs(loaded)
+    assert difference(outputs_of(loaded, inputs), outputs_of(language.teacher, inputs)) == 0
+    assert not any(p.requires_grad for p in loaded.parameters())
+    student = randomize_weights_(LlamaForCausalLM(loaded.config), seed=9)
     recipe = Distillation(steps=20, teachers=({"model": str(llama_folder)},), learning_rate=3e-3)
     state = StageState(student, data)
     plan = recipe.plan(state)
@@ -60,10 +60,10 @@ def test_a_teacher_with_an_adapter(language, llama_folder, tmp_path):
         LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False),
     ).eval()
     tuned.save_pretrained(tmp_path)
-    found = Teacher(model=str(llama_folder), adapter=str(tmp_path)).load(language)
-    inputs = example_inputs(found)
-    assert difference(outputs_of(found, inputs), outputs_of(tuned, inputs)) < 1e-5
-    assert difference(outputs_of(found, inputs), outputs_of(language.teacher, inputs)) > 1e-3
+    loaded = Teacher(model=str(llama_folder), adapter=str(tmp_path)).load(language)
+    inputs = example_inputs(loaded)
+    assert difference(outputs_of(loaded, inputs), outputs_of(tuned, inputs)) < 1e-5
+    assert difference(outputs_of(loaded, inputs), outputs_of(language.teacher, inputs)) > 1e-3
     with pytest.raises(UsageError, match=r"distil\.teachers\.adapter: .* does not fit"):
         Teacher(model=str(llama_folder), adapter=str(tmp_path / "nowhere")).load(language)
 
@@ -75,17 +75,17 @@ def test_a_packed_teacher_with_widths_that_the_cpu_kernel_cannot_multiply_teache
         num_key_value_heads=1, pad_token_id=0, bos_token_id=2, eos_token_id=3,
     )  # fmt: skip
     folder = saved(tmp_path / "teacher", randomize_weights_(LlamaForCausalLM(config)), tokenizer)
-    found = Teacher(model=str(folder), quantize="nf4").load(language)
-    layer = found.model.layers[0]
-    assert found.is_quantized and hasattr(layer.self_attn.q_proj.weight, "quant_state")
+    loaded = Teacher(model=str(folder), quantize="nf4").load(language)
+    layer = loaded.model.layers[0]
+    assert loaded.is_quantized and hasattr(layer.self_attn.q_proj.weight, "quant_state")
     assert type(layer.self_attn.k_proj) is torch.nn.Linear
-    assert all(torch.isfinite(each).all() for each in outputs_of(found, example_inputs(found)))
+    assert all(torch.isfinite(each).all() for each in outputs_of(loaded, example_inputs(loaded)))
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])
 def test_a_packed_teacher_teaches(language, llama_folder, method):
-    found = Teacher(model=str(llama_folder), quantize=method).load(language)
-    assert found.is_quantized
+    loaded = Teacher(model=str(llama_folder), quantize=method).load(language)
+    assert loaded.is_quantized
     student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
     recipe = Distillation(
         steps=20, teachers=({"model": str(llama_folder), "quantize": method},), learning_rate=3e-3, batch_size=8
@@ -132,9 +132,9 @@ def test_a_vocabulary_with_rows_that_pad_it_is_aligned(language, tokenizer, tmp_
 )
 def test_other_labels_are_refused(classifier_folder, tokenizer, tmp_path, labels):
     student = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
-    told = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
+    labelled = {"id2label": labels, "label2id": {name: number for number, name in labels.items()}}
     folder = saved(
-        tmp_path / "other", randomize_weights_(BertForSequenceClassification(bert_config(**told))), tokenizer
+        tmp_path / "other", randomize_weights_(BertForSequenceClassification(bert_config(**labelled))), tokenizer
     )
     (tmp_path / "a.csv").write_text("\n".join(["text,label", *(f"{t},{i % 2}" for i, t in enumerate(TEXTS))]))
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
@@ -173,7 +173,11 @@ def test_trls_trainer_learns_as_the_stock_one(language, tokenizer, tmp_path):
         pass
 
     rows = datasets.Dataset.from_dict({"input_ids": language.train["input_ids"], "labels": language.train["input_ids"]})
-    told = {"teacher": language.teacher.requires_grad_(False), "task": "causal_lm", "losses": {"kl": 1.0, "task": 0.5}}
+    distillation = {
+        "teacher": language.teacher.requires_grad_(False),
+        "task": "causal_lm",
+        "losses": {"kl": 1.0, "task": 0.5},
+    }
     curves = []
     for kind, settings in ((Distilled, SFTConfig), (DistillationTrainer, None)):
         student = randomize_weights_(LlamaForCausalLM(language.teacher.config), seed=9)
@@ -184,7 +188,7 @@ def test_trls_trainer_learns_as_the_stock_one(language, tokenizer, tmp_path):
             gradient_checkpointing=False, max_length=None,
         )  # fmt: skip
         more = {"processing_class": tokenizer} if settings else {"data_collator": language.collate}
-        trainer = kind(model=student, args=args, train_dataset=rows, **more, **told)
+        trainer = kind(model=student, args=args, train_dataset=rows, **more, **distillation)
         trainer.train()
         curves.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)

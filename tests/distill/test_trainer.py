@@ -45,9 +45,9 @@ def language(llama_folder, tokenizer):
 
 
 def arguments(folder, **changes):
-    told = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 0}
-    told |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, **changes}
-    return TrainingArguments(output_dir=str(folder), **told)
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 0}
+    settings |= {"save_strategy": "no", "report_to": "none", "use_cpu": True, "disable_tqdm": True, **changes}
+    return TrainingArguments(output_dir=str(folder), **settings)
 
 
 def made(kind, student, data, folder, *, losses=None, **changes):
@@ -98,8 +98,8 @@ def test_a_seq2seq_trainer_is_taught_and_still_generates(tokenizer, tmp_path):
     sizes = {"vocab_size": 200, "d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 2, "num_heads": 4}
     config = T5Config(**sizes, pad_token_id=0, eos_token_id=3, decoder_start_token_id=0)
     rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [t.split()[2] for t in TEXTS]})
-    told = Examples(rows, rows.select(range(8)), DataConfig(train="x", label="label", max_length=16), "")
-    data = Seq2Seq().prepare(told, tokenizer, config)
+    examples = Examples(rows, rows.select(range(8)), DataConfig(train="x", label="label", max_length=16), "")
+    data = Seq2Seq().prepare(examples, tokenizer, config)
     trainer = DistilledSeq2Seq(
         model=randomize_weights_(T5ForConditionalGeneration(config), seed=9),
         args=Seq2SeqTrainingArguments(
@@ -133,7 +133,7 @@ def test_each_entry_of_the_log_has_the_terms_the_agreement_and_the_speed(languag
 
 def test_small_batches_added_up_are_one_large_batch(language, tmp_path):
     student, data = language
-    found = []
+    runs = []
     for batch, accumulate in ((4, 1), (1, 4)):
         model = randomize_weights_(LlamaForCausalLM(student.config), seed=9)
         trainer = made(
@@ -141,18 +141,18 @@ def test_small_batches_added_up_are_one_large_batch(language, tmp_path):
             per_device_train_batch_size=batch, gradient_accumulation_steps=accumulate,
         )  # fmt: skip
         trainer.train()
-        found.append((logged(trainer), [p.detach().clone() for p in model.parameters()]))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
-    for one, other in zip(found[0][1], found[1][1], strict=True):
+        runs.append((logged(trainer), [p.detach().clone() for p in model.parameters()]))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-4)
+    for one, other in zip(runs[0][1], runs[1][1], strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 def test_evaluation_gives_the_same_loss_and_the_logits(language, tmp_path):
     student, data = language
     trainer = made(DistillationTrainer, student, data, tmp_path)
-    found = trainer.predict(data.eval)
-    assert found.predictions.shape[-1] == student.config.vocab_size
-    assert found.metrics["test_loss"] > 0
+    output = trainer.predict(data.eval)
+    assert output.predictions.shape[-1] == student.config.vocab_size
+    assert output.metrics["test_loss"] > 0
 
 
 def test_an_evaluation_of_the_loss_alone_makes_no_whole_logits(language, tmp_path, monkeypatch):
@@ -234,7 +234,7 @@ def test_a_teacher_that_answers_with_nan_is_named_as_the_cause_and_no_folder_tha
     with pytest.raises(NotFiniteError, match=r"The cause is the teacher: its .*logits.* are not finite") as stopped:
         train_student(recipe, student, data)
     assert "/tmp" not in str(stopped.value) and "checkpoints in" not in str(stopped.value)
-    assert "take another teacher" in str(stopped.value)
+    assert "use another teacher" in str(stopped.value)
 
 
 def test_a_float16_teacher_that_overflows_is_told_so(language):
@@ -278,8 +278,8 @@ def test_several_teachers_count_by_their_weights(language):
     settings = ObjectiveSettings({"kl": 1.0, "task": 0.5}, temperature=1.0)
 
     def value(*teachers):
-        found = build(student, teachers, CausalLM(), batch, settings)(student, batch)
-        return float(found.terms["kl"]), float(found.terms["task"]), float(found.loss.detach())
+        result = build(student, teachers, CausalLM(), batch, settings)(student, batch)
+        return float(result.terms["kl"]), float(result.terms["task"]), float(result.loss.detach())
 
     one, two = value(LiveTeacher(data.teacher)), value(LiveTeacher(other))
     both = value(LiveTeacher(data.teacher, 3.0), LiveTeacher(other, 1.0))
@@ -298,12 +298,12 @@ def test_who_learns_from_labels_alone_asks_the_teacher_only_how_far_they_agree(l
     assert (objective.head is None) == (large > 1)
     asked = []
     handle = data.teacher.register_forward_hook(lambda *_: asked.append(1))
-    alone, told = objective(student, batch), objective(student, batch, agreement=True)
+    alone, with_agreement = objective(student, batch), objective(student, batch, agreement=True)
     handle.remove()
     assert len(asked) == 1
-    assert alone.loss == told.loss
+    assert alone.loss == with_agreement.loss
     assert alone.terms.keys() == {"task"}
-    assert told.terms.keys() == {"task", "agreement"}
+    assert with_agreement.terms.keys() == {"task", "agreement"}
 
 
 def test_teachers_of_other_depth_and_width_are_each_learnt_from_by_their_own_layers(language):
@@ -334,10 +334,10 @@ def test_features_without_a_bridge_are_refused(classifier_folder, tokenizer, tmp
     examples = load_examples(DataConfig(train=str(tmp_path / "a.csv"), label="label"))
     data = TextClassification().prepare(examples, tokenizer, teacher.config)
     student = randomize_weights_(BertForSequenceClassification(teacher.config), seed=9)
-    told = {"train_dataset": data.train, "data_collator": data.collate, "args": arguments(tmp_path / "out")}
-    with pytest.raises(UsageError, match="needs the student's head to be the teacher's over a stitching layer"):
+    options = {"train_dataset": data.train, "data_collator": data.collate, "args": arguments(tmp_path / "out")}
+    with pytest.raises(UsageError, match="needs the teacher's head behind a stitching layer"):
         DistillationTrainer(
-            model=student, teacher=teacher, task="text_classification", losses={"features": 1.0}, **told
+            model=student, teacher=teacher, task="text_classification", losses={"features": 1.0}, **options
         )
 
 
@@ -376,7 +376,7 @@ def test_two_processes_have_the_loss_curve_of_one(name, two_processes, llama_fol
 @pytest.mark.slow
 @pytest.mark.xdist_group("two processes")
 def test_sharded_student_and_teacher_learn_as_whole_ones_do(two_processes):
-    found = json.loads((two_processes / "sharded.json").read_text())
-    assert found["sharded"] == [True, True]
-    assert found["curve"] == pytest.approx(found["whole"], rel=1e-3)
-    assert found["curve"][-1] < found["curve"][0]
+    result = json.loads((two_processes / "sharded.json").read_text())
+    assert result["sharded"] == [True, True]
+    assert result["curve"] == pytest.approx(result["whole"], rel=1e-3)
+    assert result["curve"][-1] < result["curve"][0]

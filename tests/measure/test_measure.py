@@ -20,10 +20,10 @@ from tests.images import of_rows
 
 def test_parameters_with_and_without_embeddings():
     model = BertModel(bert_config())
-    found = parameters(model)
+    counted = parameters(model)
     tables = (200 + 64 + 2) * 64
-    assert found.total == model.num_parameters()
-    assert found.without_embeddings == found.total - tables
+    assert counted.total == model.num_parameters()
+    assert counted.without_embeddings == counted.total - tables
 
 
 def test_a_tied_table_counts_once(llama_folder):
@@ -34,9 +34,9 @@ def test_a_tied_table_counts_once(llama_folder):
 
 def test_a_spec_has_the_sizes_of_the_model():
     model = BertModel(bert_config())
-    found = spec_sizes(ModelSpec(config=model.config, model_class=BertModel))
-    assert found["parameters"] == model.num_parameters()
-    assert found["weight_bytes"] == model.num_parameters() * 4 == weight_bytes(model)
+    sizes = spec_sizes(ModelSpec(config=model.config, model_class=BertModel))
+    assert sizes["parameters"] == model.num_parameters()
+    assert sizes["weight_bytes"] == model.num_parameters() * 4 == weight_bytes(model)
     half = bert_config(dtype="bfloat16")
     assert spec_sizes(ModelSpec(config=half, model_class=BertModel))["weight_bytes"] == model.num_parameters() * 2
 
@@ -46,13 +46,13 @@ def test_latency_is_interleaved_and_stated_with_its_setting():
     models = {name: randomize_weights_(BertModel(bert_config())) for name in ("one", "two")}
     for name, model in models.items():
         model.register_forward_hook(lambda *_, name=name: turns.append(name))
-    found = latency(models, batch=2, length=16, seconds=0.01)
+    timed = latency(models, batch=2, length=16, seconds=0.01)
     assert turns[-6:] == ["one", "two"] * 3
-    assert found["one"].rounds >= 5
-    assert (found["one"].batch, found["one"].length, found["one"].threads) == (2, 16, torch.get_num_threads())
-    assert (found["one"].device, found["one"].dtype) == ("cpu", "float32")
-    assert 0 < found["one"].p50_ms <= found["one"].p90_ms
-    assert found["one"].throughput == pytest.approx(2000 / found["one"].p50_ms)
+    assert timed["one"].rounds >= 5
+    assert (timed["one"].batch, timed["one"].length, timed["one"].threads) == (2, 16, torch.get_num_threads())
+    assert (timed["one"].device, timed["one"].dtype) == ("cpu", "float32")
+    assert 0 < timed["one"].p50_ms <= timed["one"].p90_ms
+    assert timed["one"].throughput == pytest.approx(2000 / timed["one"].p50_ms)
 
 
 def test_warming_up_is_said_before_the_first_pass():
@@ -65,24 +65,24 @@ def test_warming_up_is_said_before_the_first_pass():
 
 def test_large_models_are_run_twice_only(monkeypatch):
     monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "LONG_MS", 0.0)
-    found = latency({"one": randomize_weights_(BertModel(bert_config()))}, batch=1, length=8, seconds=0.0)
-    assert found["one"].rounds == 2 and found["one"].p50_ms <= found["one"].p90_ms
+    timed = latency({"one": randomize_weights_(BertModel(bert_config()))}, batch=1, length=8, seconds=0.0)
+    assert timed["one"].rounds == 2 and timed["one"].p50_ms <= timed["one"].p90_ms
 
 
 def test_a_longer_model_takes_longer():
     short, long = (randomize_weights_(BertModel(bert_config(hidden_size=128, num_hidden_layers=n))) for n in (1, 12))
-    found = latency({"short": short, "long": long}, batch=4, length=64, seconds=0.5)
-    assert found["long"].p50_ms > 2 * found["short"].p50_ms
+    timed = latency({"short": short, "long": long}, batch=4, length=64, seconds=0.5)
+    assert timed["long"].p50_ms > 2 * timed["short"].p50_ms
 
 
 def test_measure_all_at_once():
-    found = measure(
+    measured = measure(
         {"a": randomize_weights_(BertModel(bert_config()))}, evaluate=lambda model: {"mine": 3}, batches=(1,)
     )["a"]
-    assert found.quality == {"mine": 3.0}
-    assert found.flops_setting == "batch 1, length 64"
-    assert found.disk_bytes is None
-    assert found.peak_memory_bytes is None
+    assert measured.quality == {"mine": 3.0}
+    assert measured.flops_setting == "batch 1, length 64"
+    assert measured.disk_bytes is None
+    assert measured.peak_memory_bytes is None
 
 
 RESNET = {"hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "embedding_size": 8, "num_labels": 3}
@@ -93,8 +93,8 @@ def timed_at(monkeypatch):
     """The sizes of images that latency is asked for, in place of times."""
     sizes = []
 
-    def alternating(models, **told):
-        sizes.append(told["pixels"])
+    def alternating(models, **options):
+        sizes.append(options["pixels"])
         return {name: [1.0, 1.0] for name in models}
 
     monkeypatch.setattr(sys.modules["hf_pe.measure.latency"], "alternating", alternating)
@@ -105,9 +105,9 @@ def test_images_without_a_size_in_the_config_have_the_processors(timed_at):
     """A ResNet for 32 pixels was counted and timed at 128, or at what the model beside it says."""
     models = {"a": randomize_weights_(ResNetForImageClassification(ResNetConfig(**RESNET)))}
     data = replace(of_rows(ImageClassification(), {"pixel_values": [[0.0]]}), processor=ViTImageProcessor(size=32))
-    found = measure(models, data, evaluations={"a": EvalResult({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
-    assert found.flops == flops(models["a"].config, ResNetForImageClassification, pixels=32)
-    assert found.flops_setting == found.latency[0].inputs == "batch 1, 32 pixels"
+    measured = measure(models, data, evaluations={"a": EvalResult({"x": np.zeros(1)}, lambda _: {})}, batches=(1,))["a"]
+    assert measured.flops == flops(models["a"].config, ResNetForImageClassification, pixels=32)
+    assert measured.flops_setting == measured.latency[0].inputs == "batch 1, 32 pixels"
     plain = measure(models, batches=(1,))["a"]
     assert plain.flops_setting == plain.latency[0].inputs == "batch 1, 128 pixels"
     wide = measure(models, batches=(1,), pixels=[32, 48])["a"]
@@ -119,21 +119,21 @@ def test_images_without_a_size_in_the_config_have_the_processors(timed_at):
 def test_a_pass_is_timed_on_images_of_the_size_that_is_stated():
     model, shapes = randomize_weights_(ResNetForImageClassification(ResNetConfig(**RESNET))), set()
     model.register_forward_pre_hook(lambda _, __, given: shapes.add(given["pixel_values"].shape), with_kwargs=True)
-    found = latency({"a": model}, batch=2, seconds=0.0, pixels=32)["a"]
-    assert shapes == {(2, 3, 32, 32)} and found.inputs == "batch 2, 32 pixels"
+    timed = latency({"a": model}, batch=2, seconds=0.0, pixels=32)["a"]
+    assert shapes == {(2, 3, 32, 32)} and timed.inputs == "batch 2, 32 pixels"
 
 
 def test_a_source_is_measured_at_the_size_of_its_processor(tmp_path, monkeypatch, timed_at):
     reopened = []
     monkeypatch.setattr(
-        "hf_pe.run.measure_model.with_folder_facts", lambda found, *rest: reopened.append(rest[-1]) or found
+        "hf_pe.run.measure_model.with_folder_facts", lambda measured, *rest: reopened.append(rest[-1]) or measured
     )
     config = ResNetConfig(**RESNET, id2label={i: str(i) for i in range(3)})
     ResNetForImageClassification(config).save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
-    found = measure_source(resolve(str(tmp_path)), None, None)
-    assert found.flops_setting == "batch 1, 48 pixels" and {each.pixels for each in found.latency} == {48}
-    assert found.flops == flops(config, ResNetForImageClassification, pixels=48)
+    measured = measure_source(resolve(str(tmp_path)), None, None)
+    assert measured.flops_setting == "batch 1, 48 pixels" and {each.pixels for each in measured.latency} == {48}
+    assert measured.flops == flops(config, ResNetForImageClassification, pixels=48)
     assert reopened == [48] and {*timed_at} == {48}
 
 

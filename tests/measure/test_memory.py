@@ -17,18 +17,18 @@ def test_a_fresh_process_sees_the_same_model(tmp_path, tokenizer):
     model = randomize_weights_(BertModel(bert_config(vocab_size=400_000)))
     save_model(model, tokenizer, tmp_path / "small")
     weights = weight_bytes_on_disk(tmp_path / "small")
-    seen, loading = reopened(tmp_path / "small", model, "AutoModel", tokenizer)
-    assert seen.parameters == model.num_parameters()
-    assert seen.max_difference <= 1e-6
-    assert seen.hashes == {name: value_sha256(tensor) for name, tensor in model.state_dict().items()}
-    assert 0.5 * weights < seen.peak_memory_bytes < 1.5 * weights, "mapped weights count once, imports not at all"
+    reloaded, loading = reopened(tmp_path / "small", model, "AutoModel", tokenizer)
+    assert reloaded.parameters == model.num_parameters()
+    assert reloaded.max_difference <= 1e-6
+    assert reloaded.hashes == {name: value_sha256(tensor) for name, tensor in model.state_dict().items()}
+    assert 0.5 * weights < reloaded.peak_memory_bytes < 1.5 * weights, "mapped weights count once, imports not at all"
     assert loading == Loading(auto_class="AutoModel", processor_class="AutoTokenizer")
 
 
 def test_other_weights_are_noticed(tmp_path, tokenizer):
     save_model(randomize_weights_(BertModel(bert_config()), seed=1), tokenizer, tmp_path / "small")
-    seen, _ = reopened(tmp_path / "small", randomize_weights_(BertModel(bert_config())), "AutoModel", tokenizer)
-    assert seen.max_difference > 1e-2
+    reloaded, _ = reopened(tmp_path / "small", randomize_weights_(BertModel(bert_config())), "AutoModel", tokenizer)
+    assert reloaded.max_difference > 1e-2
 
 
 def test_a_folder_that_does_not_load_says_why(tmp_path):

@@ -77,8 +77,8 @@ def test_scored_pairs(model, tokenizer, tmp_path):
     half = len(embeddings) // 2
     from scipy.stats import spearmanr
 
-    wanted = spearmanr((embeddings[:half] * embeddings[half:]).sum(1), data.examples.eval["score"]).statistic
-    assert Embedding().evaluate(model, data).scores()["spearman"] == pytest.approx(wanted)
+    expected = spearmanr((embeddings[:half] * embeddings[half:]).sum(1), data.examples.eval["score"]).statistic
+    assert Embedding().evaluate(model, data).scores()["spearman"] == pytest.approx(expected)
 
 
 def test_a_score_without_a_pair_is_refused(tokenizer, model, tmp_path):

@@ -45,8 +45,8 @@ NAMES = ["O", "B-DOG", "B-CAT", "I-CAT"]
 
 
 def examples(rows, **config):
-    found = datasets.Dataset.from_list(rows)
-    return Examples(found, found.select(range(12)), DataConfig(train="x", max_length=32, **config), "")
+    dataset = datasets.Dataset.from_list(rows)
+    return Examples(dataset, dataset.select(range(12)), DataConfig(train="x", max_length=32, **config), "")
 
 
 def token_classification():
@@ -61,8 +61,8 @@ def question_answering():
         animal = text.split()[2]
         answers = {"text": [animal], "answer_start": [text.index(animal)]}
         rows.append({"text": "Who is it?", "context": text, "answers": answers})
-    told = examples(rows, text_pair="context", label="answers")
-    return told, BertForQuestionAnswering(bert_config()), None
+    raw = examples(rows, text_pair="context", label="answers")
+    return raw, BertForQuestionAnswering(bert_config()), None
 
 
 def masked_lm():
@@ -125,9 +125,9 @@ def object_detection():
         objects = {"bbox": [[float(x), float(y), side, side]], "category": ["light" if kind else "dark"]}
         rows.append({"image": {"bytes": file.getvalue(), "path": None}, "objects": objects})
     size = {"height": 32, "width": 32}
-    told = examples(rows, image="image", label="objects")
+    raw = examples(rows, image="image", label="objects")
     return (
-        told,
+        raw,
         small_detr(id2label={0: "dark", 1: "light"}, label2id={"dark": 0, "light": 1}),
         DetrImageProcessorPil(size=size),
     )
@@ -140,10 +140,10 @@ KINDS = [
 
 
 def ready(kind, tokenizer):
-    told, model, processor = kind()
+    raw, model, processor = kind()
     task = task_named(kind.__name__)
     teacher = randomize_weights_(model, 1).eval()
-    return replace(task.prepare(told, processor or tokenizer, model.config), teacher=teacher), teacher
+    return replace(task.prepare(raw, processor or tokenizer, model.config), teacher=teacher), teacher
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -172,15 +172,17 @@ def test_a_whole_cache_teaches_as_the_teacher_does(kind, tokenizer, tmp_path):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_what_is_packed_is_repaired_by_the_rows_of_any_task(kind, tokenizer):
     data, model = ready(kind, tokenizer)
-    found = {}
+    students = {}
     for refit in ("none", None):
         recipe = BitsAndBytesQuantization(refit=refit)
-        found[refit] = recipe.carry_out(StageState(model, data)).model
+        students[refit] = recipe.carry_out(StageState(model, data)).model
     names = plain_linear_layers(model, BitsAndBytesQuantization().modules_to_not_convert(model))
     assert names and not any(name.endswith(".wo") for name in names)  # T5's stay in float32
-    plain, refitted = ([dequantized_weight(found[refit].get_submodule(n)) for n in names] for refit in ("none", None))
+    plain, refitted = (
+        [dequantized_weight(students[refit].get_submodule(n)) for n in names] for refit in ("none", None)
+    )
     assert not any(torch.equal(a, b) for a, b in zip(plain, refitted, strict=True))
-    assert all(value == value for value in data.task.evaluate(found[None], data).scores().values())
+    assert all(value == value for value in data.task.evaluate(students[None], data).scores().values())
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -228,14 +230,14 @@ def test_positions_that_do_not_count_have_no_say(kind, tokenizer):
 
 
 def test_bart_learns_as_well(tokenizer):
-    told, model, _ = seq2seq("bart")
-    data = task_named("seq2seq").prepare(told, tokenizer, model.config)
+    raw, model, _ = seq2seq("bart")
+    data = task_named("seq2seq").prepare(raw, tokenizer, model.config)
     batch = data.collate([data.train[0], data.train[1]])
     model = randomize_weights_(model).eval()
     with torch.no_grad():
         own = model(**{k: v for k, v in batch.items() if k != "decoder_input_ids"}).loss
-        found = data.task.signals(model, batch)["loss"]
-    torch.testing.assert_close(found, own)
+        loss = data.task.signals(model, batch)["loss"]
+    torch.testing.assert_close(loss, own)
 
 
 def test_every_task_has_a_class_a_tag_and_a_metric():
@@ -267,24 +269,24 @@ def test_only_the_first_token_of_a_word_has_its_label(tokenizer):
 
 
 def test_words_and_labels_must_be_as_many(tokenizer):
-    told = examples([{"text": ["a", "b"], "label": ["O"]}] * 12, label="label")
+    raw = examples([{"text": ["a", "b"], "label": ["O"]}] * 12, label="label")
     with pytest.raises(UsageError, match="row 0 has 2 words and 1 labels"):
-        task_named("token_classification").prepare(told, tokenizer, bert_config())
+        task_named("token_classification").prepare(raw, tokenizer, bert_config())
 
 
 def test_the_answer_is_where_the_labels_point(tokenizer):
     data, _ = ready(question_answering, tokenizer)
-    for row, told in zip(data.train, data.examples.train, strict=True):
+    for row, example in zip(data.train, data.examples.train, strict=True):
         start, end = row["labels"]
-        text = told["context"][row["offsets"][start][0] : row["offsets"][end][1]]
-        assert text == told["answers"]["text"][0]
+        text = example["context"][row["offsets"][start][0] : row["offsets"][end][1]]
+        assert text == example["answers"]["text"][0]
 
 
 def test_a_long_text_makes_rows_that_overlap_and_those_with_the_answer_point_to_it(tokenizer):
     text = " ".join(TEXTS[:12]) + " The end."
     answers = {"text": ["end"], "answer_start": [text.rindex("end")]}
-    told = examples([{"text": "What?", "context": text, "answers": answers}] * 12, text_pair="context", label="answers")
-    data = task_named("question_answering").prepare(told, tokenizer, bert_config())
+    raw = examples([{"text": "What?", "context": text, "answers": answers}] * 12, text_pair="context", label="answers")
+    data = task_named("question_answering").prepare(raw, tokenizer, bert_config())
     first = [row for row in data.train if row["example"] == 0]
     assert len(first) > 3
     for row in first:
@@ -330,10 +332,10 @@ def test_evaluation_rows_are_hidden_once_and_training_rows_anew(tokenizer):
 
 
 def test_evaluation_rows_always_hide_a_token_that_is_not_special(tokenizer):
-    told = examples([{"text": text} for text in ("the", "dog", "cat")] * 4)
-    data = task_named("masked_lm").prepare(told, tokenizer, bert_config())
+    raw = examples([{"text": text} for text in ("the", "dog", "cat")] * 4)
+    data = task_named("masked_lm").prepare(raw, tokenizer, bert_config())
     special = set(tokenizer.all_special_ids)
-    for row, text in zip(data.eval, told.eval["text"], strict=True):
+    for row, text in zip(data.eval, raw.eval["text"], strict=True):
         hidden = [label for label in row["labels"] if label != -100]
         assert hidden and not special & set(hidden)
         assert tokenizer.decode(hidden) == text
@@ -345,8 +347,8 @@ def test_labels_stay_beside_their_tokens_where_a_tokenizer_pads_on_the_left(kind
     left.padding_side = "left"
     batches = []
     for each in (tokenizer, left):
-        told, model, _ = kind()
-        data = task_named(kind.__name__).prepare(told, each, model.config)
+        raw, model, _ = kind()
+        data = task_named(kind.__name__).prepare(raw, each, model.config)
         batches.append(data.collate([data.eval[0], data.eval[1], data.eval[2]]))
     one, other = batches
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -363,9 +365,9 @@ def test_images_from_a_folder_for_each_label(tmp_path):
         (tmp_path / name).mkdir()
         for number in range(4):
             (tmp_path / name / f"{number}.png").write_bytes(png(red + number))
-    found = load_examples(DataConfig(train=str(tmp_path), image="image", label="label"))
-    assert sorted({*found.train["label"], *found.eval["label"]}) == ["dark", "light"]
-    assert found.train.num_rows + found.eval.num_rows == 8
+    loaded = load_examples(DataConfig(train=str(tmp_path), image="image", label="label"))
+    assert sorted({*loaded.train["label"], *loaded.eval["label"]}) == ["dark", "light"]
+    assert loaded.train.num_rows + loaded.eval.num_rows == 8
 
 
 def test_a_file_that_is_no_image_or_recording_is_named(tmp_path):
@@ -385,10 +387,10 @@ def test_recordings_come_at_the_models_rate_and_as_one_channel(tmp_path):
     times = np.arange(8000) / 8000
     wave = np.stack([np.sin(6.28 * 100 * times), np.sin(6.28 * 100 * times)], 1)
     wavfile.write(tmp_path / "a.wav", 8000, (wave * 32767).astype(np.int16))
-    found = waveform(str(tmp_path / "a.wav"), 16000)
-    assert found.shape == (16000,) and found.dtype == np.float32
-    assert np.abs(found).max() == pytest.approx(1, abs=0.05)
-    crossings = (np.diff(np.sign(found)) != 0).sum()
+    resampled = waveform(str(tmp_path / "a.wav"), 16000)
+    assert resampled.shape == (16000,) and resampled.dtype == np.float32
+    assert np.abs(resampled).max() == pytest.approx(1, abs=0.05)
+    crossings = (np.diff(np.sign(resampled)) != 0).sum()
     assert crossings == pytest.approx(200, abs=4)
 
 

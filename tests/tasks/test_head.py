@@ -66,9 +66,9 @@ def test_evaluation_and_calibration_have_the_same_figures_in_parts(language, mon
         monkeypatch.setattr(f"hf_pe.{name}.LARGE", 1)
     monkeypatch.setattr("hf_pe.tasks.head.TOKENS", CHUNK)
     sizes = watched(student)
-    found = CausalLM().evaluate(student, data)
+    result = CausalLM().evaluate(student, data)
     for name, column in expected.columns.items():
-        assert found.columns[name] == pytest.approx(column, rel=1e-5), name
+        assert result.columns[name] == pytest.approx(column, rel=1e-5), name
     assert task_outputs(student, data)[0] == lost[0] == "loss"
     torch.testing.assert_close(task_outputs(student, data)[1], lost[1])
     assert max(sizes) <= CHUNK

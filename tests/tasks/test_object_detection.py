@@ -48,12 +48,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def told(folder):
+def data_config(folder):
     return DataConfig(train=str(folder), image="image", label="objects", eval_fraction=0.25)
 
 
 def ready(folder, processor, config):
-    return ObjectDetection().prepare(load_examples(told(folder)), processor, config)
+    return ObjectDetection().prepare(load_examples(data_config(folder)), processor, config)
 
 
 def test_boxes_are_shares_of_the_image_and_images_may_have_fewer(folder):
@@ -65,29 +65,29 @@ def test_boxes_are_shares_of_the_image_and_images_may_have_fewer(folder):
     rows = [data.train[i] for i in range(len(data.train))]
     labels = data.collate(rows)["labels"]
     assert labels.shape == (len(rows), 2, 5)
-    for row, found in zip(rows, labels, strict=True):
-        there = found[found[:, 0] >= 0]
-        assert there[:, 0].tolist() == row["kinds"]
-        corners = there[:, 1:3] - there[:, 3:] / 2
-        wanted = torch.tensor(row["boxes"])
-        torch.testing.assert_close(corners * torch.tensor([48.0, 32.0]), wanted[:, :2], atol=1e-3, rtol=0)
-        torch.testing.assert_close(there[:, 3:] * torch.tensor([48.0, 32.0]), wanted[:, 2:], atol=1e-3, rtol=0)
+    for row, padded in zip(rows, labels, strict=True):
+        objects = padded[padded[:, 0] >= 0]
+        assert objects[:, 0].tolist() == row["kinds"]
+        corners = objects[:, 1:3] - objects[:, 3:] / 2
+        boxes = torch.tensor(row["boxes"])
+        torch.testing.assert_close(corners * torch.tensor([48.0, 32.0]), boxes[:, :2], atol=1e-3, rtol=0)
+        torch.testing.assert_close(objects[:, 3:] * torch.tensor([48.0, 32.0]), boxes[:, 2:], atol=1e-3, rtol=0)
 
 
 def test_what_is_found_exactly_scores_one_and_what_is_missed_costs(folder):
     def box(image, kind, x, score=None):
-        found = {"image_id": image, "category_id": kind, "bbox": [x, 0.0, 100.0, 100.0], "area": 1e4, "iscrowd": 0}
-        return found if score is None else found | {"score": score}
+        annotation = {"image_id": image, "category_id": kind, "bbox": [x, 0.0, 100.0, 100.0], "area": 1e4, "iscrowd": 0}
+        return annotation if score is None else annotation | {"score": score}
 
-    wanted = [[box(0, 0, 10.0)], [box(1, 1, 20.0)], []]
+    truth = [[box(0, 0, 10.0)], [box(1, 1, 20.0)], []]
     exact = [[box(0, 0, 10.0, 0.9)], [box(1, 1, 20.0, 0.8)], []]
     everything = {"image": np.arange(3)}
-    assert Precision(wanted, exact, [0, 1])(everything) == pytest.approx({"map": 1.0, "map_50": 1.0})
-    missed = Precision(wanted, [exact[0], [], []], [0, 1])
+    assert Precision(truth, exact, [0, 1])(everything) == pytest.approx({"map": 1.0, "map_50": 1.0})
+    missed = Precision(truth, [exact[0], [], []], [0, 1])
     assert missed(everything) == pytest.approx({"map": 0.5, "map_50": 0.5})
     assert missed({"image": np.array([0, 0, 2])}) == pytest.approx({"map": 1.0, "map_50": 1.0})
     assert missed({"image": np.array([1, 2])}) == {"map": 0.0, "map_50": 0.0}
-    beside = Precision(wanted, [[box(0, 0, 30.0, 0.9)], exact[1], []], [0, 1])(everything)  # overlap 2/3
+    beside = Precision(truth, [[box(0, 0, 30.0, 0.9)], exact[1], []], [0, 1])(everything)  # overlap 2/3
     assert beside["map_50"] == pytest.approx(1.0) and beside["map"] == pytest.approx(0.7)
 
 
@@ -153,7 +153,7 @@ def test_a_detector_gets_a_smaller_backbone_is_taught_saved_and_loaded(folder, t
             BackboneSwap(to="resnet", config=narrow),
             Distillation(losses={"kl": 1.0, "task": 1.0, "hidden": 0.1}, steps=6, batch_size=6),
         ],
-        data=told(folder),
+        data=data_config(folder),
         task="object_detection",
     )
     small = tmp_path_factory.mktemp("results") / "small"  # not among the data
@@ -202,7 +202,7 @@ def test_a_file_outside_of_the_data_is_refused(folder, tmp_path_factory, way):
     row = {"file_name": name, "objects": {"bbox": [[1, 1, 8, 8]], "category": ["dark"]}}
     (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(UsageError, match=r"row 1 of .*metadata\.jsonl names '.*0?.png', which lies outside of"):
-        load_examples(told(folder))
+        load_examples(data_config(folder))
 
 
 def test_a_metadata_file_in_a_split_may_name_files_beside_it_in_the_folder(folder):
@@ -210,10 +210,10 @@ def test_a_metadata_file_in_a_split_may_name_files_beside_it_in_the_folder(folde
     text = (folder / "metadata.jsonl").read_text().replace('"file_name": "', '"file_name": "../')
     (folder / "metadata.jsonl").unlink()
     (folder / "train" / "metadata.jsonl").write_text(text)
-    assert len(load_examples(told(folder)).train) == 18
+    assert len(load_examples(data_config(folder)).train) == 18
 
 
 def test_metadata_without_file_names_is_refused(folder):
     (folder / "metadata.jsonl").write_text(json.dumps({"image": "0.png", "objects": {}}) + "\n")
     with pytest.raises(UsageError, match="no column 'file_name'"):
-        load_examples(told(folder))
+        load_examples(data_config(folder))

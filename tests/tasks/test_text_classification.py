@@ -18,9 +18,9 @@ def test_labels_by_name_and_by_number(classifier_folder, tokenizer, tmp_path, la
     model = BertForSequenceClassification.from_pretrained(classifier_folder).eval()
     data = TextClassification().prepare(write(tmp_path, labels), tokenizer, model.config)
     assert data.train["labels"][:4] == [0, 1, 0, 1]
-    found = TextClassification().evaluate(model, data).scores()
-    assert 0 <= found["accuracy"] <= 1
-    assert set(found) == {"accuracy", "f1_macro"}
+    scores = TextClassification().evaluate(model, data).scores()
+    assert 0 <= scores["accuracy"] <= 1
+    assert set(scores) == {"accuracy", "f1_macro"}
 
 
 def test_accuracy_is_the_share_of_agreement(classifier_folder, tokenizer, tmp_path):

@@ -70,10 +70,10 @@ def test_padding_has_no_say(name):
         student["features"][0, 3:] += 100
         for states in student["hidden_states"]:
             states[0, 3:] += 100
-        for seen in student["attentions"]:
-            for part in seen[:3]:
+        for layer in student["attentions"]:
+            for part in layer[:3]:
                 part[0, :, 3:] += 100
-            seen.weights[0, :, 3:] = 1
+            layer.weights[0, :, 3:] = 1
     assert torch.equal(before, LOSSES[name].compute(student, teacher, LossSettings(1.0)))
 
 
@@ -123,8 +123,8 @@ def test_pairs_and_projections_are_used():
     student = tuple(torch.full((1, 2, 4), float(i)) for i in range(3))
     teacher = tuple(torch.full((1, 2, 4), float(i + 1)) for i in range(5))
     mask = torch.ones(1, 2)
-    found = hidden(student, teacher, mask, [(0, 0), (2, 1)])
-    assert found == pytest.approx((1.0 + 0.0) / 2)
+    value = hidden(student, teacher, mask, [(0, 0), (2, 1)])
+    assert value == pytest.approx((1.0 + 0.0) / 2)
     wide = tuple(torch.cat([t, t], -1) for t in teacher)
     double = torch.nn.Linear(4, 8, bias=False)
     double.weight.data = torch.eye(4).repeat(2, 1)
