@@ -38,7 +38,7 @@ WORDS = ("found", "told", "seen", "wanted")
 VAGUE = {*WORDS, "here", "there", "one", "other"}
 WORDS_PER_1000_LINES = 0.1
 ANY = 755
-VAGUE_NAMES = 3
+VAGUE_NAMES = 2
 
 
 def assert_as_listed(present, listed, limit=0, slack=0):

@@ -222,7 +222,7 @@ def test_a_run_that_was_stopped_goes_on_after_the_last_finished_stage(bert_folde
 
 def test_what_a_distillation_cannot_do_is_said_before_anything_is_cut(bert_folder, tmp_path):
     steps = [StructuredPruning(keep={"ffn": 0.5}), Distillation(steps=1, losses={"kl": 1.0})]
-    with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'embedding' gives no logits"):
+    with pytest.raises(UsageError, match=r"distil\.losses\.kl: task 'embedding' has no logits"):
         compress(str(bert_folder), steps, data=TEXTS, task="embedding", work=tmp_path)
     assert not list(tmp_path.iterdir())
 
