@@ -43,8 +43,10 @@ def with_adapter(base, folder, size=1e-3, rows=None, **changes):
     model = AutoModelForCausalLM.from_pretrained(base)
     if rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
-    told = peft.LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **changes})
-    learner = peft.get_peft_model(model, told).eval()
+    settings = peft.LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **changes}
+    )
+    learner = peft.get_peft_model(model, settings).eval()
     with torch.no_grad():
         for name, parameter in learner.named_parameters():
             if "lora_B" in name or "lora_embedding_A" in name or "trainable_tokens_delta" in name:
@@ -87,11 +89,11 @@ def test_quantize_packs_an_adapter_with_its_base_once(bases, base, tmp_path):
         for name, weight in exact(learner).items():
             assert torch.equal(whole.get_parameter(f"{name}.weight"), weight.bfloat16()), name
     recipe = BitsAndBytesQuantization()
-    wanted = recipe.carry_out(StageState(whole, None)).model
+    expected = recipe.carry_out(StageState(whole, None)).model
     quantize_checkpoint(str(tmp_path / "adapter"), tmp_path / "small")
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     for name in plain_linear_layers(whole, recipe.modules_to_not_convert(whole)):
-        one, other = (dequantized_weight(model.get_submodule(name)) for model in (wanted, small))
+        one, other = (dequantized_weight(model.get_submodule(name)) for model in (expected, small))
         assert torch.equal(one, other), name
 
 
@@ -153,10 +155,10 @@ def test_an_adapter_for_transposed_layers_is_merged(tmp_path):
 )
 def test_adapters_that_cannot_be_merged_are_refused_before_weights_are_read(bases, change, message, tmp_path):
     with_adapter(bases / "plain", tmp_path, target_modules=["q_proj", "embed_tokens"])
-    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    settings = json.loads((tmp_path / "adapter_config.json").read_text())
     if "peft_type" in change:
-        told = {key: told[key] for key in ("task_type", "base_model_name_or_path")}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told | change))
+        settings = {key: settings[key] for key in ("task_type", "base_model_name_or_path")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings | change))
     with pytest.raises(UsageError, match=message):
         load_config(resolve(str(tmp_path)))
 
@@ -167,9 +169,9 @@ def test_an_adapter_on_weights_that_cannot_be_unpacked_is_refused(bases, tmp_pat
     (tmp_path / "gptq").mkdir()
     quantization = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (tmp_path / "gptq" / "config.json").write_text(json.dumps(config | quantization))
-    told = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    told["base_model_name_or_path"] = str(tmp_path / "gptq")
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(told))
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = str(tmp_path / "gptq")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UsageError, match="gptq has quantized, which cannot be dequantized"):
         load_config(resolve(str(tmp_path / "adapter")))
 

@@ -121,14 +121,14 @@ def test_what_is_cut_works_on(model_type, auto_class, tmp_path):
     if model.config.get_text_config().tie_word_embeddings:
         assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     inputs = example_inputs(model)
-    wanted = outputs_of(model, inputs)
+    expected = outputs_of(model, inputs)
     for kind in ("eager", "sdpa"):
         model.set_attn_implementation(kind)
-        assert difference(wanted, outputs_of(model, inputs)) < 1e-4
+        assert difference(expected, outputs_of(model, inputs)) < 1e-4
     text = {k: v for k, v in inputs.items() if not k.startswith("decoder")}
     start = {"decoder_start_token_id": 0} if model.config.is_encoder_decoder else {}
-    found = model.generate(**text, **start, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert found.max() < model.config.get_text_config().vocab_size
+    generated = model.generate(**text, **start, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert generated.max() < model.config.get_text_config().vocab_size
     model.save_pretrained(tmp_path)
     again = auto_class.from_pretrained(tmp_path).eval()
     assert difference(outputs_of(model, inputs), outputs_of(again, inputs)) == 0
@@ -149,8 +149,8 @@ def test_what_is_cut_compiles(model_type):
             model = cut(model, axis, _pattern(axis, model))
             config = model.config
     inputs = example_inputs(model)
-    wanted = outputs_of(model, inputs)
+    expected = outputs_of(model, inputs)
     compiled = torch.compile(model, backend="aot_eager")
     with torch.no_grad():
-        found = compiled(**inputs, **no_cache(model))
-    assert difference(wanted[:1], [found[0]]) < 1e-4
+        generated = compiled(**inputs, **no_cache(model))
+    assert difference(expected[:1], [generated[0]]) < 1e-4

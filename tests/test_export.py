@@ -30,8 +30,8 @@ def test_exported_is_the_model(kind, request, tmp_path):
         )
         net.save_pretrained(tmp_path / "model")
     folder = tmp_path / "model" if kind == "images" else request.getfixturevalue(kind)
-    found = export_onnx(str(folder), tmp_path / "onnx")
-    assert found.difference < TOLERANCE and found.bytes > 1000
+    exported = export_onnx(str(folder), tmp_path / "onnx")
+    assert exported.difference < TOLERANCE and exported.bytes > 1000
     assert (tmp_path / "onnx" / "model.onnx").is_file() and (tmp_path / "onnx" / "config.json").is_file()
     assert kind == "images" or (tmp_path / "onnx" / "tokenizer.json").is_file()
     assert str(tmp_path) not in (tmp_path / "onnx" / "config.json").read_text()

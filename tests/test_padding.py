@@ -62,9 +62,9 @@ def test_a_decoder_classifier_is_compressed_in_batches_and_its_result_names_the_
     model = llama()
     assert model.config.pad_token_id is None
     rows = datasets.Dataset.from_dict({"text": TEXTS, "label": ["negative", "positive"] * (len(TEXTS) // 2)})
-    told = model if live else str(saved(tmp_path / "model", model, bare))
+    source = model if live else str(saved(tmp_path / "model", model, bare))
     made = compress(
-        told, [StructuredPruning(keep={"ffn": 0.5})],
+        source, [StructuredPruning(keep={"ffn": 0.5})],
         data=(rows, DataConfig(train="rows", label="label")), processor=bare if live else None,
         task="text_classification",
     )  # fmt: skip

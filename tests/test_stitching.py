@@ -41,9 +41,9 @@ def vit(width=32, seed=0, **changes):
 def data():
     draw = torch.Generator().manual_seed(0)
     rows = {"pixel_values": torch.randn(160, 3, 8, 8, generator=draw).numpy(), "labels": [i % 5 for i in range(160)]}
-    found = datasets.Dataset.from_dict(rows)
-    told = Examples(found, found, DataConfig(train="x", calibration=160), "")
-    return TaskData(ImageClassification(), None, found, found, default_data_collator, told)
+    dataset = datasets.Dataset.from_dict(rows)
+    examples = Examples(dataset, dataset, DataConfig(train="x", calibration=160), "")
+    return TaskData(ImageClassification(), None, dataset, dataset, default_data_collator, examples)
 
 
 SEAM = StitchPoint("classifier", "classifier")
@@ -64,26 +64,26 @@ def test_the_same_body_needs_no_bridge(data):
     torch.testing.assert_close(logits(new, data), logits(old, data), rtol=1e-2, atol=1e-2)
 
 
-def test_a_folded_bridge_is_the_head_over_the_bridge(data):
+def test_a_merged_stitching_layer_is_the_head_behind_it(data):
     old, new = vit(), vit(16, seed=1)
     stitching = fit_stitching_layer(old, new, SEAM, data)
     assert stitching.explained < 1
     merge_(old.classifier, new.classifier, stitching)
     batch = next(data.batches(data.train, 8))
-    with torch.no_grad(), read_by(new.classifier) as seen:
-        found = data.task.signals(new, batch)["logits"]
-    wanted = old.classifier(seen[0] @ stitching.fit.move + stitching.fit.shift)
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    with torch.no_grad(), read_by(new.classifier) as features:
+        logits = data.task.signals(new, batch)["logits"]
+    expected = old.classifier(features[0] @ stitching.fit.move + stitching.fit.shift)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_it_folds_into_a_convolution(kernel):
+def test_it_merges_into_a_convolution(kernel):
     old, new = nn.Conv2d(6, 4, kernel, padding=kernel // 2), nn.Conv2d(3, 4, kernel, padding=kernel // 2)
     move = torch.randn(3, 6)
     merge_(old, new, StitchingLayer(Fit(move, torch.zeros(6), 0.0), 1.0))
     x = torch.randn(2, 3, 5, 5)
-    wanted = old(torch.einsum("bchw,cd->bdhw", x, move))
-    torch.testing.assert_close(new(x), wanted, rtol=1e-4, atol=1e-4)
+    expected = old(torch.einsum("bchw,cd->bdhw", x, move))
+    torch.testing.assert_close(new(x), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_reused_head_learns_its_bridge_only_and_folds_into_a_plain_one(data):
@@ -91,9 +91,11 @@ def test_a_reused_head_learns_its_bridge_only_and_folds_into_a_plain_one(data):
     reuse_(old, new, SEAM, data)
     assert sorted(p.shape for p in new.classifier.parameters()) == [(32,), (32, 16)]
     batch = next(data.batches(data.train, 8))
-    with read_by(new.classifier) as seen:
+    with read_by(new.classifier) as features:
         loss = data.task.signals(new, batch)["loss"]
-    torch.testing.assert_close(new.classifier(seen[0]), old.classifier(stitched_features(new.classifier, seen[0])))
+    torch.testing.assert_close(
+        new.classifier(features[0]), old.classifier(stitched_features(new.classifier, features[0]))
+    )
     loss.backward()
     before = logits(new, data)
     remove_stitching_(new.classifier)

@@ -101,16 +101,16 @@ def tokenizer_of(words, style):
 
 @pytest.mark.parametrize("style", ["##", "\u2581"])
 def test_a_table_for_other_tokens_takes_rows_of_the_same_strings_and_of_pieces(style):
-    own, wanted = tokenizer_of(["cat", "do"], "##"), tokenizer_of(["cat", "dog"], style)
-    table = torch.randn(len(own), 3)
-    found, shared = embeddings_for(table, own, wanted)
-    here, there = own.get_vocab(), wanted.get_vocab()
+    tokenizer, new_tokenizer = tokenizer_of(["cat", "do"], "##"), tokenizer_of(["cat", "dog"], style)
+    table = torch.randn(len(tokenizer), 3)
+    embeddings, shared = embeddings_for(table, tokenizer, new_tokenizer)
+    rows, new_rows = tokenizer.get_vocab(), new_tokenizer.get_vocab()
     begins = "" if style == "##" else "\u2581"
-    assert found.shape == (len(wanted), 3)
-    assert torch.equal(found[there[f"{begins}cat"]], table[here["cat"]])
-    assert torch.equal(found[wanted.pad_token_id], table[own.pad_token_id])
-    torch.testing.assert_close(found[there[f"{begins}dog"]], table[[here["do"], here["##g"]]].mean(0))
-    assert shared == pytest.approx(1 - 1 / len(wanted))
+    assert embeddings.shape == (len(new_tokenizer), 3)
+    assert torch.equal(embeddings[new_rows[f"{begins}cat"]], table[rows["cat"]])
+    assert torch.equal(embeddings[new_tokenizer.pad_token_id], table[tokenizer.pad_token_id])
+    torch.testing.assert_close(embeddings[new_rows[f"{begins}dog"]], table[[rows["do"], rows["##g"]]].mean(0))
+    assert shared == pytest.approx(1 - 1 / len(new_tokenizer))
 
 
 @torch.no_grad()

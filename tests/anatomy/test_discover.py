@@ -21,10 +21,10 @@ def anatomy_of(model_type):
 
 
 def test_bert_axes_and_sizes():
-    found, _config = anatomy_of("bert")
-    sizes = {axis.name: axis.size for axis in found.axes}
+    anatomy, _config = anatomy_of("bert")
+    sizes = {axis.name: axis.size for axis in anatomy.axes}
     assert sizes == {"vocabulary": 99, "hidden": 32, "layers": 12, "heads": 4, "ffn": 24}
-    ffn = found.named("ffn")[0]
+    ffn = anatomy.named("ffn")[0]
     assert [s.name for s in ffn.in_group("encoder.layer.0")] == [
         "encoder.layer.0.intermediate.dense.weight",
         "encoder.layer.0.intermediate.dense.bias",
@@ -68,9 +68,9 @@ def test_fused_query_key_and_value_are_seen_as_parts():
 
 
 def test_gpt2_width_is_found_though_its_field_is_none():
-    found, config = anatomy_of("gpt2")
+    anatomy, config = anatomy_of("gpt2")
     assert config.n_inner is None
-    assert found.named("ffn")[0].size == 4 * config.n_embd
+    assert anatomy.named("ffn")[0].size == 4 * config.n_embd
 
 
 @pytest.mark.parametrize("model_type", ["gpt_bigcode", "idefics2", "gemma4_text"])

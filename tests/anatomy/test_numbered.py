@@ -172,8 +172,8 @@ def whisper(**settings) -> WhisperForConditionalGeneration:
 def words_of(model):
     """Generate with word timestamps."""
     features = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
-    told = {"language": "en", "task": "transcribe", "return_token_timestamps": True, "max_new_tokens": 3}
-    return model.generate(features, attention_mask=torch.ones(1, 32, dtype=torch.long), **told)
+    options = {"language": "en", "task": "transcribe", "return_token_timestamps": True, "max_new_tokens": 3}
+    return model.generate(features, attention_mask=torch.ones(1, 32, dtype=torch.long), **options)
 
 
 def test_alignment_heads_go_with_their_layers():
@@ -202,10 +202,10 @@ def test_languages_and_tasks_get_their_new_numbers():
     assert settings.task_to_id == {"transcribe": rows.index(44), "translate": rows.index(43)}
     assert settings.suppress_tokens == [5] and smaller.config.begin_suppress_tokens == [6, 7]
     features = torch.randn(1, 8, 32, generator=torch.Generator().manual_seed(0))
-    told = {"task": "transcribe", "max_new_tokens": 3, "attention_mask": torch.ones(1, 32, dtype=torch.long)}
-    assert int(smaller.generate(features, language="en", **told).max()) < len(rows)
+    options = {"task": "transcribe", "max_new_tokens": 3, "attention_mask": torch.ones(1, 32, dtype=torch.long)}
+    assert int(smaller.generate(features, language="en", **options).max()) < len(rows)
     with pytest.raises(ValueError, match=r"<\|de\|> is not supported by this specific model"):
-        smaller.generate(features, language="de", **told)
+        smaller.generate(features, language="de", **options)
 
 
 def test_alignment_heads_do_not_outlive_a_cut_of_heads():

@@ -133,8 +133,8 @@ def test_labels_that_are_counted_and_not_named_are_as_many_afterwards(to):
 def test_every_text_preset_reads_the_same_tokens(name):
     config = bert_config(hidden_size=1024, num_attention_heads=16, vocab_size=500, num_labels=3, id2label=NAMES)
     target = resolve_swap(config, BertForSequenceClassification, name, {}, None, None)
-    found = target.config
-    assert (found.vocab_size, found.max_position_embeddings, found.id2label) == (500, 64, NAMES)
+    new = target.config
+    assert (new.vocab_size, new.max_position_embeddings, new.id2label) == (500, 64, NAMES)
     assert [point.new for point in target.stitch_points] == ["classifier"]
 
 
@@ -179,8 +179,8 @@ def test_the_swapped_model_learns_features_and_logits_with_the_head_reused(learn
 )
 def test_training_goes_on_from_a_checkpoint(learned, images, losses, tmp_path):
     data = replace(images, teacher=learned)
-    told = {"steps": 4, "batch_size": 24, "checkpoint_every": 2, "learning_rate": 1e-3}
-    recipe = Distillation(losses=losses, **told)
+    settings = {"steps": 4, "batch_size": 24, "checkpoint_every": 2, "learning_rate": 1e-3}
+    recipe = Distillation(losses=losses, **settings)
     whole, _ = train_student(recipe, learned, data, work=tmp_path)
     shutil.rmtree(tmp_path / "checkpoint-4")
     again, _ = train_student(recipe, learned, data, work=tmp_path, resume=True)
@@ -202,7 +202,7 @@ def test_a_pretrained_folder_brings_its_weights(images, tmp_path):
     compact = randomize_weights_(MobileNetV2ForImageClassification(config), 5)
     compact.save_pretrained(tmp_path / "compact")
     swap = BackboneSwap(to=str(tmp_path / "compact"))
-    assert swap.model_dump()["to"] == "compact", "no path of this machine is told"
+    assert swap.model_dump()["to"] == "compact", "no path of this machine is in it"
     new = swapped(swap, vit(), images)
     own, given = new.mobilenet_v2.state_dict(), compact.mobilenet_v2.state_dict()
     assert all(torch.equal(own[n], given[n]) for n in own if "running" not in n and "num_batches" not in n)
@@ -259,8 +259,8 @@ def test_an_encoder_becomes_a_narrower_one_whose_tokens_lie_as_they_did(tokenize
     new = swapped(BackboneSwap(to="bert_tiny", config={"hidden_size": 32, "intermediate_size": 64}), model, data)
     old, own = (m.bert.embeddings.word_embeddings.weight.detach() for m in (model, new))
     assert own.shape == (200, 32)
-    near, wanted = (torch.cdist(t, t) for t in (own, old))
-    assert torch.corrcoef(torch.stack([near.flatten(), wanted.flatten()]))[0, 1] > 0.8
+    distances, expected = (torch.cdist(t, t) for t in (own, old))
+    assert torch.corrcoef(torch.stack([distances.flatten(), expected.flatten()]))[0, 1] > 0.8
 
 
 def test_a_head_of_another_kind_is_bridged_at_its_last_map(tokenizer, tmp_path):
@@ -367,8 +367,8 @@ def resnet_backbone(kind="resnet", stages=STAGES, **changes):
 
 
 def dpt(readout):
-    told = {"backbone_config": {"model_type": "dinov2", **DINO}, "is_hybrid": False, "readout_type": readout}
-    return "dpt", "DPTForDepthEstimation", {**told, **NECK, "image_size": 56}, "dinov2", {**TOKENS, "hidden_size": 16}
+    values = {"backbone_config": {"model_type": "dinov2", **DINO}, "is_hybrid": False, "readout_type": readout}
+    return "dpt", "DPTForDepthEstimation", {**values, **NECK, "image_size": 56}, "dinov2", {**TOKENS, "hidden_size": 16}
 
 
 PARTS = [
@@ -401,16 +401,16 @@ PARTS = [
 ]  # fmt: skip
 
 
-def with_part(kind, model_class, told):
-    config = AutoConfig.for_model(kind, **told)
+def with_part(kind, model_class, values):
+    config = AutoConfig.for_model(kind, **values)
     model = randomize_weights_(getattr(transformers, model_class)(config), 1).eval()
-    pixels = torch.randn(16, 3, *[56 if "patch_size" in told else 64] * 2, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(16, 3, *[56 if "patch_size" in values else 64] * 2, generator=torch.Generator().manual_seed(0))
     return model, of_rows(ImageClassification(), {"pixel_values": pixels.numpy()})
 
 
-@pytest.mark.parametrize(("kind", "model_class", "told", "to", "config"), PARTS, ids=lambda each: str(each)[:24])
-def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_class, told, to, config, tmp_path):
-    model, data = with_part(kind, model_class, told)
+@pytest.mark.parametrize(("kind", "model_class", "values", "to", "config"), PARTS, ids=lambda each: str(each)[:24])
+def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_class, values, to, config, tmp_path):
+    model, data = with_part(kind, model_class, values)
     recipe = BackboneSwap(to=to, config=config)
     target = resolve_swap(model.config, type(model), to, config, None, None)
     assert target.stitch_points and target.config.backbone_config.model_type == to
@@ -426,8 +426,8 @@ def test_what_holds_a_backbone_has_it_exchanged_and_keeps_the_rest(kind, model_c
 
 
 def test_what_bends_the_features_before_it_reads_them_cannot_be_bridged():
-    kind, model_class, told, to, config = dpt("project")
-    model, data = with_part(kind, model_class, told)
+    kind, model_class, values, to, config = dpt("project")
+    model, data = with_part(kind, model_class, values)
     with pytest.raises(UsageError, match=r"readout_projects\.0\.0 \(Linear\) changes with the backbone"):
         BackboneSwap(to=to, config=config).plan(StageState(model, data))
 
@@ -462,7 +462,7 @@ def test_one_tower_is_exchanged_alone(images):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("settings", "message"),
     [
         ({"to": "mobilenet_v2_0.5x"}, r"no preset is called 'mobilenet_v2_0.5x'.*Did you mean 'mobilenet_v2_0.5'"),
         ({"to": "efficientnet_b7"}, r"expected a model of fewer than [\d,]+ parameters, got [\d,]+"),
@@ -474,10 +474,10 @@ def test_one_tower_is_exchanged_alone(images):
         ({}, r"expected `to`"),
     ],
 )
-def test_what_cannot_work_is_said_before_any_weights(told, message):
+def test_what_cannot_work_is_said_before_any_weights(settings, message):
     spec = ModelSpec(config=vit().config, model_class=ViTForImageClassification)
     with pytest.raises(UsageError, match=message):
-        BackboneSwap(**told).dry_run(spec)
+        BackboneSwap(**settings).dry_run(spec)
 
 
 def test_embeddings_of_another_width_are_refused(bert_folder, tokenizer):
@@ -509,12 +509,12 @@ def test_models_side_by_side_see_images_of_the_same_size():
     model = ResNetForImageClassification(ResNetConfig(**SMALL_RESNET)).eval()
     small = copy.deepcopy(model)
     small.config.image_size = 64
-    found = measure({"dense": model, "small": small}, batches=())
-    assert found["dense"].flops == found["small"].flops
-    seen = []
-    model.register_forward_pre_hook(lambda _, __, given: seen.append(given["pixel_values"].shape), with_kwargs=True)
+    figures = measure({"dense": model, "small": small}, batches=())
+    assert figures["dense"].flops == figures["small"].flops
+    shapes = []
+    model.register_forward_pre_hook(lambda _, __, inputs: shapes.append(inputs["pixel_values"].shape), with_kwargs=True)
     latency({"dense": model, "small": small}, batch=1, seconds=0.01)
-    assert {*seen} == {(1, 3, 64, 64)}
+    assert {*shapes} == {(1, 3, 64, 64)}
 
 
 def test_hidden_states_of_a_convolutional_student_are_refused(images):
@@ -526,13 +526,13 @@ def test_hidden_states_of_a_convolutional_student_are_refused(images):
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [{"lora": {}, "losses": {"features": 1.0}}, {"cache": {"folder": "x"}, "augment": {}}],
     ids=["lora", "cache"],
 )
-def test_training_that_cannot_go_together_is_refused(told):
+def test_training_that_cannot_go_together_is_refused(settings):
     with pytest.raises(ValueError, match="leave out"):
-        Distillation(**told)
+        Distillation(**settings)
 
 
 def other_tokenizer(words):
@@ -559,8 +559,8 @@ def test_a_pretrained_encoder_of_other_tokens_learns_yours(tokenizer, tmp_path):
     given = BertForSequenceClassification.from_pretrained(small).bert
     own = new.bert.embeddings.word_embeddings.weight
     assert own.shape == (200, 32)
-    wanted = given.embeddings.word_embeddings.weight[theirs.get_vocab()["dog"]]
-    assert torch.equal(own[tokenizer.get_vocab()["dog"]], wanted)
+    expected = given.embeddings.word_embeddings.weight[theirs.get_vocab()["dog"]]
+    assert torch.equal(own[tokenizer.get_vocab()["dog"]], expected)
     assert torch.equal(new.bert.encoder.layer[1].output.dense.weight, given.encoder.layer[1].output.dense.weight)
     saved(tmp_path / "far", given, other_tokenizer(["\u0434\u043e\u043c", "\u043a\u043e\u0442"]))
     with pytest.raises(UsageError, match=r"shares [\d.]+% of the tokens of yours"):

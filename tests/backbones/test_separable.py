@@ -80,8 +80,8 @@ def test_sizes_are_exact_the_original_stays_and_errors_are_told(images):
     assert flops(after.config, type(model)) < flops(model.config, type(model))
     assert all(torch.equal(tensor, kept[name]) for name, tensor in model.state_dict().items())
     assert custom_modules_of(model.config) is None
-    told = [note for note in plan.notes if "variance lost" in note]
-    assert len(told) == len(plan.custom_modules.separable)
+    notes = [note for note in plan.notes if "variance lost" in note]
+    assert len(notes) == len(plan.custom_modules.separable)
     assert Plan.model_validate_json(plan.model_dump_json()) == plan
     again = recipe.apply(StageState(model, images), plan).model  # nothing remembered
     assert all(torch.equal(one, other) for one, other in zip(new.parameters(), again.parameters(), strict=True))
@@ -121,8 +121,8 @@ def test_fitting_to_data_beats_factors_of_the_weights_alone(images):
         made.pointwise.weight.data = (u[..., 0] * s[:, :1]).T.reshape(made.pointwise.weight.shape)
         plain.set_submodule(name, made)
     inputs = {"pixel_values": torch.tensor(images.train["pixel_values"][:])}
-    wanted = outputs_of(model, inputs)[-1]
-    ours, theirs = (float((outputs_of(m, inputs)[-1] - wanted).square().mean()) for m in (new, plain.eval()))
+    expected = outputs_of(model, inputs)[-1]
+    ours, theirs = (float((outputs_of(m, inputs)[-1] - expected).square().mean()) for m in (new, plain.eval()))
     assert ours < theirs / 2
 
 

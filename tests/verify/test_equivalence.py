@@ -71,8 +71,8 @@ def test_any_share_of_heads_is_proved(heads, groups):
     )
     for axis in discover(config, LlamaForCausalLM).axes:
         if axis.size > 1:
-            found = verify_cut(config, LlamaForCausalLM, axis)
-            assert found.holds, found.reason
+            verification = verify_cut(config, LlamaForCausalLM, axis)
+            assert verification.holds, verification.reason
 
 
 @pytest.mark.parametrize("model_type", ["bert", "bart", "gpt2", "bloom", "clip", "opt", "deberta-v2", "xlm"])
@@ -82,8 +82,8 @@ def test_hidden_width_that_sizes_heads_is_proved_with_the_inside_of_each_attenti
     model_class = AutoModel._model_mapping[type(config)]
     for axis in discover(config, model_class).named("hidden"):
         assert axis.size_multiple > 1 and len(axis.groups) > 1
-        found = verify_cut(config, model_class, axis)
-        assert found.holds, found.reason
+        verification = verify_cut(config, model_class, axis)
+        assert verification.holds, verification.reason
 
 
 @pytest.mark.parametrize("model_class", [Gemma3ForCausalLM, GemmaForCausalLM, BioGptForCausalLM])
@@ -92,8 +92,8 @@ def test_scaled_embeddings_keep_their_size_and_tied_heads_theirs(model_class):
     config = AutoConfig.for_model(model_class.config_class.model_type)
     assert config.tie_word_embeddings
     (axis,) = discover(config, model_class).named("hidden")
-    found = verify_cut(config, model_class, axis)
-    assert found.holds, found.reason
+    verification = verify_cut(config, model_class, axis)
+    assert verification.holds, verification.reason
     assert {slot.power for slot in axis.slots} >= {-0.5, 0.5}
 
 
@@ -213,9 +213,9 @@ def test_a_dead_axis_has_no_power():
     for layer in model.encoder.layer:
         layer.output.dense.weight.data.zero_()
     axis = discover(config, BertModel).named("ffn")[0]
-    found = compare(model, axis, equivalence._pattern(axis, model))
-    assert not found.holds
-    assert "could not detect a wrong cut" in found.reason
+    verification = compare(model, axis, equivalence._pattern(axis, model))
+    assert not verification.holds
+    assert "could not detect a wrong cut" in verification.reason
 
 
 def test_the_very_pattern_that_will_be_cut_is_proved():
@@ -289,8 +289,11 @@ def test_a_cut_that_does_not_run_as_a_whole_is_not_excused_by_a_part(monkeypatch
     broken = torch.nn.Linear(7, 7)
     monkeypatch.setattr(comparison, "cut", lambda *_: smaller)
     smaller.language_model.layers[0].mlp.up_proj = broken
-    found = compare(model, axis, equivalence._pattern(axis, model))
-    assert not found.holds and "the cut model cannot be run: RuntimeError: mat1 and mat2 shapes" in found.reason
+    verification = compare(model, axis, equivalence._pattern(axis, model))
+    assert (
+        not verification.holds
+        and "the cut model cannot be run: RuntimeError: mat1 and mat2 shapes" in verification.reason
+    )
 
 
 def test_rows_of_the_vocabulary_go_and_tokens_that_are_named_stay():
@@ -303,8 +306,8 @@ def test_rows_of_the_vocabulary_go_and_tokens_that_are_named_stay():
     assert smaller.generation_config.eos_token_id == 1
     new = torch.tensor([[0, 3, 5, 2]])
     with torch.no_grad():
-        wanted = model(torch.tensor(rows)[new]).logits[..., rows]
-        torch.testing.assert_close(smaller(new).logits, wanted, rtol=1e-4, atol=1e-4)
+        expected = model(torch.tensor(rows)[new]).logits[..., rows]
+        torch.testing.assert_close(smaller(new).logits, expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="pad_token_id 50 is not among the 5 rows"):
         cut(model, axis, {axis.groups[0]: [1, 2, 7, 20, 98]})
 
