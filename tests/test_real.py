@@ -68,12 +68,12 @@ def test_the_quickstarts_folders_open_as_sentence_transformers(quickstart):
 
     texts = ["A dog runs through the garden.", "The cat sleeps."]
     for name in ("main", "nf4"):
-        found = SentenceTransformer(str(quickstart / name), device="cpu")
+        loaded = SentenceTransformer(str(quickstart / name), device="cpu")
         report = read_report(quickstart / name)
         if name == "main":
-            assert sum(p.numel() for p in found.parameters()) == report.after.parameters
+            assert sum(p.numel() for p in loaded.parameters()) == report.after.parameters
             assert AutoModel.from_pretrained(quickstart / name).num_parameters() == report.after.parameters
-        assert np.allclose(np.linalg.norm(found.encode(texts), axis=1), 1, atol=1e-3)
+        assert np.allclose(np.linalg.norm(loaded.encode(texts), axis=1), 1, atol=1e-3)
 
 
 @pytest.mark.parametrize(

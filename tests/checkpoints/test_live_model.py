@@ -43,13 +43,13 @@ def quick(monkeypatch):
 )
 def test_a_wrapped_model_is_the_one_inside(wrapped, bert_folder, tokenizer, quick):
     model = tuned(bert_folder)
-    seen = []
+    evaluated = []
     made = compress(
         wrapped(model), [PRUNE], data=TEXTS, task="embedding", processor=tokenizer,
-        evaluate=lambda net: seen.append(net) or {"size": 1.0},
+        evaluate=lambda net: evaluated.append(net) or {"size": 1.0},
     )  # fmt: skip
     assert torch.equal(made.model.embeddings.word_embeddings.weight, model.embeddings.word_embeddings.weight)
-    assert model in seen
+    assert model in evaluated
     assert model.training and all(module.training for module in model.modules())
 
 

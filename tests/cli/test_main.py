@@ -84,7 +84,7 @@ def test_inspect_lists_the_axes(bert_folder):
 def test_swap_lists_at_the_size_of_the_images_that_the_processor_makes(tmp_path, monkeypatch):
     sizes = []
 
-    def candidates(config, model_class, *, pixels, **told):
+    def candidates(config, model_class, *, pixels, **options):
         sizes.append(pixels)
         taken = Latency(batch=1, length=None, threads=1, rounds=2, p50_ms=1.0, p90_ms=1.0, pixels=pixels)
         return [Candidate("", 10, 10, taken, ())]

@@ -26,14 +26,14 @@ def commands():
 
 @pytest.mark.parametrize("command", [name for name, _ in commands()])
 def test_help_shows_every_bracket(command):
-    found = words(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output)
-    told = dict(commands())[command]
-    assert words(told.help) in found
-    for parameter in told.params:
+    printed = words(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output)
+    subject = dict(commands())[command]
+    assert words(subject.help) in printed
+    for parameter in subject.params:
         text = getattr(parameter, "help", None) or ""
         for mark, names in LISTS.items():
             text = text.replace(mark, ", ".join(names()))
-        assert words(text) in found
+        assert words(text) in printed
 
 
 def test_the_helps_that_have_brackets_are_in_the_test_above():
@@ -69,9 +69,9 @@ def test_what_steers_a_terminal_is_written_as_an_escape(capsys):
 
 
 def test_the_version_is_said():
-    found = CliRunner().invoke(app, ["--version"])
-    assert found.exit_code == 0
-    assert re.fullmatch(r"hf-pe \d+\.\d+\.\d+\S*\n", found.output)
+    printed = CliRunner().invoke(app, ["--version"])
+    assert printed.exit_code == 0
+    assert re.fullmatch(r"hf-pe \d+\.\d+\.\d+\S*\n", printed.output)
 
 
 def test_a_fault_of_the_program_says_where_its_traceback_is(capsys, monkeypatch, tmp_path):

@@ -16,10 +16,10 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(tmp_path):
-    found = tmp_path / "model.safetensors"
-    found.write_bytes(b"weights")
-    os.utime(found, (1e9, 1e9))
-    return found
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"weights")
+    os.utime(file, (1e9, 1e9))
+    return file
 
 
 def unread(path):
@@ -73,12 +73,12 @@ def test_the_oldest_hashes_are_forgotten(cache, file, tmp_path, monkeypatch):
 
 def test_tensors_count_by_name_type_shape_and_value():
     tensors = {"a": torch.arange(4.0), "b": torch.tensor(2, dtype=torch.bfloat16)}
-    found = hashes.tensors_sha256(tensors.items())
-    assert hashes.tensors_sha256(reversed(tensors.items())) == found
+    digest = hashes.tensors_sha256(tensors.items())
+    assert hashes.tensors_sha256(reversed(tensors.items())) == digest
     others = [
         {"a": tensors["a"], "c": tensors["b"]},
         {**tensors, "a": tensors["a"].view(2, 2)},
         {**tensors, "a": tensors["a"].view(torch.int32)},
         {**tensors, "a": tensors["a"].flip(0)},
     ]
-    assert all(hashes.tensors_sha256(other.items()) != found for other in others)
+    assert all(hashes.tensors_sha256(other.items()) != digest for other in others)

@@ -46,15 +46,15 @@ def program(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_each_program_has_a_process_of_its_own_that_never_imported_the_package(program):
-    (one, server, *seen), (other, again, *_) = program(), program()
-    assert seen == [False, None]
+    (one, server, *facts), (other, again, *_) = program(), program()
+    assert facts == [False, None]
     assert len({one, other, server, os.getpid()}) == 4 and server == again
 
 
 def test_where_no_process_can_fork_each_program_is_started_by_itself(program, monkeypatch):
     monkeypatch.setattr(fresh, "_can_fork", lambda: False)
-    _, parent, *seen = program(MINE="here")
-    assert parent == os.getpid() and seen == [False, "here"]
+    _, parent, *facts = program(MINE="here")
+    assert parent == os.getpid() and facts == [False, "here"]
 
 
 @pytest.mark.parametrize("forks", [True, False])

@@ -37,11 +37,11 @@ def folder(request, llama_folder, tokenizer, tmp_path):
 def test_from_disk_as_in_memory_and_back(folder, method, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     recipe = BitsAndBytesQuantization(method=method)
-    wanted = recipe.carry_out(StageState(model, None)).model
+    in_memory = recipe.carry_out(StageState(model, None)).model
     quantize_checkpoint(str(folder), tmp_path / "small", recipe)
     small = AutoModelForCausalLM.from_pretrained(tmp_path / "small").eval()
     inputs = example_inputs(model)
-    assert difference(outputs_of(wanted, inputs), outputs_of(small, inputs)) == 0
+    assert difference(outputs_of(in_memory, inputs), outputs_of(small, inputs)) == 0
     assert (tmp_path / "small" / "tokenizer.json").is_file()
     assert small.config.architectures == [type(model).__name__]
 
@@ -52,8 +52,8 @@ def test_from_disk_as_in_memory_and_back(folder, method, tmp_path):
     assert (tmp_path / "plain" / "tokenizer.json").is_file()
     name = "model.layers.0.mlp.up_proj" if hasattr(model, "model") else "transformer.h.0.mlp.c_fc"
     fresh = AutoModelForCausalLM.from_pretrained(tmp_path / "small")  # a pass on a CPU rounds scales to bfloat16
-    weight, told = plain.get_parameter(f"{name}.weight"), dequantized_weight(fresh.get_submodule(name))
-    assert torch.equal(weight, told if weight.shape == told.shape else told.T)
+    weight, expected = plain.get_parameter(f"{name}.weight"), dequantized_weight(fresh.get_submodule(name))
+    assert torch.equal(weight, expected if weight.shape == expected.shape else expected.T)
     close = 0.06 if method == "nf4" else 0.1  # the quantized ones multiply in 16 or 8 bits
     assert difference(outputs_of(plain, inputs), outputs_of(small, inputs)) < close
 
@@ -87,8 +87,8 @@ def test_the_command_line_does_both(llama_folder, tmp_path):
     small, plain = tmp_path / "small", tmp_path / "plain"
     done = CliRunner().invoke(app, ["quantize", str(llama_folder), "--output", str(small), "--method", "fp4"])
     assert done.exit_code == 0, done.output
-    told = json.loads((small / "config.json").read_text())["quantization_config"]
-    assert told["bnb_4bit_quant_type"] == "fp4" and "lm_head" in told["llm_int8_skip_modules"]
+    quantization = json.loads((small / "config.json").read_text())["quantization_config"]
+    assert quantization["bnb_4bit_quant_type"] == "fp4" and "lm_head" in quantization["llm_int8_skip_modules"]
     done = CliRunner().invoke(app, ["dequantize", str(small), "--output", str(plain)])
     assert done.exit_code == 0, done.output
     assert CliRunner().invoke(app, ["dequantize", str(plain), "--output", str(tmp_path / "x")]).exit_code == 2

@@ -44,8 +44,8 @@ def test_weights_on_the_grid_stay_where_they_are():
     codes = torch.randint(0, 16, (8, 128), generator=draw)
     codes[:, ::BLOCK] = 15  # the largest of each block
     weight = levels[codes] * 0.5
-    found, scales = refitted(weight, torch.eye(128), levels, lambda s: s, BLOCK)
-    assert torch.equal(found, codes)
+    refitted_codes, scales = refitted(weight, torch.eye(128), levels, lambda s: s, BLOCK)
+    assert torch.equal(refitted_codes, codes)
     assert torch.allclose(scales, torch.full_like(scales, 0.5))
 
 

@@ -17,18 +17,18 @@ def test_blocks_are_the_members_of_the_outermost_stack():
 
 def watched(model, name, data):
     """Sum of x x^T over all positions that are not padding, all calls counted."""
-    seen = []
+    layer_inputs = []
 
     def keep(module, args, out):
-        seen.append(args[0])
+        layer_inputs.append(args[0])
 
     handle = model.get_submodule(name).register_forward_hook(keep)
     total, count = 0, 0
     with torch.no_grad():
         for batch in data.batches(data.calibration, 8):
-            seen.clear()
+            layer_inputs.clear()
             data.task.signals(model, batch)
-            for each in seen:
+            for each in layer_inputs:
                 rows = each[batch["attention_mask"].bool()] if each.ndim == 3 else each
                 total, count = total + rows.T @ rows, count + len(rows)
     handle.remove()

@@ -197,7 +197,7 @@ def test_what_is_stored_and_computed_in_is_what_was_asked_for(language):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("options", "message"),
     [
         ({"mean_bits": 4.0}, "expected at least 4.13"),
         ({"mean_bits": 16.0}, "less than 16"),
@@ -256,7 +256,7 @@ def test_the_metric_says_what_a_layer_is_worth(language):
     assert difference(before, outputs_of(model, inputs)) == 0
 
 
-@pytest.mark.parametrize("told", [{"mean_bits": 6.0}, {"refit": "gptq"}, {"max_kl": 0.1}])
+@pytest.mark.parametrize("options", [{"mean_bits": 6.0}, {"refit": "gptq"}, {"max_kl": 0.1}])
 def test_without_calibration_rows_it_is_refused(options, language):
     model, _ = language
     with pytest.raises(UsageError, match="calibration rows"):
