@@ -52,7 +52,7 @@ class Layout:
         return self._parts(torch.arange(size), size)[number].flatten()
 
     def positions_by_copy(self, size: int) -> list[torch.Tensor]:
-        """Return one index tensor [units] for each position that a unit has: where that one lies, unit after unit."""
+        """Return one index tensor [units] for each position that a unit has: that position of all units, in order."""
         return list(torch.cat(self._parts(torch.arange(size), size), dim=1).T)
 
     def by_unit(self, tensor: torch.Tensor, size: int) -> torch.Tensor:
@@ -79,7 +79,7 @@ class Slot:
         name: parameter or buffer name in the state dict.
         dim: the dimension that holds the units; None where whole tensors come and go (depth).
         group: the block whose units it shares ("encoder.layer.0"), or the stack of blocks for depth.
-        consumes: True where the units are the input of a linear map (what refit may rewrite).
+        consumes: True where the units are the input of a linear layer (whose weights a refit may change).
         layout: how the units lie in `dim`.
         entry: where one tensor holds many blocks (experts), the index of this one; `dim` then counts within it.
         subgroups: the units of the group lie in this many equal subgroups (heads; for query heads, key-value groups),
