@@ -521,7 +521,7 @@ def test_hidden_states_of_a_convolutional_student_are_refused(images):
     model = vit()
     data = replace(images, teacher=model)
     new = swapped(BackboneSwap(**SMALL), model, data)
-    with pytest.raises(UsageError, match=r"stand at other places.*Use `features`"):
+    with pytest.raises(UsageError, match=r"have different positions.*Use `features`"):
         Distillation(losses={"hidden": 1.0}).plan(StageState(new, data))
 
 
