@@ -201,7 +201,7 @@ def test_a_file_outside_of_the_data_is_refused(folder, tmp_path_factory, way):
     name = {"above": os.path.relpath(outside, folder), "absolute": str(outside), "link": "0.png"}[way]
     row = {"file_name": name, "objects": {"bbox": [[1, 1, 8, 8]], "category": ["dark"]}}
     (folder / "metadata.jsonl").write_text(json.dumps(row) + "\n")
-    with pytest.raises(UsageError, match=r"row 1 of .*metadata\.jsonl names '.*0?.png', which lies outside of"):
+    with pytest.raises(UsageError, match=r"row 1 of .*metadata\.jsonl names '.*0?.png', which is outside of"):
         load_examples(data_config(folder))
 
 
