@@ -43,10 +43,9 @@ Code = Annotated[bool, typer.Option("--trust-remote-code", help="Run custom code
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Load weights from pickles, which can run code.")]
 Output = Annotated[Path, typer.Option(help="Folder of the result.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output folder, but only after success.")]
-OLD_ROUND_TO = "multiple"
-"""Earlier name of the option --round-to, which is still accepted."""
 RoundTo = Annotated[
-    int, typer.Option("--round-to", f"--{OLD_ROUND_TO}", min=1, help="Round widths up to a multiple of this number.")
+    int,
+    typer.Option("--round-to", "--multiple", min=1, help="Round widths up to a multiple of this number."),
 ]
 Dtype = Literal["bfloat16", "float16", "float32"]
 Set = Annotated[
