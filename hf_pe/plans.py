@@ -67,22 +67,21 @@ class Frozen(BaseModel):
         for key, value in content.items():
             name = cls.old_names.get(key, key)
             if name != key and name in content:
-                raise ValueError(f"'{key}' is the old name of '{name}', and both are given. Leave out '{key}'")
+                raise ValueError(f"'{key}' is the old name of '{name}', and both are given. Leave out '{key}'.")
             values = cls.old_values.get(name, {})
             new[name] = values.get(value, value) if isinstance(value, str) else value
             if name != key or new[name] is not value:
-                cls._warn_of_old(f"{key}: {value}" if isinstance(value, str) else key, name, new[name])
+                translated = new[name] is not value
+                cls._warn_of_old(
+                    f"{key}: {value}" if translated else key, f"{name}: {new[name]}" if translated else name
+                )
         return new
 
     @classmethod
-    def _warn_of_old(cls, old: str, name: str, value: object) -> None:
-        where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__
-        new = f"{name}: {value}" if isinstance(value, str) else name
-        warnings.warn(
-            f"{where}: '{old}' is an old spelling, which version 0.2 will refuse; write '{new}'.",
-            OldSpellingWarning,
-            stacklevel=2,
-        )
+    def _warn_of_old(cls, old: str, new: str) -> None:
+        where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__.lower()
+        message = f"{where}: '{old}' is the old name of '{new}'; version 0.2 will refuse it."
+        warnings.warn(message, OldSpellingWarning, stacklevel=4)  # where the settings are made
 
 
 class SizeChange(Frozen):

@@ -58,14 +58,14 @@ FFN = {"keep": {"ffn": 0.5}}
     ("recipe", "old", "new", "spellings"),
     [
         (StructuredPruning, {"target": {"bytes": 0.5}}, {"budget": {"bytes": 0.5}}, ["'target'", "'budget'"]),
-        (StructuredPruning, FFN | {"repair": "none"}, FFN | {"refit": "none"}, ["'repair: none'", "'refit: none'"]),
+        (StructuredPruning, FFN | {"repair": "none"}, FFN | {"refit": "none"}, ["'repair'", "'refit'"]),
         (StructuredPruning, FFN | {"refit": "in_order"}, FFN | {"refit": "sequential"}, ["'refit: sequential'"]),
         (StructuredPruning, FFN | {"multiple": 16}, FFN | {"round_to": 16}, ["'multiple'", "'round_to'"]),
         (StructuredPruning, FFN | {"criterion": "surgeon"}, FFN | {"criterion": "obs_kfac"}, ["'criterion: obs_kfac'"]),
         (BitsAndBytesQuantization, {"drift": 0.1}, {"max_kl": 0.1}, ["quantize: 'drift'", "'max_kl'"]),
-        (BitsAndBytesQuantization, {"repair": "gptq"}, {"refit": "gptq"}, ["'repair: gptq'", "'refit: gptq'"]),
+        (BitsAndBytesQuantization, {"repair": "gptq"}, {"refit": "gptq"}, ["'repair'", "'refit'"]),
         (Distillation, {"accumulate": 4}, {"gradient_accumulation_steps": 4}, ["'gradient_accumulation_steps'"]),
-        (Distillation, {"cache": {"k": 8}}, {"cache": {"top_k": 8}}, ["Cache: 'k'", "'top_k'"]),
+        (Distillation, {"cache": {"k": 8}}, {"cache": {"top_k": 8}}, ["cache: 'k'", "'top_k'"]),
     ],
 )
 def test_old_spellings_are_read_with_a_warning_that_names_the_new_one(recipe, old, new, spellings):

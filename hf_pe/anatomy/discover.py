@@ -6,17 +6,17 @@ without a table of architectures:
 
 1. It builds the model twice on the meta device: from the config, and from a copy in which one field has another value,
    the probe size. It tries one field after the other, sub-configs included ("text_config.num_hidden_layers"); of fields
-   that list one size a stage, one entry after the other ("depths.2"). `hf_pe.anatomy.fields` lists the names that
+   that list one size per stage, one entry after the other ("depths.2"). `hf_pe.anatomy.fields` lists the names that
    configs use for sizes.
 2. It compares the two models. Each tensor dimension whose length differs is a *slot*. The two lengths give its
    *layout*: how many positions each unit has, and whether these are consecutive (a head) or in fused parts (gate and
    up). For depth, a slot is a whole tensor of the stack. Modules with an integer attribute that differs, such as
    `num_heads`, are listed too.
 3. Field, size, slots and modules together are an *axis*. Its slots form *groups*, one for each block: each group keeps
-   units of its own, but all keep the same number, since the config has one number for all. The hidden width and the
-   vocabulary have one group, since all blocks share their units.
+   units of its own, but all keep the same number, since the config has one number for all blocks, or one per
+   stage. The hidden width and the vocabulary have one group, since all blocks share their units.
 
-The FFN axis of BERT, for example, is the field `intermediate_size` with three slots in each layer, which is its group:
+The FFN axis of BERT, for example, is the field `intermediate_size` with one group for each layer, of three slots:
 dimension 0 of `intermediate.dense.weight` and of its bias, and dimension 1 of `output.dense.weight`. The last slot
 *consumes* the units, as the input of a linear layer.
 

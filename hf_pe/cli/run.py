@@ -59,7 +59,7 @@ def plan(file: RecipePath, set_: Set = None) -> None:
         sizes = prepared.dry_run
         table = Table(title=f"{source.name}: plan of {file.name}")
         table.add_column("stage")
-        for column in ("parameters", "non-embedding\nparameters", "weights,\nMB"):
+        for column in ("parameters", "outside\nembeddings", "weights,\nMB"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("sizes")
         table.add_column("sizes are")

@@ -73,8 +73,8 @@ class SizeSettings:
         for name, sizes in zip(self.axes, candidates, strict=True):
             if any(axis in fixed for axis in sizes[0]):
                 raise UsageError(
-                    f"prune.axes: the size of '{name}' would follow from the target, but prune.keep fixes it. Leave "
-                    "out one of the two."
+                    f"prune.axes: the size of '{name}' would follow from the budget or floor, but prune.keep fixes "
+                    "it. Leave out one of the two."
                 )
         return candidates
 

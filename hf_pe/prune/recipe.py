@@ -165,7 +165,7 @@ class StructuredPruning(Recipe):
         return plan, after
 
     def before(self, later: Sequence[Recipe]) -> "StructuredPruning":
-        """Return the recipe with a `multiple` that fits later recipes, at least 8, where it has none."""
+        """Return the recipe with a `round_to` that fits later recipes, at least 8, where it has none."""
         if self.round_to is not None:
             return self
         return self.model_copy(update={"round_to": max([8, *(recipe.width_multiple for recipe in later)])})

@@ -272,7 +272,7 @@ def test_it_is_taught_by_the_original_and_the_folder_proves_itself(images, tmp_p
     [
         (StructuredPruning(keep={"layers": 1}), "prune: .* Put prune before separate"),
         (BackboneSwap(to="mobilenet_v2_0.35"), "swap: .* Put swap before separate"),
-        (BitsAndBytesQuantization(), r"quantize: .*\(separate\)\. Leave out one of the two"),
+        (BitsAndBytesQuantization(), r"quantize: .*\(separate\) .*\. Leave out one of the two"),
         (SeparableConvolutions(), "separate: "),
     ],
 )

@@ -131,7 +131,7 @@ def test_modules_come_along_when_a_checkpoint_is_cut(folder, tmp_path):
     assert read_sentence_modules(tmp_path / "cut").prompt == "the dog "
 
 
-@pytest.mark.parametrize("path", ["../1_Pooling", "/tmp", "a/../../b", "C:\\x", "..\\x"])
+@pytest.mark.parametrize("path", ["../1_Pooling", "/elsewhere", "a/../../b", "C:\\x", "..\\x"])
 def test_a_path_that_leaves_the_folder_is_refused(folder, path):
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["path"] = path
@@ -262,7 +262,7 @@ def test_a_dense_layer_counts_in_the_distillation(folder, tokenizer):
 
 def test_other_embeddings_than_those_that_were_evaluated_are_no_result(folder, tmp_path, result, monkeypatch):
     monkeypatch.setattr("hf_pe.run.folder.sentence_difference", lambda *_: 0.3)
-    monkeypatch.setattr("hf_pe.run.folder.reopened", lambda folder, name, model, *_: (_seen(model, result), ""))
+    monkeypatch.setattr("hf_pe.run.folder.reopened", lambda folder, model, *_: (_seen(model, result), ""))
     source = resolve(str(folder))
     with pytest.raises(ReloadError, match="gives other embeddings when SentenceTransformer opens it"):
         write_result(

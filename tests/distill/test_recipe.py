@@ -44,7 +44,7 @@ def work(bert_folder, tokenizer):
 
 def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
     student, data = work
-    before = {k: v.clone() for k, v in student.state_dict().items()}
+    weights = {k: v.clone() for k, v in student.state_dict().items()}
     teacher = {k: v.clone() for k, v in data.teacher.state_dict().items()}
     recipe = Distillation(steps=60, learning_rate=3e-3, batch_size=16)
     plan = recipe.plan(StageState(student, data))
@@ -53,7 +53,7 @@ def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
     target, before, after = (Embedding().embed(m, data, data.eval) for m in (data.teacher, student, trained))
     assert (target * after).sum(1).mean() > (target * before).sum(1).mean() + 0.01
     assert "cosine" in plan.title
-    assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+    assert all(torch.equal(weights[k], v) for k, v in student.state_dict().items())
     assert all(torch.equal(teacher[k], v) for k, v in data.teacher.state_dict().items())
     assert [m.p for m in trained.modules() if isinstance(m, torch.nn.Dropout)] == [
         m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)

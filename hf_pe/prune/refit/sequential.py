@@ -41,8 +41,9 @@ With N, a change of y passes the norm before it is added. The change that y need
 regression is of n g dy on x with the token weights q / size^2, after which W moves by D / (n g) and b by c / (n g).
 Output coordinates whose gain n g is almost zero stay as they are: no change of W could reach the state through them.
 
-Worked example: a block without norms, one token, width 1. r = 1, x = 2, W = 0.5, so u = y = 1 and s = 2. The teacher
-has t = 3: d = 1, and without a ridge D = d / x = 0.5. The new W = 1 gives u = 2 and s = 3 = t.
+Worked example: a block without norms, a linear layer without bias, one token, width 1. r = 1, x = 2, W = 0.5, so u = y
+= 1 and s = 2. The teacher has t = 3: d = 1, and without a ridge D = d / x = 0.5. The new W = 1 gives u = 2 and s = 3 =
+t.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
