@@ -1,7 +1,9 @@
 """The committed figures are whole, and the page is made from them."""
 
 import json
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,10 @@ def test_the_page_is_made_from_them(monkeypatch):
     assert FILES
     assert (ROOT / "docs" / "benchmarks.md").read_text("utf-8") == common.page()
     sys.modules.pop("common")
+
+
+def test_the_tests_of_all_kinds_of_faulty_input_exist():
+    kinds = tomllib.loads((ROOT / "scripts" / "bench" / "faulty_inputs.toml").read_text("utf-8"))
+    for kind, test in kinds.items():
+        file, _, name = test.partition("::")
+        assert re.search(rf"^ *def {name}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE), f"{kind}: {test}"

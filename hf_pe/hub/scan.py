@@ -1,7 +1,7 @@
 r"""Search files for secrets and private facts before a push.
 
 A file is read in overlapping blocks, so that memory is bounded. Each block is searched three times: as it is written,
-with its escapes undone (`\u0068f_...`, `\/home\/anna`), and with its Base64 words decoded.
+with its escapes undone (`\u0068f_...`, `\/`), and with its Base64 words decoded.
 """
 
 import binascii
