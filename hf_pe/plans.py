@@ -69,12 +69,12 @@ class Frozen(BaseModel):
             if name != key and name in content:
                 raise ValueError(f"'{key}' is the old name of '{name}', and both are given. Leave out '{key}'.")
             values = cls.old_values.get(name, {})
-            new[name] = values.get(value, value) if isinstance(value, str) else value
-            if name != key or new[name] is not value:
-                translated = new[name] is not value
-                cls._warn_of_old(
-                    f"{key}: {value}" if translated else key, f"{name}: {new[name]}" if translated else name
-                )
+            is_old_value = isinstance(value, str) and value in values
+            new[name] = values[value] if is_old_value else value
+            if is_old_value:
+                cls._warn_of_old(f"{key}: {value}", f"{name}: {new[name]}")
+            elif name != key:
+                cls._warn_of_old(key, name)
         return new
 
     @classmethod
