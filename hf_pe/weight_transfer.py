@@ -35,17 +35,20 @@ def start_from(teacher: PreTrainedModel, student: PreTrainedModel, layers: Seque
     Raises:
         UsageError: `layers` names another number of layers, or a layer that the teacher does not have.
     """
-    own, theirs = _blocks(student), _blocks(teacher)
+    student_blocks, teacher_blocks = _blocks(student), _blocks(teacher)
     if layers is None:
-        layers = spread_evenly(len(own), len(theirs)) if own and theirs else []
-    if (own and theirs) and (len(layers) != len(own) or not all(0 <= j < len(theirs) for j in layers)):
+        layers = spread_evenly(len(student_blocks), len(teacher_blocks)) if student_blocks and teacher_blocks else []
+    if (student_blocks and teacher_blocks) and (
+        len(layers) != len(student_blocks) or not all(0 <= j < len(teacher_blocks) for j in layers)
+    ):
         raise UsageError(
-            f"start_from: expected {len(own)} numbers within 0..{len(theirs) - 1}, one for each layer of the student; "
+            f"start_from: expected {len(student_blocks)} numbers within 0..{len(teacher_blocks) - 1}, "
+            "one for each layer of the student; "
             f"got {list(layers)}."
         )
     copied = []
-    pairs = [(_outside(student, own), _outside(teacher, theirs))]
-    pairs += [(_inside(student, own[i]), _inside(teacher, theirs[j])) for i, j in enumerate(layers)]
+    pairs = [(_outside(student, student_blocks), _outside(teacher, teacher_blocks))]
+    pairs += [(_inside(student, student_blocks[i]), _inside(teacher, teacher_blocks[j])) for i, j in enumerate(layers)]
     for student_parameters, teacher_parameters in pairs:
         for name, parameter, source in _matched(student_parameters, teacher_parameters):
             parameter.copy_(source)
