@@ -1,4 +1,4 @@
-"""What the benchmark scripts share: rows with their setting, and the page made from all of them.
+"""Write the rows of the benchmark scripts with their setting, and make the page from all of them.
 
 `python scripts/bench/common.py` remakes docs/benchmarks.md.
 """
@@ -25,7 +25,7 @@ FOLDER = ROOT / "docs" / "benchmarks"
 
 
 def row(id: str, value: float, goal: float, better: str, unit: str, setting: str, **more: Any) -> dict[str, Any]:
-    """One figure; `more` may hold peers and interval."""
+    """Return the row of one figure; `more` may hold peers and interval."""
     return {
         "id": id,
         "value": value,
@@ -58,12 +58,12 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def met(each: dict[str, Any]) -> bool:
-    """Whether the goal is reached."""
+    """Return whether the goal is reached."""
     return bool(each["value"] >= each["goal"] if each["better"] == "higher" else each["value"] <= each["goal"])
 
 
 def page() -> str:
-    """The text of docs/benchmarks.md: every committed figure, the missed ones too."""
+    """Return the text of docs/benchmarks.md with every committed figure, also of goals that were missed."""
     lines = [
         "# Benchmarks",
         "",
@@ -87,74 +87,80 @@ def page() -> str:
                 f"| `{r['id']}` | {r['value']:.4g} {r['unit']} | {sign} {r['goal']} | {verdict} "
                 f"| {interval} | {peers} | {r['setting']} |"
             )
-        told = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
+        installed_versions = ", ".join(f"{k} {v}" for k, v in rows[0]["versions"].items())
         commands = "`, `".join(dict.fromkeys(r["command"] for r in rows))
-        lines += ["", f"`{commands}` on {rows[0]['machine']}, {rows[0]['date']}; {told}.", ""]
+        lines += ["", f"`{commands}` on {rows[0]['machine']}, {rows[0]['date']}; {installed_versions}.", ""]
     return "\n".join(lines)
 
 
 class Clock(TrainerCallback):
-    """When each step ended."""
+    """Record when each training step ended."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Look at the clock."""
+        """Record the time."""
         self.times.append(time.perf_counter())
 
     def step(self) -> float:
-        """Seconds from one step's end to the next, the middle one."""
+        """Return the median of the seconds from the end of a step to the end of the next."""
         return float(np.median(np.diff(self.times)))
 
 
 def seeds() -> int:
-    """What --seeds says: how many calibration sets are drawn."""
+    """Return how many calibration sets are drawn, which --seeds says."""
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--seeds", type=int, default=5)
     return int(arguments.parse_args().seeds)
 
 
 def bootstrap(statistic: Callable[[Any], float], count: int, rounds: int = 1000, seed: int = 0) -> list[float]:
-    """95 % interval of `statistic(indices)` over resampled examples."""
+    """Return the 95 % interval of `statistic(indices)` over resampled examples."""
     draw = np.random.default_rng(seed)
     values = [statistic(draw.integers(0, count, count)) for _ in range(rounds)]
     return [float(v) for v in np.quantile(values, [0.025, 0.975])]
 
 
 def gain(id: str, ours: np.ndarray, alone: np.ndarray, peer: str, setting: str) -> dict[str, Any]:
-    """Accuracy above that of `peer`, one value a seed for each; interval over seeds by Student."""
-    found = ours - alone
-    wide = t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else 0.0
+    """Return the row of the accuracy above that of `peer`, from one value a seed; interval over seeds by Student."""
+    differences = ours - alone
+    half_width = (
+        t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+        if len(differences) > 1
+        else 0.0
+    )
     return row(
         id,
-        float(found.mean()),
+        float(differences.mean()),
         0.0,
         "higher",
         f"accuracy above {peer}",
         f"{setting}; interval over seeds (Student)",
         peers={"hf_pe": float(ours.mean()), peer: float(alone.mean())},
-        interval=[float(found.mean() - wide), float(found.mean() + wide)] if len(found) > 1 else None,
+        interval=[float(differences.mean() - half_width), float(differences.mean() + half_width)]
+        if len(differences) > 1
+        else None,
     )
 
 
 def share_of_loss(
-    id: str, goal: float, dense: np.ndarray, found: dict[str, list[np.ndarray]], setting: str
+    id: str, goal: float, dense: np.ndarray, right_by_method: dict[str, list[np.ndarray]], setting: str
 ) -> dict[str, Any]:
-    """The accuracy that "hf_pe" loses over what the best peer does, both as means over calibration sets.
+    """Return the row of the accuracy that "hf_pe" loses over what the best peer loses, as means over calibration sets.
 
     Args:
         id: of the figure.
         goal: of the ratio.
         dense: of each test example whether the original is right.
-        found: the same for each method, once a calibration set.
+        right_by_method: the same for each method, one array a calibration set.
         setting: what was removed, of what.
     """
 
     def loss(name: str, rows: Any = slice(None)) -> float:
-        return float(np.mean([dense[rows].mean() - each[rows].mean() for each in found[name]]))
+        return float(np.mean([dense[rows].mean() - each[rows].mean() for each in right_by_method[name]]))
 
-    peers = [name for name in found if name != "hf_pe" and "our repair" not in name]
+    peers = [name for name in right_by_method if name != "hf_pe" and "our repair" not in name]
     best = min(peers, key=loss)
     return row(
         id,
@@ -162,9 +168,9 @@ def share_of_loss(
         goal,
         "lower",
         f"of the loss of {best}",
-        f"{setting}, no training; accuracy, dense {dense.mean():.4f}; mean over {len(found['hf_pe'])} calibration "
-        "sets; interval over examples (paired bootstrap)",
-        peers={name: float(np.mean(values)) for name, values in found.items()},
+        f"{setting}, no training; accuracy, dense {dense.mean():.4f}; mean over {len(right_by_method['hf_pe'])} "
+        "calibration sets; interval over examples (paired bootstrap)",
+        peers={name: float(np.mean(values)) for name, values in right_by_method.items()},
         interval=bootstrap(lambda i: loss("hf_pe", i) / max(loss(best, i), 1e-9), len(dense)),
     )
 
