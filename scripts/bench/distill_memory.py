@@ -30,7 +30,7 @@ VOCABULARY, TOKENS, WIDTH, LAYERS, ROWS, STEPS, ROUNDS, GOAL = 128_000, 2_048, 5
 
 
 def models() -> tuple[LlamaForCausalLM, TaskData]:
-    """Student, and rows with the teacher."""
+    """Return the student, and the rows with the teacher."""
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=1536, num_hidden_layers=LAYERS,
         num_attention_heads=9, num_key_value_heads=3, max_position_embeddings=TOKENS, tie_word_embeddings=True,
@@ -78,16 +78,18 @@ def main() -> None:
     if way:
         once(way)
         return
-    found: dict[str, list[list[float]]] = {"plain": [], "chunked": []}
+    runs: dict[str, list[list[float]]] = {"plain": [], "chunked": []}
     for _ in range(ROUNDS):
-        for name, values in found.items():
+        for name, values in runs.items():
             command = [sys.executable, str(Path(__file__)), "--once", name]
             values.append([float(v) for v in subprocess.check_output(command, text=True).split()])
             print(name, values[-1], flush=True)
-    peak, first, step = ({n: statistics.median(v[i] for v in values) for n, values in found.items()} for i in range(3))
+    peak, first, step = ({n: statistics.median(v[i] for v in values) for n, values in runs.items()} for i in range(3))
     for i in (3, 4):
-        one, other = (found[name][0][i] for name in found)
-        assert abs(one - other) <= 1e-3 * abs(one), f"chunked is not plain: {one} and {other}"
+        plain_value, chunked_value = (runs[name][0][i] for name in runs)
+        assert abs(plain_value - chunked_value) <= 1e-3 * abs(plain_value), (
+            f"chunked is not plain: {plain_value} and {chunked_value}"
+        )
     weights = VOCABULARY * WIDTH * 4 / 2**20
     setting = (
         f"the distil recipe from its check to its end: Llama of {LAYERS} layers, width {WIDTH}, vocabulary "

@@ -42,16 +42,16 @@ def main() -> None:
     lessons = task_data(processor, pool.select(range(CALIBRATION, len(pool))), test)
     lessons = replace(lessons, teacher=teacher)
     dense, before = (math.exp(losses(m, data).mean()) for m in (teacher, student))
-    found: dict[str, tuple[float, float]] = {}
-    for name, told in WAYS.items():
-        recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, train_embeddings=False, **told)
+    results: dict[str, tuple[float, float]] = {}
+    for name, settings in WAYS.items():
+        recipe = Distillation(steps=STEPS, batch_size=BATCH, learning_rate=RATE, train_embeddings=False, **settings)
         start = time.process_time()  # what else runs beside it does not count
         trained = recipe.carry_out(StageState(student, lessons)).model
         minutes = (time.process_time() - start) / 60
-        found[name] = (math.exp(losses(trained, data).mean()), minutes)
-        print(name, f"{before:.2f} -> {found[name][0]:.2f} (dense {dense:.2f}) in {minutes:.2f} minutes", flush=True)
-    speed = {name: (before - after) / minutes for name, (after, minutes) in found.items()}
-    (ours, ours_minutes), (alone, alone_minutes) = found.values()
+        results[name] = (math.exp(losses(trained, data).mean()), minutes)
+        print(name, f"{before:.2f} -> {results[name][0]:.2f} (dense {dense:.2f}) in {minutes:.2f} minutes", flush=True)
+    speed = {name: (before - after) / minutes for name, (after, minutes) in results.items()}
+    (ours, ours_minutes), (alone, alone_minutes) = results.values()
     setting = (
         f"SmolLM2-135M, FFN 1536 to 920, repaired in order on {CALIBRATION} x {LENGTH} tokens; {STEPS} steps of "
         f"{BATCH} x {LENGTH} tokens of the validation split, {torch.get_num_threads()} threads; perplexity on the "

@@ -44,12 +44,12 @@ CORES = 2
 
 
 def sentences() -> list[str]:
-    """To learn on; none is in STS-B's dev split."""
+    """Return the sentences to learn on, none of which is in STS-B's dev split."""
     train, dev = pairs("train"), pairs("dev")
     sst2 = str(SHARED / "data" / "sst2" / "stsa.binary.train")
     reviews = load_for_evaluation(DataConfig(train=sst2, label="label", label_first=True, encoding="latin-1"))
     prose = load_examples(DataConfig(train="builtin:pydoc"))
-    found = [
+    texts = [
         *train["sentence1"],
         *train["sentence2"],
         *reviews.train["text"],
@@ -57,12 +57,12 @@ def sentences() -> list[str]:
         *prose.eval["text"],
     ]
     held = {*dev["sentence1"], *dev["sentence2"]}
-    unique = [s for s in dict.fromkeys(found) if s not in held]
+    unique = [s for s in dict.fromkeys(texts) if s not in held]
     return [unique[i] for i in np.random.default_rng(0).permutation(len(unique))]
 
 
 def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple[Any, int, float]:
-    """The student, its steps, and the CPU seconds it took."""
+    """Cut and distil by hf_pe; return the student, its steps, and the CPU seconds of both."""
     data = task_data(processor, tokens(processor, texts))
     data = replace(data, teacher=model)
     start = time.process_time()
@@ -73,45 +73,45 @@ def by_us(model: Any, processor: Any, texts: list[str], seconds: float) -> tuple
 
 
 def taught(student: Any, data: TaskData, seconds: float) -> tuple[Any, int]:
-    """The student distilled for so many CPU seconds, and its steps, as many as its own first ones say that fit."""
-    told: dict[str, Any] = {"losses": {"cosine": 1.0, "similarity": 5.0, "hidden": 2.0}, "train_embeddings": False}
+    """Distil for so many CPU seconds, judged by a few probing steps; return the student and its number of steps."""
+    settings: dict[str, Any] = {"losses": {"cosine": 1.0, "similarity": 5.0, "hidden": 2.0}, "train_embeddings": False}
 
     def learn(steps: int) -> Any:
-        recipe = Distillation(steps=steps, batch_size=BATCH, learning_rate=RATE, **told)
+        recipe = Distillation(steps=steps, batch_size=BATCH, learning_rate=RATE, **settings)
         return recipe.carry_out(StageState(student, data)).model
 
     probe = time.process_time()
     learn(PROBE)
-    each = (time.process_time() - probe) / PROBE
-    steps = int((seconds - (time.process_time() - probe)) / each)
+    step_seconds = (time.process_time() - probe) / PROBE
+    steps = int((seconds - (time.process_time() - probe)) / step_seconds)
     return learn(steps), steps
 
 
 def by_sentence_transformers(folder: str, texts: list[str], seconds: float) -> tuple[Any, int, float]:
-    """The same by its layer reduction."""
+    """Reduce the layers and train by sentence-transformers; return what `by_us` does."""
     start = time.process_time()
     teacher = SentenceTransformer(folder, device="cpu")
-    wanted = teacher.encode(texts, batch_size=BATCH, show_progress_bar=False)
-    rows = datasets.Dataset.from_dict({"sentence": texts, "label": wanted.tolist()})
+    embeddings = teacher.encode(texts, batch_size=BATCH, show_progress_bar=False)
+    rows = datasets.Dataset.from_dict({"sentence": texts, "label": embeddings.tolist()})
     student = copy.deepcopy(teacher)
     bert = student[0].auto_model
     bert.encoder.layer = nn.ModuleList([bert.encoder.layer[i] for i in (0, 2, 4)])
     bert.config.num_hidden_layers = 3
 
     def learn(steps: int) -> Any:
-        made = copy.deepcopy(student)
+        trained = copy.deepcopy(student)
         with tempfile.TemporaryDirectory() as work:
             arguments = SentenceTransformerTrainingArguments(
                 work, max_steps=steps, per_device_train_batch_size=BATCH, learning_rate=RATE, warmup_steps=steps // 10,
                 save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True, logging_steps=steps,
             )  # fmt: skip
-            SentenceTransformerTrainer(made, arguments, train_dataset=rows, loss=losses.MSELoss(made)).train()
-        return made
+            SentenceTransformerTrainer(trained, arguments, train_dataset=rows, loss=losses.MSELoss(trained)).train()
+        return trained
 
     probe = time.process_time()
     learn(PROBE)
-    each = (time.process_time() - probe) / PROBE
-    steps = int((seconds - (time.process_time() - start)) / each)
+    step_seconds = (time.process_time() - probe) / PROBE
+    steps = int((seconds - (time.process_time() - start)) / step_seconds)
     return learn(steps)[0].auto_model.eval(), steps, time.process_time() - start
 
 
@@ -125,17 +125,17 @@ def main() -> None:
     texts = sentences()
     dev = Judge(pairs("dev"), processor)
     dense = dev.cosines(dev.embed(model))
-    made = {
+    results = {
         "hf_pe": by_us(model, processor, texts, minutes * 60 * CORES),
         "sentence-transformers' layer reduction": by_sentence_transformers(source.path, texts, minutes * 60 * CORES),
     }
-    cosines = {name: dev.cosines(dev.embed(student)) for name, (student, _, _) in made.items()}
-    whole = dev.correlation(dense)
-    kept = {name: dev.correlation(values) / whole for name, values in cosines.items()}
-    for name, (_, steps, seconds) in made.items():
-        print(name, f"{kept[name]:.4f} of {whole:.4f}, {steps} steps, {seconds:.0f} CPU s", flush=True)
+    cosines = {name: dev.cosines(dev.embed(student)) for name, (student, _, _) in results.items()}
+    dense_correlation = dev.correlation(dense)
+    kept = {name: dev.correlation(values) / dense_correlation for name, values in cosines.items()}
+    for name, (_, steps, seconds) in results.items():
+        print(name, f"{kept[name]:.4f} of {dense_correlation:.4f}, {steps} steps, {seconds:.0f} CPU s", flush=True)
     ours = kept.pop("hf_pe")
-    told = ", ".join(f"{name} {steps} steps in {seconds:.0f} CPU s" for name, (_, steps, seconds) in made.items())
+    budgets = ", ".join(f"{name} {steps} steps in {seconds:.0f} CPU s" for name, (_, steps, seconds) in results.items())
     write(
         "distill_stsb",
         [
@@ -146,7 +146,7 @@ def main() -> None:
                 "higher",
                 "of MiniLM's Spearman correlation on STS-B dev",
                 f"3 of 6 layers, {len(texts):,} sentences, {BATCH} a step, {torch.get_num_threads()} threads, at most "
-                f"{minutes:g} minutes of {CORES} cores each, the teacher's embeddings and the cut included: {told}; "
+                f"{minutes:g} minutes of {CORES} cores each, the teacher's embeddings and the cut included: {budgets}; "
                 "interval over pairs (paired bootstrap)",
                 peers=kept,
                 interval=bootstrap(

@@ -36,8 +36,8 @@ SAME = {
 }  # fmt: skip
 
 
-class Given(trl.DistillationTrainer):
-    """TRL's, on completions that are given."""
+class FixedCompletions(trl.DistillationTrainer):
+    """Train by TRL on completions that come with the rows, instead of generated ones."""
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, torch.Tensor]:
         ids = torch.tensor([r["ids"] for r in generation_batch])
@@ -84,7 +84,7 @@ def main() -> None:
                         beta=BETA,
                     )
                 else:
-                    trainer = Given(
+                    trainer = FixedCompletions(
                         model=student,
                         teacher_model=teacher,
                         args=trl.DistillationConfig(
