@@ -23,9 +23,9 @@ from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
 Kept = dict[str, dict[str, list[int]]]
-"""Axis to block to units."""
+"""Map each axis to its blocks, and each block to the units that stay."""
 CutModel = tuple[str, Any, PreTrainedModel]
-"""A method's name, which of its settings this is, and what it made."""
+"""A method's name, which of its settings this is, and the model that it made."""
 TORCH_PRUNING = ("Torch-Pruning magnitude", "Torch-Pruning Taylor")
 
 
@@ -80,21 +80,21 @@ def with_gradients(model: Any, data: TaskData, loss: Any) -> None:
 
 
 def cut_to(model: Any, kept: Kept, data: TaskData, refit: str = "none") -> Any:
-    """Cut to the given units, refitted as asked."""
+    """Return the model cut to the units `kept`, refitted by `refit`."""
     plan = Plan(
         recipe="prune", title="", kept=kept, parameters=0, parameters_without_embeddings=0, weight_bytes=0, exact=True
     )
     return StructuredPruning(keep={"ffn": 0.5}, refit=refit).apply(StageState(model, data), plan).model
 
 
-def weighted_fluctuation(seen: Moments, weight: torch.Tensor) -> torch.Tensor:
-    """FLAP's metric (An et al. 2024, arXiv:2312.11983, eq. 5) of each input of a map with weights [outputs, inputs]."""
-    mean = seen.x / seen.count
-    return (seen.gram.diagonal() - mean.square()) * weight.square().sum(0)
+def weighted_fluctuation(moments: Moments, weight: torch.Tensor) -> torch.Tensor:
+    """Return FLAP's metric (An et al. 2024, arXiv:2312.11983, eq. 5) of each input of weights [outputs, inputs]."""
+    mean = moments.x / moments.count
+    return (moments.gram.diagonal() - mean.square()) * weight.square().sum(0)
 
 
 def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool = False) -> Any:
-    """FLAP's metric and its bias compensation (An et al. 2024, arXiv:2312.11983, eq. 4 to 6), written anew.
+    """Cut by FLAP's metric with its bias compensation (An et al. 2024, arXiv:2312.11983, eq. 4 to 6), written anew.
 
     A unit's score is the variance of its activation times the squared norm of the weights that read it; what removed
     units gave on average goes into the bias, or `ours` repairs in the place of that.
@@ -102,10 +102,10 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool
     moments = {name: pooled(folds) for name, folds in consumer_moments(model, axis, data).items()}
     kept, shifts = {}, {}
     for slot in (s for s in axis.slots if s.consumes):
-        seen, layer = moments[slot.name], slot.name.rpartition(".")[0]
-        mean = seen.x / seen.count
+        inputs, layer = moments[slot.name], slot.name.rpartition(".")[0]
+        mean = inputs.x / inputs.count
         weight = model.get_submodule(layer).weight.data.movedim(slot.dim, 1)
-        score = weighted_fluctuation(seen, weight)
+        score = weighted_fluctuation(inputs, weight)
         units = score.reshape(axis.size, -1).mean(1).topk(size).indices
         kept[slot.group] = sorted(units.tolist())
         gone = torch.ones(len(score), dtype=torch.bool)
@@ -121,16 +121,16 @@ def fluctuation(model: Any, axis: Axis, size: int, data: TaskData, *, ours: bool
 
 @functools.cache
 def shapes(model: PreTrainedModel, share: float) -> list[tuple[int, int]]:
-    """Depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
+    """Return depths, each with the widest FFN that leaves 1 - share of the parameters outside embeddings."""
     spec = ModelSpec(config=model.config, model_class=type(model))
     costs = Costs(spec)
-    found = []
+    fitting = []
     for depth in range(1, model.config.num_hidden_layers + 1):
         path = [{"layers": depth, **rung} for rung in candidate_sizes(spec, "ffn", 8)]
         widest = first_fitting(path, lambda s: costs.fraction("parameters", resized_spec(spec, s)) <= 1 - share)
         if widest is not None:
-            found.append((depth, path[widest]["ffn"]))
-    return found
+            fitting.append((depth, path[widest]["ffn"]))
+    return fitting
 
 
 BY_DEPTH = "block influence (reimplementation of ShortGPT)"
@@ -145,7 +145,7 @@ def deep_and_narrow(  # noqa: C901  one step after the other
     loss: Callable[[Any, Any], torch.Tensor],
     chosen: Mapping[str, Any],
 ) -> Iterator[CutModel]:
-    """`share` of the parameters outside embeddings removed by each tool, as it is and with our repair.
+    """Remove `share` of the parameters outside embeddings by each tool, as it is and with our repair.
 
     Every depth (by block influence, as ShortGPT) with the FFN width that fits; for those in `chosen` the depth they
     name alone. `loss(model, batch)` is what gradients are taken of.
@@ -184,18 +184,18 @@ def deep_and_narrow(  # noqa: C901  one step after the other
                 yield BY_FLUCTUATION + suffix, depth, small
 
 
-def best_of(made: Iterable[CutModel], score: Callable[[Any], float]) -> dict[str, CutModel]:
-    """By name what scores highest."""
+def best_of(models: Iterable[CutModel], score: Callable[[Any], float]) -> dict[str, CutModel]:
+    """Return for each method the model that scores highest."""
     best: dict[str, tuple[float, CutModel]] = {}
-    for tried in made:
-        found = score(tried[2])
-        if tried[0] not in best or found > best[tried[0]][0]:
-            best[tried[0]] = (found, tried)
-    return {name: tried for name, (_, tried) in best.items()}
+    for candidate in models:
+        value = score(candidate[2])
+        if candidate[0] not in best or value > best[candidate[0]][0]:
+            best[candidate[0]] = (value, candidate)
+    return {name: candidate for name, (_, candidate) in best.items()}
 
 
 def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iterator[CutModel]:
-    """The same by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
+    """Remove the same share by hf_pe, which decides how much goes along which axis: repaired at once and in order."""
     recipe = StructuredPruning(
         budget={"parameters": 1 - share}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy"
     )
@@ -206,7 +206,7 @@ def ours_along_any(model: PreTrainedModel, data: TaskData, share: float) -> Iter
 
 
 def ffn_size(model: Any, share: float) -> int:
-    """Units that stay where `share` of the FFN width goes."""
+    """Return how many units stay where `share` of the FFN width goes."""
     return kept_sizes(ModelSpec(config=model.config, model_class=type(model)), {"ffn": 1 - share}, 8)["ffn"]
 
 
@@ -217,15 +217,15 @@ def by_peers(
     badness: Callable[[Any], float],
     chosen: dict[str, int],
 ) -> Iterator[tuple[str, Any]]:
-    """What is best of each tool's grid by `badness` on other data, as it is and with our repair.
+    """Yield the best of each tool's grid by `badness` on other data, as it is and with our repair.
 
     `chosen` remembers which it was, so that later calibration sets need not try again.
     """
-    for name, tried in choices.items():
+    for name, grid in choices.items():
         if name not in chosen:
-            found = [badness(cut_to(model, kept, data)) for kept in tried]
-            chosen[name] = found.index(min(found))
-        best = tried[chosen[name]]
+            values = [badness(cut_to(model, kept, data)) for kept in grid]
+            chosen[name] = values.index(min(values))
+        best = grid[chosen[name]]
         yield name, cut_to(model, best, data)
         yield name + REPAIRED, cut_to(model, best, data, "least_squares")
 
@@ -233,7 +233,7 @@ def by_peers(
 def by_recipes(
     recipes: dict[str, dict[str, Any]], model: Any, data: TaskData, size: int, seed: int
 ) -> Iterator[tuple[str, Any]]:
-    """What each recipe with the given settings makes."""
+    """Yield the model that each recipe makes, with its name."""
     for name, settings in recipes.items():
         torch.manual_seed(seed)
         recipe = StructuredPruning(keep={"ffn": size}, **settings)

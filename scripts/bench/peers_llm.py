@@ -31,7 +31,7 @@ STATISTICS = StatisticsCache()
 
 
 class Block(NamedTuple):
-    """Of one decoder layer the maps that read FFN units and heads, and what removing one of these saves."""
+    """Hold the maps of one decoder layer that read FFN units and heads, and what removing one of these saves."""
 
     layer: Any
     ffn: int
@@ -41,7 +41,7 @@ class Block(NamedTuple):
 
     @classmethod
     def all(cls, model: Any) -> list["Block"]:
-        """Of each layer."""
+        """Return one block for each layer."""
         config = model.config
         head = config.hidden_size // config.num_attention_heads
         queries = config.num_attention_heads // config.num_key_value_heads
@@ -57,25 +57,25 @@ class Block(NamedTuple):
         ]
 
     def scores(self, of: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums over all weights of each FFN unit and of each key-value group, `of(weights as [units, rest])`."""
+        """Return sums over all weights of each FFN unit and of each key-value group, `of(weights as [units, rest])`."""
         mlp, attention = self.layer.mlp, self.layer.self_attn
         ffn = [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]
         heads = [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj]
-        found = []
+        totals = []
         for (writing, reading), count in ((ffn, self.ffn), (heads, self.groups)):
             parts = [of(m, lambda w: w) for m in writing] + [of(m, lambda w: w.T) for m in reading]
-            found.append(torch.stack([part.reshape(count, -1).sum(1) for part in parts]).sum(0))
-        return found[0], found[1]
+            totals.append(torch.stack([part.reshape(count, -1).sum(1) for part in parts]).sum(0))
+        return totals[0], totals[1]
 
     def without(self, ffn: torch.Tensor, groups: torch.Tensor) -> None:
-        """Zero the given units (indices) where they are read, in place."""
+        """Zero the units with these indices where they are read, in place."""
         self.layer.mlp.down_proj.weight.data[:, ffn] = 0
         reading = self.layer.self_attn.o_proj.weight.data
         reading.view(len(reading), self.groups, -1)[:, groups] = 0
 
 
 def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
-    """Taylor importance of coupled structures by block, as LLM-Pruner (Ma et al. 2023, arXiv:2305.11627, eq. 3 to 5).
+    """Prune by Taylor importance of coupled structures, as LLM-Pruner (Ma et al. 2023, arXiv:2305.11627, eq. 3 to 5).
 
     Element-wise or by vector, with the FFN alone or with a key-value group of each of the blocks that are pruned.
 
@@ -97,8 +97,8 @@ def block_taylor(graded: Any, saved: float) -> Iterator[Any]:
             units = math.floor((saved / len(blocks) - groups * blocks[0].group) / blocks[0].unit)
             if not 0 <= units < blocks[0].ffn:
                 continue
-            for block, seen in zip(blocks, Block.all(graded)[FIRST:-LAST], strict=True):
-                ffn, heads = seen.scores(of)
+            for block, graded_block in zip(blocks, Block.all(graded)[FIRST:-LAST], strict=True):
+                ffn, heads = graded_block.scores(of)
                 block.without(ffn.argsort()[:units], heads.argsort()[:groups])
             yield model
 
@@ -115,7 +115,7 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
         return {key: pooled(f) for axis in axes for key, f in consumer_moments(model, axis, data).items()}
 
     key = StatisticsKey[dict[str, Moments]]("inputs of FFN and heads", data.examples.fingerprint)
-    seen = STATISTICS.get(model, key, inputs)
+    moments = STATISTICS.get(model, key, inputs)
 
     def standard(scores: torch.Tensor) -> torch.Tensor:
         return (scores - scores.mean()) / scores.std()
@@ -126,9 +126,9 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
         keys = [(f"model.layers.{i}.mlp.down_proj", f"model.layers.{i}.self_attn.o_proj") for i in range(len(blocks))]
         units = []
         for number, (block, (down, out)) in enumerate(zip(blocks, keys, strict=True)):
-            ffn = weighted_fluctuation(seen[f"{down}.weight"], block.layer.mlp.down_proj.weight.data)
+            ffn = weighted_fluctuation(moments[f"{down}.weight"], block.layer.mlp.down_proj.weight.data)
             kv = (
-                weighted_fluctuation(seen[f"{out}.weight"], block.layer.self_attn.o_proj.weight.data)
+                weighted_fluctuation(moments[f"{out}.weight"], block.layer.self_attn.o_proj.weight.data)
                 .reshape(block.groups, -1)
                 .mean(1)
             )
@@ -137,11 +137,11 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
             if heads:  # a group of heads counts for as many units as it has parameters
                 units += [(float(s), number, 1, i, block.group) for i, s in enumerate(standard(kv))]
         gone: list[tuple[list[int], list[int]]] = [([], []) for _ in blocks]
-        left = saved
+        remaining = saved
         for _, number, kind, index, cost in sorted(units):
-            if cost <= left and not (kind == 1 and len(gone[number][1]) == blocks[number].groups - 1):
+            if cost <= remaining and not (kind == 1 and len(gone[number][1]) == blocks[number].groups - 1):
                 gone[number][kind].append(index)
-                left -= cost
+                remaining -= cost
         for block, (down, out), (ffn_gone, heads_gone) in zip(blocks, keys, gone, strict=True):
             width = block.layer.self_attn.o_proj.in_features // block.groups
             places = [g * width + i for g in heads_gone for i in range(width)]
@@ -149,14 +149,14 @@ def flap(model: Any, data: TaskData, saved: float) -> Iterator[Any]:
                 (down, block.layer.mlp.down_proj, ffn_gone),
                 (out, block.layer.self_attn.o_proj, places),
             ):
-                mean = seen[f"{key}.weight"].x / seen[f"{key}.weight"].count
+                mean = moments[f"{key}.weight"].x / moments[f"{key}.weight"].count
                 module.bias = nn.Parameter(module.weight.data[:, index] @ mean[index])
             block.without(torch.tensor(ffn_gone, dtype=torch.long), torch.tensor(heads_gone, dtype=torch.long))
         yield small
 
 
 def short_gpt(model: Any, data: TaskData, share: float) -> Iterator[Any]:
-    """The layers of least block influence go (Men et al. 2024, arXiv:2403.03853)."""
+    """Remove the layers of least block influence (Men et al. 2024, arXiv:2403.03853)."""
     layers = model.config.num_hidden_layers
     recipe = StructuredPruning(keep={"layers": layers - round(share * layers)}, refit="none")
     yield recipe.carry_out(StageState(model, data)).model
