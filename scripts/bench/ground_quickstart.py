@@ -33,7 +33,7 @@ from hf_pe.tasks.embedding import sentence_pairs
 
 
 def fresh_run(folder: Path) -> float:
-    """Clone what is committed and run the README's first command; seconds, installation included."""
+    """Clone what is committed and run the README's first command; return the seconds, installation included."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     start = time.perf_counter()
     env = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
@@ -42,22 +42,22 @@ def fresh_run(folder: Path) -> float:
 
 
 def similarities(model: PreTrainedModel, data: TaskData) -> np.ndarray:
-    """Cosines of the pairs of data.eval (scored pairs, else the quickstart's own pairs)."""
-    found = Embedding().embed(model, data, data.eval)
+    """Return the cosines of the pairs of data.eval (scored pairs, else the quickstart's own pairs)."""
+    embeddings = Embedding().embed(model, data, data.eval)
     if data.examples.config.label:
-        half = len(found) // 2
-        return (found[:half] * found[half:]).sum(1)
-    return (found[:, None] * found[sentence_pairs(len(found), data.examples.config.seed)]).sum(2).ravel()
+        half = len(embeddings) // 2
+        return (embeddings[:half] * embeddings[half:]).sum(1)
+    return (embeddings[:, None] * embeddings[sentence_pairs(len(embeddings), data.examples.config.seed)]).sum(2).ravel()
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> tuple[float, list[float]]:
-    """Spearman correlation and its 95 % interval over pairs."""
-    value = float(spearmanr(one, other).statistic)
-    return value, bootstrap(lambda i: float(spearmanr(one[i], other[i]).statistic), len(one))
+def agreement(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, list[float]]:
+    """Return the Spearman correlation and its 95 % interval over pairs."""
+    value = float(spearmanr(ours, theirs).statistic)
+    return value, bootstrap(lambda i: float(spearmanr(ours[i], theirs[i]).statistic), len(ours))
 
 
 def random_student(small: PreTrainedModel, data: TaskData) -> PreTrainedModel:
-    """The quickstart's student with random weights, trained alike; its embedding tables learn too."""
+    """Return the quickstart's student with random weights, trained alike; its embedding tables learn too."""
     recipe = read_recipe(ROOT / "recipes" / "quickstart.yaml")
     torch.manual_seed(0)
     student = type(small)(small.config).eval()

@@ -25,7 +25,7 @@ LENGTH, TEST_BLOCKS, CALIBRATION_BLOCKS = 512, 8, 64
 
 
 def blocks(processor, split: str, count: int) -> datasets.Dataset:
-    """The first `count` blocks of LENGTH tokens; the split's first 120,000 characters per 8 blocks in one piece."""
+    """Return the first `count` blocks of LENGTH tokens; 120,000 characters per 8 blocks are tokenized in one piece."""
     text = (SHARED / "data" / "wikitext-2" / f"{split}.txt").read_text("utf-8")[: 120_000 * math.ceil(count / 8)]
     ids = processor(text, verbose=False)["input_ids"]
     rows = [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(count)]
@@ -34,13 +34,13 @@ def blocks(processor, split: str, count: int) -> datasets.Dataset:
 
 
 def task_data(processor, train: datasets.Dataset, test: datasets.Dataset) -> TaskData:
-    """Blocks to calibrate on and blocks to judge by."""
-    told = DataConfig(train="wikitext-2", max_length=LENGTH, calibration=CALIBRATION_BLOCKS)
-    return TaskData(CausalLM(), processor, train, test, default_data_collator, Examples(train, test, told, ""))
+    """Return the blocks to calibrate on and the blocks to measure on."""
+    config = DataConfig(train="wikitext-2", max_length=LENGTH, calibration=CALIBRATION_BLOCKS)
+    return TaskData(CausalLM(), processor, train, test, default_data_collator, Examples(train, test, config, ""))
 
 
 def losses(model, data: TaskData) -> np.ndarray:
-    """Mean negative log-likelihood per block."""
+    """Return the mean negative log-likelihood of each block."""
     with torch.no_grad():
         return np.array([float(CausalLM().signals(model, batch)["loss"]) for batch in data.batches(data.eval, 1)])
 

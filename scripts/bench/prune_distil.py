@@ -51,8 +51,8 @@ def main() -> None:
     texts = sentences()
     lessons = replace(task_data(processor, tokens(processor, texts)), teacher=model)
     data = task_data(processor, tokens(processor, texts[:SENTENCES]))
-    whole = dev.embed(model)
-    dense = dev.cosines(whole)
+    original = dev.embed(model)
+    dense = dev.cosines(original)
     rows = []
     for share in options.share or ANY:
         models = chain(deep_and_narrow(model, data, share, along_a_direction, {}), ours_along_any(model, data, share))
@@ -64,7 +64,7 @@ def main() -> None:
             untrained = dev.score(small)
             student, steps = taught(small, lessons, options.minutes * 60 * CORES)
             embeddings = dev.embed(student)
-            cosines[name], nearness[name] = dev.cosines(embeddings), near(embeddings, whole)
+            cosines[name], nearness[name] = dev.cosines(embeddings), near(embeddings, original)
             notes.append(f"{name} ({way}) {untrained:.4f}, then {steps} steps")
             print(share, notes[-1], f"{dev.correlation(cosines[name]):.4f}", f"{nearness[name]:.4f}", flush=True)
         setting = (

@@ -93,9 +93,9 @@ class Judge:
         return self.correlation(self.cosines(self.embed(model)))
 
 
-def near(embeddings: np.ndarray, whole: np.ndarray) -> float:
+def near(embeddings: np.ndarray, original: np.ndarray) -> float:
     """Return the mean cosine to the embeddings of the original."""
-    return float((embeddings * whole).sum(1).mean())
+    return float((embeddings * original).sum(1).mean())
 
 
 def near_row(label: str, nearness: dict[str, float], best: str, setting: str) -> dict[str, Any]:
@@ -124,15 +124,15 @@ def main() -> None:
     model, processor = load_model(source, class_for(config, "AutoModel")).eval(), load_processor(source)
     axis = discover(config, type(model)).named("ffn")[0]
     train, dev = pairs("train"), Judge(pairs("dev"), processor)
-    whole = dev.embed(model)
-    dense = dev.cosines(whole)
+    original = dev.embed(model)
+    dense = dev.cosines(original)
     cosines: dict[float, dict[str, list[np.ndarray]]] = {share: {} for share in SHARES + ANY}
     nearness: dict[float, dict[str, list[float]]] = {share: {} for share in SHARES + ANY}
 
     def note(share: float, name: str, small: Any) -> None:
         embeddings = dev.embed(small)
         cosines[share].setdefault(name, []).append(dev.cosines(embeddings))
-        nearness[share].setdefault(name, []).append(near(embeddings, whole))
+        nearness[share].setdefault(name, []).append(near(embeddings, original))
         correlation = dev.correlation(cosines[share][name][-1])
         print(seed, share, name, f"{correlation:.4f}", small.config.num_hidden_layers, flush=True)
 

@@ -1,4 +1,4 @@
-"""Publishing: faults survived, bytes sent twice, time over a bare upload_folder, planted secrets found.
+"""Measure publishing: faults survived, bytes sent twice, time over a bare upload_folder, planted secrets detected.
 
 The real huggingface_hub client talks to the loopback Hub of the tests (LFS; Xet off). The timed pushes go over a link
 that the server slows to 100 Mbit/s and 50 ms an answer, and over the bare loopback; both ways take turns.
@@ -43,8 +43,8 @@ LINKS = {
 
 
 def results(place: Path) -> Path:
-    """A real result with a variant: all-MiniLM-L6-v2 in bfloat16 and NF4."""
-    made = hf_pe.compress(
+    """Return the folder of a real result with a variant: all-MiniLM-L6-v2 in bfloat16 and NF4."""
+    result = hf_pe.compress(
         MINILM,
         [hf_pe.StructuredPruning(keep={"layers": 5})],
         data=hf_pe.DataConfig(train="builtin:pydoc", limit=200, eval_limit=100, max_length=40),
@@ -52,12 +52,12 @@ def results(place: Path) -> Path:
         variants={"nf4": hf_pe.BitsAndBytesQuantization()},
         base_model="sentence-transformers/all-MiniLM-L6-v2",
     )
-    made.save(place / "result")
+    result.save(place / "result")
     return place / "result"
 
 
 def faults(folder: Path) -> list[dict]:
-    """Every endpoint times every kind of fault, once; some that last."""
+    """Push with every kind of fault at every endpoint once, and with some faults that last."""
     survived, outcomes = 0, {}
     trials = [(e, k, 1) for e, k in CASES] + [(e, k, 99) for e, k in LASTING]
     with impatient():
@@ -85,7 +85,7 @@ def faults(folder: Path) -> list[dict]:
 
 
 def resent(folder: Path) -> list[dict]:
-    """Two weight files; the second one's transfer breaks for good; then the push is repeated."""
+    """Push three shards while the commit fails, repeat the push, and count the bytes that were sent twice."""
     with tempfile.TemporaryDirectory() as place, impatient(10):
         weights = load_file(folder / "main" / "model.safetensors")
         shards = Path(place, "sharded")
@@ -120,8 +120,8 @@ def resent(folder: Path) -> list[dict]:
 
 
 def timed(folder: Path) -> list[dict]:
-    """New repositories on a new Hub each round, the two ways taking turns."""
-    found = []
+    """Time pushes to a new repository on a new Hub each round, the two ways in turns."""
+    rows = []
     for link, (delay, rate, random) in LINKS.items():
         place = folder
         if random:
@@ -149,7 +149,7 @@ def timed(folder: Path) -> list[dict]:
         size = sum(p.stat().st_size for p in (place / "main").rglob("*") if p.is_file()) / 1e6
         name = link.partition(".")[0]
         setting = f"{size:.0f} MB, {name}, {ROUNDS} rounds in turns, median of ratios; the reload proof is not in it"
-        found.append(
+        rows.append(
             row(
                 f"publish.time.{link}",
                 statistics.median(ratios),
@@ -161,11 +161,11 @@ def timed(folder: Path) -> list[dict]:
                 interval=[min(ratios), max(ratios)],
             )
         )
-    return found
+    return rows
 
 
 def secrets() -> list[dict]:
-    """Every planted secret in every kind of file; then all shipped cards, recipes and a real model's files."""
+    """Scan every planted secret in every kind of file; then all shipped cards, recipes and a real model's files."""
     missed = []
     for kind, secret in PLANTED.items():
         for file, frame in WRAPPED.items():
