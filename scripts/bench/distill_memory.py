@@ -1,8 +1,8 @@
-"""Peak memory of a whole distillation over a large vocabulary: in chunks, beside whole logits of both in float32.
+"""Measure the peak memory of a distillation over a large vocabulary, with logits in chunks and with full logits.
 
-A Llama of two layers with a vocabulary of 128,000, tied, learns from another one by the `distil` recipe: checks, plan,
+A Llama of two layers with a vocabulary of 128,000, tied, learns from a second one by the `distil` recipe: checks, plan,
 probes, steps with AdamW, and the end. One sequence of 2,048 tokens a step; 16 rows to look at first. Each way in a
-fresh process, in turns; memory counts from after both models are there.
+fresh process, in turns; memory is counted from when both models are loaded.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Perplexity recovered per minute by distillation from the original and by fine-tuning on the same tokens.
+"""Compare the perplexity that distillation and fine-tuning on the same tokens recover in a minute.
 
 The student is SmolLM2-135M with 30 % of its parameters outside embeddings gone (FFN 1,536 to 920).
 
-WikiText-2: training blocks from the validation split, the first 8 test blocks to judge by. Needs
+WikiText-2: training blocks from the validation split, the first 8 test blocks to measure on. Needs
 ../shared/data/wikitext-2 and the extra gguf.
 """
 

@@ -1,8 +1,8 @@
-"""A student of three layers of a MiniLM classifier on SST-2, taught, beside the same student fine-tuned on the labels.
+"""Distil a MiniLM classifier on SST-2 into three of its layers, and compare with fine-tuning them on the labels.
 
 The student is the teacher cut to three layers, without use of the dev split; both learn for the same steps on the
-same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5), from --first on; what a seed gave is kept under
-build/, so that seeds may run beside each other and a last run gathers them.
+same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5), from --first on; the results of a seed are stored
+under build/, so that seeds may run at the same time and a last run collects them.
 """
 
 import argparse

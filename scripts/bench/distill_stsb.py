@@ -1,4 +1,4 @@
-"""A MiniLM of three layers after ten minutes of training, beside sentence-transformers' layer reduction.
+"""Train a MiniLM of three layers for ten minutes, and compare with sentence-transformers' layer reduction.
 
 Both have the same data and the same CPU minutes, so that other programs on the machine do not count.
 

@@ -1,4 +1,4 @@
-"""Tokens per second and loss curve beside TRL's DistillationTrainer on a causal language model.
+"""Compare tokens per second and the loss curve with TRL's DistillationTrainer on a causal language model.
 
 SmolLM2-135M as teacher, the same with 40 % less FFN width as student; prompts and completions are given (TRL's trainer
 generates them: here its batches are replaced, nothing is generated), same divergence, temperature 1, float32, AdamW, no

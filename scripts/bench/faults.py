@@ -1,4 +1,4 @@
-"""Faults survived: a run killed at every change of its files and then resumed; input that is broken or misleading.
+"""Count survived faults: a run killed at every change of its files and then resumed; broken or misleading input.
 
 `python scripts/bench/faults.py kill` takes about half an hour on one core, `inputs` and `fuzz` a few minutes each.
 """
@@ -129,8 +129,8 @@ def _false_alarms() -> list[dict]:
     return [row("faults.scan_alarms", len(alarms) + len(secrets), 0, "lower", "false alarms", setting)]
 
 
-def _files(place: Path) -> list[Path]:
-    every = [place, *place.rglob("*")]
+def _files(root: Path) -> list[Path]:
+    every = [root, *root.rglob("*")]
     return [path for path in every if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".pyc"]
 
 

@@ -1,4 +1,4 @@
-"""`hf-pe inspect` on the config of a 7B Llama: seconds and peak resident bytes of the whole command."""
+"""Measure the seconds and peak resident bytes of `hf-pe inspect` on the config of a 7B Llama."""
 
 import resource
 import subprocess

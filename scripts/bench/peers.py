@@ -1,4 +1,4 @@
-"""Other tools' choices, made by their own code, as kept units: what is cut then is the same model theirs would be."""
+"""Turn the choices of other tools, computed by their own code, into kept units, so that hf_pe cuts the same model."""
 
 import copy
 import functools
@@ -30,7 +30,7 @@ TORCH_PRUNING = ("Torch-Pruning magnitude", "Torch-Pruning Taylor")
 
 
 def torch_pruning_choices(model: Any, axis: Axis, size: int, inputs: dict[str, torch.Tensor]) -> dict[str, list[Kept]]:
-    """Torch-Pruning's choices of `size` units of each block, by its own graph and importances: a small grid for each.
+    """Return Torch-Pruning's choices of `size` units of each block, a small grid each, by its graph and importances.
 
     A unit of many places (a head) has the mean importance of its places in all maps that write it.
 

@@ -25,7 +25,7 @@ from hf_pe.regression import Moments, pooled
 from hf_pe.tasks import TaskData
 
 FIRST, LAST = 4, 2
-"""LLM-Pruner leaves the first four and the last two blocks whole."""
+"""LLM-Pruner leaves the first four and the last two blocks as they are."""
 STATISTICS = StatisticsCache()
 """Inputs of a model's maps, which are the same for all shares and settings."""
 
