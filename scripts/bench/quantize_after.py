@@ -1,10 +1,10 @@
-"""Pruned, distilled and packed, beside packed alone and pruned alone, at equal bytes: all-MiniLM-L6-v2 on STS-B.
+"""Compare pruning with quantization to either of them alone, at equal bytes: all-MiniLM-L6-v2 on STS-B.
 
-Packed alone (NF4, repaired) says how many bytes there are. One model loses 30 % of its parameters outside embeddings,
-is distilled and packed with a mix of NF4 and 16 bits that fills them; another loses so many parameters that what is
-left fits in 16 bits, and is distilled for as long. Calibration and training on sentences of training splits, judged
-once on the dev pairs. Needs ../shared/data/{sts-b,sst2} and the extras bench and demo. CPU minutes of each
-distillation: --minutes (default 10).
+The model that is only quantized (NF4, refitted) sets the number of bytes. A second model loses 30 % of its parameters
+outside embeddings, is distilled, and is quantized in mixed precision (NF4 and 16 bits) to fit these bytes. A third
+model is pruned until its 16-bit weights fit in them, and is distilled for as long. Calibration and training use
+sentences of training splits; the dev pairs are evaluated once. The script needs ../shared/data/{sts-b,sst2} and the
+extras bench and demo. `--minutes` sets the CPU minutes of each distillation (default 10).
 """
 
 import argparse
@@ -29,15 +29,16 @@ from hf_pe.tasks import TaskData
 SHARE = 0.3
 
 
-def pruned(model: Any, data: TaskData, stays: float) -> Any:
-    """Along FFN width and depth, as far as its measured loss says; `stays` of the parameters outside embeddings."""
+def pruned(model: Any, data: TaskData, kept: float) -> Any:
+    """Prune FFN width and depth by measured loss; keep the fraction `kept` of the parameters outside embeddings."""
     recipe = StructuredPruning(
-        budget={"parameters": stays}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy", refit="sequential"
+        budget={"parameters": kept}, axes=("ffn", "layers"), criterion="obs_kfac", depth="greedy", refit="sequential"
     )
     return recipe.carry_out(StageState(model, data)).model
 
 
 def packed(model: Any, recipe: Packing, data: TaskData) -> Any:
+    """Return the model that the recipe quantizes."""
     return recipe.carry_out(StageState(model, data)).model
 
 
@@ -51,14 +52,14 @@ def main() -> None:
     dev, texts = Judge(pairs("dev"), processor), sentences()
     lessons = replace(task_data(processor, tokens(processor, texts)), teacher=model)
     data = task_data(processor, tokens(processor, texts[:SENTENCES]))
-    cosines, told = {"dense": dev.cosines(dev.embed(model))}, []
+    cosines, sizes = {"dense": dev.cosines(dev.embed(model))}, []
 
     def note(name: str, small: Any) -> int:
         cosines[name] = dev.cosines(dev.embed(small))
         count = weight_bytes(small)
         shape = f"{small.config.num_hidden_layers} layers, FFN {small.config.intermediate_size}"
-        told.append(f"{name}: {count:,} bytes ({shape})")
-        print(told[-1], f"{dev.correlation(cosines[name]):.4f}", flush=True)
+        sizes.append(f"{name}: {count:,} bytes ({shape})")
+        print(sizes[-1], f"{dev.correlation(cosines[name]):.4f}", flush=True)
         return count
 
     room = note("NF4 alone", packed(model, BitsAndBytesQuantization(dtype="bfloat16"), data))
@@ -66,11 +67,11 @@ def main() -> None:
     note("pruned, distilled, packed", packed(small, BitsAndBytesQuantization(weight_bytes=room), data))
     note("pruned by 30 %, distilled, all NF4", packed(small, BitsAndBytesQuantization(dtype="bfloat16"), data))
     counts = parameters(model)
-    left = (room / 2 - (counts.total - counts.without_embeddings)) / counts.without_embeddings
-    narrow, more = taught(pruned(model, data, left), lessons, seconds)
+    kept = (room / 2 - (counts.total - counts.without_embeddings)) / counts.without_embeddings
+    narrow, more = taught(pruned(model, data, kept), lessons, seconds)
     note("pruned alone, distilled", packed(narrow, Cast(), data))
     setting = (
-        f"all-MiniLM-L6-v2 on STS-B dev, Spearman, dense {dev.correlation(cosines['dense']):.4f}; {'; '.join(told)}; "
+        f"all-MiniLM-L6-v2 on STS-B dev, Spearman, dense {dev.correlation(cosines['dense']):.4f}; {'; '.join(sizes)}; "
         f"distilled for {seconds / 60:g} CPU minutes ({steps} and {more} steps); one run; interval over pairs (paired "
         "bootstrap)"
     )

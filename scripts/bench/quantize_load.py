@@ -1,9 +1,8 @@
-"""Peak memory of quantizing a sharded checkpoint, and the time to load the result beside transformers alone.
+"""Measure the peak memory of quantizing a sharded checkpoint, and the time to load it beside transformers alone.
 
-The checkpoint has 1.5 billion parameters and is quantized to NF4; its peak memory is stated over its bytes.
-
-The checkpoint is made here: Llama-shaped, random, bfloat16, four shards. Each part runs in a process of its own; loads
-take turns.
+The script writes the checkpoint itself: 1.5 billion parameters, Llama-shaped, random, bfloat16, four shards. It is
+quantized to NF4, and the peak memory is divided by the bytes of its weights. Each part runs in a process of its own;
+the loads of hf_pe and of transformers alternate.
 """
 
 import statistics
@@ -22,7 +21,7 @@ from hf_pe import quantize_checkpoint
     + WATCH
     + """
 quantize_checkpoint(sys.argv[1], sys.argv[2])
-told = {}
+extra_values = {}
 """
     + DONE
 )
@@ -39,7 +38,7 @@ from hf_pe.checkpoints.source import resolve
     + """
 source = resolve(sys.argv[1])
 load_model(source, class_for(load_config(source)))
-told = {}
+extra_values = {}
 """
     + DONE
 )
@@ -55,7 +54,7 @@ from hf_pe.checkpoints.source import resolve
     + WATCH
     + """
 AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto").eval()
-told = {}
+extra_values = {}
 """
     + DONE
 )
@@ -66,11 +65,11 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 """
     + WATCH
     + """
-told = BitsAndBytesConfig(
+nf4 = BitsAndBytesConfig(
     load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
 )
-AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=told, dtype="auto").save_pretrained(sys.argv[2])
-told = {}
+AutoModelForCausalLM.from_pretrained(sys.argv[1], quantization_config=nf4, dtype="auto").save_pretrained(sys.argv[2])
+extra_values = {}
 """
     + DONE
 )
@@ -78,17 +77,17 @@ told = {}
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as work:
-        large, small, other = (str(Path(work, name)) for name in ("large", "small", "other"))
+        large, small, bare = (str(Path(work, name)) for name in ("large", "small", "bare"))
         ran(MAKE, large)
         before = sum(p.stat().st_size for p in Path(large).glob("*.safetensors"))
-        packing = {"ours": ran(PACK, large, small), "bare": ran(WHILE_LOADED, large, other)}
+        packing = {"ours": ran(PACK, large, small), "bare": ran(WHILE_LOADED, large, bare)}
         after = sum(p.stat().st_size for p in Path(small).glob("*.safetensors"))
         loading: dict[str, list[float]] = {"ours": [], "bare": []}
         for number in range(ROUNDS):
             pair = [("ours", OURS), ("bare", BARE)]
             for name, program in pair if number % 2 else reversed(pair):
                 loading[name].append(ran(program, small)["seconds"])
-    taken = {name: statistics.median(times) for name, times in loading.items()}
+    seconds = {name: statistics.median(times) for name, times in loading.items()}
     shape = f"Llama-shaped, {before / 1e9:.2f} GB of bfloat16 in shards"
     write(
         "quantize_load",
@@ -105,12 +104,12 @@ def main() -> None:
             ),
             row(
                 "quantize.3.load",
-                taken["ours"] / taken["bare"],
+                seconds["ours"] / seconds["bare"],
                 1.1,
                 "lower",
                 "times as long as bare from_pretrained",
-                f"{shape}, packed to NF4; median of {ROUNDS} loads in turns, {taken['ours']:.2f} s",
-                peers={"bare from_pretrained, s": taken["bare"]},
+                f"{shape}, packed to NF4; median of {ROUNDS} loads in turns, {seconds['ours']:.2f} s",
+                peers={"bare from_pretrained, s": seconds["bare"]},
             ),
         ],
     )

@@ -1,7 +1,7 @@
-"""Peak memory of cutting a sharded checkpoint of 1.5 billion parameters on disk; and the plan for a 70B config.
+"""Measure the peak memory of cutting a sharded checkpoint on disk, and the time to plan for a 70B config.
 
-The checkpoint is made here: Llama-shaped, random, bfloat16, four shards. 30 % of its parameters outside embeddings go.
-Each part runs in a process of its own.
+The script writes the checkpoint itself: 1.5 billion parameters, Llama-shaped, random, bfloat16, four shards. The cut
+removes 30 % of the parameters outside embeddings. Each part runs in a process of its own.
 """
 
 import json
@@ -30,7 +30,7 @@ DONE = """
 seconds = time.perf_counter() - start
 stop.set()
 import json
-print(json.dumps({"seconds": seconds, "peak": peak[0] - floor, **told}))
+print(json.dumps({"seconds": seconds, "peak": peak[0] - floor, **extra_values}))
 """
 MAKE = """
 import sys, torch
@@ -50,7 +50,7 @@ from hf_pe import cut_checkpoint
     + WATCH
     + """
 cut_checkpoint(sys.argv[1], sys.argv[2], {"ffn": 0.625, "kv_groups": 0.75})
-told = {}
+extra_values = {}
 """
     + DONE
 )
@@ -69,14 +69,14 @@ config = LlamaConfig(
 )
 recipe = StructuredPruning(keep={"ffn": 0.5, "kv_groups": 0.5, "layers": 0.75, "hidden": 0.75})
 plan = recipe.dry_run(ModelSpec(config, LlamaForCausalLM))[0]
-told = {"parameters": plan.parameters}
+extra_values = {"parameters": plan.parameters}
 """
     + DONE
 )
 
 
 def ran(program: str, *arguments: str) -> dict[str, float]:
-    """What a program prints last."""
+    """Run a program and return the JSON object on its last line of output, or {} if it prints nothing."""
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     lines = done.stdout.strip().splitlines()
     return dict(json.loads(lines[-1])) if lines else {}
@@ -88,7 +88,7 @@ def main() -> None:
         ran(MAKE, str(large))
         before = sum(p.stat().st_size for p in large.glob("*.safetensors"))
         shards = len([*large.glob("*.safetensors")])
-        seen = ran(CUT, str(large), str(small))
+        cutting = ran(CUT, str(large), str(small))
         after = sum(p.stat().st_size for p in small.glob("*.safetensors"))
     planned = ran(PLAN)
     write(
@@ -96,12 +96,12 @@ def main() -> None:
         [
             row(
                 "reach.stream.memory",
-                seen["peak"] / before,
+                cutting["peak"] / before,
                 0.6,
                 "lower",
                 "peak anonymous memory over the bytes of the weights",
                 f"Llama-shaped, {before / 1e9:.2f} GB of bfloat16 in {shards} shards, FFN 8192 to 5120 and key-value "
-                f"groups 8 to 6 on disk ({after / before:.0%} of the bytes left) in {seen['seconds']:.0f} s",
+                f"groups 8 to 6 on disk ({after / before:.0%} of the bytes left) in {cutting['seconds']:.0f} s",
             ),
             row(
                 "reach.plan70b.seconds",
