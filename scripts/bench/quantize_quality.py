@@ -1,11 +1,11 @@
-"""The quality that quantization costs, and how much of MobileNetV2 can be quantized.
+"""Measure the quality that quantization costs, and how much of MobileNetV2 can be quantized.
 
-SmolLM2-135M on WikiText-2, all-MiniLM-L6-v2 on STS-B and fine-tuned on SST-2, in int8, FP4, NF4, NF4 refitted, and
-mixes of 6 mean bits beside other choices of the same size.
-
-Calibrated on training or validation rows, judged once on the test blocks, dev pairs or test sentences. SmolLM2's
-published weights have been through 4 bits already. Needs ../shared/data, ../shared/models and the extras gguf and demo.
-One model alone: --only. Random mixes: --draws (default 20; 0: no mixes at all).
+The models are SmolLM2-135M on WikiText-2, all-MiniLM-L6-v2 on STS-B and MiniLM fine-tuned on SST-2. Each is quantized
+to int8, FP4, NF4, refitted NF4 and mixed precision of 6 mean bits; the mix is compared with other choices of layers of
+the same size. Calibration uses training or validation rows; the test blocks, dev pairs or test sentences are evaluated
+once. SmolLM2's published weights have been through 4 bits already. The script needs ../shared/data, ../shared/models
+and the extras gguf and demo. `--only` selects a model and may be repeated; `--draws` sets the number of random mixes
+(default 20; 0 measures no mixes at all).
 """
 
 import argparse
@@ -50,7 +50,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Case(NamedTuple):
-    """A model, the rows it is calibrated on, and how far another is from it."""
+    """Hold a model, its calibration rows, and the functions that compare a quantized copy with it."""
 
     model: Any
     data: TaskData
@@ -68,14 +68,14 @@ def smollm2() -> Case:
     processor = load_processor(source)
     order = np.random.default_rng(0).permutation(400)[: CALIBRATION_BLOCKS + TRIAL_BLOCKS]
     data = task_data(processor, blocks(processor, "valid", 400).select(order), blocks(processor, "test", TEST_BLOCKS))
-    told = data.examples.config.model_copy(update={"calibration": CALIBRATION_BLOCKS})
-    data = replace(data, examples=replace(data.examples, config=told))
+    data_config = data.examples.config.model_copy(update={"calibration": CALIBRATION_BLOCKS})
+    data = replace(data, examples=replace(data.examples, config=data_config))
     test = task_data(processor, data.eval, data.eval)
-    wanted = task_outputs(model, test, TEST_BLOCKS, by_token=True)
+    original_outputs = task_outputs(model, test, TEST_BLOCKS, by_token=True)
     return Case(
         model,
         data,
-        lambda m: distance(task_outputs(m, test, TEST_BLOCKS, by_token=True), wanted),
+        lambda m: distance(task_outputs(m, test, TEST_BLOCKS, by_token=True), original_outputs),
         lambda m: math.exp(losses(m, test).mean()),
         "perplexity",
         "KL",
@@ -94,17 +94,17 @@ def minilm() -> Case:
     order = np.random.default_rng(0).permutation(2 * len(learned))[: SENTENCES + 64]
     texts = np.array([*learned["sentence1"], *learned["sentence2"]], dtype=object)[order]
     data = sentences(processor, tokens(processor, texts))
-    wanted = judge.embed(model)
-    half = len(wanted) // 2
+    original_embeddings = judge.embed(model)
+    half = len(original_embeddings) // 2
 
-    def metric(other: Any) -> float:
-        found = judge.embed(other)
-        return float(spearmanr((found[:half] * found[half:]).sum(1), judge.scores).statistic)
+    def metric(quantized: Any) -> float:
+        embeddings = judge.embed(quantized)
+        return float(spearmanr((embeddings[:half] * embeddings[half:]).sum(1), judge.scores).statistic)
 
     return Case(
         model,
         data,
-        lambda m: float(1 - (judge.embed(m) * wanted).sum(1).mean()),
+        lambda m: float(1 - (judge.embed(m) * original_embeddings).sum(1).mean()),
         metric,
         "Spearman",
         "1 - cosine",
@@ -116,16 +116,16 @@ def minilm() -> Case:
 def sst2() -> Case:
     model, data, test = lessons()
 
-    def probabilities(other: Any) -> torch.Tensor:
+    def log_probabilities(classifier: Any) -> torch.Tensor:
         with torch.no_grad():
-            found = [other(**model_inputs(batch)).logits.float() for batch in test.batches(test.eval, 64)]
-        return torch.cat(found).log_softmax(-1)
+            logits = [classifier(**model_inputs(batch)).logits.float() for batch in test.batches(test.eval, 64)]
+        return torch.cat(logits).log_softmax(-1)
 
-    wanted = probabilities(model)
+    original = log_probabilities(model)
     return Case(
         model,
         data,
-        lambda m: float((wanted.exp() * (wanted - probabilities(m))).sum(1).mean()),
+        lambda m: float((original.exp() * (original - log_probabilities(m))).sum(1).mean()),
         lambda m: float(right(m, test).mean()),
         "accuracy",
         "KL",
@@ -138,30 +138,30 @@ CASES = {"smollm2": smollm2, "minilm": minilm, "sst2": sst2}
 
 
 def convolutions() -> dict[str, Any]:
-    """How much of MobileNetV2 bitsandbytes can pack: what plan says, and where there is nothing, that it is refused."""
+    """Count the parameters of MobileNetV2 that bitsandbytes can quantize, and quote the error of `plan` if any."""
     model = load_model(resolve(str(SHARED / "models" / "mobilenetv2-imagenet")), MobileNetV2ForImageClassification)
     recipe = BitsAndBytesQuantization()
     count = sum(
         model.get_parameter(f"{n}.weight").numel()
         for n in plain_linear_layers(model, recipe.modules_to_not_convert(model))
     )
-    said = ""
+    refusal = ""
     try:
         recipe.plan(StageState(model, None))
     except UsageError as error:
-        said = f"; plan says: {error}"
+        refusal = f"; plan says: {error}"
     pointwise = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1))
     total = parameters(model).total
     return row(
         "quantize.1.mobilenetv2.packed", count / total, 0.0, "higher", "of its parameters that can be packed",
         f"MobileNetV2 1.0 of ImageNet ({total:,} parameters, {pointwise:,} of them in pointwise convolutions, "
         f"{model.classifier.weight.numel():,} in the output head, which stays): bitsandbytes packs linear layers only"
-        f"{said}",
+        f"{refusal}",
     )  # fmt: skip
 
 
 def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
-    """Pack in every way and say how much is lost."""
+    """Quantize a model by every method and return the rows of what each loses."""
     lost: dict[str, float] = {}
     size: dict[str, int] = {}
 
@@ -176,8 +176,8 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
         print(name, label, f"{lost[label]:.6f} {quality.get(label, 0):.4f} {size[label] / 1e6:.1f} MB", flush=True)
         return plan
 
-    for label, told in WAYS.items():
-        pack(label, Cast() if label == "bfloat16" else BitsAndBytesQuantization(dtype="bfloat16", **told))
+    for label, options in WAYS.items():
+        pack(label, Cast() if label == "bfloat16" else BitsAndBytesQuantization(dtype="bfloat16", **options))
     setting = (
         f"{case.setting}; bytes: {', '.join(f'{k} {size[k]:,}' for k in WAYS)}; {case.measure}: "
         f"{', '.join(f'{k} {v:.4f}' for k, v in quality.items())}"
@@ -199,12 +199,12 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
     room = (BITS - recipe.bits) / (16 - recipe.bits) * sum(counts.values())
 
     def filled(order: list[str]) -> Any:
-        """The plan that keeps layers in this order while there is room."""
-        kept, left = [], room
-        for each in order:
-            if counts[each] <= left:
-                kept.append(each)
-                left -= counts[each]
+        """Return the plan that keeps layers at 16 bits, in this order, as far as the budget allows."""
+        kept, remaining = [], room
+        for layer in order:
+            if counts[layer] <= remaining:
+                kept.append(layer)
+                remaining -= counts[layer]
         return mix.model_copy(update={"modules_to_not_convert": (*fixed, *kept)})
 
     draw = np.random.default_rng(0)
@@ -238,13 +238,13 @@ def figures(name: str, case: Case, draws: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--only", choices=[*CASES, "mobilenetv2"], action="append")
-    arguments.add_argument("--draws", type=int, default=20)
-    told = arguments.parse_args()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=[*CASES, "mobilenetv2"], action="append")
+    parser.add_argument("--draws", type=int, default=20)
+    arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for name in told.only or [*CASES, "mobilenetv2"]:
-        rows += figures(name, CASES[name](), told.draws) if name in CASES else [convolutions()]
+    for name in arguments.only or [*CASES, "mobilenetv2"]:
+        rows += figures(name, CASES[name](), arguments.draws) if name in CASES else [convolutions()]
         write("quantize_quality", rows)
 
 

@@ -1,11 +1,10 @@
-"""Memory and time of quantized weights.
+"""Measure the memory and the time of quantized weights.
 
-Resident memory of a fresh process after one forward pass, and the time of a forward pass at batch 1 and 32, side by
-side in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4 double and a mix of 6
-mean bits.
-
-Repaired weights are the same tensors with other codes: they take what NF4 double does. Needs the extras gguf and demo.
-Takes about six minutes on two cores. --only memory or time, --model one of them: the other rows stay as they are.
+The script measures the resident memory of a fresh process after one forward pass, and the time of a forward pass at
+batch 1 and 32, side by side in one run: all-MiniLM-L6-v2 and SmolLM2-135M in float32, bfloat16, int8, FP4, NF4, NF4
+with double quantization, and mixed precision of 6 mean bits. Refitted weights have the same shapes and types as NF4
+with double quantization, so they need the same memory and time. The script needs the extras gguf and demo and takes
+about six minutes on two cores. With `--only` or `--model`, the rows that are not measured stay as they are.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from hf_pe.recipe import StageState
 BATCHES = (1, 32)
 SECONDS = 20.0
 ROWS = 4
-"""That the mix is chosen by: which layers stay changes neither time nor memory."""
+"""Number of calibration rows; a few suffice, since the choice of layers in the mix changes neither time nor memory."""
 OF: dict[str, dict[str, Any]] = {
     "minilm": {"auto": AutoModel, "length": 128},
     "smollm2": {"auto": AutoModelForCausalLM, "length": 32},
@@ -47,25 +46,25 @@ def resident():
 loader, floor = getattr(transformers, sys.argv[2]), resident()
 model = loader.from_pretrained(sys.argv[1]).eval()
 with torch.inference_mode():
-    found = model(input_ids=torch.arange(int(sys.argv[3]))[None])
-del found
+    outputs = model(input_ids=torch.arange(int(sys.argv[3]))[None])
+del outputs
 gc.collect()
 print(resident() - floor)
 """
-"""Of the process, pages of mapped files that were read included; after the imports."""
+"""Program that prints the resident memory gained since the imports; it includes the pages read of mapped files."""
 
 
 def resident(model: Any, auto: str, length: int) -> float:
-    """MiB that a fresh process holds more once it has loaded the saved model and run it."""
+    """Return the MiB that a fresh process gains by loading the saved model and running it once."""
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, None, Path(folder))
-        told = [sys.executable, "-c", RESIDENT, folder, auto, str(length)]
-        done = subprocess.run(told, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-c", RESIDENT, folder, auto, str(length)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1]) / 2**20
 
 
 def figures(name: str, part: str | None) -> list[dict[str, Any]]:
-    """Rows of one model."""
+    """Measure one model and return its rows."""
     case, length = CASES[name](), OF[name]["length"]
     few = case.data.examples.config.model_copy(update={"calibration": ROWS})
     data = replace(case.data, examples=replace(case.data.examples, config=few))
@@ -89,25 +88,26 @@ def figures(name: str, part: str | None) -> list[dict[str, Any]]:
             peers=memory,
         )]  # fmt: skip
     for batch in BATCHES if part != "memory" else ():
-        found = latency(models, batch=batch, length=length, seconds=SECONDS)
-        taken = {label: each.p50_ms for label, each in found.items()}
+        latencies = latency(models, batch=batch, length=length, seconds=SECONDS)
+        milliseconds = {label: timing.p50_ms for label, timing in latencies.items()}
         for label, id in (("NF4 double", "nf4"), ("int8", "int8")):
             rows.append(
                 row(
-                    f"quantize.4.{name}.{id}.batch{batch}", taken[label] / taken["bfloat16"], 1.0, "lower",
-                    "of bfloat16's time", f"{what}, batch {batch}, median milliseconds of a forward pass", peers=taken,
+                    f"quantize.4.{name}.{id}.batch{batch}", milliseconds[label] / milliseconds["bfloat16"], 1.0,
+                    "lower", "of bfloat16's time", f"{what}, batch {batch}, median milliseconds of a forward pass",
+                    peers=milliseconds,
                 )
             )  # fmt: skip
     return rows
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("--only", choices=["memory", "time"])
-    arguments.add_argument("--model", choices=[*OF])
-    told = arguments.parse_args()
-    names = [told.model] if told.model else OF
-    write("quantize_speed", [each for name in names for each in figures(name, told.only)])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=["memory", "time"])
+    parser.add_argument("--model", choices=[*OF])
+    arguments = parser.parse_args()
+    names = [arguments.model] if arguments.model else OF
+    write("quantize_speed", [figure for name in names for figure in figures(name, arguments.only)])
 
 
 if __name__ == "__main__":
