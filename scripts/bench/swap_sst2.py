@@ -1,6 +1,7 @@
-"""A MiniLM classifier fine-tuned on SST-2, swapped onto two layers of width 128, beside that encoder fine-tuned alone.
+"""Swap the encoder of a MiniLM classifier for two layers of width 128, and compare with fine-tuning these alone.
 
-Both learn for the same steps on the same rows. Needs ../shared/data/sst2. Seeds: --seeds (default 5).
+The classifier is fine-tuned on SST-2. Both small models learn for the same steps on the same rows. The script needs
+../shared/data/sst2; `--seeds` sets the number of seeds (default 5).
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from hf_pe.measure import latency, parameters
 from hf_pe.recipe import StageState
 
 STEPS, BATCH, RATE = 430, 32, 1e-3
-TOLD: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE}
+TRAINING: dict[str, Any] = {"steps": STEPS, "batch_size": BATCH, "learning_rate": RATE}
 OURS: dict[str, Any] = {"losses": {"features": 1.0, "kl": 1.0, "task": 0.5}}
 
 
@@ -25,31 +26,36 @@ def main() -> None:
     count = seeds()
     teacher, data, test = lessons()
     dense = right(teacher, test)
-    found: dict[str, list[np.ndarray]] = {"stitching layer alone": [], "hf_pe": [], "fine-tuned alone": []}
+    correct: dict[str, list[np.ndarray]] = {"stitching layer alone": [], "hf_pe": [], "fine-tuned alone": []}
     small: Any = None
     for seed in range(count):
         swap = BackboneSwap(to="bert_tiny", seed=seed)
         small = swap.carry_out(StageState(teacher, data)).model
-        found["stitching layer alone"].append(right(small, test))
-        learned = Distillation(seed=seed, **TOLD, **OURS).carry_out(StageState(small, data)).model
-        found["hf_pe"].append(right(learned, test))
+        correct["stitching layer alone"].append(right(small, test))
+        learned = Distillation(seed=seed, **TRAINING, **OURS).carry_out(StageState(small, data)).model
+        correct["hf_pe"].append(right(learned, test))
         set_seed(seed)
         plain = type(small)(small.config)
         alone = (
-            Distillation(seed=seed, losses={"task": 1.0}, dropout=True, **TOLD).carry_out(StageState(plain, data)).model
+            Distillation(seed=seed, losses={"task": 1.0}, dropout=True, **TRAINING)
+            .carry_out(StageState(plain, data))
+            .model
         )
-        found["fine-tuned alone"].append(right(alone, test))
-        print(seed, {name: round(float(values[-1].mean()), 4) for name, values in found.items()}, flush=True)
-        write("swap_sst2", figures(teacher, small, dense, found))
+        correct["fine-tuned alone"].append(right(alone, test))
+        print(seed, {name: round(float(values[-1].mean()), 4) for name, values in correct.items()}, flush=True)
+        write("swap_sst2", figures(teacher, small, dense, correct))
 
 
-def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
-    """The gain over the encoder alone, the share of the teacher's accuracy, and the stitching layer alone."""
-    ours, alone, bridge = (
-        np.array([v.mean() for v in found[name]]) for name in ("hf_pe", "fine-tuned alone", "stitching layer alone")
+def figures(teacher: Any, small: Any, dense: np.ndarray, correct: dict[str, list[np.ndarray]]) -> list[dict[str, Any]]:
+    """Return the rows of the gain over the encoder alone, of the teacher's accuracy kept, and of the stitching layer.
+
+    `dense` and `correct` say of each test example whether the teacher and each student, once a seed, are right.
+    """
+    ours, alone, stitched = (
+        np.array([v.mean() for v in correct[name]]) for name in ("hf_pe", "fine-tuned alone", "stitching layer alone")
     )
-    taken = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
-    speed = taken["teacher"].p50_ms / taken["small"].p50_ms
+    latencies = latency({"teacher": teacher, "small": small}, batch=1, seconds=4.0)
+    speed = latencies["teacher"].p50_ms / latencies["small"].p50_ms
     setting = (
         f"MiniLM on SST-2 ({parameters(teacher).total:,} parameters, test accuracy {dense.mean():.4f}) onto 2 layers "
         f"of width 128 ({parameters(small).total:,} parameters, {speed:.1f} times as fast at batch 1, length 128), "
@@ -65,17 +71,19 @@ def figures(teacher: Any, small: Any, dense: np.ndarray, found: dict[str, list[n
             "of the teacher's accuracy",
             f"{setting}; goal: that of the encoder alone; interval over examples (paired bootstrap)",
             peers={"fine-tuned alone": float(alone.mean() / dense.mean())},
-            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["hf_pe"]]) / dense[i].mean(), len(dense)),
+            interval=bootstrap(
+                lambda i: np.mean([v[i].mean() for v in correct["hf_pe"]]) / dense[i].mean(), len(dense)
+            ),
         ),
         row(
             "swap.3.sst2",
-            float(bridge.mean()),
+            float(stitched.mean()),
             0.5,
             "higher",
             "accuracy by the stitching layer alone",
             f"{setting.replace(f', {STEPS} steps of {BATCH} rows', '')}, nothing trained; goal: chance",
             peers={"chance": 0.5, "teacher": float(dense.mean())},
-            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in found["stitching layer alone"]]), len(dense)),
+            interval=bootstrap(lambda i: np.mean([v[i].mean() for v in correct["stitching layer alone"]]), len(dense)),
         ),
     ]
 
