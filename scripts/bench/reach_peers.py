@@ -1,15 +1,16 @@
-"""The same forty architectures cut by half by hf_pe and by Torch-Pruning, and what works afterwards.
+"""Cut forty architectures by half with hf_pe and with Torch-Pruning, and check what works afterwards.
 
     python scripts/bench/reach_peers.py [TYPE ...]
 
-A small model of each type with lively weights, half a minute for each. hf_pe: `cut_checkpoint` of a folder, along each
-of FFN width, heads (or key-value groups) and hidden width that it proves. Torch-Pruning: the set-up of its examples for
-language models, BERT and ViT: magnitude of groups, half of all channels and heads, heads given by the maps of queries,
-keys and values, the output head left alone, then attributes and config told the new sizes.
+A small model with randomized weights stands for each type, and each library has half a minute for it. hf_pe calls
+`cut_checkpoint` on a folder, along those of FFN width, heads (or key-value groups) and hidden width that it verifies.
+Torch-Pruning is set up as in its examples for language models, BERT and ViT: it removes half of all channels and heads
+by group magnitude, reads the heads from the query, key and value layers, and ignores the output head; then the script
+writes the new sizes to the modules' attributes and to the config.
 
-Four things are seen of each: it runs; query heads are fewer, of the size they had, and what counts them says so; tied
-embeddings are still one; and it is saved, loaded by stock `from_pretrained` without a tensor missing, left over or in
-another shape, and gives the same outputs.
+Four checks follow: the model runs; it has fewer query heads, of the same size, and the config counts them correctly;
+tied embeddings are still tied; and the saved model is loaded by stock `from_pretrained` without missing, unexpected or
+mismatched tensors and computes the same outputs.
 """
 
 import argparse
@@ -48,75 +49,75 @@ CLASSES = (
     "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM", "AutoModelForImageClassification",
     "AutoModelForSpeechSeq2Seq", "AutoModel",
 )  # fmt: skip
-"""Of each type the first of these that there is: those with an output head that may be tied."""
+"""Each type uses the first of these classes that supports it; classes whose output head may be tied come first."""
 QUERIES = r"(^|\.)(q_proj|query|query_proj|q_lin|q|in_proj|qkv|qkv_proj|query_key_value|c_attn|Wqkv|W_pack)$"
-"""How the maps are called that make queries, alone or with keys and values."""
-SEEN = ("runs", "heads", "ties", "reloads")
+"""Pattern of the names of the layers that compute queries, alone or with keys and values."""
+CHECKS = ("runs", "heads", "ties", "reloads")
 SECONDS = 30
-"""That each may take for a type: a tiny model is cut in two or three."""
+"""Time limit of each library for each type; cutting a tiny model takes two or three seconds."""
 
 
 def model_of(model_type: str) -> PreTrainedModel:
-    """The smallest that runs, its weights randomize_weights_."""
+    """Return the smallest model of a type that runs, with randomized weights."""
     for config, _ in tiny_configs(AutoConfig.for_model(model_type)):
         mapping = next(m for name in CLASSES if type(config) in (m := getattr(transformers, name)._model_mapping))
-        found = mapping[type(config)]
+        classes = mapping[type(config)]
         model: PreTrainedModel = randomize_weights_(
-            (found[0] if isinstance(found, tuple) else found)(copy.deepcopy(config))
+            (classes[0] if isinstance(classes, tuple) else classes)(copy.deepcopy(config))
         )
         try:
             outputs_of(model, example_inputs(model))
-        except Exception:  # what belongs together in a config is not always told
+        except Exception:  # not every config says which of its sizes have to agree
             continue
         return model
     raise ValueError(model_type)
 
 
 def query_rows(model: nn.Module) -> list[int]:
-    """How wide the maps are that make queries."""
+    """Return the output widths of the layers that compute queries."""
     maps = [m for name, m in model.named_modules() if re.search(QUERIES, name) and isinstance(m, (nn.Linear, Conv1D))]
     return [m.out_features if isinstance(m, nn.Linear) else m.nf for m in maps]
 
 
 def heads(model: Any) -> int:
-    """The number of query heads that the config tells."""
-    found = [getattr(each, name, None) for each in (model.config.get_text_config(), model.config)
-             for name in ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")]  # fmt: skip
-    return next((int(each) for each in found if isinstance(each, int)), 0)
+    """Return the number of query heads in the config, or 0 if it has none."""
+    counts = [getattr(config, name, None) for config in (model.config.get_text_config(), model.config)
+              for name in ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads")]  # fmt: skip
+    return next((int(count) for count in counts if isinstance(count, int)), 0)
 
 
-def seen(before: PreTrainedModel, after: Any, inputs: dict[str, torch.Tensor]) -> dict[str, bool]:
-    """What works."""
-    found = dict.fromkeys(SEEN, False)
+def checked(before: PreTrainedModel, after: Any, inputs: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """Return which of the checks the cut model `after` passes."""
+    results = dict.fromkeys(CHECKS, False)
     tied = before.get_output_embeddings() is not None and (
         before.get_output_embeddings().weight is before.get_input_embeddings().weight
     )
     try:
         outputs = outputs_of(after, inputs)
-        found["runs"] = all(bool(torch.isfinite(each).all()) for each in outputs)
+        results["runs"] = all(bool(torch.isfinite(each).all()) for each in outputs)
     except Exception as error:
         print(f"    does not run: {type(error).__name__}: {str(error)[:120]}")
-        return found
+        return results
     wide, narrow, old, new = query_rows(before), query_rows(after), heads(before), heads(after)
     same_size = (
         bool(wide) and len(wide) == len(narrow) and all(b * old == a * new for a, b in zip(wide, narrow, strict=True))
     )
-    found["heads"] = 0 < new < old and same_size
+    results["heads"] = 0 < new < old and same_size
     if tied:
-        found["ties"] = after.get_output_embeddings().weight is after.get_input_embeddings().weight
+        results["ties"] = after.get_output_embeddings().weight is after.get_input_embeddings().weight
     with tempfile.TemporaryDirectory() as folder:
         try:
             after.save_pretrained(folder)
             again, info = type(after).from_pretrained(folder, output_loading_info=True)
             problems = [kind for kind, names in info.items() if kind.endswith("keys") and names]
-            found["reloads"] = not problems and difference(outputs, outputs_of(again.eval(), inputs)) < 1e-6
+            results["reloads"] = not problems and difference(outputs, outputs_of(again.eval(), inputs)) < 1e-6
         except Exception as error:
             print(f"    does not reload: {type(error).__name__}: {str(error)[:120]}")
-    return found
+    return results
 
 
 def by_hf_pe(model: PreTrainedModel) -> Any:
-    """Along each axis that is proved."""
+    """Cut along each axis that `verify_cut` confirms, and load the result."""
     keep: dict[str, float] = {}
     axes = [axis for axis in discover(model.config, type(model)).axes if axis.native and axis.size > 1]
     for kind in ("ffn", "kv_groups", "heads", "hidden"):
@@ -132,20 +133,20 @@ def by_hf_pe(model: PreTrainedModel) -> Any:
 
 
 def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Any:  # noqa: C901, PLR0912  one step after the other
-    """As its examples do it (examples/LLMs, examples/transformers of its repository)."""
+    """Cut as the examples of Torch-Pruning do (examples/LLMs, examples/transformers of its repository)."""
     import torch_pruning as tp
 
     model = copy.deepcopy(model)
     config: Any = model.config.get_text_config()
     count, groups = heads(model), getattr(config, "num_key_value_heads", None)
-    asking = {}
+    head_counts = {}
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)) and re.search(QUERIES, name):
-            asking[module] = count
+            head_counts[module] = count
         elif isinstance(module, nn.Linear) and re.search(
             r"(^|\.)(k_proj|v_proj|key|value|k_lin|v_lin|k|v|key_proj|value_proj)$", name
         ):
-            asking[module] = groups if isinstance(groups, int) else count
+            head_counts[module] = groups if isinstance(groups, int) else count
     ends = [m for m in (model.get_output_embeddings(), getattr(model, "classifier", None)) if isinstance(m, nn.Linear)]
     pruner = tp.pruner.BasePruner(
         model,
@@ -157,13 +158,13 @@ def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) ->
         head_pruning_ratio=0.5,
         prune_num_heads=True,
         prune_head_dims=False,
-        num_heads=asking,
+        num_heads=head_counts,
         ignored_layers=ends,
     )
     for group in pruner.step(interactive=True):
         group.prune()
-    left = {*pruner.num_heads.values()} if asking else {count}
-    new = max(left)
+    new_counts = {*pruner.num_heads.values()} if head_counts else {count}
+    new = max(new_counts)
     for module in model.modules():
         own = next(
             (m for name, m in module.named_children() if re.search(QUERIES, name) and m in pruner.num_heads), None
@@ -197,9 +198,9 @@ def by_torch_pruning(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) ->
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser()
-    arguments.add_argument("types", nargs="*")
-    types = arguments.parse_args().types or TYPES
+    parser = argparse.ArgumentParser()
+    parser.add_argument("types", nargs="*")
+    types = parser.parse_args().types or TYPES
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -211,30 +212,38 @@ def main() -> None:
         inputs = example_inputs(model)
         head = model.get_output_embeddings()
         tied |= {name} if head is not None and head.weight is model.get_input_embeddings().weight else set()
-        for who, found, cut in (
+        for library, results, cut in (
             ("hf_pe", ours, by_hf_pe),
             ("Torch-Pruning", theirs, lambda m, i=inputs: by_torch_pruning(m, i)),
         ):
             try:
                 with within(SECONDS):
-                    found[name] = seen(model, cut(model), inputs)
+                    results[name] = checked(model, cut(model), inputs)
             except (Exception, TooLong) as error:
-                print(f"    {who} {name}: {type(error).__name__}: {str(error)[:160]}")
-                found[name] = dict.fromkeys(SEEN, False)
-            print(f"{name:20} {who:14} {' '.join(k for k, v in found[name].items() if v)}", flush=True)
+                print(f"    {library} {name}: {type(error).__name__}: {str(error)[:160]}")
+                results[name] = dict.fromkeys(CHECKS, False)
+            print(f"{name:20} {library:14} {' '.join(k for k, v in results[name].items() if v)}", flush=True)
     if types is not TYPES:
         return
     rows = []
-    for what in SEEN:
-        among = sorted(tied) if what == "ties" else TYPES
-        a, b = ({n for n in among if found[n][what]} for found in (ours, theirs))
-        not_so = [", ".join(n for n in among if n not in them) or "none" for them in (a, b)]
+    for check in CHECKS:
+        among = sorted(tied) if check == "ties" else TYPES
+        ours_pass, theirs_pass = ({n for n in among if results[n][check]} for results in (ours, theirs))
+        not_so = [", ".join(n for n in among if n not in passing) or "none" for passing in (ours_pass, theirs_pass)]
         setting = (
-            f"{len(among)} types{' whose embeddings are tied' if what == 'ties' else ''}, small models, half of what "
+            f"{len(among)} types{' whose embeddings are tied' if check == 'ties' else ''}, small models, half of what "
             f"can be cut, at most {SECONDS} s for each; not so for hf_pe: {not_so[0]}; for Torch-Pruning: {not_so[1]}"
         )
         rows.append(
-            row(f"reach.peers.{what}", len(a), len(b), "higher", "types", setting, peers={"Torch-Pruning": len(b)})
+            row(
+                f"reach.peers.{check}",
+                len(ours_pass),
+                len(theirs_pass),
+                "higher",
+                "types",
+                setting,
+                peers={"Torch-Pruning": len(theirs_pass)},
+            )
         )
     write("reach_peers", rows)
 

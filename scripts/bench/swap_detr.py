@@ -1,4 +1,4 @@
-"""A small DETR whose backbone is exchanged and trained for an epoch on made-up boxes."""
+"""Exchange the backbone of a small DETR, train it for an epoch on made-up boxes, and reload it with stock classes."""
 
 import tempfile
 import time
@@ -30,7 +30,7 @@ def detector() -> DetrForObjectDetection:
 
 
 def made_up(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
-    """Images of 64 pixels with one bright or dark box each."""
+    """Return images of 64 x 64 pixels with a bright or dark box each, and their labels."""
     draw = np.random.default_rng(seed)
     pixels, labels = draw.normal(0, 0.1, (BOXES, 3, 64, 64)).astype(np.float32), []
     for image in pixels:
@@ -43,7 +43,7 @@ def made_up(seed: int) -> tuple[torch.Tensor, list[dict[str, torch.Tensor]]]:
 
 
 def epoch(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> list[float]:
-    """Loss of each step."""
+    """Train for an epoch and return the loss of each step."""
     optimizer, losses = torch.optim.AdamW(model.parameters(), RATE), []
     for start in range(0, BOXES, BATCH):
         optimizer.zero_grad()
@@ -56,13 +56,13 @@ def epoch(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]
 
 
 @torch.no_grad()
-def judged(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> float:
-    """The detection loss on images that were not trained on."""
+def detection_loss(model: Any, pixels: torch.Tensor, labels: list[dict[str, torch.Tensor]]) -> float:
+    """Return the detection loss on images that the model did not learn from."""
     return float(model.eval()(pixel_values=pixels, labels=labels).loss)
 
 
 def exchanged_backbone() -> dict[str, Any]:
-    """A detector trained, its backbone exchanged, one epoch more, saved and loaded by stock code."""
+    """Train a detector, exchange its backbone, train for another epoch, reload it, and return the row."""
     set_seed(0)
     model = detector()
     for number in range(8):
@@ -70,31 +70,31 @@ def exchanged_backbone() -> dict[str, Any]:
     pixels, _ = made_up(100)
     rows = datasets.Dataset.from_dict({"pixel_values": pixels.numpy()})
 
-    def collate(found: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return {"pixel_values": torch.tensor(np.array([each["pixel_values"] for each in found], dtype=np.float32))}
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {"pixel_values": torch.tensor(np.array([each["pixel_values"] for each in batch], dtype=np.float32))}
 
-    told = Examples(rows, rows, DataConfig(train="boxes", calibration=BOXES), "")
-    data = TaskData(ImageClassification(), None, rows, rows, collate, told)
+    examples = Examples(rows, rows, DataConfig(train="boxes", calibration=BOXES), "")
+    data = TaskData(ImageClassification(), None, rows, rows, collate, examples)
     narrow = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
     swap = BackboneSwap(to="resnet", config=narrow)
     small = swap.carry_out(StageState(model, data)).model
-    unseen = made_up(200)
-    before, stitched_features = judged(model, *unseen), judged(small, *unseen)
+    held_out = made_up(200)
+    before, stitched_features = detection_loss(model, *held_out), detection_loss(small, *held_out)
     start = time.perf_counter()
     epoch(small, *made_up(101))
-    seconds, after = time.perf_counter() - start, judged(small, *unseen)
+    seconds, after = time.perf_counter() - start, detection_loss(small, *held_out)
     set_seed(0)
     alone = type(small)(small.config)
     epoch(alone, *made_up(101))
     with tempfile.TemporaryDirectory() as folder:
         small.save_pretrained(folder)
         again = AutoModelForObjectDetection.from_pretrained(folder).eval()
-    gap = difference(*(outputs_of(each, {"pixel_values": unseen[0][:8]}) for each in (small, again)))
+    gap = difference(*(outputs_of(net, {"pixel_values": held_out[0][:8]}) for net in (small, again)))
     print("detector", before, stitched_features, after, "reload", gap, flush=True)
     return row(
         "swap.5.detr",
         after,
-        judged(alone, *unseen),
+        detection_loss(alone, *held_out),
         "lower",
         "detection loss on unseen images",
         f"DETR of {parameters(model).total:,} parameters, ResNet backbone of 3 stages exchanged for one of half the "
@@ -104,7 +104,7 @@ def exchanged_backbone() -> dict[str, Any]:
         peers={
             "original": before,
             "stitching layer alone": stitched_features,
-            "from random weights": judged(alone, *unseen),
+            "from random weights": detection_loss(alone, *held_out),
         },
     )
 
