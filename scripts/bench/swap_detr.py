@@ -79,7 +79,7 @@ def exchanged_backbone() -> dict[str, Any]:
     swap = BackboneSwap(to="resnet", config=narrow)
     small = swap.carry_out(StageState(model, data)).model
     held_out = made_up(200)
-    before, stitched_features = detection_loss(model, *held_out), detection_loss(small, *held_out)
+    before, stitched = detection_loss(model, *held_out), detection_loss(small, *held_out)
     start = time.perf_counter()
     epoch(small, *made_up(101))
     seconds, after = time.perf_counter() - start, detection_loss(small, *held_out)
@@ -90,7 +90,7 @@ def exchanged_backbone() -> dict[str, Any]:
         small.save_pretrained(folder)
         again = AutoModelForObjectDetection.from_pretrained(folder).eval()
     gap = difference(*(outputs_of(net, {"pixel_values": held_out[0][:8]}) for net in (small, again)))
-    print("detector", before, stitched_features, after, "reload", gap, flush=True)
+    print("detector", before, stitched, after, "reload", gap, flush=True)
     return row(
         "swap.5.detr",
         after,
@@ -103,7 +103,7 @@ def exchanged_backbone() -> dict[str, Any]:
         "the same epoch",
         peers={
             "original": before,
-            "stitching layer alone": stitched_features,
+            "stitching layer alone": stitched,
             "from random weights": detection_loss(alone, *held_out),
         },
     )
