@@ -13,6 +13,7 @@ from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Frozen, Plan
 from hf_pe.tasks import TaskData, prepare
+from hf_pe.training_curve import TrainingCurve
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class StageState:
         model: the model, in evaluation mode. A recipe never changes it but returns a new one.
         task_data: tokenized rows, the processor, and the unchanged original as the teacher; None without data.
         statistics: calibration results that `plan` and `apply` share.
-        losses: the training curve of the stage, [(optimizer step, loss)].
+        losses: of the training of the stage, [(optimizer step, loss)].
+        curve: quality during the training of the stage; None without training or without evaluations during it.
         checkpoints: folder for training checkpoints, from which an interrupted run can resume; None to keep none.
         resume: whether training resumes from the last complete checkpoint in that folder.
     """
@@ -32,6 +34,7 @@ class StageState:
     task_data: TaskData | None = None
     statistics: StatisticsCache = field(default_factory=StatisticsCache, compare=False, repr=False)
     losses: tuple[tuple[int, float], ...] = ()
+    curve: TrainingCurve | None = None
     checkpoints: Path | None = None
     resume: bool = False
 
@@ -63,9 +66,11 @@ class StageState:
             return ModelSpec(config=self.model.config, model_class=type(self.model))
         return self.task_data.spec(self.model)
 
-    def with_model(self, model: PreTrainedModel, losses: Sequence[tuple[int, float]] = ()) -> "StageState":
+    def with_model(
+        self, model: PreTrainedModel, losses: Sequence[tuple[int, float]] = (), curve: TrainingCurve | None = None
+    ) -> "StageState":
         """Return the state after a stage that made `model`, without the statistics of the previous model."""
-        return replace(self, model=model, statistics=StatisticsCache(), losses=tuple(losses))
+        return replace(self, model=model, statistics=StatisticsCache(), losses=tuple(losses), curve=curve)
 
     def with_processor(self, processor: Any) -> "StageState":
         """Return the state with another processor, with the examples tokenized again and without statistics.

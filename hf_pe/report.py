@@ -14,6 +14,7 @@ from hf_pe.files.own_files import require_own
 from hf_pe.loading import Loading, loading_of_task
 from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
+from hf_pe.training_curve import TrainingCurve
 
 REPORT_FORMAT: Literal[1] = 1
 WRITE_AGAIN = "Restore the file as hf-pe wrote it, or make the result again."
@@ -146,6 +147,7 @@ class StageReport(Frozen):
     weight_bytes: int
     quality: dict[str, float] = Field(description="metrics right after the stage")
     losses: tuple[tuple[int, float], ...] = Field((), description="(optimizer step, loss) of a stage that trains")
+    curve: TrainingCurve | None = Field(None, description="quality during the training of the stage")
     layer_bits: tuple[float, ...] = Field((), description="mean bits per parameter of each layer after the stage")
 
 

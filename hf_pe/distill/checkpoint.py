@@ -3,7 +3,6 @@
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -20,7 +19,7 @@ WHOLE = "whole.json"
 class MarkWhole(TrainerCallback):
     """Write the list of its files into each checkpoint that the Trainer has finished."""
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Mark the checkpoint of the current step."""
         folder = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         if state.is_world_process_zero and folder.is_dir():
@@ -57,6 +56,13 @@ def load_ended_(trainer: Trainer, checkpoint: str) -> None:
     """Load the weights and the loss curve of a checkpoint whose training has ended into a trainer."""
     trainer._load_from_checkpoint(checkpoint)
     trainer.state = _state_of(checkpoint)
+
+
+def callback_state(checkpoint: str, name: str) -> object:
+    """Return the attributes that a checkpoint has of the callback of this class name."""
+    with reading_checkpoint(checkpoint):
+        state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text("utf-8"))
+        return state["stateful_callbacks"][name]["attributes"]
 
 
 def _state_of(checkpoint: str) -> TrainerState:

@@ -120,7 +120,7 @@ class Distillation(DistillationSettings):
         return chosen._dry_run(ModelSpec(config=model.config, model_class=type(model)), model.dtype)[0]
 
     def apply(self, state: StageState, plan: Plan) -> StageState:
-        """Train a copy of the model, and return it in evaluation mode with its loss curve.
+        """Train a copy of the model, and return it in evaluation mode with its losses and the curve of its quality.
 
         Args:
             state: with the student before training. With `checkpoint_every`, checkpoints are written into its folder,

@@ -59,6 +59,16 @@ class DistillationSettings(Recipe):
     checkpoint_every: int | None = Field(
         None, ge=1, description="steps between checkpoints; an interrupted run can be resumed from the last one"
     )
+    evaluation_share: float = Field(
+        0.05,
+        ge=0,
+        le=1,
+        description="most of the training time for evaluations on training rows that are held out for "
+        "them; the best weights are the result; 0: no row is held out, and the last weights are the result",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="evaluations in a row without a better one after which training stops; default: never"
+    )
     report_to: tuple[str, ...] = Field((), description="integrations of the Trainer that log: tensorboard, wandb, ...")
     seed: int = Field(0, description="of the order of rows, dropout and weights that are drawn at random")
 
@@ -80,6 +90,12 @@ class DistillationSettings(Recipe):
         if least <= 0:
             raise ValueError(f"expected a temperature above 0, got {least}")
         return temperature
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> "DistillationSettings":
+        if self.patience is not None and self.evaluation_share == 0:
+            raise ValueError("patience counts evaluations: give evaluation_share above 0, or leave out patience")
+        return self
 
     @model_validator(mode="after")
     def _cacheable(self) -> "DistillationSettings":

@@ -1,6 +1,7 @@
 """Trains a student by the settings of a distillation with the stock Trainer."""
 
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from transformers import (
 from hf_pe.anatomy import label_head
 from hf_pe.distill.build import build
 from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
+from hf_pe.distill.evaluation import StudentEvaluation
+from hf_pe.distill.evaluation_times import EvaluationTimes
+from hf_pe.distill.held_out import held_out, without_rows
+from hf_pe.distill.kept_weights import KeptWeights
 from hf_pe.distill.learner import learner_of, student_of
 from hf_pe.distill.objective import Objective
 from hf_pe.distill.precision import with_float_inputs
@@ -32,14 +37,20 @@ from hf_pe.distill.teaching import training_teachers
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
-from hf_pe.progress import advance
+from hf_pe.progress import advance, warn
 from hf_pe.recipe import StageState
 from hf_pe.stitching import StitchPoint, remove_stitching_, reuse_
 from hf_pe.tasks import TaskData
+from hf_pe.training_curve import TrainingCurve
+
+clock = time.perf_counter
+"""Measures the time of training and of evaluations; tests replace it."""
 
 
-def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrainedModel, list[tuple[int, float]]]:
-    """Return a trained copy of the student in evaluation mode, and its loss curve as (step, loss).
+def trained(
+    settings: DistillationSettings, state: StageState
+) -> tuple[PreTrainedModel, list[tuple[int, float]], TrainingCurve | None]:
+    """Return a trained copy of the student in evaluation mode, its losses as (step, loss), and its quality over time.
 
     Args:
         settings: of the distillation.
@@ -58,14 +69,18 @@ def trained(settings: DistillationSettings, state: StageState) -> tuple[PreTrain
         objective = build(
             learner, teachers, data.task, batch, settings.objective_settings, used_vocabulary=used_vocabulary
         )
-        trainer = _trainer(settings, state, data, learner, objective, scratch)
-        _train(trainer, resume=state.resume)
+        evaluation = _evaluation(settings, state, learner, teachers, Path(scratch))
+        if evaluation is not None:
+            data = without_rows(data, evaluation.held_out.rows)
+        trainer = _trainer(settings, state, data, learner, objective, scratch, evaluation)
+        _train(trainer, evaluation, resume=state.resume)
         # with bfloat16 the model's forward still has the Trainer's autocast
         learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
+        curve = _selected_(evaluation, trainer.state.global_step)
     if objective.label_head is not None:
         remove_stitching_(objective.label_head)
     student = student_of(learner, state.model, settings)
-    return student, [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
+    return student, [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e], curve
 
 
 def _training_data(settings: DistillationSettings, data: TaskData, learner: Any) -> TaskData:
@@ -75,6 +90,36 @@ def _training_data(settings: DistillationSettings, data: TaskData, learner: Any)
     return replace(data, train=rows, collate=with_float_inputs(collate, learner.dtype))
 
 
+def _evaluation(
+    settings: DistillationSettings,
+    state: StageState,
+    learner: PreTrainedModel,
+    teachers: Sequence[TeacherSource],
+    scratch: Path,
+) -> StudentEvaluation | None:
+    """Return what evaluates the student during training; None if it is not evaluated.
+
+    The best weights are kept in the folder of the state, which is on the disk of the result, or else in `scratch`.
+    """
+    data = replace(state.data, collate=with_float_inputs(state.data.collate, learner.dtype))
+    sample = held_out(settings, data, state.model, teachers)
+    if sample is None:
+        return None
+    times = EvaluationTimes(settings.evaluation_share, clock)
+    return StudentEvaluation(sample, learner, KeptWeights(state.checkpoints or scratch), times, settings.patience)
+
+
+def _selected_(evaluation: StudentEvaluation | None, last_step: int) -> TrainingCurve | None:
+    """Give the learner its best weights, and return the curve of its quality."""
+    if evaluation is None:
+        return None
+    evaluation.restore_best_()
+    curve = evaluation.curve(last_step)
+    for warning in curve.warnings:
+        warn(warning)
+    return curve
+
+
 def _trainer(
     settings: DistillationSettings,
     state: StageState,
@@ -82,6 +127,7 @@ def _trainer(
     learner: Any,
     objective: Objective,
     scratch: str,
+    evaluation: StudentEvaluation | None,
 ) -> DistillationTrainer:
     """Return the Trainer, which writes checkpoints into the folder of the state if the settings ask for them."""
     keeps = state.checkpoints is not None and settings.checkpoint_every is not None
@@ -93,16 +139,20 @@ def _trainer(
         args=training_arguments(settings, folder, len(data.train), by_length=by_length, keeps=keeps),
         train_dataset=data.train,
         data_collator=data.collate,
-        callbacks=[Progress(), MarkWhole(), *head_first],
+        callbacks=[Progress(), *([evaluation] if evaluation else []), MarkWhole(), *head_first],
         objective=objective,
     )
+    if evaluation is not None:
+        evaluation.attach(trainer)
     trainer.remove_callback(PrinterCallback)  # `Progress` reports instead
     return trainer
 
 
-def _train(trainer: DistillationTrainer, *, resume: bool) -> None:
+def _train(trainer: DistillationTrainer, evaluation: StudentEvaluation | None, *, resume: bool) -> None:
     """Train to the last step; with `resume` from the last complete checkpoint."""
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
+    if checkpoint is not None and evaluation is not None:
+        evaluation.restore(Path(checkpoint))
     if checkpoint is not None and ended_at(checkpoint):
         load_ended_(trainer, checkpoint)
     else:

@@ -1,5 +1,6 @@
 """Draw the card's pictures from a report, on a white background that suits light and dark pages."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,23 @@ def draw_losses(report: Report, path: Path) -> bool:
     return _saved(figure, path)
 
 
+def draw_quality_over_time(report: Report, path: Path) -> bool:
+    """Draw the metric over the seconds of training, and return False where no stage was evaluated during training."""
+    curves = [(s.plan.recipe, s.curve) for s in report.stages if s.curve and len(s.curve.evaluations) > 1]
+    if not curves:
+        return False
+    figure, panel = plt.subplots(figsize=(5, 3.2))
+    for (name, curve), colour in zip(curves, (KEPT, "#5b8c5a", "#8a6bb0") * len(curves), strict=False):
+        points = [(each.seconds, math.nan if each.value is None else each.value) for each in curve.evaluations]
+        panel.plot(*zip(*points, strict=True), color=colour, marker=".", label=f"{name}, held-out training rows")
+        kept = [point for point, each in zip(points, curve.evaluations, strict=True) if each.step == curve.kept_step]
+        panel.scatter([x for x, _ in kept], [y for _, y in kept], color=ACCENT, zorder=3, label="weights of the result")
+    panel.set(title="Quality during training", xlabel="seconds of training", ylabel=curves[0][1].metric)
+    panel.legend(frameon=False)
+    panel.spines[["top", "right"]].set_visible(False)
+    return _saved(figure, path)
+
+
 def kept_per_layer(report: Report) -> dict[str, tuple[int, list[int]]]:
     """Return, by width axis, the units of an original layer and the kept units of each (0: the layer was removed)."""
     kept_by_axis: dict[str, tuple[int, list[int]]] = {}
@@ -168,5 +186,6 @@ PICTURES: dict[str, tuple[str, Callable[[Report, Path], bool]]] = {
     "layer_bits.png": ("Bits per layer", draw_layer_bits),
     "sensitivity.png": ("Sensitivity of layers", draw_sensitivity),
     "losses.png": ("Training loss", draw_losses),
+    "quality_time.png": ("Quality during training", draw_quality_over_time),
 }
 """Title and drawing function of each picture, by file name; the function returns whether the report has its data."""

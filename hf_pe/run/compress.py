@@ -1,6 +1,7 @@
 """Run recipes from beginning to end: check, dry run, load, plan and apply stage by stage, measure side by side."""
 
 import datetime
+import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,7 +150,8 @@ def compress(  # noqa: PLR0913  each argument is named by its caller
     def result(name: str, variant_results: dict[str, Result]) -> Result:
         branch = branches[name]
         reports = tuple(finished.report for finished in branch.stages)
-        all_warnings = (*warnings, *(warning for stage in reports for warning in stage.plan.warnings))
+        stage_warnings = (part.warnings for stage in reports for part in (stage.plan, stage.curve) if part)
+        all_warnings = (*warnings, *itertools.chain.from_iterable(stage_warnings))
         report = Report(
             name=name,
             after=measured.after[name],

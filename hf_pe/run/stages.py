@@ -82,7 +82,8 @@ class StageFolder:
         set_seed(self.seed)
         training = self.folder / f"{stage.folder_name}.training"
         checkpoints = None if self.origin is None else training  # no use in a folder that does not outlive the run
-        before = replace(state, statistics=StatisticsCache(), losses=(), checkpoints=checkpoints, resume=self.resume)
+        fresh = replace(state, statistics=StatisticsCache(), losses=(), curve=None)
+        before = replace(fresh, checkpoints=checkpoints, resume=self.resume)
         after, finished = self._carried_out(stage, recipe, before)
         if self.origin is not None:
             finished = _kept(folder, before, after, finished)
@@ -102,6 +103,7 @@ class StageFolder:
             layer_bits=layer_bits(after.model),
             quality=quality(after.model, after.data, self.evaluate),
             losses=after.losses,
+            curve=after.curve,
         )
         return after, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
 

@@ -5,6 +5,7 @@ and by which metrics a model is evaluated. `hf_pe.tasks.base.Task` is their base
 """
 
 from hf_pe.tasks.audio_classification import AudioClassification as AudioClassification
+from hf_pe.tasks.base import HeldOut as HeldOut
 from hf_pe.tasks.base import Task as Task
 from hf_pe.tasks.base import TaskData as TaskData
 from hf_pe.tasks.batch import ROW as ROW

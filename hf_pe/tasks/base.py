@@ -2,8 +2,8 @@
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import datasets
@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import Examples
 from hf_pe.dummies.sizes import processor_size
+from hf_pe.errors import UsageError
 from hf_pe.loading import ProcessorClass
 from hf_pe.model_spec import ModelSpec
 from hf_pe.tasks.batch import Batch
@@ -119,6 +120,37 @@ class Task(ABC):
     def evaluate(self, model: PreTrainedModel, data: "TaskData") -> EvalResult:
         """Evaluate `model` on `data.eval`, example by example; `scores()` of the result returns the metrics."""
 
+    def hold_out(self, data: "TaskData", config: PretrainedConfig, fraction: float, most: int, seed: int) -> "HeldOut":
+        """Draw training examples at random to evaluate a student on while it is trained on the others.
+
+        Args:
+            data: with the training rows.
+            config: of the model.
+            fraction: of the examples, at most.
+            most: number of examples, at most.
+            seed: of what is drawn.
+
+        Raises:
+            UsageError: the task cannot evaluate these examples.
+        """
+        examples = data.examples.train
+        numbers = drawn(len(examples), fraction, most, seed)
+        if not numbers:
+            return HeldOut((), data)
+        held_out = replace(data.examples, train=examples.select(numbers), eval=examples.select(numbers))
+        evaluated = self.prepare(held_out, data.processor, config)
+        return HeldOut(tuple(self.rows_of_examples(data, numbers)), replace(evaluated, teacher=data.teacher))
+
+    def rows_of_examples(self, data: "TaskData", numbers: Sequence[int]) -> Sequence[int]:
+        """Return the indices of the training rows that were made from the training examples with these indices.
+
+        Raises:
+            UsageError: the task makes more or fewer rows than examples and does not override this.
+        """
+        if len(data.train) != len(data.examples.train):
+            raise UsageError(f"task '{self.name}' does not say which rows belong to an example (rows_of_examples).")
+        return numbers
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -159,3 +191,21 @@ class TaskData:
     def batches(self, rows: datasets.Dataset, size: int = 32) -> Iterator[Batch]:
         """Yield `rows` in order, collated in batches."""
         yield from DataLoader(rows, batch_size=size, collate_fn=self.collate)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Holds training rows that are not trained on, so that a student can be evaluated on them during training.
+
+    Attributes:
+        rows: their indices among the training rows.
+        data: has them as evaluation rows.
+    """
+
+    rows: tuple[int, ...]
+    data: TaskData
+
+
+def drawn(count: int, fraction: float, most: int, seed: int) -> list[int]:
+    """Return the sorted indices of at most `most` and at most `fraction` of `count` rows, drawn at random."""
+    return sorted(random.Random(seed).sample(range(count), min(int(count * fraction), most)))

@@ -1,6 +1,6 @@
 """Defines causal language modelling: a model predicts the next token of packed texts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel, default_data_collato
 
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
-from hf_pe.tasks.base import Task, TaskData
+from hf_pe.tasks.base import HeldOut, Task, TaskData, drawn
 from hf_pe.tasks.batch import Batch, label_loss, model_inputs
 from hf_pe.tasks.blocks import token_stream
 from hf_pe.tasks.evaluation import EvalResult
@@ -98,3 +98,8 @@ class CausalLM(Task):
     def evaluate(self, model: PreTrainedModel, data: TaskData) -> EvalResult:
         """Compute the negative log-likelihood of each block; the perplexity is exp of the mean over all tokens."""
         return scored_tokens(self, model, data, 4, perplexity)
+
+    def hold_out(self, data: TaskData, config: PretrainedConfig, fraction: float, most: int, seed: int) -> HeldOut:
+        """Draw blocks at random, because a block has parts of several texts."""
+        rows = drawn(len(data.train), fraction, most, seed)
+        return HeldOut(tuple(rows), replace(data, eval=data.train.select(rows)))

@@ -45,10 +45,10 @@ class Embedding(Task):
     outputs = "embeddings"
 
     modules: SentenceModules = field(default_factory=SentenceModules)
-    _of_teachers: WeakKeyDictionary[PreTrainedModel, tuple[str, np.ndarray[Any, Any]]] = field(
+    _of_teachers: WeakKeyDictionary[PreTrainedModel, dict[str, np.ndarray[Any, Any]]] = field(
         default_factory=WeakKeyDictionary, init=False, compare=False, repr=False
     )
-    """Caches the embeddings of each teacher, with the fingerprint of the rows they were computed from."""
+    """Caches the embeddings of each teacher by the fingerprint of the rows they were computed from."""
 
     @classmethod
     def recognizes(cls, source: Source) -> bool:
@@ -122,11 +122,10 @@ class Embedding(Task):
 
     def _of_teacher(self, data: TaskData) -> np.ndarray[Any, Any]:
         assert data.teacher is not None
-        rows, embeddings = self._of_teachers.get(data.teacher, (None, None))
-        if embeddings is None or rows != data.eval._fingerprint:
-            embeddings = self.embed(data.teacher, data, data.eval)
-            self._of_teachers[data.teacher] = data.eval._fingerprint, embeddings
-        return embeddings
+        by_rows, rows = self._of_teachers.setdefault(data.teacher, {}), data.eval._fingerprint
+        if rows not in by_rows:
+            by_rows[rows] = self.embed(data.teacher, data, data.eval)
+        return by_rows[rows]
 
     def describe(self, data: TaskData) -> str:
         """Return a sentence on which of the two correlations `spearman` is, and on the prompt."""
@@ -165,6 +164,11 @@ class Embedding(Task):
             similarity, target = ((vectors[:, None] * vectors[partners]).sum(2) for vectors in (embeddings, teacher))
         slices = thirds(lengths, "length") | thirds(target.reshape(len(target), -1).mean(1), "similarity")
         return EvalResult({"similarity": similarity, "target": target}, _spearman, slices)
+
+    def rows_of_examples(self, data: TaskData, numbers: Sequence[int]) -> list[int]:
+        """Return the indices of the texts of these examples: all first texts come before all second ones."""
+        count = len(data.examples.train)
+        return [start + number for start in range(0, len(data.train), count) for number in numbers]
 
 
 def sentence_pairs(count: int, seed: int) -> np.ndarray[Any, Any]:

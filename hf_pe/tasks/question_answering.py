@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,11 @@ class QuestionAnswering(Task):
 
         with evaluating(model), torch.no_grad():
             return _evaluated(logits(), data)
+
+    def rows_of_examples(self, data: TaskData, numbers: Sequence[int]) -> list[int]:
+        """Return the indices of all rows that the texts of these examples were split into."""
+        examples = set(numbers)
+        return [row for row, example in enumerate(data.train["example"]) if example in examples]
 
 
 def _evaluated(logits: Iterable[torch.Tensor], data: TaskData) -> EvalResult:

@@ -14,6 +14,7 @@ from hf_pe.hub.markdown import code, escape, fenced, link, quoted, table_row
 from hf_pe.hub.merge import BLOCK, merge_card, split
 from hf_pe.plans import Plan
 from hf_pe.report import DataFacts, MetricChange, Report, RowCounts, SliceChange
+from hf_pe.training_curve import Evaluation, TrainingCurve
 from tests.helpers import shared
 from tests.hub.test_card import measurement, report
 
@@ -26,6 +27,18 @@ HOSTILE = [
     "# x", "- x", "+ x", "> x", "1. x", "***", "---", "===", "    x", "| x |", ":-: |", "&lt;b&gt; &#35; x",
     "[x]: https://a.example", "\u2028# x\x00\x0b\x85# y\r# z", '"); import os; x = ("', "*x* _x_ `x` ~~x~~ $x^{2$",
 ]  # fmt: skip
+CURVE = TrainingCurve(
+    metric="spearman",
+    rows=40,
+    evaluations=(
+        Evaluation(step=0, seconds=0.0, value=None),
+        Evaluation(step=5, seconds=2.0, value=0.8),
+        Evaluation(step=9, seconds=4.0, value=0.7),
+    ),
+    kept_step=5,
+    last_step=9,
+    evaluation_seconds=0.1,
+)
 KINDS = ("heading_open", "tr_open", "td_open", "th_open", "fence", "code_block", "html_block", "hr")
 
 
@@ -49,7 +62,7 @@ def full_report():
     part = SliceChange(name="label_a", examples=30, before=0.9, after=0.7, low=-0.3, high=-0.1)
     change = MetricChange(metric="spearman", examples=60, before=0.9, after=0.85, low=-0.1, high=-0.1, slices=(part,))
     base = report()
-    stage = base.stages[0].model_copy(update={"losses": ((1, 2.0), (2, 1.0)), "layer_bits": (32.0,)})
+    stage = base.stages[0].model_copy(update={"losses": ((1, 2.0), (2, 1.0)), "curve": CURVE, "layer_bits": (32.0,)})
     quantization = Plan(
         recipe="quantize", title="NF4", parameters=1, parameters_without_embeddings=1, weight_bytes=1, exact=True,
         sensitivity={"layers.0.up": 0.1}, modules_to_not_convert=("layers.0.up",), notes=("a note",), references=("https://x.org/1",),
@@ -236,4 +249,6 @@ def test_pictures_show_names_as_text(tmp_path):
     plan = stage.plan.model_copy(update={"recipe": name})
     stage = stage.model_copy(update={"plan": plan})
     write_card(report(metric=name, stages=(stage,), before=measured, after=measured), tmp_path)
-    assert {"quality_size.png", "kept_units.png", "losses.png"} <= {p.name for p in tmp_path.iterdir()}
+    assert {"quality_size.png", "kept_units.png", "losses.png", "quality_time.png"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
