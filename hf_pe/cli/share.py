@@ -8,27 +8,31 @@ from rich.table import Table
 
 from hf_pe.cli.display import show_outgoing, show_sent
 from hf_pe.cli.main import Compared, ResultFolder, app
-from hf_pe.cli.options import Code, ListingCommand, Model, Pickle
+from hf_pe.cli.options import Code, Command, Model, Pickle
 from hf_pe.cli.terminal import messages, out, progress
 
 
-@app.command(cls=ListingCommand, epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
+@app.command(cls=Command, epilog="Example: hf-pe measure build/quickstart/main --data builtin:pydoc")
 def measure(  # noqa: PLR0913  options of one command
     model: Model,
     data: Annotated[
-        str | None, typer.Option(help="File or data set to evaluate on; without it, quality is not measured.")
+        str | None,
+        typer.Option(metavar="DATA", help="File or data set to evaluate on; without it, quality is not measured."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Task of the model: {tasks}; default: the task of its class.")
+        str | None, typer.Option(metavar="TASK", help="Task of the model: {tasks}; default: the task of its class.")
     ] = None,
-    text: Annotated[str, typer.Option(help="Column with the text.")] = "text",
-    text_pair: Annotated[str | None, typer.Option(help="Column with the second text.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column with the label or score.")] = None,
+    text: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the text.")] = "text",
+    text_pair: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the second text.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the label or score.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     trust_remote_code: Code = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Measure any model: size, FLOPs, latency, peak memory and, with --data, quality."""
+    """Measure size, FLOPs, latency, peak memory and quality.
+
+    Any model can be measured; quality needs --data.
+    """
     with messages():
         from hf_pe.checkpoints.source import resolve
         from hf_pe.data import DataConfig
@@ -58,15 +62,20 @@ def measure(  # noqa: PLR0913  options of one command
         out.print(table)
 
 
-@app.command(epilog="Example: hf-pe card build/quickstart/main")
+@app.command(cls=Command, epilog="Example: hf-pe card build/quickstart/main")
 def card(
     folder: ResultFolder,
     template: Annotated[
         Path | None,
-        typer.Option(help='Jinja file; with {% extends "card.md.jinja" %} it can replace single blocks.'),
+        typer.Option(
+            metavar="FILE", help='Jinja file; with {% extends "card.md.jinja" %} it can replace single blocks.'
+        ),
     ] = None,
 ) -> None:
-    """Make the card of a result again from its report.json. Text that you added to the card is kept."""
+    """Make the card of a result again from its report.json.
+
+    Text that you added to the card is kept.
+    """
     with messages("The card is complete, either the old or the new one; give the same command again."):
         from hf_pe.run.folder import remake_card
 
@@ -75,11 +84,11 @@ def card(
         out.print(f"Wrote {folder / 'README.md'}")
 
 
-@app.command(epilog="Example: hf-pe seal build/quickstart/main")
+@app.command(cls=Command, epilog="Example: hf-pe seal build/quickstart/main")
 def seal(folder: ResultFolder) -> None:
-    """Accept files that you changed in a result on purpose, so that hf-pe push sends them.
+    """Accept files that you changed in a result on purpose.
 
-    Changed weights or configs are refused, since the report's figures are not theirs.
+    hf-pe push then sends them. Changed weights or configs are refused, since the report's figures are not theirs.
     """
     with messages("The report is complete, either the old or the new one; give the same command again."):
         from hf_pe.errors import listed
@@ -90,23 +99,26 @@ def seal(folder: ResultFolder) -> None:
         out.print(f"Sealed {folder}: {listed(names) if names else 'nothing had changed'}")
 
 
-@app.command(epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
+@app.command(cls=Command, epilog="Example: hf-pe push build/quickstart USER/small-minilm --dry-run")
 def push(  # noqa: PLR0913  options of one command
-    folder: Annotated[Path, typer.Argument(help="Folder of a result, or of a result with its variants.")],
-    repo: Annotated[str, typer.Argument(help="NAME or USER/NAME.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder of a result, or of a result with its variants.")
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPOSITORY", help="NAME or USER/NAME on the Hub.")],
     public: Annotated[
         bool,
         typer.Option("--public", help="Create a public repository, or push to a public one; default: private."),
     ] = False,
     branch: Annotated[
-        str, typer.Option(help="Branch of the main result; each variant has a branch of its own.")
+        str, typer.Option(metavar="BRANCH", help="Branch of the main result; each variant has a branch of its own.")
     ] = "main",
-    tag: Annotated[str | None, typer.Option(help="Tag to set on the pushed commit.")] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="Tag to set on the pushed commit.")] = None,
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of committing.")] = False,
-    message: Annotated[str | None, typer.Option(help="Message of the commit.")] = None,
-    template: Annotated[Path | None, typer.Option(help="Jinja file for the card.")] = None,
+    message: Annotated[str | None, typer.Option(metavar="TEXT", help="Message of the commit.")] = None,
+    template: Annotated[Path | None, typer.Option(metavar="FILE", help="Jinja file for the card.")] = None,
     allow: Annotated[
-        list[str] | None, typer.Option(help="Text that is no secret, though the scan reports it. May be repeated.")
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that is no secret, though the scan reports it. May be repeated."),
     ] = None,
     load_back: Annotated[
         bool, typer.Option("--load-back", help="Download the pushed model afterwards and load it.")
@@ -116,7 +128,10 @@ def push(  # noqa: PLR0913  options of one command
         bool, typer.Option("--dry-run", help="Show the files that would be sent, and the card; uses no network.")
     ] = False,
 ) -> None:
-    """Push a result to the Hub: check it first, send one atomic commit per branch, compare hashes afterwards."""
+    """Check a result and push it to the Hub.
+
+    It sends one atomic commit per branch, and compares hashes afterwards.
+    """
     with messages("Each branch was sent completely or not at all; push again to send the rest."):
         from hf_pe.hub import Publish
         from hf_pe.hub import push as send
@@ -141,9 +156,12 @@ def push(  # noqa: PLR0913  options of one command
         show_sent(sent, repo)
 
 
-@app.command(epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
+@app.command(cls=Command, epilog="Example: hf-pe diff build/quickstart/main build/quickstart/nf4")
 def diff(first: Compared, second: Compared) -> None:
-    """Compare two results by their reports: folders, or USER/NAME[@REVISION] on the Hub."""
+    """Compare two results by their reports.
+
+    Each is a folder, or USER/NAME[@REVISION] on the Hub.
+    """
     with messages():
         from hf_pe.hub import side_by_side
         from hf_pe.hub.compare import report_of
@@ -157,9 +175,9 @@ def diff(first: Compared, second: Compared) -> None:
             out.print(note)
 
 
-@app.command(hidden=True)
+@app.command(cls=Command, epilog="Example: hf-pe schema > recipes/schema.json")
 def schema() -> None:
-    """Print the JSON schema of recipe files."""
+    """Print the JSON schema of recipe files, for editors."""
     with messages():
         from hf_pe.recipe_file import json_schema
 

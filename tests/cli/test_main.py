@@ -44,14 +44,28 @@ def recipe(bert_folder, tmp_path):
     return tmp_path / "tiny.yaml"
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "run", "swap", "measure", "card"])
+COMMANDS = get_command(app).commands
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_every_command_has_an_example_in_its_help(command):
     result = call(command, "--help")
     assert result.exit_code == 0
     assert f"Example: hf-pe {command}" in result.output
 
 
-COMMANDS = get_command(app).commands
+def test_the_list_of_commands_shows_the_first_sentence_of_each_completely():
+    lines = call("--help", columns=80).output.partition("Commands:")[2].split("\n")
+    sentences = dict(line.split(maxsplit=1) for line in lines if line.strip())
+    assert sentences == {name: command.help.split("\n")[0] for name, command in COMMANDS.items()}
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_values_of_arguments_and_options_are_words_of_users_and_not_types(command):
+    for parameter in COMMANDS[command].params:
+        is_switch, is_choice = getattr(parameter, "is_flag", False), parameter.type_descriptor.is_choice
+        assert is_switch or is_choice or parameter.metavar.isupper(), parameter.name
+    assert not re.search(r"<(str|path|int|float|list)\b", call(command, "--help").output)
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
@@ -68,6 +82,13 @@ def test_an_old_spelling_in_a_recipe_file_is_one_line_of_warning(recipe):
     ended = subprocess.run([*HF_PE, "plan", str(recipe)], capture_output=True, text=True, check=True)
     warning = "Warning: prune: 'repair' is the old name of 'refit'; version 0.2 will refuse it."
     assert ended.stderr.count("old name") == 1 and warning in ended.stderr.splitlines()
+
+
+def test_an_old_option_is_read_with_a_warning(bert_folder, tmp_path):
+    cuts = {option: call("cut", bert_folder, "--keep", "ffn=0.5", *option.split(), "--output", tmp_path / option[2:5])
+            for option in ("--multiple 16", "--multiple=16", "--round-to 16")}  # fmt: skip
+    warnings = [cut.stderr.count("'--multiple' is the old name of '--round-to'") for cut in cuts.values()]
+    assert [cut.exit_code for cut in cuts.values()] == [0, 0, 0] and warnings == [1, 1, 0]
 
 
 def test_inspect_lists_the_axes(bert_folder):
