@@ -82,7 +82,7 @@ class Frozen(BaseModel):
     def _warn_of_old(cls, old: str, new: str) -> None:
         where = cls.model_fields["recipe"].default if "recipe" in cls.model_fields else cls.__name__.lower()
         message = f"{where}: {old_name_warning(old, new)}"
-        warnings.warn(message, OldSpellingWarning, stacklevel=4)  # where the settings are made
+        warnings.warn(message, OldSpellingWarning, stacklevel=5)  # where the settings are made
 
 
 class SizeChange(Frozen):

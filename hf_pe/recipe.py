@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
-from hf_pe.plans import Frozen, Plan
+from hf_pe.plans import Plan
+from hf_pe.settings import Settings
 from hf_pe.tasks import TaskData, prepare
 from hf_pe.training_curve import TrainingCurve
 
@@ -97,7 +98,7 @@ class ModelRead:
     is_adapter: bool = False
 
 
-class Recipe(Frozen):
+class Recipe(Settings):
     """One technique with its settings.
 
     A subclass has a field `recipe: Literal["name"] = "name"`, which is its name in recipe files, one line in

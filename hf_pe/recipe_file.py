@@ -3,23 +3,23 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from hf_pe.checkpoints.source import Dtype, Source, resolve
 from hf_pe.data import DataConfig
-from hf_pe.errors import UsageError, nearest
+from hf_pe.errors import UsageError
 from hf_pe.files.yaml_files import DuplicateKeyError, load_yaml
 from hf_pe.hub import Publish
-from hf_pe.plans import Frozen
 from hf_pe.recipes import RECIPES, AnyRecipe, AnyVariant
 from hf_pe.run.order import check_order
+from hf_pe.settings import Settings, wrong_values
 from hf_pe.tasks import TaskName
 
 
-class RecipeFile(Frozen):
+class RecipeFile(Settings):
     """A run: the model to make smaller, the recipes, the data, and where to write the result."""
 
     format_version: Literal[1] = 1
@@ -86,7 +86,8 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
     try:
         recipe = RecipeFile.model_validate(content)
     except ValidationError as error:
-        raise UsageError("\n".join([f"{path}:", *(f"  {_explain(dict(e))}" for e in error.errors())])) from error
+        lines = (f"  {line}" for line in wrong_values(error, RecipeFile, RECIPES))
+        raise UsageError("\n".join([f"{path}:", *lines])) from error
     check_order(recipe.recipes, recipe.variants)
     if recipe.publish and recipe.publish.branch in recipe.variants:
         raise UsageError(
@@ -117,38 +118,3 @@ def _override(content: dict[str, Any], text: str) -> None:
         raise UsageError(f"--set {text}: the value is no YAML: {error}") from error
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise UsageError(f"--set {text}: there is no '{key}' in this recipe.") from error
-
-
-def _explain(error: dict[str, Any]) -> str:
-    """Return a sentence on a validation error: the key, what was expected, what it is, and the nearest spelling."""
-    where = ".".join(str(part) for part in error["loc"] if part not in RECIPES)
-    got = repr(error.get("input"))
-    if error["type"] == "extra_forbidden":
-        *holders, key = error["loc"]  # the key is shown as written, even if a recipe has the same name
-        fields = _fields_at(holders)
-        where = ".".join(str(part) for part in (*(holder for holder in holders if holder not in RECIPES), key))
-        return f"{where}: unknown key; expected one of {', '.join(fields)}.{nearest(str(key), fields)}"
-    if error["type"] == "missing":
-        return f"{where}: missing; it is needed."
-    if error["type"] == "union_tag_invalid":
-        tag = str(error["ctx"]["tag"])
-        return f"{where}.recipe: expected one of {', '.join(RECIPES)}; got '{tag}'.{nearest(tag, RECIPES)}"
-    if error["type"] == "union_tag_not_found":
-        return f"{where}: expected a 'recipe:' key with one of {', '.join(RECIPES)}; got {got:.80}."
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{where}: expected {message}; got {got:.80}."
-
-
-def _fields_at(location: Sequence[Any]) -> list[str]:
-    """Return the keys that are allowed at a location of the recipe file."""
-    holder: type[BaseModel] = RecipeFile
-    for part in location:
-        if part in RECIPES:
-            holder = RECIPES[part]
-        elif part in holder.model_fields:
-            annotation: Any = holder.model_fields[part].annotation
-            choices = [annotation, *get_args(annotation)]
-            holder = next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), holder)
-    return list(holder.model_fields)

@@ -29,7 +29,7 @@ LEVELS: Levels = {
         },
         {"anatomy", "files", "fresh", "hub_errors", "registered_names"},
         {"model_spec", "outputs", "plans", "plugin"},
-        {"dummies", "loading", "surgery", "training_curve", "weight_transfer"},
+        {"dummies", "loading", "settings", "surgery", "training_curve", "weight_transfer"},
         {"adapters", "report", "verify"},
         {"quantizers"},
         {"checkpoints", "data"},
@@ -77,8 +77,8 @@ LEVELS: Levels = {
         {"save"},
     ],
     "cli": [
-        {"options", "terminal"},
-        {"display", "main"},
+        {"terminal"},
+        {"display", "main", "options"},
         {"__main__", "convert", "run", "share"},
     ],
     "data": [

@@ -4,10 +4,10 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from hf_pe.plans import Frozen
+from hf_pe.settings import Settings
 
 
-class DataConfig(Frozen):
+class DataConfig(Settings):
     """Names the rows to train, calibrate and evaluate on.
 
     A source is a local file (.csv .tsv .json .jsonl .ndjson .parquet, compressed by gzip or not; anything else is read

@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch.nn import functional
 
-from hf_pe.plans import Frozen
+from hf_pe.settings import Settings
 from hf_pe.tasks import Batch
 
 
-class Augment(Frozen):
+class Augment(Settings):
     """Crops and flips training images at random.
 
     Student and teacher read the same augmented image (Beyer et al. 2022, arXiv:2106.05237).

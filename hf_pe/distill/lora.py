@@ -15,17 +15,17 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hf_pe.errors import UsageError
-from hf_pe.plans import Frozen
 from hf_pe.quantizers.base import QuantizationSettings
 from hf_pe.quantizers.layers import is_linear, plain_weight
 from hf_pe.quantizers.registry import METHODS, MethodName, dequantized_weight
+from hf_pe.settings import Settings
 
 PAPER = "https://arxiv.org/abs/2106.09685"
 PACKED_PAPER = "https://arxiv.org/abs/2305.14314"
 RESIDUAL_PAPER = "https://arxiv.org/abs/2310.08659"
 
 
-class Lora(Frozen):
+class Lora(Settings):
     """Trains W + (alpha / rank) B A instead of W, for linear layers (Hu et al. 2022, arXiv:2106.09685, eq. 3)."""
 
     rank: int = Field(16, ge=1, description="of the two factors of each adapter")

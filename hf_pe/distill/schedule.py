@@ -5,10 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from hf_pe.plans import Frozen
+from hf_pe.settings import Settings
 
 
-class Schedule(Frozen):
+class Schedule(Settings):
     """Changes a value from `start` to `end` over the training steps."""
 
     start: float = Field(ge=0)

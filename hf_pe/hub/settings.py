@@ -8,9 +8,10 @@ from hf_pe.errors import UsageError
 from hf_pe.hub.refs import require_ref
 from hf_pe.plans import Frozen
 from hf_pe.report import MAIN
+from hf_pe.settings import Settings
 
 
-class Publish(Frozen):
+class Publish(Settings):
     """Set where and how a result is pushed to the Hub."""
 
     repo: str = Field(description="NAME or USER/NAME of the repository")

@@ -42,6 +42,11 @@ class Unquantized:
             f"(of all parameters: {groups})"
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The note alone, or nothing where a warning has it."""
+        return () if self.parameters > LARGE else (self.note,)
+
     def warnings(self, quantizer: str) -> tuple[str, ...]:
         """Return a warning where a large fraction is not quantized.
 

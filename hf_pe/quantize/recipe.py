@@ -225,15 +225,14 @@ class BitsAndBytesQuantization(Recipe):
 
     def _plan(self, after: ModelSpec, notes: Sequence[str], *, exact: bool, **more: Any) -> Plan:
         rest = unquantized(after)
-        warnings = rest.warnings(self.quantizer.name)
         return self.planned(
             tag=self.quantizer.tag,
             dequantizes=True,
             title=f"{self.format.title} quantization by {self.quantizer.name}"
             + (", refitted by GPTQ" if self.refits else ""),
             exact=exact,
-            notes=(*notes, *(() if warnings else (rest.note,))),  # a warning has the note in it
-            warnings=warnings,
+            notes=(*notes, *rest.notes),
+            warnings=rest.warnings(self.quantizer.name),
             references=(self.format.reference, *((REFIT_PAPER,) if self.refits else ())),
             **spec_sizes(after),
             **more,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import ValidationError
 from transformers import (
     BertForSequenceClassification,
     BertModel,
@@ -197,5 +196,5 @@ def test_few_classes_and_embeddings_are_kept_whole(bert_folder, classifier_folde
     ],
 )
 def test_what_a_cache_cannot_give_is_refused_at_once(settings, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(UsageError, match=message):
         Distillation(cache={"folder": "x"}, **settings)

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from pydantic import ValidationError
 from torch.nn.functional import linear
 from transformers import (
     AutoModelForCausalLM,
@@ -154,7 +153,7 @@ def test_no_teacher_is_refused(work):
     ("losses", "message"), [({"cosin": 1.0}, "Did you mean 'cosine'"), ({"cosine": 0.0}, "must be above 0")]
 )
 def test_losses_that_are_none(losses, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(UsageError, match=message):
         Distillation(losses=losses)
 
 

@@ -1,8 +1,8 @@
 import pytest
-from pydantic import ValidationError
 
 from hf_pe.distill import Distillation
 from hf_pe.distill.schedule import Schedule, at
+from hf_pe.errors import UsageError
 
 
 @pytest.mark.parametrize(("shape", "half", "quarter"), [("linear", 3.0, 3.5), ("cosine", 3.0, 3.7071)])
@@ -14,10 +14,10 @@ def test_it_goes_from_start_to_end(shape, half, quarter):
 
 def test_weights_may_grow_from_nothing_but_not_stay_there():
     assert Distillation(losses={"task": {"start": 0, "end": 1}}).losses["task"].at(0.5) == 0.5
-    with pytest.raises(ValidationError, match="must be above 0, got 0"):
+    with pytest.raises(UsageError, match="must be above 0, got 0"):
         Distillation(losses={"task": {"start": 0, "end": 0}})
 
 
 def test_a_temperature_never_is_nothing():
-    with pytest.raises(ValidationError, match=r"temperature above 0, got 0\.0"):
+    with pytest.raises(UsageError, match=r"temperature above 0, got 0\.0"):
         Distillation(temperature={"start": 2, "end": 0})

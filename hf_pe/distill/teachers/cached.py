@@ -15,11 +15,11 @@ from hf_pe.distill.losses.registry import CACHED_SIGNALS, LOSSES
 from hf_pe.distill.signals import SignalRequest
 from hf_pe.distill.teachers.packed_logits import unpacked
 from hf_pe.errors import UsageError
-from hf_pe.plans import Frozen
+from hf_pe.settings import Settings
 from hf_pe.tasks import ROW, Batch, TaskData
 
 
-class Cache(Frozen):
+class Cache(Settings):
     """Holds the settings of a cache of teachers' outputs."""
 
     old_names: ClassVar = {"k": "top_k"}

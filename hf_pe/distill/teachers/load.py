@@ -16,13 +16,13 @@ from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.source import resolve
 from hf_pe.distill.teachers.compatible import require_same_tokens
 from hf_pe.errors import UsageError, pass_on_memory_errors
-from hf_pe.plans import Frozen
 from hf_pe.quantizers.base import QuantizationSettings
 from hf_pe.quantizers.registry import METHODS, MethodName
+from hf_pe.settings import Settings
 from hf_pe.tasks import TaskData
 
 
-class Teacher(Frozen):
+class Teacher(Settings):
     """Names a teacher.
 
     Example:

@@ -9,10 +9,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
-from hf_pe.plans import Frozen
 from hf_pe.prune.sizes.allowed import resized_spec
 from hf_pe.prune.sizes.costs import MEASURED, UNITS, Costs
 from hf_pe.prune.sizes.search import AxisSizes, first_fitting
+from hf_pe.settings import Settings
 from hf_pe.tasks import Task
 
 TRIALS = 32
@@ -32,7 +32,7 @@ NEAR = 0.25
 """Measured costs within this distance of the limit, relative to it, decide which sizes meet it."""
 
 
-class Budget(Frozen):
+class Budget(Settings):
     """The most that the model may cost after the cut: a fraction of the original's cost (up to 1.0), or a number."""
 
     parameters: float | None = Field(None, gt=0, description="parameters outside embeddings")
