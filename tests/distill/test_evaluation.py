@@ -7,7 +7,6 @@ from dataclasses import replace
 import datasets
 import pytest
 import torch
-from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_pe import progress
@@ -16,6 +15,7 @@ from hf_pe.distill import Distillation, training
 from hf_pe.distill.checkpoint import last_whole_checkpoint
 from hf_pe.distill.kept_weights import FILE
 from hf_pe.dummies.tiny import randomize_weights_
+from hf_pe.errors import UsageError
 from hf_pe.recipe import StageState
 from hf_pe.tasks import CausalLM
 from tests.helpers import TEXTS
@@ -210,7 +210,7 @@ def test_patience_ends_a_training_that_no_longer_helps(models, monkeypatch):
 
 
 def test_patience_without_evaluations_is_refused():
-    with pytest.raises(ValidationError, match="patience counts evaluations"):
+    with pytest.raises(UsageError, match="patience counts evaluations"):
         Distillation(patience=2, evaluation_share=0)
 
 
