@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from hf_pe.data_facts import DataFacts
 from hf_pe.errors import UsageError
 from hf_pe.files.atomic import write_whole
 from hf_pe.files.json_files import read_object
 from hf_pe.files.own_files import require_own
 from hf_pe.loading import Loading, loading_of_task
+from hf_pe.nearness_records import Forgetting, Nearness
 from hf_pe.outputs import MAIN as MAIN
 from hf_pe.plans import Frozen, Plan
 from hf_pe.training_curve import TrainingCurve
@@ -77,6 +79,11 @@ class Measurement(Frozen):
     latency: tuple[Latency, ...] = ()
     peak_memory_bytes: int | None = Field(None, description="of loading and one forward pass, above the imports")
     quality: dict[str, float] = Field(default_factory=dict)
+    general_quality: dict[str, float] = Field(default_factory=dict, description="metrics on the general text")
+    nearness: tuple[Nearness, ...] = Field(
+        (), description="to the original, on the evaluation rows and the general text"
+    )
+    forgetting: Forgetting | None = Field(None, description="None without a general text")
 
 
 class SliceChange(Frozen):
@@ -149,33 +156,6 @@ class StageReport(Frozen):
     losses: tuple[tuple[int, float], ...] = Field((), description="(optimizer step, loss) of a stage that trains")
     curve: TrainingCurve | None = Field(None, description="quality during the training of the stage")
     layer_bits: tuple[float, ...] = Field((), description="mean bits per parameter of each layer after the stage")
-
-
-class RowCounts(Frozen):
-    """How many rows of all sources were read and left out, training and evaluation rows together."""
-
-    read: int = 0
-    empty: int = Field(0, description="left out: a column that the task uses is empty")
-    duplicate: int = Field(0, description="left out: equal to another row")
-    over_limit: int = Field(0, description="left out: beyond `data.limit` or `data.eval_limit`")
-    overlapping: int = Field(0, description="evaluation rows whose inputs are those of a training row")
-    truncated: int = Field(0, description="rows with more tokens than `data.max_length`, which were cut off")
-
-    def plus(self, other: "RowCounts") -> "RowCounts":
-        """Return the sums of both counts."""
-        return RowCounts(**{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields})
-
-
-class DataFacts(Frozen):
-    """The data that a run trained and evaluated on."""
-
-    train: tuple[str, ...]
-    eval: tuple[str, ...] | None
-    train_rows: int
-    eval_rows: int
-    fingerprint: str
-    licenses: dict[str, str] = Field(default_factory=dict, description="source to the licence it states")
-    counts: RowCounts = RowCounts()
 
 
 class Reload(Frozen):

@@ -29,7 +29,16 @@ LEVELS: Levels = {
         },
         {"anatomy", "files", "fresh", "hub_errors", "registered_names"},
         {"model_spec", "outputs", "plans", "plugin"},
-        {"dummies", "loading", "settings", "surgery", "training_curve", "weight_transfer"},
+        {
+            "data_facts",
+            "dummies",
+            "loading",
+            "nearness_records",
+            "settings",
+            "surgery",
+            "training_curve",
+            "weight_transfer",
+        },
         {"adapters", "report", "verify"},
         {"quantizers"},
         {"checkpoints", "data"},
@@ -87,6 +96,7 @@ LEVELS: Levels = {
         {"folders"},
         {"sources"},
         {"load"},
+        {"general"},
     ],
     "distill": [
         {
@@ -144,6 +154,7 @@ LEVELS: Levels = {
             "base_card",
             "markdown",
             "merge",
+            "nearness_table",
             "patience",
             "pictures",
             "private_facts",
@@ -160,8 +171,8 @@ LEVELS: Levels = {
         {"publish"},
     ],
     "measure": [
-        {"devices", "flops", "memory", "quality", "sentences", "size"},
-        {"latency"},
+        {"bootstrap", "devices", "flops", "memory", "sentences", "size"},
+        {"forgetting", "latency", "nearness", "quality"},
     ],
     "outputs": [
         {"lock", "marker"},
@@ -215,7 +226,8 @@ LEVELS: Levels = {
         {"folder", "inputs", "measure_model", "order", "provenance"},
         {"dry_run", "identity", "recipe_content", "result"},
         {"original", "stages"},
-        {"side_by_side", "stage_chain"},
+        {"beside_original", "stage_chain"},
+        {"side_by_side"},
         {"compress"},
     ],
     "tasks": [

@@ -25,6 +25,7 @@ from transformers import (
 from typer.main import get_command
 
 from hf_pe.cli import app
+from hf_pe.data import DataConfig
 from hf_pe.dummies.tiny import randomize_weights_
 from hf_pe.recipes import AnyRecipe
 from tests.helpers import TEXTS, assert_same_text, bert_config, needs_package, saved
@@ -147,8 +148,10 @@ def test_no_python_block_goes_without_a_test():
 @pytest.mark.parametrize(("page", "text"), blocks("yaml"))
 def test_settings_in_yaml_blocks_are_read(page, text):
     content = yaml.safe_load(text)
-    recipes = content.get("recipes", [{"recipe": "distil", **content}])
-    assert TypeAdapter(tuple[AnyRecipe, ...]).validate_python(recipes)
+    if "data" in content:
+        assert DataConfig(**content.pop("data"))
+    recipes = content.get("recipes", [{"recipe": "distil", **content}] if content else [])
+    assert isinstance(TypeAdapter(tuple[AnyRecipe, ...]).validate_python(recipes), tuple)
 
 
 @pytest.mark.parametrize(("page", "words"), commands())

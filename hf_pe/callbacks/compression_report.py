@@ -16,6 +16,7 @@ from hf_pe.callbacks.agreement import require_comparable, teacher_agreement
 from hf_pe.callbacks.ranks import on_first
 from hf_pe.checkpoints.classes import brings_code, class_for
 from hf_pe.checkpoints.source import Source
+from hf_pe.data_facts import DataFacts
 from hf_pe.dummies.sizes import processor_size
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
@@ -23,7 +24,7 @@ from hf_pe.hub.base_card import model_card
 from hf_pe.measure import layer_bits, measure, parameters, weight_bytes
 from hf_pe.modes import evaluating
 from hf_pe.plans import Plan
-from hf_pe.report import DataFacts, Measurement, Report, StageReport, write_report
+from hf_pe.report import Measurement, Report, StageReport, write_report
 from hf_pe.run import provenance
 from hf_pe.surgery import main_dtype
 from hf_pe.tasks import TASKS, hub_metrics, require_classes

@@ -1,5 +1,6 @@
 """Print results, plans, and the files that a push sends."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,22 +13,39 @@ if TYPE_CHECKING:
     from hf_pe.hub import Publish
     from hf_pe.hub.settings import Sent
     from hf_pe.plans import Plan
+    from hf_pe.report import Report
     from hf_pe.verify.comparison import Verification
 
 
 def show_result(target: Path) -> None:
     """Print the figures of a result and of its variants, from their reports."""
-    from hf_pe.hub.tables import comparison
     from hf_pe.report import MAIN, read_report
 
     variants = read_report(target / MAIN).variants if (target / MAIN).is_dir() else {}
     for name in variants or ("",):
-        table = Table("", "before", "after", "change", title=name or target.name)
-        for row in comparison(read_report(target / name)):
-            table.add_row(*row)
-        out.print(table)
+        _show_figures(read_report(target / name), name or target.name)
     for name in variants or ("",):
         out.print(f"Wrote {target / name} (its card: {target / name / 'README.md'})")
+
+
+def _show_figures(report: "Report", title: str) -> None:
+    """Print what a report compares: before and after, nearness to the original, and what was forgotten."""
+    from hf_pe.hub.nearness_table import forgetting_sentence, nearness_table
+    from hf_pe.hub.tables import comparison
+
+    _print_table(("", "before", "after", "change"), comparison(report), title)
+    nearness = nearness_table(report)
+    if nearness.rows:
+        _print_table(nearness.heads, nearness.rows, f"{title}: nearness to the original")
+    if sentence := forgetting_sentence(report):
+        out.print(sentence)
+
+
+def _print_table(heads: Iterable[str], rows: Iterable[Iterable[str]], title: str) -> None:
+    table = Table(*heads, title=title)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
 
 
 def show_outgoing(folder: Path, settings: "Publish") -> None:

@@ -26,6 +26,12 @@ class DataConfig(Settings):
         None, description="default: the validation files in the folder `train`, else a part of `train` that is held out"
     )
     eval_fraction: float = Field(0.1, gt=0, lt=1, description="fraction of `train` that is held out without `eval`")
+    general: str | tuple[str, ...] | None = Field(
+        None,
+        description="text of another kind, to measure what is forgotten: sources as for `train`, or none; default: "
+        "builtin:pydoc for causal_lm, masked_lm and embedding, none for other tasks",
+    )
+    general_limit: int = Field(300, gt=0, description="most rows of `general`, sampled with `seed`")
     train_split: str = Field("train", description="of a Hub data set")
     eval_split: str = Field("validation", description="of a Hub data set")
     config_name: str | None = Field(None, description="configuration of a Hub data set that has several")

@@ -11,8 +11,8 @@ from hf_pe.data.files import require_columns
 from hf_pe.data.fingerprint import fingerprint
 from hf_pe.data.select import hold_out, overlap, sample, usable
 from hf_pe.data.sources import has_validation, joined, read_source
+from hf_pe.data_facts import RowCounts
 from hf_pe.errors import UsageError, listed
-from hf_pe.report import RowCounts
 
 Rows: TypeAlias = Sequence[str] | datasets.Dataset | datasets.DatasetDict
 Data: TypeAlias = DataConfig | str | Rows | tuple[Rows, DataConfig]
@@ -47,7 +47,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Holds the usable rows of some sources, and the files or splits that they were read from (`parts`)."""
 
     rows: datasets.Dataset
@@ -71,9 +71,9 @@ def load_examples(data: Data, *, needs_label: bool = False) -> Examples:
         data = DataConfig(train=data)
     if isinstance(data, DataConfig):
         config = _with_own_validation(data)
-        train, evaluation = _read(names_of(config.train), config, config.train_split), None
+        train, evaluation = read_part(names_of(config.train), config, config.train_split), None
         if config.eval is not None:
-            evaluation = _read(names_of(config.eval), config, config.eval_split)
+            evaluation = read_part(names_of(config.eval), config, config.eval_split)
             _refuse_same(train, evaluation)
     else:
         rows, config = data if isinstance(data, tuple) and isinstance(data[-1], DataConfig) else (data, None)
@@ -87,7 +87,7 @@ def load_for_evaluation(config: DataConfig) -> Examples:
     Raises:
         UsageError: see `load_examples`.
     """
-    part = _read(names_of(config.eval or config.train), config, config.eval_split)
+    part = read_part(names_of(config.eval or config.train), config, config.eval_split)
     rows = sample(part.rows, config.eval_limit, config.seed)
     counts = part.counts.model_copy(update={"over_limit": len(part.rows) - len(rows)})
     return Examples(rows, rows, config, fingerprint(config, rows), part.warnings, counts=counts)
@@ -101,7 +101,17 @@ def _with_own_validation(config: DataConfig) -> DataConfig:
     return config.model_copy(update={"eval": folders}) if folders else config
 
 
-def _read(names: Sequence[str], config: DataConfig, split: str) -> _Part:
+def read_part(names: Sequence[str], config: DataConfig, split: str) -> Part:
+    """Read the usable rows of some sources.
+
+    Args:
+        names: of the sources.
+        config: names the columns.
+        split: of the sources that have several.
+
+    Raises:
+        UsageError: see `load_examples`.
+    """
     if not names:
         raise UsageError("data.train: expected at least one source, got an empty list.")
     digests: set[bytes] = set()
@@ -114,10 +124,10 @@ def _read(names: Sequence[str], config: DataConfig, split: str) -> _Part:
         if source.unused:
             warnings.append(f"Data: files of the folder that are not used: {listed(source.unused)}.")
     rows = joined([part for part in parts if len(part)] or parts)
-    return _Part(rows, counts, read, tuple(warnings))
+    return Part(rows, counts, read, tuple(warnings))
 
 
-def _rows_in_memory(rows: Any, config: DataConfig | None, needs_label: bool) -> tuple[_Part, _Part | None, DataConfig]:
+def _rows_in_memory(rows: Any, config: DataConfig | None, needs_label: bool) -> tuple[Part, Part | None, DataConfig]:
     """Return the training part and the evaluation part, if any, of rows that are in memory, and their settings."""
     if isinstance(rows, datasets.DatasetDict):
         config = config or _settings_of(next(iter(rows.values())), needs_label)
@@ -145,13 +155,13 @@ def _settings_of(rows: datasets.Dataset, needs_label: bool) -> DataConfig:
     return DataConfig(train="(given data set)", label=label, **media)
 
 
-def _part_in_memory(rows: datasets.Dataset, config: DataConfig) -> _Part:
+def _part_in_memory(rows: datasets.Dataset, config: DataConfig) -> Part:
     name = "the data set"
     require_columns(name, config.columns, rows.column_names)
-    return _Part(*usable(rows.select_columns(config.columns), config, name, set()))
+    return Part(*usable(rows.select_columns(config.columns), config, name, set()))
 
 
-def _refuse_same(train: _Part, evaluation: _Part) -> None:
+def _refuse_same(train: Part, evaluation: Part) -> None:
     same = sorted(part.rpartition("/")[2] for part in train.parts & evaluation.parts)
     if same:
         raise UsageError(
@@ -160,7 +170,7 @@ def _refuse_same(train: _Part, evaluation: _Part) -> None:
         )
 
 
-def _split(train: _Part, evaluation: _Part | None, config: DataConfig) -> Examples:
+def _split(train: Part, evaluation: Part | None, config: DataConfig) -> Examples:
     """Return training and evaluation rows within the limits; without evaluation rows, training rows are held out."""
     read = train.counts if evaluation is None else train.counts.plus(evaluation.counts)
     if evaluation is None:

@@ -9,8 +9,8 @@ import datasets
 from sklearn.model_selection import train_test_split
 
 from hf_pe.data.config import DataConfig
+from hf_pe.data_facts import RowCounts
 from hf_pe.errors import UsageError
-from hf_pe.report import RowCounts
 
 SHOWN = 80
 """Most characters of a value that a message shows."""

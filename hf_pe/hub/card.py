@@ -10,6 +10,7 @@ from hf_pe.files.own_files import require_own
 from hf_pe.hub.markdown import code, escape, link
 from hf_pe.hub.merge import card_text, merge_card, with_memory
 from hf_pe.hub.metadata import HUB_ID, card_data, on_hub
+from hf_pe.hub.nearness_table import RULE, forgetting_sentence, nearness_table
 from hf_pe.hub.pictures import PICTURES
 from hf_pe.hub.scan import scan
 from hf_pe.hub.tables import (
@@ -60,6 +61,9 @@ def render_card(report: Report, pictures: Sequence[tuple[str, str]] = (), templa
         on_hub=on_hub(report.base),
         rows=comparison(report),
         gains=gains(report),
+        nearness=nearness_table(report),
+        forgetting=forgetting_sentence(report),
+        forgetting_rule=RULE,
         losses=regressions(report),
         worse=worse_slices(report),
         slices=sum(len(change.slices) for change in main_change(report)),

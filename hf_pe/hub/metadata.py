@@ -1,6 +1,7 @@
 """Make the YAML metadata of a card: tags, base model, data sets, licences, results."""
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -54,22 +55,34 @@ def relation(report: Report, *, copied: bool = True) -> str | None:
 
 
 def _results(report: Report) -> list[EvalResult]:
-    """Return every metric after and before compression as a result of its own, if there are enough evaluation rows."""
-    names = report.data.eval or report.data.train
-    if not names or report.data.eval_rows < FEWEST_ROWS:
+    """Return every metric after and before compression, on the evaluation rows and on the general text."""
+    both = (("after compression", report.after), ("before compression", report.before))
+    own = [(which, measured.quality) for which, measured in both]
+    general = [(which, measured.general_quality) for which, measured in both]
+    return [
+        *_results_on(report, report.data.eval or report.data.train, report.data.eval_rows, own),
+        *_results_on(report, report.data.general, report.data.general_rows, general),
+    ]
+
+
+def _results_on(
+    report: Report, sources: Sequence[str], rows: int, qualities: Iterable[tuple[str, Mapping[str, float]]]
+) -> list[EvalResult]:
+    """Return metrics as results of their own, if there are sources and enough rows."""
+    if not sources or rows < FEWEST_ROWS:
         return []
     return [
         EvalResult(
             task_type=report.pipeline_tag,
-            dataset_type=names[0],
-            dataset_name=", ".join(names),
+            dataset_type=sources[0],
+            dataset_name=", ".join(sources),
             dataset_config=which,
             metric_type=report.hub_metrics.get(metric, metric),
             metric_name=f"{metric} ({which})",
             metric_value=round(value, 6),
         )
-        for which, measured in (("after compression", report.after), ("before compression", report.before))
-        for metric, value in measured.quality.items()
+        for which, quality in qualities
+        for metric, value in quality.items()
     ]
 
 

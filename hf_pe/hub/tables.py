@@ -5,6 +5,7 @@ from typing import Any
 from markupsafe import Markup
 
 from hf_pe.hub.markdown import code
+from hf_pe.hub.nearness_table import forgetting_sentence
 from hf_pe.report import MAIN, Latency, Measurement, MetricChange, Report, percent
 
 NOT_MEASURED = "not measured"
@@ -179,6 +180,8 @@ def regressions(report: Report) -> list[str]:
     ):
         sentences.append("Loading and one forward pass need no less memory than for the original.")
     sentences += _quantized_speed(report)
+    if report.after.forgetting and report.after.forgetting.is_clear:
+        sentences.append(Markup("It has forgotten. ") + forgetting_sentence(report))
     if result.quality and report.data.eval_rows < FEWEST_ROWS:
         sentences.append(
             f"Quality was measured on {report.data.eval_rows:,} rows only: too few for figures that others can rely on."

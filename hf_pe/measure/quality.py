@@ -1,13 +1,13 @@
 """Measures quality by the task's metrics or a function of the user, and the confidence interval of a change."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from hf_pe.errors import NotFiniteError, UsageError, explained, one_line
+from hf_pe.measure.bootstrap import Rows, intervals
 from hf_pe.modes import evaluating
 from hf_pe.overflow import overflow_of
 from hf_pe.report import MetricChange, SliceChange
@@ -98,7 +98,7 @@ def changes(before: EvalResult, after: EvalResult, *, resamples: int = 500, seed
     """
     generator = np.random.default_rng(seed)
     original, smaller = before.scores(), after.scores()
-    intervals = _intervals(before, after, np.arange(before.count), resamples, generator)
+    ranges = _intervals(before, after, np.arange(before.count), resamples, generator)
     slices: dict[str, list[SliceChange]] = {name: [] for name in original}
     for label, mask in before.slices.items():
         rows = np.flatnonzero(mask)
@@ -116,8 +116,8 @@ def changes(before: EvalResult, after: EvalResult, *, resamples: int = 500, seed
             examples=before.count,
             before=original[name],
             after=smaller[name],
-            low=intervals[name][0],
-            high=intervals[name][1],
+            low=ranges[name][0],
+            high=ranges[name][1],
             slices=tuple(slices[name]),
         )
         for name in original
@@ -125,12 +125,10 @@ def changes(before: EvalResult, after: EvalResult, *, resamples: int = 500, seed
 
 
 def _intervals(
-    before: EvalResult, after: EvalResult, rows: np.ndarray[Any, Any], resamples: int, generator: np.random.Generator
+    before: EvalResult, after: EvalResult, rows: Rows, resamples: int, generator: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    changes: dict[str, list[float]] = {}
-    for _ in range(resamples):
-        sample = generator.choice(rows, len(rows))
+    def change(sample: Rows) -> dict[str, float]:
         original, smaller = before.scores(sample), after.scores(sample)
-        for name in original:
-            changes.setdefault(name, []).append(smaller[name] - original[name])
-    return {name: (float(np.nanquantile(v, 0.025)), float(np.nanquantile(v, 0.975))) for name, v in changes.items()}
+        return {name: smaller[name] - original[name] for name in original}
+
+    return intervals(change, [rows], resamples, generator)

@@ -19,7 +19,7 @@ from hf_pe.checkpoints.live_model import plain_model
 from hf_pe.checkpoints.processor import load_processor
 from hf_pe.checkpoints.sentence_source import is_sentence_transformer
 from hf_pe.checkpoints.source import Dtype, Source, resolve
-from hf_pe.data import Data, load_examples
+from hf_pe.data import Data, load_examples, load_general
 from hf_pe.errors import UsageError
 from hf_pe.files.own_files import require_own_files
 from hf_pe.hub.base_card import model_card
@@ -103,6 +103,8 @@ def compress(  # noqa: PLR0913  each argument is named by its caller
     examples = load_examples(data, needs_label=the_task.needs_label)
     processor = processor if processor is not None else load_processor(source, the_task.processor_class)
     rows = prepare(the_task, examples, processor, prepared.config)
+    general = load_general(rows.examples, plain_text=the_task.reads_plain_text)
+    general_rows = None if general is None else prepare(the_task, general, processor, prepared.config)
     content = recipe_of(
         source, the_task, rows.examples.config, recipes, variants, base_model, license, seed, processor_name
     )
@@ -113,7 +115,7 @@ def compress(  # noqa: PLR0913  each argument is named by its caller
     if resume and work is not None and origin is not None:
         require_resumable(Path(work), [*chain, *branch_ids.values()], origin)
 
-    original = load_original(prepared, rows, live, evaluate, seed)
+    original = load_original(prepared, rows, live, evaluate, seed, general_rows)
     warnings = (*card.warnings, *rows.examples.warnings, *rows.warnings, *original.warnings)
     for warning in (*warnings, *prepared.dry_run.warnings):
         progress.warn(warning)
@@ -137,7 +139,7 @@ def compress(  # noqa: PLR0913  each argument is named by its caller
         "hub_metrics": {name: hub for name, hub in hub_metrics(type(the_task)).items() if name in before_facts.quality},
         "base": provenance.base_facts(source, before.model, base_model, license, card),
         "before": before_facts,
-        "data": provenance.data_facts(rows.examples),
+        "data": provenance.data_facts(rows.examples, original.general.data.examples if original.general else None),
         "unread_parts": original.unread,
         "library_name": "sentence-transformers" if is_sentence_transformer(source) else "transformers",
         "machine": provenance.machine(),

@@ -69,7 +69,7 @@ def origin_of(
     Returns:
         Values by the words in which a message names a difference, such as "another seed".
     """
-    settings = examples.config.model_dump(mode="json", exclude={"train", "eval"})
+    settings = examples.config.model_dump(mode="json", exclude={"train", "eval", "general", "general_limit"})
     return {
         "another model (its weights or its config)": live_sha256(live) if live else sha256_of(model_files(source)),
         "another dtype of its weights": source.dtype or "as stored",

@@ -23,7 +23,8 @@ def local_inputs(source: Source, recipes: Sequence[Recipe], data: Any, processor
         paths |= _existing("the processor", str(processor))
     if isinstance(data, (str, DataConfig)):
         config = data if isinstance(data, DataConfig) else DataConfig(train=data)
-        paths |= _existing("data.train", config.train) | _existing("data.eval", config.eval)
+        for name in ("train", "eval", "general"):
+            paths |= _existing(f"data.{name}", getattr(config, name))
     for recipe in recipes:
         for model in recipe.models_read():
             paths |= _existing(model.what, model.name)

@@ -17,7 +17,21 @@ from hf_pe.measure import Evaluate, chance_warnings, evaluate_task, first_output
 from hf_pe.padding import classifies_rows_alone, padding_id, padding_named
 from hf_pe.recipe import StageState
 from hf_pe.run.dry_run import PreparedRun
+from hf_pe.run.provenance import public_names
 from hf_pe.tasks import EvalResult, TaskData
+
+
+@dataclass(frozen=True)
+class GeneralText:
+    """Hold the general text of a run, on which forgetting is measured.
+
+    Attributes:
+        data: Prepared rows; their teacher is the original.
+        evaluation: Metrics of the original on it; None where the user's own function evaluates.
+    """
+
+    data: TaskData
+    evaluation: EvalResult | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,7 @@ class Original:
         padding: Id of the padding token that the config lacks and gets during the run; None where it lacks none.
         unread: Parts of the checkpoint that the model does not read.
         evaluation: Metrics of the model; None where the user's own function evaluates.
+        general: General text; None where there is none, or none that the original predicts.
         warnings: Warnings about dtypes, and about metrics that are no better than chance.
     """
 
@@ -38,6 +53,7 @@ class Original:
     padding: int | None
     unread: tuple[str, ...] = ()
     evaluation: EvalResult | None = None
+    general: GeneralText | None = None
     warnings: tuple[str, ...] = ()
 
     @contextmanager
@@ -49,7 +65,12 @@ class Original:
 
 
 def load_original(
-    run: PreparedRun, data: TaskData, live: PreTrainedModel | None, evaluate: Evaluate | None, seed: int
+    run: PreparedRun,
+    data: TaskData,
+    live: PreTrainedModel | None,
+    evaluate: Evaluate | None,
+    seed: int,
+    general: TaskData | None = None,
 ) -> Original:
     """Load the original, let every recipe check it, and evaluate it.
 
@@ -59,6 +80,7 @@ def load_original(
         live: The model, where the user has loaded it already.
         evaluate: The user's own function that replaces the task's metrics, or None.
         seed: Seed of everything random.
+        general: Prepared rows of the general text, or None.
 
     Raises:
         UsageError: The model cannot be loaded, has values that are not finite, or does not suit a recipe.
@@ -76,6 +98,27 @@ def load_original(
             recipe.check(replace(state, statistics=StatisticsCache()))  # the run does not hold what a check caches
         progress.say("evaluating the original")
         evaluation = evaluate_task(model, state.data) if evaluate is None else None
+        general_text, left_out = _general_text(model, general, evaluate)
     chance = chance_warnings(model, evaluation.scores(), original.state.data) if evaluation else ()
     rounding = rounding_warnings(run.source, run.config, run.model_class, model) if live is None else ()
-    return replace(original, evaluation=evaluation, warnings=(*rounding, *dtype_warnings(model), *chance))
+    warnings = (*rounding, *dtype_warnings(model), *chance, *left_out)
+    return replace(original, evaluation=evaluation, general=general_text, warnings=warnings)
+
+
+def _general_text(
+    model: PreTrainedModel, data: TaskData | None, evaluate: Evaluate | None
+) -> tuple[GeneralText | None, tuple[str, ...]]:
+    """Evaluate the original on the general text; return None and a warning where it is no better than chance on it."""
+    if data is None:
+        return None, ()
+    data = replace(data, teacher=model)
+    if evaluate is not None:
+        return GeneralText(data), ()
+    evaluation = evaluate_task(model, data)
+    if not chance_warnings(model, evaluation.scores(), data):
+        return GeneralText(data, evaluation), ()
+    names = ", ".join(public_names(data.examples.config.train))
+    return None, (
+        f"Forgetting was not measured: on the general text ({names}) the original is no better than guessing without "
+        "the inputs. Name a text that it knows in data.general.",
+    )

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 from hf_pe.checkpoints.source import Source
 from hf_pe.data import Examples
 from hf_pe.data.config import names_of
+from hf_pe.data_facts import DataFacts
 from hf_pe.hub.base_card import Card, dataset_card
 from hf_pe.quantizers.registry import QUANTIZERS
-from hf_pe.report import BaseModelFacts, DataFacts
+from hf_pe.report import BaseModelFacts
 
 
 def base_facts(
@@ -47,17 +48,26 @@ def base_facts(
     )
 
 
-def data_facts(examples: Examples) -> DataFacts:
-    """Return the facts on the card about the data: sources without local folders, row counts, fingerprint."""
+def data_facts(examples: Examples, general: Examples | None = None) -> DataFacts:
+    """Return the facts on the card about the data: sources without local folders, row counts, fingerprint.
+
+    Args:
+        examples: Rows of the run.
+        general: Rows of the general text; None without one.
+    """
     config = examples.config
+    general_sources = () if general is None else names_of(general.config.train)
     return DataFacts(
         train=public_names(config.train),
         eval=None if config.eval is None else public_names(config.eval),
         train_rows=len(examples.train),
         eval_rows=len(examples.eval),
         fingerprint=examples.fingerprint,
-        licenses=_data_licenses(config.train, config.eval or ()),
+        licenses=_data_licenses(config.train, config.eval or (), general_sources),
         counts=examples.counts,
+        general=public_names(general_sources),
+        general_rows=0 if general is None else len(general.eval),
+        general_fingerprint="" if general is None else general.fingerprint,
     )
 
 

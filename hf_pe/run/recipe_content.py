@@ -23,7 +23,7 @@ def recipe_of(  # noqa: PLR0913  each argument is named by its caller
 ) -> dict[str, Any]:
     """Return a run as the content of a recipe file, without the paths of local folders."""
     data_settings = data.model_dump(mode="json", exclude_defaults=True)
-    for key in data_settings.keys() & {"train", "eval"}:
+    for key in data_settings.keys() & {"train", "eval", "general"}:
         names = provenance.public_names(getattr(data, key))
         data_settings[key] = names[0] if len(names) == 1 else list(names)
     content = {

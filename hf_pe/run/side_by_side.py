@@ -7,6 +7,7 @@ from hf_pe import progress
 from hf_pe.measure import Evaluate, changes, evaluate_task, measure, on_one_device
 from hf_pe.recipe import StageState
 from hf_pe.report import Measurement, MetricChange
+from hf_pe.run.beside_original import beside_original
 from hf_pe.run.order import BEFORE
 from hf_pe.run.original import Original
 
@@ -46,5 +47,11 @@ def measure_side_by_side(
                 name: evaluate_task(state.model, state.data) for name, state in results.items()
             }
         measured = measure(models, original.state.data, evaluations=evaluations, evaluate=evaluate)
+        for name, state in results.items():
+            evaluation = evaluations[name] if evaluations else None
+            compared = beside_original(original, state, evaluation)
+            measured[name] = measured[name].model_copy(update=compared)
+    general = original.general.evaluation if original.general else None
+    before = measured.pop(BEFORE).model_copy(update={"general_quality": general.scores() if general else {}})
     metric_changes = {name: changes(evaluations[BEFORE], evaluations[name]) if evaluations else () for name in results}
-    return SideBySide(measured.pop(BEFORE), measured, metric_changes)
+    return SideBySide(before, measured, metric_changes)

@@ -49,6 +49,8 @@ class Task(ABC):
     """The outputs of a teacher that a student learns from, as a phrase for the documentation."""
     needs_label: ClassVar[bool] = False
     """Whether each example needs a label, so that the column "label" of a data set is read without being named."""
+    reads_plain_text: ClassVar[bool] = False
+    """Whether texts without labels are rows of the task, so that any text shows what a model has forgotten."""
     classifies: ClassVar[bool] = False
     """Whether a model chooses one of its labels, so that it needs two or more of them and has a head for them."""
     names_labels: ClassVar[bool] = False

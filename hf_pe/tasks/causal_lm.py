@@ -41,6 +41,7 @@ class CausalLM(Task):
     higher_is_better = False
     outputs = "logits of each token"
     predicts_tokens = True
+    reads_plain_text = True
 
     def prepare(self, examples: Examples, processor: Any, config: PretrainedConfig) -> TaskData:
         """Tokenize the texts and pack them into blocks; a rest shorter than a block is dropped.

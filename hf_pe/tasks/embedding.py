@@ -43,6 +43,7 @@ class Embedding(Task):
     metric = "spearman"
     hub_metrics: ClassVar[Mapping[str, str]] = {"spearman": "spearmanr"}
     outputs = "embeddings"
+    reads_plain_text = True
 
     modules: SentenceModules = field(default_factory=SentenceModules)
     _of_teachers: WeakKeyDictionary[PreTrainedModel, dict[str, np.ndarray[Any, Any]]] = field(

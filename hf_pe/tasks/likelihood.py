@@ -107,9 +107,25 @@ def label_losses(task: Task, model: PreTrainedModel, batch: Batch, head: Head) -
 def _sums_in_chunks(task: Task, model: PreTrainedModel, batch: Batch, head: Head) -> torch.Tensor:
     """Return the loss, the right predictions and the number of labels of each row, [rows, 3]."""
     losses, right = label_losses(task, model, batch, head)
-    mask = task.predicted(batch)[0]
-    by_label = torch.stack([losses, right, torch.ones_like(losses)], 1)
-    return by_label.new_zeros(len(mask), 3).index_add_(0, mask.nonzero()[:, 0], by_label)
+    return row_sums(task.predicted(batch)[0], torch.stack([losses, right, torch.ones_like(losses)], 1))
+
+
+def row_sums(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return the sums over the positions of each row.
+
+    Args:
+        mask: the positions that have values. *Shape:* (rows, ...), bool
+        values: of these positions, in order. *Shape:* (positions, n)
+
+    Returns:
+        *Shape:* (rows, n)
+
+    Example:
+        >>> row_sums(torch.tensor([[True, False], [True, True]]), torch.tensor([[1.0], [2.0], [4.0]]))
+        tensor([[1.],
+                [6.]])
+    """
+    return values.new_zeros(len(mask), values.shape[1]).index_add_(0, mask.nonzero()[:, 0], values)
 
 
 def _sums_of_logits(task: Task, model: PreTrainedModel, batch: Batch) -> torch.Tensor:

@@ -35,6 +35,7 @@ class MaskedLM(Task):
     metric = "perplexity"
     higher_is_better = False
     outputs = "logits of each masked token"
+    reads_plain_text = True
     uncacheable = "it masks other tokens each time"
 
     share: float = 0.15

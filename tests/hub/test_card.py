@@ -3,6 +3,7 @@ import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
+from hf_pe.data_facts import DataFacts, RowCounts
 from hf_pe.errors import UsageError
 from hf_pe.hub import render_card, write_card
 from hf_pe.hub.metadata import card_data
@@ -12,13 +13,11 @@ from hf_pe.plans import Plan, SizeChange
 from hf_pe.recipes import RECIPES
 from hf_pe.report import (
     BaseModelFacts,
-    DataFacts,
     Latency,
     Measurement,
     MetricChange,
     Reload,
     Report,
-    RowCounts,
     SliceChange,
     StageReport,
 )

@@ -7,13 +7,14 @@ import pytest
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
+from hf_pe.data_facts import DataFacts, RowCounts
 from hf_pe.files.front_matter import read_front_matter
 from hf_pe.hub.base_card import model_card
 from hf_pe.hub.card import render_card, write_card
 from hf_pe.hub.markdown import code, escape, fenced, link, quoted, table_row
 from hf_pe.hub.merge import BLOCK, merge_card, split
 from hf_pe.plans import Plan
-from hf_pe.report import DataFacts, MetricChange, Report, RowCounts, SliceChange
+from hf_pe.report import MetricChange, Report, SliceChange
 from hf_pe.training_curve import Evaluation, TrainingCurve
 from tests.helpers import shared
 from tests.hub.test_card import measurement, report

@@ -3,8 +3,8 @@ import pytest
 from transformers import BertConfig
 
 from hf_pe.data import DataConfig, Examples, load_examples
+from hf_pe.data_facts import RowCounts
 from hf_pe.errors import UsageError
-from hf_pe.report import RowCounts
 from hf_pe.tasks import TextClassification, prepare
 from hf_pe.tasks.labels import label_numbers, require_classes, unused_name_warnings
 
