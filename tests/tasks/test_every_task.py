@@ -15,6 +15,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForTokenClassification,
+    BertModel,
     DetrImageProcessorPil,
     T5Config,
     T5ForConditionalGeneration,
@@ -399,3 +400,43 @@ def test_all_targets_masked_is_refused(tokenizer):
     nothing = data.train.map(lambda row: {"labels": [-100] * len(row["labels"])})
     with pytest.raises(UsageError, match="no training row has a target"):
         Distillation().plan(StageState(teacher, replace(data, train=nothing)))
+
+
+def rows_without_numbers(rows):
+    """The rows as lists, without the number of the example that a row was made from."""
+    return [{name: value for name, value in row.items() if name != "example"} for row in rows]
+
+
+def two_columns():
+    rows = [{"text": text, "other": text.replace("The", "a")} for text in TEXTS]
+    return examples(rows, text_pair="other"), BertModel(bert_config()), None
+
+
+def long_contexts():
+    raw, model, processor = question_answering()
+    rows = raw.train.map(lambda row: {"context": row["context"] + " It is a quiet day in the garden." * 2})
+    return replace(raw, train=rows, config=raw.config.model_copy(update={"max_length": 24})), model, processor
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*((kind.__name__, kind) for kind in KINDS), ("embedding", two_columns), ("question_answering", long_contexts)],
+)
+def test_training_rows_that_are_held_out_are_evaluated_and_named(name, kind, tokenizer):
+    raw, model, processor = kind()
+    data = task_named(name).prepare(raw, processor or tokenizer, model.config)
+    data = replace(data, teacher=randomize_weights_(model, 1).eval())
+    held_out = data.task.hold_out(data, model.config, 0.5, 9, seed=0)
+    assert len(held_out.data.examples.eval) == 9
+    assert len(set(held_out.rows)) == len(held_out.rows) < len(data.train) / 2
+    kept = data.train.select(held_out.rows)
+    assert rows_without_numbers(kept) == rows_without_numbers(held_out.data.train)
+    assert data.task.evaluate(data.teacher, held_out.data).scores()[data.task.metric] is not None
+    again, other = (data.task.hold_out(data, model.config, 0.5, 9, seed=seed).rows for seed in (0, 1))
+    assert again == held_out.rows != other
+
+
+def test_a_task_with_other_rows_than_examples_holds_none_out(tokenizer):
+    data, model = ready(masked_lm, tokenizer)
+    with pytest.raises(UsageError, match="does not say which rows"):
+        data.task.hold_out(replace(data, train=data.train.select(range(100))), model.config, 0.5, 9, seed=0)
