@@ -123,7 +123,7 @@ class StudentEvaluation(TrainerCallback, ExportableState):
             Evaluation(step=step, seconds=self.times.training_seconds, value=value if value == value else None)
         )
         self._log({f"eval_{task.metric}": value})
-        progress.say(f"distillation: {task.metric} {value:.4g} after {step} of {state.max_steps} steps")
+        progress.say(f"distillation: {task.metric} {value:.4g} after {step} steps")
 
     def restore_best_(self) -> None:
         """Give the learner the kept weights, unless they are its own."""
