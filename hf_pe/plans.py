@@ -53,7 +53,9 @@ class Frozen(BaseModel):
         Shape(width=2, unit='points')
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_without_example)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", json_schema_extra=_without_example, ser_json_inf_nan="strings"
+    )
     old_names: ClassVar[Mapping[str, str]] = {}
     """The new names of keys, by their old ones."""
     old_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
