@@ -35,8 +35,8 @@ def padding_token(tokenizer: Any, config: PretrainedConfig) -> str | None:
 
 def padding_id(config: PretrainedConfig, tokenizer: Any = None) -> int | None:
     """Return the id that rows are padded with: the tokenizer's padding or end token, else the config's end token."""
-    text = config.get_text_config()
-    ends = text.eos_token_id if isinstance(text.eos_token_id, list) else [text.eos_token_id]
+    end = getattr(config.get_text_config(), "eos_token_id", None)
+    ends = end if isinstance(end, list) else [end]
     named = [getattr(tokenizer, name, None) for name in ("pad_token_id", "eos_token_id")]
     return next((token for token in (*named, *ends) if isinstance(token, int)), None)
 

@@ -8,7 +8,8 @@ heads) and docs/architectures.md.
 
     python scripts/coverage.py [--processes 2] [--seconds 300] [--update] [--bare] [TYPE ...]
 
-With types, it prints their rows and writes nothing, unless --update replaces the rows of these types.
+With types, it prints their rows and writes nothing, unless --update replaces the rows of these types. It names every
+axis that is verified in the docs and not in this run, and then exits with status 1.
 """
 
 import argparse
@@ -221,6 +222,18 @@ def verified_types(all_rows: list[dict[str, Any]]) -> dict[str, int]:
     return {axis: len(names) for axis, names in types.items()}
 
 
+def lost_axes(old_rows: list[dict[str, Any]], new_rows: list[dict[str, Any]]) -> list[str]:
+    """Return type and axis of each row that was verified and is no longer, with the new reason, for the types run."""
+    new = {(each["model_type"], each["axis"]): each for each in new_rows}
+    types = {each["model_type"] for each in new_rows}
+    lost = []
+    for each in old_rows:
+        after = new.get((each["model_type"], each["axis"]), {"status": "absent", "reason": "no such row"})
+        if each["model_type"] in types and each["status"] == "verified" != after["status"]:
+            lost.append(f"{each['model_type']} {each['axis']}: {after['reason']}")
+    return lost
+
+
 def page(all_rows: list[dict[str, Any]], run: str) -> str:
     """Return the text of docs/architectures.md."""
     counts, types = verified_types(all_rows), sorted({each["model_type"] for each in all_rows})
@@ -286,10 +299,11 @@ def main() -> None:
         print(f"{time.perf_counter() - start:.0f} s {name} ({seconds:.1f} s)", flush=True)
         for line in new if arguments.types else []:
             print(f"    {line['axis']}: {line['status']} {line['reason']}")
+    old_rows = json.loads((DOCS / "architectures.json").read_text("utf-8"))
+    lost = lost_axes(old_rows, all_rows)
     run = f"{datetime.date.today().isoformat()}, {(time.perf_counter() - start) / 60:.1f} minutes, {platform.machine()}"
     if arguments.update:
         old_page = (DOCS / "architectures.md").read_text("utf-8")
-        old_rows = json.loads((DOCS / "architectures.json").read_text("utf-8"))
         run = re.search(r"coverage\.py` \((.*?)\)", old_page)[1]
         all_rows += [each for each in old_rows if each["model_type"] not in types]
     all_rows.sort(key=lambda each: (each["model_type"], each["axis"] or ""))
@@ -298,6 +312,8 @@ def main() -> None:
         lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in all_rows)
         (DOCS / "architectures.json").write_text(f"[\n{lines}\n]\n", "utf-8")
         (DOCS / "architectures.md").write_text(page(all_rows, run), "utf-8")
+    if lost:
+        raise SystemExit("\n".join(["No longer verified:", *lost]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sixty architectures: what docs/architectures.json says of them is so, and what is cut works on."""
+"""A sample of architectures: what docs/architectures.json says of them is so, and what is cut works on."""
 
 import copy
 import importlib.util
@@ -12,14 +12,17 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    BartForSequenceClassification,
     T5ForConditionalGeneration,
 )
 
 from hf_pe.anatomy import discover
-from hf_pe.dummies.inputs import example_inputs
+from hf_pe.dummies.inputs import example_inputs, with_end_token
 from hf_pe.dummies.outputs import difference, no_cache, outputs_of
 from hf_pe.dummies.tiny import randomize_weights_, tiny
+from hf_pe.padding import lacks_padding, padding_id
 from hf_pe.surgery import cut
+from hf_pe.tasks.prepare import positions
 from hf_pe.verify.comparison import Verification
 from hf_pe.verify.equivalence import _pattern, verify_cut
 
@@ -29,13 +32,15 @@ coverage = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(coverage)
 
 TYPES = [
-    "albert", "aria", "bamba", "bart", "bert", "bloom", "clip", "clipseg", "convnext", "data2vec-audio", "dbrx",
-    "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon", "gemma", "gemma3_text",
-    "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granitemoe", "hubert", "jamba", "llama", "llava", "longformer", "mamba",
-    "marian", "mbart", "mistral", "mixtral", "modernbert", "mpnet", "mpt", "nemotron", "olmo2", "olmoe", "opt", "pegasus",
-    "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "roberta", "siglip", "smollm3", "stablelm", "starcoder2",
-    "swin", "t5", "vit", "wav2vec2", "whisper", "xlm-roberta",
+    "albert", "aria", "bamba", "bart", "bert", "bloom", "bros", "clip", "clipseg", "convnext", "data2vec-audio",
+    "dbrx", "deberta-v2", "deepseek_v3", "deit", "dinov2", "distilbert", "electra", "falcon", "gemma",
+    "gemma3_text", "glm4_moe", "glm_ocr_text", "gpt2", "gpt_neox", "gpt_oss", "granitemoe", "hubert", "jamba",
+    "llama", "llava", "longformer", "mamba", "marian", "mbart", "mistral", "mixtral", "modernbert", "mpnet", "mpt",
+    "nemotron", "olmo2", "olmoe", "opt", "parakeet_rnnt", "pegasus", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "qwen3_vl_text", "roberta", "siglip", "smollm3", "stablelm", "starcoder2", "swin", "t5",
+    "vit", "wav2vec2", "whisper", "xlm-roberta",
 ]  # fmt: skip
+"""With BROS, which needs boxes; like Qwen3-VL's and GLM-OCR's texts and Parakeet its config has no end token."""
 ROWS = json.loads((ROOT / "docs" / "architectures.json").read_text("utf-8"))
 
 
@@ -77,6 +82,22 @@ def test_the_table_says_what_is_so(model_type):
     assert found == {each["axis"]: each["status"] for each in ROWS if each["model_type"] == model_type}
 
 
+def test_no_config_is_asked_for_a_field_that_it_lacks():
+    """A third of the types have no field for an end token."""
+    unbuilt = {each["model_type"] for each in ROWS if each["status"] == "cannot_build"}
+    configs = [each for each in AutoModel._model_mapping if each.__module__.startswith("transformers.")]
+    lacking = 0
+    for model_type in {each.model_type for each in configs} - unbuilt:
+        config = AutoConfig.for_model(model_type, **coverage.NEEDED.get(model_type, {}))
+        inputs = {"input_ids": torch.tensor([[1, 2]])}
+        assert "input_ids" in with_end_token(inputs, BartForSequenceClassification, config)
+        lacking += not hasattr(config.get_text_config(), "eos_token_id")
+        assert padding_id(config) is None or padding_id(config) >= 0
+        assert lacks_padding(config) in (True, False)
+        assert positions(config) is None or positions(config) > 0
+    assert lacking > 100
+
+
 def test_a_row_is_refused_where_a_head_is(monkeypatch):
     config = AutoConfig.for_model("t5", decoder_start_token_id=0)
     bare = [coverage.row("t5", "hidden", "verified", "", True)]
@@ -87,6 +108,15 @@ def test_a_row_is_refused_where_a_head_is(monkeypatch):
     (each,) = coverage.with_heads(config, bare)
     assert (each["status"], each["reason"]) == ("refused", "T5ForConditionalGeneration: they differ")
     assert all("T5ForConditionalGeneration" in row["classes"] for row in ROWS if row["model_type"] == "t5")
+
+
+def test_an_axis_that_is_no_longer_verified_is_named():
+    verified, refused = (coverage.row("bert", "ffn", status, "", True) for status in ("verified", "refused"))
+    other = coverage.row("gpt2", "ffn", "verified", "", True)
+    assert coverage.lost_axes([verified, other], [verified]) == []
+    assert coverage.lost_axes([refused], [verified]) == []
+    assert coverage.lost_axes([verified, other], [refused | {"reason": "they differ"}]) == ["bert ffn: they differ"]
+    assert coverage.lost_axes([verified], [coverage.row("bert", None, "refused", "too long", False)])
 
 
 def test_the_table_has_every_type_and_gives_reasons():

@@ -13,6 +13,7 @@ from transformers import (
     GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    MobileBertConfig,
     PreTrainedTokenizerFast,
 )
 
@@ -97,6 +98,13 @@ def test_rows_are_padded_with_what_the_config_names_else_with_the_end(bare):
     assert padding_token(bare, bert_config(pad_token_id=None)) == "[SEP]"
     assert padding_id(bert_config(eos_token_id=[7, 8])) == 7
     assert padding_id(bert_config(eos_token_id=7), bare) == 3
+
+
+def test_a_config_without_a_field_for_an_end_token_names_no_padding(bare):
+    config = MobileBertConfig()
+    assert not hasattr(config, "eos_token_id")
+    assert padding_id(config) is None
+    assert padding_id(config, bare) == 3
 
 
 def test_an_encoder_keeps_its_padding(tmp_path, tokenizer):

@@ -77,7 +77,7 @@ def with_end_token(
     These are encoder-decoders with a classification head (BART, T5), which take no decoder inputs. Inputs of other
     models are returned as they are.
     """
-    end = config.get_text_config().eos_token_id
+    end = getattr(config.get_text_config(), "eos_token_id", None)
     classifies = config.is_encoder_decoder and model_class.__name__.endswith("ForSequenceClassification")
     if not classifies or "input_ids" not in inputs or not isinstance(end, int):
         return inputs

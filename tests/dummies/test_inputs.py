@@ -3,6 +3,7 @@
 import pytest
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForSequenceClassification,
     ConvNextImageProcessor,
     DetrImageProcessor,
@@ -59,3 +60,14 @@ def test_a_decoder_that_classifies_the_end_of_a_text_gets_texts_with_an_end(kind
     for name in ("hidden", "vocabulary"):
         (axis,) = discover(model.config, type(model)).named(name)
         assert verify_cut(model.config, type(model), axis).holds
+
+
+@pytest.mark.parametrize("model_type", ["mobilebert", "qwen3_vl_text", "bros"])
+def test_a_vocabulary_is_proved_where_the_config_has_no_end_token(model_type):
+    """BROS also needs boxes, so its texts go through the second of the possible inputs."""
+    config = AutoConfig.for_model(model_type)
+    assert not hasattr(config.get_text_config(), "eos_token_id")
+    model_class = AutoModel._model_mapping[type(config)]
+    (axis,) = discover(config, model_class).named("vocabulary")
+    verification = verify_cut(config, model_class, axis)
+    assert verification.holds, verification.reason
