@@ -12,6 +12,7 @@ from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.errors import UsageError
 from hf_pe.model_spec import ModelSpec
 from hf_pe.plans import Plan
+from hf_pe.report import Training
 from hf_pe.settings import Settings
 from hf_pe.tasks import TaskData, prepare
 from hf_pe.training_curve import TrainingCurve
@@ -27,6 +28,7 @@ class StageState:
         statistics: calibration results that `plan` and `apply` share.
         losses: of the training of the stage, [(optimizer step, loss)].
         curve: quality during the training of the stage; None without training or without evaluations during it.
+        training: how the stage trained the model; None if it did not.
         checkpoints: folder for training checkpoints, from which an interrupted run can resume; None to keep none.
         resume: whether training resumes from the last complete checkpoint in that folder.
     """
@@ -36,6 +38,7 @@ class StageState:
     statistics: StatisticsCache = field(default_factory=StatisticsCache, compare=False, repr=False)
     losses: tuple[tuple[int, float], ...] = ()
     curve: TrainingCurve | None = None
+    training: Training | None = None
     checkpoints: Path | None = None
     resume: bool = False
 
@@ -68,10 +71,15 @@ class StageState:
         return self.task_data.spec(self.model)
 
     def with_model(
-        self, model: PreTrainedModel, losses: Sequence[tuple[int, float]] = (), curve: TrainingCurve | None = None
+        self,
+        model: PreTrainedModel,
+        losses: Sequence[tuple[int, float]] = (),
+        curve: TrainingCurve | None = None,
+        training: Training | None = None,
     ) -> "StageState":
         """Return the state after a stage that made `model`, without the statistics of the previous model."""
-        return replace(self, model=model, statistics=StatisticsCache(), losses=tuple(losses), curve=curve)
+        statistics = StatisticsCache()
+        return replace(self, model=model, statistics=statistics, losses=tuple(losses), curve=curve, training=training)
 
     def with_processor(self, processor: Any) -> "StageState":
         """Return the state with another processor, with the examples tokenized again and without statistics.

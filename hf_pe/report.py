@@ -144,6 +144,22 @@ class BaseModelFacts(Frozen):
         return self.id if self.compressed is None else f"{self.compressed}, which derives from {self.id}"
 
 
+class Training(Frozen):
+    """How a stage trained the model."""
+
+    steps: int = Field(description="optimizer steps")
+    seconds: float = Field(description="from the first step to the end, with checkpoints and evaluations")
+    teacher_share: float | None = Field(
+        None, description="fraction of the time that the outputs of the teachers took; None if no loss needs them"
+    )
+
+    @property
+    def sentence(self) -> str:
+        """Return how long the training took, for the card and the progress of a run."""
+        share = "" if self.teacher_share is None else f", {percent(self.teacher_share)} of the time for the teacher"
+        return f"{self.steps:,} optimizer steps in {self.seconds:,.0f} s{share}"
+
+
 class StageReport(Frozen):
     """One stage as it was carried out."""
 
@@ -155,6 +171,7 @@ class StageReport(Frozen):
     quality: dict[str, float] = Field(description="metrics right after the stage")
     losses: tuple[tuple[int, float], ...] = Field((), description="(optimizer step, loss) of a stage that trains")
     curve: TrainingCurve | None = Field(None, description="quality during the training of the stage")
+    training: Training | None = Field(None, description="None if the stage did not train, and in older reports")
     layer_bits: tuple[float, ...] = Field((), description="mean bits per parameter of each layer after the stage")
 
 

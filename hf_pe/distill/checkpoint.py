@@ -8,6 +8,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from hf_pe.distill.duration import Duration
 from hf_pe.errors import explained, one_line
 from hf_pe.files.atomic import write_whole
 from hf_pe.files.json_files import read_object_if_any
@@ -35,10 +36,9 @@ def last_whole_checkpoint(folder: Path) -> str | None:
     return next((path for path in reversed(checkpoints) if _is_whole(Path(path))), None)
 
 
-def ended_at(checkpoint: str) -> bool:
+def ended_at(checkpoint: str, duration: Duration) -> bool:
     """Return whether a checkpoint is of the last step; the Trainer would train one step more if it resumed it."""
-    state = _state_of(checkpoint)
-    return state.global_step >= state.max_steps
+    return duration.ended(_state_of(checkpoint))
 
 
 def reading_checkpoint(checkpoint: str) -> AbstractContextManager[None]:

@@ -10,6 +10,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_pe import progress
 from hf_pe.distill.checkpoint import callback_state
+from hf_pe.distill.duration import Duration
 from hf_pe.distill.evaluation_times import EvaluationTimes
 from hf_pe.distill.kept_weights import KeptWeights, Score
 from hf_pe.plans import Frozen
@@ -39,6 +40,7 @@ class StudentEvaluation(TrainerCallback, ExportableState):
         learner: the model that is trained.
         kept: where its best weights are kept.
         times: decides after which steps it is evaluated.
+        duration: of the training.
         patience: number of evaluations in a row without a better one after which training stops; None: it never does.
     """
 
@@ -48,12 +50,14 @@ class StudentEvaluation(TrainerCallback, ExportableState):
         learner: PreTrainedModel,
         kept: KeptWeights,
         times: EvaluationTimes,
+        duration: Duration,
         patience: int | None = None,
     ) -> None:
         self.held_out = held_out
         self.learner = learner
         self.kept = kept if kept.fits(learner) else None
         self.times = times
+        self.duration = duration
         self.patience = patience
         self.evaluations: list[Evaluation] = []
         self.best: Score | None = None
@@ -79,9 +83,9 @@ class StudentEvaluation(TrainerCallback, ExportableState):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Evaluate the student if it is time to, and stop the training if it has been in vain for long."""
-        if state.global_step >= state.max_steps or control.should_training_stop:
+        if control.should_training_stop:
             self._end(state)
-        elif self.times.is_due(state.global_step / state.max_steps):
+        elif self.times.is_due(self.duration.fraction(state.global_step)):
             self._evaluate(state)
             if self.patience is not None and self.without_better >= self.patience:
                 control.should_training_stop = self.ended = True

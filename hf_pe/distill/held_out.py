@@ -58,7 +58,9 @@ def _held_out(settings: DistillationSettings, data: TaskData, model: PreTrainedM
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("several processes train")
-    trained_rows = settings.steps * settings.batch_size * settings.gradient_accumulation_steps
+    rows_of_step = settings.batch_size * settings.gradient_accumulation_steps
+    # how many steps fit into minutes is not known yet: at least one pass over the rows is assumed
+    trained_rows = settings.most_steps * rows_of_step if settings.most_steps else len(data.train)
     most = min(int(settings.evaluation_share * trained_rows / EVALUATIONS), MOST_ROWS)
     if most < FEWEST_ROWS:
         raise UsageError(f"the share of the time allows fewer than {FEWEST_ROWS} rows")

@@ -44,10 +44,12 @@ from torch import nn
 
 from hf_pe.distill.counts import UNITS, Unit
 from hf_pe.distill.layer_map import LayerMapping
+from hf_pe.distill.logit_source import ChunkedLogits
 from hf_pe.distill.losses.masked_mean import Signals
 from hf_pe.distill.losses.registry import LOSSES, LossSettings, signals_needed
 from hf_pe.distill.schedule import Scheduled, at
 from hf_pe.distill.signals import SignalRequest
+from hf_pe.distill.stopwatch import Stopwatch, TimedLogits
 from hf_pe.distill.student_outputs import AGREEMENT, ChunkedOutputs, Comparison, StudentOutputs, WholeOutputs
 from hf_pe.distill.teachers.source import TeacherSource
 from hf_pe.tasks import Batch, Head, Task
@@ -60,11 +62,13 @@ class ObjectiveValue(NamedTuple):
         loss: the objective, with gradients. *Shape:* ()
         terms: each loss by name, as the weighted mean over teachers, without gradients; on request also `agreement`.
         signals: signals of the student.
+        teacher_seconds: time that the outputs of the teachers took.
     """
 
     loss: torch.Tensor
     terms: dict[str, torch.Tensor]
     signals: Signals
+    teacher_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,15 @@ class Objective:
         weights = {name: at(weight, progress) for name, weight in self.weights.items()}
         total = _Total(weights, dict.fromkeys(UNITS, torch.ones(())) if step_fractions is None else step_fractions)
         outputs = self._student_outputs(model, batch)
+        stopwatch = Stopwatch()
         needs_targets = agreement or any(LOSSES[name].needs_teacher for name in weights)
         for number, (teacher, fraction, mapping) in enumerate(self._teachers_and_mappings()):
             targets: Signals = {}
             if needs_targets:
-                with torch.no_grad(), autocast():
-                    targets = outputs.teacher_signals(teacher, batch, self.request)
+                with torch.no_grad(), autocast(), stopwatch.running():
+                    targets = dict(outputs.teacher_signals(teacher, batch, self.request))
+                if isinstance(targets.get("logits"), ChunkedLogits):  # its head computes the logits later
+                    targets["logits"] = TimedLogits(targets["logits"], stopwatch)
             fractions = {n: fraction if LOSSES[n].needs_teacher else 1.0 for n in weights}
             # losses without a teacher are added once, with the first teacher
             used_weights = {n: weights[n] * fractions[n] for n in weights if number == 0 or LOSSES[n].needs_teacher}
@@ -158,7 +165,7 @@ class Objective:
                 continue
             comparison = outputs.compare(used_weights, targets, settings._replace(layers=mapping), agreement=agreement)
             total.add(comparison, fractions | {AGREEMENT: fraction})
-        return ObjectiveValue(total.loss, total.detached_terms, outputs.signals)
+        return ObjectiveValue(total.loss, total.detached_terms, outputs.signals, stopwatch.seconds)
 
     def _student_outputs(self, model: Any, batch: Batch) -> StudentOutputs:
         if self.head is None:

@@ -62,8 +62,7 @@ class Distillation(DistillationSettings):
         used = self.losses or {}
         names = ", ".join(LOSSES[name].title for name in used) or "default losses"
         plan = self.planned(
-            title=f"distillation from {self._taught_by()} ({names}; {self.steps} steps of "
-            f"{self.batch_size * self.gradient_accumulation_steps}"
+            title=f"distillation from {self._taught_by()} ({names}; {self.length}"
             + (f"; LoRA of rank {self.lora.rank}, {self.lora.end})" if self.lora else ")"),
             exact=not self.leaves_precision_changed,
             notes=(
@@ -132,7 +131,7 @@ class Distillation(DistillationSettings):
             UsageError: a layer is not on the device that trains.
         """
         require_loaded(state.model)
-        return state.with_model(*trained(self, state))
+        return trained(self, state)
 
     def _taught_by(self) -> str:
         """Return the names of the teachers for the title of the plan."""

@@ -16,6 +16,9 @@ from hf_pe.distill.teachers.load import Teacher
 from hf_pe.errors import nearest
 from hf_pe.recipe import Recipe
 
+DEFAULT_STEPS = 300
+"""Optimizer steps of a training that is limited by neither steps nor minutes."""
+
 
 def _name_losses(schema: dict[str, Any]) -> None:
     """Add the names of the losses to the schema of the field."""
@@ -42,7 +45,10 @@ class DistillationSettings(Recipe):
     )
     teachers: tuple[Teacher, ...] = Field((), description="default: the original")
     cache: Cache | None = Field(None, description="compute the teachers' outputs once and store them in a folder")
-    steps: int = Field(300, ge=1, description="optimizer steps")
+    steps: int | None = Field(None, ge=1, description="optimizer steps; default 300, or no limit if minutes are given")
+    minutes: float | None = Field(
+        None, gt=0, description="of training, by the clock; if steps are given too, the first of both ends it"
+    )
     batch_size: int = Field(32, ge=1, description="rows of one forward pass")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches per optimizer step")
     learning_rate: float = Field(3e-4, gt=0, description="its peak; after the warm-up it falls along a cosine")
@@ -113,6 +119,20 @@ class DistillationSettings(Recipe):
             signals = " and ".join(CACHED_SIGNALS)
             raise ValueError(f"a cache holds {signals} only: leave out {', '.join(live)}, or the cache")
         return self
+
+    @property
+    def most_steps(self) -> int | None:
+        """The number of optimizer steps after which training ends; None if only minutes limit it."""
+        return self.steps or (None if self.minutes else DEFAULT_STEPS)
+
+    @property
+    def length(self) -> str:
+        """How long the training takes, in words: "300 steps of 32", "10 minutes, 32 rows a step"."""
+        rows = self.batch_size * self.gradient_accumulation_steps
+        if self.minutes is None:
+            return f"{self.most_steps} steps of {rows}"
+        most = f" or {self.steps} steps" if self.steps else ""
+        return f"{self.minutes:g} minute{'s' * (self.minutes != 1)}{most}, {rows} rows a step"
 
     @property
     def autocasts(self) -> bool:

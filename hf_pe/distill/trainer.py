@@ -32,9 +32,10 @@ from hf_pe.tasks import Batch, Task, task_named
 class DistillationMixin(ProjectionsMixin):
     """Adds a teacher to any `Trainer`, as the first base class: `class Distilled(DistillationMixin, SFTTrainer)`.
 
-    Each log entry gets the mean of every loss since the last entry as `loss_NAME`, `teacher_agreement` (of the last
-    batch: the fraction of positions at which both models predict the same class; for embeddings, the mean cosine) and
-    `tokens_per_second` over all processes. With gradient accumulation and several processes, each loss is the mean over
+    Each log entry gets the mean of every loss since the last entry as `loss_NAME`, `teacher_agreement` (of the first
+    optimizer step: the fraction of positions at which both models predict the same class; for embeddings, the mean
+    cosine), `tokens_per_second` over all processes, and `teacher_share`, the fraction of the time that the teacher
+    takes. With gradient accumulation and several processes, each loss is the mean over
     all rows, tokens or labels of an optimizer step, as for one large batch; `similarity` and `dist`, which compare the
     rows of a batch with each other, are means over the batches.
 
@@ -103,6 +104,13 @@ class DistillationMixin(ProjectionsMixin):
         self._step_counts: torch.Tensor | None = None
         self._loss_only = False
         self._term_log = TermLog()
+        self._agreement_step = 0
+
+    @property
+    def fraction_done(self) -> float:
+        """The fraction of the training that is done, from 0 to 1; schedules depend on it."""
+        state = self.state  # type: ignore[attr-defined]
+        return float(state.global_step / max(state.max_steps, 1))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as the Trainer does."""
@@ -171,19 +179,21 @@ class DistillationMixin(ProjectionsMixin):
         needs_logits = return_outputs and not self._loss_only
         objective = replace(self.distillation, head=None) if needs_logits else self.distillation
         step_fractions = self._step_fractions(inputs)
-        state, every = trainer.state, max(int(trainer.args.logging_steps), 1)
+        step = trainer.state.global_step
+        if not self._term_log:
+            self._agreement_step = step
         value = objective(
             model,
             inputs,
-            progress=state.global_step / max(state.max_steps, 1),
+            progress=self.fraction_done,
             autocast=trainer.accelerator.autocast,
-            agreement=model.training and (state.global_step + 1) % every == 0,
+            agreement=model.training and step == self._agreement_step,
             step_fractions=step_fractions,
         )
         if not torch.isfinite(value.loss):
             raise NotFiniteError(why_not_finite(trainer, self.distillation, value.terms, inputs))
         if model.training:
-            self._term_log.add(state.global_step, value.terms, inputs)
+            self._term_log.add(step, value, inputs)
         if not return_outputs:
             # the Trainer divides by the number of batches, but the sum of these losses is that of the step already
             return value.loss if step_fractions is None else value.loss * trainer.current_gradient_accumulation_steps

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -20,6 +21,7 @@ from transformers import (
 from hf_pe.anatomy import label_head
 from hf_pe.distill.build import build
 from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
+from hf_pe.distill.duration import ENDLESS, Duration, learning_rate_factor
 from hf_pe.distill.evaluation import StudentEvaluation
 from hf_pe.distill.evaluation_times import EvaluationTimes
 from hf_pe.distill.held_out import held_out, without_rows
@@ -37,8 +39,9 @@ from hf_pe.distill.teaching import training_teachers
 from hf_pe.distill.trainer import DistillationTrainer
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
-from hf_pe.progress import advance, warn
+from hf_pe.progress import advance, say, warn
 from hf_pe.recipe import StageState
+from hf_pe.report import Training
 from hf_pe.stitching import StitchPoint, remove_stitching_, reuse_
 from hf_pe.tasks import TaskData
 from hf_pe.training_curve import TrainingCurve
@@ -47,10 +50,8 @@ clock = time.perf_counter
 """Measures the time of training and of evaluations; tests replace it."""
 
 
-def trained(
-    settings: DistillationSettings, state: StageState
-) -> tuple[PreTrainedModel, list[tuple[int, float]], TrainingCurve | None]:
-    """Return a trained copy of the student in evaluation mode, its losses as (step, loss), and its quality over time.
+def trained(settings: DistillationSettings, state: StageState) -> StageState:
+    """Return the state with a trained copy of the student in evaluation mode, and with how it was trained.
 
     Args:
         settings: of the distillation.
@@ -69,18 +70,32 @@ def trained(
         objective = build(
             learner, teachers, data.task, batch, settings.objective_settings, used_vocabulary=used_vocabulary
         )
-        evaluation = _evaluation(settings, state, learner, teachers, Path(scratch))
+        duration = Duration(settings.most_steps, settings.minutes, clock)
+        evaluation = _evaluation(settings, state, learner, teachers, duration, Path(scratch))
         if evaluation is not None:
             data = without_rows(data, evaluation.held_out.rows)
-        trainer = _trainer(settings, state, data, learner, objective, scratch, evaluation)
-        _train(trainer, evaluation, resume=state.resume)
+        trainer = _trainer(settings, state, data, learner, objective, duration, scratch, evaluation)
+        _train(trainer, duration, evaluation, resume=state.resume)
         # with bfloat16 the model's forward still has the Trainer's autocast
         learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         curve = _selected_(evaluation, trainer.state.global_step)
     if objective.label_head is not None:
         remove_stitching_(objective.label_head)
     student = student_of(learner, state.model, settings)
-    return student, [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e], curve
+    losses = [(int(e["step"]), float(e["loss"])) for e in trainer.state.log_history if "loss" in e]
+    return state.with_model(student, losses, curve, _record(trainer, duration))
+
+
+def _record(trainer: DistillationTrainer, duration: Duration) -> Training:
+    """Return how long the training took, and the teachers' share of its time, over all entries of the log."""
+    shares = [float(entry["teacher_share"]) for entry in trainer.state.log_history if "teacher_share" in entry]
+    record = Training(
+        steps=trainer.state.global_step,
+        seconds=duration.seconds,
+        teacher_share=sum(shares) / len(shares) if shares else None,
+    )
+    say(f"distillation: {record.sentence}")
+    return record
 
 
 def _training_data(settings: DistillationSettings, data: TaskData, learner: Any) -> TaskData:
@@ -95,6 +110,7 @@ def _evaluation(
     state: StageState,
     learner: PreTrainedModel,
     teachers: Sequence[TeacherSource],
+    duration: Duration,
     scratch: Path,
 ) -> StudentEvaluation | None:
     """Return what evaluates the student during training; None if it is not evaluated.
@@ -106,7 +122,8 @@ def _evaluation(
     if sample is None:
         return None
     times = EvaluationTimes(settings.evaluation_share, clock)
-    return StudentEvaluation(sample, learner, KeptWeights(state.checkpoints or scratch), times, settings.patience)
+    kept = KeptWeights(state.checkpoints or scratch)
+    return StudentEvaluation(sample, learner, kept, times, duration, settings.patience)
 
 
 def _selected_(evaluation: StudentEvaluation | None, last_step: int) -> TrainingCurve | None:
@@ -126,6 +143,7 @@ def _trainer(
     data: TaskData,
     learner: Any,
     objective: Objective,
+    duration: Duration,
     scratch: str,
     evaluation: StudentEvaluation | None,
 ) -> DistillationTrainer:
@@ -133,13 +151,15 @@ def _trainer(
     keeps = state.checkpoints is not None and settings.checkpoint_every is not None
     folder = str(state.checkpoints) if keeps else scratch
     by_length = "input_ids" in data.train.column_names
-    head_first = [HeadFirst(learner, settings.head_first)] if settings.head_first else []
-    trainer = DistillationTrainer(
+    head_first = [HeadFirst(learner, settings.head_first, duration)] if settings.head_first else []
+    trainer = _LimitedTrainer(
+        duration,
+        settings.warmup,
         model=learner,
         args=training_arguments(settings, folder, len(data.train), by_length=by_length, keeps=keeps),
         train_dataset=data.train,
         data_collator=data.collate,
-        callbacks=[Progress(), *([evaluation] if evaluation else []), MarkWhole(), *head_first],
+        callbacks=[duration, Progress(duration), *([evaluation] if evaluation else []), MarkWhole(), *head_first],
         objective=objective,
     )
     if evaluation is not None:
@@ -148,12 +168,38 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: DistillationTrainer, evaluation: StudentEvaluation | None, *, resume: bool) -> None:
-    """Train to the last step; with `resume` from the last complete checkpoint."""
+class _LimitedTrainer(DistillationTrainer):
+    """Trains for a `Duration`, on whose fraction the learning rate and all schedules depend."""
+
+    def __init__(self, duration: Duration, warmup: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.duration = duration
+        self.warmup = warmup
+
+    @property
+    def fraction_done(self) -> float:
+        """The fraction of the training that is done, from 0 to 1."""
+        return self.duration.fraction(self.state.global_step)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        """Return the scheduler of the learning rate."""
+        if self.lr_scheduler is None:
+            used_optimizer: Any = optimizer or self.optimizer
+            self.lr_scheduler = LambdaLR(used_optimizer, self._learning_rate_factor)
+        return self.lr_scheduler
+
+    def _learning_rate_factor(self, step: int) -> float:
+        return learning_rate_factor(self.duration.fraction(step), self.warmup)
+
+
+def _train(
+    trainer: DistillationTrainer, duration: Duration, evaluation: StudentEvaluation | None, *, resume: bool
+) -> None:
+    """Train to the end; with `resume` from the last complete checkpoint."""
     checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
     if checkpoint is not None and evaluation is not None:
         evaluation.restore(Path(checkpoint))
-    if checkpoint is not None and ended_at(checkpoint):
+    if checkpoint is not None and ended_at(checkpoint, duration):
         load_ended_(trainer, checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
@@ -174,20 +220,18 @@ def training_arguments(
     size = min(settings.batch_size, rows)
     return TrainingArguments(
         output_dir=folder,
-        max_steps=settings.steps,
+        max_steps=settings.most_steps or ENDLESS,
         per_device_train_batch_size=size,
         dataloader_drop_last=rows % size == 1,  # a batch norm has no variance over one row
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         learning_rate=settings.learning_rate,
-        warmup_steps=round(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,
-        lr_scheduler_type="cosine",
         bf16=settings.autocasts,
         train_sampling_strategy="group_by_length" if by_length else "random",
         save_strategy="steps" if keeps else "no",
         save_steps=settings.checkpoint_every or 500,
         save_total_limit=2,
-        logging_steps=max(settings.steps // 50, 1),
+        logging_strategy="no",  # `Duration` says when
         use_cpu=not torch.accelerator.is_available(),
         report_to=list(settings.report_to) or "none",
         log_level="error",
@@ -208,30 +252,41 @@ def _reuse_head_(student: PreTrainedModel, teachers: Sequence[TeacherSource], da
 
 
 class HeadFirst(TrainerCallback):
-    """Trains only the head in the first `fraction` of the steps, by dropping the gradients of the body."""
+    """Trains only the head in the first `fraction` of the training, by dropping the gradients of the body."""
 
-    def __init__(self, model: PreTrainedModel, fraction: float) -> None:
+    def __init__(self, model: PreTrainedModel, fraction: float, duration: Duration) -> None:
         head = label_head(model.config, type(model))
         if head is None:
             raise UsageError(f"distil.head_first: {type(model).__name__} has no layer to labels. Leave it out.")
         head_parameters = {id(p) for p in model.get_submodule(head).parameters()}
         self.body = [p for p in model.parameters() if id(p) not in head_parameters]
         self.fraction = fraction
+        self.duration = duration
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Drop the gradients of the body."""
-        if state.global_step < self.fraction * state.max_steps:
+        if self.duration.fraction(state.global_step) < self.fraction:
             for parameter in self.body:
                 parameter.grad = None
 
 
 class Progress(TrainerCallback):
-    """Reports the steps of the training to the listeners of a run."""
+    """Reports the progress of the training to the listeners of a run: steps, or seconds if only minutes limit it."""
+
+    def __init__(self, duration: Duration) -> None:
+        self.duration = duration
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Report the first step, which is not 0 in a resumed run."""
-        advance("distillation", state.global_step, state.max_steps)
+        """Report the beginning, which is not 0 in a resumed run."""
+        self._report(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report the current step."""
-        advance("distillation", state.global_step, state.max_steps)
+        self._report(state.global_step)
+
+    def _report(self, step: int) -> None:
+        if self.duration.steps:
+            advance("distillation", step, self.duration.steps)
+        else:
+            most = round(60 * (self.duration.minutes or 0))
+            advance("distillation, seconds", min(round(self.duration.seconds), most), most)

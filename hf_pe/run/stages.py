@@ -11,7 +11,6 @@ from transformers import set_seed
 
 from hf_pe import progress
 from hf_pe.anatomy import names_depth
-from hf_pe.calibration.cache import StatisticsCache
 from hf_pe.checkpoints.classes import brings_code, class_for
 from hf_pe.checkpoints.config import load_config
 from hf_pe.checkpoints.load import load_model
@@ -82,7 +81,7 @@ class StageFolder:
         set_seed(self.seed)
         training = self.folder / f"{stage.folder_name}.training"
         checkpoints = None if self.origin is None else training  # no use in a folder that does not outlive the run
-        fresh = replace(state, statistics=StatisticsCache(), losses=(), curve=None)
+        fresh = state.with_model(state.model)
         before = replace(fresh, checkpoints=checkpoints, resume=self.resume)
         after, finished = self._carried_out(stage, recipe, before)
         if self.origin is not None:
@@ -104,6 +103,7 @@ class StageFolder:
             quality=quality(after.model, after.data, self.evaluate),
             losses=after.losses,
             curve=after.curve,
+            training=after.training,
         )
         return after, Finished(identity=stage.identity, origin=self.origin or {}, plan=plan, report=report)
 

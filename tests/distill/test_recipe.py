@@ -1,3 +1,4 @@
+import itertools
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from hf_pe.prune import StructuredPruning
 from hf_pe.quantize import dequantize_checkpoint
 from hf_pe.quantizers.registry import dequantized_weight
 from hf_pe.recipe import StageState
+from hf_pe.report import Training
 from hf_pe.tasks import CausalLM, Embedding, TextClassification
 from tests.helpers import TEXTS, bert_config, train_student
 
@@ -57,6 +59,29 @@ def test_training_brings_the_student_nearer_and_leaves_both_inputs_alone(work):
     assert [m.p for m in trained.modules() if isinstance(m, torch.nn.Dropout)] == [
         m.p for m in student.modules() if isinstance(m, torch.nn.Dropout)
     ]
+
+
+def test_minutes_limit_a_training_and_its_record_says_how_it_went(work, monkeypatch):
+    """Each look at this clock takes three seconds."""
+    student, data = work
+    seconds = itertools.count(0.0, 3.0)
+    monkeypatch.setattr("hf_pe.distill.training.clock", lambda: next(seconds))
+    recipe = Distillation(minutes=1, batch_size=16, evaluation_share=0)
+    after = recipe.carry_out(StageState(student, data))
+    assert after.training.steps == len(after.losses) == 20
+    assert after.training.seconds == 60
+    assert 0 < after.training.teacher_share
+    assert recipe.plan(StageState(student, data)).title.endswith("1 minute, 16 rows a step)")
+
+
+def test_the_record_of_a_training_is_a_sentence():
+    assert Training(steps=1200, seconds=61.4).sentence == "1,200 optimizer steps in 61 s"
+    assert Training(steps=2, seconds=3.0, teacher_share=0.25).sentence.endswith("s, 25% of the time for the teacher")
+
+
+@pytest.mark.parametrize(("settings", "most"), [({}, 300), ({"minutes": 5}, None), ({"minutes": 5, "steps": 7}, 7)])
+def test_steps_default_to_300_unless_minutes_limit_the_training(settings, most):
+    assert Distillation(**settings).most_steps == most
 
 
 def test_the_same_seed_gives_the_same_student(work):

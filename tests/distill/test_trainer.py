@@ -129,6 +129,7 @@ def test_each_entry_of_the_log_has_the_terms_the_agreement_and_the_speed(languag
         assert entry["loss"] == pytest.approx(entry["loss_kl"] + 0.5 * entry["loss_task"], rel=1e-4)
         assert 0 <= entry["teacher_agreement"] <= 1
         assert entry["tokens_per_second"] > 0
+        assert 0 < entry["teacher_share"] < 1
 
 
 def test_small_batches_added_up_are_one_large_batch(language, tmp_path):
