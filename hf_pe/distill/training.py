@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -21,12 +20,13 @@ from transformers import (
 from hf_pe.anatomy import label_head
 from hf_pe.distill.build import build
 from hf_pe.distill.checkpoint import MarkWhole, ended_at, last_whole_checkpoint, load_ended_
-from hf_pe.distill.duration import ENDLESS, Duration, learning_rate_factor
+from hf_pe.distill.duration import ENDLESS, Duration
 from hf_pe.distill.evaluation import StudentEvaluation
 from hf_pe.distill.evaluation_times import EvaluationTimes
 from hf_pe.distill.held_out import held_out, without_rows
 from hf_pe.distill.kept_weights import KeptWeights
 from hf_pe.distill.learner import learner_of, student_of
+from hf_pe.distill.limited_trainer import LimitedTrainer
 from hf_pe.distill.objective import Objective
 from hf_pe.distill.precision import with_float_inputs
 from hf_pe.distill.sample import sample_batch
@@ -152,7 +152,7 @@ def _trainer(
     folder = str(state.checkpoints) if keeps else scratch
     by_length = "input_ids" in data.train.column_names
     head_first = [HeadFirst(learner, settings.head_first, duration)] if settings.head_first else []
-    trainer = _LimitedTrainer(
+    trainer = LimitedTrainer(
         duration,
         settings.warmup,
         model=learner,
@@ -166,30 +166,6 @@ def _trainer(
         evaluation.attach(trainer)
     trainer.remove_callback(PrinterCallback)  # `Progress` reports instead
     return trainer
-
-
-class _LimitedTrainer(DistillationTrainer):
-    """Trains for a `Duration`, on whose fraction the learning rate and all schedules depend."""
-
-    def __init__(self, duration: Duration, warmup: float, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.duration = duration
-        self.warmup = warmup
-
-    @property
-    def fraction_done(self) -> float:
-        """The fraction of the training that is done, from 0 to 1."""
-        return self.duration.fraction(self.state.global_step)
-
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
-        """Return the scheduler of the learning rate."""
-        if self.lr_scheduler is None:
-            used_optimizer: Any = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(used_optimizer, self._learning_rate_factor)
-        return self.lr_scheduler
-
-    def _learning_rate_factor(self, step: int) -> float:
-        return learning_rate_factor(self.duration.fraction(step), self.warmup)
 
 
 def _train(

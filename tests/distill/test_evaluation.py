@@ -112,12 +112,12 @@ def test_rows_that_are_held_out_are_not_trained_on(models, monkeypatch):
     rows = datasets.Dataset.from_list([row | {"labels": row["input_ids"]} for row in numbered])
     read = []
 
-    class Watched(training.DistillationTrainer):
+    class Watched(training.LimitedTrainer):
         def training_step(self, model, inputs, *rest):
             read.extend(tuple(ids.tolist()) for ids in inputs["input_ids"])
             return super().training_step(model, inputs, *rest)
 
-    monkeypatch.setattr(training, "DistillationTrainer", Watched)
+    monkeypatch.setattr(training, "LimitedTrainer", Watched)
     after = trained((student, replace(data, train=rows)), steps=50, batch_size=16)  # more than one epoch
     assert after.curve.rows == 35
     assert len(set(read)) == 700 - 35
@@ -167,7 +167,7 @@ def test_a_resumed_training_has_the_same_curve_and_the_same_result(models, monke
     whole = trained(models, work=work, checkpoint_every=8)
     assert whole.curve.kept_step not in (0, 32)
     stopped = tmp_path / "stopped"
-    monkeypatch.setattr(training, "DistillationTrainer", stopping(stop))
+    monkeypatch.setattr(training, "LimitedTrainer", stopping(stop))
     with pytest.raises(KeyboardInterrupt):
         trained(models, work=stopped, checkpoint_every=8)
     monkeypatch.undo()
@@ -183,7 +183,7 @@ def test_a_resumed_training_has_the_same_curve_and_the_same_result(models, monke
 
 
 def stopping(after):
-    class Stopping(training.DistillationTrainer):
+    class Stopping(training.LimitedTrainer):
         def training_step(self, *arguments):
             if self.state.global_step > after:
                 raise KeyboardInterrupt
