@@ -18,7 +18,7 @@ from transformers import (
 
 from hf_pe.checkpoints.save import save_model
 from hf_pe.data import DataConfig, load_examples
-from hf_pe.distill import Distillation, Lora
+from hf_pe.distill import Distillation, Lora, training
 from hf_pe.distill.losses.registry import LOSSES
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.dummies.outputs import difference, outputs_of
@@ -138,24 +138,17 @@ def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
     assert trained.get_output_embeddings().weight is trained.get_input_embeddings().weight
 
 
-def test_the_log_carries_each_term(work):
+def test_the_log_carries_each_term(work, monkeypatch):
     student, data = work
     logged = {}
-    from hf_pe.distill import trainer as module
 
-    class Watched(module.DistillationTrainer):
+    class Watched(training.LimitedTrainer):
         def log(self, logs, start_time=None):
             super().log(logs, start_time)
             logged.update(self.state.log_history[-1])
 
-    recipe = Distillation(steps=2, losses={"cosine": 1.0, "mse": 0.5})
-    from hf_pe.distill import training
-
-    original, training.DistillationTrainer = training.DistillationTrainer, Watched
-    try:
-        train_student(recipe, student, data)
-    finally:
-        training.DistillationTrainer = original
+    monkeypatch.setattr(training, "LimitedTrainer", Watched)
+    train_student(Distillation(steps=2, losses={"cosine": 1.0, "mse": 0.5}), student, data)
     assert {"loss_cosine", "loss_mse"} <= set(logged)
 
 
