@@ -244,7 +244,7 @@ def _unties(model: PreTrainedModel, adapter: Adapter) -> bool:
         UsageError: the adapter itself is tied, which PEFT cannot merge.
     """
     first, last = _embeddings(model)
-    if last is None or not model.config.tie_word_embeddings:
+    if last is None or not getattr(model.config, "tie_word_embeddings", False):
         return False
     changed = [
         key

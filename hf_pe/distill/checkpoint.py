@@ -59,10 +59,10 @@ def load_ended_(trainer: Trainer, checkpoint: str) -> None:
 
 
 def callback_state(checkpoint: str, name: str) -> object:
-    """Return the attributes that a checkpoint has of the callback of this class name."""
+    """Return the attributes that a checkpoint has of the callback of this class name; None if it has none."""
     with reading_checkpoint(checkpoint):
-        state = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text("utf-8"))
-        return state["stateful_callbacks"][name]["attributes"]
+        states = json.loads(Path(checkpoint, TRAINER_STATE_NAME).read_text("utf-8"))["stateful_callbacks"]
+    return states[name]["attributes"] if name in states else None
 
 
 def _state_of(checkpoint: str) -> TrainerState:

@@ -21,6 +21,7 @@ from hf_pe.training_curve import Evaluation, TrainingCurve
 class EvaluationState(Frozen):
     """Holds what a checkpoint has of a `StudentEvaluation`, by the names of its attributes."""
 
+    examples: int
     evaluations: tuple[Evaluation, ...]
     best: Score | None
     kept_step: int
@@ -153,6 +154,7 @@ class StudentEvaluation(TrainerCallback, ExportableState):
     def state(self) -> dict[str, dict[str, object]]:
         """Return what a checkpoint has to keep; the Trainer writes it."""
         state = EvaluationState(
+            examples=self.held_out.examples,
             evaluations=tuple(self.evaluations),
             best=self.best,
             kept_step=self.kept_step,
@@ -164,9 +166,18 @@ class StudentEvaluation(TrainerCallback, ExportableState):
 
     def restore(self, checkpoint: Path) -> None:
         """Continue from a checkpoint: with its evaluations, its times and its kept weights."""
-        state = EvaluationState.model_validate(callback_state(str(checkpoint), type(self).__name__))
+        state = _stored(str(checkpoint))
         self.evaluations, self.best = list(state.evaluations), state.best
         self.kept_step, self.without_better, self.ended = state.kept_step, state.without_better, state.ended
         self.times.restore(state.times)
         if self.kept is not None:
             self.kept.take_from(checkpoint)
+
+
+def stored_examples(checkpoint: str) -> int:
+    """Return how many examples a checkpointed training has held out; 0 if it was not evaluated."""
+    return 0 if callback_state(checkpoint, StudentEvaluation.__name__) is None else _stored(checkpoint).examples
+
+
+def _stored(checkpoint: str) -> EvaluationState:
+    return EvaluationState.model_validate(callback_state(checkpoint, StudentEvaluation.__name__))

@@ -71,11 +71,12 @@ def trained(settings: DistillationSettings, state: StageState) -> StageState:
             learner, teachers, data.task, batch, settings.objective_settings, used_vocabulary=used_vocabulary
         )
         duration = Duration(settings.most_steps, settings.minutes, clock)
-        evaluation = _evaluation(settings, state, learner, teachers, duration, Path(scratch))
+        checkpoint = _resumed_checkpoint(settings, state)
+        evaluation = _evaluation(settings, state, learner, teachers, duration, Path(scratch), checkpoint)
         if evaluation is not None:
             data = without_rows(data, evaluation.held_out.rows)
         trainer = _trainer(settings, state, data, learner, objective, duration, scratch, evaluation)
-        _train(trainer, duration, evaluation, resume=state.resume)
+        _train(trainer, duration, evaluation, checkpoint)
         # with bfloat16 the model's forward still has the Trainer's autocast
         learner = trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)
         curve = _selected_(evaluation, trainer.state.global_step)
@@ -112,13 +113,14 @@ def _evaluation(
     teachers: Sequence[TeacherSource],
     duration: Duration,
     scratch: Path,
+    checkpoint: str | None,
 ) -> StudentEvaluation | None:
     """Return what evaluates the student during training; None if it is not evaluated.
 
     The best weights are kept in the folder of the state, which is on the disk of the result, or else in `scratch`.
     """
     data = replace(state.data, collate=with_float_inputs(state.data.collate, learner.dtype))
-    sample = held_out(settings, data, state.model, teachers)
+    sample = held_out(settings, data, learner, teachers, clock, checkpoint)
     if sample is None:
         return None
     times = EvaluationTimes(settings.evaluation_share, clock)
@@ -168,11 +170,16 @@ def _trainer(
     return trainer
 
 
+def _resumed_checkpoint(settings: DistillationSettings, state: StageState) -> str | None:
+    """Return the last complete checkpoint of a training that is resumed; None if it begins."""
+    keeps = state.checkpoints is not None and settings.checkpoint_every is not None
+    return last_whole_checkpoint(Path(str(state.checkpoints))) if state.resume and keeps else None
+
+
 def _train(
-    trainer: DistillationTrainer, duration: Duration, evaluation: StudentEvaluation | None, *, resume: bool
+    trainer: DistillationTrainer, duration: Duration, evaluation: StudentEvaluation | None, checkpoint: str | None
 ) -> None:
-    """Train to the end; with `resume` from the last complete checkpoint."""
-    checkpoint = last_whole_checkpoint(Path(str(trainer.args.output_dir))) if resume else None
+    """Train to the end, from a checkpoint if there is one."""
     if checkpoint is not None and evaluation is not None:
         evaluation.restore(Path(checkpoint))
     if checkpoint is not None and ended_at(checkpoint, duration):

@@ -161,4 +161,4 @@ def narrows_stream(names: Iterable[str]) -> bool:
 
 
 def _tied(spec: ModelSpec) -> bool:
-    return bool(spec.config.get_text_config().tie_word_embeddings)
+    return bool(getattr(spec.config.get_text_config(), "tie_word_embeddings", False))

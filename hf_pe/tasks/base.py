@@ -141,7 +141,8 @@ class Task(ABC):
             return HeldOut((), data)
         held_out = replace(data.examples, train=examples.select(numbers), eval=examples.select(numbers))
         evaluated = self.prepare(held_out, data.processor, config)
-        return HeldOut(tuple(self.rows_of_examples(data, numbers)), replace(evaluated, teacher=data.teacher))
+        rows = self.rows_of_examples(data, numbers)
+        return HeldOut(tuple(rows), replace(evaluated, teacher=data.teacher), len(numbers))
 
     def rows_of_examples(self, data: "TaskData", numbers: Sequence[int]) -> Sequence[int]:
         """Return the indices of the training rows that were made from the training examples with these indices.
@@ -202,10 +203,12 @@ class HeldOut:
     Attributes:
         rows: their indices among the training rows.
         data: has them as evaluation rows.
+        examples: number of examples, or blocks of causal language models, that they were made from.
     """
 
     rows: tuple[int, ...]
     data: TaskData
+    examples: int = 0
 
 
 def drawn(count: int, fraction: float, most: int, seed: int) -> list[int]:

@@ -103,4 +103,4 @@ class CausalLM(Task):
     def hold_out(self, data: TaskData, config: PretrainedConfig, fraction: float, most: int, seed: int) -> HeldOut:
         """Draw blocks at random, because a block has parts of several texts."""
         rows = drawn(len(data.train), fraction, most, seed)
-        return HeldOut(tuple(rows), replace(data, eval=data.train.select(rows)))
+        return HeldOut(tuple(rows), replace(data, eval=data.train.select(rows)), len(rows))

@@ -200,6 +200,19 @@ def test_a_training_that_had_ended_has_its_best_weights_and_its_curve(models, mo
     assert same(again.model, whole.model)
 
 
+def test_minutes_hold_out_as_many_rows_as_there_is_time_to_evaluate(models, monkeypatch, tmp_path):
+    limited = {"steps": None, "minutes": 1.0, "evaluation_share": 0.3}
+    assert trained(models, **limited).curve.rows > 40  # 32 examples take one tick of the clock
+    slow = itertools.count(step=7).__next__  # 41 examples in the 9 seconds of an evaluation
+    monkeypatch.setattr(training, "clock", slow)
+    after = trained(models, work=tmp_path, checkpoint_every=2, **limited)
+    assert after.curve.rows == 41
+    monkeypatch.setattr(training, "clock", itertools.count(step=20).__next__)
+    shutil.rmtree(tmp_path / f"checkpoint-{after.curve.last_step}")
+    assert trained(models, work=tmp_path, resume=True, checkpoint_every=2, **limited).curve.rows == 41
+    assert trained(models, **limited).curve is None
+
+
 def test_patience_ends_a_training_that_no_longer_helps(models, monkeypatch):
     explode(monkeypatch, since=9)
     after = trained(models, patience=2)
