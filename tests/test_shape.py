@@ -25,8 +25,7 @@ SOURCES = {
 PROSE = [HOME / "README.md", HOME / "CONTRIBUTING.md", *(HOME / "docs").rglob("*.md")]
 
 MODULE_LINES = 300
-LARGE_MODULES = {
-}
+LARGE_MODULES = {}
 CLASS_LINES = 200
 LARGE_CLASSES = {
     "quantize/recipe:BitsAndBytesQuantization": 206,
