@@ -22,8 +22,6 @@ _OLDER = {
     "cast": ("half-precision", "precision"),
 }
 """Tag and kind of change of the recipes, for plans from versions that did not state them."""
-_RENAMED = {"form": "custom_modules", "unpacked": "modules_to_not_convert"}
-"""The new names of keys that plans had before version 0.1."""
 
 
 def _without_example(schema: dict[str, Any]) -> None:
@@ -135,6 +133,8 @@ class Plan(Frozen):
     cut in the order of `kept`; the indices of an axis count its units in the model that the cuts before it left.
     """
 
+    old_names: ClassVar = {"form": "custom_modules", "unpacked": "modules_to_not_convert"}
+
     format_version: Literal[1] = PLAN_FORMAT
     recipe: str
     title: str
@@ -167,4 +167,8 @@ class Plan(Frozen):
             return content
         tag, changes = _OLDER.get(str(content.get("recipe")), ("", None))
         older = {"tag": tag, "changes": changes, "dequantizes": content.get("recipe") == "quantize"}
-        return older | {_RENAMED.get(key, key): value for key, value in content.items() if key != "eight_bits"}
+        return older | {key: value for key, value in content.items() if key != "eight_bits"}
+
+    @classmethod
+    def _warn_of_old(cls, old: str, new: str) -> None:
+        """Read old names without a warning: a program has written them."""

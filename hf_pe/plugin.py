@@ -28,7 +28,7 @@ _building.patch_output_recorders = _finish_model
 
 
 @register_quantization_config(METHOD)
-class FormConfig(QuantizationConfigMixin):
+class OlderDescription(QuantizationConfigMixin):
     """Read the description of custom modules from `quantization_config`, where older versions wrote it."""
 
     def __init__(self, **values: Any) -> None:
@@ -43,7 +43,7 @@ class FormConfig(QuantizationConfigMixin):
 
 
 @register_quantizer(METHOD)
-class FormQuantizer(HfQuantizer):
+class OlderDescriptionReader(HfQuantizer):
     """Moves the description of custom modules from `quantization_config` to its own key; quantizes nothing."""
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:

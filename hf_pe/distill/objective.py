@@ -21,7 +21,9 @@ the objective is
 
 The loss on the labels (`task`) needs no teacher and is added once. An optimizer step may consist of several batches, by
 gradient accumulation and by several processes. The factors f_l make the sum over all of them equal to the loss of one
-large batch; a plain mean would not be, because batches hold different numbers of tokens.
+large batch; a plain mean would not be, because batches hold different numbers of tokens. Losses that compare the rows
+of a batch with each other (`similarity`, `dist`) are the exception. Losses on logits contain the square of the
+temperature.
 
 Worked example: two teachers with weights 3 and 1 have a = (0.75, 0.25). With the losses {kl: 1.0, task: 0.5}, KL
 divergences of 0.4 and 0.8 and a cross-entropy of 2.0 the objective is 1.0 (0.75 * 0.4 + 0.25 * 0.8) + 0.5 * 2.0 = 1.5.

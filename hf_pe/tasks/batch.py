@@ -1,6 +1,7 @@
 """Defines batches: which of their entries are inputs of a model, and which positions of its outputs count."""
 
 import math
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -38,6 +39,23 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     flat = labels.flatten()
     total = torch.nn.functional.cross_entropy(logits.flatten(0, -2).float(), flat, reduction="sum")
     return total / (flat != -100).sum().clamp_min(1)
+
+
+def token_label_signals(model: PreTrainedModel, batch: Batch, *, hidden: bool) -> dict[str, Any]:
+    """Return the signals of a model that chooses a class for each token of a text.
+
+    Args:
+        model: whose outputs have `logits`.
+        batch: with the labels of the tokens, -100 where they do not count. *Shape:* (batch, tokens)
+        hidden: whether hidden states are needed too.
+
+    Returns:
+        Logits [batch, tokens, classes], the loss on the labels, a mask of the tokens with a label, and hidden states.
+    """
+    out = model(**model_inputs(batch), output_hidden_states=hidden)
+    labels = batch["labels"]
+    signals = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
+    return signals | ({"hidden_states": out.hidden_states} if hidden else {})
 
 
 def on_device(model: PreTrainedModel, batch: Batch) -> Batch:

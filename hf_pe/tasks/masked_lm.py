@@ -10,7 +10,7 @@ from transformers import DataCollatorForLanguageModeling, PretrainedConfig, PreT
 from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch, label_loss, model_inputs
+from hf_pe.tasks.batch import Batch, token_label_signals
 from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.likelihood import scored_tokens, unigram_perplexity
 from hf_pe.tasks.texts import Truncation, texts_of
@@ -73,10 +73,7 @@ class MaskedLM(Task):
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Return logits [batch, tokens, vocabulary], which tokens are masked, the loss; on request hidden states."""
-        out = model(**model_inputs(batch), output_hidden_states=hidden)
-        labels = batch["labels"]
-        signals = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
-        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
+        return token_label_signals(model, batch, hidden=hidden)
 
     def describe(self, data: TaskData) -> str:
         """Return a sentence with the fraction of tokens that are masked."""

@@ -13,7 +13,7 @@ from hf_pe.data import Examples
 from hf_pe.errors import UsageError
 from hf_pe.modes import evaluating
 from hf_pe.tasks.base import Task, TaskData
-from hf_pe.tasks.batch import Batch, label_loss, model_inputs, on_device
+from hf_pe.tasks.batch import Batch, on_device, token_label_signals
 from hf_pe.tasks.evaluation import EvalResult
 from hf_pe.tasks.labels import label_column, label_numbers, require_classes
 from hf_pe.tasks.texts import Truncation
@@ -86,10 +86,7 @@ class TokenClassification(Task):
 
     def signals(self, model: PreTrainedModel, batch: Batch, *, hidden: bool = False) -> dict[str, Any]:
         """Return logits [batch, tokens, labels], which tokens have a label, the task loss; on request hidden states."""
-        out = model(**model_inputs(batch), output_hidden_states=hidden)
-        labels = batch["labels"]
-        signals = {"logits": out.logits, "loss": label_loss(out.logits, labels), "mask": labels != -100}
-        return signals | ({"hidden_states": out.hidden_states} if hidden else {})
+        return token_label_signals(model, batch, hidden=hidden)
 
     def describe(self, data: TaskData) -> str:
         """Return a sentence on what `f1` and `accuracy` count."""

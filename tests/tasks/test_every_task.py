@@ -3,6 +3,7 @@
 import copy
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -138,6 +139,16 @@ KINDS = [
     token_classification, question_answering, masked_lm, seq2seq, image_classification, audio_classification,
     object_detection,
 ]  # fmt: skip
+
+ELSEWHERE = {
+    "causal_lm": "test_causal_lm.py", "text_classification": "test_text_classification.py", "embedding": "test_embedding.py",
+}  # fmt: skip
+"""The file with the same tests of the tasks that need more than rows: by blocks, pairs or scores."""
+
+
+def test_each_task_is_tested():
+    assert {kind.__name__ for kind in KINDS} | ELSEWHERE.keys() == TASKS.keys()
+    assert all(Path(__file__).with_name(file).exists() for file in ELSEWHERE.values())
 
 
 def ready(kind, tokenizer):

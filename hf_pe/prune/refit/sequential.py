@@ -18,7 +18,9 @@ a figure):
 
     x   input of the linear layer                                        (inputs,)
     y   its output W x + b                                               (width,), as all that follow
-    N   the norm that reads y, where there is one (Gemma, OLMo 2): N(y) = (y - mean) / size * n + bias
+    N   the norm that reads y, where there is one (Gemma, OLMo 2): N(y) = (y - mean) / size * n + bias, with the mean
+        and the root mean square (size) over the width of a token, and the norm's weight n. N^-1 undoes it with the mean
+        and size that y has now
     u   update: N(y) where there is such a norm, else y
     g   factor of each coordinate of u (layer scales, the residual multiplier of Granite); 1 in most models
     r   residual stream: the hidden state that the block adds the update to
@@ -34,8 +36,11 @@ a figure):
 
 The linear layer moves by a ridge regression of d on x, whose ridge `hf_pe.regression` chooses:
 
-    D, c = argmin  sum over tokens of  q |D x + c - d|^2  +  ridge |D|^2
+    D, c = argmin  mean over tokens of  q |D x + c - d|^2  +  ridge  sum over inputs i of  p_i |D_i|^2
     W <- W + D / g,   b <- b + c / g
+
+with D_i the column of D that reads input i. Its penalty is p_i = sqrt(m_i m), where m_i is the mean of x_i^2 with the
+weights q (about the mean of x_i, if the layer has a bias), and m is the mean of all m_i.
 
 With N, a change of y passes the norm before it is added. The change that y needs is dy = N^-1(u + d / g) - y, and the
 regression is of n g dy on x with the token weights q / size^2, after which W moves by D / (n g) and b by c / (n g).
