@@ -122,6 +122,11 @@ class Objective:
         return SignalRequest(self.task, "hidden_states" in needed, "attentions" in needed)
 
     @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss compares the student with a teacher."""
+        return any(LOSSES[name].needs_teacher for name in self.weights)
+
+    @property
     def projections(self) -> list[nn.Module]:
         """The linear projections of the student's hidden states to the widths of teachers; they are trained too."""
         return [projection for mapping in self.layer_mappings for projection in mapping.projections]
@@ -152,7 +157,7 @@ class Objective:
         total = _Total(weights, dict.fromkeys(UNITS, torch.ones(())) if step_fractions is None else step_fractions)
         outputs = self._student_outputs(model, batch)
         stopwatch = Stopwatch()
-        needs_targets = agreement or any(LOSSES[name].needs_teacher for name in weights)
+        needs_targets = agreement or self.needs_teacher
         for number, (teacher, fraction, mapping) in enumerate(self._teachers_and_mappings()):
             targets: Signals = {}
             if needs_targets:

@@ -96,7 +96,8 @@ def draw_losses(report: Report, path: Path) -> bool:
     figure, panel = plt.subplots(figsize=(5, 3.2))
     for (name, curve), colour in zip(curves, (KEPT, ACCENT, "#5b8c5a", "#8a6bb0") * len(curves), strict=False):
         panel.plot(*zip(*curve, strict=True), color=colour, label=name)
-    panel.set(title="Training loss", xlabel="step", ylabel="loss", yscale="log")
+    scale = "log" if all(loss > 0 for _, curve in curves for _, loss in curve) else "linear"
+    panel.set(title="Training loss", xlabel="step", ylabel="loss", yscale=scale)
     panel.legend(frameon=False)
     panel.spines[["top", "right"]].set_visible(False)
     return _saved(figure, path)

@@ -138,6 +138,18 @@ def test_a_causal_model_learns_the_logits(llama_folder, tokenizer):
     assert trained.get_output_embeddings().weight is trained.get_input_embeddings().weight
 
 
+def test_a_training_on_labels_alone_does_not_run_the_teacher(llama_folder, tokenizer):
+    teacher = LlamaForCausalLM.from_pretrained(llama_folder).eval()
+    data = CausalLM().prepare(load_examples(TEXTS), tokenizer, teacher.config)
+    data = replace(data, teacher=teacher)
+    student = randomize_weights_(LlamaForCausalLM(teacher.config), seed=9)
+    shares = {}
+    for losses in ({"task": 1.0}, {"kl": 1.0}):
+        after = Distillation(steps=2, losses=losses).carry_out(StageState(student, data))
+        shares.update(dict.fromkeys(losses, after.training.teacher_share))
+    assert shares["task"] is None and 0 < shares["kl"] < 1
+
+
 def test_the_log_carries_each_term(work, monkeypatch):
     student, data = work
     logged = {}

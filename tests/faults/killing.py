@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 KILLED = 137
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate"}
 TEXTS = [f"The {a} {b} {c}." for a in ("small", "old", "quiet", "young") for b in ("dog", "cat", "bird") for c in ("sleeps", "runs", "looks at the house")]  # fmt: skip
-TIMES = ("seconds", "latency", "peak_memory_bytes", "date", "files", "seal")
+TIMES = ("seconds", "evaluation_seconds", "teacher_share", "latency", "peak_memory_bytes", "date", "files", "seal")
 """Of a report: what is measured anew."""
 BESIDE = ("out.new", "out.old", "out.partial", "text.txt", "tiny.yaml")
 
