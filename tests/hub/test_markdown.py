@@ -13,6 +13,7 @@ from hf_pe.hub.base_card import model_card
 from hf_pe.hub.card import render_card, write_card
 from hf_pe.hub.markdown import code, escape, fenced, link, quoted, table_row
 from hf_pe.hub.merge import BLOCK, merge_card, split
+from hf_pe.hub.pictures import draw_losses
 from hf_pe.plans import Plan
 from hf_pe.report import MetricChange, Report, SliceChange
 from hf_pe.training_curve import Evaluation, TrainingCurve
@@ -253,3 +254,9 @@ def test_pictures_show_names_as_text(tmp_path):
     assert {"quality_size.png", "kept_units.png", "losses.png", "quality_time.png"} <= {
         p.name for p in tmp_path.iterdir()
     }
+
+
+@pytest.mark.parametrize("losses", [((1, 0.0), (2, 0.0)), ((1, 0.5), (2, 0.0)), ((1, 0.5), (2, 0.25))])
+def test_losses_of_zero_are_drawn_too(tmp_path, losses):
+    stage = full_report().stages[0].model_copy(update={"losses": losses})
+    assert draw_losses(report(stages=(stage,)), tmp_path / "losses.png")
