@@ -32,12 +32,12 @@ from hf_pe.tasks import Batch, Task, task_named
 class DistillationMixin(ProjectionsMixin):
     """Adds a teacher to any `Trainer`, as the first base class: `class Distilled(DistillationMixin, SFTTrainer)`.
 
-    Each log entry gets the mean of every loss since the last entry as `loss_NAME`, `teacher_agreement` (of the first
-    optimizer step, if a loss needs the teacher: the fraction of positions at which both models predict the same class; for embeddings, the mean
-    cosine), `tokens_per_second` over all processes, and `teacher_share`, the fraction of the time that the teacher
-    takes. With gradient accumulation and several processes, each loss is the mean over
-    all rows, tokens or labels of an optimizer step, as for one large batch; `similarity` and `dist`, which compare the
-    rows of a batch with each other, are means over the batches.
+    Each log entry gets the mean of every loss since the last entry as `loss_NAME`; `teacher_agreement`, if a loss needs
+    the teacher (of the first optimizer step: the fraction of positions at which both models predict the same class; for
+    embeddings, the mean cosine); `tokens_per_second` over all processes; and `teacher_share`, the fraction of the time
+    that the teacher takes. With gradient accumulation and several processes, each loss is the mean over all rows,
+    tokens or labels of an optimizer step, as for one large batch; `similarity` and `dist`, which compare the rows of a
+    batch with each other, are means over the batches.
 
     Args:
         args: passed on to the Trainer.
