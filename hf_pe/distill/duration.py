@@ -54,7 +54,7 @@ class Duration(TrainerCallback, ExportableState):
         by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(max(by_steps, by_time), 1.0)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, dict[str, object]]:
         """Return what the Trainer stores in a checkpoint."""
         return {"args": {"steps": self.steps, "minutes": self.minutes}, "attributes": {"seconds": self.seconds}}
 
@@ -69,13 +69,15 @@ class Duration(TrainerCallback, ExportableState):
         attributes = stored_states.get(type(self).__name__, {}).get("attributes", {})
         self._earlier_seconds = self.seconds = float(attributes.get("seconds", 0.0))
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """Start the clock; a resumed run continues with the seconds of its checkpoint."""
         self._restore(state)
         self._started = self.clock()
         self._logged = math.floor(LOG_ENTRIES * self.fraction(state.global_step))
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Read the clock, and end the training if its time is over."""
         self.seconds = self._earlier_seconds + self.clock() - self._started
         if self.minutes:
