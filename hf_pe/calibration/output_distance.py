@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_pe.calibration.hooks import BATCH
 from hf_pe.errors import NotFiniteError
-from hf_pe.tasks import TaskData, label_losses, on_device, token_head
+from hf_pe.tasks import TaskData, kl_divergence, label_losses, on_device, token_head
 
 ROWS = 64
 """Rows that outputs are computed on at most; rows that do not calibrate, where there are as many of them."""
@@ -93,8 +93,7 @@ def distance(changed: TaskOutputs, original: TaskOutputs, *, pairs: bool = False
 def _distance(changed: TaskOutputs, original: TaskOutputs, pairs: bool) -> float:
     (signal, values), (_, targets) = changed, original
     if signal == "logits":
-        possible = targets > -torch.inf  # masked classes of the original would add 0 times infinity
-        return float((targets.exp() * (targets - values)).masked_fill(~possible, 0).sum(-1).mean())
+        return float(kl_divergence(targets, values).mean())
     if signal == "embeddings" and pairs:
         cosines, target_cosines = (
             functional.normalize(part) @ functional.normalize(part).T for part in (values, targets)

@@ -88,7 +88,7 @@ def card(
 def seal(folder: ResultFolder) -> None:
     """Accept files that you changed in a result on purpose.
 
-    hf-pe push then sends them. Changed weights or configs are refused, since the report's figures are not theirs.
+    hf-pe push then sends them. Changed weights or configs are refused, since the report was not measured on them.
     """
     with messages("The report is complete, either the old or the new one; give the same command again."):
         from hf_pe.errors import listed

@@ -45,7 +45,7 @@ class Duration(TrainerCallback, ExportableState):
         self.clock = clock
         self.seconds = 0.0
         self._earlier_seconds = 0.0
-        self._started = clock()
+        self._started = 0.0
         self._logged = 0
 
     def fraction(self, step: int) -> float:

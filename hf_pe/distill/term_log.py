@@ -22,6 +22,11 @@ class TermLog:
     def __bool__(self) -> bool:
         return bool(self._terms)
 
+    def begins_with(self, step: int) -> bool:
+        """Return whether an optimizer step is the first one since the last entry."""
+        by_step = next(iter(self._terms.values()), {step: None})
+        return next(iter(by_step)) == step
+
     def add(self, step: int, value: ObjectiveValue, batch: Batch) -> None:
         """Add one batch: the terms of all batches of an optimizer step are summed, and tokens are counted."""
         for name, term in value.terms.items():

@@ -104,7 +104,6 @@ class DistillationMixin(ProjectionsMixin):
         self._step_counts: torch.Tensor | None = None
         self._loss_only = False
         self._term_log = TermLog()
-        self._agreement_step = 0
 
     @property
     def fraction_done(self) -> float:
@@ -180,14 +179,12 @@ class DistillationMixin(ProjectionsMixin):
         objective = replace(self.distillation, head=None) if needs_logits else self.distillation
         step_fractions = self._step_fractions(inputs)
         step = trainer.state.global_step
-        if not self._term_log:
-            self._agreement_step = step
         value = objective(
             model,
             inputs,
             progress=self.fraction_done,
             autocast=trainer.accelerator.autocast,
-            agreement=model.training and step == self._agreement_step and self.distillation.needs_teacher,
+            agreement=model.training and self._term_log.begins_with(step) and self.distillation.needs_teacher,
             step_fractions=step_fractions,
         )
         if not torch.isfinite(value.loss):

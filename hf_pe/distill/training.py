@@ -150,15 +150,16 @@ def _trainer(
     evaluation: StudentEvaluation | None,
 ) -> DistillationTrainer:
     """Return the Trainer, which writes checkpoints into the folder of the state if the settings ask for them."""
-    keeps = state.checkpoints is not None and settings.checkpoint_every is not None
-    folder = str(state.checkpoints) if keeps else scratch
+    folder = _checkpoint_folder(settings, state)
     by_length = "input_ids" in data.train.column_names
     head_first = [HeadFirst(learner, settings.head_first, duration)] if settings.head_first else []
     trainer = LimitedTrainer(
         duration,
         settings.warmup,
         model=learner,
-        args=training_arguments(settings, folder, len(data.train), by_length=by_length, keeps=keeps),
+        args=training_arguments(
+            settings, str(folder or scratch), len(data.train), by_length=by_length, keeps=folder is not None
+        ),
         train_dataset=data.train,
         data_collator=data.collate,
         callbacks=[duration, Progress(duration), *([evaluation] if evaluation else []), MarkWhole(), *head_first],
@@ -172,8 +173,13 @@ def _trainer(
 
 def _resumed_checkpoint(settings: DistillationSettings, state: StageState) -> str | None:
     """Return the last complete checkpoint of a training that is resumed; None if it begins."""
-    keeps = state.checkpoints is not None and settings.checkpoint_every is not None
-    return last_whole_checkpoint(Path(str(state.checkpoints))) if state.resume and keeps else None
+    folder = _checkpoint_folder(settings, state)
+    return last_whole_checkpoint(folder) if state.resume and folder is not None else None
+
+
+def _checkpoint_folder(settings: DistillationSettings, state: StageState) -> Path | None:
+    """Return the folder of the state if checkpoints are written; else None."""
+    return state.checkpoints if settings.checkpoint_every is not None else None
 
 
 def _train(

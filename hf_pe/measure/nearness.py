@@ -23,7 +23,18 @@ from transformers import PreTrainedModel
 from hf_pe.measure.bootstrap import intervals
 from hf_pe.modes import evaluating
 from hf_pe.nearness_records import Estimate
-from hf_pe.tasks import TOKENS, Batch, EvalResult, Head, TaskData, as_read_by, on_device, row_sums, token_head
+from hf_pe.tasks import (
+    TOKENS,
+    Batch,
+    EvalResult,
+    Head,
+    TaskData,
+    as_read_by,
+    kl_divergence,
+    on_device,
+    row_sums,
+    token_head,
+)
 from hf_pe.tasks.likelihood import LOGITS_BYTES, Columns
 
 MOST_ROWS = 1000
@@ -169,7 +180,7 @@ def _compared(original: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         *Shape:* (predictions, 3)
     """
     log_p, log_q = original.float().log_softmax(-1), result.to(original.device).float().log_softmax(-1)
-    kl = torch.nn.functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).clamp_min(0)
+    kl = kl_divergence(log_p, log_q).clamp_min(0)
     agreement = (log_p.argmax(-1) == log_q.argmax(-1)).float()
     return torch.stack([kl, agreement, torch.ones_like(kl)], 1).cpu()
 

@@ -26,6 +26,7 @@ from hf_pe.tasks.head import keeps_logits as keeps_logits
 from hf_pe.tasks.head import states as states
 from hf_pe.tasks.image_classification import ImageClassification as ImageClassification
 from hf_pe.tasks.labels import require_classes as require_classes
+from hf_pe.tasks.likelihood import kl_divergence as kl_divergence
 from hf_pe.tasks.likelihood import label_losses as label_losses
 from hf_pe.tasks.likelihood import row_sums as row_sums
 from hf_pe.tasks.likelihood import rows_within as rows_within

@@ -110,6 +110,25 @@ def _sums_in_chunks(task: Task, model: PreTrainedModel, batch: Batch, head: Head
     return row_sums(task.predicted(batch)[0], torch.stack([losses, right, torch.ones_like(losses)], 1))
 
 
+def kl_divergence(log_p: torch.Tensor, log_q: torch.Tensor) -> torch.Tensor:
+    """Return KL(P || Q) in nats for each pair of distributions; classes that P rules out count 0.
+
+    Args:
+        log_p: log-probabilities, -inf for classes that cannot occur. *Shape:* (..., classes)
+        log_q: log-probabilities. *Shape:* (..., classes)
+
+    Returns:
+        *Shape:* (...)
+
+    Example:
+        >>> log_p, log_q = torch.tensor([0.8, 0.2, 0.0]).log(), torch.tensor([0.5, 0.5, 0.0]).log()
+        >>> round(float(kl_divergence(log_p, log_q)), 3)  # 0.8 ln(0.8 / 0.5) + 0.2 ln(0.2 / 0.5)
+        0.193
+    """
+    possible = log_p > -torch.inf  # the others would add 0 times infinity
+    return (log_p.exp() * (log_p - log_q)).masked_fill(~possible, 0).sum(-1)
+
+
 def row_sums(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return the sums over the positions of each row.
 
