@@ -50,10 +50,10 @@ def similarities(model: PreTrainedModel, data: TaskData) -> np.ndarray:
     return (embeddings[:, None] * embeddings[sentence_pairs(len(embeddings), data.examples.config.seed)]).sum(2).ravel()
 
 
-def agreement(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, list[float]]:
+def agreement(cosines: np.ndarray, original_cosines: np.ndarray) -> tuple[float, list[float]]:
     """Return the Spearman correlation and its 95 % interval over pairs."""
-    value = float(spearmanr(ours, theirs).statistic)
-    return value, bootstrap(lambda i: float(spearmanr(ours[i], theirs[i]).statistic), len(ours))
+    value = float(spearmanr(cosines, original_cosines).statistic)
+    return value, bootstrap(lambda i: float(spearmanr(cosines[i], original_cosines[i]).statistic), len(cosines))
 
 
 def random_student(small: PreTrainedModel, data: TaskData) -> PreTrainedModel:

@@ -44,9 +44,11 @@ def in_turns(works: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[
     return {name: times[1:] for name, times in seconds.items()}
 
 
-def ratio(name: str, ours: list[float], theirs: list[float], goal: float, unit: str, setting: str) -> dict[str, Any]:
+def ratio(
+    name: str, seconds: list[float], peer_seconds: list[float], goal: float, unit: str, setting: str
+) -> dict[str, Any]:
     """Return the row of a ratio of times that were taken in turns."""
-    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    ratios = sorted(a / b for a, b in zip(seconds, peer_seconds, strict=True))
     return row(
         name,
         statistics.median(ratios),
@@ -54,7 +56,7 @@ def ratio(name: str, ours: list[float], theirs: list[float], goal: float, unit: 
         "lower",
         unit,
         f"{setting}; {len(ratios)} rounds in turns, interval: the range of their ratios",
-        peers={"hf_pe, s": statistics.median(ours), "the other, s": statistics.median(theirs)},
+        peers={"hf_pe, s": statistics.median(seconds), "the other, s": statistics.median(peer_seconds)},
         interval=[ratios[0], ratios[-1]],
     )
 

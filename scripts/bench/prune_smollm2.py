@@ -95,7 +95,7 @@ class Bench:
     def narrower(self, size: int) -> Makers:
         """Return what makes the models whose FFN width each method has cut to `size`."""
 
-        def theirs() -> Iterator[tuple[str, Any]]:
+        def torch_pruning() -> Iterator[tuple[str, Any]]:
             choices = torch_pruning_choices(
                 self.graded(), self.axis, size, example_inputs(self.model, batch=1, length=8)
             )
@@ -105,7 +105,7 @@ class Bench:
             (name,): partial(by_recipes, {name: fields}, self.model, self.data, size, self.seed)
             for name, fields in RECIPES.items()
         }
-        return {(*TORCH_PRUNING, *(name + REPAIRED for name in TORCH_PRUNING)): theirs, **ours}
+        return {(*TORCH_PRUNING, *(name + REPAIRED for name in TORCH_PRUNING)): torch_pruning, **ours}
 
     def others(self, share: float) -> Makers:
         """Return what makes the models from which the other methods have removed a fraction of all parameters.

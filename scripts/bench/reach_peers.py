@@ -205,7 +205,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     ours: dict[str, dict[str, bool]] = {}
-    theirs: dict[str, dict[str, bool]] = {}
+    torch_pruning_results: dict[str, dict[str, bool]] = {}
     tied = set()
     for name in types:
         model = model_of(name)
@@ -214,7 +214,7 @@ def main() -> None:
         tied |= {name} if head is not None and head.weight is model.get_input_embeddings().weight else set()
         for library, results, cut in (
             ("hf_pe", ours, by_hf_pe),
-            ("Torch-Pruning", theirs, lambda m, i=inputs: by_torch_pruning(m, i)),
+            ("Torch-Pruning", torch_pruning_results, lambda m, i=inputs: by_torch_pruning(m, i)),
         ):
             try:
                 with within(SECONDS):
@@ -228,8 +228,12 @@ def main() -> None:
     rows = []
     for check in CHECKS:
         among = sorted(tied) if check == "ties" else TYPES
-        ours_pass, theirs_pass = ({n for n in among if results[n][check]} for results in (ours, theirs))
-        not_so = [", ".join(n for n in among if n not in passing) or "none" for passing in (ours_pass, theirs_pass)]
+        ours_pass, torch_pruning_pass = (
+            {n for n in among if results[n][check]} for results in (ours, torch_pruning_results)
+        )
+        not_so = [
+            ", ".join(n for n in among if n not in passing) or "none" for passing in (ours_pass, torch_pruning_pass)
+        ]
         setting = (
             f"{len(among)} types{' whose embeddings are tied' if check == 'ties' else ''}, small models, half of what "
             f"can be cut, at most {SECONDS} s for each; not so for hf_pe: {not_so[0]}; for Torch-Pruning: {not_so[1]}"
@@ -238,11 +242,11 @@ def main() -> None:
             row(
                 f"reach.peers.{check}",
                 len(ours_pass),
-                len(theirs_pass),
+                len(torch_pruning_pass),
                 "higher",
                 "types",
                 setting,
-                peers={"Torch-Pruning": len(theirs_pass)},
+                peers={"Torch-Pruning": len(torch_pruning_pass)},
             )
         )
     write("reach_peers", rows)

@@ -8,11 +8,10 @@ follow one another over days and on several machines, and a last call collects t
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from transformers import PreTrainedModel
 
 from hf_pe.distill import Distillation, training
@@ -98,28 +97,3 @@ def best_rate(
     by_rate = {rate: store.get(f"{name}, rate {rate:g}", lambda r=rate: tried(r))["badness"] for rate in GRID}
     rate = min(by_rate, key=lambda each: by_rate[each])
     return rate, by_rate[rate]
-
-
-@torch.no_grad()
-def text_facts(
-    model: PreTrainedModel, teacher: PreTrainedModel, rows: Iterable[torch.Tensor]
-) -> dict[str, list[float]]:
-    """Return negative log-likelihood, KL(teacher, model) and top-1 agreement of each row of token ids.
-
-    Args:
-        model: a causal language model.
-        teacher: the original.
-        rows: token ids of one text each. *Shape:* (tokens,)
-    """
-    facts: dict[str, list[float]] = {"nll": [], "kl": [], "top1": []}
-    for ids in rows:
-        own, target = (m.eval()(ids[None]).logits[0].float().log_softmax(-1) for m in (model, teacher))
-        facts["nll"].append(float(torch.nn.functional.nll_loss(own[:-1], ids[1:])))
-        facts["kl"].append(float((target.exp() * (target - own)).sum(-1).mean()))
-        facts["top1"].append(float((target.argmax(-1) == own.argmax(-1)).float().mean()))
-    return facts
-
-
-def pick_best(badness_by_name: Mapping[str, float]) -> str:
-    """Return the name with the lowest value."""
-    return min(badness_by_name, key=lambda name: badness_by_name[name])

@@ -15,14 +15,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from common import bootstrap, row, write
-from ground_smollm2 import LENGTH, blocks, task_data
+from ground_smollm2 import LENGTH, blocks, losses, task_data
 from peers import cut_to, torch_pruning_choices
 from peers_llm import Block, block_taylor, flap, short_gpt
 from prune_smollm2 import RECIPES, Bench
-from recovery import FINE_TUNING, GRID, OURS, Store, best_rate, pick_best, text_facts, train
+from recovery import FINE_TUNING, GRID, OURS, Store, best_rate, train
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -30,6 +31,7 @@ from hf_pe.data import DataConfig, load_examples
 from hf_pe.distill import Distillation
 from hf_pe.dummies.inputs import example_inputs
 from hf_pe.measure import parameters
+from hf_pe.measure.nearness import nearness
 from hf_pe.prune import StructuredPruning
 from hf_pe.recipe import StageState
 
@@ -66,10 +68,12 @@ class Recovery(Bench):
         self.trial = task_data(self.processor, rows, held)
         reference = load_examples(DataConfig(train="builtin:pydoc"))
         ids = self.processor("\n\n".join(reference.train["text"]), verbose=False)["input_ids"]
-        self.texts = {
-            "ppl": torch.tensor(blocks(self.processor, "test", TEST)["input_ids"]),
-            "other": torch.tensor(ids[: TEST * LENGTH]).view(TEST, LENGTH),
+        other = [ids[number * LENGTH : (number + 1) * LENGTH] for number in range(TEST)]
+        texts = {
+            "ppl": blocks(self.processor, "test", TEST),
+            "other": datasets.Dataset.from_dict({"input_ids": other, "labels": other}),
         }
+        self.texts = {name: task_data(self.processor, text, text) for name, text in texts.items()}
         settings = (minutes, TRIAL, TEST, TRIAL_MINUTES, RECIPES["hf_pe"], WIDTH, SHARE)
         self.store = Store("recovery_smollm2", settings)
 
@@ -123,7 +127,7 @@ class Recovery(Bench):
     def best_peer(self, part: str) -> str:
         """Return the method other than hf_pe whose cut is best after a short fine-tuning."""
         names = [name for name in self.cuts(part) if name != OURS]
-        return pick_best({name: self.rate(part, name)[1] for name in names})
+        return min(names, key=lambda name: self.rate(part, name)[1])
 
     def rate(self, part: str, name: str) -> tuple[float, float]:
         """Return the best learning rate of fine-tuning a cut, and the loss on the trial rows that it gave."""
@@ -155,10 +159,12 @@ class Recovery(Bench):
     def facts(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return perplexities, KL divergences and agreements, with the values of each block."""
         facts = {}
-        for text, rows in self.texts.items():
-            by_block = text_facts(model, self.model, rows)
-            facts |= {f"{text}.{name}": values for name, values in by_block.items()}
-            facts |= {f"{text}.mean_{name}": float(np.mean(values)) for name, values in by_block.items()}
+        for text, data in self.texts.items():
+            compared = nearness(self.model, model, data, data.eval).columns
+            by_block = {name: compared[name] / compared["predictions"] for name in ("kl", "agreement")}
+            by_block["nll"] = losses(model, data)
+            facts |= {f"{text}.{name}": values.tolist() for name, values in by_block.items()}
+            facts |= {f"{text}.mean_{name}": float(values.mean()) for name, values in by_block.items()}
         return facts
 
 
